@@ -1,0 +1,22 @@
+"""Continuous-time consistency models (sCM, arXiv 2410.11081) in JAX and Flax.
+
+>>> import scm_jax
+>>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP
+>>> run.sample(num=16, steps=2, seed=0, label=3)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_run", "train_and_evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """``load_run`` and ``train_and_evaluate``, imported when they are used."""
+    if name in ("load_run", "train_and_evaluate"):
+        from scm_jax import training_run
+
+        return getattr(training_run, name)
+    raise AttributeError(f"module 'scm_jax' has no attribute {name!r}")

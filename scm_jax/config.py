@@ -1,0 +1,201 @@
+"""Every key of an experiment, declared once, with its unit.
+
+Experiment files return ``base_config(...)`` with a few keys changed. The sections
+``network`` and ``objective`` hold the fields of the chosen class; their meaning stands
+in its docstring (``scm_jax/networks``, ``scm_jax/objectives``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from scm_jax.networks import NETWORKS
+from scm_jax.objectives import OBJECTIVES
+from scm_jax.training.state import OptimizerConfig
+from scm_jax.types import lookup
+
+# Given by the dataset, or derived from other keys: never set in a config.
+_DERIVED = {"parent", "name", "sample_shape", "num_classes", "sigma_data"}
+_STEPS_SUFFIX = "_steps"
+
+
+def base_config(network: str = "dit", objective: str = "diffusion") -> ConfigDict:
+    """A complete, locked config with every default.
+
+    Args:
+      network: a key of ``NETWORKS``; its fields become ``config.network``.
+      objective: a key of ``OBJECTIVES``; its fields become ``config.objective``.
+    """
+    c = ConfigDict()
+    c.name = ""  # shown in tables and reports
+    c.seed = 0  # parameters, noise, data order
+
+    c.dataset = ConfigDict()
+    c.dataset.name = "digits"  # a key of DATASETS
+    c.dataset.root = ""  # where prepared data lies; "" is the user's cache
+
+    c.network = ConfigDict(
+        {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
+    )
+    c.objective = _objective_section(objective)
+
+    c.teacher = ConfigDict()
+    c.teacher.source = "none"  # none | run (a run directory) | exact (closed form)
+    c.teacher.run = ""  # run directory, for source = run
+    c.teacher.ema = ""  # which of its averages; "" is the one it samples with
+    c.teacher.guidance = 1.0  # classifier-free guidance scale of its velocity
+
+    c.init = ConfigDict()
+    c.init.run = ""  # run directory whose average starts the network; "" is random
+    c.init.ema = ""  # which of its averages
+
+    c.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
+
+    c.ema = ConfigDict()
+    c.ema.rel_std = (0.05, 0.10)  # power-function averages, relative to training length
+    c.ema.half_life_images = ()  # averages of constant half-life, in images
+    c.ema.sampling = ""  # the average that samples; "" is the first
+    c.ema.snapshot_images = 0  # images between snapshots for post-hoc widths; 0: never
+
+    c.train = ConfigDict()
+    c.train.batch_size = 128  # images per optimizer step, over all devices
+    c.train.duration_images = 256_000  # training length in images
+    c.train.microbatches = 1  # parts whose gradients are accumulated
+
+    c.mesh = ConfigDict()  # devices along each axis; -1 takes the rest
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    c.mesh.rules = ()  # ((path pattern, tactic), ...) before the defaults
+
+    c.sampling = ConfigDict()
+    c.sampling.sampler = "heun"  # a key of SAMPLERS
+    c.sampling.steps = 18
+    c.sampling.batch_size = 512  # samples per compiled call
+    c.sampling.guidance = 1.0  # guidance scale: an input of guided students, else CFG
+
+    c.eval = ConfigDict()
+    c.eval.evaluators = ()  # keys of EVALUATORS
+    c.eval.every_images = 0  # images between evaluations; 0: at the end only
+    c.eval.steps = (18,)  # sampler steps, one result row each
+    c.eval.num_seeds = 1  # sets of samples; mean and spread are reported
+
+    c.log = ConfigDict()
+    c.log.every_images = 12_800  # images between metric rows
+    c.log.writers = ("jsonl", "tensorboard")  # keys of WRITERS
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_images = 128_000  # images between checkpoints
+    c.checkpoint.max_to_keep = 2
+    return c.lock()
+
+
+def _objective_section(name: str) -> ConfigDict:
+    """The objective's fields; those counted in steps are given in images instead."""
+    fields = _fields(lookup(OBJECTIVES, name, "objective.name"))
+    section: dict[str, Any] = {"name": name}
+    for field, default in fields.items():
+        if field.endswith(_STEPS_SUFFIX):
+            # The paper counts steps of 2048 images; short runs set their own length.
+            section[field.removesuffix(_STEPS_SUFFIX) + "_images"] = default * 2048
+        else:
+            section[field] = default
+    return ConfigDict(section)
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    """Field -> default of a dataclass or Flax module, without derived fields."""
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        if f.name not in _DERIVED:
+            # None says nothing about the type; a placeholder takes any tuple.
+            default = config_dict.placeholder(tuple) if f.default is None else f.default
+            fields[f.name] = default
+    return fields
+
+
+def objective_settings(config: ConfigDict) -> dict[str, Any]:
+    """``config.objective`` as constructor arguments, images turned into steps."""
+    fields = _fields(lookup(OBJECTIVES, config.objective.name, "objective.name"))
+    settings = {}
+    for field in fields:
+        if field.endswith(_STEPS_SUFFIX):
+            images = config.objective[field.removesuffix(_STEPS_SUFFIX) + "_images"]
+            settings[field] = round(images / config.train.batch_size)
+        else:
+            settings[field] = config.objective[field]
+    return settings
+
+
+def parse_arg(
+    arg: str | None, variants: tuple[str, ...], **options: Any
+) -> tuple[str, dict[str, Any]]:
+    """Reads an experiment argument such as ``scd,quick`` or ``scd,size=xxl``.
+
+    Args:
+      arg: comma-separated: a variant, then flags and ``key=value`` pairs. Empty is the
+        first variant.
+      variants: legal variants.
+      **options: other legal keys with their defaults, which give their types; every
+        experiment also takes ``quick``.
+
+    Returns:
+      The variant, and a dict of ``options`` with ``quick``.
+
+    Raises:
+      ValueError: anything unknown, with the legal values.
+
+    >>> parse_arg("scd,quick", ("teacher", "scd"))
+    ('scd', {'quick': True})
+    """
+    values = {**options, "quick": False}
+    first, *rest = [part.strip() for part in (arg or variants[0]).split(",")]
+    lookup(dict.fromkeys(variants), first, "experiment variant")
+    for part in rest:
+        key, _, text = part.partition("=")
+        default = lookup(values, key, "experiment option")
+        if isinstance(default, bool):
+            values[key] = text in ("", "1", "true", "True")
+        else:
+            values[key] = type(default)(text)
+    return first, values
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as plain, JSON-ready data; tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(config.to_dict())
+
+
+def from_dict(saved: dict[str, Any]) -> ConfigDict:
+    """The config of a run directory, completed with defaults for keys that are new.
+
+    Raises:
+      ValueError: a key that this version does not know.
+    """
+    config = base_config(saved["network"]["name"], saved["objective"]["name"])
+
+    def fill(target: ConfigDict, values: dict[str, Any], path: str) -> None:
+        for key, value in values.items():
+            lookup(dict.fromkeys(target.keys()), key, f"config key {path}".strip())
+            if isinstance(value, dict):
+                fill(target[key], value, f"{path}{key}.")
+            else:
+                target[key] = _tuples(value)
+
+    fill(config, saved, "")
+    return config
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,82 @@
+"""Datasets: a name -> an endless, restartable iterator of ``Batch``.
+
+A further dataset is one builder folder in ``data/``, one file here and one line in
+``DATASETS``. A builder function takes ``split``, ``root`` (folder of prepared data) and
+``prepare`` (prepare what is missing), then whatever is its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from scm_jax.datasets.digits import make_digits
+from scm_jax.datasets.pipeline import (
+    BatchIterator,
+    Dataset,
+    FiniteDataset,
+)
+from scm_jax.datasets.storage import default_root, prepare, prepared_folder
+from scm_jax.datasets.synthetic import (
+    Gaussian,
+    GaussianMixture,
+    SyntheticDataset,
+    make_gaussian,
+    make_mixture,
+)
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": make_digits,
+    "gaussian": make_gaussian,
+    "mixture": make_mixture,
+}
+
+__all__ = [
+    "DATASETS",
+    "BatchIterator",
+    "Dataset",
+    "FiniteDataset",
+    "Gaussian",
+    "GaussianMixture",
+    "SyntheticDataset",
+    "default_root",
+    "make_dataset",
+    "prepare",
+    "prepared_folder",
+]
+
+
+def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
+    """Builds the dataset of a name.
+
+    Args:
+      name: a key of ``DATASETS``.
+      split: which part of it, usually ``train``.
+      **kwargs: for the builder function; all take ``root`` and ``prepare``.
+
+    Raises:
+      ValueError: unknown name or argument; the message lists the legal ones.
+      FileNotFoundError: not prepared, and ``prepare`` is false.
+
+    >>> make_dataset("mixture").info.sample_shape
+    (1,)
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {_among(name, DATASETS)}")
+    build = DATASETS[name]
+    legal = [key for key in inspect.signature(build).parameters if key != "split"]
+    for key in kwargs:
+        if key not in legal:
+            raise ValueError(
+                f"unknown argument of dataset {name!r}: {_among(key, legal)}"
+            )
+    return build(split, **kwargs)
+
+
+def _among(name: str, legal: Iterable[str]) -> str:
+    """The wrong name, the nearest legal one if there is one, and all legal ones."""
+    near = difflib.get_close_matches(name, list(legal), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{name!r}{hint}; legal: {', '.join(sorted(legal))}"

@@ -1,0 +1,81 @@
+"""Handwritten digits: 1,797 grey 8x8 images in 17 levels, 10 classes, offline.
+
+The card with source, licence and counts is ``data/digits/README.md``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from scm_jax.datasets import pipeline, storage
+from scm_jax.types import DatasetInfo
+
+# Mean and standard deviation of the stored levels over all pixels of all 1,797 items,
+# measured in float64.
+LEVEL_MEAN = 4.884164579855314
+LEVEL_STD = 6.016787548672236
+
+MAX_LEVEL = 16
+SIGMA_DATA = 0.5
+
+
+def to_x(levels: np.ndarray) -> np.ndarray:
+    """Stored levels 0..16 -> float32 with mean 0 and standard deviation 0.5.
+
+    >>> to_x(np.array([0, 16])).round(4).tolist()
+    [-0.4059000015258789, 0.9236999750137329]
+    """
+    scaled = (levels.astype(np.float64) - LEVEL_MEAN) * (SIGMA_DATA / LEVEL_STD)
+    return scaled.astype(np.float32)
+
+
+def to_pixels(x: np.ndarray) -> np.ndarray:
+    """Inverts ``to_x`` for looking: rounds to the 17 levels, then scales to 0..255.
+
+    The data have only 17 levels, so samples are shown with these, too.
+
+    Args:
+      x: ``(n, 8, 8, 1)`` float, clipped to the range of the data.
+
+    Returns:
+      ``(n, 8, 8, 1)`` uint8.
+    """
+    exact = np.asarray(x, np.float64) * (LEVEL_STD / SIGMA_DATA) + LEVEL_MEAN
+    levels = np.round(np.clip(exact, 0, MAX_LEVEL))
+    return np.round(levels * (255 / MAX_LEVEL)).astype(np.uint8)
+
+
+def _decode(fields: pipeline.Fields) -> tuple[np.ndarray, np.ndarray]:
+    return to_x(fields["image"]), fields["label"].astype(np.int32)
+
+
+def make_digits(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+) -> pipeline.FiniteDataset:
+    """Opens the prepared digits.
+
+    Args:
+      split: ``train`` holds all items; slices such as ``train[:90%]`` work.
+      root: folder of prepared datasets, by default ``storage.default_root()``.
+      prepare: prepare them first where they are not; this needs no network.
+
+    Raises:
+      FileNotFoundError: not prepared; the message has the command that does it.
+    """
+    folder = storage.prepared_folder("digits", root, prepare_missing=prepare)
+    source = pipeline.read_prepared(folder, split)
+    info = DatasetInfo(
+        name="digits",
+        sample_shape=(8, 8, 1),
+        num_classes=10,
+        sigma_data=SIGMA_DATA,
+        num_items=len(source),
+        description="grey levels 0..16, centred and scaled to standard deviation 0.5",
+        to_pixels=to_pixels,
+    )
+    return pipeline.FiniteDataset(info, source, _decode)

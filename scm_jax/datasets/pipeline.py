@@ -1,0 +1,303 @@
+"""Prepared data on disk -> shuffled, sharded, restartable iterators of ``Batch``.
+
+The order of the data is arithmetic, not state. Position ``p`` of the endless stream
+belongs to epoch ``p // num_items`` and each epoch has its own permutation, drawn from
+``(seed, epoch)``. Batch ``k`` holds the positions ``[k * B, (k + 1) * B)``, and process
+``i`` of ``n`` the ``i``-th of ``n`` equal runs of these. So the global batch is the
+same, row by row, for any number of processes; no batch is ever partial; and ``k`` alone
+says where a run stands, also when it goes on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from scm_jax.types import Batch, DatasetInfo
+
+# Fields of some items, stacked: name -> (n, ...).
+Fields = Mapping[str, np.ndarray]
+
+# Below this many bytes the items are kept in memory, decoded from records once.
+MEMORY_LIMIT = 256 * 2**20
+
+# Threads that read batches ahead where items come from disk one by one. Grain's
+# default of 16 threads and 500 elements counts single items; these count batches.
+_READ_THREADS = 4
+
+
+# --- reading -----------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Random access to the stored fields of items."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> Fields: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemorySource:
+    """All items in memory, stacked."""
+
+    fields: Fields
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def gather(self, indices: np.ndarray) -> Fields:
+        return {name: values[indices] for name, values in self.fields.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSource:
+    """Items read from disk when they are asked for (a tfds data source)."""
+
+    records: Any
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def gather(self, indices: np.ndarray) -> Fields:
+        items = self.records.__getitems__([int(index) for index in indices])
+        return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+
+def read_prepared(
+    folder: Path, split: str = "train", memory_limit: int = MEMORY_LIMIT
+) -> Source:
+    """Opens a split of a prepared dataset, in memory if it is small.
+
+    Args:
+      folder: what ``storage.prepare`` or ``storage.prepared_folder`` returned.
+      split: a tfds split, slices included, such as ``train[:90%]``.
+      memory_limit: the most bytes of stored items to keep in memory.
+
+    Raises:
+      ValueError: no such split, or it is empty.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.splits[split].num_examples == 0:
+        raise ValueError(f"the split {split!r} of {folder} has no items")
+    records = builder.as_data_source(split=split)
+    source = RecordSource(records)
+    num_bytes = sum(values.nbytes for values in source.gather(np.arange(1)).values())
+    if num_bytes * len(records) > memory_limit:
+        return source
+    return MemorySource(source.gather(np.arange(len(records))))
+
+
+# --- order -------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
+    # Grain's own shuffle is a C++ call per index of 20 us and more (0.2.18), which for
+    # batches of 8x8 images would cost far more than everything else here together.
+    return np.random.default_rng([seed, epoch]).permutation(num_items)
+
+
+def shuffled_items(positions: np.ndarray, num_items: int, seed: int) -> np.ndarray:
+    """Items at positions of the endless stream, each exactly once in every epoch.
+
+    >>> sorted(shuffled_items(np.arange(4, 8), num_items=4, seed=0).tolist())
+    [0, 1, 2, 3]
+    """
+    epochs, offsets = np.divmod(positions, num_items)
+    items = np.empty_like(offsets)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        items[rows] = _permutation(num_items, seed, int(epoch))[offsets[rows]]
+    return items
+
+
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Rows of the global batch that belong to one process.
+
+    Raises:
+      ValueError: the batch does not divide evenly, or there is no such process.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index {process_index} is not in 0..{process_count - 1}"
+        )
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} must be a positive multiple of the number of "
+            f"processes, {process_count}"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless ``0 <= seed < 2**32``."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be in 0..{2**32 - 1}")
+
+
+# --- iterators ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BatchSource:
+    """What grain reads: element ``k`` is batch ``k``, without end."""
+
+    batch_at: Callable[[int], Batch]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch_at(index)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Endless batches of numpy arrays whose position is one number.
+
+    Args:
+      batch_at: batch ``k`` as a function of ``k`` alone.
+      num_threads: threads that read ahead; 0 reads in the caller's thread.
+    """
+
+    def __init__(self, batch_at: Callable[[int], Batch], num_threads: int = 0):
+        import grain
+
+        options = grain.ReadOptions(
+            num_threads=num_threads, prefetch_buffer_size=2 * num_threads
+        )
+        batches = grain.MapDataset.source(_BatchSource(batch_at))
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, int]:
+        """``{"next_index": k}``: the next batch; the same number on all processes."""
+        return {"next_index": int(self._iterator.get_state()["next_index"])}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on at the position that ``get_state`` returned.
+
+        Raises:
+          ValueError: not such a state.
+        """
+        if set(state) != {"next_index"} or int(state["next_index"]) < 0:
+            raise ValueError(
+                f"not a data position: {dict(state)}; expected {{'next_index': k >= 0}}"
+            )
+        self._iterator.set_state({"next_index": int(state["next_index"])})
+
+
+# --- datasets ------------------------------------------------------------------------
+
+
+class Dataset(Protocol):
+    """What every entry of ``DATASETS`` builds.
+
+    Attributes:
+      info: what the data are.
+      closed_form: the distribution with its exact maps, for synthetic data; else None.
+    """
+
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    @property
+    def closed_form(self) -> Any: ...
+
+    def iterator(
+        self,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> BatchIterator:
+        """Shuffled batches without end; ``batch_size`` counts all processes."""
+        ...
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """All items in stored order: ``x`` float32 and ``label`` int32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FiniteDataset:
+    """A dataset of stored items; see ``Dataset`` for the methods.
+
+    Attributes:
+      info: what the data are, ``num_items`` as in ``source``.
+      source: the stored items.
+      decode: stored fields -> ``(x, label)`` as ``Batch`` wants them.
+    """
+
+    info: DatasetInfo
+    source: Source
+    decode: Callable[[Fields], tuple[np.ndarray, np.ndarray | None]]
+
+    @property
+    def closed_form(self) -> None:
+        return None
+
+    def iterator(
+        self,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> BatchIterator:
+        check_seed(seed)
+        rows = process_rows(batch_size, process_index, process_count)
+        row_numbers = np.arange(rows.start, rows.stop)
+
+        def batch_at(index: int) -> Batch:
+            positions = index * batch_size + row_numbers
+            items = shuffled_items(positions, len(self.source), seed)
+            x, label = self.items(items)
+            return Batch(x=x, label=label)
+
+        in_memory = isinstance(self.source, MemorySource)
+        return BatchIterator(batch_at, num_threads=0 if in_memory else _READ_THREADS)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.items(np.arange(len(self.source)))
+
+    def items(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The given items, decoded and checked."""
+        x, label = self.decode(self.source.gather(indices))
+        check_items(self.info, indices, x, label)
+        return x, label
+
+
+def check_items(
+    info: DatasetInfo, indices: np.ndarray, x: np.ndarray, label: np.ndarray | None
+) -> None:
+    """Raises ValueError, with the item's number, if data are not what ``info`` says."""
+    if x.shape[1:] != info.sample_shape or x.dtype != np.float32:
+        raise ValueError(
+            f"dataset {info.name!r}: items are {x.dtype} {x.shape[1:]}; declared are "
+            f"float32 {info.sample_shape}"
+        )
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"dataset {info.name!r}: item {indices[~finite][0]} has values that are "
+            "not finite (NaN or infinity)"
+        )
+    if label is None:
+        return
+    legal = (label >= 0) & (label < info.num_classes)
+    if not legal.all():
+        raise ValueError(
+            f"dataset {info.name!r}: item {indices[~legal][0]} has the label "
+            f"{label[~legal][0]}; legal are 0..{info.num_classes - 1}"
+        )

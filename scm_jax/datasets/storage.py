@@ -1,0 +1,204 @@
+"""Where prepared datasets lie on disk, and how they get there.
+
+Preparing runs a tfds builder that is loaded from a folder by path and writes
+``ROOT/NAME/VERSION``. Reading needs only that folder, not the builder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+def default_root() -> Path:
+    """Folder of prepared datasets: ``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``.
+
+    An empty variable counts as not set.
+    """
+    root = os.environ.get("SCM_JAX_DATA") or "~/.cache/scm_jax/datasets"
+    return Path(root).expanduser()
+
+
+def builders_folder() -> Path:
+    """The checkout's ``data/``, which holds one folder per dataset builder."""
+    return Path(__file__).resolve().parents[2] / "data"
+
+
+def find_builder(builder: str | os.PathLike[str]) -> Path:
+    """Finds the file ``*_dataset_builder.py`` that defines a tfds builder.
+
+    Args:
+      builder: the name of a folder in the checkout's ``data/``, or the path (a
+        ``PathLike``, or a string with a slash) of a builder's folder or of its file.
+
+    Raises:
+      FileNotFoundError: there is none; the message says where it was looked for.
+    """
+    is_name = isinstance(builder, str) and os.sep not in builder
+    folder = builders_folder() / builder if is_name else Path(builder).expanduser()
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.py"))
+    # The file's name is where tfds takes the dataset's name from.
+    files = [file for file in files if file.name.endswith("_dataset_builder.py")]
+    if len(files) == 1:
+        return files[0]
+    if is_name and not builders_folder().is_dir():
+        raise FileNotFoundError(
+            f"no builder for the dataset {builder!r}: {builders_folder()} does not "
+            "exist. Builders are part of the repository, not of the installed package: "
+            "install a checkout with `pip install -e .`, or give the path of a builder "
+            "folder instead of a name"
+        )
+    raise FileNotFoundError(
+        f"expected one file *_dataset_builder.py at {folder}, found {len(files)}"
+        + (f"; builders here: {_folder_names(builders_folder())}" if is_name else "")
+    )
+
+
+def _folder_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
+    """Imports a builder file by path and returns its one builder class.
+
+    It is not put into tfds's registry, so that a builder may bear the name of a
+    catalogued one and may be loaded twice.
+    """
+    import tensorflow_datasets as tfds
+
+    # A name without a dot, because tfds looks for the package of a dotted one.
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # dataclasses in the file look themselves up here
+    with tfds.core.registered.skip_registration():
+        spec.loader.exec_module(module)
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, tfds.core.DatasetBuilder)
+        and value.__module__ == file.stem
+    ]
+    if len(classes) != 1:
+        names = [value.__name__ for value in classes]
+        raise ValueError(f"{file} must define one tfds builder class; found {names}")
+    builder_class: Any = classes[0]
+    builder_class.pkg_dir_path = tfds.core.Path(file.parent)  # where its README.md is
+    return builder_class
+
+
+def prepare(
+    builder: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+) -> Path:
+    """Prepares a dataset on disk, unless it is there already.
+
+    A dataset appears under its name in one rename, so a reader never sees half of it,
+    and of several processes that prepare at once all succeed. The builders in ``data/``
+    that need no network use none; nothing is fetched beyond what the builder asks for.
+
+    Args:
+      builder: name of a folder in ``data/``, or path of a builder; ``find_builder``.
+      root: folder of prepared datasets, by default ``default_root()``.
+
+    Returns:
+      The prepared folder, ``ROOT/NAME/VERSION``.
+
+    Raises:
+      FileNotFoundError: no such builder.
+      FileExistsError: something that is no prepared dataset has the folder's name.
+
+    >>> prepare("digits")  # doctest: +SKIP
+    PosixPath('/home/me/.cache/scm_jax/datasets/digits/1.0.0')
+    """
+    root = Path(root).expanduser() if root is not None else default_root()
+    builder_class = load_builder_class(find_builder(builder))
+    version = builder_class(data_dir=root).data_path.relative_to(root)
+    target = root / version
+    if _is_prepared(target):
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=root))
+    try:
+        _generate(builder_class, staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _move_into_place(staging / version, target)
+    finally:
+        shutil.rmtree(staging)
+    return target
+
+
+def _generate(builder_class: type[tfds.core.DatasetBuilder], folder: Path) -> None:
+    """Writes the records in the one format that is read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    # tfds prints that it downloads, also where it does not, and names the staging
+    # folder as the place of the data.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder_class(data_dir=folder).download_and_prepare(file_format="array_record")
+
+
+def _move_into_place(source: Path, target: Path) -> None:
+    """Renames a whole dataset; another process may have been faster."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if _is_prepared(target):
+            return
+        if not target.exists():
+            raise
+        raise FileExistsError(
+            f"{target} is in the way: it is no prepared dataset. Move it away and "
+            "prepare again"
+        ) from error
+
+
+def _is_prepared(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file()
+
+
+def prepared_folder(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    prepare_missing: bool = False,
+) -> Path:
+    """The newest prepared version of a dataset, ``ROOT/NAME/VERSION``.
+
+    Args:
+      name: name of the dataset.
+      root: folder of prepared datasets, by default ``default_root()``.
+      prepare_missing: prepare it where no version of it is there. One that is there is
+        used even if its builder has moved on, so that a resumed run keeps its data.
+
+    Raises:
+      FileNotFoundError: none is prepared; the message has the command that does it.
+    """
+    root = Path(root).expanduser() if root is not None else default_root()
+    versions = [
+        path
+        for path in (root / name).glob("*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and _is_prepared(path)
+    ]
+    if versions:
+        return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+    if prepare_missing:
+        return prepare(name, root)
+    raise FileNotFoundError(
+        f"the dataset {name!r} is not prepared in {root}. Prepare it with "
+        f"`python -m scm_jax.datasets {name} --root={root}`, or name another folder in "
+        "the environment variable SCM_JAX_DATA"
+    )

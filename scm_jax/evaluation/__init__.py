@@ -1,0 +1,56 @@
+"""Evaluation: distances between samples and data, and from the exact map.
+
+A further evaluator is a frozen dataclass of settings with ``__call__(subject)`` and one
+line in ``EVALUATORS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from scm_jax.evaluation.evaluators import (
+    FEATURES,
+    ClosedForm,
+    Evaluator,
+    Extractor,
+    MixtureConsistency,
+    SampleQuality,
+    Subject,
+)
+from scm_jax.types import lookup
+
+# Known-good settings by name; ``build`` changes single ones.
+EVALUATORS = {
+    "digits": SampleQuality(features="digits_classifier"),
+    "raw_samples": SampleQuality(features="raw"),
+    "mixture_consistency": MixtureConsistency(),
+}
+
+__all__ = [
+    "EVALUATORS",
+    "FEATURES",
+    "ClosedForm",
+    "Evaluator",
+    "Extractor",
+    "MixtureConsistency",
+    "SampleQuality",
+    "Subject",
+    "build",
+]
+
+
+def build(name: str, **settings: Any) -> Evaluator:
+    """The evaluator ``name`` with some settings changed.
+
+    >>> build("digits", steps=4).steps
+    4
+
+    Raises:
+      ValueError: unknown name or setting; the message lists the legal ones.
+    """
+    evaluator = lookup(EVALUATORS, name, "evaluator name")
+    for setting in settings:
+        known = {field.name: field for field in dataclasses.fields(evaluator)}
+        lookup(known, setting, f"evaluator {name} setting")
+    return dataclasses.replace(evaluator, **settings)

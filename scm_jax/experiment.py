@@ -1,0 +1,423 @@
+"""From a locked config to frozen objects: the one place that knows every room."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax import networks, objectives, sampling
+from scm_jax.datasets import make_dataset
+from scm_jax.datasets.pipeline import Dataset
+from scm_jax.networks import Network
+from scm_jax.objectives import Objective
+from scm_jax.runs import RunDir
+from scm_jax.training import checkpoint, ema, manifest, sharding
+from scm_jax.training import state as state_lib
+from scm_jax.training.step import TrainStep, make_train_step
+from scm_jax.types import Batch, Cond, lookup
+
+Generate = Callable[..., np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Where a student's velocity comes from.
+
+    Attributes:
+      fn: ``F = fn(params, x, cond)``.
+      network: the teacher's network, None for a closed form.
+      run: its run directory, None for a closed form.
+      ema: the average that is read from there.
+    """
+
+    fn: Callable[[Any, jax.Array, Cond], jax.Array]
+    network: Network | None = None
+    run: str | None = None
+    ema: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The objects that a config stands for. Nothing in it holds parameters."""
+
+    config: ConfigDict
+    dataset: Dataset
+    network: Network
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    ema_profiles: dict[str, ema.EmaProfile]
+    teacher: Teacher | None
+
+    @property
+    def sampling_ema(self) -> str:
+        """Name of the average that samples."""
+        return self.config.ema.sampling or next(iter(self.ema_profiles))
+
+    def train_step(self) -> TrainStep:
+        """The pure training step."""
+        return make_train_step(
+            self.objective,
+            self.network.apply,
+            self.optimizer,
+            self.ema_profiles,
+            teacher_fn=self.teacher.fn if self.teacher else None,
+            num_microbatches=self.config.train.microbatches,
+        )
+
+    def init_state(self, params: dict[str, Any] | None = None) -> state_lib.TrainState:
+        """A fresh state; traceable. ``params`` replaces random parameters."""
+        key = jax.random.key(self.config.seed)
+        return state_lib.init_state(
+            self.init_params() if params is None else params,
+            self.optimizer,
+            tuple(self.ema_profiles),
+            key,
+        )
+
+    def init_params(self) -> dict[str, Any]:
+        """Fresh parameters of network and objective; traceable."""
+        key_net, key_objective = jax.random.split(
+            jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
+        )
+        return {
+            "net": self.network.init(key_net),
+            "objective": self.objective.init(key_objective),
+        }
+
+    def abstract_params(self) -> dict[str, Any]:
+        """Shapes of the parameters; nothing is allocated."""
+        return jax.eval_shape(self.init_params)
+
+    def example_batch(self, batch_size: int) -> Batch:
+        """Shapes of a batch; nothing is allocated."""
+        info = self.dataset.info
+        label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        return Batch(
+            x=jax.ShapeDtypeStruct((batch_size, *info.sample_shape), jnp.float32),
+            label=label if info.num_classes else None,
+        )
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds and checks everything that ``config`` names.
+
+    Raises:
+      ValueError: an unknown name, or settings that contradict each other; the message
+        has the config path and the legal values.
+      FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
+    """
+    dataset = make_dataset(
+        config.dataset.name, root=config.dataset.root or None, prepare=True
+    )
+    objective = objectives.build(
+        config.objective.name,
+        sigma_data=dataset.info.sigma_data,
+        **config_lib.objective_settings(config),
+    )
+    network = build_network(config, dataset)
+    missing = objective.needs - network.consumes
+    if missing:
+        raise ValueError(
+            f"the objective needs a network that takes {sorted(missing)} as input; set "
+            + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
+        )
+    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
+    lookup(
+        dict.fromkeys(sampling.SAMPLERS), config.sampling.sampler, "sampling.sampler"
+    )
+    experiment = Experiment(
+        config=config,
+        dataset=dataset,
+        network=network,
+        objective=objective,
+        optimizer=state_lib.build_optimizer(
+            state_lib.OptimizerConfig(**config.optimizer), config.train.batch_size
+        ),
+        ema_profiles=_ema_profiles(config),
+        teacher=teacher,
+    )
+    lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
+    return experiment
+
+
+def build_network(config: ConfigDict, dataset: Dataset) -> Network:
+    """The network of ``config.network`` for the samples of ``dataset``."""
+    settings = dict(config.network)
+    return networks.build(
+        settings.pop("name"),
+        dataset.info.sample_shape,
+        dataset.info.num_classes,
+        **settings,
+    )
+
+
+def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
+    profiles: dict[str, ema.EmaProfile] = {}
+    for rel_std in config.ema.rel_std:
+        profiles[f"{rel_std:g}"] = ema.PowerEma(rel_std)
+    for images in config.ema.half_life_images:
+        profiles[f"half_life_{images:g}"] = ema.HalfLifeEma(images)
+    if not profiles:
+        raise ValueError("ema.rel_std and ema.half_life_images are both empty")
+    return profiles
+
+
+# --- Teachers and other runs ----------------------------------------------------------
+
+
+def build_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None = None
+) -> Teacher:
+    """The velocity of ``config.teacher``, guided where the config says so.
+
+    ``stand_in`` is the network to assume where the teacher's run does not exist yet,
+    for accounts before the training.
+
+    Raises:
+      ValueError: no teacher where one is needed, or the closed form of data without
+        one.
+    """
+    settings = config.teacher
+    kinds = {"none": None, "run": _run_teacher, "exact": _exact_teacher}
+    make = lookup(kinds, settings.source, "teacher.source")
+    if make is None:
+        raise ValueError(
+            "objective.dx_dt = 'teacher' needs teacher.source = 'run' with teacher.run "
+            "set to a run directory, or teacher.source = 'exact' for data in closed "
+            "form"
+        )
+    teacher = make(config, dataset, stand_in)
+    per_sample = config.objective.guidance_range is not None
+    if settings.guidance == 1.0 and not per_sample:
+        return teacher
+
+    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        scale = None if per_sample else settings.guidance
+        return sampling.with_guidance(functools.partial(teacher.fn, params), scale)(
+            x, cond
+        )
+
+    return dataclasses.replace(teacher, fn=fn)
+
+
+def _run_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+) -> Teacher:
+    directory = config.teacher.run
+    if not directory:
+        raise ValueError("teacher.run is empty: set it to the teacher's run directory")
+    if stand_in is not None and not RunDir(directory).config_path.exists():
+        network, name = stand_in, config.teacher.ema
+    else:
+        network, name = saved_network(directory, config.teacher.ema, dataset)
+
+    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        # A teacher knows only what it was trained with; dropout is off.
+        known = {k: getattr(cond, k) for k in network.consumes}
+        return network.apply(params, x, Cond(**known))
+
+    return Teacher(fn, network, directory, name)
+
+
+def _exact_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+) -> Teacher:
+    del stand_in
+    closed_form, sigma_data = dataset.closed_form, dataset.info.sigma_data
+    if closed_form is None:
+        raise ValueError(
+            f"teacher.source = 'exact' needs data in closed form; dataset.name = "
+            f"{config.dataset.name!r} has none"
+        )
+
+    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        del params
+        velocity = closed_form.velocity(x * sigma_data, cond.t, sigma_data)
+        return velocity / sigma_data
+
+    return Teacher(fn)
+
+
+def saved_network(
+    directory: str | os.PathLike, average: str, dataset: Dataset
+) -> tuple[Network, str]:
+    """The network of a run, and which of its averages to read."""
+    saved = config_lib.from_dict(RunDir(directory).read_config())
+    name = average or saved.ema.sampling or next(iter(_ema_profiles(saved)))
+    return build_network(saved, dataset), name
+
+
+def load_average(
+    directory: str | os.PathLike, name: str, abstract: Any, step: int | None = None
+) -> Any:
+    """An average of a run, on the devices and in the shapes of ``abstract``."""
+    return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
+
+
+def load_teacher(experiment: Experiment, mesh: Any = None) -> Any:
+    """The teacher's parameters, sharded over ``mesh``; None for closed forms."""
+    teacher = experiment.teacher
+    if teacher is None or teacher.network is None:
+        return None
+    abstract = jax.eval_shape(teacher.network.init, jax.random.key(0))
+    if mesh is not None:
+        shardings = sharding.tree_shardings(
+            abstract, mesh, mesh_rules(experiment.config)
+        )
+        abstract = sharding.abstract_like(abstract, shardings)
+    return load_average(teacher.run, teacher.ema, abstract)
+
+
+def load_init(experiment: Experiment) -> dict[str, Any] | None:
+    """Parameters that ``init.run`` prescribes, or None for a random start.
+
+    The network starts at an average of that run (Alg. 1, for sCT as well). Inputs that
+    the student takes and that run's network does not, such as the guidance scale, keep
+    their fresh layers.
+    """
+    settings = experiment.config.init
+    if not settings.run:
+        return None
+    network, name = saved_network(settings.run, settings.ema, experiment.dataset)
+    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    loaded = load_average(settings.run, name, abstract)
+    fresh = experiment.init_params()
+    extra = experiment.network.consumes - network.consumes
+    for field in extra:
+        loaded["cond"][field] = fresh["net"]["cond"][field]
+    checkpoint.check_shapes(f"init.run = {settings.run}", loaded, fresh["net"])
+    return {**fresh, "net": loaded}
+
+
+def mesh_rules(config: ConfigDict) -> tuple:
+    """Sharding rules: those of the config, then the defaults."""
+    return (*config.mesh.rules, *sharding.DEFAULT_RULES)
+
+
+# --- Sampling -------------------------------------------------------------------------
+
+
+def make_generate(experiment: Experiment, net_params: Any) -> Generate:
+    """``generate(num, steps, seed, labels, *, sampler, guidance) -> (n, ...) float32``.
+
+    Sample ``i`` depends on the seed, its label and ``i`` only. Labels default to all
+    classes in turn. Each combination of sampler, steps and guidance compiles once.
+    """
+    config, info = experiment.config, experiment.dataset.info
+    takes_guidance = "guidance" in experiment.network.consumes
+
+    @functools.cache
+    def compiled(sampler: str, steps: int, guided: bool):
+        def make_fn(params: Any) -> sampling.Fn:
+            fn = functools.partial(experiment.network.apply, params)
+            return sampling.with_guidance(fn) if guided else fn
+
+        grid = sampling.make_grid(sampler, steps, info.sigma_data)
+        return sampling.make_sampler(
+            make_fn, sampler, grid, info.sample_shape, info.sigma_data
+        )
+
+    def generate(
+        num: int,
+        steps: int | None = None,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        *,
+        sampler: str | None = None,
+        guidance: float | None = None,
+    ) -> np.ndarray:
+        scale = config.sampling.guidance if guidance is None else guidance
+        guided = scale != 1.0 and not takes_guidance
+        run = compiled(
+            sampler or config.sampling.sampler, steps or config.sampling.steps, guided
+        )
+        labels = _labels(info.num_classes, num, labels)
+        size = min(num, config.sampling.batch_size)
+        parts = []
+        for start in range(0, num, size):
+            # The last batch is filled up with samples that are cut off again, so that
+            # every batch has one shape.
+            index = np.arange(start, start + size)
+            cond = Cond(t=jnp.zeros((size,)))
+            if labels is not None:
+                cond = cond.replace(label=jnp.asarray(labels[index % num], jnp.int32))
+            if takes_guidance or guided:
+                cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
+            parts.append(run(net_params, sampling.sample_keys(seed, index), cond))
+        return np.concatenate([np.asarray(part) for part in parts])[:num]
+
+    return generate
+
+
+def _labels(
+    num_classes: int, num: int, labels: np.ndarray | int | None
+) -> np.ndarray | None:
+    """One label per sample, checked; None for unconditional data."""
+    if not num_classes:
+        if labels is not None:
+            raise ValueError("labels were asked for, but the data has no classes")
+        return None
+    if labels is None:
+        return np.arange(num) % num_classes
+    labels = np.broadcast_to(np.asarray(labels), (num,))
+    bad = labels[(labels < 0) | (labels >= num_classes)]
+    if bad.size:
+        raise ValueError(f"label {bad[0]} is not in 0..{num_classes - 1}")
+    return labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained run, ready to sample.
+
+    Attributes:
+      experiment: the objects of its config, without a teacher.
+      average: name of the average whose parameters were read.
+      step: the checkpoint's step.
+      params: those parameters.
+      generate: see ``make_generate``.
+    """
+
+    experiment: Experiment
+    average: str
+    step: int
+    params: Any
+    generate: Generate
+
+
+def load_generate(
+    directory: str | os.PathLike, average: str = "", step: int | None = None
+) -> Loaded:
+    """Reads what is needed to sample from a run: its config and one average."""
+    run_dir = RunDir(Path(directory))
+    config = config_lib.from_dict(run_dir.read_config())
+    experiment = build(without_teacher(config))
+    average = average or experiment.sampling_ema
+    abstract = experiment.abstract_params()["net"]
+    if step is None:
+        step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
+    params = load_average(directory, average, abstract, step)
+    generate = make_generate(experiment, params)
+    return Loaded(experiment, average, step, params, generate)
+
+
+def without_teacher(config: ConfigDict) -> ConfigDict:
+    """The config for sampling: the teacher's directory may be gone by then."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.teacher.source = "none"
+        if "dx_dt" in config.objective:
+            config.objective.dx_dt = "data"
+            config.objective.guidance_range = None
+    return config

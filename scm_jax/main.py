@@ -1,0 +1,266 @@
+"""The commands: ``python -m scm_jax COMMAND --help``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
+
+_COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
+
+
+def command(name: str, summary: str) -> Callable[[Callable], Callable]:
+    """Registers a command: a function that reads its flags and returns an exit code."""
+
+    def register(fn: Callable) -> Callable:
+        _COMMANDS[name] = (fn, summary)
+        return fn
+
+    return register
+
+
+# --- Flags, by command ----------------------------------------------------------------
+
+
+def _flag_config() -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file and argument: experiments/digits.py:scd"
+    )
+
+
+def _flag_workdir(default: str | None = None) -> None:
+    flags.DEFINE_string("workdir", default, "Run directory; made if it is not there.")
+
+
+def _flag_run() -> None:
+    flags.DEFINE_string("run", None, "Run directory of a trained model.")
+    flags.DEFINE_string("ema", "", "Which average; default is the run's own choice.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
+
+
+def _required(*names: str) -> None:
+    missing = [name for name in names if not getattr(flags.FLAGS, name)]
+    if missing:
+        raise UsageError("missing " + ", ".join(f"--{name}=..." for name in missing))
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says how."""
+
+
+# --- Commands -------------------------------------------------------------------------
+
+
+@command("train", "Trains, or goes on where a run stopped.")
+def _train() -> int:
+    from scm_jax import training_run
+
+    _flag_config()
+    _flag_workdir()
+    flags.DEFINE_bool(
+        "dry_run", False, "Print config, accounts and sharding, and stop."
+    )
+    _parse()
+    _required("config")
+    config = flags.FLAGS.config
+    if flags.FLAGS.dry_run:
+        from scm_jax import describe
+
+        print(describe.dry_run(config))
+        return 0
+    _required("workdir")
+    status = training_run.train_and_evaluate(config, flags.FLAGS.workdir)
+    return EXIT_PREEMPTED if status == "preempted" else 0
+
+
+@command("sample", "Draws samples from a run into a PNG grid.")
+def _sample() -> int:
+    _flag_run()
+    flags.DEFINE_integer("num", 64, "How many samples.", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Sampler steps; default is the run's.")
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+    flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
+    flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
+    flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
+    flags.DEFINE_string("out", "grid.png", "PNG grid, or .npz with the raw samples.")
+    _parse()
+    _required("run")
+    from scm_jax import experiment, runs
+
+    f = flags.FLAGS
+    loaded = experiment.load_generate(f.run, f.ema, f.step)
+    started = time.perf_counter()
+    x = loaded.generate(
+        f.num,
+        f.steps,
+        f.seed,
+        f["class"].value,
+        sampler=f.sampler,
+        guidance=f.guidance,
+    )
+    seconds = time.perf_counter() - started
+    to_pixels = loaded.experiment.dataset.info.to_pixels
+    samples = runs.Samples(x, to_pixels(x) if to_pixels else None)
+    samples.save(f.out)
+    print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
+    return 0
+
+
+@command("evaluate", "Measures a run; appends rows to its results.jsonl.")
+def _evaluate() -> int:
+    _flag_run()
+    flags.DEFINE_list("steps", None, "Sampler steps, one row each; default: the run's.")
+    flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
+    flags.DEFINE_integer("num_seeds", None, "Sets of samples; default: the run's.")
+    _parse()
+    _required("run")
+    from scm_jax import training_run
+
+    f = flags.FLAGS
+    steps = None if f.steps is None else tuple(int(s) for s in f.steps)
+    rows = training_run.evaluate_run(
+        f.run,
+        average=f.ema,
+        step=f.step,
+        steps=steps,
+        evaluators=None if f.metrics is None else tuple(f.metrics),
+        num_seeds=f.num_seeds,
+    )
+    for row in rows:
+        print(json.dumps(row))
+    return 0
+
+
+@command("describe", "Parameters, multiply-adds and bytes of a config, as JSON.")
+def _describe() -> int:
+    _flag_config()
+    _parse()
+    _required("config")
+    from scm_jax import describe
+
+    print(json.dumps(describe.describe(flags.FLAGS.config), indent=1))
+    return 0
+
+
+@command("report", "Writes an HTML page on one or more runs.")
+def _report() -> int:
+    flags.DEFINE_list("runs", None, "Run directories, comma-separated.")
+    flags.DEFINE_string("out", "report.html", "The page.")
+    _parse()
+    _required("runs")
+    from scm_jax import demo
+
+    demo.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
+    print(f"report: {flags.FLAGS.out}")
+    return 0
+
+
+@command("demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show.")
+def _demo() -> int:
+    _flag_workdir("runs/demo")
+    flags.DEFINE_bool("quick", False, "A few steps each: does everything work?")
+    _parse()
+    from scm_jax import demo
+
+    status = demo.run(Path(flags.FLAGS.workdir), quick=flags.FLAGS.quick)
+    return EXIT_PREEMPTED if status == "preempted" else 0
+
+
+@command("prepare", "Prepares a dataset of data/ on disk.")
+def _prepare() -> int:
+    flags.DEFINE_string("dataset", None, "Name of a folder of data/, or a path.")
+    flags.DEFINE_string("root", None, "Where to; default is the user's cache.")
+    _parse()
+    _required("dataset")
+    from scm_jax import datasets
+
+    print(datasets.prepare(flags.FLAGS.dataset, flags.FLAGS.root))
+    return 0
+
+
+# --- Dispatch -------------------------------------------------------------------------
+
+
+def _parse() -> None:
+    """Reads the command's flags; ``--help`` prints them and leaves."""
+    argv = _ARGV
+    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+        print(_COMMANDS[argv[0]][1] + "\n")
+        print(_flag_help())
+        raise SystemExit(0)
+    try:
+        rest = flags.FLAGS(["scm " + argv[0], *argv[1:]])
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
+    if len(rest) > 1:
+        raise UsageError(
+            f"unexpected argument {rest[1]!r}; flags look like --name=value"
+        )
+
+
+def _flag_help() -> str:
+    lines = []
+    for name in sorted(flags.FLAGS):
+        flag = flags.FLAGS[name]
+        if getattr(flag, "help", None) and name in _own_flags():
+            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
+            lines.append(f"  --{name}  {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _own_flags() -> set[str]:
+    return {f.name for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])} | {
+        "config"
+    }
+
+
+_ARGV: list[str] = []
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<10}{summary}" for name, (_, summary) in _COMMANDS.items()]
+    return (
+        "scm COMMAND [--flag=value ...]; COMMAND --help lists its flags\n"
+        + "\n".join(lines)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    global _ARGV
+    _ARGV = list(sys.argv[1:] if argv is None else argv)
+    if not _ARGV or _ARGV[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0 if _ARGV else 2
+    from scm_jax.types import lookup
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        run, _ = lookup(_COMMANDS, _ARGV[0], "command")
+        return run()
+    except UsageError as error:
+        print(f"scm {_ARGV[0]}: {error}", file=sys.stderr)
+        return 2
+    except _expected_errors() as error:
+        print(f"scm {_ARGV[0]}: {error}", file=sys.stderr)
+        return 1
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What a user can cause and mend: shown as a message, without a traceback."""
+    errors: list[type[Exception]] = [ValueError, FileNotFoundError, AttributeError]
+    if "scm_jax.training.loop" in sys.modules:
+        from scm_jax.training import checkpoint, loop
+
+        errors += [loop.NonFiniteError, checkpoint.CheckpointError]
+    return tuple(errors)

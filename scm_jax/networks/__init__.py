@@ -1,0 +1,89 @@
+"""Backbones behind one pure interface: ``F = net.apply(params, x, cond)``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scm_jax.networks.dit import DiT
+from scm_jax.networks.mlp import MLP
+from scm_jax.types import Cond, lookup
+
+NETWORKS = {
+    "dit": DiT,
+    "mlp": MLP,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A backbone as two pure functions and a statement of what it consumes.
+
+    Attributes:
+      module: the Flax module.
+      consumes: names of the fields of ``Cond`` that it reads.
+    """
+
+    module: nn.Module
+    consumes: frozenset[str]
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh float32 parameters."""
+        x, cond = self.example(1)
+        return self.module.init(key, x, cond)["params"]
+
+    def apply(
+        self,
+        params: Any,
+        x: jax.Array,
+        cond: Cond,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """``F`` at ``x = x_t / sigma_data``; ``key`` is the dropout key."""
+        rngs = {} if key is None else {"dropout": key}
+        F = self.module.apply({"params": params}, x, cond, train=train, rngs=rngs)
+        return cast(jax.Array, F)
+
+    def example(self, batch_size: int) -> tuple[jax.Array, Cond]:
+        """Inputs of the right shapes, for initialization and abstract evaluation."""
+        t = jnp.ones((batch_size,), jnp.float32)
+        cond = Cond(
+            t=t,
+            dt=t if "dt" in self.consumes else None,
+            label=jnp.zeros((batch_size,), jnp.int32)
+            if "label" in self.consumes
+            else None,
+            guidance=t if "guidance" in self.consumes else None,
+        )
+        return jnp.ones((batch_size, *self.module.sample_shape), jnp.float32), cond
+
+
+def build(
+    name: str, sample_shape: tuple[int, ...], num_classes: int, **settings: Any
+) -> Network:
+    """The backbone ``name`` for samples of ``sample_shape``.
+
+    Raises:
+      ValueError: unknown name, unknown setting, or settings that contradict each other.
+    """
+    module = lookup(NETWORKS, name, "network.name")
+    known = {
+        f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")
+    }
+    for setting in settings:
+        lookup(dict.fromkeys(known), setting, "network setting")
+    built = module(
+        sample_shape=tuple(sample_shape), num_classes=num_classes, **settings
+    )
+    built.check()
+    consumes = {"t"}
+    consumes |= {"label"} if num_classes else set()
+    consumes |= {"guidance"} if built.use_guidance else set()
+    consumes |= {"dt"} if built.use_dt else set()
+    return Network(built, frozenset(consumes))

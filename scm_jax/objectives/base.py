@@ -1,0 +1,130 @@
+"""What objectives share: their protocol, the learned weight, the reductions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scm_jax.trigflow import Time, log_sigma
+from scm_jax.types import NULL_LABEL, Batch, NetFn
+
+NUM_TIME_BINS = 8
+WEIGHT_FEATURES = 64
+
+
+class LossOutput(NamedTuple):
+    """Result of an objective.
+
+    Attributes:
+      loss: scalar, the mean of ``per_example``.
+      per_example: ``(b,)``.
+      metrics: scalars, and under ``bins`` a dict of ``(NUM_TIME_BINS,)`` sums over the
+        batch by time, with ``count`` among them.
+    """
+
+    loss: jax.Array
+    per_example: jax.Array
+    metrics: dict[str, Any]
+
+
+class Objective(Protocol):
+    """A frozen dataclass of hyperparameters with two pure functions."""
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters of the objective itself (the weight network), maybe empty."""
+        ...
+
+    def __call__(
+        self,
+        net_fn: NetFn,
+        params: dict[str, Any],
+        batch: Batch,
+        *,
+        key: jax.Array,
+        step: jax.Array,
+        teacher_fn: Any = None,
+    ) -> LossOutput:
+        """Loss of one batch.
+
+        Args:
+          net_fn: ``F = net_fn(params["net"], x, cond, train=..., key=...)``.
+          params: groups ``net`` and ``objective``.
+          batch: data.
+          key: drives noise, times and dropout.
+          step: optimizer steps done so far, an int32 scalar.
+          teacher_fn: ``F = teacher_fn(x, cond)`` where the objective needs one.
+        """
+        ...
+
+
+def per_example_mean(a: jax.Array) -> jax.Array:
+    """Mean over all axes but the first: ``(b, ...) -> (b,)``."""
+    return jnp.mean(a.reshape(a.shape[0], -1), axis=-1)
+
+
+def per_example_norm(a: jax.Array) -> jax.Array:
+    """L2 norm over all axes but the first: ``(b, ...) -> (b,)``."""
+    return jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)
+
+
+def init_log_weight(key: jax.Array) -> dict[str, jax.Array]:
+    """Parameters of ``log_weight``; it starts at 0 for every ``t``."""
+    del key
+    return {"kernel": jnp.zeros((WEIGHT_FEATURES,)), "bias": jnp.zeros(())}
+
+
+def log_weight(
+    params: dict[str, jax.Array], time: Time, sigma_data: float
+) -> jax.Array:
+    """Learned log-weight ``w_phi(t)``, ``(b,) -> (b,)``; EDM2's ``logvar`` is ``-w``.
+
+    A linear layer on 64 fixed features ``cos(k pi u), sin(k pi u)``, ``k = 0..31``, of
+    ``u = (tau - tau_0)/scale``, which maps noise levels from ``e^-9`` to ``e^9`` onto
+    ``[0, 1]``. The paper says only that it follows EDM2 (fixed Fourier features of the
+    noise level, one linear layer); features of ``tau`` resolve both ends of ``t``.
+    """
+    tau = jnp.clip(log_sigma(time, sigma_data), -9.0, 9.0)
+    u = (tau + 9.0) / 18.0
+    k = np.arange(WEIGHT_FEATURES // 2, dtype=np.float32) * np.float32(np.pi)
+    angles = u[:, None] * k[None, :]
+    features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return features @ params["kernel"] + params["bias"]
+
+
+def weighted_loss(
+    params: dict[str, Any], time: Time, squared_error: jax.Array, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``e^w / D ||residual||^2 - w`` per example (Eq. 8), and ``w``.
+
+    Args:
+      params: the objective's parameters; without ``log_weight`` the weight is 1,
+        ``w = 0``.
+      time: ``(b,)``.
+      squared_error: ``(b,)``, already divided by the number of elements ``D``.
+      sigma_data: standard deviation of the data.
+    """
+    if "log_weight" not in params:
+        return squared_error, jnp.zeros_like(squared_error)
+    w = log_weight(params["log_weight"], time, sigma_data)
+    return jnp.exp(w) * squared_error - w, w
+
+
+def time_bins(t: jax.Array, **values: jax.Array) -> dict[str, jax.Array]:
+    """Sums of per-example values over ``NUM_TIME_BINS`` equal bins of ``[0, pi/2]``."""
+    index = jnp.clip(t / (np.pi / 2) * NUM_TIME_BINS, 0, NUM_TIME_BINS - 1)
+    one_hot = jax.nn.one_hot(index.astype(jnp.int32), NUM_TIME_BINS, dtype=t.dtype)
+    sums = {name: a @ one_hot for name, a in values.items()}
+    return {"count": jnp.sum(one_hot, axis=0), **sums}
+
+
+def drop_labels(
+    key: jax.Array, label: jax.Array | None, rate: float
+) -> jax.Array | None:
+    """Each label becomes the null class with probability ``rate``."""
+    if label is None or not rate:
+        return label
+    drop = jax.random.bernoulli(key, rate, label.shape)
+    return jnp.where(drop, NULL_LABEL, label)

@@ -1,0 +1,278 @@
+"""sCM: continuous-time consistency training and distillation as one loss (Alg. 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scm_jax import trigflow
+from scm_jax.objectives import base
+from scm_jax.trigflow import Time, expand
+from scm_jax.types import Batch, Cond, NetFn
+
+_CHOICES = {
+    "dx_dt": ("data", "teacher"),
+    "tangent": ("exact", "finite_difference"),
+    "tangent_pass": ("shared", "separate"),
+    "tangent_normalization": ("l2", "rms", "clip", "none"),
+    "tangent_warmup_form": ("bracket", "rcm"),
+    "prior_weighting": ("inverse_sigma", "none", "inverse_sigma_twice"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """``E[e^w / D ||F - F^- - g||^2 - w]`` with ``g = cos(t) df^-/dt`` (Eq. 8, Alg. 1).
+
+    sCT and sCD differ in ``dx_dt`` alone. Every stabilizer of the paper is a field with
+    the paper's default, so that an ablation is a config entry.
+
+    Attributes:
+      dx_dt: source of the velocity: ``data`` (sCT, ``cos t z - sin t x0``) or
+        ``teacher`` (sCD, ``sigma_data F_teacher``).
+      sigma_data: standard deviation of the data.
+      P_mean: mean of the log noise level.
+      P_std: its standard deviation.
+      tangent: ``exact`` by ``jax.jvp``, or ``finite_difference``: a central difference
+        along the ODE with step ``finite_difference_step`` in ``t``.
+      tangent_pass: ``shared``: one dual-number pass gives ``F``, which carries the
+        gradient, and the tangent, which does not. ``separate``: a stopped pass for the
+        tangent and another for ``F`` with the same dropout key, as most public
+        implementations do; same result, one more forward.
+      finite_difference_step: ``h`` of the central difference, in radians.
+      tangent_normalization: ``l2``: ``g / (||g|| + c)`` over the sample, as the paper
+        writes; ``rms``: the same with ``||g||/sqrt(D)``; ``clip``: elements to
+        ``[-1, 1]``; ``none``.
+      tangent_norm_eps: ``c``.
+      tangent_warmup_steps: ``H`` of ``r = min(1, step/H)``; 0 switches warmup off.
+      tangent_warmup_form: ``bracket``: ``r`` scales the whole second bracket of ``g``
+        (Alg. 1); ``rcm`` (arXiv 2510.08431): besides, ``cos`` before the first bracket
+        becomes ``sqrt(1 - r^2 sin^2)``.
+      learned_weighting: learn ``w(t)``; off means weight 1.
+      prior_weighting: the factor ``w(t)`` of the continuous-time gradient.
+        ``inverse_sigma`` is ``1/(sigma_data tan t)``, which makes ``g = cos(t) df/dt``
+        and stands nowhere else; ``none`` is 1, so ``g = sigma_data sin(t) df/dt``;
+        ``inverse_sigma_twice`` multiplies the loss by it once more, as some public
+        implementations do.
+      label_dropout: probability with which a label becomes the null class.
+      guidance_range: the student takes a guidance scale as an input, drawn uniformly
+        from this range per example, and the teacher is guided by the same scale.
+    """
+
+    dx_dt: str = "data"
+    sigma_data: float = 0.5
+    P_mean: float = -1.0
+    P_std: float = 1.4
+    tangent: str = "exact"
+    tangent_pass: str = "shared"
+    finite_difference_step: float = 1e-2
+    tangent_normalization: str = "l2"
+    tangent_norm_eps: float = 0.1
+    tangent_warmup_steps: int = 10_000
+    tangent_warmup_form: str = "bracket"
+    learned_weighting: bool = True
+    prior_weighting: str = "inverse_sigma"
+    label_dropout: float = 0.0
+    guidance_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        for field, legal in _CHOICES.items():
+            if getattr(self, field) not in legal:
+                raise ValueError(
+                    f"objective.{field} = {getattr(self, field)!r} is not one of "
+                    f"{legal}"
+                )
+        if self.guidance_range is not None and not self.needs_teacher:
+            raise ValueError(
+                "objective.guidance_range needs objective.dx_dt = 'teacher': "
+                "consistency training has no guided velocity"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of ``Cond`` that a network must consume."""
+        return frozenset({"t"} | ({"guidance"} if self.guidance_range else set()))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether calls need ``teacher_fn``."""
+        return self.dx_dt == "teacher"
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters of the weight network."""
+        return (
+            {"log_weight": base.init_log_weight(key)} if self.learned_weighting else {}
+        )
+
+    def __call__(
+        self,
+        net_fn: NetFn,
+        params: dict[str, Any],
+        batch: Batch,
+        *,
+        key: jax.Array,
+        step: jax.Array,
+        teacher_fn: Any = None,
+    ) -> base.LossOutput:
+        """See ``Objective``; the numbered comments are the lines of Alg. 1."""
+        keys = dict(
+            zip(
+                ("t", "z", "label", "s", "dropout"),
+                jax.random.split(key, 5),
+                strict=True,
+            )
+        )
+        x0, sd = batch.x, self.sigma_data
+        # 1. A point of the forward process.
+        time = trigflow.lognormal_proposal(
+            keys["t"], x0.shape[:1], self.P_mean, self.P_std, sd
+        )
+        z = sd * jax.random.normal(keys["z"], x0.shape, x0.dtype)
+        x_t = trigflow.interpolate(x0, z, time)
+        cond = Cond(
+            t=time.t,
+            label=base.drop_labels(keys["label"], batch.label, self.label_dropout),
+            guidance=self._guidance(keys["s"], time.t),
+        )
+        # 2. Its velocity.
+        dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
+
+        def net(x: jax.Array, t: jax.Array) -> jax.Array:
+            return net_fn(
+                params["net"],
+                x,
+                dataclasses.replace(cond, t=t),
+                train=True,
+                key=keys["dropout"],
+            )
+
+        # 3.-4. Value and tangent of one function at one point.
+        F, F_stop, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, time)
+        r = self.tangent_warmup(step)
+        raw = self.raw_tangent(F_stop, q_dF_dt, x_t, dx_dt, time, r)
+        # 5. The target holds no gradient, its normalization included: the gradient of
+        # g / (norm(g) + c) at g = 0 is NaN.
+        g = jax.lax.stop_gradient(self.normalize(raw))
+        # 6. Prior factor and learned weight.
+        error = base.per_example_mean(jnp.square(F - F_stop - g))
+        if self.prior_weighting == "inverse_sigma_twice":
+            error = error * time.cos / (sd * time.sin)
+        per_example, w = base.weighted_loss(params["objective"], time, error, sd)
+        raw_norm = base.per_example_norm(raw)
+        metrics = {
+            "squared_error": jnp.mean(error),
+            "tangent_norm": jnp.mean(raw_norm),
+            "tangent_warmup": r,
+            "bins": base.time_bins(
+                time.t, loss=per_example, tangent_norm=raw_norm, log_weight=w
+            ),
+        }
+        return base.LossOutput(jnp.mean(per_example), per_example, metrics)
+
+    def velocity(
+        self,
+        x0: jax.Array,
+        z: jax.Array,
+        x_t: jax.Array,
+        time: Time,
+        cond: Cond,
+        teacher_fn: Callable[[jax.Array, Cond], jax.Array] | None,
+    ) -> jax.Array:
+        """``dx_t/dt``: of the pair ``(x0, z)`` (sCT), or of the teacher's ODE (sCD)."""
+        if not self.needs_teacher:
+            return trigflow.velocity(x0, z, time)
+        if teacher_fn is None:
+            raise ValueError(
+                "objective.dx_dt = 'teacher' needs a teacher: set teacher.run to its "
+                "run directory, or objective.dx_dt = 'data'"
+            )
+        F = teacher_fn(x_t / self.sigma_data, cond)
+        return jax.lax.stop_gradient(self.sigma_data * F)
+
+    def value_and_tangent(
+        self,
+        net: Callable[[jax.Array, jax.Array], jax.Array],
+        x_t: jax.Array,
+        dx_dt: jax.Array,
+        time: Time,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``F``, its stopped copy, and ``q dF/dt`` along the ODE, ``q`` folded in.
+
+        ``q = p sin(t)`` with ``p`` of ``prior_factor`` (``cos(t) sin(t)`` for the
+        paper's weighting) multiplies the *input* tangents ``(dx_dt/sigma_data, 1)``, so
+        that ``dF/dt`` is never formed where it overflows (Sec. 5.1).
+        """
+        x = x_t / self.sigma_data
+        q = self.prior_factor(time) * time.sin
+        dx = dx_dt / self.sigma_data
+        tangents = (expand(q, x) * dx, q)
+
+        if self.tangent == "finite_difference":
+            h = self.finite_difference_step
+            F = net(x, time.t)
+            ahead = net(x + h * dx, time.t + h)
+            behind = net(x - h * dx, time.t - h)
+            q_dF_dt = expand(q, x) * (ahead - behind) / (2 * h)
+        elif self.tangent_pass == "shared":
+            F, q_dF_dt = jax.jvp(net, (x, time.t), tangents)
+        else:
+            F = net(x, time.t)
+            _, q_dF_dt = jax.jvp(net, (x, time.t), tangents)
+        return F, jax.lax.stop_gradient(F), jax.lax.stop_gradient(q_dF_dt)
+
+    def prior_factor(self, time: Time) -> jax.Array:
+        """``p`` of ``g = p df/dt``: ``sigma_data sin(t)`` times the prior weight."""
+        if self.prior_weighting == "none":
+            return self.sigma_data * time.sin
+        return time.cos
+
+    def raw_tangent(
+        self,
+        F_stop: jax.Array,
+        q_dF_dt: jax.Array,
+        x_t: jax.Array,
+        dx_dt: jax.Array,
+        time: Time,
+        r: jax.Array,
+    ) -> jax.Array:
+        """``g = -p cos (sd F^- - dx_dt) - r p sin (x_t + sd dF^-/dt)``, Alg. 1 l. 4.
+
+        With ``p = cos t`` and ``r = 1`` this is ``cos(t) df/dt`` of Eq. 6.
+        """
+        p = self.prior_factor(time)
+        cos, sin = expand(time.cos, x_t), expand(time.sin, x_t)
+        p = expand(p, x_t)
+        difference = self.sigma_data * F_stop - dx_dt
+        if self.tangent_warmup_form == "rcm":
+            cos = jnp.sqrt(1.0 - jnp.square(r * sin))
+        return -p * cos * difference - r * (p * sin * x_t + self.sigma_data * q_dF_dt)
+
+    def normalize(self, g: jax.Array) -> jax.Array:
+        """Tangent normalization, per sample (Sec. 4.2)."""
+        c = self.tangent_norm_eps
+        match self.tangent_normalization:
+            case "l2":
+                return g / (expand(base.per_example_norm(g), g) + c)
+            case "rms":
+                rms = base.per_example_norm(g) / (g[0].size ** 0.5)
+                return g / (expand(rms, g) + c)
+            case "clip":
+                return jnp.clip(g, -1.0, 1.0)
+            case _:
+                return g
+
+    def tangent_warmup(self, step: jax.Array) -> jax.Array:
+        """``r = min(1, step/H)``; 1 without warmup."""
+        if not self.tangent_warmup_steps:
+            return jnp.ones((), jnp.float32)
+        return jnp.minimum(1.0, step.astype(jnp.float32) / self.tangent_warmup_steps)
+
+    def _guidance(self, key: jax.Array, t: jax.Array) -> jax.Array | None:
+        if self.guidance_range is None:
+            return None
+        low, high = self.guidance_range
+        return jax.random.uniform(key, t.shape, t.dtype, low, high)

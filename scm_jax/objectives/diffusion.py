@@ -1,0 +1,88 @@
+"""TrigFlow diffusion: the objective that trains teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scm_jax import trigflow
+from scm_jax.objectives import base
+from scm_jax.types import Batch, Cond, NetFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """``E[e^w / D ||sigma_data F(x_t/sigma_data, t) - v_t||^2 - w]`` (Sec. 3, App. B).
+
+    Attributes:
+      sigma_data: standard deviation of the data.
+      P_mean: mean of the log noise level.
+      P_std: its standard deviation.
+      learned_weighting: learn ``w(t)``; off means weight 1.
+      label_dropout: probability with which a label becomes the null class; a teacher
+        for guidance needs about 0.1.
+    """
+
+    sigma_data: float = 0.5
+    P_mean: float = -0.8
+    P_std: float = 1.6
+    learned_weighting: bool = True
+    label_dropout: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of ``Cond`` that a network must consume."""
+        return frozenset({"t"})
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters of the weight network."""
+        return (
+            {"log_weight": base.init_log_weight(key)} if self.learned_weighting else {}
+        )
+
+    def __call__(
+        self,
+        net_fn: NetFn,
+        params: dict[str, Any],
+        batch: Batch,
+        *,
+        key: jax.Array,
+        step: jax.Array,
+        teacher_fn: Any = None,
+    ) -> base.LossOutput:
+        """See ``Objective``; ``step`` and ``teacher_fn`` are not used."""
+        del step, teacher_fn
+        key_t, key_z, key_label, key_dropout = jax.random.split(key, 4)
+        x0 = batch.x
+        time = trigflow.lognormal_proposal(
+            key_t, x0.shape[:1], self.P_mean, self.P_std, self.sigma_data
+        )
+        z = self.sigma_data * jax.random.normal(key_z, x0.shape, x0.dtype)
+        x_t = trigflow.interpolate(x0, z, time)
+        v_t = trigflow.velocity(x0, z, time)
+        label = base.drop_labels(key_label, batch.label, self.label_dropout)
+        F = net_fn(
+            params["net"],
+            x_t / self.sigma_data,
+            Cond(t=time.t, label=label),
+            train=True,
+            key=key_dropout,
+        )
+        error = base.per_example_mean(jnp.square(self.sigma_data * F - v_t))
+        per_example, w = base.weighted_loss(
+            params["objective"], time, error, self.sigma_data
+        )
+        metrics = {
+            "squared_error": jnp.mean(error),
+            "bins": base.time_bins(
+                time.t, loss=per_example, squared_error=error, log_weight=w
+            ),
+        }
+        return base.LossOutput(jnp.mean(per_example), per_example, metrics)

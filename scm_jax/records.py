@@ -1,0 +1,239 @@
+"""Rows and configs as text: what JSON carries, how it is appended, and read again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON can carry it: plain values, null for NaN and infinity.
+
+    Arrays of any library become numbers and lists; a float32 is written with the digits
+    that identify it (0.1, not 0.10000000149011612). Where a value or any element is not
+    finite, its key is listed under ``nonfinite``.
+
+    Raises:
+      ValueError: a value is none of these; the message names its key.
+
+    Example:
+      >>> encode_row({"loss": np.float32(0.1), "rate": float("nan")})
+      {'loss': 0.1, 'rate': None, 'nonfinite': ['rate']}
+    """
+    nonfinite: dict[str, None] = {}
+    encoded = {key: _encode(value, key, nonfinite) for key, value in row.items()}
+    return {**encoded, "nonfinite": list(nonfinite)} if nonfinite else encoded
+
+
+def canonical_json(config: Mapping[str, Any]) -> str:
+    """The one text of a config: sorted keys, tuples as lists, plain values only.
+
+    Raises:
+      ValueError: a value has no unique text (numpy scalars and arrays, functions, NaN);
+        the message names its key.
+
+    Example:
+      >>> canonical_json({"b": (1, 2), "a": None}).split()
+      ['{', '"a":', 'null,', '"b":', '[', '1,', '2', ']', '}']
+    """
+    return json.dumps(_canonical(config, ""), sort_keys=True, indent=1) + "\n"
+
+
+def flatten(
+    tree: Mapping[str, Any],
+    prefix: str = "",
+    *,
+    leaf: Callable[[Any], Any] = lambda value: value,
+) -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys; an empty mapping is a leaf.
+
+    Example:
+      >>> flatten({"net": {"width": 64}, "seed": 0})
+      {'net.width': 64, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}.", leaf=leaf))
+        else:
+            flat[f"{prefix}{key}"] = leaf(value)
+    return flat
+
+
+def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object whole or not at all; NaN becomes null (``encode_row``)."""
+    text = json.dumps(encode_row(value), indent=1, allow_nan=False) + "\n"
+    write_atomically(Path(path), text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old or the new content, also after a crash or on a full disk."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def mend_tail(path: str | os.PathLike) -> None:
+    """Makes a file of JSON lines end with a whole line, so that appending is safe.
+
+    A process killed while it wrote leaves a part of a line: it never was a row, and it
+    would swallow the next one.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        tail = content[start:]
+        if not tail:
+            return
+        if _is_json(tail):
+            file.write(b"\n")
+        else:
+            file.truncate(start)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none if it does not exist.
+
+    A last line that was cut off while it was written is dropped.
+
+    Raises:
+      ValueError: another line is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return rows
+
+
+def merge_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per step, in order; what a resume went back behind is dropped."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if "resume_step" in row:
+            last = row["resume_step"]
+            steps = {step: kept for step, kept in steps.items() if step <= last}
+        else:
+            steps.setdefault(row["step"], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table with a row per row; null is NaN, lists of numbers are numpy arrays."""
+    pandas = require("pandas", "a table of metrics", "scm_jax[analysis]")
+    decoded = [
+        {key: _decode(value) for key, value in row.items() if key != "nonfinite"}
+        for row in rows
+    ]
+    return pandas.DataFrame(decoded)
+
+
+def require(module: str, purpose: str, package: str) -> Any:
+    """Imports an optional module.
+
+    Raises:
+      ImportError: it is missing; the message says what to install, and what for.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise ImportError(
+            f"{purpose} needs {missing!r}, which cannot be imported: "
+            f"pip install {package!r}"
+        ) from error
+
+
+def _encode(value: Any, key: str, nonfinite: dict[str, None]) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        nonfinite[key] = None
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v, f"{key}.{k}", nonfinite) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(v, key, nonfinite) for v in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "__array__"):
+        return _encode_array(np.asarray(value), key, nonfinite)
+    raise ValueError(f"{key!r} holds a {type(value).__name__}, which JSON cannot carry")
+
+
+def _encode_array(array: np.ndarray, key: str, nonfinite: dict[str, None]) -> Any:
+    if array.dtype.kind == "O":
+        raise ValueError(f"{key!r} holds an array of objects, which JSON cannot carry")
+    if array.ndim:
+        return [_encode_array(a, key, nonfinite) for a in array]
+    if array.dtype.kind in "biuU":
+        return array.item()
+    if array.dtype == np.float64:
+        return _encode(array.item(), key, nonfinite)
+    # float32 and below, also bfloat16: the shortest text that reads back the same
+    return _encode(float(str(np.float32(array))), key, nonfinite)
+
+
+def _canonical(value: Any, key: str) -> Any:
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and np.isfinite(value):
+        return value
+    if isinstance(value, Mapping):
+        if wrong := [k for k in value if type(k) is not str]:
+            raise ValueError(f"config key {wrong[0]!r} under {key!r} is not a string")
+        return {k: _canonical(v, f"{key}.{k}" if key else k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v, f"{key}[{i}]") for i, v in enumerate(value)]
+    raise ValueError(
+        f"config {key} = {value!r} ({type(value).__module__}.{type(value).__name__}) "
+        "has no unique text: legal are None, bool, int, finite float, str, list, dict"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if value is None:
+        return float("nan")
+    if isinstance(value, list):
+        # float64 turns the nulls of a list of numbers into NaN
+        texts = any(isinstance(v, str) for v in value)
+        return value if texts else np.array(value, np.float64)
+    return value
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

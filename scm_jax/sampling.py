@@ -1,0 +1,297 @@
+"""Samplers over a callable ``fn(x_t / sigma_data, cond) -> F``, each one jitted call.
+
+A sampler starts from noise of standard deviation ``sigma_data`` at ``grid[0]``. The
+noise of a sample depends on the seed and the sample's index only: never on the batch
+size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scm_jax import trigflow
+from scm_jax.trigflow import Time, expand
+from scm_jax.types import NULL_LABEL, Cond, lookup
+
+Fn = Callable[[jax.Array, Cond], jax.Array]
+
+
+def sample_keys(seed: int | jax.Array, indices: jax.typing.ArrayLike) -> jax.Array:
+    """One key per sample: ``fold_in(key(seed), index)``, shape ``(n,)``."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
+
+
+def sample_noise(
+    keys: jax.Array,
+    draw: int | jax.Array,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """Draw number ``draw`` of each sample's noise, ``(n, *sample_shape)``."""
+
+    def one(key: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, draw), sample_shape)
+
+    return sigma_data * jax.vmap(one)(keys)
+
+
+# --- Guidance: wrappers of the callable -----------------------------------------------
+
+
+def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
+    """Classifier-free guidance ``F(null) + s (F(label) - F(null))``.
+
+    ``s`` is ``scale``, or ``cond.guidance`` per sample when ``scale`` is None; 1 is the
+    conditional model. Both branches run as one batch. A network that takes the guidance
+    scale as an input gets 1 (unguided) in both branches.
+    """
+
+    def guided(x: jax.Array, cond: Cond) -> jax.Array:
+        s = cond.guidance if scale is None else jnp.full_like(cond.t, scale)
+        if s is None:
+            raise ValueError("guidance needs a scale, or a Cond with guidance")
+        if cond.label is None:
+            raise ValueError("guidance needs class labels")
+        one = None if cond.guidance is None else jnp.ones_like(s)
+        unguided = dataclasses.replace(cond, guidance=one)
+        null = dataclasses.replace(
+            unguided, label=jnp.full_like(cond.label, NULL_LABEL)
+        )
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), unguided, null)
+        F_label, F_null = jnp.split(fn(jnp.concatenate([x, x]), both), 2)
+        return F_null + expand(s, x) * (F_label - F_null)
+
+    return guided
+
+
+def with_autoguidance(fn: Fn, weak_fn: Fn, scale: float) -> Fn:
+    """Autoguidance (arXiv 2406.02507): ``F_weak + scale (F - F_weak)``."""
+
+    def guided(x: jax.Array, cond: Cond) -> jax.Array:
+        F_weak = weak_fn(x, cond)
+        return F_weak + scale * (fn(x, cond) - F_weak)
+
+    return guided
+
+
+def with_interval(fn: Fn, guided_fn: Fn, t_low: float, t_high: float) -> Fn:
+    """Guidance in ``t_low < t <= t_high`` only (arXiv 2404.07724), ``fn`` elsewhere."""
+
+    def chosen(x: jax.Array, cond: Cond) -> jax.Array:
+        inside = (cond.t > t_low) & (cond.t <= t_high)
+        return jnp.where(expand(inside, x), guided_fn(x, cond), fn(x, cond))
+
+    return chosen
+
+
+# --- Samplers -------------------------------------------------------------------------
+
+
+class Sampler(Protocol):
+    """``x0 = sampler(fn, keys, cond, grid, sample_shape, sigma_data)``, traceable.
+
+    ``grid`` holds decreasing times (a numpy array, static); ``cond`` has one row per
+    key and no meaningful ``t``. Returns ``(n, *sample_shape)``.
+    """
+
+    def __call__(
+        self,
+        fn: Fn,
+        keys: jax.Array,
+        cond: Cond,
+        grid: np.ndarray,
+        sample_shape: tuple[int, ...],
+        sigma_data: float,
+    ) -> jax.Array: ...
+
+
+def _times(grid: np.ndarray) -> Time:
+    """Grid as ``Time`` in float32 with sines and cosines from float64."""
+    grid = np.asarray(grid, np.float64)
+    return Time(
+        *(jnp.asarray(a, jnp.float32) for a in (grid, np.cos(grid), np.sin(grid)))
+    )
+
+
+def _at(times: Time, i: Any) -> Time:
+    return Time(times.t[i], times.cos[i], times.sin[i])
+
+
+def _call(
+    fn: Fn, x_t: jax.Array, time: Time, cond: Cond, sigma_data: float
+) -> jax.Array:
+    return fn(
+        x_t / sigma_data, dataclasses.replace(cond, t=jnp.full(x_t.shape[:1], time.t))
+    )
+
+
+def consistency_sample(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """One-step and multistep consistency sampling (Sec. 2.1); NFE = ``len(grid)``.
+
+    ``x0 = f(x, grid[0])``; then for each later time fresh noise
+    ``x = cos(t) x0 + sin(t) z`` and ``x0 = f(x, t)``.
+    """
+    times = _times(grid)
+
+    def body(x0: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        time = _at(times, i)
+        z = sample_noise(keys, i, sample_shape, sigma_data)
+        # At the first time x0 is not there yet: the start is noise alone.
+        x_t = jnp.where(i == 0, z, trigflow.interpolate(x0, z, time))
+        F = _call(fn, x_t, time, cond, sigma_data)
+        return trigflow.f_from_F(x_t, F, time, sigma_data), None
+
+    start = jnp.zeros((keys.shape[0], *sample_shape))
+    return jax.lax.scan(body, start, jnp.arange(len(grid)))[0]
+
+
+def ddim_sample(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """First-order exponential steps along the ODE (Eq. 26); NFE = ``len(grid) - 1``."""
+    times = _times(grid)
+
+    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        s, t = _at(times, i), _at(times, i + 1)
+        F = _call(fn, x, s, cond, sigma_data)
+        return trigflow.ddim_step(x, F, s, t, sigma_data), None
+
+    start = sample_noise(keys, 0, sample_shape, sigma_data)
+    return jax.lax.scan(body, start, jnp.arange(len(grid) - 1))[0]
+
+
+def heun_sample(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """EDM's Heun (DPM-Solver-2S at the endpoint); NFE = ``2 (len(grid) - 1) - 1``.
+
+    ``x_t = DDIM - sin(s - t)/(2 cos s) (e(x~_t, t) - e(x_s, s))`` with
+    ``e = sin(t) x + cos(t) sigma_data F``; the last step, to ``t = 0``, is DDIM.
+    Second order. ``grid`` must end at 0.
+    """
+    if grid[-1] != 0.0:
+        raise ValueError(f"the grid of heun must end at 0, not {grid[-1]}")
+    times = _times(grid)
+
+    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        s, t = _at(times, i), _at(times, i + 1)
+        F = _call(fn, x, s, cond, sigma_data)
+        ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
+        F_t = _call(fn, ddim, t, cond, sigma_data)
+        change = trigflow.z_from_F(ddim, F_t, t, sigma_data) - trigflow.z_from_F(
+            x, F, s, sigma_data
+        )
+        factor = (s.sin * t.cos - s.cos * t.sin) / (2 * s.cos)
+        return ddim - factor * change, None
+
+    start = sample_noise(keys, 0, sample_shape, sigma_data)
+    x, _ = jax.lax.scan(body, start, jnp.arange(len(grid) - 2))
+    s, t = _at(times, -2), _at(times, -1)
+    F = _call(fn, x, s, cond, sigma_data)
+    return trigflow.ddim_step(x, F, s, t, sigma_data)
+
+
+def multistep_sample(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """DPM-Solver++(2M) in TrigFlow time; NFE = ``len(grid) - 1``.
+
+    ``x_t = DDIM + sin(s - t)/(2 r sin s) (D(x_s', s') - D(x_s, s))`` with the previous
+    time ``s' > s`` and ``r = (ln tan s - ln tan s')/(ln tan s - ln tan t)``, which is
+    negative. The first step and a step to ``t = 0`` are DDIM. Second order.
+    """
+    times = _times(grid)
+    grid = np.asarray(grid, np.float64)
+    log_tan = np.full(len(grid), -np.inf)
+    log_tan[grid > 0] = np.log(np.tan(grid[grid > 0]))
+    factors = np.zeros(len(grid) - 1)
+    for i in range(1, len(grid) - 1):
+        if np.isfinite(log_tan[i + 1]):
+            r = (log_tan[i] - log_tan[i - 1]) / (log_tan[i] - log_tan[i + 1])
+            factors[i] = np.sin(grid[i] - grid[i + 1]) / (2 * r * np.sin(grid[i]))
+    change = jnp.asarray(factors, jnp.float32)
+
+    def body(
+        carry: tuple[jax.Array, jax.Array], i: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, D_before = carry
+        s, t = _at(times, i), _at(times, i + 1)
+        F = _call(fn, x, s, cond, sigma_data)
+        D = trigflow.D_from_F(x, F, s, sigma_data)
+        ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
+        return (ddim + change[i] * (D_before - D), D), None
+
+    start = sample_noise(keys, 0, sample_shape, sigma_data)
+    carry = (start, jnp.zeros_like(start))
+    return jax.lax.scan(body, carry, jnp.arange(len(grid) - 1))[0][0]
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "consistency": consistency_sample,
+    "ddim": ddim_sample,
+    "heun": heun_sample,
+    "2m": multistep_sample,
+}
+
+
+def make_grid(sampler: str, num_steps: int, sigma_data: float) -> np.ndarray:
+    """The default grid of a sampler: consistency times, or EDM's grid down to 0."""
+    lookup(SAMPLERS, sampler, "sampler")
+    if sampler == "consistency":
+        return trigflow.consistency_grid(num_steps, sigma_data)
+    return trigflow.edm_grid(num_steps, sigma_data)
+
+
+def nfe(sampler: str, num_steps: int) -> int:
+    """Network evaluations of a sampler with ``num_steps`` steps."""
+    lookup(SAMPLERS, sampler, "sampler")
+    return 2 * num_steps - 1 if sampler == "heun" else num_steps
+
+
+def make_sampler(
+    make_fn: Callable[[Any], Fn],
+    sampler: str,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> Callable[[Any, jax.Array, Cond], jax.Array]:
+    """The whole sampler as one compiled call ``(params, keys, cond) -> x0``.
+
+    ``make_fn(params)`` gives the callable, guidance wrappers included.
+    """
+    run = lookup(SAMPLERS, sampler, "sampler")
+
+    @jax.jit
+    def sample(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
+        return run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+
+    return sample

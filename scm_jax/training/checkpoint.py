@@ -1,0 +1,415 @@
+"""Checkpoints: saved in the background, whole or not at all, readable in parts.
+
+    DIR/checkpoints/STEP/state     step, params, opt_state, key
+                         ema       profile name -> averaged network parameters
+                         data      position of the data iterator, JSON
+                         metadata  config hash, versions, images, JSON
+                         manifest.json   size and CRC-32 of every file
+    DIR/ema_snapshots/STEP/...     averages for post-hoc reconstruction, kept for ever
+
+A thin layer over Orbax. A save becomes visible by one rename, after the manifest is
+written into it; so a kill at any moment leaves the earlier checkpoints, and a file that
+was cut or changed later is noticed: Orbax itself reads flipped bits without complaint.
+Reading takes the newest checkpoint that agrees with its manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from scm_jax.training import manifest, sharding
+from scm_jax.training.manifest import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds: the state, the data position, the caller's metadata."""
+
+    step: int
+    state: Any
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+# ------------------------------------------------------------------ shapes
+
+
+def _stored_arrays(path: pathlib.Path) -> Any:
+    """The tree of array metadata (shape, dtype) of one saved item; {} if not saved."""
+    if not path.is_dir():
+        return {}
+    return ocp.PyTreeCheckpointHandler().metadata(path).tree
+
+
+def _leaf_table(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """``path -> (shape, dtype)`` as saved: typed keys are stored as their bits."""
+
+    def described(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(
+                jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            )
+        return tuple(leaf.shape), str(leaf.dtype)
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): described(leaf) for path, leaf in leaves}
+
+
+def check_shapes(
+    where: str, stored: Any, wanted: Any, *, check_dtype: bool = True
+) -> None:
+    """Raises ValueError that names each array in which ``stored`` is not ``wanted``."""
+    have, want = _leaf_table(stored), _leaf_table(wanted)
+    problems = [
+        f"{name}: missing in the checkpoint" for name in want if name not in have
+    ]
+    problems += [f"{name}: unknown to this config" for name in have if name not in want]
+    for name in sorted(have.keys() & want.keys()):
+        parts = slice(0, 2 if check_dtype else 1)
+        if have[name][parts] != want[name][parts]:
+            stored_text, wanted_text = (
+                f"{shape} {dtype}" for shape, dtype in (have[name], want[name])
+            )
+            problems.append(
+                f"{name}: checkpoint has {stored_text}, this config needs {wanted_text}"
+            )
+    if problems:
+        shown = "\n".join(f"  {p}" for p in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(
+            f"{where} does not fit this config:\n{shown}{more}\nUse the config it was "
+            "trained with, or another work directory."
+        )
+
+
+def _with_sharding(tree: Any) -> Any:
+    """Abstract leaves; those without a sharding go to the first local device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def abstract(x):
+        where = getattr(x, "sharding", None) or device
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(abstract, tree)
+
+
+# ------------------------------------------------------------------ saving
+
+
+class _Store:
+    """One directory of sealed steps: an Orbax manager and the errors of its thread."""
+
+    def __init__(self, directory: pathlib.Path, items, max_to_keep: int | None):
+        self.directory = directory
+        self._step: int | None = None
+        self._under_way = False
+        self._manager = ocp.CheckpointManager(
+            directory,
+            item_names=items,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
+
+    def _unfinished(self) -> list[pathlib.Path]:
+        suffix = ocp.utils.TMP_DIR_SUFFIX
+        return sorted(self.directory.glob(f"{self._step}{suffix}*"))
+
+    def _seal(self) -> None:
+        """Runs in the saving thread when all files are written, before the rename."""
+        if jax.process_index() == 0:
+            manifest.write_manifest(self._unfinished()[-1])
+
+    def save(self, step: int, **items: Any) -> None:
+        self.wait()
+        self._step = step
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._under_way = True
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Until the save under way is on disk; raises what went wrong in it."""
+        if not self._under_way:
+            return
+        self._under_way = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def check(self) -> None:
+        """Raises what went wrong in a save that has ended; never waits."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        # The unfinished folder stays: other threads of this save may still write to
+        # it. The next start removes it.
+        free = shutil.disk_usage(self.directory).free
+        kept = manifest.list_steps(self.directory)
+        return CheckpointError(
+            f"could not save step {self._step} in {self.directory}: {error}\n"
+            f"{free / 2**20:.1f} MiB are free on that disk. The earlier checkpoints "
+            f"{kept} are untouched: once there is room, the same command resumes."
+        )
+
+    def restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def set_aside(self, steps) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                manifest.set_aside(self.directory / str(step))
+        self._manager.reload()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run.
+
+    Args:
+      directory: the folder of the checkpoints, one subfolder a step; created.
+      max_to_keep: older checkpoints are deleted once a newer one is on disk. At least
+        2: the second newest is what remains if the newest is damaged. None keeps all.
+      snapshots_directory: where ``save_ema_snapshot`` writes; default is
+        ``ema_snapshots`` beside ``directory``.
+
+    All processes of a multi-process run make the same calls.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        max_to_keep: int | None = 3,
+        snapshots_directory: str | os.PathLike | None = None,
+    ):
+        if max_to_keep is not None and max_to_keep < 2:
+            raise ValueError(
+                f"checkpoint.max_to_keep={max_to_keep}: must be at least 2, so that a "
+                "whole checkpoint remains if the newest is damaged; or None for all"
+            )
+        self.directory = pathlib.Path(directory).absolute()
+        self.snapshots_directory = pathlib.Path(
+            snapshots_directory or self.directory.parent / "ema_snapshots"
+        ).absolute()
+        self._store = _Store(
+            self.directory, ("state", "ema", "data", "metadata"), max_to_keep
+        )
+        self._snapshots: _Store | None = None  # most runs never write one
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        data: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts saving ``state``; returns when it is copied off the devices.
+
+        Args:
+          step: names the checkpoint. A step that is already there is left as it is.
+          state: train state with the fields step, params, opt_state, ema, key.
+          data: JSON, the position of the data iterator.
+          metadata: JSON, whatever the caller wants to find again.
+
+        Raises:
+          CheckpointError: this save, or the one before it in the background, failed; a
+            full disk for example. Earlier checkpoints stay whole.
+        """
+        self._store.wait()
+        if step in manifest.list_steps(self.directory):
+            return
+        self._store.save(
+            step,
+            state=ocp.args.StandardSave(_state_item(state)),
+            data=ocp.args.JsonSave(dict(data or {})),
+            metadata=ocp.args.JsonSave(dict(metadata or {})),
+            **_ema_item(state.ema, ocp.args.StandardSave),
+        )
+
+    def restore_latest(self, abstract_state: Any) -> Restored | None:
+        """The newest whole checkpoint, on the devices that ``abstract_state`` names.
+
+        Args:
+          abstract_state: train state of arrays or ``ShapeDtypeStruct``; leaves with a
+            sharding are restored onto it, whatever devices they were saved from.
+
+        Returns:
+          None where there is no checkpoint at all. A damaged newer checkpoint is
+          reported by a warning in the log and renamed to ``STEP.damaged``.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none is whole.
+          ValueError: an array has another shape or type than ``abstract_state``.
+        """
+        self._store.wait()
+        if not manifest.list_steps(self.directory):
+            return None
+        step, damaged = manifest.newest_whole(self.directory)
+        abstract = _with_sharding(abstract_state)
+        path = self.directory / str(step)
+        check_shapes(
+            f"checkpoint {path}",
+            {**_stored_arrays(path / "state"), "ema": _stored_arrays(path / "ema")},
+            {**_state_item(abstract), "ema": abstract.ema},
+        )
+        self._store.set_aside(damaged)
+        items = self._store.restore(
+            step,
+            state=ocp.args.StandardRestore(_state_item(abstract)),
+            data=ocp.args.JsonRestore(),
+            metadata=ocp.args.JsonRestore(),
+            **_ema_item(abstract.ema, ocp.args.StandardRestore),
+        )
+        state = abstract_state.replace(
+            **items["state"], ema=items["ema"] if abstract.ema else {}
+        )
+        return Restored(step, state, items["data"], items["metadata"])
+
+    def save_ema_snapshot(
+        self,
+        step: int,
+        ema: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Keeps the averages of this step for ever, for post-hoc reconstruction."""
+        if self._snapshots is None:
+            self._snapshots = _Store(
+                self.snapshots_directory, ("ema", "metadata"), max_to_keep=None
+            )
+        self._snapshots.wait()
+        path = self.snapshots_directory / str(step)
+        if path.exists():
+            # A resumed run passes the steps after its checkpoint a second time.
+            if manifest.find_damage(path) is None:
+                return
+            self._snapshots.set_aside([step])
+        self._snapshots.save(
+            step,
+            ema=ocp.args.StandardSave(dict(ema)),
+            metadata=ocp.args.JsonSave(dict(metadata or {})),
+        )
+
+    def list_ema_snapshots(self) -> list[int]:
+        """Steps of the stored averages; read them with ``load_ema``."""
+        self.wait()
+        return manifest.list_steps(self.snapshots_directory)
+
+    def check(self) -> None:
+        """Raises what went wrong in a save that has ended; never waits."""
+        for store in filter(None, (self._store, self._snapshots)):
+            store.check()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        for store in filter(None, (self._store, self._snapshots)):
+            store.wait()
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        for store in filter(None, (self._store, self._snapshots)):
+            store.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+
+def _state_item(state: Any) -> dict[str, Any]:
+    return {
+        name: getattr(state, name) for name in ("step", "params", "opt_state", "key")
+    }
+
+
+def _ema_item(ema: dict[str, Any], arguments: Any) -> dict[str, Any]:
+    """The keyword ``ema``, or nothing: Orbax refuses to save an empty tree."""
+    return {"ema": arguments(dict(ema))} if ema else {}
+
+
+# ------------------------------------------------------------------ reading
+
+
+def load_ema(
+    directory: str | os.PathLike,
+    profile: str,
+    step: int | None = None,
+    abstract: Any = None,
+) -> Any:
+    """The averaged network parameters of one profile, and nothing else of a checkpoint.
+
+    Args:
+      directory: a folder of checkpoints, or of EMA snapshots.
+      profile: the name under which the average was kept.
+      step: which checkpoint; default is the newest whole one.
+      abstract: tree of ``ShapeDtypeStruct`` to restore onto other devices or into
+        another type; default is as saved, on the first local device.
+
+    Raises:
+      FileNotFoundError: no checkpoint (of that step) in ``directory``.
+      CheckpointError: it is damaged.
+      ValueError: no such profile (lists those stored), or other shapes.
+    """
+    directory = pathlib.Path(directory).absolute()
+    path = directory / str(_chosen_step(directory, step, "ema/")) / "ema"
+    stored = _stored_arrays(path)
+    if profile not in stored:
+        raise ValueError(
+            f"{path} holds no average {profile!r}; stored are {sorted(stored)}"
+        )
+    wanted = stored[profile] if abstract is None else abstract
+    check_shapes(
+        f"{path}, profile {profile}", stored[profile], wanted, check_dtype=False
+    )
+    if abstract is None:  # sharding as saved may name devices that are not here
+        wanted = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
+        )
+    item = {profile: _with_sharding(wanted)}
+    restore = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(path, args=restore)[profile]
+
+
+def load_metadata(
+    directory: str | os.PathLike, step: int | None = None
+) -> dict[str, Any]:
+    """The metadata of a checkpoint, by default of the newest whole one."""
+    directory = pathlib.Path(directory).absolute()
+    path = directory / str(_chosen_step(directory, step, "metadata/")) / "metadata"
+    return ocp.JsonCheckpointHandler().restore(path)
+
+
+def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
+    if step is None:
+        return manifest.newest_whole(directory, item)[0]
+    present = manifest.list_steps(directory)
+    if step not in present:
+        raise FileNotFoundError(
+            f"no checkpoint {step} in {directory}; present are {present}"
+        )
+    problem = manifest.find_damage(directory / str(step), item)
+    if problem:
+        raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
+    return step

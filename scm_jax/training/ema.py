@@ -1,0 +1,244 @@
+"""Moving averages of the weights, and any width of them after training.
+
+The power-function average of EDM2 (arXiv 2312.02696, section 3 and appendix C) weighs
+the parameters of time tau by ``tau ** gamma``: its width is a fixed fraction of the
+training so far, it never remembers the initialization, and any width at any time is a
+linear combination of a few stored snapshots. Small functions, one equation each.
+
+Time may be counted in updates or in images: every equation depends on ratios only. The
+functions are numpy in float64; only the two profile classes are traced by JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A flat profile (gamma = 0) is the widest that makes sense: gamma < 0 would weigh the
+# beginning of the training more than its end.
+MAX_REL_STD = 1 / np.sqrt(12)
+
+
+def gamma_to_rel_std(gamma: float) -> float:
+    """Relative width of the profile ``tau ** gamma``: its standard deviation over t.
+
+    sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)); arXiv 2312.02696,
+    Eq. 123.
+
+    >>> round(gamma_to_rel_std(6.94), 3)
+    0.1
+    """
+    gamma = np.float64(gamma)
+    return float(np.sqrt(gamma + 1) / ((gamma + 2) * np.sqrt(gamma + 3)))
+
+
+def rel_std_to_gamma(rel_std: float) -> float:
+    """Exponent of the profile of relative width ``rel_std``.
+
+    The largest root of gamma^3 + 7 gamma^2 + (16 - 1/s^2) gamma + (12 - 1/s^2), which
+    is Eq. 123 squared; arXiv 2312.02696, Eq. 126 and Alg. 2.
+
+    Raises:
+      ValueError: ``rel_std`` is outside (0, 1/sqrt(12)].
+
+    >>> round(rel_std_to_gamma(0.05), 2), round(rel_std_to_gamma(0.10), 2)
+    (16.97, 6.94)
+    """
+    if not 0 < rel_std <= MAX_REL_STD:
+        raise ValueError(
+            f"ema rel_std={rel_std}: legal are values in (0, {MAX_REL_STD:.4f}], the "
+            "width of the average as a fraction of the training so far"
+        )
+    precision = float(rel_std) ** -2
+    roots = np.roots([1.0, 7.0, 16.0 - precision, 12.0 - precision])
+    return float(roots.real.max())
+
+
+def power_beta(time: np.ndarray, delta: float, gamma: float) -> np.ndarray:
+    """How much of the old average survives the update that ends at ``time``.
+
+    beta = (1 - delta / time) ** (gamma + 1); arXiv 2312.02696, Eq. 127. 0 at the first
+    update, where ``time == delta``.
+    """
+    return (1 - delta / np.asarray(time, np.float64)) ** (gamma + 1)
+
+
+def power_profile(tau: np.ndarray, time: float, gamma: float) -> np.ndarray:
+    """Density of the weights at ``time``: (gamma + 1) tau^gamma / time^(gamma + 1).
+
+    Integrates to 1 over [0, time] and is 0 outside; arXiv 2312.02696, appendix C.
+    """
+    tau = np.asarray(tau, np.float64)
+    inside = (tau >= 0) & (tau <= time)
+    ratio = np.where(inside, tau / time, 0.0)
+    return np.where(inside, (gamma + 1) / time * ratio**gamma, 0.0)
+
+
+def profile_dot(
+    time_a: np.ndarray, gamma_a: np.ndarray, time_b: np.ndarray, gamma_b: np.ndarray
+) -> np.ndarray:
+    """Inner product of two power profiles; broadcasts.
+
+    For time_a <= time_b it is (gamma_a + 1)(gamma_b + 1) / (gamma_a + gamma_b + 1)
+    (time_a / time_b)^gamma_b / time_b, and symmetric; arXiv 2312.02696, Eq. 151.
+    """
+    time_a, gamma_a, time_b, gamma_b = (
+        np.asarray(v, np.float64) for v in (time_a, gamma_a, time_b, gamma_b)
+    )
+    later = np.maximum(time_a, time_b)
+    ratio = np.minimum(time_a, time_b) / later
+    gamma_of_later = np.where(time_a < time_b, gamma_b, gamma_a)
+    factor = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return factor * ratio**gamma_of_later / later
+
+
+def posthoc_coefficients(
+    times: Sequence[float], rel_stds: Sequence[float], time: float, rel_std: float
+) -> np.ndarray:
+    """Coefficients of the stored averages that come closest to the wanted one.
+
+    Least squares between profiles: A c = b with the inner products of the stored
+    profiles with each other and with the target; arXiv 2312.02696, Alg. 3. ``lstsq``
+    rather than ``solve``, because near-equal snapshots make A singular.
+
+    Args:
+      times: ``(n,)`` when the snapshots were taken, in updates or images, above 0.
+      rel_stds: ``(n,)`` their relative widths.
+      time: the moment to reconstruct, at most ``max(times)``.
+      rel_std: the relative width to reconstruct.
+
+    Returns:
+      ``(n,)`` float64 coefficients; they add up to about 1.
+    """
+    if not len(times) or len(times) != len(rel_stds):
+        raise ValueError(
+            f"ema snapshots: {len(times)} times and {len(rel_stds)} widths; needed "
+            "are as many of both, and at least one"
+        )
+    if min(times) <= 0 or not 0 < time <= max(times):
+        raise ValueError(
+            f"ema snapshots at {sorted(set(times))} cannot give the average at {time}: "
+            "all times must be above 0 and the wanted one at most the newest"
+        )
+    t = np.asarray(times, np.float64)
+    gamma = np.array([rel_std_to_gamma(s) for s in rel_stds])
+    gram = profile_dot(t[:, None], gamma[:, None], t[None, :], gamma[None, :])
+    target = profile_dot(t, gamma, time, rel_std_to_gamma(rel_std))
+    return np.linalg.lstsq(gram, target, rcond=None)[0]
+
+
+def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
+    """``sum_i c_i tree_i``, one tree at a time, so that ``trees`` may load lazily.
+
+    Sums in float64 (the coefficients alternate in sign) and returns numpy leaves of
+    the dtype of the first tree.
+    """
+    total, first = None, None
+    for coefficient, tree in zip(coefficients, trees, strict=True):
+        scaled = jax.tree.map(lambda x, c=coefficient: c * np.float64(x), tree)
+        first = tree if first is None else first
+        total = scaled if total is None else jax.tree.map(np.add, total, scaled)
+    if first is None:
+        raise ValueError("weighted_sum of no trees")
+    return jax.tree.map(lambda s, x: s.astype(np.asarray(x).dtype), total, first)
+
+
+def reconstruct(
+    snapshots: Sequence[tuple[float, float, Any]], rel_std: float, time: float
+) -> Any:
+    """The average of relative width ``rel_std`` at ``time``, after the training.
+
+    Args:
+      snapshots: ``(time, rel_std, tree)`` of every stored average.
+      rel_std: the wanted width; best within the range of the stored ones.
+      time: the wanted moment, in the unit of the snapshots, at most the newest.
+
+    Returns:
+      A tree of numpy arrays like those of the snapshots.
+
+    >>> trees = [(8, 0.05, {"w": np.ones(2)}), (8, 0.10, {"w": np.ones(2)})]
+    >>> reconstruct(trees, 0.07, 8)["w"].round(1)
+    array([1., 1.])
+    """
+    times, rel_stds, trees = zip(*snapshots, strict=True)
+    coefficients = posthoc_coefficients(times, rel_stds, time, rel_std)
+    return weighted_sum(coefficients, trees)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerEma:
+    """Power-function average: its width is ``rel_std`` of the training so far.
+
+    arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
+
+    >>> float(PowerEma(0.05).beta(0, 128))
+    0.0
+    """
+
+    rel_std: float
+
+    def __post_init__(self):
+        rel_std_to_gamma(self.rel_std)
+
+    def update_weight(self, step: jax.Array, images_per_step: int) -> jax.Array:
+        """1 - beta: the share of the new parameters; ``step`` counts from 0.
+
+        By ``expm1``: at step 1e6 the subtraction 1 - beta in float32 would lose two of
+        its five digits.
+        """
+        del images_per_step  # the profile depends on the ratio of times only
+        exponent = rel_std_to_gamma(self.rel_std) + 1
+        time = jnp.asarray(step, jnp.float32) + 1
+        return -jnp.expm1(exponent * jnp.log1p(-1 / time))
+
+    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
+        """The share of the old average in update ``step``, float32 scalar."""
+        return 1 - self.update_weight(step, images_per_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfLifeEma:
+    """Exponential average: a parameter's weight halves every ``half_life_images``.
+
+    beta = 0.5 ** (images_per_step / half_life). While the training is young the
+    half-life is at most ``rampup_ratio`` of the images seen, as in EDM (arXiv
+    2206.00364, appendix F.3, their training code: 0.05); None switches that off. In
+    both cases beta is 0 at the first update, so that the initialization is forgotten.
+
+    >>> float(HalfLifeEma(500_000).beta(10**6, 500_000))
+    0.5
+    """
+
+    half_life_images: float
+    rampup_ratio: float | None = 0.05
+
+    def __post_init__(self):
+        if not self.half_life_images > 0:
+            raise ValueError(
+                f"ema half_life_images={self.half_life_images}: must be above 0"
+            )
+        if self.rampup_ratio is not None and not self.rampup_ratio > 0:
+            raise ValueError(
+                f"ema rampup_ratio={self.rampup_ratio}: must be above 0, or None"
+            )
+
+    def update_weight(self, step: jax.Array, images_per_step: int) -> jax.Array:
+        """1 - beta: the share of the new parameters; ``step`` counts from 0."""
+        images = jnp.asarray(step, jnp.float32) * images_per_step
+        half_life = jnp.float32(self.half_life_images)
+        if self.rampup_ratio is not None:
+            half_life = jnp.minimum(half_life, images * self.rampup_ratio)
+        rate = jnp.log(2.0) * images_per_step / half_life
+        return jnp.where(images > 0, -jnp.expm1(-rate), 1.0)
+
+    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
+        """The share of the old average in update ``step``, float32 scalar."""
+        return 1 - self.update_weight(step, images_per_step)
+
+
+EmaProfile = PowerEma | HalfLifeEma

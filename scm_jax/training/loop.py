@@ -1,0 +1,384 @@
+"""The host loop: dispatch, late metrics, cadences, interruption, non-finite policy.
+
+No mathematics happens here. The host stays a few steps ahead of the device and waits
+only for results that are already old. Time is counted in images; every cadence fires at
+the step that reaches or passes a multiple of its period.
+
+    1. dispatch the step              3. log: the row of the interval before this one
+    2. read the finite flag of the    4. hooks, EMA snapshot, checkpoint (these wait for
+       step a few steps back             all flags first)
+
+A step that is not finite changes nothing, and neither do those dispatched after it, so
+what is saved then is the state before the bad batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from scm_jax.training import sharding
+from scm_jax.training.interruption import Interruption
+from scm_jax.training.late import Dispatched, Flight, LateMetrics
+from scm_jax.training.progress import NoProgress, Progress
+
+DONE, PREEMPTED = "done", "preempted"
+
+
+class NonFiniteError(RuntimeError):
+    """Data, loss or gradients were not finite; ``path`` holds batch, key and step."""
+
+    def __init__(self, message: str, step: int, path: pathlib.Path):
+        super().__init__(message)
+        self.step = step
+        self.path = path
+
+
+class DataIterator(Protocol):
+    """Endless, and its position is a JSON dict, as in grain."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Hook(NamedTuple):
+    """Something to measure during the training and at its end.
+
+    ``call(state, images)`` returns scalars, written as ``NAME/KEY``. It must not keep
+    the state, whose buffers the next step reuses. Period 0 means at the end only.
+    """
+
+    every_images: int
+    name: str
+    call: Callable[[Any, int], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs to know; all periods in images.
+
+    Attributes:
+      duration_images: length of the training; the last step reaches or passes it.
+      batch_size: images per step, over all devices.
+      log_every_images: averaging window of the metrics.
+      checkpoint_every_images: 0 saves at the end only.
+      snapshot_every_images: EMA snapshots for post-hoc reconstruction; 0 for none.
+      directory: the run directory; a bad batch is written to ``nonfinite/`` in it.
+      max_in_flight: how many steps the host may be ahead. 0 waits for every step, which
+        also happens by itself on a CPU with several devices: there, running ahead can
+        deadlock the collectives of the steps.
+    """
+
+    duration_images: int
+    batch_size: int
+    log_every_images: int
+    checkpoint_every_images: int
+    directory: str | os.PathLike
+    snapshot_every_images: int = 0
+    max_in_flight: int = 4
+
+    def __post_init__(self):
+        for field in ("duration_images", "batch_size", "log_every_images"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field}={getattr(self, field)}: must be above 0")
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.duration_images // self.batch_size)
+
+    def due(self, period: int, step: int) -> bool:
+        """Whether update number ``step`` (from 1) passes a multiple of ``period``."""
+        images = step * self.batch_size
+        return period > 0 and images // period > (images - self.batch_size) // period
+
+
+class LoopResult(NamedTuple):
+    """The last state, and ``done`` or ``preempted`` (saved; run again to go on)."""
+
+    state: Any
+    status: str
+
+
+def restore_or_init(
+    checkpointer: Any, abstract_state: Any, init: Callable[[], Any], data: DataIterator
+) -> tuple[Any, int | None]:
+    """The state to train from and, if it was restored, its step.
+
+    Moves ``data`` to where the checkpoint was. ``init`` runs only without a checkpoint.
+    """
+    restored = checkpointer.restore_latest(abstract_state)
+    if restored is None:
+        return init(), None
+    data.set_state(restored.data)
+    return restored.state, restored.step
+
+
+# ------------------------------------------------------------------ the step
+
+
+def halting(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """``(state, ok, batch, *args) -> (state, ok, metrics)``: frozen once not finite.
+
+    The step refuses a bad update by itself. But its flag is read a few steps late, and
+    the batches after the bad one must not move the state either, or the checkpoint
+    would belong to no position in the data.
+    """
+
+    def step(state, ok, batch, *args):
+        new, metrics = train_step(state, batch, *args)
+        ok = ok & metrics["finite"]
+        return (
+            jax.tree.map(lambda n, o: jax.lax.select(ok, n, o), new, state),
+            ok,
+            metrics,
+        )
+
+    return step
+
+
+def _compile_step(train_step: Callable[..., Any], state: Any) -> tuple[Any, Any, Any]:
+    """The jitted halting step, its committed state, and the flag to begin with.
+
+    State and flag are committed to their devices before the first call, else the second
+    call would compile again.
+    """
+    where = jax.tree.map(lambda x: x.sharding, state)
+    everywhere = state.step.sharding
+    step = jax.jit(
+        halting(train_step),
+        donate_argnums=0,
+        out_shardings=(where, everywhere, everywhere),
+    )
+    state = jax.device_put(state, where)
+    ok = jax.jit(lambda n: n >= 0, out_shardings=everywhere)(state.step)
+    return step, state, ok
+
+
+def _must_wait(state: Any) -> bool:
+    return jax.default_backend() == "cpu" and len(state.step.sharding.device_set) > 1
+
+
+# ------------------------------------------------------------------ the loop
+
+
+@dataclasses.dataclass
+class _Run:
+    """The parts of one call of ``train`` that its helpers share."""
+
+    settings: LoopSettings
+    checkpointer: Any
+    writer: Any
+    hooks: Sequence[Hook]
+    metadata: dict[str, Any]
+    progress: Any
+    metrics: LateMetrics
+    flight: Flight
+
+    def stop_if(self, bad: Dispatched | None, state: Any) -> None:
+        """Writes the offending batch, saves the state before it, and raises."""
+        if bad is None:
+            return
+        path, message = _write_bad_batch(self.settings, bad, state)
+        self.save(bad.index, state, bad.position)
+        self.checkpointer.wait()
+        self.writer.flush()
+        raise NonFiniteError(message, bad.index, path)
+
+    def settle(self, state: Any) -> None:
+        """Until all dispatched steps are known to be finite and their rows written."""
+        self.stop_if(self.flight.drain(), state)
+        self.metrics.write_row()
+
+    def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        images = step * self.settings.batch_size
+        metadata = {**self.metadata, "step": step, "images": images}
+        self.checkpointer.save(step, state, data=position, metadata=metadata)
+        self.writer.flush()
+
+    def events(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Whatever is due after update number ``step``; the checkpoint comes last."""
+        s, last = self.settings, step == self.settings.num_steps
+        if s.due(s.log_every_images, step) or last:
+            self.metrics.end_interval(step)
+            self.checkpointer.check()
+        hooks = [h for h in self.hooks if last or s.due(h[0], step)]
+        snapshot = s.snapshot_every_images > 0 and (
+            last or s.due(s.snapshot_every_images, step)
+        )
+        checkpoint = last or s.due(s.checkpoint_every_images, step)
+        if not (hooks or snapshot or checkpoint):
+            return
+        self.settle(state)
+        began = time.monotonic()
+        images = step * s.batch_size
+        for _, name, call in hooks:
+            self.run_hook(name, call, step, state)
+        if snapshot:
+            metadata = {**self.metadata, "step": step, "images": images}
+            self.checkpointer.save_ema_snapshot(step, state.ema, metadata)
+        if checkpoint:
+            self.save(step, state, position)
+        self.metrics.exclude(time.monotonic() - began)
+
+    def run_hook(self, name: str, call: Any, step: int, state: Any) -> None:
+        images = step * self.settings.batch_size
+        values = {f"{name}/{k}": v for k, v in (call(state, images) or {}).items()}
+        if values:
+            self.writer.write_scalars(step, {"images": images, **values})
+            shown = "  ".join(f"{k} {float(v):.4g}" for k, v in values.items())
+            self.progress.message(f"{images:,} images  {shown}")
+
+
+def train(
+    settings: LoopSettings,
+    *,
+    state: Any,
+    train_step: Callable[..., tuple[Any, dict[str, Any]]],
+    data: DataIterator,
+    place_batch: Callable[[Any], Any],
+    checkpointer: Any,
+    writer: Any,
+    hooks: Sequence[Hook] = (),
+    step_args: tuple[Any, ...] = (),
+    metadata: dict[str, Any] | None = None,
+    progress: Any = None,
+) -> LoopResult:
+    """Trains from ``state.step`` to the end, or until it is asked to stop.
+
+    Args:
+      settings: length and periods.
+      state: placed train state with the fields step, ema, key; donated to the first
+        step, so do not use it afterwards.
+      train_step: pure ``(state, batch, *step_args) -> (state, metrics)``; jitted here.
+        ``metrics["finite"]`` is a bool scalar; ``metrics["bins"]``, if present, holds
+        sums per time bin; all else are scalars, averaged over the log interval.
+      data: endless iterator of host batches, at the position that belongs to ``state``.
+      place_batch: host batch -> device arrays.
+      checkpointer: a ``checkpoint.Checkpointer``.
+      writer: has clu's ``write_scalars`` and ``flush``, and ``write_arrays``.
+      hooks: what to measure on the way; see ``Hook``.
+      step_args: further arguments of the step, such as the teacher's parameters.
+      metadata: JSON, stored in every checkpoint, with ``step`` and ``images`` added.
+      progress: default is a ``Progress`` on the first process.
+
+    Returns:
+      The state and ``done``; or ``preempted`` after a signal, when everything has been
+      saved and the same call on the restored state will go on.
+
+    Raises:
+      NonFiniteError: a step was not finite; the state before it has been saved.
+      checkpoint.CheckpointError: a save failed, for example because the disk is full.
+    """
+    step = int(state.step)
+    if progress is None:
+        progress = _default_progress(settings)
+    if step >= settings.num_steps:
+        return LoopResult(state, DONE)
+    limit = 0 if _must_wait(state) else settings.max_in_flight
+    metrics, flight = LateMetrics(settings.batch_size, writer), Flight(limit)
+    run = _Run(
+        settings, checkpointer, writer, hooks, metadata or {}, progress, metrics, flight
+    )
+    compiled, state, ok = _compile_step(train_step, state)
+    progress.start(step)
+    position = data.get_state()
+    with Interruption().installed() as interruption:
+        while step < settings.num_steps:
+            if interruption.requested(step):
+                return _leave(run, step, state, position)
+            batch = _next_batch(data)
+            state, ok, values = compiled(state, ok, place_batch(batch), *step_args)
+            if limit == 0:
+                jax.block_until_ready((state, values))
+            run.stop_if(flight.add(Dispatched(step, batch, position, values)), state)
+            metrics.add(values)
+            step, position = step + 1, data.get_state()
+            run.events(step, state, position)
+            progress.update(step, metrics.loss)
+    checkpointer.wait()
+    writer.flush()
+    progress.finish()
+    return LoopResult(state, DONE)
+
+
+def _default_progress(settings: LoopSettings) -> Progress | NoProgress:
+    if jax.process_index() > 0:
+        return NoProgress()
+    return Progress(settings.num_steps, settings.batch_size)
+
+
+def _next_batch(data: DataIterator) -> Any:
+    try:
+        return next(data)
+    except StopIteration as error:
+        raise ValueError(
+            "the data ended before the training; the iterator must repeat without end"
+        ) from error
+
+
+def _leave(run: _Run, step: int, state: Any, position: dict[str, Any]) -> LoopResult:
+    """Saves everything after a signal."""
+    run.progress.message(f"interrupted: saving step {step:,}")
+    run.metrics.end_interval(step)
+    run.settle(state)
+    run.save(step, state, position)
+    run.checkpointer.wait()
+    run.writer.flush()
+    run.progress.message(f"saved step {step:,}; run the same command to resume")
+    return LoopResult(state, PREEMPTED)
+
+
+def _write_bad_batch(
+    settings: LoopSettings, bad: Dispatched, state: Any
+) -> tuple[pathlib.Path, str]:
+    """``nonfinite/step_N.npz`` with batch, key, step and metrics; and what to say."""
+    metrics = jax.device_get(bad.metrics)
+    arrays = _named_arrays("", bad.batch)
+    found = [
+        f"{name} has {np.sum(~np.isfinite(x))} of {x.size} values not finite"
+        for name, x in arrays.items()
+        if np.issubdtype(x.dtype, np.inexact) and not np.all(np.isfinite(x))
+    ]
+    scalars = {k: v for k, v in metrics.items() if np.ndim(v) == 0 and k != "bins"}
+    found += [f"{k} is {v}" for k, v in scalars.items() if not np.isfinite(v)]
+    directory = pathlib.Path(settings.directory) / "nonfinite"
+    directory.mkdir(parents=True, exist_ok=True)
+    many = jax.process_count() > 1
+    suffix = f".process_{jax.process_index()}" if many else ""
+    path = directory / f"step_{bad.index}{suffix}.npz"
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        np.savez(
+            file,
+            **arrays,
+            **_named_arrays("metrics/", metrics),
+            key=np.asarray(jax.random.key_data(state.key)),
+            key_impl=str(jax.random.key_impl(state.key)),
+            step=bad.index,
+        )
+    unfinished.rename(path)
+    message = (
+        f"step {bad.index} (images {bad.index * settings.batch_size:,} and on) is not "
+        f"finite: {'; '.join(found) or 'a gradient overflowed'}. Its batch, key and "
+        f"metrics are in {path}. The state before it is saved as checkpoint "
+        f"{bad.index}; running the same command again repeats this step."
+    )
+    return path, message
+
+
+def _named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        prefix + (sharding.path_name(path) or "batch"): np.asarray(x)
+        for path, x in leaves
+    }

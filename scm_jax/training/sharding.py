@@ -1,0 +1,291 @@
+"""Where every array lives: the mesh, the rules, and the placement of batches.
+
+The only file that names mesh axes. One code path from one CPU (the trivial mesh) to a
+pod: ``jax.jit`` (what pjit has become) with a ``NamedSharding`` for every leaf, from an
+ordered list of ``(pattern, tactic)`` rules over parameter paths. Models carry no
+annotations. Optimizer moments and averages are sharded like their parameter.
+
+    mesh = make_mesh(MeshSpec(data=-1, fsdp=4))
+    shardings = state_shardings(abstract_state, mesh)
+    state = jax.jit(init, out_shardings=shardings)(key)
+    batch = place_batch(numpy_batch, mesh)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# data: the batch is split, parameters are copies. fsdp: the batch and the parameters
+# are split. tensor: parameters are split, every device of the axis sees the same batch.
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Leaves below this many elements cost more to gather than to keep.
+FSDP_MIN_SIZE = 2**14
+
+# 'replicate', 'fsdp', or one mesh axis (or None) for each of the last dimensions.
+Tactic = str | tuple[str | None, ...]
+Rules = Sequence[tuple[str, Tactic]]
+
+# Column-parallel into the block, row-parallel out of it; the rest by size.
+DEFAULT_RULES: Rules = (
+    (r"(^|/)(qkv|mlp_in)/kernel$", ("fsdp", "tensor")),
+    (r"(^|/)(attention_out|mlp_out)/kernel$", ("tensor", "fsdp")),
+    (r".*", "fsdp"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+    """Devices along each mesh axis; -1, at most once, takes the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+
+def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh of ``spec`` over ``devices`` (default: all), with automatic axis types.
+
+    Explicit axis types, the default of ``jax.make_mesh``, would turn every sharding
+    constraint into an assertion.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = _resolve_sizes(spec, len(devices))
+    return jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+    )
+
+
+def _resolve_sizes(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
+    sizes = spec.sizes
+    text = "mesh " + ", ".join(
+        f"{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True)
+    )
+    if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
+        raise ValueError(
+            f"{text}: sizes are positive, and at most one is -1 (the rest)"
+        )
+    known = int(np.prod([n for n in sizes if n != -1]))
+    if num_devices % known or (-1 not in sizes and known != num_devices):
+        raise ValueError(
+            f"{text} needs {'a multiple of ' if -1 in sizes else ''}{known} devices; "
+            f"{num_devices} are present"
+        )
+    return tuple(num_devices // known if n == -1 else n for n in sizes)
+
+
+def path_name(path: Iterable[Any]) -> str:
+    """``net/blocks/qkv/kernel``: the name of a leaf in rules, errors and tables."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def partition_spec(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = DEFAULT_RULES
+) -> PartitionSpec:
+    """Partition of one parameter by the first rule whose pattern is found in ``name``.
+
+    Raises:
+      ValueError: no rule matches, an unknown tactic or axis, a dimension that the axis
+        does not divide, or one axis on two dimensions; names the parameter.
+    """
+    pattern, tactic = _first_match(name, rules)
+    if tactic == "replicate":
+        return PartitionSpec()
+    if tactic == "fsdp":
+        return _shard_largest(name, shape, mesh)
+    if isinstance(tactic, str):
+        raise ValueError(
+            f"parameter {name}: unknown tactic {tactic!r} of rule {pattern!r}; legal "
+            f"are 'replicate', 'fsdp' and tuples of None and {MESH_AXES}"
+        )
+    return _shard_as_told(name, shape, mesh, tuple(tactic))
+
+
+def _first_match(name: str, rules: Rules) -> tuple[str, Tactic]:
+    for pattern, tactic in rules:
+        if re.search(pattern, name):
+            return pattern, tactic
+    raise ValueError(
+        f"parameter {name}: no sharding rule matches; end the rules with "
+        "('.*', 'fsdp') or ('.*', 'replicate')"
+    )
+
+
+def _shard_largest(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Split the largest dimension that ``fsdp`` divides; of equals, the last."""
+    size = mesh.shape["fsdp"]
+    if size == 1 or int(np.prod(shape)) < FSDP_MIN_SIZE:
+        return PartitionSpec()
+    divisible = [i for i, n in enumerate(shape) if n % size == 0]
+    if not divisible:
+        raise ValueError(
+            f"parameter {name}: no dimension of {shape} is divisible by the {size} "
+            "devices of mesh axis 'fsdp'; add a rule that replicates it, "
+            f"({name!r}, 'replicate'), or choose another mesh"
+        )
+    chosen = max(divisible, key=lambda i: (shape[i], i))
+    return PartitionSpec(*("fsdp" if i == chosen else None for i in range(len(shape))))
+
+
+def _shard_as_told(
+    name: str, shape: tuple[int, ...], mesh: Mesh, tactic: tuple[Any, ...]
+) -> PartitionSpec:
+    """Axes for the last dimensions, so that a stack of layers needs no other rule."""
+    if len(tactic) > len(shape):
+        raise ValueError(
+            f"parameter {name}: the rule names {len(tactic)} dimensions {tactic}, the "
+            f"parameter has shape {shape}"
+        )
+    axes = (None,) * (len(shape) - len(tactic)) + tactic
+    for dim, axis in enumerate(axes):
+        if isinstance(axis, tuple | list):
+            raise ValueError(
+                f"parameter {name}: dimension {dim} is claimed by mesh axes "
+                f"{tuple(axis)}; one dimension takes at most one axis"
+            )
+        if axis is None:
+            continue
+        if axis not in MESH_AXES:
+            raise ValueError(
+                f"parameter {name}: unknown mesh axis {axis!r}; legal are {MESH_AXES}"
+            )
+        if axes.count(axis) > 1:
+            raise ValueError(
+                f"parameter {name}: mesh axis {axis!r} is used for two dimensions in "
+                f"{tactic}; one axis splits at most one dimension"
+            )
+        if shape[dim] % mesh.shape[axis]:
+            raise ValueError(
+                f"parameter {name}: dimension {dim} of {shape} is not divisible by the "
+                f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+            )
+    return PartitionSpec(*axes)
+
+
+def tree_shardings(params: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """A ``NamedSharding`` for every leaf of a parameter tree (arrays or abstract)."""
+
+    def sharding(path, leaf):
+        return NamedSharding(
+            mesh, partition_spec(path_name(path), leaf.shape, mesh, rules)
+        )
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """A ``NamedSharding`` for every leaf of a train state.
+
+    The rules see the paths of ``state.params`` only. Any other leaf whose path ends in
+    the path of a parameter of its shape (moments: ``opt_state/0/mu/net/...``; averages
+    of the network: ``ema/NAME/...`` ends without the group ``net``) is sharded like
+    that parameter; everything else (step, counters, key) is replicated.
+    """
+    by_suffix = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        name = path_name(path)
+        spec = partition_spec(name, leaf.shape, mesh, rules)
+        by_suffix[name] = leaf.shape, spec
+        if name.startswith("net/"):
+            by_suffix.setdefault(name.removeprefix("net/"), (leaf.shape, spec))
+
+    def sharding(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, spec = by_suffix.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return NamedSharding(mesh, spec)
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """``ShapeDtypeStruct`` leaves with shardings: what a restore needs to know."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices that see different examples."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces a global batch is cut."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError, with both numbers, where a batch cannot be cut evenly."""
+    shards = num_batch_shards(mesh)
+    if batch_size % shards:
+        sizes = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in BATCH_AXES)
+        raise ValueError(
+            f"batch_size={batch_size} is not divisible by the {shards} devices of the "
+            f"mesh that split a batch ({sizes})"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def data_shard(mesh: Mesh) -> tuple[int, int]:
+    """``(index, count)``: which slice of the global batch this process must load.
+
+    Not simply the process index: where the tensor axis spans processes, several of
+    them must load the same rows.
+    """
+    shards = num_batch_shards(mesh)
+    rows_of: dict[int, set[int]] = {}
+    device_rows = batch_sharding(mesh).devices_indices_map((shards,))
+    for device, (rows,) in device_rows.items():
+        begin, end, _ = rows.indices(shards)
+        rows_of.setdefault(device.process_index, set()).update(range(begin, end))
+    groups = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    if sum(map(len, groups)) != shards:
+        raise ValueError(
+            "the processes of this mesh see overlapping parts of the batch; make the "
+            "product of data and fsdp a multiple of the number of processes, or the "
+            "reverse"
+        )
+    return groups.index(tuple(sorted(rows_of[jax.process_index()]))), len(groups)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays of this process -> global arrays, split over the leading axis.
+
+    Args:
+      batch: tree of ``(local_batch, ...)`` arrays: the rows of ``data_shard(mesh)``; on
+        one process the whole batch.
+      mesh: the mesh of the training.
+
+    Raises:
+      ValueError: the global batch is not divisible by the devices that split it.
+    """
+    leaves = jax.tree.leaves(batch)
+    check_batch_size(leaves[0].shape[0] * data_shard(mesh)[1], mesh)
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )

@@ -1,0 +1,119 @@
+"""Train state, and the paper's optimizers and schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from scm_jax.types import lookup
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: groups ``net`` and ``objective``.
+      opt_state: optax state over ``params``.
+      ema: profile name -> tree like ``params["net"]``.
+      key: typed key; step ``n`` uses ``fold_in(key, n)``, so it never changes.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    opt_state: Any
+    ema: dict[str, Any]
+    key: jax.Array
+
+
+def init_state(
+    params: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    ema_names: tuple[str, ...],
+    key: jax.Array,
+) -> TrainState:
+    """A fresh state; every average starts at the initial network.
+
+    Each average is a copy: a donated state may not hold one buffer twice.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema={name: jax.tree.map(jnp.copy, params["net"]) for name in ema_names},
+        key=key,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule.
+
+    Attributes:
+      name: ``adam`` or ``radam``.
+      learning_rate: constant, or the reference of the schedule.
+      b1: first moment decay.
+      b2: second moment decay.
+      eps: added to the root of the second moment. EDM2-scale runs need 1e-11: weighted
+        gradients are tiny.
+      schedule: ``constant`` or ``inverse_sqrt``.
+      decay_images: ``t_ref B`` of ``inverse_sqrt``: images before the decay starts.
+      rampup_images: linear ramp-up of the learning rate; 0 for none.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    schedule: str = "constant"
+    decay_images: float = 0.0
+    rampup_images: float = 0.0
+
+
+def learning_rate(config: OptimizerConfig, images: jax.Array) -> jax.Array:
+    """Learning rate after ``images`` images (EDM2, arXiv 2312.02696, Eq. 67).
+
+    ``lr / sqrt(max(images/decay_images, 1)) * min(images/rampup_images, 1)``.
+
+    Raises:
+      ValueError: unknown schedule, or ``inverse_sqrt`` without ``decay_images``.
+    """
+    schedules = {"constant": False, "inverse_sqrt": True}
+    decays = lookup(schedules, config.schedule, "optimizer.schedule")
+    images = jnp.asarray(images, jnp.float32)
+    lr = jnp.full((), config.learning_rate, jnp.float32)
+    if decays:
+        if config.decay_images <= 0:
+            raise ValueError(
+                "optimizer.decay_images must be positive with the inverse_sqrt schedule"
+            )
+        lr = lr / jnp.sqrt(jnp.maximum(images / config.decay_images, 1.0))
+    if config.rampup_images > 0:
+        lr = lr * jnp.minimum(images / config.rampup_images, 1.0)
+    return lr
+
+
+_OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam}
+
+
+def build_optimizer(
+    config: OptimizerConfig, batch_size: int
+) -> optax.GradientTransformation:
+    """The optimizer with its schedule; step ``n`` (from 0) has seen ``n B`` images.
+
+    Step 0 of a ramp-up uses one batch, so that it moves the parameters.
+    """
+    make = lookup(_OPTIMIZERS, config.name, "optimizer.name")
+    learning_rate(config, jnp.zeros(()))  # a bad schedule is an error here
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return learning_rate(config, (step + 1.0) * batch_size)
+
+    return make(schedule, b1=config.b1, b2=config.b2, eps=config.eps)

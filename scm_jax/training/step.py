@@ -1,0 +1,118 @@
+"""One pure training step: loss, gradient, update, averages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scm_jax.objectives.base import Objective
+from scm_jax.training.ema import EmaProfile
+from scm_jax.training.state import TrainState
+from scm_jax.types import Batch, NetFn
+
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]
+
+
+def make_train_step(
+    objective: Objective,
+    net_fn: NetFn,
+    optimizer: optax.GradientTransformation,
+    ema_profiles: Mapping[str, EmaProfile],
+    *,
+    teacher_fn: Callable[..., jax.Array] | None = None,
+    num_microbatches: int = 1,
+) -> TrainStep:
+    """``step(state, batch, teacher_params) -> (state, metrics)``, pure and traceable.
+
+    Args:
+      objective: what is minimized.
+      net_fn: the network.
+      optimizer: over ``state.params``.
+      ema_profiles: name -> profile with ``update_weight(step, images_per_step)``; the
+        names of ``state.ema``.
+      teacher_fn: ``F = teacher_fn(teacher_params, x, cond)``, or None.
+      num_microbatches: parts of a batch whose gradients are averaged before one update;
+        must divide the batch.
+
+    Returns:
+      The step. ``metrics["finite"]`` says whether the data, the loss and the gradient
+      were finite; the loop refuses an update that was not (``loop.halting``).
+    """
+
+    def loss_fn(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        bound = None
+        if teacher_fn is not None:
+
+            def bound(x: jax.Array, cond: Any) -> jax.Array:
+                return teacher_fn(teacher, x, cond)
+
+        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
+        return out.loss, {"loss": out.loss, **out.metrics}
+
+    def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
+        grad_fn = jax.grad(loss_fn, has_aux=True)
+        if num_microbatches == 1:
+            return grad_fn(state.params, batch, key, state.step, teacher)
+
+        def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            out = grad_fn(state.params, part[0], part[1], state.step, teacher)
+            return jax.tree.map(jnp.add, total, out), None
+
+        parts = jax.tree.map(lambda a: _split(a, num_microbatches), batch)
+        keys = jax.random.split(key, num_microbatches)
+        first = jax.tree.map(lambda a: a[0], (parts, keys))
+        shapes = jax.eval_shape(
+            grad_fn, state.params, first[0], first[1], state.step, teacher
+        )
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        (grads, metrics), _ = jax.lax.scan(body, zeros, (parts, keys))
+        bins = metrics.pop("bins")  # sums over the batch, all else is a mean
+        mean = jax.tree.map(lambda a: a / num_microbatches, (grads, metrics))
+        return mean[0], {**mean[1], "bins": bins}
+
+    def step(
+        state: TrainState, batch: Batch, teacher_params: Any = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(state.key, state.step)
+        grads, metrics = gradients(state, batch, key, teacher_params)
+        grad_norm = optax.global_norm(grads)
+        finite = (
+            jnp.isfinite(metrics["loss"])
+            & jnp.isfinite(grad_norm)
+            & jnp.all(jnp.isfinite(batch.x))
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        images = batch.x.shape[0]
+        ema = {
+            name: _average(
+                state.ema[name], params["net"], p.update_weight(state.step, images)
+            )
+            for name, p in ema_profiles.items()
+        }
+        new = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+        )
+        return new, {**metrics, "grad_norm": grad_norm, "finite": finite}
+
+    return step
+
+
+def _split(a: jax.Array, parts: int) -> jax.Array:
+    if a.shape[0] % parts:
+        raise ValueError(
+            f"train.microbatches = {parts} does not divide the batch of {a.shape[0]}"
+        )
+    return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
+
+
+def _average(ema: Any, params: Any, update_weight: jax.Array) -> Any:
+    """``ema + (1 - beta)(params - ema)``."""
+    return jax.tree.map(lambda e, p: e + update_weight * (p - e), ema, params)

@@ -1,0 +1,376 @@
+"""One run from config to measured samples: training, evaluation, the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax import evaluation, runs, sampling, scaling, trigflow, writers
+from scm_jax import experiment as experiment_lib
+from scm_jax.evaluation.evaluators import Subject
+from scm_jax.experiment import Experiment
+from scm_jax.training import loop, sharding
+from scm_jax.training.checkpoint import Checkpointer
+from scm_jax.training.progress import NoProgress, Progress
+from scm_jax.types import Cond, lookup
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | os.PathLike, *, label: str = ""
+) -> str:
+    """Trains ``config`` in ``workdir``; the same call again goes on where it stopped.
+
+    Args:
+      config: a complete config, see ``scm_jax/config.py``.
+      workdir: the run directory. One that belongs to another config is refused.
+      label: name in the progress line; default is the config's.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal, when everything is saved.
+
+    Raises:
+      ValueError: bad settings, or a directory of another config.
+      loop.NonFiniteError: the training was stopped; the state before is saved.
+    """
+    run_dir = runs.RunDir(workdir)
+    experiment = experiment_lib.build(config)
+    mesh = sharding.make_mesh(
+        sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    )
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    run_dir.write_config(config_lib.to_dict(config))
+    with (
+        jax.set_mesh(mesh),
+        Checkpointer(
+            run_dir.checkpoints_dir,
+            max_to_keep=config.checkpoint.max_to_keep,
+            snapshots_directory=run_dir.ema_snapshots_dir,
+        ) as checkpointer,
+    ):
+        return _train(config, run_dir, experiment, mesh, checkpointer, label)
+
+
+def _train(
+    config: ConfigDict,
+    run_dir: runs.RunDir,
+    experiment: Experiment,
+    mesh: Any,
+    checkpointer: Checkpointer,
+    label: str,
+) -> str:
+    started = time.monotonic()
+    index, count = sharding.data_shard(mesh)
+    data = experiment.dataset.iterator(
+        config.train.batch_size, config.seed, process_index=index, process_count=count
+    )
+    state, restored_step = _place_state(experiment, mesh, checkpointer, data)
+    writer = writers.make_writer(
+        config.log.writers, run_dir.path, resume_step=restored_step
+    )
+    settings = loop.LoopSettings(
+        duration_images=config.train.duration_images,
+        batch_size=config.train.batch_size,
+        log_every_images=config.log.every_images,
+        checkpoint_every_images=config.checkpoint.every_images,
+        snapshot_every_images=config.ema.snapshot_images,
+        directory=run_dir.path,
+    )
+    if restored_step is None:
+        _write_overview(writer, state.params, config)
+    accounts = training_accounts(experiment)
+    result = loop.train(
+        settings,
+        state=state,
+        train_step=experiment.train_step(),
+        data=data,
+        place_batch=functools.partial(sharding.place_batch, mesh=mesh),
+        checkpointer=checkpointer,
+        writer=writer,
+        hooks=_hooks(experiment, config),
+        step_args=(experiment_lib.load_teacher(experiment, mesh),),
+        metadata={"config_hash": runs.config_hash(config_lib.to_dict(config))},
+        progress=_progress(settings, label or config.name or "train"),
+    )
+    if result.status == loop.DONE and not run_dir.summary_path.exists():
+        rows = evaluate(experiment, result.state.ema[experiment.sampling_ema])
+        for row in rows:
+            _record(run_dir, row, experiment, int(result.state.step))
+        _write_samples(experiment, result.state, writer)
+        run_dir.write_summary(
+            {
+                "parameters": scaling.parameter_count(result.state.params["net"]),
+                "seconds": time.monotonic() - started,
+                "resumed_at_step": restored_step,
+                "images": settings.num_steps * settings.batch_size,
+                **accounts,
+                "total_train_macs": accounts["train_macs_per_image"]
+                * settings.num_steps
+                * settings.batch_size,
+                "results": rows,
+                "seed": config.seed,
+                "environment": runs.environment(),
+            }
+        )
+    writer.close()
+    return result.status
+
+
+def _progress(settings: loop.LoopSettings, label: str) -> Any:
+    if jax.process_index():
+        return NoProgress()
+    return Progress(settings.num_steps, settings.batch_size, label=label)
+
+
+def _place_state(
+    experiment: Experiment, mesh: Any, checkpointer: Checkpointer, data: Any
+) -> tuple[Any, int | None]:
+    """The state to train from, on the mesh; moves ``data`` to its position."""
+    abstract = jax.eval_shape(experiment.init_state)
+    rules = experiment_lib.mesh_rules(experiment.config)
+    shardings = sharding.state_shardings(abstract, mesh, rules)
+
+    def init() -> Any:
+        params = experiment_lib.load_init(experiment)
+        return jax.jit(experiment.init_state, out_shardings=shardings)(params)
+
+    return loop.restore_or_init(
+        checkpointer, sharding.abstract_like(abstract, shardings), init, data
+    )
+
+
+def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:
+    """clu's parameter table, once, at the start."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(params["net"])
+    writer.write_texts(0, {"parameters": table})
+    writer.write_hparams(config_lib.to_dict(config))
+
+
+def training_accounts(experiment: Experiment) -> dict[str, int]:
+    """Multiply-adds per image of a forward pass and of a training step."""
+    batch_size = min(experiment.config.train.batch_size, 16)
+    return {
+        "forward_macs_per_image": forward_macs(experiment),
+        "train_macs_per_image": train_macs(experiment, batch_size),
+    }
+
+
+def forward_macs(experiment: Experiment) -> int:
+    """Multiply-adds of one evaluation of the network, per image."""
+    x, cond = experiment.network.example(1)
+    params = experiment.abstract_params()["net"]
+    return scaling.count_macs(experiment.network.apply, params, x, cond)
+
+
+def train_macs(experiment: Experiment, batch_size: int) -> int:
+    """Multiply-adds of loss and gradient, per image of the batch."""
+
+    def loss_and_gradient(params: Any, teacher: Any, batch: Any, key: Any, step: Any):
+        def loss(params: Any) -> jax.Array:
+            fn = None
+            if experiment.teacher is not None:
+                fn = functools.partial(experiment.teacher.fn, teacher)
+            return experiment.objective(
+                experiment.network.apply,
+                params,
+                batch,
+                key=key,
+                step=step,
+                teacher_fn=fn,
+            ).loss
+
+        return jax.value_and_grad(loss)(params)
+
+    teacher = experiment.teacher
+    abstract_teacher = None
+    if teacher is not None and teacher.network is not None:
+        abstract_teacher = jax.eval_shape(teacher.network.init, jax.random.key(0))
+    total = scaling.count_macs(
+        loss_and_gradient,
+        experiment.abstract_params(),
+        abstract_teacher,
+        experiment.example_batch(batch_size),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    return total // batch_size
+
+
+# --- Evaluation -----------------------------------------------------------------------
+
+
+def evaluate(
+    experiment: Experiment,
+    net_params: Any,
+    *,
+    steps: tuple[int, ...] | None = None,
+    evaluators: tuple[str, ...] | None = None,
+    num_seeds: int | None = None,
+    generate: Any = None,
+) -> list[dict[str, Any]]:
+    """One row of metrics per number of sampler steps.
+
+    Args:
+      experiment: what was trained.
+      net_params: the parameters to measure.
+      steps: sampler steps; default is ``eval.steps``.
+      evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
+      num_seeds: sets of samples; default is ``eval.num_seeds``.
+      generate: sampler that is compiled already.
+    """
+    config = experiment.config
+    names = config.eval.evaluators if evaluators is None else evaluators
+    for name in names:
+        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
+    if not names:
+        return []
+    subject = make_subject(experiment, net_params, generate)
+    rows = []
+    for n in steps or config.eval.steps:
+        row: dict[str, Any] = {
+            "method": config.name,
+            "sampler": config.sampling.sampler,
+            "steps": n,
+            "nfe": sampling.nfe(config.sampling.sampler, n),
+        }
+        asked = {"steps": n, "num_seeds": num_seeds or config.eval.num_seeds}
+        for name in names:
+            known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
+            settings = {k: v for k, v in asked.items() if k in known}
+            row |= evaluation.build(name, **settings)(subject)
+        rows.append(row)
+    return rows
+
+
+def make_subject(
+    experiment: Experiment, net_params: Any, generate: Any = None
+) -> Subject:
+    """What evaluators are handed: callables and the real data."""
+    dataset, info = experiment.dataset, experiment.dataset.info
+
+    @jax.jit
+    def f(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        F = experiment.network.apply(net_params, x_t / info.sigma_data, Cond(t=t))
+        return trigflow.f_from_F(x_t, F, t, info.sigma_data)
+
+    return Subject(
+        sigma_data=info.sigma_data,
+        generate=generate or experiment_lib.make_generate(experiment, net_params),
+        f=f,
+        reference=dataset.arrays() if info.num_items else None,
+        to_pixels=info.to_pixels,
+        closed_form=dataset.closed_form,
+    )
+
+
+def evaluate_run(
+    directory: str | os.PathLike,
+    *,
+    average: str = "",
+    step: int | None = None,
+    steps: tuple[int, ...] | None = None,
+    evaluators: tuple[str, ...] | None = None,
+    num_seeds: int | None = None,
+) -> list[dict[str, Any]]:
+    """Measures a checkpoint of a run; each row is appended to its ``results.jsonl``."""
+    loaded = experiment_lib.load_generate(directory, average, step)
+    rows = evaluate(
+        loaded.experiment,
+        loaded.params,
+        steps=steps,
+        evaluators=evaluators,
+        num_seeds=num_seeds,
+        generate=loaded.generate,
+    )
+    if not rows:
+        raise ValueError(
+            f"nothing to measure: eval.evaluators of {directory} is empty; name some "
+            f"with --metrics, of {sorted(evaluation.EVALUATORS)}"
+        )
+    run_dir = runs.RunDir(directory)
+    return [
+        _record(run_dir, row, loaded.experiment, loaded.step, loaded.average)
+        for row in rows
+    ]
+
+
+def _record(
+    run_dir: runs.RunDir,
+    row: dict[str, Any],
+    experiment: Experiment,
+    step: int,
+    average: str = "",
+) -> dict[str, Any]:
+    images = step * experiment.config.train.batch_size
+    row = {
+        **row,
+        "ema": average or experiment.sampling_ema,
+        "step": step,
+        "images": images,
+    }
+    run_dir.append_result(row)
+    return row
+
+
+def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
+    """Evaluation during training, every ``eval.every_images``; the end is separate."""
+    if not (config.eval.every_images and config.eval.evaluators):
+        return []
+
+    def call(state: Any, images: int) -> dict[str, float]:
+        if images >= config.train.duration_images:
+            return {}  # measured once more for the summary, right after the loop
+        rows = evaluate(experiment, state.ema[experiment.sampling_ema])
+        return {
+            f"{row['steps']}_steps/{name}": value
+            for row in rows
+            for name, value in row.items()
+            if isinstance(value, float)
+        }
+
+    return [loop.Hook(config.eval.every_images, "eval", call)]
+
+
+def _write_samples(experiment: Experiment, state: Any, writer: Any) -> None:
+    """A grid of samples of the final average, for data that can be looked at."""
+    info = experiment.dataset.info
+    if info.to_pixels is None:
+        return
+    generate = experiment_lib.make_generate(
+        experiment, state.ema[experiment.sampling_ema]
+    )
+    pixels = info.to_pixels(generate(min(64, experiment.config.sampling.batch_size)))
+    writer.write_images(int(state.step), {"samples": np.asarray(pixels)})
+
+
+def make_sampler(run: runs.Run) -> Any:
+    """``run.sample`` of a ``runs.Run``: the newest checkpoint, compiled once."""
+    loaded: dict[str | None, experiment_lib.Loaded] = {}
+
+    def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
+        if ema not in loaded:
+            loaded[ema] = experiment_lib.load_generate(run.path, ema or "")
+        it = loaded[ema]
+        x = it.generate(num, steps, seed, label)
+        to_pixels = it.experiment.dataset.info.to_pixels
+        return x, to_pixels(x) if to_pixels else None
+
+    return sample
+
+
+def load_run(directory: str | os.PathLike) -> runs.Run:
+    """A run for notebooks: config, metrics, results and ``run.sample(...)``."""
+    return runs.load_run(directory, make_sampler)

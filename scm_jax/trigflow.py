@@ -1,0 +1,390 @@
+"""TrigFlow: the algebra of ``x_t = cos(t) x0 + sin(t) z`` (arXiv 2410.11081v2, Sec. 3).
+
+Conventions, everywhere in this package:
+
+* ``t`` in ``[0, pi/2]`` has shape ``(b,)``; samples have shape ``(b, ..., c)``.
+* ``z`` has the standard deviation of the data, ``sigma_data``; a unit normal is
+  ``eps = z / sigma_data``.
+* A network sees ``x_t / sigma_data`` and ``t`` and returns ``F``; the velocity of the
+  probability-flow ODE is ``dx_t/dt = sigma_data F``.
+
+Functions that take a time accept an array ``t`` or a ``Time``. Near ``t = pi/2``
+float32 keeps few digits of ``cos(t)``, so a ``Time`` that was drawn as a noise level
+carries the sine and cosine computed from that level.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Sec. 4.2 and Alg. 1: sampling starts at sigma = 80, two-step sampling continues at
+# 1.1.
+SIGMA_MAX = 80.0
+SIGMA_MIN = 0.002
+T_MID = 1.1
+
+
+class Time(NamedTuple):
+    """TrigFlow time with its sine and cosine, all of one shape (usually ``(b,)``)."""
+
+    t: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+
+
+def time_from_t(t: jax.typing.ArrayLike) -> Time:
+    """``Time`` of an angle ``t`` in ``[0, pi/2]``."""
+    t = jnp.asarray(t)
+    return Time(t, jnp.cos(t), jnp.sin(t))
+
+
+def time_from_sigma(sigma: jax.typing.ArrayLike, sigma_data: float) -> Time:
+    """``t = arctan(sigma / sigma_data)``, exact at both ends in float32.
+
+    ``cos t = sigma_data / sqrt(sigma^2 + sigma_data^2)`` keeps full relative precision
+    where ``jnp.cos(t)`` has lost it. ``sigma`` is EDM's noise level.
+    """
+    sigma = jnp.asarray(sigma)
+    if not jnp.issubdtype(sigma.dtype, jnp.floating):
+        sigma = sigma.astype(jnp.float32)
+    scale = jnp.asarray(sigma_data, sigma.dtype)
+    norm = jnp.hypot(sigma, scale)  # no overflow for sigma near the largest float
+    return Time(jnp.arctan2(sigma, scale), scale / norm, sigma / norm)
+
+
+def time_from_tau(tau: jax.typing.ArrayLike, sigma_data: float) -> Time:
+    """``t = arctan(e^tau / sigma_data)`` (Alg. 1): ``tau`` is the log noise level."""
+    return time_from_sigma(jnp.exp(jnp.asarray(tau)), sigma_data)
+
+
+def as_time(t: Time | jax.typing.ArrayLike) -> Time:
+    """``t`` itself if it is a ``Time``, else ``time_from_t(t)``."""
+    return t if isinstance(t, Time) else time_from_t(t)
+
+
+def log_sigma(t: Time | jax.typing.ArrayLike, sigma_data: float) -> jax.Array:
+    """``tau = log(sigma_data tan t)``, the inverse of ``time_from_tau``."""
+    t = as_time(t)
+    return jnp.log(t.sin) - jnp.log(t.cos) + np.log(sigma_data)
+
+
+def expand(a: jax.Array, like: jax.Array) -> jax.Array:
+    """Append axes of size 1 to ``a`` of shape ``(b,)`` until it has ``like``'s rank."""
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+
+
+def _coefficients(
+    t: Time | jax.typing.ArrayLike, like: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    time = as_time(t)
+    return expand(time.cos, like), expand(time.sin, like)
+
+
+def interpolate(
+    x0: jax.Array, z: jax.Array, t: Time | jax.typing.ArrayLike
+) -> jax.Array:
+    """``x_t = cos(t) x0 + sin(t) z`` with ``z`` of standard deviation ``sigma_data``.
+
+    >>> import jax.numpy as jnp
+    >>> interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros(1))
+    Array([[1., 1.]], dtype=float32)
+    """
+    cos, sin = _coefficients(t, x0)
+    return cos * x0 + sin * z
+
+
+def velocity(x0: jax.Array, z: jax.Array, t: Time | jax.typing.ArrayLike) -> jax.Array:
+    """``dx_t/dt = cos(t) z - sin(t) x0`` along one straight pair ``(x0, z)``."""
+    cos, sin = _coefficients(t, x0)
+    return cos * z - sin * x0
+
+
+def f_from_F(
+    x_t: jax.Array,
+    F: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """Consistency function ``f = cos(t) x_t - sin(t) sigma_data F`` (Eq. 5).
+
+    The same formula with a diffusion network's ``F`` is its denoiser ``D``.
+    """
+    cos, sin = _coefficients(t, x_t)
+    return cos * x_t - sin * sigma_data * F
+
+
+# The denoiser of a diffusion network and the consistency function share one formula.
+D_from_F = f_from_F
+
+
+def z_from_F(
+    x_t: jax.Array,
+    F: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """Predicted noise ``z = sin(t) x_t + cos(t) sigma_data F``, std ``sigma_data``."""
+    cos, sin = _coefficients(t, x_t)
+    return sin * x_t + cos * sigma_data * F
+
+
+def F_from_x0_z(
+    x0: jax.Array,
+    z: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``F = (cos(t) z - sin(t) x0) / sigma_data``: no division by a small number."""
+    return velocity(x0, z, t) / sigma_data
+
+
+def F_from_f(
+    x_t: jax.Array,
+    f: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``F = (cos(t) x_t - f) / (sigma_data sin(t))``, the inverse of ``f_from_F``.
+
+    Ill-conditioned near ``t = 0``, where ``f`` holds no information on ``F``; use
+    ``F_from_x0_z`` whenever a noise prediction is at hand.
+    """
+    cos, sin = _coefficients(t, x_t)
+    return (cos * x_t - f) / (sigma_data * sin)
+
+
+def ddim_step(
+    x_s: jax.Array,
+    F: jax.Array,
+    s: Time | jax.typing.ArrayLike,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """First-order exponential step from ``s`` to ``t`` (Eq. 26, with ``x_s``).
+
+    ``x_t = cos(s - t) x_s - sin(s - t) sigma_data F``; valid at ``s = pi/2`` as well.
+    """
+    s, t = as_time(s), as_time(t)
+    cos = expand(s.cos * t.cos + s.sin * t.sin, x_s)
+    sin = expand(s.sin * t.cos - s.cos * t.sin, x_s)
+    return cos * x_s - sin * sigma_data * F
+
+
+# --- Other parameterizations ----------------------------------------------------------
+
+
+def to_trigflow(
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> tuple[jax.Array, Time]:
+    """``x_t`` and ``t`` of a point ``x = alpha x0 + sigma eps`` of any Gaussian
+    process.
+
+    ``t = arctan(sigma / (sigma_data alpha))`` and ``x_t = k x`` with
+    ``k = sigma_data / sqrt(alpha^2 sigma_data^2 + sigma^2)`` (App. B). ``alpha`` and
+    ``sigma`` have shape ``(b,)`` and are not both zero.
+    """
+    signal = sigma_data * jnp.asarray(alpha)
+    noise = jnp.asarray(sigma)
+    norm = jnp.hypot(signal, noise)
+    time = Time(jnp.arctan2(noise, signal), signal / norm, noise / norm)
+    return expand(sigma_data / norm, x) * x, time
+
+
+def from_trigflow(
+    x_t: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``x = alpha x0 + sigma eps`` from ``x_t``: the inverse of ``to_trigflow``."""
+    norm = jnp.hypot(sigma_data * jnp.asarray(alpha), jnp.asarray(sigma))
+    return expand(norm / sigma_data, x_t) * x_t
+
+
+def edm_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma) = (1, sigma_data tan t)`` of EDM and VE."""
+    t = as_time(t)
+    return jnp.ones_like(t.cos), sigma_data * t.sin / t.cos
+
+
+def vp_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma)`` with ``alpha^2 + sigma^2 = 1`` at the same signal-to-noise."""
+    t = as_time(t)
+    norm = jnp.hypot(t.cos, sigma_data * t.sin)
+    return t.cos / norm, sigma_data * t.sin / norm
+
+
+def rectified_flow_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma) = (1 - s, s)``; the flow's own time is ``s = sigma``."""
+    t = as_time(t)
+    total = t.cos + sigma_data * t.sin
+    return t.cos / total, sigma_data * t.sin / total
+
+
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm")
+
+
+def F_from_prediction(
+    prediction: jax.Array,
+    kind: str,
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """TrigFlow's ``F`` from what a network of another process predicts at ``x``.
+
+    Args:
+      prediction: the network's output at ``x = alpha x0 + sigma eps``.
+      kind: ``x0``; ``eps`` (unit normal); ``v = alpha eps - sigma x0`` (needs
+        ``alpha^2 + sigma^2 = 1``); ``flow = eps - x0`` (needs ``alpha + sigma = 1``);
+        ``edm``, the raw network of EDM, whose sign alone differs.
+      x: ``(b, ..., c)`` point of that process.
+      alpha: ``(b,)`` signal coefficient.
+      sigma: ``(b,)`` noise coefficient.
+      sigma_data: standard deviation of the data.
+
+    Returns:
+      ``F = (cos(t) sigma_data eps - sin(t) x0) / sigma_data``. ``v`` and ``flow`` never
+      divide by ``alpha`` or ``sigma``; ``x0`` divides by ``sigma``, ``eps`` by
+      ``alpha``, as those predictions hold nothing on the other part.
+
+    Raises:
+      ValueError: unknown ``kind``.
+    """
+    x_t, time = to_trigflow(x, alpha, sigma, sigma_data)
+    a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
+    match kind:
+        case "edm":
+            return -prediction
+        case "x0":
+            return F_from_f(x_t, prediction, time, sigma_data)
+        case "eps":
+            cos, sin = _coefficients(time, x)
+            return (sigma_data * prediction - sin * x_t) / (sigma_data * cos)
+        case "v":
+            x0, eps = a * x - b * prediction, b * x + a * prediction
+        case "flow":
+            x0, eps = x - b * prediction, x + a * prediction
+        case _:
+            raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
+    return F_from_x0_z(x0, sigma_data * eps, time, sigma_data)
+
+
+def prediction_from_F(
+    F: jax.Array,
+    kind: str,
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """What a network of another process predicts at ``x``, given ``F`` there.
+
+    The inverse of ``F_from_prediction``; never divides by ``alpha`` or ``sigma``.
+    """
+    x_t, time = to_trigflow(x, alpha, sigma, sigma_data)
+    a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
+    x0 = f_from_F(x_t, F, time, sigma_data)
+    eps = z_from_F(x_t, F, time, sigma_data) / sigma_data
+    predictions = {
+        "x0": x0,
+        "eps": eps,
+        "v": a * eps - b * x0,
+        "flow": eps - x0,
+        "edm": -F,
+    }
+    if kind not in predictions:
+        raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
+    return predictions[kind]
+
+
+def score_from_F(
+    x_t: jax.Array,
+    F: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``grad log p_t(x_t) = -z / (sigma_data^2 sin t)`` with ``z`` of ``z_from_F``."""
+    _, sin = _coefficients(t, x_t)
+    return -z_from_F(x_t, F, t, sigma_data) / (sigma_data**2 * sin)
+
+
+# --- Proposals and grids --------------------------------------------------------------
+
+
+def lognormal_proposal(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    P_mean: float,
+    P_std: float,
+    sigma_data: float,
+) -> Time:
+    """``log(sigma_data tan t) ~ N(P_mean, P_std^2)`` (Alg. 1)."""
+    tau = P_mean + P_std * jax.random.normal(key, shape, jnp.float32)
+    return time_from_tau(tau, sigma_data)
+
+
+def t_max(sigma_data: float, sigma_max: float = SIGMA_MAX) -> float:
+    """Where sampling starts: ``arctan(sigma_max / sigma_data)`` (1.564546 for 0.5)."""
+    return float(np.arctan2(sigma_max, sigma_data))
+
+
+def edm_grid(
+    num_steps: int,
+    sigma_data: float,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """``num_steps`` times of EDM's grid (arXiv 2206.00364, Eq. 5), then 0; float64.
+
+    With ``a = sigma_max^(1/rho)`` and ``b = sigma_min^(1/rho)``, noise levels are
+    ``sigma_i = (a + i/(N-1) (b - a))^rho``
+    and ``t_i = arctan(sigma_i / sigma_data)``.
+
+    >>> [round(t, 3) for t in edm_grid(3, 0.5).tolist()]
+    [1.565, 1.375, 0.004, 0.0]
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
+    ramp = np.linspace(0.0, 1.0, num_steps)
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigma = (ends[0] + ramp * (ends[1] - ends[0])) ** rho
+    return np.append(np.arctan2(sigma, sigma_data), 0.0)
+
+
+# Times after t_max. One intermediate time is the paper's (1.1 for every dataset); three
+# are those of rCM (arXiv 2510.08431) for four steps.
+_CONSISTENCY_TIMES = {1: (), 2: (T_MID,), 3: (1.3, 0.8), 4: (1.3, 1.0, 0.6)}
+
+
+def consistency_grid(
+    num_steps: int, sigma_data: float, sigma_max: float = SIGMA_MAX
+) -> np.ndarray:
+    """Times at which a consistency model is called, from ``t_max`` downwards; float64.
+
+    One and two steps are the paper's; more than four are spread evenly in ``t``.
+
+    >>> consistency_grid(2, 0.5).round(4).tolist()
+    [1.5645, 1.1]
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
+    start = t_max(sigma_data, sigma_max)
+    if num_steps in _CONSISTENCY_TIMES:
+        return np.array((start, *_CONSISTENCY_TIMES[num_steps]))
+    return np.linspace(start, 0.0, num_steps + 1)[:-1]

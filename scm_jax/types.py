@@ -1,0 +1,109 @@
+"""The few data types that pass between rooms; see the interfaces in README.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+# A label below zero is the null class: the network's own unconditional embedding.
+NULL_LABEL = -1
+
+
+@flax.struct.dataclass
+class Cond:
+    """What a network is conditioned on, besides ``x_t / sigma_data``.
+
+    Attributes:
+      t: ``(b,)`` float32, TrigFlow time in ``[0, pi/2]``.
+      dt: optional ``(b,)`` second time, for flow-map methods.
+      label: optional ``(b,)`` int32 class; ``NULL_LABEL`` is the null class.
+      guidance: optional ``(b,)`` float32 guidance scale as a network input; 1 means
+        unguided.
+      context: optional ``(b, n, c)`` token context, for text.
+    """
+
+    t: jax.Array
+    dt: jax.Array | None = None
+    label: jax.Array | None = None
+    guidance: jax.Array | None = None
+    context: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Batch:
+    """One training batch.
+
+    Attributes:
+      x: ``(b, *sample_shape)`` float32, channels last, mean 0 and standard deviation
+        ``sigma_data`` over the whole dataset.
+      label: optional ``(b,)`` int32 in ``[0, num_classes)``.
+    """
+
+    x: jax.Array
+    label: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset declares about itself, before any item is read.
+
+    Attributes:
+      name: its key in ``DATASETS``.
+      sample_shape: shape of one sample with channels last, such as ``(8, 8, 1)``.
+      num_classes: number of labels; 0 for unlabelled data.
+      sigma_data: standard deviation of ``Batch.x`` per element.
+      num_items: items in the training split; 0 for data that is drawn without end.
+      description: one line: what the values are and how they were scaled.
+      to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8 for looking
+        at samples; None where there is nothing to look at.
+    """
+
+    name: str
+    sample_shape: tuple[int, ...]
+    num_classes: int
+    sigma_data: float
+    num_items: int
+    description: str = ""
+    to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+class NetFn(Protocol):
+    """``F = net_fn(params, x, cond, train=..., key=...)`` with ``x = x_t/sigma_data``.
+
+    ``F`` has the shape of ``x``. ``key`` drives dropout and is needed only when
+    ``train`` is true and the network has dropout.
+    """
+
+    def __call__(
+        self,
+        params: Any,
+        x: jax.Array,
+        cond: Cond,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array: ...
+
+
+def lookup(registry: dict[str, Any], name: str, path: str) -> Any:
+    """``registry[name]``; an unknown name is an error that lists the valid ones.
+
+    Args:
+      registry: a literal dict of valid names.
+      name: what was asked for.
+      path: the config path it came from, for the message.
+
+    Raises:
+      ValueError: ``name`` is not in ``registry``.
+    """
+    if name in registry:
+        return registry[name]
+    close = difflib.get_close_matches(str(name), registry, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{path} = {name!r} is not one of {sorted(registry)}{hint}")

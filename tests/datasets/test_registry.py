@@ -1,0 +1,106 @@
+"""What every entry of DATASETS keeps, whatever it is."""
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+
+from scm_jax.datasets import DATASETS, make_dataset
+
+NAMES = sorted(DATASETS)
+
+
+@pytest.fixture(params=NAMES)
+def dataset(request, digits_root):
+    return make_dataset(request.param, root=digits_root)
+
+
+def test_registry_is_not_empty():
+    assert {"digits", "gaussian", "mixture"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builder_functions_take_the_common_arguments(name):
+    parameters = inspect.signature(DATASETS[name]).parameters
+    assert next(iter(parameters)) == "split"
+    assert {"root", "prepare"} <= set(parameters)
+
+
+def test_batches_are_as_declared(dataset):
+    info = dataset.info
+    assert info.name in DATASETS and info.sigma_data > 0
+    for batch in itertools.islice(dataset.iterator(6, seed=0), 3):
+        assert isinstance(batch.x, np.ndarray) and batch.x.dtype == np.float32
+        assert batch.x.shape == (6, *info.sample_shape)
+        assert (batch.label is None) == (info.num_classes == 0)
+        if batch.label is not None:
+            assert batch.label.dtype == np.int32 and batch.label.shape == (6,)
+            assert 0 <= batch.label.min() <= batch.label.max() < info.num_classes
+
+
+def test_standard_deviation_is_as_declared(dataset):
+    """Finite data have ``sigma_data``; synthetic data what their closed form says."""
+    x = next(dataset.iterator(20_000, seed=0)).x
+    expected = dataset.info.sigma_data
+    if dataset.closed_form is not None:
+        expected = dataset.closed_form.element_std()
+    centred = x - x.mean(axis=0) if dataset.closed_form else x - x.mean()
+    assert centred.std() == pytest.approx(expected, rel=0.02)
+
+
+def test_arrays_or_closed_form(dataset):
+    if dataset.info.num_items:
+        x, _ = dataset.arrays()
+        assert x.shape == (dataset.info.num_items, *dataset.info.sample_shape)
+        assert dataset.closed_form is None
+    else:
+        assert dataset.closed_form is not None
+        with pytest.raises(ValueError, match="without end"):
+            dataset.arrays()
+
+
+def test_order_depends_on_the_seed_only(dataset):
+    first, again, other = (next(dataset.iterator(64, seed)).x for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("process_count", [1, 4])
+def test_restart_and_shards(dataset, process_count):
+    iterator = dataset.iterator(8, seed=2)
+    list(itertools.islice(iterator, 3))
+    state = iterator.get_state()
+    assert state == {"next_index": 3}
+    expected = next(iterator)
+    parts = []
+    for index in range(process_count):
+        shard = dataset.iterator(8, 2, index, process_count)
+        shard.set_state(state)
+        parts.append(next(shard).x)
+    np.testing.assert_array_equal(np.concatenate(parts), expected.x)
+
+
+def test_batch_must_divide_by_the_processes(dataset):
+    with pytest.raises(ValueError, match="processes, 3"):
+        dataset.iterator(8, 0, 0, 3)
+
+
+def test_looking_at_samples(dataset):
+    if dataset.info.to_pixels is None:
+        assert len(dataset.info.sample_shape) == 1
+        return
+    pixels = dataset.info.to_pixels(next(dataset.iterator(4, seed=0)).x)
+    assert pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[0] == 4
+
+
+def test_unknown_name_lists_and_suggests():
+    message = r"'mixtur' \(did you mean 'mixture'\?\); legal: digits, gaussian, mixture"
+    with pytest.raises(ValueError, match=message):
+        make_dataset("mixtur")
+
+
+def test_unknown_argument_lists_and_suggests():
+    message = r"'mixture': 'weight' \(did you mean 'weights'\?\); legal: means, prepare"
+    with pytest.raises(ValueError, match=message):
+        make_dataset("mixture", weight=(1.0,))

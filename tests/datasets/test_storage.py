@@ -1,0 +1,185 @@
+"""Preparing: atomic, repeatable, by path, and clear when something is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scm_jax
+from scm_jax.datasets import __main__ as command
+from scm_jax.datasets import make_dataset, pipeline, storage
+
+BUILDER = """
+import dataclasses
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+        x = tfds.features.Tensor(shape=(3,), dtype=np.float32)
+        features = tfds.features.FeaturesDict({"x": x})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index in range(4):
+            STEP
+            yield index, {"x": np.full(3, index, np.float32)}
+"""
+
+
+def write_builder(folder: Path, step: str = "pass") -> Path:
+    folder.mkdir()
+    (folder / "README.md").write_text("Four vectors.")
+    file = folder / "vectors_dataset_builder.py"
+    file.write_text(BUILDER.replace("STEP", step))
+    return folder
+
+
+def files(folder: Path) -> dict[str, int]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
+
+
+def test_preparing_twice_leaves_the_first(tmp_path):
+    builder = write_builder(tmp_path / "vectors")
+    folder = storage.prepare(builder, tmp_path / "root")
+    assert folder == tmp_path / "root/vectors/2.0.0"
+    before = files(tmp_path / "root")
+    assert storage.prepare(str(builder), tmp_path / "root") == folder
+    assert files(tmp_path / "root") == before
+    assert os.listdir(tmp_path / "root") == ["vectors"]
+
+
+@pytest.mark.parametrize("form", [lambda p: p, str, lambda p: next(p.glob("*.py"))])
+def test_a_users_builder_works_by_path(tmp_path, form):
+    builder = write_builder(tmp_path / "vectors")
+    folder = storage.prepare(form(builder), tmp_path / "root")
+    source = pipeline.read_prepared(folder, "train[1:]")
+    assert sorted(source.fields["x"][:, 0].tolist())[-1] == 3
+    assert source.fields["x"].shape == (3, 3)
+
+
+def test_another_process_may_finish_first(tmp_path, monkeypatch):
+    builder, root = write_builder(tmp_path / "vectors"), tmp_path / "root"
+    generate = storage._generate
+
+    def generate_late(builder_class, folder):
+        generate(builder_class, folder)
+        monkeypatch.setattr(storage, "_generate", generate)
+        storage.prepare(builder, root)
+
+    monkeypatch.setattr(storage, "_generate", generate_late)
+    folder = storage.prepare(builder, root)
+    assert len(pipeline.read_prepared(folder)) == 4
+    assert os.listdir(root) == ["vectors"]
+
+
+def test_two_processes_at_once(tmp_path):
+    run = [sys.executable, "-m", "scm_jax.datasets", "digits", f"--root={tmp_path}"]
+    checkout = str(Path(scm_jax.__path__[0]).parent)
+    env = os.environ | {"PYTHONPATH": checkout}
+    processes = [
+        subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said == [str(tmp_path / "digits/1.0.0")] * 2
+    assert make_dataset("digits", root=tmp_path).info.num_items == 1797
+    assert os.listdir(tmp_path) == ["digits"]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    builder = write_builder(tmp_path / "vectors", step="raise OSError('disk full')")
+    with pytest.raises(OSError, match="disk full"):
+        storage.prepare(builder, tmp_path / "root")
+    assert os.listdir(tmp_path / "root") == []
+
+
+def test_foreign_files_are_not_overwritten(tmp_path):
+    builder = write_builder(tmp_path / "vectors")
+    mine = tmp_path / "root/vectors/2.0.0/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(FileExistsError, match=r"2\.0\.0 is in the way"):
+        storage.prepare(builder, tmp_path / "root")
+    assert mine.read_text() == "keep"
+
+
+def test_missing_data_name_the_command_that_prepares_them(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError) as error:
+        make_dataset("digits", root=tmp_path)
+    run = f"python -m scm_jax.datasets digits --root={tmp_path}"
+    assert f"`{run}`" in str(error.value)
+    assert command.main(run.split()[3:]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "digits/1.0.0")
+    assert make_dataset("digits", root=tmp_path).info.num_items == 1797
+
+
+def test_data_prepared_on_demand_in_the_default_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCM_JAX_DATA", str(tmp_path / "here"))
+    assert make_dataset("digits", prepare=True).info.num_items == 1797
+    assert (tmp_path / "here/digits/1.0.0/dataset_info.json").is_file()
+    monkeypatch.setenv("SCM_JAX_DATA", "")
+    assert storage.default_root() == Path.home() / ".cache/scm_jax/datasets"
+
+
+def test_prepared_data_are_read_without_the_builder(digits_root, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "builders_folder", lambda: tmp_path / "gone")
+    dataset = make_dataset("digits", root=digits_root, prepare=True)
+    assert dataset.info.num_items == 1797
+
+
+def test_installed_without_the_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(storage, "builders_folder", lambda: tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
+        storage.prepare("digits", tmp_path)
+    assert command.main(["digits", f"--root={tmp_path}"]) == 1
+    assert "error: no builder for the dataset 'digits'" in capsys.readouterr().err
+
+
+def test_unknown_builder_lists_those_there_are(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"found 0; builders here: \[.*'digits'"
+    ):
+        storage.prepare("digit", tmp_path)
+
+
+def test_newest_version_is_by_number(digits_root, tmp_path):
+    for version in ("1.9.0", "1.10.0"):
+        shutil.copytree(digits_root / "digits/1.0.0", tmp_path / f"digits/{version}")
+    (tmp_path / "digits/2.0.0").mkdir()  # not prepared
+    assert storage.prepared_folder("digits", tmp_path).name == "1.10.0"
+
+
+def test_unknown_split_is_an_error(digits_root):
+    with pytest.raises(ValueError, match="nope"):
+        make_dataset("digits", "nope", root=digits_root)
+    with pytest.raises(ValueError, match="has no items"):
+        make_dataset("digits", "train[:0]", root=digits_root)
+
+
+def test_import_needs_no_data_library():
+    code = (
+        "import sys, scm_jax.datasets\n"
+        "heavy = ('tensorflow', 'torch', 'tensorflow_datasets', 'grain', 'sklearn')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    checkout = str(Path(scm_jax.__path__[0]).parent)
+    env = os.environ | {"PYTHONPATH": checkout}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == "[]"

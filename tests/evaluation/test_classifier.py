@@ -1,0 +1,215 @@
+"""The frozen weights are the recorded ones, and their features rank failures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax.evaluation import classifier
+from scm_jax.evaluation.frechet import feature_stats, frechet_distance, halves_floor
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return classifier.load_weights()
+
+
+def quantize(pixels):
+    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+
+
+def test_frozen_file_is_small_and_has_the_recorded_hash(weights):
+    assert classifier.WEIGHTS_PATH.stat().st_size < 100_000
+    assert classifier.weights_hash(weights) == classifier.WEIGHTS_SHA256
+    assert all(array.dtype == np.float64 for array in weights.values())
+
+
+def test_held_out_accuracy(weights, digits, split, training_script):
+    pixels, labels = digits
+    _, held_out = split
+    assert len(held_out) == 360
+    accuracy = training_script.accuracy(weights, pixels[held_out], labels[held_out])
+    assert accuracy >= 0.97
+
+
+def test_changed_weights_are_refused(weights, tmp_path):
+    path = tmp_path / "weights.npz"
+    changed = {name: array.astype(np.float32) for name, array in weights.items()}
+    np.savez(path, **changed)
+    classifier.load_weights(path)
+    changed["head_bias"] = np.nextafter(changed["head_bias"], np.float32(9))
+    np.savez(path, **changed)
+    with pytest.raises(ValueError, match=f"expected {classifier.WEIGHTS_SHA256}"):
+        classifier.load_weights(path)
+
+
+def test_other_arrays_are_refused(weights, tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{**weights, "extra": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"'extra': \(2,\)"):
+        classifier.load_weights(path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 50_000])
+def test_a_damaged_file_is_refused(tmp_path, keep):
+    path = tmp_path / "weights.npz"
+    path.write_bytes(classifier.WEIGHTS_PATH.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="damaged"):
+        classifier.load_weights(path)
+
+
+def test_hash_sees_names_shapes_and_values():
+    a, b = np.arange(4.0), np.ones(4)
+    hashes = {
+        classifier.weights_hash(weights)
+        for weights in (
+            {"a": a, "b": b},
+            {"a": b, "b": a},
+            {"a": a.reshape(2, 2), "b": b},
+            {"a": a, "c": b},
+        )
+    }
+    assert len(hashes) == 4
+    assert classifier.weights_hash({"b": b, "a": a}) in hashes
+
+
+def test_features_are_two_convolutions_and_a_dense_layer(weights, digits):
+    pixels = digits[0][:32]
+    h = jnp.asarray(pixels, jnp.float32) / 127.5
+    for name, stride, channels in (("conv0", 1, 1), ("conv1", 2, 16)):
+        kernel = jnp.asarray(weights[f"{name}_kernel"], jnp.float32)
+        h = jax.lax.conv_general_dilated(
+            h,
+            kernel.reshape(3, 3, channels, -1),
+            (stride, stride),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        # Every second patch of the padded image, counted from its first pixel.
+        h = jax.nn.relu(
+            h + weights[f"{name}_bias"].astype(np.float32)[None, None, None]
+        )
+    h = np.asarray(h).reshape(32, -1) @ weights["dense_kernel"]
+    expected = np.maximum(h + weights["dense_bias"][None], 0)
+    found = classifier.features(weights, pixels)
+    assert found.shape == (32, classifier.NUM_FEATURES)
+    # float32 epsilon times the root of the longest sum, 512 terms.
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.sqrt(512))
+
+
+def test_numpy_and_jax_agree(weights, digits):
+    pixels = digits[0][:16]
+    single = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
+    in_jax = jax.jit(lambda p: classifier.features(single, p, jnp))(pixels)
+    in_numpy = classifier.features(weights, pixels)
+    np.testing.assert_allclose(in_jax, in_numpy, atol=1e-6 * np.sqrt(512))
+
+
+def test_wrong_shapes_are_refused(weights):
+    for shape in ((2, 8, 8), (2, 8, 8, 3), (2, 28, 28, 1)):
+        with pytest.raises(ValueError, match=r"expected \(n, 8, 8, 1\)"):
+            classifier.features(weights, np.zeros(shape, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def distances(weights, digits, split):
+    """Frechet distance from the training images, of held-out images and of failures.
+
+    Every failure but the Gaussian is made of the held-out images, so that the number of
+    samples and the choice of images play no part.
+    """
+    pixels, labels = digits
+    seen, held_out = split
+    rng = np.random.default_rng(0)
+    real = pixels[held_out].astype(np.float64)
+    noise = 127.5 * rng.standard_normal(real.shape)
+    flat = pixels[seen].reshape(len(seen), -1).astype(np.float64)
+    gaussian = rng.multivariate_normal(
+        flat.mean(0), np.cov(flat.T), len(real), method="eigh"
+    )
+    crosses = [np.roll(real, shift, axis) for shift in (1, -1) for axis in (1, 2)]
+    samples = {
+        "held_out": real,
+        "noise_0.1": real + 0.1 * noise,
+        "noise_0.2": real + 0.2 * noise,
+        "noise_0.4": real + 0.4 * noise,
+        "gaussian": gaussian.reshape(real.shape),
+        "pairs": (real + rng.permutation(real)) / 2,
+        "five_classes": real[labels[held_out] < 5],
+        "blur": 0.6 * real + 0.1 * sum(crosses),
+    }
+    reference = feature_stats(classifier.features(weights, pixels[seen]))
+    return {
+        name: frechet_distance(
+            feature_stats(classifier.features(weights, quantize(x))), reference
+        )
+        for name, x in samples.items()
+    }
+
+
+def test_failures_are_far_from_real_data(distances):
+    failures = ("noise_0.2", "gaussian", "pairs", "five_classes", "blur")
+    ratio = {name: distances[name] / distances["held_out"] for name in failures}
+    assert min(ratio.values()) > 2.5, ratio
+    # What a pixel metric misses must stand out (a Gaussian with the data's moments).
+    assert min(ratio[name] for name in ("gaussian", "pairs", "five_classes")) > 10, (
+        ratio
+    )
+
+
+def test_more_noise_is_farther(distances):
+    names = ("held_out", "noise_0.1", "noise_0.2", "noise_0.4")
+    values = [distances[name] for name in names]
+    assert values == sorted(values)
+
+
+def test_held_out_images_are_as_close_as_any(
+    distances, weights, digits, training_script
+):
+    """Else a sampler that copies its training data would be rewarded."""
+    pixels, labels = digits
+    features = classifier.features(weights, pixels)
+    rng = np.random.default_rng(0)
+    random_fifths = []
+    for _ in range(10):
+        rank = rng.random(len(labels))
+        fifth = np.zeros(len(labels), bool)
+        for label in range(10):
+            rows = np.flatnonzero(labels == label)
+            fifth[rows[np.argsort(rank[rows])[: len(rows) // 5]]] = True
+        stats = feature_stats(features[fifth]), feature_stats(features[~fifth])
+        random_fifths.append(frechet_distance(*stats))
+    assert distances["held_out"] < np.mean(random_fifths) + 3 * np.std(random_fifths)
+
+
+def test_floor_of_real_digits_is_the_recorded_one(weights, digits):
+    """The floor stands in every table; it must not depend on machine or version."""
+    floor, spread = halves_floor(classifier.features(weights, digits[0]))
+    assert floor == pytest.approx(RECORDED_FLOOR, rel=1e-6)
+    assert 0 < spread < floor
+
+
+RECORDED_FLOOR = 0.358564951402353
+
+
+def test_training_script_learns_and_repeats(training_script, digits, monkeypatch):
+    monkeypatch.setattr(training_script, "NUM_STEPS", 60)
+    pixels, labels = digits
+    first = training_script.train(pixels, labels)
+    second = training_script.train(pixels, labels)
+    assert classifier.weights_hash(first) == classifier.weights_hash(second)
+    assert training_script.accuracy(first, pixels, labels) > 0.7
+
+
+def test_augmentation_shifts_by_at_most_a_pixel(training_script, monkeypatch):
+    monkeypatch.setattr(training_script, "NOISE", 0.0)
+    image = np.zeros((400, 8, 8, 1), np.float32)
+    image[:, 3, 4] = 255
+    moved = training_script.augment(image, np.random.default_rng(0))
+    _, rows, columns, _ = np.nonzero(moved)
+    assert len(rows) == 400
+    assert set(rows - 3) == set(columns - 4) == {-1, 0, 1}
+    stayed = ((rows == 3) & (columns == 4)).mean()
+    p = training_script.SHIFT_PROBABILITY
+    # One in nine shifts is no shift; three standard deviations of 400 draws.
+    assert stayed == pytest.approx(1 - p * 8 / 9, abs=3 * np.sqrt(0.25 / 400))

@@ -1,0 +1,316 @@
+"""Evaluators with a generator and a student whose quality is known."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from scm_jax import evaluation, trigflow
+from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
+from scm_jax.evaluation import EVALUATORS, MixtureConsistency, SampleQuality, Subject
+from scm_jax.evaluation.evaluators import labels_in_proportion
+
+SIGMA_DATA = 0.5
+MIXTURE = GaussianMixture(weights=(0.4, 0.6), means=((-0.5,), (0.4,)), stds=(0.1, 0.2))
+GAUSSIAN = Gaussian(mean=(0.25, -0.15), std=0.3)
+
+
+def to_x(pixels):
+    return (pixels.astype(np.float32) - 78) / 192
+
+
+def to_pixels(x):
+    return np.rint(np.clip(x * 192 + 78, 0, 255)).astype(np.uint8)
+
+
+@dataclasses.dataclass
+class Resampler:
+    """Returns real images of the requested labels; records what it was asked for."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    calls: list = dataclasses.field(default_factory=list)
+
+    def __call__(self, num, steps, seed, labels):
+        self.calls.append((num, steps, seed, labels))
+        rng = np.random.default_rng(seed)
+        if labels is None:
+            return to_x(self.pixels[rng.integers(0, len(self.pixels), num)])
+        rows = [rng.choice(np.flatnonzero(self.labels == label)) for label in labels]
+        return to_x(self.pixels[rows])
+
+
+@pytest.fixture(scope="module")
+def digits_subject(digits):
+    pixels, labels = digits
+    return Subject(
+        sigma_data=SIGMA_DATA,
+        generate=Resampler(pixels, labels),
+        reference=(to_x(pixels), labels),
+        to_pixels=to_pixels,
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(digits_subject):
+    """A subject that has everything any evaluator may ask for."""
+    exact = with_error(lambda x_t, t: 0 * x_t)
+    return dataclasses.replace(digits_subject, f=exact.f, closed_form=GAUSSIAN)
+
+
+# --- Contract -------------------------------------------------------------------------
+
+
+def test_registry_is_not_empty():
+    assert {"digits", "mixture_consistency"} <= set(EVALUATORS)
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_every_evaluator_returns_numbers_that_repeat(name, subject):
+    evaluator = evaluation.build(name)
+    assert evaluator == EVALUATORS[name]
+    assert dataclasses.is_dataclass(evaluator) and hash(evaluator) is not None
+    metrics = evaluator(subject)
+    assert {"num_samples", "seed"} < set(metrics)
+    for key, value in metrics.items():
+        assert type(value) in (int, float), key
+        assert np.isfinite(value), key
+    assert json.loads(json.dumps(metrics)) == evaluator(subject)
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_every_evaluator_says_what_is_missing(name):
+    with pytest.raises(ValueError, match=r"needs Subject\.\w+"):
+        evaluation.build(name)(Subject(sigma_data=SIGMA_DATA))
+
+
+def test_build_changes_settings_and_refuses_unknown_ones():
+    assert evaluation.build("digits", steps=4, seed=7) == SampleQuality(steps=4, seed=7)
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        evaluation.build("digit")
+    with pytest.raises(ValueError, match="mixture_consistency"):
+        evaluation.build("fid")
+    with pytest.raises(ValueError, match="did you mean 'num_seeds'"):
+        evaluation.build("digits", num_seed=2)
+    with pytest.raises(ValueError, match="digits_classifier"):
+        evaluation.build("digits", features="inception")
+    for setting in ("steps", "num_seeds", "num_neighbours", "floor_splits"):
+        with pytest.raises(ValueError, match=f"{setting} = 0"):
+            evaluation.build("digits", **{setting: 0})
+    with pytest.raises(ValueError, match="num_times = 0"):
+        evaluation.build("mixture_consistency", num_times=0)
+
+
+# --- Sample quality -------------------------------------------------------------------
+
+
+def test_copies_of_the_data_are_perfect(digits_subject, digits):
+    pixels, labels = digits
+    order = np.argsort(labels, kind="stable")
+    copy = dataclasses.replace(
+        digits_subject, generate=lambda num, steps, seed, labels: to_x(pixels[order])
+    )
+    metrics = EVALUATORS["digits"](copy)
+    assert metrics["frechet_distance"] < 1e-9
+    assert metrics["precision"] == metrics["recall"] == 1
+    # The classifier errs on one or two of the real images.
+    assert metrics["class_accuracy"] > 0.99
+    assert metrics["frechet_floor"] > 0.1
+
+
+def test_real_images_score_like_real_data(digits_subject):
+    metrics = EVALUATORS["digits"](digits_subject)
+    assert metrics["frechet_distance"] < metrics["frechet_floor"]
+    assert metrics["precision"] == 1
+    assert metrics["recall"] > 0.8
+    assert metrics["class_accuracy"] > 0.99
+    assert metrics["num_samples"] == 1797
+
+
+def test_noise_is_seen_through_quantization(digits_subject):
+    noisy = dataclasses.replace(
+        digits_subject,
+        generate=lambda *call: (
+            digits_subject.generate(*call)
+            + np.random.default_rng(0)
+            .normal(0, 0.4, (1797, 8, 8, 1))
+            .astype(np.float32)
+        ),
+    )
+    metrics = EVALUATORS["digits"](noisy)
+    assert metrics["frechet_distance"] > 3 * metrics["frechet_floor"]
+    assert metrics["precision"] < 0.5
+
+
+def test_samples_of_the_wrong_class_cost_accuracy_only(digits_subject):
+    generate = digits_subject.generate
+    shifted = dataclasses.replace(
+        digits_subject,
+        generate=lambda num, steps, seed, labels: generate(
+            num, steps, seed, np.where(np.arange(num) % 4 == 0, labels[::-1], labels)
+        ),
+    )
+    metrics = EVALUATORS["digits"](shifted)
+    assert metrics["class_accuracy"] == pytest.approx(0.75, abs=0.03)
+    assert metrics["frechet_distance"] < metrics["frechet_floor"]
+
+
+def test_generator_is_asked_for_the_data_s_own_labels(digits_subject, digits):
+    generate = Resampler(*digits)
+    EVALUATORS["digits"](dataclasses.replace(digits_subject, generate=generate))
+    ((num, steps, seed, labels),) = generate.calls
+    assert (num, steps, seed) == (1797, 2, 0)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(digits[1]))
+
+
+def test_unlabelled_data_has_no_class_accuracy(digits_subject):
+    x, _ = digits_subject.reference
+    generate = Resampler(*(digits_subject.generate.pixels, None))
+    unlabelled = dataclasses.replace(
+        digits_subject, generate=generate, reference=(x, None)
+    )
+    metrics = EVALUATORS["digits"](unlabelled)
+    assert "class_accuracy" not in metrics
+    assert generate.calls[0][3] is None
+    assert metrics["frechet_distance"] < 2 * metrics["frechet_floor"]
+
+
+def test_several_seeds_give_mean_and_spread_never_the_best(digits_subject):
+    single = [
+        evaluation.build("digits", seed=seed, num_samples=300)(digits_subject)
+        for seed in (5, 6, 7)
+    ]
+    both = evaluation.build("digits", seed=5, num_seeds=3, num_samples=300)
+    metrics = both(digits_subject)
+    for name in ("frechet_distance", "precision", "recall", "class_accuracy"):
+        expected = np.mean([row[name] for row in single])
+        assert metrics[name] == pytest.approx(expected, rel=1e-12)
+    spread = np.std([row["frechet_distance"] for row in single], ddof=1)
+    assert metrics["frechet_distance_std"] == pytest.approx(spread, rel=1e-9)
+    assert metrics["num_seeds"] == 3 and metrics["num_samples"] == 300
+    assert "frechet_distance_std" not in single[0]
+    assert metrics["frechet_floor"] == single[0]["frechet_floor"]
+
+
+def test_raw_samples_have_the_closed_form_distance():
+    rng = np.random.default_rng(0)
+    real = rng.normal(0.2, 0.5, (4000, 1)).astype(np.float32)
+    flat = Subject(
+        sigma_data=0.5,
+        generate=lambda num, steps, seed, labels: 2 * real + 1,
+        reference=(real, None),
+    )
+    expected = (real.astype(np.float64).mean() + 1) ** 2 + real.var(ddof=1, dtype=float)
+    metrics = evaluation.build("raw_samples")(flat)
+    assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bad_samples_are_refused(digits_subject):
+    def nan_at_nine(num, *_):
+        samples = np.zeros((num, 8, 8, 1), np.float32)
+        samples[9, 3, 3] = np.nan
+        return samples
+
+    for generate, message in (
+        (nan_at_nine, "1 of 1797 samples are not finite .* the first is sample 9"),
+        (
+            lambda num, *_: np.zeros((num, 64)),
+            r"\(1797, 64\): expected \(1797, 8, 8, 1\)",
+        ),
+        (lambda num, *_: np.zeros((num - 1, 8, 8, 1)), r"\(1796, 8, 8, 1\)"),
+    ):
+        bad = dataclasses.replace(digits_subject, generate=generate)
+        with pytest.raises(ValueError, match=message):
+            EVALUATORS["digits"](bad)
+
+
+def test_labels_keep_their_proportions():
+    labels = np.array([2, 0, 2, 1, 2, 0, 2, 2])
+    np.testing.assert_array_equal(labels_in_proportion(labels, 8), np.sort(labels))
+    for num in (1, 3, 8, 20, 101):
+        counts = np.bincount(labels_in_proportion(labels, num), minlength=3)
+        assert counts.sum() == num
+        np.testing.assert_allclose(counts, np.array([2, 1, 5]) * num / 8, atol=1)
+
+
+# --- Consistency error ----------------------------------------------------------------
+
+
+def with_error(error, data=GAUSSIAN):
+    """A student that misses the exact map of ``data`` by ``error(x_t, t)``."""
+
+    @jax.jit
+    def exact(x_t, t):
+        return data.consistency(x_t, t, SIGMA_DATA)
+
+    return Subject(
+        sigma_data=SIGMA_DATA,
+        f=lambda x_t, t: exact(x_t, t) + error(x_t, t),
+        closed_form=data,
+    )
+
+
+def test_exact_map_has_no_error():
+    metrics = MixtureConsistency()(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
+    # t carries an absolute error of float32 epsilon, and f has slopes of a few units.
+    assert metrics["consistency_rmse"] < 1e-5
+    assert metrics["one_step_rmse"] < 1e-5
+    assert metrics["num_samples"] == 64 * 256
+
+
+def test_planted_error_is_found():
+    def alternate(x_t, t):
+        return 0.03 * np.where(np.arange(len(t)) % 2, 1, -1)[:, None]
+
+    metrics = MixtureConsistency()(with_error(alternate, MIXTURE))
+    assert metrics["consistency_rmse"] == pytest.approx(0.03, rel=1e-4)
+    assert metrics["one_step_rmse"] == pytest.approx(0.03, rel=1e-4)
+
+
+@pytest.mark.parametrize("P_mean, P_std", [(-1.0, 1.4), (-0.4, 2.0)])
+def test_times_follow_the_proposal(P_mean, P_std):
+    """An error above the 84 % quantile of ``sigma = sigma_data tan t`` weighs 16 %."""
+    threshold = np.arctan(np.exp(P_mean + P_std) / SIGMA_DATA)
+    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=4)
+    metrics = evaluator(with_error(lambda x_t, t: 0.1 * (t[:, None] > threshold)))
+    assert metrics["consistency_rmse"] ** 2 == pytest.approx(
+        0.01 * 0.158655, abs=0.01 / 200
+    )
+
+
+def test_points_follow_the_noised_data():
+    """The mean square of ``x_t``, here planted as the error, has a closed form."""
+    metrics = MixtureConsistency(num_points=2048)(with_error(lambda x_t, t: x_t))
+    eps = np.linspace(-6, 6, 4001)
+    weight = np.exp(-0.5 * eps**2) / np.exp(-0.5 * eps**2).sum()
+    t = np.arctan(np.exp(-1.0 + 1.4 * eps) / SIGMA_DATA)
+    data = 0.3**2 + (0.25**2 + 0.15**2) / 2
+    square = np.cos(t) ** 2 * data + np.sin(t) ** 2 * SIGMA_DATA**2
+    expected = np.sqrt((square * weight).sum())
+    assert metrics["consistency_rmse"] == pytest.approx(expected, rel=0.01)
+    assert metrics["one_step_rmse"] == pytest.approx(SIGMA_DATA, rel=0.05)
+
+
+def test_error_is_a_mean_over_elements():
+    error = np.array([[0.06, 0.0]], np.float32)
+    subject = with_error(lambda x_t, t: error)
+    metrics = MixtureConsistency(num_times=8, num_points=8)(subject)
+    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
+
+
+def test_student_is_compiled_once():
+    traces = []
+
+    @jax.jit
+    def student(x_t, t):
+        traces.append((x_t.shape, t.shape))
+        time = trigflow.time_from_t(t)
+        return trigflow.f_from_F(x_t, 0 * x_t, time, SIGMA_DATA)
+
+    subject = Subject(sigma_data=SIGMA_DATA, f=student, closed_form=GAUSSIAN)
+    metrics = MixtureConsistency(num_times=5, num_points=16)(subject)
+    assert traces == [((16, 2), (16,))]
+    assert metrics["consistency_rmse"] > 0.05

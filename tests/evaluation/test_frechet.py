@@ -1,0 +1,164 @@
+"""Frechet distance against closed forms; statistics against one pass over all data."""
+
+import numpy as np
+import pytest
+
+from scm_jax.evaluation import frechet
+from scm_jax.evaluation.frechet import (
+    feature_stats,
+    frechet_distance,
+    gaussian_frechet,
+    merge_stats,
+)
+
+
+def rotation(dim, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0]
+
+
+def covariance(dim, seed):
+    root = np.random.default_rng(seed).standard_normal((dim, 2 * dim))
+    return root @ root.T / (2 * dim)
+
+
+def test_one_dimension():
+    for mean, std in ((0.3, 0.2), (-1.5, 2.0), (0.3, 0.0)):
+        distance = gaussian_frechet(
+            np.array([0.7]), np.array([[0.25]]), np.array([mean]), np.array([[std**2]])
+        )
+        assert distance == pytest.approx((0.7 - mean) ** 2 + (0.5 - std) ** 2, abs=1e-8)
+
+
+def test_commuting_covariances():
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(0.1, 3, (2, 24))
+    mean_a, mean_b = rng.standard_normal((2, 24))
+    basis = rotation(24)
+    expected = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    distance = gaussian_frechet(
+        mean_a, (basis * a) @ basis.T, mean_b, (basis * b) @ basis.T
+    )
+    assert distance == pytest.approx(expected, abs=1e-8)
+
+
+def test_equal_means_and_covariances_that_do_not_commute():
+    a, b = covariance(16, 2), covariance(16, 3)
+    assert np.abs(a @ b - b @ a).max() > 0.1
+    # The eigenvalues of A B are those of A^1/2 B A^1/2.
+    roots = np.sqrt(np.linalg.eigvals(a @ b).real)
+    expected = np.trace(a) + np.trace(b) - 2 * roots.sum()
+    mean = np.ones(16)
+    assert gaussian_frechet(mean, a, mean, b) == pytest.approx(expected, abs=1e-8)
+
+
+def test_identity_against_any_covariance():
+    b = covariance(8, 4)
+    expected = ((1 - np.sqrt(np.linalg.eigvalsh(b))) ** 2).sum()
+    zero = np.zeros(8)
+    assert gaussian_frechet(zero, np.eye(8), zero, b) == pytest.approx(
+        expected, abs=1e-8
+    )
+
+
+def test_rank_deficient_covariances():
+    basis = rotation(12)
+    a = np.array([4.0, 1.0] + [0.0] * 10)
+    b = np.array([0.0, 9.0, 25.0] + [0.0] * 9)
+    zero = np.zeros(12)
+    distance = gaussian_frechet(
+        zero, (basis * a) @ basis.T, zero, (basis * b) @ basis.T
+    )
+    assert distance == pytest.approx(4 + (1 - 3) ** 2 + 25, abs=1e-8)
+
+
+def test_fewer_features_than_dimensions():
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((5, 40)), rng.standard_normal((7, 40)) + 0.3
+    centred_a, centred_b = a - a.mean(0), b - b.mean(0)
+    # tr (A B)^1/2 is the nuclear norm of the product of the two factors.
+    cross = np.linalg.svd(centred_a @ centred_b.T, compute_uv=False).sum()
+    expected = (
+        ((a.mean(0) - b.mean(0)) ** 2).sum()
+        + (centred_a**2).sum() / 4
+        + (centred_b**2).sum() / 6
+        - 2 * cross / np.sqrt(4 * 6)
+    )
+    distance = frechet_distance(feature_stats(a), feature_stats(b))
+    assert distance == pytest.approx(expected, abs=1e-8)
+
+
+def test_distance_does_not_see_rotation_order_or_a_common_shift():
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal((300, 6)), rng.standard_normal((200, 6)) * 1.5 + 0.2
+    distance = frechet_distance(feature_stats(a), feature_stats(b))
+    turn = rotation(6)
+    for other in (
+        (feature_stats(b), feature_stats(a)),
+        (feature_stats(a @ turn), feature_stats(b @ turn)),
+        (feature_stats(a + 7), feature_stats(b + 7)),
+        (feature_stats(a[::-1]), feature_stats(rng.permutation(b))),
+    ):
+        assert frechet_distance(*other) == pytest.approx(distance, rel=1e-10)
+    scaled = frechet_distance(feature_stats(3 * a), feature_stats(3 * b))
+    assert scaled == pytest.approx(9 * distance, rel=1e-10)
+    assert frechet_distance(feature_stats(a), feature_stats(a)) < 1e-10
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_streaming_merging_and_batch_agree(offset):
+    x = np.random.default_rng(7).standard_normal((1000, 5)) * [1, 2, 3, 4, 5] + offset
+    whole = feature_stats(x)
+    np.testing.assert_allclose(whole.covariance, np.cov(x.T), rtol=1e-9, atol=1e-9)
+    stream = frechet.empty_stats(5)
+    for rows in np.split(x, [1, 2, 300, 300, 777]):
+        stream = merge_stats(stream, feature_stats(rows))
+    halves = merge_stats(feature_stats(x[600:]), feature_stats(x[:600]))
+    # A mean is rounded to eps * offset; raw sums of squares would lose eps * offset^2.
+    rounding = 50 * np.finfo(np.float64).eps * max(offset, 1)
+    for stats in (stream, halves):
+        assert stats.count == 1000
+        np.testing.assert_allclose(stats.mean, whole.mean, atol=rounding)
+        np.testing.assert_allclose(stats.covariance, whole.covariance, atol=rounding)
+
+
+def test_float32_features_are_summed_in_float64():
+    x = np.full((4096, 1), 0.1, np.float32)
+    stats = feature_stats(x)
+    assert stats.mean.dtype == stats.scatter.dtype == np.float64
+    assert stats.mean[0] == pytest.approx(float(np.float32(0.1)), rel=1e-14)
+
+
+def test_extract_in_blocks_is_extract_at_once():
+    x = np.random.default_rng(8).standard_normal((11, 3)).astype(np.float32)
+    blocks = frechet.extract(lambda x: x**2, x, block_size=4)
+    assert blocks.dtype == np.float64
+    np.testing.assert_array_equal(blocks, (x**2).astype(np.float64))
+
+
+def test_floor_halves_when_the_data_double():
+    x = np.random.default_rng(9).standard_normal((4000, 8))
+    small, small_std = frechet.halves_floor(x[:2000], num_splits=20)
+    large, _ = frechet.halves_floor(x, num_splits=20)
+    # Both ends are means over 20 splits with a spread of about a tenth each.
+    assert large / small == pytest.approx(0.5, rel=0.2)
+    assert 0 < small_std < small
+    assert frechet.halves_floor(x[:2000], num_splits=20) == (small, small_std)
+    assert frechet.halves_floor(x, num_splits=1)[1] == 0
+
+
+def test_bad_input_is_refused():
+    rng = np.random.default_rng(10)
+    good = feature_stats(rng.standard_normal((9, 3)))
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
+        frechet_distance(good, feature_stats(rng.standard_normal((9, 4))))
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
+        merge_stats(good, feature_stats(rng.standard_normal((9, 4))))
+    for few in (0, 1):
+        with pytest.raises(ValueError, match=f"2 features or more, got {few}"):
+            frechet_distance(good, feature_stats(np.ones((few, 3))))
+    with pytest.raises(ValueError, match="not finite"):
+        feature_stats(np.array([[0.0, np.nan]]))
+    with pytest.raises(ValueError, match="not finite"):
+        gaussian_frechet(np.zeros(1), np.eye(1), np.zeros(1), np.array([[np.inf]]))
+    with pytest.raises(ValueError, match=r"expected \(n, d\)"):
+        feature_stats(np.ones((4, 2, 2)))

@@ -1,0 +1,169 @@
+"""The page holds everything itself and says what it was given."""
+
+import base64
+import html.parser
+import io
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from scm_jax import report, runs
+from scm_jax.writers import image_grid, make_writer
+
+PIXELS = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+VOID = {"meta", "img", "use", "path", "rect"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags in balance, attributes and texts collected."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.links, self.texts = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [
+            v for k, v in attrs.items() if k in ("src", "href", "xlink:href")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def make_run(path, offset):
+    directory = runs.RunDir(path)
+    directory.write_config({"name": path.name, "train": {"batch_size": 128}})
+    writer = make_writer((), path)
+    for step in range(1, 40):
+        loss = offset + 1 / step if step != 7 else float("nan")
+        writer.write_scalars(step, {"images": 128 * step, "loss": loss})
+        writer.write_arrays(step, {"bins/log_weight": np.full(8, offset * step)})
+    writer.write_scalars(39, {"eval/frechet_distance": 0.5})
+    writer.close()
+    directory.write_summary({"parameters": 235_408, "train_macs_per_image": 11_700_000})
+    return runs.load_run(path)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    png = folder / "real.png"
+    image_grid(PIXELS).save(png)
+    path = report.write_report(
+        folder / "deep" / "report.html",
+        title="Digits & <numbers>",
+        runs=[make_run(folder / "scd", -1.0), make_run(folder / "sct", 0.0)],
+        results_rows=[
+            {"method": "scd", "steps": 2, "frechet_distance": 0.4471},
+            {"method": "sct", "steps": 2, "frechet_distance": 0.5, "note": "<b>"},
+        ],
+        grids={"real": png, "scd, 2 steps": image_grid(PIXELS[::-1])},
+        commands=[("Train it.", "scm train --config='a & b'")],
+        intro="First paragraph.\n\nSecond <i>.",
+    )
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(text, page):
+    assert page.open == []
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert "url(http" not in text and "@import" not in text
+    assert re.findall(r"<\?xml|<!DOCTYPE svg", text) == []
+
+
+def test_ids_are_unique_and_references_exist(text, page):
+    assert len(page.ids) == len(set(page.ids)) > 0
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets and targets <= set(page.ids)
+
+
+def test_curves_take_their_colours_from_the_page(text):
+    assert "#0a0b0" not in text and "#0a0c0" not in text
+    assert "stroke: var(--run-0)" in text and "stroke: var(--run-1)" in text
+    assert "currentColor" in text
+
+
+def test_everything_given_is_on_the_page(page):
+    shown = " ".join(page.texts)
+    for expected in (
+        "Digits & <numbers>",
+        "Second <i>.",
+        "frechet distance",
+        "0.4471",
+        "0.5000",
+        "<b>",
+        "scm train --config='a & b'",
+        "loss: scd",
+        "loss: sct",
+        "learned log-weight over t",
+        "235,408",
+        "11.7 M",
+        "train.batch_size",
+    ):
+        assert expected in shown
+    assert "raw tangent norm over t" not in shown
+
+
+def test_pictures_survive_bit_by_bit(page):
+    prefix = "data:image/png;base64,"
+    pictures = [v.removeprefix(prefix) for v in page.links if v.startswith(prefix)]
+    found = [PIL.Image.open(io.BytesIO(base64.b64decode(p))) for p in pictures]
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[0], image_grid(PIXELS))
+    np.testing.assert_array_equal(found[1], image_grid(PIXELS[::-1]))
+
+
+def test_parts_without_content_are_left_out(tmp_path):
+    path = report.write_report(tmp_path / "r.html", title="Empty")
+    text = path.read_text()
+    assert Page(text).open == []
+    assert "<h2>" not in text
+
+
+class TestFormatTable:
+    def test_alignment_and_missing_values(self):
+        rows = [
+            {"method": "teacher", "nfe": 35, "distance": 0.46712},
+            {"method": "scd", "nfe": 2, "distance": np.float32(0.5), "note": "x"},
+        ]
+        assert report.format_table(rows).splitlines() == [
+            "method   nfe  distance  note",
+            "-------  ---  --------  ----",
+            "teacher   35    0.4671  -",
+            "scd        2    0.5000  x",
+        ]
+
+    def test_columns_are_chosen_and_ordered(self):
+        rows = [{"a": 1, "b": 2, "c": 3}]
+        assert report.format_table(rows, ["c", "a"]).split() == list("ca--31")
+
+    def test_values_of_very_different_size_keep_their_digits(self):
+        rows = [{"s": 12.5}, {"s": 0.000123}, {"s": float("nan")}]
+        assert report.format_table(rows).split()[2:] == ["12.5", "0.000123", "nan"]
+
+    def test_no_rows(self):
+        assert report.format_table([], ["a"]) == "a\n-"

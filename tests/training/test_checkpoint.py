@@ -1,0 +1,282 @@
+import errno
+import logging
+import os
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax.training import checkpoint, manifest
+from tests.training import toy
+
+
+def state_at(step):
+    """A state in which every array tells its step."""
+    state = toy.init()
+    moved = jax.tree.map(
+        lambda x: x + step if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        state.replace(key=None, step=None),
+    )
+    return moved.replace(step=jnp.int32(step), key=toy.make_key(step))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A run with checkpoints 1, 2, 3, of which 1 is deleted, and a snapshot of each."""
+    run = tmp_path_factory.mktemp("run")
+    with checkpoint.Checkpointer(run / "checkpoints", max_to_keep=2) as checkpointer:
+        for step in (1, 2, 3):
+            state = state_at(step)
+            data = {"next_index": 10 * step}
+            checkpointer.save(step, state, data=data, metadata={"config_hash": "ab"})
+            checkpointer.save_ema_snapshot(step, state.ema, {"images": 8 * step})
+    return run
+
+
+@pytest.fixture
+def run(template, tmp_path):
+    shutil.copytree(template, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def restore(run, abstract=None):
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        return checkpointer.restore_latest(
+            jax.eval_shape(toy.init) if abstract is None else abstract
+        )
+
+
+def damage(path, kind):
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(
+            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
+
+
+def largest_file(folder):
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_everything_comes_back_bitwise(run):
+    restored = restore(run)
+    assert restored.step == 3
+    assert restored.data == {"next_index": 30}
+    assert restored.metadata == {"config_hash": "ab"}
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state_at(3))
+    toy.assert_same(restored.state, state_at(3))
+    assert restored.state.key.dtype == toy.make_key(0).dtype
+    draw = jax.random.normal(restored.state.key, (3,))
+    np.testing.assert_array_equal(draw, jax.random.normal(toy.make_key(3), (3,)))
+
+
+def test_items_lie_apart_on_disk(run):
+    items = {p.name for p in (run / "checkpoints" / "3").iterdir() if p.is_dir()}
+    assert items == {"state", "ema", "data", "metadata"}
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_old_checkpoints_go_and_snapshots_stay(run):
+    assert manifest.list_steps(run / "checkpoints") == [2, 3]
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        assert checkpointer.list_ema_snapshots() == [1, 2, 3]
+    snapshot = checkpoint.load_ema(run / "ema_snapshots", "0.10", 1)
+    toy.assert_same(snapshot, state_at(1).ema["0.10"])
+    assert checkpoint.load_metadata(run / "ema_snapshots", 1) == {"images": 8}
+
+
+def test_a_snapshot_passed_a_second_time_is_left_as_it_is(run):
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        checkpointer.save_ema_snapshot(2, state_at(9).ema)
+        assert checkpointer.list_ema_snapshots() == [1, 2, 3]
+    kept = checkpoint.load_ema(run / "ema_snapshots", "0.05", 2)
+    toy.assert_same(kept, state_at(2).ema["0.05"])
+
+
+def test_keeping_less_than_two_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="max_to_keep=1: must be at least 2"):
+        checkpoint.Checkpointer(tmp_path, max_to_keep=1)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("item", ["state", "ema", "data"])
+def test_damaged_newest_falls_back_and_says_so(run, item, kind, caplog):
+    damage(largest_file(run / "checkpoints" / "3" / item), kind)
+    with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+        restored = restore(run)
+    assert restored.step == 2
+    toy.assert_same(restored.state, state_at(2))
+    said = caplog.text
+    assert "checkpoints/3 is damaged" in said and "falling back to" in said
+    assert (run / "checkpoints" / "3.damaged").is_dir()
+
+
+def test_a_step_can_be_saved_again_after_its_damaged_copy(run):
+    damage(largest_file(run / "checkpoints" / "3" / "state"), "truncated")
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        checkpointer.restore_latest(jax.eval_shape(toy.init))
+        checkpointer.save(3, state_at(33))
+        checkpointer.wait()
+    toy.assert_same(restore(run).state, state_at(33))
+
+
+def test_none_whole_is_an_error_that_changes_nothing(run):
+    for step in (2, 3):
+        damage(largest_file(run / "checkpoints" / str(step) / "state"), "truncated")
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match=r"none of the 2 .*(?s:.*)3: .*bytes.*(?s:.*)2:",
+    ):
+        restore(run)
+    assert manifest.list_steps(run / "checkpoints") == [2, 3]
+
+
+def test_other_shapes_name_the_parameter_and_both_shapes(run):
+    abstract = jax.eval_shape(lambda: toy.init(width=6))
+    with pytest.raises(
+        ValueError,
+        match=r"params/net/layer/kernel: checkpoint has \(64, 64\) float32, "
+        r"this config needs \(64, 6\) float32",
+    ):
+        restore(run, abstract)
+    assert (run / "checkpoints" / "3").is_dir()
+
+
+def test_missing_and_unknown_parameters_are_named(run):
+    abstract = jax.eval_shape(toy.init)
+    net = dict(abstract.params["net"], head=abstract.params["net"].pop("layer"))
+    abstract.params["net"] = net
+    with pytest.raises(ValueError, match="net/head/kernel: missing in") as caught:
+        restore(run, abstract)
+    assert "net/layer/kernel: unknown to this config" in str(caught.value)
+
+
+def test_another_type_is_not_cast_in_silence(run):
+    abstract = jax.eval_shape(toy.init)
+    kernel = abstract.params["net"]["layer"]["kernel"]
+    abstract.params["net"]["layer"]["kernel"] = kernel.update(dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"float32, this config needs .* bfloat16"):
+        restore(run, abstract)
+
+
+def test_one_average_without_the_rest(run):
+    # reads the EMA only: the state may even be gone
+    shutil.rmtree(run / "checkpoints" / "3" / "state")
+    average = checkpoint.load_ema(run / "checkpoints", "0.05")
+    toy.assert_same(average, state_at(3).ema["0.05"])
+    assert set(jax.tree.leaves(jax.tree.map(lambda x: len(x.devices()), average))) == {
+        1
+    }
+
+
+def test_average_into_another_type(run):
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), toy.init().ema["0.05"]
+    )
+    average = checkpoint.load_ema(run / "checkpoints", "0.05", abstract=abstract)
+    assert average["layer"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_average_of_the_newest_whole_checkpoint(run):
+    damage(largest_file(run / "checkpoints" / "3" / "ema"), "flipped")
+    average = checkpoint.load_ema(run / "checkpoints", "0.05")
+    toy.assert_same(average, state_at(2).ema["0.05"])
+    with pytest.raises(checkpoint.CheckpointError, match="has changed since"):
+        checkpoint.load_ema(run / "checkpoints", "0.05", step=3)
+    assert (run / "checkpoints" / "3").is_dir(), "reading must not rename"
+
+
+def test_unknown_averages_and_steps_list_what_there_is(run, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no average '0.2'; stored are \['0.05', '0.10'"
+    ):
+        checkpoint.load_ema(run / "checkpoints", "0.2")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 7 .*\[2, 3\]"):
+        checkpoint.load_ema(run / "checkpoints", "0.05", step=7)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        checkpoint.load_ema(tmp_path / "nothing", "0.05")
+
+
+def test_a_state_without_averages(tmp_path):
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(1, state_at(1).replace(ema={}))
+        abstract = jax.eval_shape(toy.init).replace(ema={})
+        restored = checkpointer.restore_latest(abstract)
+    toy.assert_same(restored.state, state_at(1).replace(ema={}))
+
+
+def test_buffers_reused_while_the_save_runs_do_not_leak_into_it(tmp_path):
+    # The step donates the state; the files are written after save() returned.
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    big = {"net": {"w": jnp.zeros((4, 2**18))}}
+    state = toy.ToyState(jnp.int32(0), big, {"m": jnp.zeros(2**18)}, {}, jnp.int32(0))
+    abstract = jax.eval_shape(lambda: state)
+    with checkpoint.Checkpointer(tmp_path / "checkpoints", max_to_keep=None) as c:
+        for n in range(3):
+            c.save(n, state)
+            for _ in range(30):
+                state = step(state)
+    for _ in range(3):
+        with checkpoint.Checkpointer(tmp_path / "checkpoints", max_to_keep=None) as c:
+            restored = c.restore_latest(abstract)
+        for leaf in jax.tree.leaves(restored.state):
+            assert np.unique(leaf) == [30 * restored.step]
+        shutil.rmtree(tmp_path / "checkpoints" / str(restored.step))
+
+
+def test_full_disk_is_a_clear_error_and_loses_nothing(run, monkeypatch):
+    def write_manifest(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+    with checkpoint.Checkpointer(run / "checkpoints", max_to_keep=2) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "write_manifest", write_manifest)
+            checkpointer.save(4, state_at(4))
+            with pytest.raises(
+                checkpoint.CheckpointError,
+                match=r"could not save step 4 .*No space left(?s:.*)MiB are free"
+                r"(?s:.*)\[2, 3\] are untouched",
+            ):
+                checkpointer.wait()
+        toy.assert_same(
+            checkpointer.restore_latest(jax.eval_shape(toy.init)).state, state_at(3)
+        )
+        checkpointer.save(4, state_at(4))  # room was made
+    toy.assert_same(restore(run).state, state_at(4))
+
+
+def test_a_failed_save_is_noticed_without_waiting(run, monkeypatch):
+    def write_manifest(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+    monkeypatch.setattr(manifest, "write_manifest", write_manifest)
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        checkpointer.save(4, state_at(4))
+        with pytest.raises(checkpoint.CheckpointError, match="No space left"):
+            for _ in range(1000):
+                checkpointer.check()
+                time.sleep(0.02)
+
+
+def test_files_that_cannot_grow_stop_the_run_and_leave_it_resumable(tmp_path):
+    """A real failing write inside the array library, in a process of its own."""
+    limited = toy.in_new_process(tmp_path, "--file_limit=16384")
+    assert limited.returncode == 1, limited.stderr
+    assert "CheckpointError: could not save step 10" in limited.stderr
+    assert "[5] are untouched" in limited.stderr
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        assert checkpointer.restore_latest(jax.eval_shape(toy.init)).step == 5
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"5"}, "what was left half written is gone"

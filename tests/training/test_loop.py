@@ -1,0 +1,290 @@
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from scm_jax.training import checkpoint, loop
+from scm_jax.training.late import Dispatched, Flight, bin_means
+from tests.training import toy
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """States after 0..STEPS updates and the losses between, without the loop."""
+    step, data, state = jax.jit(toy.train_step), toy.ToyData(), toy.init()
+    states, losses = [state], []
+    for _ in range(STEPS):
+        state, metrics = step(state, toy.place(next(data)))
+        states.append(state)
+        losses.append(float(metrics["loss"]))
+    return states, losses
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, with hooks and snapshots, and what it wrote."""
+    directory, writer, calls = tmp_path_factory.mktemp("done"), toy.ListWriter(), []
+
+    def probe(state, images):
+        calls.append((images, len(writer.scalars)))
+        return {"bias": float(state.params["net"]["layer"]["bias"][0])}
+
+    hooks = [
+        loop.Hook(7 * toy.BATCH, "eval", probe),
+        loop.Hook(0, "final", lambda state, images: {"step": int(state.step)}),
+    ]
+    result = toy.run(
+        directory,
+        STEPS,
+        writer=writer,
+        hooks=hooks,
+        snapshot_every_images=8 * toy.BATCH,
+    )
+    return directory, result, writer, calls
+
+
+def test_loop_is_the_step_applied_again_and_again(finished, by_hand):
+    _, result, _, _ = finished
+    assert result.status == loop.DONE
+    toy.assert_same(result.state, by_hand[0][STEPS])
+
+
+def test_rows_are_means_over_their_interval(finished, by_hand):
+    _, _, writer, _ = finished
+    rows = [(step, row) for step, row in writer.scalars if "loss" in row]
+    assert [step for step, _ in rows] == [4, 8, 12, 16, 20]
+    for step, row in rows:
+        assert row["images"] == step * toy.BATCH
+        assert row["loss"] == pytest.approx(np.mean(by_hand[1][step - 4 : step]))
+        assert row["images_per_second"] > 0
+        assert "finite" not in row
+
+
+def test_time_bins_are_divided_and_an_empty_one_is_nan(finished, by_hand):
+    step, row = finished[2].arrays[1]
+    assert step == 8
+    assert row["bins/loss"][0] == pytest.approx(np.mean(by_hand[1][4:8]))
+    assert np.isnan(row["bins/loss"][1])
+    np.testing.assert_array_equal(row["bins/count"], [4, 0])
+
+
+def test_bin_means_of_unequal_bins():
+    got = bin_means({"w": np.array([6.0, 5.0]), "count": np.array([3.0, 1.0])})
+    np.testing.assert_array_equal(got["bins/w"], [2, 5])
+
+
+def test_hooks_run_when_due_and_at_the_end(finished):
+    _, _, writer, calls = finished
+    assert [images for images, _ in calls] == [56, 112, 160]
+    final = [row for _, row in writer.scalars if "final/step" in row]
+    assert final == [{"images": 160, "final/step": STEPS}]
+
+
+def test_rows_come_one_interval_late_except_before_a_hook(tmp_path):
+    writer, seen = toy.ListWriter(), {}
+
+    class Data(toy.ToyData):
+        def __next__(self):
+            seen[self.index] = len(writer.scalars)
+            return super().__next__()
+
+    toy.run(tmp_path, 17, data=Data(), writer=writer, checkpoint_every_images=0)
+    # the interval that ends with step 4 is written when step 8 has been dispatched
+    assert [seen[i] for i in (4, 7, 8, 11, 12, 16)] == [0, 0, 1, 1, 2, 3]
+
+
+def test_checkpoints_and_snapshots_when_due(finished):
+    directory, _, _, _ = finished
+    steps = sorted(int(p.name) for p in (directory / "checkpoints").iterdir())
+    assert steps == [10, 15, 20]  # and 5, which is one too many to keep
+    with checkpoint.Checkpointer(directory / "checkpoints") as checkpointer:
+        assert checkpointer.list_ema_snapshots() == [8, 16, 20]
+    metadata = checkpoint.load_metadata(directory / "checkpoints")
+    assert metadata == {"config_hash": "toy", "step": 20, "images": 160}
+    assert checkpoint.load_metadata(directory / "ema_snapshots", 8)["images"] == 64
+
+
+def test_a_finished_run_does_nothing_when_started_again(finished, by_hand):
+    directory, _, _, _ = finished
+    writer = toy.ListWriter()
+    result = toy.run(directory, STEPS, writer=writer)
+    assert result.status == loop.DONE and writer.scalars == []
+    toy.assert_same(result.state, by_hand[0][STEPS])
+
+
+def test_step_compiles_once(tmp_path):
+    traces = []
+
+    def counting(state, batch):
+        traces.append(1)
+        return toy.train_step(state, batch)
+
+    data = toy.ToyData()
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        loop.train(
+            toy.settings(tmp_path, 12),
+            state=toy.init(),
+            train_step=counting,
+            data=data,
+            place_batch=toy.place,
+            checkpointer=checkpointer,
+            writer=toy.ListWriter(),
+        )
+        compiled, state, ok = loop._compile_step(counting, toy.init())
+        for _ in range(3):
+            state, ok, _ = compiled(state, ok, toy.place(next(data)))
+        assert compiled._cache_size() == 1
+    assert len(traces) == 2  # once in each
+
+
+def test_step_args_reach_the_step(tmp_path):
+    def step(state, batch, teacher):
+        new, metrics = toy.train_step(state, batch)
+        return new, {**metrics, "teacher": teacher["w"]}
+
+    writer = toy.ListWriter()
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        loop.train(
+            toy.settings(tmp_path, 4),
+            state=toy.init(),
+            train_step=step,
+            data=toy.ToyData(),
+            place_batch=toy.place,
+            checkpointer=checkpointer,
+            writer=writer,
+            step_args=({"w": np.float32(3)},),
+        )
+    assert writer.scalars[0][1]["teacher"] == 3
+
+
+@pytest.mark.parametrize(
+    ("period", "steps"), [(8, [1, 2, 3, 4]), (16, [2, 4]), (20, [3]), (0, [])]
+)
+def test_a_period_is_due_when_a_multiple_is_reached_or_passed(period, steps, tmp_path):
+    settings = toy.settings(tmp_path)
+    assert [n for n in range(1, 5) if settings.due(period, n)] == steps
+
+
+def test_settings_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="log_every_images=0: must be above 0"):
+        toy.settings(tmp_path, log_every_images=0)
+
+
+def test_flags_are_read_only_when_old():
+    read = []
+
+    class Flag:
+        def __init__(self, index):
+            self.index = index
+
+        def __bool__(self):
+            read.append(self.index)
+            return True
+
+    flight = Flight(limit=3)
+    for n in range(6):
+        flight.add(Dispatched(n, None, {}, {"finite": Flag(n)}))
+    assert read == [0, 1, 2]
+    flight.drain()
+    assert read == [0, 1, 2, 3, 4, 5]
+
+
+# ------------------------------------------------------------------ not finite
+
+
+@pytest.mark.parametrize("max_in_flight", [0, 4])
+def test_bad_batch_stops_the_run_with_everything_intact(
+    max_in_flight, tmp_path, by_hand
+):
+    data = toy.ToyData(bad=(7,))
+    with pytest.raises(loop.NonFiniteError) as caught:
+        toy.run(tmp_path, STEPS, data=data, max_in_flight=max_in_flight)
+    path = tmp_path / "nonfinite" / "step_7.npz"
+    assert caught.value.step == 7 and caught.value.path == path
+    assert str(path) in str(caught.value)
+    assert "x has 1 of 512 values not finite" in str(caught.value)
+    assert "loss is nan" in str(caught.value)
+
+    stored = np.load(path)
+    assert np.argwhere(np.isnan(stored["x"])).tolist() == [[3, 1]]
+    key = jax.random.wrap_key_data(stored["key"], impl=str(stored["key_impl"]))
+    assert key == toy.init().key
+    assert stored["step"] == 7 and np.isnan(stored["metrics/loss"])
+
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+    # The batches dispatched after the bad one must not have moved the state.
+    assert restored.step == 7 and restored.data == {"next_index": 7}
+    toy.assert_same(restored.state, by_hand[0][7])
+
+    # repaired data: as if nothing had happened
+    toy.assert_same(toy.run(tmp_path, STEPS).state, by_hand[0][STEPS])
+
+
+def test_data_that_ends_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="the data ended before the training"):
+        toy.run(tmp_path, STEPS, data=toy.ToyData(end=2))
+
+
+# ------------------------------------------------------------------ interruption
+
+
+class Signalling(toy.ToyData):
+    """Sends signals to this process when a batch is asked for."""
+
+    def __init__(self, at, *signums):
+        super().__init__()
+        self.at, self.signums = at, signums
+
+    def __next__(self):
+        if self.index == self.at:
+            for signum in self.signums:
+                os.kill(os.getpid(), signum)
+        return super().__next__()
+
+
+def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand):
+    for signum, at in ((signal.SIGINT, 6), (signal.SIGUSR1, 11)):
+        before = signal.getsignal(signum)
+        writer, data = toy.ListWriter(), Signalling(at, signum)
+        result = toy.run(tmp_path, STEPS, data=data, writer=writer)
+        assert result.status == loop.PREEMPTED and int(result.state.step) == at + 1
+        assert signal.getsignal(signum) == before
+        assert writer.scalars[-1][0] == at + 1, "no row may be lost"
+        assert writer.flushes
+    result = toy.run(tmp_path, STEPS)
+    assert result.status == loop.DONE
+    toy.assert_same(result.state, by_hand[0][STEPS])
+
+
+def test_second_interrupt_aborts_at_once(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    data = Signalling(6, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(tmp_path, STEPS, data=data)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_terminated_process_exits_with_75_and_resumes_bitwise(
+    tmp_path, by_hand, capsys
+):
+    first = toy.in_new_process(tmp_path, "--signal_at=11")
+    assert first.returncode == 75, first.stderr
+    assert "saved step 12; run the same command to resume" in first.stderr
+    # this process is the new one
+    toy.assert_same(toy.run(tmp_path, STEPS).state, by_hand[0][STEPS])
+    assert "resumes at step 12 of 20" in capsys.readouterr().err
+
+
+def test_killed_in_the_middle_of_a_save_resumes_bitwise(tmp_path, by_hand):
+    killed = toy.in_new_process(tmp_path, "--kill_while_saving=1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names[0].startswith("10.") and names[1:] == ["5"], names
+    result = toy.run(tmp_path, STEPS)
+    toy.assert_same(result.state, by_hand[0][STEPS])
+    assert not list((tmp_path / "checkpoints").glob("10.*"))

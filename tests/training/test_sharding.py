@@ -1,0 +1,156 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from scm_jax.training import sharding
+from scm_jax.types import Batch
+from tests.training import toy
+
+# Rules need the sizes of a mesh only, not its devices.
+MESH = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+BIG = sharding.FSDP_MIN_SIZE
+
+
+def spec(name, shape, rules=((".*", "fsdp"),), mesh=MESH):
+    return sharding.partition_spec(name, shape, mesh, rules)
+
+
+def test_fsdp_splits_the_largest_divisible_dimension():
+    assert spec("w", (96, 384)) == PartitionSpec(None, "fsdp")
+    assert spec("w", (512, 384)) == PartitionSpec("fsdp", None)
+    # 1022 is larger and not divisible by 4
+    assert spec("w", (64, 1022)) == PartitionSpec("fsdp", None)
+
+
+def test_of_equal_dimensions_the_last_is_split():
+    # a stack of layers (depth, in, out) must not be split over the depth
+    assert spec("w", (128, 128, 128)) == PartitionSpec(None, None, "fsdp")
+
+
+def test_small_leaves_are_copies():
+    assert spec("w", (BIG // 128 - 1, 128)) == PartitionSpec()
+    assert spec("w", (BIG // 128, 128)) != PartitionSpec()
+    assert spec("scalar", ()) == PartitionSpec()
+
+
+def test_first_matching_rule_wins():
+    rules = ((r"out/kernel$", "replicate"), (".*", "fsdp"))
+    assert spec("net/out/kernel", (256, 256), rules) == PartitionSpec()
+    assert spec("net/in/kernel", (256, 256), rules) != PartitionSpec()
+
+
+def test_axes_name_the_last_dimensions():
+    rules = ((".*", ("fsdp", "tensor")),)
+    assert spec("w", (8, 6), rules) == PartitionSpec("fsdp", "tensor")
+    assert spec("w", (5, 8, 6), rules) == PartitionSpec(None, "fsdp", "tensor")
+
+
+def test_lists_from_a_json_config_are_axes_too():
+    rules = [[".*", [None, "tensor"]]]
+    assert spec("w", (3, 6), rules) == PartitionSpec(None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("shape", "tactic", "message"),
+    [
+        ((8, 7), ("fsdp", "tensor"), r"dimension 1 of \(8, 7\) .* 2 devices .*tensor"),
+        ((6, 8), ("fsdp", "tensor"), r"dimension 0 of \(6, 8\) .* 4 devices .*fsdp"),
+        ((8, 8), ("fsdp", "model"), r"unknown mesh axis 'model'; legal are"),
+        ((8, 8), ("fsdp", "fsdp"), r"'fsdp' is used for two dimensions"),
+        ((8, 8), (("data", "fsdp"), None), r"dimension 0 is claimed by .*data.*fsdp"),
+        ((8,), ("fsdp", "tensor"), r"names 2 dimensions .* shape \(8,\)"),
+        ((8, 8), "shard", r"unknown tactic 'shard' .*'replicate', 'fsdp'"),
+        ((BIG + 1,), "fsdp", r"no dimension of .* divisible by the 4 .*'replicate'"),
+    ],
+)
+def test_errors_name_the_parameter(shape, tactic, message):
+    with pytest.raises(ValueError, match=f"parameter net/blocks/w: .*{message}"):
+        spec("net/blocks/w", shape, ((".*", tactic),))
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ValueError, match="parameter net/w: no sharding rule matches"):
+        spec("net/w", (8, 8), (("bias$", "replicate"),))
+
+
+def test_default_rules_fit_a_transformer_block():
+    def of(name, *shape):
+        return spec(f"net/blocks/{name}/kernel", shape, sharding.DEFAULT_RULES)
+
+    assert of("qkv", 12, 64, 192) == PartitionSpec(None, "fsdp", "tensor")
+    assert of("mlp_out", 12, 256, 64) == PartitionSpec(None, "tensor", "fsdp")
+    assert of("patch_in", 4, 64) == PartitionSpec()
+
+
+def test_moments_and_averages_are_sharded_like_their_parameter():
+    rules = (("net/layer/kernel$", ("fsdp", "tensor")), (".*", "replicate"))
+    state = jax.eval_shape(toy.init)
+    shardings = sharding.state_shardings(state, MESH, rules)
+    want = PartitionSpec("fsdp", "tensor")
+    assert shardings.params["net"]["layer"]["kernel"].spec == want
+    adam = shardings.opt_state[0]
+    assert adam.mu["net"]["layer"]["kernel"].spec == want
+    assert adam.nu["net"]["layer"]["kernel"].spec == want
+    for name in toy.PROFILES:
+        assert shardings.ema[name]["layer"]["kernel"].spec == want
+    for leaf in (shardings.step, shardings.key, adam.count, adam.mu["net"]["layer"]):
+        for s in jax.tree.leaves(leaf):
+            assert s.spec in (PartitionSpec(), want)
+    assert shardings.step.spec == shardings.key.spec == PartitionSpec()
+
+
+def test_a_moment_of_another_shape_is_replicated():
+    # factored second moments carry the path of the parameter and not its shape
+    state = jax.eval_shape(toy.init)
+    factored = {"v_row": {"net": {"layer": {"kernel": jnp.zeros(4)}}}}
+    state = state.replace(opt_state=factored)
+    rules = (("kernel$", ("fsdp", "tensor")), (".*", "replicate"))
+    shardings = sharding.state_shardings(state, MESH, rules)
+    leaf = shardings.opt_state["v_row"]["net"]["layer"]["kernel"]
+    assert leaf.spec == PartitionSpec()
+
+
+def test_trivial_mesh_has_automatic_axes():
+    mesh = sharding.make_mesh(sharding.MeshSpec())
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            sharding.MeshSpec(data=2, fsdp=2),
+            "data=2, fsdp=2, tensor=1 needs 4 .* 1 are",
+        ),
+        (sharding.MeshSpec(data=-1, fsdp=2), "needs a multiple of 2 devices; 1 are"),
+        (sharding.MeshSpec(data=-1, fsdp=-1), "at most one is -1"),
+        (sharding.MeshSpec(data=0), "sizes are positive"),
+    ],
+)
+def test_mesh_must_match_the_devices(spec, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(spec)
+
+
+def test_batch_that_the_devices_do_not_divide():
+    sharding.check_batch_size(24, MESH)
+    with pytest.raises(ValueError, match=r"batch_size=20 .* the 8 devices"):
+        sharding.check_batch_size(20, MESH)
+
+
+def test_batch_is_split_over_data_and_fsdp_and_not_over_tensor():
+    assert sharding.batch_sharding(MESH).spec == PartitionSpec(("data", "fsdp"))
+    assert sharding.num_batch_shards(MESH) == 8
+
+
+def test_placed_batch_keeps_its_values():
+    mesh = sharding.make_mesh(sharding.MeshSpec())
+    batch = Batch(x=np.arange(12, dtype=np.float32).reshape(4, 3))
+    placed = sharding.place_batch(batch, mesh)
+    np.testing.assert_array_equal(placed.x, batch.x)
+    assert placed.label is None
+    assert placed.x.sharding == sharding.batch_sharding(mesh)
+    assert sharding.data_shard(mesh) == (0, 1)
