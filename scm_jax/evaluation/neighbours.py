@@ -26,7 +26,7 @@ def precision_recall(
     the manifold of ``real``, recall the share of ``real`` inside that of ``fake``.
 
     >>> line = np.arange(8.0)[:, None]
-    >>> precision_recall(line, line[:5])
+    >>> precision_recall(line, line[:4])
     PrecisionRecall(precision=1.0, recall=0.875)
 
     Args:
@@ -43,7 +43,7 @@ def precision_recall(
         raise ValueError(f"features have shapes {real.shape} and {fake.shape}")
     precision = covered(fake, real, neighbour_radii(real, k, block_size), block_size)
     recall = covered(real, fake, neighbour_radii(fake, k, block_size), block_size)
-    return PrecisionRecall(float(recall.mean()), float(precision.mean()))
+    return PrecisionRecall(float(precision.mean()), float(recall.mean()))
 
 
 def neighbour_radii(
