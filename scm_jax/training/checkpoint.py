@@ -158,10 +158,12 @@ class _Store:
         # it. The next start removes it.
         free = shutil.disk_usage(self.directory).free
         kept = manifest.list_steps(self.directory)
+        # The array library appends its whole configuration to the cause.
+        cause = str(error).split(" [tensorstore_spec=")[0]
         return CheckpointError(
-            f"could not save step {self._step} in {self.directory}: {error}\n"
-            f"{free / 2**20:.1f} MiB are free on that disk. The earlier checkpoints "
-            f"{kept} are untouched: once there is room, the same command resumes."
+            f"could not save step {self._step} in {self.directory}, a disk with "
+            f"{free / 2**20:.1f} MiB free: {cause}\nThe earlier checkpoints {kept} are "
+            "untouched: once the cause is gone, the same command resumes."
         )
 
     def restore(self, step: int, **items: Any) -> Any:
@@ -188,7 +190,8 @@ class Checkpointer:
       snapshots_directory: where ``save_ema_snapshot`` writes; default is
         ``ema_snapshots`` beside ``directory``.
 
-    All processes of a multi-process run make the same calls.
+    All processes of a multi-process run make the same calls, on one shared POSIX file
+    system.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 # A flat profile (gamma = 0) is the widest that makes sense: gamma < 0 would weigh the
 # beginning of the training more than its end.
@@ -59,7 +60,7 @@ def rel_std_to_gamma(rel_std: float) -> float:
     return float(roots.real.max())
 
 
-def power_beta(time: np.ndarray, delta: float, gamma: float) -> np.ndarray:
+def power_beta(time: ArrayLike, delta: float, gamma: float) -> np.ndarray:
     """How much of the old average survives the update that ends at ``time``.
 
     beta = (1 - delta / time) ** (gamma + 1); arXiv 2312.02696, Eq. 127. 0 at the first
@@ -68,7 +69,7 @@ def power_beta(time: np.ndarray, delta: float, gamma: float) -> np.ndarray:
     return (1 - delta / np.asarray(time, np.float64)) ** (gamma + 1)
 
 
-def power_profile(tau: np.ndarray, time: float, gamma: float) -> np.ndarray:
+def power_profile(tau: ArrayLike, time: float, gamma: float) -> np.ndarray:
     """Density of the weights at ``time``: (gamma + 1) tau^gamma / time^(gamma + 1).
 
     Integrates to 1 over [0, time] and is 0 outside; arXiv 2312.02696, appendix C.
@@ -80,7 +81,7 @@ def power_profile(tau: np.ndarray, time: float, gamma: float) -> np.ndarray:
 
 
 def profile_dot(
-    time_a: np.ndarray, gamma_a: np.ndarray, time_b: np.ndarray, gamma_b: np.ndarray
+    time_a: ArrayLike, gamma_a: ArrayLike, time_b: ArrayLike, gamma_b: ArrayLike
 ) -> np.ndarray:
     """Inner product of two power profiles; broadcasts.
 

@@ -80,8 +80,9 @@ class LateMetrics:
         """Time that was not training: hooks and checkpoints."""
         self._since += seconds
 
-    def write_row(self) -> None:
-        if self._row is None:
+    def write_row(self, last_step: int | None = None) -> None:
+        """Writes the pending row, unless it goes beyond ``last_step``."""
+        if self._row is None or (last_step is not None and self._row[0] > last_step):
             return
         step, total, count, seconds = self._row
         self._row = None

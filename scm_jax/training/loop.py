@@ -189,6 +189,7 @@ class _Run:
         if bad is None:
             return
         path, message = _write_bad_batch(self.settings, bad, state)
+        self.metrics.write_row(bad.index)
         self.save(bad.index, state, bad.position)
         self.checkpointer.wait()
         self.writer.flush()

@@ -179,7 +179,11 @@ def _shard_as_told(
 
 
 def tree_shardings(params: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
-    """A ``NamedSharding`` for every leaf of a parameter tree (arrays or abstract)."""
+    """A ``NamedSharding`` for every leaf of a parameter tree (arrays or abstract).
+
+    The rules see the paths of this tree; pass ``{"net": params}`` where they name the
+    group.
+    """
 
     def sharding(path, leaf):
         return NamedSharding(

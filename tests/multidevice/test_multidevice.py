@@ -32,11 +32,12 @@ def start(num_devices, command, *args):
 def finish(*processes):
     """Their outputs, when all have ended well."""
     try:
-        outputs = [p.communicate(timeout=100)[0] for p in processes]
+        outputs = [p.communicate(timeout=200)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()  # a process that hangs in a collective ignores SIGTERM
             p.wait()
+            p.stdout.close()
     assert [p.returncode for p in processes] == [0] * len(processes), outputs
     return outputs
 

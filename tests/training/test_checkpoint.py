@@ -246,8 +246,8 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(run, monkeypatch):
             checkpointer.save(4, state_at(4))
             with pytest.raises(
                 checkpoint.CheckpointError,
-                match=r"could not save step 4 .*No space left(?s:.*)MiB are free"
-                r"(?s:.*)\[2, 3\] are untouched",
+                match=r"could not save step 4 .* MiB free: .*No space left(?s:.*)"
+                r"\[2, 3\] are untouched",
             ):
                 checkpointer.wait()
         toy.assert_same(

@@ -200,9 +200,10 @@ def test_flags_are_read_only_when_old():
 def test_bad_batch_stops_the_run_with_everything_intact(
     max_in_flight, tmp_path, by_hand
 ):
-    data = toy.ToyData(bad=(7,))
+    data, writer = toy.ToyData(bad=(7,)), toy.ListWriter()
     with pytest.raises(loop.NonFiniteError) as caught:
-        toy.run(tmp_path, STEPS, data=data, max_in_flight=max_in_flight)
+        toy.run(tmp_path, STEPS, data=data, writer=writer, max_in_flight=max_in_flight)
+    assert [step for step, _ in writer.scalars] == [4], "whole rows are written"
     path = tmp_path / "nonfinite" / "step_7.npz"
     assert caught.value.step == 7 and caught.value.path == path
     assert str(path) in str(caught.value)
