@@ -125,7 +125,7 @@ class Gaussian:
     def consistency(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
         """The exact consistency function, ``f = mean + s / sqrt(V_t) y``."""
         _, _, variance, mean, y = self._parts(x, t, sigma_data)
-        return mean + self.std / variance * y
+        return mean + self.std / jnp.sqrt(variance) * y
 
     def consistency_velocity(
         self, x: jax.Array, t: Times, sigma_data: float

@@ -48,11 +48,12 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
-def test_preparing_twice_leaves_the_first(tmp_path):
+def test_preparing_twice_does_it_once(tmp_path, monkeypatch):
     builder = write_builder(tmp_path / "vectors")
     folder = storage.prepare(builder, tmp_path / "root")
     assert folder == tmp_path / "root/vectors/2.0.0"
     before = files(tmp_path / "root")
+    monkeypatch.setattr(storage, "_generate", None)
     assert storage.prepare(str(builder), tmp_path / "root") == folder
     assert files(tmp_path / "root") == before
     assert os.listdir(tmp_path / "root") == ["vectors"]
