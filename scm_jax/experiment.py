@@ -265,21 +265,24 @@ def load_average(
     return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
 
 
-def load_teacher(experiment: Experiment, mesh: Any = None) -> Any:
+def load_teacher(experiment: Experiment, mesh: Any) -> Any:
     """The teacher's parameters, sharded over ``mesh``; None for closed forms."""
     teacher = experiment.teacher
     if teacher is None or teacher.network is None:
         return None
-    abstract = jax.eval_shape(teacher.network.init, jax.random.key(0))
-    if mesh is not None:
-        shardings = sharding.tree_shardings(
-            abstract, mesh, mesh_rules(experiment.config)
-        )
-        abstract = sharding.abstract_like(abstract, shardings)
+    abstract = abstract_net(teacher.network, mesh, experiment.config)
     return load_average(teacher.run, teacher.ema, abstract)
 
 
-def load_init(experiment: Experiment) -> dict[str, Any] | None:
+def abstract_net(network: Network, mesh: Any, config: ConfigDict) -> Any:
+    """Shapes of a network's parameters, sharded over ``mesh`` by the config's rules."""
+    # The rules see the paths of a train state, which begin with the group.
+    tree = {"net": jax.eval_shape(network.init, jax.random.key(0))}
+    shardings = sharding.tree_shardings(tree, mesh, mesh_rules(config))
+    return sharding.abstract_like(tree, shardings)["net"]
+
+
+def load_init(experiment: Experiment, mesh: Any) -> dict[str, Any] | None:
     """Parameters that ``init.run`` prescribes, or None for a random start.
 
     The network starts at an average of that run (Alg. 1, for sCT as well). Inputs that
@@ -290,9 +293,14 @@ def load_init(experiment: Experiment) -> dict[str, Any] | None:
     if not settings.run:
         return None
     network, name = saved_network(settings.run, settings.ema, experiment.dataset)
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    abstract = abstract_net(network, mesh, experiment.config)
     loaded = load_average(settings.run, name, abstract)
-    fresh = experiment.init_params()
+    fresh = jax.jit(
+        experiment.init_params,
+        out_shardings=sharding.tree_shardings(
+            experiment.abstract_params(), mesh, mesh_rules(experiment.config)
+        ),
+    )()
     extra = experiment.network.consumes - network.consumes
     for field in extra:
         loaded["cond"][field] = fresh["net"]["cond"][field]

@@ -233,6 +233,7 @@ def _runs_section(runs: Sequence[Run]) -> str:
     cards = []
     for i, run in enumerate(runs):
         summary = run.summary
+        summary |= summary.get("environment", {})
         facts = {"state": run.state, "directory": str(run.path)}
         facts |= {
             label: _fact(summary[key])
@@ -275,7 +276,8 @@ def _cells(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     floats = [abs(v) for v in values if _is_number(v) and math.isfinite(v) and v]
     decimals = max(0, 3 - math.floor(math.log10(max(floats)))) if floats else 0
     coarse = bool(floats) and min(floats) < 10.0 ** (1 - decimals)
-    whole = all(isinstance(v, numbers.Integral) for v in values if _is_number(v))
+    # A table of pandas has made floats of the counts in a column with gaps.
+    whole = all(v == math.floor(v) for v in floats)
 
     def text(value: Any) -> str:
         if value is None:
@@ -283,7 +285,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         if not _is_number(value):
             return str(value)
         if whole or not math.isfinite(value):
-            return str(value)
+            return f"{value:.0f}"
         return f"{value:.3g}" if coarse else f"{value:.{decimals}f}"
 
     return [text(value) for value in values]

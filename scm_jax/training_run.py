@@ -142,7 +142,7 @@ def _place_state(
     shardings = sharding.state_shardings(abstract, mesh, rules)
 
     def init() -> Any:
-        params = experiment_lib.load_init(experiment)
+        params = experiment_lib.load_init(experiment, mesh)
         return jax.jit(experiment.init_state, out_shardings=shardings)(params)
 
     return loop.restore_or_init(
@@ -246,7 +246,13 @@ def evaluate(
             "steps": n,
             "nfe": sampling.nfe(config.sampling.sampler, n),
         }
-        asked = {"steps": n, "num_seeds": num_seeds or config.eval.num_seeds}
+        # The proposal is the objective's: an error over another one says little.
+        asked = {
+            "steps": n,
+            "num_seeds": num_seeds or config.eval.num_seeds,
+            "P_mean": config.objective.P_mean,
+            "P_std": config.objective.P_std,
+        }
         for name in names:
             known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
             settings = {k: v for k, v in asked.items() if k in known}

@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 # (b,) * (b, 1) is a bug here, not a broadcast.
@@ -28,3 +29,27 @@ def float64():
     """Float64 on inside one test."""
     with jax.enable_x64(True):
         yield
+
+
+class _Float64Numpy:
+    """``jax.numpy`` where ``float32`` is float64."""
+
+    float32 = jnp.float64
+
+    def __getattr__(self, name):
+        return getattr(jnp, name)
+
+
+@pytest.fixture
+def float64_islands(float64, monkeypatch):
+    """Float64 everywhere, casts to float32 included.
+
+    Time, norms, embeddings and sampling grids are float32 islands whatever their input;
+    against a float32 result no reference could resolve more than 1e-7.
+    """
+    from scm_jax import sampling, trigflow
+    from scm_jax.networks import attention, dit, layers
+    from scm_jax.objectives import base, consistency
+
+    for room in (trigflow, sampling, attention, dit, layers, base, consistency):
+        monkeypatch.setattr(room, "jnp", _Float64Numpy())

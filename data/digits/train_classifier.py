@@ -1,7 +1,7 @@
 """Train the small digits classifier in whose features samples are measured.
 
 Run: python data/digits/train_classifier.py
-Expect: held-out accuracy 0.9972 in 15 seconds on 2 CPU cores, and the sha256 of
+Expect: held-out accuracy 0.9972 in 8 seconds on 2 CPU cores, and the sha256 of
 ``scm_jax.evaluation.classifier.WEIGHTS_SHA256``.
 
 Scikit-learn's 1,797 digits, 80/20 stratified split, AdamW with cosine decay, 3,000
@@ -36,8 +36,8 @@ SEED = 0
 NUM_STEPS = 3000
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 0.1
-LABEL_SMOOTHING = 0.1
+WEIGHT_DECAY = 1e-3
+LABEL_SMOOTHING = 0.0
 SHIFT_PROBABILITY = 0.3
 NOISE = 0.1  # largest standard deviation, in units of half the pixel range
 

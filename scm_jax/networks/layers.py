@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,14 +103,21 @@ class ConditionEmbedding(nn.Module):
     def __call__(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, dim)`` float32."""
 
-        def scalar(a: jax.Array, name: str) -> jax.Array:
-            return nn.Dense(self.dim, name=name)(positional_embedding(a, self.dim))
+        def scalar(a: jax.Array, name: str, **init: Any) -> jax.Array:
+            features = positional_embedding(a, self.dim)
+            return nn.Dense(self.dim, name=name, **init)(features)
 
         total = scalar(cond.t, "t")
         if self.use_dt:
             total = total + scalar(_required(cond.dt, "dt"), "dt")
         if self.use_guidance:
-            total = total + scalar(_required(cond.guidance, "guidance"), "guidance")
+            # Starts at zero: a student that inherits an unguided teacher's weights is
+            # that teacher, whatever the scale.
+            total = total + scalar(
+                _required(cond.guidance, "guidance"),
+                "guidance",
+                kernel_init=nn.initializers.zeros,
+            )
         if self.num_classes:
             table = nn.Embed(
                 self.num_classes + 1,

@@ -82,7 +82,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = gradients(state, batch, key, teacher_params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = (
             jnp.isfinite(metrics["loss"])
             & jnp.isfinite(grad_norm)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import scm_jax
-from scm_jax.datasets import __main__ as command
 from scm_jax.datasets import make_dataset, pipeline, storage
 
 BUILDER = """
@@ -115,13 +114,15 @@ def test_foreign_files_are_not_overwritten(tmp_path):
     assert mine.read_text() == "keep"
 
 
-def test_missing_data_name_the_command_that_prepares_them(tmp_path, capsys):
+def test_missing_data_name_the_command_that_prepares_them(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         make_dataset("digits", root=tmp_path)
-    run = f"python -m scm_jax.datasets digits --root={tmp_path}"
+    run = f"python -m scm_jax prepare --dataset=digits --root={tmp_path}"
     assert f"`{run}`" in str(error.value)
-    assert command.main(run.split()[3:]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "digits/1.0.0")
+    done = subprocess.run(
+        [sys.executable, *run.split()[1:]], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "digits/1.0.0")
     assert make_dataset("digits", root=tmp_path).info.num_items == 1797
 
 
@@ -139,12 +140,10 @@ def test_prepared_data_are_read_without_the_builder(digits_root, monkeypatch, tm
     assert dataset.info.num_items == 1797
 
 
-def test_installed_without_the_checkout(tmp_path, monkeypatch, capsys):
+def test_installed_without_the_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "builders_folder", lambda: tmp_path / "data")
     with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
         storage.prepare("digits", tmp_path)
-    assert command.main(["digits", f"--root={tmp_path}"]) == 1
-    assert "error: no builder for the dataset 'digits'" in capsys.readouterr().err
 
 
 def test_unknown_builder_lists_those_there_are(tmp_path):

@@ -57,7 +57,13 @@ def make_run(path, offset):
         writer.write_arrays(step, {"bins/log_weight": np.full(8, offset * step)})
     writer.write_scalars(39, {"eval/frechet_distance": 0.5})
     writer.close()
-    directory.write_summary({"parameters": 235_408, "train_macs_per_image": 11_700_000})
+    directory.write_summary(
+        {
+            "parameters": 235_408,
+            "train_macs_per_image": 11_700_000,
+            "environment": {"device": "toaster"},
+        }
+    )
     return runs.load_run(path)
 
 
@@ -122,6 +128,7 @@ def test_everything_given_is_on_the_page(page):
         "learned log-weight over t",
         "235,408",
         "11.7 M",
+        "toaster",
         "train.batch_size",
     ):
         assert expected in shown
@@ -164,6 +171,10 @@ class TestFormatTable:
     def test_values_of_very_different_size_keep_their_digits(self):
         rows = [{"s": 12.5}, {"s": 0.000123}, {"s": float("nan")}]
         assert report.format_table(rows).split()[2:] == ["12.5", "0.000123", "nan"]
+
+    def test_counts_stay_whole_where_a_table_has_gaps(self):
+        rows = [{"nfe": 35.0}, {"nfe": float("nan")}, {"nfe": 0.0}]
+        assert report.format_table(rows).split()[2:] == ["35", "nan", "0"]
 
     def test_no_rows(self):
         assert report.format_table([], ["a"]) == "a\n-"

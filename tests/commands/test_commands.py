@@ -1,0 +1,224 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import scm_jax
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def scm(*args, check=0):
+    """Runs ``scm ARGS``; asserts its exit code; returns the finished process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scm_jax", *args],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished quick demo."""
+    workdir = tmp_path_factory.mktemp("demo")
+    done = scm("demo", "--quick", f"--workdir={workdir}")
+    return workdir, done
+
+
+def test_demo_leaves_results_and_report(demo):
+    workdir, done = demo
+    rows = json.loads((workdir / "results.json").read_text())
+    assert [(r["method"], r["steps"], r["nfe"]) for r in rows] == [
+        ("teacher", 18, 35),
+        *[("scd", n, n) for n in (1, 2, 4)],
+        *[("sct", n, n) for n in (1, 2, 4)],
+    ]
+    keys = {"frechet_distance", "frechet_floor", "precision", "recall"}
+    keys |= {"class_accuracy", "seconds_per_image", "method", "steps", "nfe"}
+    assert all(set(row) == keys for row in rows)
+    assert all(np.isfinite(v) for row in rows for v in row.values() if v != row["method"])
+    assert "<html" in (workdir / "report.html").read_text()
+    assert "times faster" in done.stdout and "class_accuracy" in done.stdout
+    assert "images" in done.stderr  # progress
+
+
+def test_demo_again_only_measures(demo):
+    workdir, _ = demo
+    before = (workdir / "scd" / "metrics.jsonl").read_text()
+    scm("demo", "--quick", f"--workdir={workdir}")
+    assert (workdir / "scd" / "metrics.jsonl").read_text().count('"loss"') == (
+        before.count('"loss"')
+    )
+
+
+def test_sample_command_and_load_run_agree(demo, tmp_path):
+    workdir, _ = demo
+    out = tmp_path / "samples.npz"
+    scm(
+        "sample",
+        f"--run={workdir / 'scd'}",
+        "--num=5",
+        "--steps=2",
+        "--class=3",
+        f"--out={out}",
+    )
+    run = scm_jax.load_run(workdir / "scd")
+    x = run.sample(num=5, steps=2, seed=0, label=3).x
+    np.testing.assert_array_equal(np.load(out)["x"], x)
+    assert {"loss", "tangent_norm", "grad_norm"} <= set(run.metrics.columns)
+    assert run.config.objective.dx_dt == "teacher"
+    assert "<" in run._repr_html_()
+
+
+def test_samples_do_not_depend_on_the_batch(demo):
+    workdir, _ = demo
+    run = scm_jax.load_run(workdir / "sct")
+    many, few = run.sample(7, seed=4, label=1).x, run.sample(3, seed=4, label=1).x
+    np.testing.assert_allclose(many[:3], few, rtol=0, atol=1e-5)
+
+
+def test_evaluate_appends_rows(demo):
+    workdir, _ = demo
+    before = len(scm_jax.load_run(workdir / "sct").results)
+    done = scm(
+        "evaluate", f"--run={workdir / 'sct'}", "--steps=1,2", "--metrics=digits"
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["steps"] for row in rows] == [1, 2]
+    assert len(scm_jax.load_run(workdir / "sct").results) == before + 2
+
+
+def test_report_of_runs(demo, tmp_path):
+    workdir, _ = demo
+    page = tmp_path / "page.html"
+    scm("report", f"--runs={workdir / 'scd'},{workdir / 'sct'}", f"--out={page}")
+    assert "sct" in page.read_text()
+
+
+@pytest.mark.parametrize("variant, limit", [("teacher", 1.0), ("sct", 1.38), ("scd", 1.72)])
+def test_describe_counts_the_step(variant, limit):
+    done = scm("describe", f"--config=experiments/digits.py:{variant}")
+    accounts = json.loads(done.stdout)
+    assert 1.0 <= accounts["train_macs_ratio_to_diffusion"] <= limit
+    keys = {"parameters", "forward_macs_per_image", "train_macs_per_image"}
+    assert keys | {"effective_sampling_compute", "state_bytes"} <= set(accounts)
+
+
+def test_dry_run_trains_nothing(tmp_path):
+    done = scm(
+        "train",
+        "--config=experiments/digits.py:teacher,quick",
+        f"--workdir={tmp_path}",
+        "--dry_run",
+    )
+    assert "state_bytes_per_device" in done.stdout and not list(tmp_path.iterdir())
+
+
+# --- What users get wrong ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train"], "missing --config"),
+        (
+            [
+                "train",
+                "--config=experiments/digits.py:teacher",
+                "--config.train.batchsize=3",
+                "--workdir=x",
+            ],
+            'Did you mean "batch_size"',
+        ),
+        (["train", "--config=experiments/digits.py:sdc", "--workdir=x"], "'scd'"),
+        (
+            [
+                "train",
+                "--config=experiments/digits.py:teacher",
+                "--config.network.name=dti",
+                "--workdir=x",
+            ],
+            "did you mean 'dit'",
+        ),
+        (
+            [
+                "train",
+                "--config=experiments/digits.py:scd",
+                "--config.teacher.run=nowhere",
+                "--workdir=x",
+            ],
+            "nowhere",
+        ),
+        (["sample", "--run=nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_gets_a_message_without_a_traceback(args, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "scm_jax", *args],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (1, 2)
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_directory_of_another_config_is_refused(demo):
+    workdir, _ = demo
+    done = scm(
+        "train",
+        "--config=experiments/digits.py:teacher,quick",
+        "--config.optimizer.learning_rate=0.5",
+        f"--workdir={workdir / 'teacher'}",
+        check=1,
+    )
+    assert "optimizer.learning_rate" in done.stderr and "0.5" in done.stderr
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "scm_jax",
+        "train",
+        "--config=experiments/mixture.py:sct,quick",
+        "--config.train.duration_images=20_000_000",
+        f"--workdir={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (
+        metrics.exists() and '"loss"' in metrics.read_text()
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, stderr
+    assert "run the same command to resume" in stderr
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "resumes at step" in line:
+            break
+    process.kill()
+    process.communicate()
+    assert "resumes at step" in line

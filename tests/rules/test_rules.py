@@ -1,0 +1,34 @@
+"""What holds for the whole tree: what an import costs, and that the faults apply."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("tensorflow", "torch", "tensorflow_datasets", "pandas", "matplotlib", "sklearn")
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules of a fresh process after ``statement``."""
+    code = f"{statement}; import sys; print(' '.join(m.split('.')[0] for m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import scm_jax", "import scm_jax.training_run, scm_jax.main"]
+)
+def test_import_pulls_in_no_heavy_package(statement):
+    assert not modules_after(statement) & set(HEAVY)
+
+
+def test_every_planted_fault_applies():
+    done = subprocess.run(
+        [sys.executable, "tests/run_mutations.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert int(done.stdout.split()[-4]) >= 25
