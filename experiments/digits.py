@@ -15,34 +15,35 @@ def get_config(arg: str = ""):
     c.network.width = 128
     c.network.depth = 3
     c.network.num_heads = 2
-    c.optimizer.schedule = "inverse_sqrt"
-    c.optimizer.rampup_images = 100.0 * BATCH
-    c.ema.rel_std = (0.10, 0.20)
+    c.optimizer.schedule = "cosine"
+    c.optimizer.rampup_images = 50.0 * BATCH
+    c.ema.rel_std = (0.05, 0.10)
     c.train.batch_size = BATCH
     c.eval.evaluators = ("digits",)
     if variant == "teacher":
         c.objective.P_mean = -0.8
         c.objective.P_std = 1.4
         c.optimizer.learning_rate = 2e-3
-        c.optimizer.decay_images = 500.0 * BATCH
-        c.train.duration_images = 1_500 * BATCH
+        c.train.duration_images = 500 * BATCH
         c.eval.steps = (18,)
     else:
         c.objective.dx_dt = "teacher" if variant == "scd" else "data"
         c.objective.P_mean = -1.0
         c.objective.P_std = 1.4
-        c.objective.tangent_warmup_images = 300 * BATCH
+        c.objective.tangent_warmup_images = 200 * BATCH
+        c.objective.learned_weighting = False
         c.optimizer.learning_rate = 1e-3
-        c.optimizer.decay_images = 400.0 * BATCH
-        c.train.duration_images = 1_500 * BATCH
+        c.train.duration_images = 3_000 * BATCH
         # Alg. 1 starts both kinds of student at the teacher's average.
         c.init.run = "runs/digits_teacher"
         if variant == "scd":
+            c.objective.tangent_normalization = "none"
             c.teacher.source = "run"
             c.teacher.run = "runs/digits_teacher"
         c.sampling.sampler = "consistency"
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
+    c.optimizer.decay_images = float(c.train.duration_images)
     if options["quick"]:
         c.network.width = 32
         c.network.depth = 1

@@ -21,13 +21,13 @@ def get_config(arg: str = ""):
     c.objective.P_mean = -1.0
     c.objective.P_std = 1.4
     c.optimizer.learning_rate = 3e-3
-    c.optimizer.schedule = "inverse_sqrt"
+    c.optimizer.schedule = "cosine"
     c.train.batch_size = 1024
-    c.train.duration_images = 3000 * 1024
-    c.optimizer.decay_images = 300 * 1024.0
+    c.train.duration_images = 2000 * 1024
+    c.optimizer.decay_images = 2000 * 1024.0
     c.optimizer.rampup_images = 100 * 1024.0
     c.log.every_images = 100 * 1024
-    c.checkpoint.every_images = 3000 * 1024
+    c.checkpoint.every_images = 2000 * 1024
     if variant == "teacher":
         c.sampling.steps = 18
         c.eval.steps = (18,)

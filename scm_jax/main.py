@@ -91,7 +91,7 @@ def _sample() -> int:
     flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
-    flags.DEFINE_string("out", "grid.png", "PNG grid, or .npz with the raw samples.")
+    flags.DEFINE_string("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     _parse()
     _required("run")
     from scm_jax import experiment, runs

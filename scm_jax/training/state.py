@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -62,8 +63,10 @@ class OptimizerConfig:
       b2: second moment decay.
       eps: added to the root of the second moment. EDM2-scale runs need 1e-11: weighted
         gradients are tiny.
-      schedule: ``constant`` or ``inverse_sqrt``.
-      decay_images: ``t_ref B`` of ``inverse_sqrt``: images before the decay starts.
+      schedule: ``constant``, ``inverse_sqrt`` (EDM2 and the paper) or ``cosine`` (to
+        zero, for short runs).
+      decay_images: images before the decay of ``inverse_sqrt`` starts (``t_ref B``),
+        or at which that of ``cosine`` ends.
       rampup_images: linear ramp-up of the learning rate; 0 for none.
     """
 
@@ -77,24 +80,32 @@ class OptimizerConfig:
     rampup_images: float = 0.0
 
 
+_DECAYS: dict[str, Callable[[jax.Array], jax.Array] | None] = {
+    "constant": None,
+    "inverse_sqrt": lambda u: jax.lax.rsqrt(jnp.maximum(u, 1.0)),
+    "cosine": lambda u: 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(u, 1.0))),
+}
+
+
 def learning_rate(config: OptimizerConfig, images: jax.Array) -> jax.Array:
     """Learning rate after ``images`` images (EDM2, arXiv 2312.02696, Eq. 67).
 
-    ``lr / sqrt(max(images/decay_images, 1)) * min(images/rampup_images, 1)``.
+    With ``u = images/decay_images``, the factor is ``1/sqrt(max(u, 1))`` or
+    ``(1 + cos(pi min(u, 1)))/2``, times ``min(images/rampup_images, 1)``.
 
     Raises:
-      ValueError: unknown schedule, or ``inverse_sqrt`` without ``decay_images``.
+      ValueError: unknown schedule, or a decay without ``decay_images``.
     """
-    schedules = {"constant": False, "inverse_sqrt": True}
-    decays = lookup(schedules, config.schedule, "optimizer.schedule")
+    decay = lookup(_DECAYS, config.schedule, "optimizer.schedule")
     images = jnp.asarray(images, jnp.float32)
     lr = jnp.full((), config.learning_rate, jnp.float32)
-    if decays:
+    if decay is not None:
         if config.decay_images <= 0:
             raise ValueError(
-                "optimizer.decay_images must be positive with the inverse_sqrt schedule"
+                "optimizer.decay_images must be positive with optimizer.schedule = "
+                f"{config.schedule!r}"
             )
-        lr = lr / jnp.sqrt(jnp.maximum(images / config.decay_images, 1.0))
+        lr = lr * decay(images / config.decay_images)
     if config.rampup_images > 0:
         lr = lr * jnp.minimum(images / config.rampup_images, 1.0)
     return lr

@@ -49,7 +49,9 @@ def test_demo_leaves_results_and_report(demo):
     keys = {"frechet_distance", "frechet_floor", "precision", "recall"}
     keys |= {"class_accuracy", "seconds_per_image", "method", "steps", "nfe"}
     assert all(set(row) == keys for row in rows)
-    assert all(np.isfinite(v) for row in rows for v in row.values() if v != row["method"])
+    assert all(
+        np.isfinite(v) for row in rows for v in row.values() if v != row["method"]
+    )
     assert "<html" in (workdir / "report.html").read_text()
     assert "times faster" in done.stdout and "class_accuracy" in done.stdout
     assert "images" in done.stderr  # progress
@@ -66,7 +68,7 @@ def test_demo_again_only_measures(demo):
 
 def test_sample_command_and_load_run_agree(demo, tmp_path):
     workdir, _ = demo
-    out = tmp_path / "samples.npz"
+    out = tmp_path / "samples.npy"
     scm(
         "sample",
         f"--run={workdir / 'scd'}",
@@ -77,7 +79,7 @@ def test_sample_command_and_load_run_agree(demo, tmp_path):
     )
     run = scm_jax.load_run(workdir / "scd")
     x = run.sample(num=5, steps=2, seed=0, label=3).x
-    np.testing.assert_array_equal(np.load(out)["x"], x)
+    np.testing.assert_array_equal(np.load(out), x)
     assert {"loss", "tangent_norm", "grad_norm"} <= set(run.metrics.columns)
     assert run.config.objective.dx_dt == "teacher"
     assert "<" in run._repr_html_()
@@ -108,7 +110,9 @@ def test_report_of_runs(demo, tmp_path):
     assert "sct" in page.read_text()
 
 
-@pytest.mark.parametrize("variant, limit", [("teacher", 1.0), ("sct", 1.38), ("scd", 1.72)])
+@pytest.mark.parametrize(
+    "variant, limit", [("teacher", 1.0), ("sct", 1.38), ("scd", 1.72)]
+)
 def test_describe_counts_the_step(variant, limit):
     done = scm("describe", f"--config=experiments/digits.py:{variant}")
     accounts = json.loads(done.stdout)

@@ -5,12 +5,20 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow", "torch", "tensorflow_datasets", "pandas", "matplotlib", "sklearn")
+HEAVY = (
+    "tensorflow",
+    "torch",
+    "tensorflow_datasets",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+)
 
 
 def modules_after(statement: str) -> set[str]:
     """Top-level modules of a fresh process after ``statement``."""
-    code = f"{statement}; import sys; print(' '.join(m.split('.')[0] for m in sys.modules))"
+    names = "' '.join(m.split('.')[0] for m in sys.modules)"
+    code = f"{statement}; import sys; print({names})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -82,7 +82,7 @@ def test_samples_are_the_map_of_their_noise(samples):
     np.testing.assert_allclose(samples[2][:8], two, rtol=0, atol=1e-6)
 
 
-# --- Noise -----------------------------------------------------------------------------
+# --- Noise ----------------------------------------------------------------------------
 
 
 def test_noise_has_the_standard_deviation_of_the_data():
@@ -100,7 +100,11 @@ def test_noise_of_a_sample_depends_on_seed_and_index_only():
     all_eight = noise(1, np.arange(8))
     np.testing.assert_array_equal(noise(1, [6])[0], all_eight[6])
     np.testing.assert_array_equal(noise(1, [6, 2, 6]), all_eight[[6, 2, 6]])
-    for other in (noise(2, np.arange(8)), noise(1, np.arange(8, 16)), noise(1, range(8), 1)):
+    for other in (
+        noise(2, np.arange(8)),
+        noise(1, np.arange(8, 16)),
+        noise(1, range(8), 1),
+    ):
         assert np.all(other != all_eight)
 
 

@@ -1,5 +1,7 @@
 """The ODE solvers against exact flows, and against EDM in its own variables."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_order_of_convergence(sampler, order, float64_islands):
 
 def edm_heun(denoiser, x, sigmas):
     """Alg. 2 of arXiv 2206.00364 without churn, in EDM's variables and in numpy."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         d = (x - denoiser(x, sigma)) / sigma
         x_next = x + (sigma_next - sigma) * d
         if sigma_next > 0:
@@ -75,7 +77,7 @@ def test_heun_is_edms_heun(float64_islands):
 
 
 def test_multistep_is_dpm_solver_in_edm_variables(float64_islands):
-    """DPM-Solver++(2M), arXiv 2211.01095 Alg. 2, at alpha = 1 and lambda = -ln sigma."""
+    """DPM-Solver++(2M), arXiv 2211.01095 Alg. 2; alpha = 1, lambda = -ln sigma."""
     grid = trigflow.edm_grid(9, SD)
     samples, _, start = run("2m", GAUSSIAN, grid)
     sigmas = SD * np.tan(grid[:-1])

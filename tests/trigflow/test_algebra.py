@@ -39,7 +39,8 @@ def test_interpolation_keeps_the_variance_and_has_the_right_ends(pair):
     x0, z, t = pair
     one, zero = jnp.ones_like(x0), jnp.zeros_like(x0)
     close(
-        trigflow.interpolate(one, zero, t) ** 2 + trigflow.interpolate(zero, one, t) ** 2,
+        trigflow.interpolate(one, zero, t) ** 2
+        + trigflow.interpolate(zero, one, t) ** 2,
         1.0,
     )
     close(trigflow.interpolate(x0, z, 0 * t), x0)
@@ -115,7 +116,7 @@ def test_times_belong_to_rows():
     assert trigflow.expand(jnp.ones(3), x).shape == (3, 1, 1, 1)
 
 
-# --- Times -----------------------------------------------------------------------------
+# --- Times ----------------------------------------------------------------------------
 
 
 def test_anchors():

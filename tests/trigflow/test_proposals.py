@@ -43,7 +43,7 @@ def test_a_wide_proposal_goes_beyond_the_start_of_sampling():
     assert np.asarray(time.cos).min() > 0
 
 
-# --- Grids -----------------------------------------------------------------------------
+# --- Grids ----------------------------------------------------------------------------
 
 
 def test_edm_grid_of_18_steps():
@@ -52,7 +52,9 @@ def test_edm_grid_of_18_steps():
     assert np.all(np.diff(grid) < 0)
     sigma = SD * np.tan(grid)
     # The noise levels that EDM's own code prints for its default grid.
-    np.testing.assert_allclose(sigma[[0, 1, 2]], [80.0, 57.585998, 40.785574], rtol=1e-6)
+    np.testing.assert_allclose(
+        sigma[[0, 1, 2]], [80.0, 57.585998, 40.785574], rtol=1e-6
+    )
     np.testing.assert_allclose(sigma[17], 0.002, rtol=1e-9)
     # The middle of an odd grid is the power mean of its ends, of exponent 1/7.
     middle = ((80.0 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7

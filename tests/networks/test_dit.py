@@ -1,0 +1,204 @@
+"""The diffusion transformer: axes, patches, precision, rematerialization, size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import networks, scaling
+from scm_jax.networks.dit import DiT
+from scm_jax.types import Cond
+
+SMALL = {"width": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
+SHAPES = [(8, 2), (4, 6, 1), (2, 4, 4, 3)]
+T = jnp.asarray([1e-3, 0.4, 1.1, 1.56])
+
+
+@functools.cache
+def some_params():
+    """Random parameters of about their size at the start; quicker than ``init``."""
+    net = networks.build("dit", (4, 4, 2), 3, **SMALL)
+    rng = np.random.default_rng(0)
+
+    def draw(a):
+        fan_in = a.shape[-2] if len(a.shape) > 1 else 16
+        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(fan_in), jnp.float32)
+
+    return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def inputs():
+    x, dx = np.random.default_rng(1).normal(size=(2, 4, 4, 4, 2)).astype(np.float32)
+    return x, dx, Cond(t=T, label=jnp.asarray([0, 1, 2, -1]))
+
+
+def value_and_tangent(net):
+    @jax.jit
+    def run(params, x, dx, cond):
+        def F(x, t):
+            return net.apply(params, x, cond.replace(t=t))
+
+        return jax.jvp(F, (x, cond.t), (dx, jnp.ones_like(cond.t)))
+
+    return run
+
+
+def rms(a):
+    return float(jnp.sqrt(jnp.mean(jnp.square(a))))
+
+
+# --- Axes and patches -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_may_have_any_number_of_axes(shape):
+    net = networks.build("dit", shape, 0, **SMALL)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    tokens = int(np.prod([n // 2 for n in shape[:-1]]))
+    assert params["position"].shape == (tokens, 16)
+    F = jax.eval_shape(net.apply, params, *net.example(3))
+    assert F.shape == (3, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_patches_and_come_back(shape):
+    module = DiT(sample_shape=shape, patch=2)
+    x = jnp.arange(2.0 * np.prod(shape)).reshape(2, *shape)
+    tokens = module._patchify(x)
+    n = len(shape) - 1
+    assert tokens.shape == (2, np.prod(shape) // (2**n * shape[-1]), 2**n * shape[-1])
+    first, second = (slice(0, 2),) * n, (*(slice(0, 2),) * (n - 1), slice(2, 4))
+    np.testing.assert_array_equal(tokens[:, 0], x[:, *first].reshape(2, -1))
+    np.testing.assert_array_equal(tokens[:, 1], x[:, *second].reshape(2, -1))
+    np.testing.assert_array_equal(module._unpatchify(tokens), x)
+
+
+def test_a_token_sees_the_others_and_knows_its_place():
+    net = networks.build("dit", (4, 4, 2), 3, **SMALL)
+    params = some_params()
+    x, _, cond = inputs()
+    apply = jax.jit(net.apply)
+    F = apply(params, x, cond)
+    far = apply(params, jnp.asarray(x).at[:, 3, 3].add(1.0), cond) - F
+    assert rms(far[:, :2, :2]) > 1e-4
+    # Moving the content by a patch does not only move the result.
+    moved = apply(params, jnp.roll(x, 2, axis=1), cond)
+    assert rms(moved - jnp.roll(F, 2, axis=1)) > 1e-2
+
+
+def test_number_of_parameters():
+    w, c, patch, ratio, depth, classes, tokens = 16, 2, 2, 2, 3, 3, 4
+    net = networks.build("dit", (4, 4, c), classes, **{**SMALL, "depth": depth})
+    pixels = patch**2 * c
+    dense = lambda n, m: n * m + m  # noqa: E731
+    block = (
+        dense(w, 4 * w)  # modulation: two scales, two shifts
+        + dense(w, 2 * w)  # gates
+        + dense(w, 3 * w)
+        + dense(w, w)
+        + dense(w, ratio * w)
+        + dense(ratio * w, w)
+    )
+    embedding = 2 * dense(w, w) + (classes + 1) * w
+    ends = dense(pixels, w) + tokens * w + dense(w, 2 * w) + dense(w, pixels)
+    count = scaling.parameter_count(jax.eval_shape(net.init, jax.random.key(0)))
+    assert count == embedding + ends + depth * block
+
+
+# --- Precision and memory -------------------------------------------------------------
+
+
+def test_bfloat16_keeps_the_islands_and_the_tangent():
+    """Trap 22: embeddings, norms and the output are float32 whatever ``dtype`` is."""
+    net = networks.build("dit", (4, 4, 2), 3, dtype="bfloat16", **SMALL)
+    plain = networks.build("dit", (4, 4, 2), 3, **SMALL)
+    x, dx, cond = inputs()
+    params = some_params()
+    F, dF = value_and_tangent(net)(params, x, dx, cond)
+    F32, dF32 = value_and_tangent(plain)(params, x, dx, cond)
+    assert F.dtype == dF.dtype == jnp.float32
+    for got, reference in ((F, F32), (dF, dF32)):
+        for row in range(4):  # one per time
+            error = rms(got[row] - reference[row]) / rms(reference[row])
+            # bfloat16 has 8 bits; exactly 0 would mean that it was not used.
+            assert 1e-5 < error < 0.03
+
+    def dtypes(params):
+        _, state = net.module.apply(
+            {"params": params}, x, cond, capture_intermediates=True
+        )
+        return state["intermediates"]
+
+    seen = jax.eval_shape(dtypes, params)
+    for name, dtype in {
+        "cond": "float32",
+        "affine_out": "float32",
+        "patch_out": "float32",
+        "patch_in": "bfloat16",
+    }.items():
+        assert seen[name]["__call__"][0].dtype == jnp.dtype(dtype), name
+
+
+def test_rematerialization_changes_nothing():
+    x, dx, cond = inputs()
+    key = jax.random.key(4)
+    results = []
+    for remat in (False, True):
+        net = networks.build("dit", (4, 4, 2), 3, remat=remat, dropout=0.3, **SMALL)
+
+        @jax.jit
+        def run(params, net=net):
+            def loss(params):
+                def F(x, t):
+                    cond_t = cond.replace(t=t)
+                    return net.apply(params, x, cond_t, train=True, key=key)
+
+                tangents = (dx, jnp.ones_like(cond.t))
+                F_value, dF_dt = jax.jvp(F, (x, cond.t), tangents)
+                target = jax.lax.stop_gradient(dF_dt)
+                return jnp.mean((F_value - target) ** 2), (F_value, dF_dt)
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        results.append(run(some_params()))
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        assert jax.tree.structure(shapes) == jax.tree.structure(some_params())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *results
+    )
+
+
+def test_deep_stacks_are_scanned_and_shallow_ones_unrolled_alike():
+    """``unroll`` is the compiler's business: same parameters, same result."""
+    net = networks.build("dit", (4, 4, 2), 0, **{**SMALL, "depth": 5})
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    assert {a.shape[0] for a in jax.tree.leaves(params["blocks"])} == {5}
+    args = jax.eval_shape(lambda: net.example(1))
+    shallow = networks.build("dit", (4, 4, 2), 0, **{**SMALL, "depth": 4})
+    macs = [
+        scaling.count_macs(n.apply, jax.eval_shape(n.init, jax.random.key(0)), *args)
+        for n in (shallow, net)
+    ]
+    per_block = 16 * 4 * 16 + 16 * 2 * 16  # modulation and gates, once per sample
+    per_block += 4 * (16 * 48 + 16 * 16 + 2 * 16 * 32)  # per token
+    per_block += 2 * 4 * 4 * 16  # q k and p v
+    assert macs[1] - macs[0] == per_block
+
+
+# --- Errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "message"),
+    [
+        ((8, 8, 1), {"patch": 3}, r"network\.patch = 3 does not divide every axis"),
+        ((8, 6, 1), {"patch": 4}, r"network\.patch = 4 does not divide every axis"),
+        ((5,), {}, r"network\.patch = 2 does not divide every axis"),
+        ((8, 8, 1), {"num_heads": 5}, r"network\.num_heads = 5 does not divide"),
+    ],
+)
+def test_contradicting_settings_are_errors_when_built(shape, settings, message):
+    with pytest.raises(ValueError, match=message):
+        networks.build("dit", shape, 0, **settings)

@@ -1,0 +1,165 @@
+"""Learning-rate schedules and optimizers against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scm_jax.training import state as state_lib
+from scm_jax.training.state import OptimizerConfig, build_optimizer, learning_rate
+
+BATCH = 32
+
+
+def updates_of(config, gradients):
+    """The optimizer's updates of one scalar parameter for a sequence of gradients."""
+    optimizer = build_optimizer(config, BATCH)
+
+    @jax.jit
+    def run(gradients):
+        state = optimizer.init(jnp.zeros(()))
+
+        def body(state, g):
+            update, state = optimizer.update(g, state)
+            return state, update
+
+        return jax.lax.scan(body, state, gradients)[1]
+
+    return np.asarray(run(jnp.asarray(gradients, jnp.float32)))
+
+
+# --- Schedules ------------------------------------------------------------------------
+
+
+def test_constant_learning_rate():
+    config = OptimizerConfig(learning_rate=3e-4)
+    for images in (0, 1, 10**9):
+        assert float(learning_rate(config, images)) == pytest.approx(3e-4)
+
+
+def test_inverse_square_root_with_ramp_up():
+    """``lr / sqrt(max(images/decay, 1)) * min(images/rampup, 1)``."""
+    config = OptimizerConfig(
+        learning_rate=0.01,
+        schedule="inverse_sqrt",
+        decay_images=2000.0,
+        rampup_images=1000.0,
+    )
+    expected = {
+        0: 0.0,
+        250: 0.0025,
+        1000: 0.01,
+        2000: 0.01,
+        8000: 0.005,
+        200_000: 0.001,
+    }
+    for images, lr in expected.items():
+        assert float(learning_rate(config, images)) == pytest.approx(lr), images
+
+
+def test_ramp_up_of_a_constant_rate():
+    config = OptimizerConfig(learning_rate=1.0, rampup_images=100.0)
+    np.testing.assert_allclose(
+        learning_rate(config, jnp.asarray([0.0, 25.0, 100.0, 400.0])), [0, 0.25, 1, 1]
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "radam"])
+def test_step_n_uses_the_rate_after_its_own_batch(name):
+    """Adam's update for an unchanging gradient is the learning rate itself."""
+    config = OptimizerConfig(
+        name=name,
+        learning_rate=0.01,
+        b1=0.0,
+        eps=1e-12,
+        schedule="inverse_sqrt",
+        decay_images=4.0 * BATCH,
+        rampup_images=3.0 * BATCH,
+    )
+    images = BATCH * np.arange(1, 17)
+    expected = -0.01 / np.sqrt(np.maximum(images / 128, 1)) * np.minimum(images / 96, 1)
+    updates = updates_of(config, np.full(16, 2.0))
+    if name == "radam":  # rectified or not, the ratio of two steps' rates is the same
+        assert updates[1] / updates[0] == pytest.approx(2.0, rel=1e-5)
+    else:
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+# --- Optimizers -----------------------------------------------------------------------
+
+
+def adam(gradients, lr, b1, b2, eps):
+    """arXiv 1412.6980, Alg. 1."""
+    m = v = 0.0
+    for n, g in enumerate(gradients, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        yield -lr * (m / (1 - b1**n)) / (np.sqrt(v / (1 - b2**n)) + eps)
+
+
+def radam(gradients, lr, b1, b2, eps):
+    """arXiv 1908.03265, Alg. 2: momentum alone until the variance is tractable."""
+    m = v = 0.0
+    rho_inf = 2 / (1 - b2) - 1
+    for n, g in enumerate(gradients, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        m_hat = m / (1 - b1**n)
+        rho = rho_inf - 2 * n * b2**n / (1 - b2**n)
+        if rho >= 5:
+            r = np.sqrt(
+                (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+            )
+            yield -lr * r * m_hat / (np.sqrt(v / (1 - b2**n)) + eps)
+        else:
+            yield -lr * m_hat
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adam", adam), ("radam", radam)])
+def test_optimizers_with_all_their_settings(name, reference):
+    """Settings unlike the defaults, and an eps large enough to be seen."""
+    settings = {"b1": 0.7, "b2": 0.95, "eps": 0.3}
+    gradients = np.random.default_rng(0).normal(size=12) + 0.2
+    config = OptimizerConfig(name=name, learning_rate=0.02, **settings)
+    expected = list(reference(gradients, 0.02, **settings))
+    np.testing.assert_allclose(updates_of(config, gradients), expected, rtol=2e-4)
+
+
+def test_a_small_eps_lets_tiny_gradients_move_the_parameters():
+    """Weighted gradients are tiny: EDM2-scale runs need 1e-11."""
+    moved = {
+        eps: -updates_of(OptimizerConfig(learning_rate=1.0, eps=eps), [1e-10])[0]
+        for eps in (1e-8, 1e-13)
+    }
+    assert moved[1e-8] < 0.02 and moved[1e-13] > 0.95
+
+
+def test_bad_optimizers_are_errors():
+    for config, message in (
+        (
+            OptimizerConfig(name="adamm"),
+            r"optimizer\.name = 'adamm'.*did you mean 'adam'",
+        ),
+        (OptimizerConfig(schedule="cosine"), r"optimizer\.schedule = 'cosine'"),
+        (OptimizerConfig(schedule="inverse_sqrt"), r"optimizer\.decay_images must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_optimizer(config, BATCH)
+
+
+# --- State ----------------------------------------------------------------------------
+
+
+def test_fresh_state():
+    params = {"net": {"w": jnp.arange(3.0)}, "objective": {"b": jnp.ones(())}}
+    key = jax.random.key(5)
+    state = state_lib.init_state(params, optax.adam(1e-3), ("0.05", "0.10"), key)
+    assert state.step.dtype == jnp.int32 and int(state.step) == 0
+    assert state.key is key and state.params is params
+    # Moments of both groups.
+    assert jax.tree.structure(state.opt_state[0].mu) == jax.tree.structure(params)
+    assert set(state.ema) == {"0.05", "0.10"}
+    buffers = [params["net"]["w"], *(tree["w"] for tree in state.ema.values())]
+    for b in buffers:
+        np.testing.assert_array_equal(b, [0, 1, 2])
+    # A donated state may not hold one buffer twice.
+    assert len({b.unsafe_buffer_pointer() for b in buffers}) == 3

@@ -1,0 +1,261 @@
+"""The training step: gradients, accumulation, averages, the finite flag."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scm_jax.objectives import Consistency
+from scm_jax.training import ema
+from scm_jax.training import state as state_lib
+from scm_jax.training.step import make_train_step
+from scm_jax.types import Batch
+
+BATCH, DIM = 6, 3
+OBJECTIVE = Consistency(dx_dt="teacher", tangent_warmup_steps=10)
+PROFILES = {"0.10": ema.PowerEma(0.10), "images": ema.HalfLifeEma(20.0, None)}
+
+
+def net_fn(params, x, cond, *, train=False, key=None):
+    return jnp.tanh(x @ params["w"]) * jnp.cos(cond.t)[:, None] + params["b"][None]
+
+
+def teacher_fn(params, x, cond):
+    return params * x
+
+
+def init(optimizer, seed=0):
+    w = np.random.default_rng(3).normal(size=(DIM, DIM))
+    net = {"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros((DIM,))}
+    params = {"net": net, "objective": OBJECTIVE.init(jax.random.key(0))}
+    return state_lib.init_state(
+        params, optimizer, tuple(PROFILES), jax.random.key(seed)
+    )
+
+
+def data(index=0):
+    x = 0.7 + 0.3 * np.random.default_rng(index).normal(size=(BATCH, DIM))
+    return Batch(x=jnp.asarray(x, jnp.float32))
+
+
+TEACHER = jnp.float32(0.6)
+
+
+def compiled(optimizer, num_microbatches=1, net=net_fn):
+    return jax.jit(
+        make_train_step(
+            OBJECTIVE,
+            net,
+            optimizer,
+            PROFILES,
+            teacher_fn=teacher_fn,
+            num_microbatches=num_microbatches,
+        )
+    )
+
+
+@functools.cache
+def sgd_step(num_microbatches=1):
+    """With a learning rate of 1 the change of the parameters is the gradient."""
+    return compiled(optax.sgd(1.0), num_microbatches)
+
+
+@functools.cache
+def training():
+    """States and metrics of a few steps, and how often the network was traced."""
+    traces = []
+
+    def counted(*args, **kwargs):
+        traces.append(None)
+        return net_fn(*args, **kwargs)
+
+    optimizer = state_lib.build_optimizer(
+        state_lib.OptimizerConfig(learning_rate=0.05, rampup_images=100.0), BATCH
+    )
+    step = compiled(optimizer, net=counted)
+    states, metrics, counts = [init(optimizer)], [], []
+    for n in range(5):
+        state, m = step(states[-1], data(n), TEACHER)
+        states.append(state)
+        metrics.append(m)
+        counts.append(len(traces))
+    return states, metrics, counts
+
+
+def test_steps_are_counted_and_nothing_compiles_twice():
+    states, _, counts = training()
+    assert [int(s.step) for s in states] == [0, 1, 2, 3, 4, 5]
+    assert counts[0] > 0 and len(set(counts)) == 1
+    assert all(jnp.all(s.key == states[0].key) for s in states)
+    assert states[-1].step.dtype == jnp.int32
+
+
+def test_metrics():
+    _, metrics, _ = training()
+    for n, m in enumerate(metrics):
+        scalars = {k: v for k, v in m.items() if k != "bins"}
+        assert {"loss", "grad_norm", "finite", "tangent_norm"} <= set(scalars)
+        assert all(np.shape(v) == () for v in scalars.values())
+        assert m["finite"].dtype == bool and bool(m["finite"])
+        # r counts optimizer steps.
+        assert float(m["tangent_warmup"]) == pytest.approx(n / 10)
+        assert float(m["bins"]["count"].sum()) == BATCH
+
+
+def test_averages_are_those_of_brute_force():
+    """Every average as an explicit sum over all parameters so far, in float64."""
+    states, _, _ = training()
+    history = [np.asarray(s.params["net"]["w"], np.float64) for s in states[1:]]
+    gamma = ema.rel_std_to_gamma(0.10)
+    betas = {
+        "0.10": [(1 - 1 / n) ** (gamma + 1) for n in range(1, 6)],
+        "images": [0.0] + [0.5 ** (BATCH / 20.0)] * 4,
+    }
+    for name, beta in betas.items():
+        weights = [(1 - b) * np.prod(beta[n + 1 :]) for n, b in enumerate(beta)]
+        assert sum(weights) == pytest.approx(1.0)
+        expected = sum(c * w for c, w in zip(weights, history, strict=True))
+        np.testing.assert_allclose(states[-1].ema[name]["w"], expected, rtol=1e-5)
+    # The initial network has weight 0.
+    np.testing.assert_allclose(states[1].ema["0.10"]["w"], history[0], rtol=1e-6)
+    assert np.abs(np.asarray(states[-1].ema["0.10"]["w"]) - history[-1]).max() > 1e-5
+
+
+def test_parameters_follow_the_optimizer():
+    """Adam's first step is the learning rate times the sign, for both groups."""
+    states, _, _ = training()
+    first = jax.tree.map(lambda a, b: a - b, states[1].params, states[0].params)
+    lr = 0.05 * BATCH / 100
+    np.testing.assert_allclose(jnp.abs(first["net"]["w"]), lr, rtol=1e-3)
+    np.testing.assert_allclose(
+        jnp.abs(first["objective"]["log_weight"]["bias"]), lr, rtol=1e-3
+    )
+
+
+# --- Gradients ------------------------------------------------------------------------
+
+
+@functools.cache
+def reference_gradient():
+    """Gradient and metrics of the objective itself, on some rows with some key."""
+
+    @jax.jit
+    def run(params, x, key, step, teacher):
+        def loss(params):
+            out = OBJECTIVE(
+                net_fn,
+                params,
+                Batch(x=x),
+                key=key,
+                step=step,
+                teacher_fn=lambda x, cond: teacher_fn(teacher, x, cond),
+            )
+            return out.loss, out
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return run
+
+
+def change(state, new):
+    return jax.tree.map(lambda a, b: np.asarray(a - b), state.params, new.params)
+
+
+def assert_close(actual, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        actual,
+        expected,
+    )
+
+
+def test_step_uses_the_gradient_of_the_objective_with_the_key_of_its_number():
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
+    new, metrics = sgd_step()(state, data(), TEACHER)
+    key = jax.random.fold_in(state.key, 4)
+    grads, out = reference_gradient()(state.params, data().x, key, state.step, TEACHER)
+    assert_close(change(state, new), grads)
+    assert_close(metrics["loss"], out.loss)
+    assert_close(metrics["grad_norm"], optax.tree.norm(grads))
+    assert float(metrics["grad_norm"]) > 1e-3
+
+
+def test_accumulated_gradient_is_the_mean_over_the_microbatches():
+    """Each part has noise of its own; one update, one step, r of the step."""
+    parts = 3
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
+    new, metrics = sgd_step(parts)(state, data(), TEACHER)
+    keys = jax.random.split(jax.random.fold_in(state.key, 4), parts)
+    rows = data().x.reshape(parts, -1, DIM)
+    results = [
+        reference_gradient()(state.params, x, key, state.step, TEACHER)
+        for x, key in zip(rows, keys, strict=True)
+    ]
+    grads = jax.tree.map(lambda *g: sum(g) / parts, *(g for g, _ in results))
+    assert_close(change(state, new), grads)
+    assert int(new.step) == 5
+    outs = [out for _, out in results]
+    assert_close(metrics["loss"], np.mean([out.loss for out in outs]))
+    assert_close(
+        metrics["tangent_norm"], np.mean([out.metrics["tangent_norm"] for out in outs])
+    )
+    assert float(metrics["tangent_warmup"]) == pytest.approx(0.4)
+    # Bins are sums over the whole batch.
+    bins = jax.tree.map(lambda *b: sum(b), *(out.metrics["bins"] for out in outs))
+    assert_close(metrics["bins"], bins)
+    assert float(metrics["bins"]["count"].sum()) == BATCH
+
+
+def test_microbatches_must_divide_the_batch():
+    with pytest.raises(
+        ValueError, match=r"train\.microbatches = 4 does not divide .* 6"
+    ):
+        compiled(optax.sgd(1.0), 4)(init(optax.sgd(1.0)), data(), TEACHER)
+
+
+def test_steps_differ_in_their_noise_and_repeat_exactly():
+    state = init(optax.sgd(1.0))
+    later = dataclasses.replace(state, step=jnp.int32(1))
+    other_seed = init(optax.sgd(1.0), seed=1)
+    losses = [
+        float(sgd_step()(s, data(), TEACHER)[1]["squared_error"])
+        for s in (state, state, later, other_seed)
+    ]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+def test_teacher_parameters_are_an_argument():
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
+    one, other = (
+        sgd_step()(state, data(), jnp.float32(a))[0].params["net"]["w"]
+        for a in (0.6, -0.6)
+    )
+    assert np.abs(one - other).max() > 1e-4
+
+
+# --- Finite ---------------------------------------------------------------------------
+
+
+def test_data_that_is_not_finite_is_flagged():
+    state = init(optax.sgd(1.0))
+    for parts in (1, 3):
+        for bad in (np.nan, np.inf):
+            x = np.array(data().x)
+            x[5, 1] = bad
+            _, metrics = sgd_step(parts)(state, Batch(x=jnp.asarray(x)), TEACHER)
+            assert not bool(metrics["finite"])
+
+
+def test_a_loss_or_gradient_that_is_not_finite_is_flagged():
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
+    assert bool(sgd_step()(state, data(), TEACHER)[1]["finite"])
+    assert not bool(sgd_step()(state, data(), jnp.float32(np.nan))[1]["finite"])
+    # The loss is finite, the gradient of its weight overflows with its square.
+    params = jax.tree.map(lambda a: a, state.params)
+    params["objective"]["log_weight"]["bias"] = jnp.float32(86.0)
+    _, metrics = sgd_step()(state.replace(params=params), data(), TEACHER)
+    assert np.isfinite(metrics["loss"]) and not bool(metrics["finite"])
