@@ -24,19 +24,20 @@ def get_config(arg: str = ""):
         c.objective.P_mean = -0.8
         c.objective.P_std = 1.4
         c.optimizer.learning_rate = 2e-3
-        c.train.duration_images = 500 * BATCH
+        c.train.duration_images = 650 * BATCH
         c.eval.steps = (18,)
     else:
         c.objective.dx_dt = "teacher" if variant == "scd" else "data"
-        c.objective.P_mean = -1.0
-        c.objective.P_std = 1.4
+        c.objective.P_mean = -0.8
+        c.objective.P_std = 1.6
         c.objective.tangent_warmup_images = 200 * BATCH
         c.objective.learned_weighting = False
         c.optimizer.learning_rate = 1e-3
-        c.train.duration_images = 3_000 * BATCH
+        c.train.duration_images = 2_000 * BATCH
         # Alg. 1 starts both kinds of student at the teacher's average.
         c.init.run = "runs/digits_teacher"
         if variant == "scd":
+            c.train.duration_images = 4_000 * BATCH
             c.objective.tangent_normalization = "none"
             c.teacher.source = "run"
             c.teacher.run = "runs/digits_teacher"

@@ -291,9 +291,7 @@ def test_missing_inputs_are_errors(name):
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_bad_settings_are_errors_when_built(name):
-    with pytest.raises(
-        ValueError, match="'widht' is not one of .*did you mean 'width'"
-    ):
+    with pytest.raises(ValueError, match=r"'widht' is not one .* mean 'width'"):
         networks.build(name, SHAPE, 0, widht=8)
     with pytest.raises(ValueError, match=r"network\.width = 15: must be even"):
         networks.build(name, SHAPE, 0, width=15)

@@ -1,6 +1,7 @@
 """Normalization of the target, the learned weight, time bins, labels and guidance."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,9 @@ def test_weight_counts_once_per_sample_not_per_element():
     settings = {"dx_dt": "data", "tangent_pass": "separate"}
     plain = look(Consistency(learned_weighting=False, **settings), _zero, x0)
 
-    def loss(params):
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params):
         out = Consistency(**settings)(
             lambda params, x, cond, **_: 0.0 * x,
             {"net": {}, "objective": params},
@@ -130,7 +133,7 @@ def test_weight_counts_once_per_sample_not_per_element():
         return out.loss, out.per_example
 
     params = Consistency(**settings).init(jax.random.key(0))
-    grads, per_example = jax.grad(loss, has_aux=True)(params)
+    grads, per_example = gradient(params)
     error = np.mean(np.square(plain.g), axis=(1, 2, 3))
     np.testing.assert_allclose(per_example, error, rtol=1e-5)
     np.testing.assert_allclose(grads["log_weight"]["bias"], error.mean() - 1, rtol=1e-5)

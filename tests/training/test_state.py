@@ -58,6 +58,18 @@ def test_inverse_square_root_with_ramp_up():
         assert float(learning_rate(config, images)) == pytest.approx(lr), images
 
 
+def test_cosine_with_ramp_up():
+    """From the full rate to 0 at ``decay_images``, and 0 after that."""
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="cosine", decay_images=1200.0, rampup_images=100.0
+    )
+    images = jnp.asarray([0.0, 100.0, 300.0, 600.0, 800.0, 1200.0, 2400.0])
+    turn = np.array([0.0, 1 / 12, 0.25, 0.5, 2 / 3, 1.0, 1.0])
+    expected = 0.05 * (1 + np.cos(np.pi * turn))
+    expected[0] = 0.0
+    np.testing.assert_allclose(learning_rate(config, images), expected, atol=1e-8)
+
+
 def test_ramp_up_of_a_constant_rate():
     config = OptimizerConfig(learning_rate=1.0, rampup_images=100.0)
     np.testing.assert_allclose(
@@ -139,8 +151,9 @@ def test_bad_optimizers_are_errors():
             OptimizerConfig(name="adamm"),
             r"optimizer\.name = 'adamm'.*did you mean 'adam'",
         ),
-        (OptimizerConfig(schedule="cosine"), r"optimizer\.schedule = 'cosine'"),
+        (OptimizerConfig(schedule="linear"), r"optimizer\.schedule = 'linear' is not"),
         (OptimizerConfig(schedule="inverse_sqrt"), r"optimizer\.decay_images must be"),
+        (OptimizerConfig(schedule="cosine"), r"optimizer\.decay_images must be"),
     ):
         with pytest.raises(ValueError, match=message):
             build_optimizer(config, BATCH)
