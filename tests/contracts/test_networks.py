@@ -98,10 +98,7 @@ def test_parameters_are_float32_and_depend_on_the_key(case):
 
 
 def test_fresh_network_has_outputs_and_tangents_of_order_1(case):
-    """A zero-initialized modulation would give slopes of 1e4 through its pixel norm.
-
-    And ``c_noise = log(tan t)`` left in the network would show near pi/2, 160 times.
-    """
+    """``c_noise = log(tan t)`` left in the network would show near pi/2, 160 times."""
     t = jnp.asarray([1e-4, 0.3, 1.1, trigflow.t_max(0.5)])
     x, dx = noise((2, 4, *SHAPE), 3)
     # One batch: along x and t, then along t alone.
@@ -155,7 +152,10 @@ def test_jvp_is_the_central_difference(case, float64_islands):
 
 
 def test_gradient_reaches_every_parameter(case):
-    """Only rows of classes that no example has get none."""
+    """Only rows of classes that no example has get none; and none explodes.
+
+    Behind a zero-initialized modulation its pixel norm would have a slope of 1e4.
+    """
     weights = noise(case.x.shape, 6)
 
     @jax.jit
@@ -172,7 +172,7 @@ def test_gradient_reaches_every_parameter(case):
         used = np.array([True, False, True, True])  # classes 0 and 2, and null
         np.testing.assert_array_equal(np.any(table != 0, axis=1), used)
         for path, g in jax.tree_util.tree_leaves_with_path(grads):
-            assert np.abs(g).max() > 1e-7, path
+            assert 1e-7 < np.abs(g).max() < 1e3, path
 
 
 # --- Independence of examples ---------------------------------------------------------

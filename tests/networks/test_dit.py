@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from scm_jax import networks, scaling
 from scm_jax.networks.dit import DiT
@@ -139,6 +140,25 @@ def test_bfloat16_keeps_the_islands_and_the_tangent():
         "patch_in": "bfloat16",
     }.items():
         assert seen[name]["__call__"][0].dtype == jnp.dtype(dtype), name
+
+
+def variables(jaxpr):
+    """All intermediate values of a program, those of its inner programs included."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (v.aval for v in eqn.outvars)
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from variables(inner)
+
+
+def test_embedding_stays_float32_throughout():
+    """Its rounding would hide in that of the blocks; so the program itself is read."""
+    net = networks.build("dit", (4, 4, 2), 3, dtype="bfloat16", **SMALL)
+    x, cond = net.example(5)
+    program = jax.make_jaxpr(net.apply)(some_params(), x, cond)
+    of_embedding = [a.dtype for a in variables(program) if a.shape == (5, 16)]
+    assert len(of_embedding) > 5
+    assert set(of_embedding) == {jnp.dtype("float32")}
+    assert jnp.bfloat16 in {a.dtype for a in variables(program)}
 
 
 def test_rematerialization_changes_nothing():
