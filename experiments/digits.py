@@ -32,8 +32,8 @@ def get_config(arg: str = ""):
         c.objective.P_mean = -0.8
         c.objective.P_std = 1.6
         c.objective.tangent_warmup_images = 200 * BATCH
-        # As in mixture.py: a learned weight grows where the tangent is small already, at
-        # high noise, and drowns the low noise that everything above builds on.
+        # As in mixture.py: a learned weight grows where the tangent is small already,
+        # at high noise, and drowns the low noise that everything above builds on.
         c.objective.learned_weighting = False
         c.optimizer.learning_rate = 1e-3
         c.train.duration_images = 2_000 * BATCH
@@ -41,9 +41,9 @@ def get_config(arg: str = ""):
         c.init.run = "runs/digits_teacher"
         if variant == "scd":
             c.train.duration_images = 4_000 * BATCH
-            # Distillation has a fixed point at tangent 0; a normalized tangent keeps its
-            # length near it, and in 64 dimensions and few steps that is noise. Training
-            # from data has no such point, so sct keeps the paper's normalization.
+            # Distillation has a fixed point at tangent 0; a normalized tangent keeps
+            # its length near it, and in 64 dimensions and few steps that is noise.
+            # Training from data has no such point: sct keeps the paper's choice.
             c.objective.tangent_normalization = "none"
             c.teacher.source = "run"
             c.teacher.run = "runs/digits_teacher"

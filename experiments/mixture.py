@@ -17,8 +17,8 @@ def get_config(arg: str = ""):
     c = base_config("mlp", "diffusion" if variant == "teacher" else "consistency")
     c.name = variant
     c.dataset.name = "mixture"
-    # The tangent of an exact student is 0, and where it is already small a learned weight
-    # grows without bound: it would drown the times near 0, which all others build on.
+    # The tangent of an exact student is 0, and where it is already small a learned
+    # weight grows without bound and drowns the times near 0, which all others build on.
     # Measured: consistency_rmse 0.029 with it, 0.004 without.
     if variant != "teacher":
         c.objective.learned_weighting = False
