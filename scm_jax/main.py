@@ -200,7 +200,10 @@ def _parse() -> None:
     try:
         rest = flags.FLAGS(["scm " + argv[0], *argv[1:]])
     except flags.Error as error:
-        raise UsageError(str(error)) from error
+        text = str(error)
+        if "Traceback" in text:  # of an experiment file: its last line says it all
+            text = text.strip().splitlines()[-1]
+        raise UsageError(text) from error
     if len(rest) > 1:
         raise UsageError(
             f"unexpected argument {rest[1]!r}; flags look like --name=value"

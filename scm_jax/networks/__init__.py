@@ -81,7 +81,8 @@ def build(
     built = module(
         sample_shape=tuple(sample_shape), num_classes=num_classes, **settings
     )
-    built.check()
+    if (check := getattr(built, "check", None)) is not None:
+        check()
     consumes = {"t"}
     consumes |= {"label"} if num_classes else set()
     consumes |= {"guidance"} if built.use_guidance else set()

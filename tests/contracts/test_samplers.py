@@ -100,6 +100,18 @@ def test_sample_depends_on_its_own_key_label_and_guidance_only(name):
     assert len(np.unique(np.asarray(x).round(4))) == x.size
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_implicit_promotion_of_dtypes(name):
+    def fn(params, x, cond):
+        return x * jnp.cos(cond.t)[:, None]
+
+    with jax.numpy_dtype_promotion("strict"):
+        keys = sampling.sample_keys(0, jnp.arange(4))
+        cond = Cond(t=jnp.zeros((4,)))
+        x = jax.eval_shape(sampler_of(name, 3, fn), None, keys, cond)
+    assert x.dtype == jnp.float32
+
+
 def test_unknown_samplers_are_errors():
     for call in (
         lambda: sampling.make_grid("euler", 2, SD),

@@ -83,7 +83,8 @@ def test_another_process_may_finish_first(tmp_path, monkeypatch):
 
 
 def test_two_processes_at_once(tmp_path):
-    run = [sys.executable, "-m", "scm_jax.datasets", "digits", f"--root={tmp_path}"]
+    command = ["-m", "scm_jax", "prepare", "--dataset=digits", f"--root={tmp_path}"]
+    run = [sys.executable, *command]
     checkout = str(Path(scm_jax.__path__[0]).parent)
     env = os.environ | {"PYTHONPATH": checkout}
     processes = [
