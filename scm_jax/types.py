@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -73,6 +73,7 @@ class DatasetInfo:
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
 
 
+@runtime_checkable  # for checks of argument types in tests
 class NetFn(Protocol):
     """``F = net_fn(params, x, cond, train=..., key=...)`` with ``x = x_t/sigma_data``.
 

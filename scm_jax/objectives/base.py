@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Any]
 
 
+@runtime_checkable  # for checks of argument types in tests
 class Objective(Protocol):
     """A frozen dataclass of hyperparameters with two pure functions."""
 

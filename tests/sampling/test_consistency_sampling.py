@@ -94,7 +94,7 @@ def test_noise_has_the_standard_deviation_of_the_data():
 
 def test_noise_of_a_sample_depends_on_seed_and_index_only():
     def noise(seed, indices, draw=0):
-        keys = sampling.sample_keys(seed, indices)
+        keys = sampling.sample_keys(seed, np.array(indices))
         return np.asarray(sampling.sample_noise(keys, draw, (3, 2), SD))
 
     all_eight = noise(1, np.arange(8))
