@@ -56,7 +56,7 @@ def last_checkpoint(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray]]:
                 leaf = jax.random.key_data(leaf)
             arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     position = ocp.JsonCheckpointHandler().restore(folder / str(step) / "data")
-    arrays["data"] = np.asarray(position["position"]["next_index"])
+    arrays["data"] = np.asarray(position["next_index"])
     return step, arrays
 
 

@@ -1,17 +1,21 @@
 """Every key of an experiment, declared once, with its unit.
 
 Experiment files return ``base_config(...)`` with a few keys changed. The sections
-``network`` and ``objective`` hold the fields of the chosen class; their meaning stands
-in its docstring (``scm_jax/networks``, ``scm_jax/objectives``).
+``network`` and ``objective`` hold the fields of the chosen class, and ``dataset`` the
+arguments of the chosen builder function; their meaning stands in its docstring
+(``scm_jax/networks``, ``scm_jax/objectives``, ``scm_jax/datasets``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from scm_jax.datasets import DATASETS
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
 from scm_jax.training.state import OptimizerConfig
@@ -22,24 +26,28 @@ _DERIVED = {"parent", "name", "sample_shape", "num_classes", "sigma_data"}
 _STEPS_SUFFIX = "_steps"
 
 
-def base_config(network: str = "dit", objective: str = "diffusion") -> ConfigDict:
+def base_config(
+    network: str = "dit", objective: str = "diffusion", dataset: str = "digits"
+) -> ConfigDict:
     """A complete, locked config with every default.
 
     Args:
       network: a key of ``NETWORKS``; its fields become ``config.network``.
       objective: a key of ``OBJECTIVES``; its fields become ``config.objective``.
+      dataset: a key of ``DATASETS``; its arguments become ``config.dataset``.
     """
     c = ConfigDict()
     c.name = ""  # shown in tables and reports
     c.seed = 0  # parameters, noise, data order
 
-    c.dataset = ConfigDict()
-    c.dataset.name = "digits"  # a key of DATASETS
+    c.dataset = ConfigDict(_arguments(lookup(DATASETS, dataset, "dataset.name")))
+    c.dataset.name = dataset  # a key of DATASETS
     c.dataset.root = ""  # where prepared data lies; "" is the user's cache
 
     c.network = ConfigDict(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
     )
+    c.parameterization = "trigflow"  # of the network: trigflow, or edm (its c_noise)
     c.objective = _objective_section(objective)
 
     c.teacher = ConfigDict()
@@ -117,6 +125,13 @@ def _fields(cls: type) -> dict[str, Any]:
     return fields
 
 
+def _arguments(build: Callable[..., Any]) -> dict[str, Any]:
+    """Argument -> default of a dataset's builder function, without the common ones."""
+    parameters = inspect.signature(build).parameters.values()
+    common = ("split", "root", "prepare")
+    return {p.name: p.default for p in parameters if p.name not in common}
+
+
 def objective_settings(config: ConfigDict) -> dict[str, Any]:
     """``config.objective`` as constructor arguments, images turned into steps."""
     fields = _fields(lookup(OBJECTIVES, config.objective.name, "objective.name"))
@@ -139,8 +154,9 @@ def parse_arg(
       arg: comma-separated: a variant, then flags and ``key=value`` pairs. Empty is the
         first variant.
       variants: legal variants.
-      **options: other legal keys with their defaults, which give their types; every
-        experiment also takes ``quick``.
+      **options: other legal keys with their defaults, which give their types, or with
+        a tuple of all legal values, the default first; every experiment also takes
+        ``quick``.
 
     Returns:
       The variant, and a dict of ``options`` with ``quick``.
@@ -151,13 +167,17 @@ def parse_arg(
     >>> parse_arg("scd,quick", ("teacher", "scd"))
     ('scd', {'quick': True})
     """
-    values = {**options, "quick": False}
+    legal = {k: d for k, d in options.items() if isinstance(d, tuple)}
+    values = {**options, **{k: d[0] for k, d in legal.items()}, "quick": False}
     first, *rest = [part.strip() for part in (arg or variants[0]).split(",")]
     lookup(dict.fromkeys(variants), first, "experiment variant")
     for part in rest:
         key, _, text = part.partition("=")
         default = lookup(values, key, "experiment option")
-        if isinstance(default, bool):
+        if key in legal:
+            by_text = {str(value): value for value in legal[key]}
+            values[key] = lookup(by_text, text, f"experiment option {key}")
+        elif isinstance(default, bool):
             values[key] = text in ("", "1", "true", "True")
         else:
             values[key] = type(default)(text)
@@ -183,7 +203,8 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     Raises:
       ValueError: a key that this version does not know.
     """
-    config = base_config(saved["network"]["name"], saved["objective"]["name"])
+    names = (saved[section]["name"] for section in ("network", "objective", "dataset"))
+    config = base_config(*names)
 
     def fill(target: ConfigDict, values: dict[str, Any], path: str) -> None:
         for key, value in values.items():

@@ -53,7 +53,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "effective_sampling_compute": scaling.effective_sampling_compute(
             parameters, nfe
         ),
-        "state_bytes": scaling.tree_bytes(jax.eval_shape(experiment.init_state)),
+        "state_bytes": scaling.tree_bytes(
+            jax.eval_shape(experiment.init_state, experiment.abstract_params())
+        ),
         "steps": steps,
         "images": steps * config.train.batch_size,
     }
@@ -70,14 +72,24 @@ def build_abstract(config: ConfigDict) -> Experiment:
         **config_lib.objective_settings(config),
     )
     teacher = experiment_lib.build_teacher(
-        config, experiment.dataset, stand_in=experiment.network
+        config, experiment.dataset, stand_in=_unguided(experiment).network
     )
     return dataclasses.replace(experiment, objective=objective, teacher=teacher)
 
 
 def _as_diffusion(experiment: Experiment) -> Experiment:
     objective = objectives.Diffusion(sigma_data=experiment.dataset.info.sigma_data)
+    experiment = _unguided(experiment)
     return dataclasses.replace(experiment, objective=objective, teacher=None)
+
+
+def _unguided(experiment: Experiment) -> Experiment:
+    """With the network of a teacher: it takes no guidance scale."""
+    config = experiment.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.network.use_guidance = False
+    network = experiment_lib.build_network(config, experiment.dataset)
+    return dataclasses.replace(experiment, network=network)
 
 
 def dry_run(config: ConfigDict) -> str:

@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import networks, objectives, sampling
+from scm_jax import networks, objectives, sampling, trigflow
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
@@ -72,6 +72,7 @@ class Experiment:
             self.optimizer,
             self.ema_profiles,
             teacher_fn=self.teacher.fn if self.teacher else None,
+            project=self.network.project,
             num_microbatches=self.config.train.microbatches,
         )
 
@@ -97,6 +98,11 @@ class Experiment:
 
     def abstract_params(self) -> dict[str, Any]:
         """Shapes of the parameters; nothing is allocated."""
+        return self._abstract_params
+
+    @functools.cached_property
+    def _abstract_params(self) -> dict[str, Any]:
+        # Tracing the initialization of a large network takes a second or two.
         return jax.eval_shape(self.init_params)
 
     def example_batch(self, batch_size: int) -> Batch:
@@ -117,9 +123,7 @@ def build(config: ConfigDict) -> Experiment:
         has the config path and the legal values.
       FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
     """
-    dataset = make_dataset(
-        config.dataset.name, root=config.dataset.root or None, prepare=True
-    )
+    dataset = build_dataset(config)
     objective = objectives.build(
         config.objective.name,
         sigma_data=dataset.info.sigma_data,
@@ -151,15 +155,30 @@ def build(config: ConfigDict) -> Experiment:
     return experiment
 
 
+def build_dataset(config: ConfigDict) -> Dataset:
+    """The dataset of ``config.dataset``, prepared where that needs no network."""
+    settings = dict(config.dataset)
+    name, root = settings.pop("name"), settings.pop("root") or None
+    return make_dataset(name, root=root, prepare=True, **settings)
+
+
 def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     """The network of ``config.network`` for the samples of ``dataset``."""
     settings = dict(config.network)
-    return networks.build(
+    network = networks.build(
         settings.pop("name"),
         dataset.info.sample_shape,
         dataset.info.num_classes,
         **settings,
     )
+    legal = dict.fromkeys(trigflow.PARAMETERIZATIONS)
+    lookup(legal, config.parameterization, "parameterization")
+    if config.parameterization == "edm":
+        adapter = functools.partial(
+            trigflow.from_edm, sigma_data=dataset.info.sigma_data
+        )
+        network = dataclasses.replace(network, adapter=adapter)
+    return network
 
 
 def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
@@ -293,6 +312,12 @@ def load_init(experiment: Experiment, mesh: Any) -> dict[str, Any] | None:
     if not settings.run:
         return None
     network, name = saved_network(settings.run, settings.ema, experiment.dataset)
+    if (network.adapter is None) != (experiment.network.adapter is None):
+        raise ValueError(
+            f"init.run = {settings.run!r} was trained with another parameterization "
+            f"than this config's {experiment.config.parameterization!r}: its network "
+            "reads the time differently"
+        )
     abstract = abstract_net(network, mesh, experiment.config)
     loaded = load_average(settings.run, name, abstract)
     fresh = jax.jit(
@@ -301,11 +326,24 @@ def load_init(experiment: Experiment, mesh: Any) -> dict[str, Any] | None:
             experiment.abstract_params(), mesh, mesh_rules(experiment.config)
         ),
     )()
-    extra = experiment.network.consumes - network.consumes
-    for field in extra:
-        loaded["cond"][field] = fresh["net"]["cond"][field]
+    loaded = _with_new_inputs(
+        loaded, fresh["net"], experiment.network.consumes - network.consumes
+    )
     checkpoint.check_shapes(f"init.run = {settings.run}", loaded, fresh["net"])
     return {**fresh, "net": loaded}
+
+
+def _with_new_inputs(
+    loaded: dict[str, Any], fresh: dict[str, Any], inputs: frozenset[str]
+) -> dict[str, Any]:
+    """``loaded`` with the fresh layers, named after their input, that it lacks."""
+    filled = dict(loaded)
+    for key, value in fresh.items():
+        if key in loaded and isinstance(value, dict):
+            filled[key] = _with_new_inputs(loaded[key], value, inputs)
+        elif key not in loaded and any(name in key.split("_") for name in inputs):
+            filled[key] = value
+    return filled
 
 
 def mesh_rules(config: ConfigDict) -> tuple:

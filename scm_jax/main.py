@@ -187,6 +187,48 @@ def _prepare() -> int:
     return 0
 
 
+@command("import", "Makes a run directory of published EDM or EDM2 weights.")
+def _import() -> int:
+    _flag_config()
+    _flag_workdir()
+    flags.DEFINE_string("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
+    flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
+    flags.DEFINE_enum(
+        "parameterization",
+        "edm",
+        ["edm", "trigflow"],
+        "What the network was trained in.",
+    )
+    _parse()
+    _required("config", "weights", "workdir")
+    from scm_jax import weights
+
+    f = flags.FLAGS
+    found = weights.import_run(
+        f.config,
+        f.weights,
+        f.workdir,
+        key=f["key"].value,
+        parameterization=f.parameterization,
+    )
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+@command("export", "Writes a run's weights as a file of the EDM family.")
+def _export() -> int:
+    _flag_run()
+    flags.DEFINE_string("out", None, "File: .safetensors, .npz or .pt.")
+    _parse()
+    _required("run", "out")
+    from scm_jax import weights
+
+    f = flags.FLAGS
+    count = weights.export_run(f.run, f.out, ema=f.ema, step=f.step)
+    print(f"{count} tensors: {f.out}")
+    return 0
+
+
 # --- Dispatch -------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ carries the sine and cosine computed from that level.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -310,6 +310,39 @@ def prediction_from_F(
     if kind not in predictions:
         raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
     return predictions[kind]
+
+
+PARAMETERIZATIONS = ("trigflow", "edm")
+
+
+def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
+    """EDM's input for the noise level, ``log(sigma_data tan t) / 4``.
+
+    Its derivative times ``sin t`` is ``1/(4 cos t)``, without bound towards ``pi/2``:
+    one of the instabilities that TrigFlow's ``c_noise(t) = t`` removes (Sec. 4.1).
+    """
+    # float32(pi/2) lies above pi/2, where the cosine is negative.
+    return log_sigma(jnp.clip(t, 1e-6, np.pi / 2 - 1e-6), sigma_data) / 4
+
+
+def from_edm(net_fn: Any, sigma_data: float) -> Any:
+    """A network in EDM's parameterization as a TrigFlow network, exactly.
+
+    ``F(x_t/sigma_data, t) = -F_EDM(x_t/sigma_data, log(sigma_data tan t)/4)``: EDM
+    scales its input to ``x_t / sigma_data``, too, so only the sign and the time change
+    (Sec. 3; arXiv 2206.00364, Table 1).
+
+    Args:
+      net_fn: ``F_EDM = net_fn(params, x, cond, ...)``, which reads ``cond.t`` as EDM's
+        ``c_noise``.
+      sigma_data: standard deviation of the data.
+    """
+
+    def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        cond = cond.replace(t=edm_c_noise(cond.t, sigma_data))
+        return -net_fn(params, x, cond, **kwargs)
+
+    return fn
 
 
 def score_from_F(

@@ -78,7 +78,8 @@ class NetFn(Protocol):
     """``F = net_fn(params, x, cond, train=..., key=...)`` with ``x = x_t/sigma_data``.
 
     ``F`` has the shape of ``x``. ``key`` drives dropout and is needed only when
-    ``train`` is true and the network has dropout.
+    ``train`` is true and the network has dropout. ``dtype`` replaces the compute dtype
+    of the network, where it has one.
     """
 
     def __call__(
@@ -89,6 +90,7 @@ class NetFn(Protocol):
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        dtype: str | None = None,
     ) -> jax.Array: ...
 
 

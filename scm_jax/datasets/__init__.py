@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from scm_jax.datasets.digits import make_digits
+from scm_jax.datasets.images import make_cifar10, make_imagenet64, make_noise_images
+from scm_jax.datasets.latents import make_imagenet512_latents
 from scm_jax.datasets.pipeline import (
     BatchIterator,
     Dataset,
     FiniteDataset,
+    LazyDataset,
 )
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (
@@ -28,9 +31,13 @@ from scm_jax.datasets.synthetic import (
 )
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
+    "cifar10": make_cifar10,
     "digits": make_digits,
     "gaussian": make_gaussian,
+    "imagenet512_latents": make_imagenet512_latents,
+    "imagenet64": make_imagenet64,
     "mixture": make_mixture,
+    "noise_images": make_noise_images,
 }
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "FiniteDataset",
     "Gaussian",
     "GaussianMixture",
+    "LazyDataset",
     "SyntheticDataset",
     "default_root",
     "make_dataset",

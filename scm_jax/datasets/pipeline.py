@@ -67,7 +67,21 @@ class RecordSource:
 
     def gather(self, indices: np.ndarray) -> Fields:
         items = self.records.__getitems__([int(index) for index in indices])
-        return {name: np.stack([item[name] for item in items]) for name in items[0]}
+        return {
+            name: _stack(name, [np.asarray(item[name]) for item in items], indices)
+            for name in items[0]
+        }
+
+
+def _stack(name: str, values: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
+    """``np.stack``; values of different shapes are an error that names the items."""
+    for index, value in zip(indices, values, strict=True):
+        if value.shape != values[0].shape:
+            raise ValueError(
+                f"item {index} has {name!r} of shape {value.shape}, and item "
+                f"{indices[0]} of shape {values[0].shape}; all must have one shape"
+            )
+    return np.stack(values)
 
 
 def read_prepared(
@@ -238,11 +252,15 @@ class FiniteDataset:
       info: what the data are, ``num_items`` as in ``source``.
       source: the stored items.
       decode: stored fields -> ``(x, label)`` as ``Batch`` wants them.
+      randomize: what chance does to stored fields before they are decoded, such as
+        flips: ``(fields, keys) -> fields`` with ``keys`` ``(n, 3)``, seed, epoch and
+        item, so that it repeats. ``arrays`` leaves it out.
     """
 
     info: DatasetInfo
     source: Source
     decode: Callable[[Fields], tuple[np.ndarray, np.ndarray | None]]
+    randomize: Callable[[Fields, np.ndarray], Fields] | None = None
 
     @property
     def closed_form(self) -> None:
@@ -262,7 +280,9 @@ class FiniteDataset:
         def batch_at(index: int) -> Batch:
             positions = index * batch_size + row_numbers
             items = shuffled_items(positions, len(self.source), seed)
-            x, label = self.items(items)
+            epochs = positions // len(self.source)
+            keys = np.stack([np.full_like(items, seed), epochs, items], axis=1)
+            x, label = self.items(items, keys)
             return Batch(x=x, label=label)
 
         in_memory = isinstance(self.source, MemorySource)
@@ -271,11 +291,55 @@ class FiniteDataset:
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.items(np.arange(len(self.source)))
 
-    def items(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The given items, decoded and checked."""
-        x, label = self.decode(self.source.gather(indices))
+    def items(
+        self, indices: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The given items, decoded and checked; randomized where ``keys`` are given."""
+        fields = self.source.gather(indices)
+        if self.randomize is not None and keys is not None:
+            fields = self.randomize(fields, keys)
+        x, label = self.decode(fields)
         check_items(self.info, indices, x, label)
         return x, label
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyDataset:
+    """A dataset that says what it is before its data are there.
+
+    Attributes:
+      info: what the data are, ``num_items`` as published.
+      open: opens them; called once, when the first item is asked for.
+    """
+
+    info: DatasetInfo
+    open: Callable[[], FiniteDataset]
+
+    @property
+    def closed_form(self) -> None:
+        return None
+
+    @functools.cached_property
+    def opened(self) -> FiniteDataset:
+        """The data themselves.
+
+        Raises:
+          FileNotFoundError: they are not on this machine; the message says what must
+            lie where.
+        """
+        return self.open()
+
+    def iterator(
+        self,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> BatchIterator:
+        return self.opened.iterator(batch_size, seed, process_index, process_count)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.opened.arrays()
 
 
 def check_items(
@@ -285,7 +349,7 @@ def check_items(
     if x.shape[1:] != info.sample_shape or x.dtype != np.float32:
         raise ValueError(
             f"dataset {info.name!r}: items are {x.dtype} {x.shape[1:]}; declared are "
-            f"float32 {info.sample_shape}"
+            f"float32 {info.sample_shape} (first of them: item {indices[0]})"
         )
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():

@@ -66,7 +66,8 @@ def find_builder(builder: str | os.PathLike[str]) -> Path:
 
 
 def _folder_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    # Some folders hold the card of data that must be prepared by hand.
+    return sorted(file.parent.name for file in folder.glob("*/*_dataset_builder.py"))
 
 
 def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scm_jax.networks import ddpmpp, dit, unet
+from scm_jax.networks.ddpmpp import DDPMpp
 from scm_jax.networks.dit import DiT
 from scm_jax.networks.mlp import MLP
-from scm_jax.types import Cond, lookup
+from scm_jax.networks.unet import UNet
+from scm_jax.types import Cond, NetFn, lookup
 
 NETWORKS = {
+    "ddpmpp": DDPMpp,
     "dit": DiT,
     "mlp": MLP,
+    "unet": UNet,
+}
+
+# Settings of the published sizes: PRESETS[network][size].
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ddpmpp": ddpmpp.PRESETS,
+    "dit": dit.PRESETS,
+    "unet": unet.PRESETS,
 }
 
 
@@ -26,15 +39,26 @@ class Network:
     Attributes:
       module: the Flax module.
       consumes: names of the fields of ``Cond`` that it reads.
+      adapter: changes the convention of time and output, such as
+        ``trigflow.from_edm``; None where the module's are TrigFlow's.
     """
 
     module: nn.Module
     consumes: frozenset[str]
+    adapter: Callable[[NetFn], NetFn] | None = None
 
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters."""
         x, cond = self.example(1)
-        return self.module.init(key, x, cond)["params"]
+        return self.project(self.module.init(key, x, cond)["params"])
+
+    def project(self, params: Any) -> Any:
+        """``params`` after the module's forced normalization, if it has one.
+
+        A pure function for after each update of the optimizer; never part of ``apply``.
+        """
+        project = getattr(self.module, "project", None)
+        return params if project is None else project(params)
 
     def apply(
         self,
@@ -44,10 +68,28 @@ class Network:
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        dtype: str | None = None,
     ) -> jax.Array:
-        """``F`` at ``x = x_t / sigma_data``; ``key`` is the dropout key."""
+        """``F`` at ``x = x_t / sigma_data``.
+
+        ``key`` is the dropout key; ``dtype`` replaces the module's compute dtype.
+        """
+        fn: NetFn = self._apply if self.adapter is None else self.adapter(self._apply)
+        return fn(params, x, cond, train=train, key=key, dtype=dtype)
+
+    def _apply(
+        self,
+        params: Any,
+        x: jax.Array,
+        cond: Cond,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        dtype: str | None = None,
+    ) -> jax.Array:
         rngs = {} if key is None else {"dropout": key}
-        F = self.module.apply({"params": params}, x, cond, train=train, rngs=rngs)
+        module = self.module if dtype is None else self.module.clone(dtype=dtype)
+        F = module.apply({"params": params}, x, cond, train=train, rngs=rngs)
         return cast(jax.Array, F)
 
     def example(self, batch_size: int) -> tuple[jax.Array, Cond]:
@@ -77,7 +119,7 @@ def build(
         f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")
     }
     for setting in settings:
-        lookup(dict.fromkeys(known), setting, "network setting")
+        lookup(dict.fromkeys(known), setting, "network")
     built = module(
         sample_shape=tuple(sample_shape), num_classes=num_classes, **settings
     )

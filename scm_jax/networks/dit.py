@@ -18,17 +18,28 @@ from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
 from scm_jax.types import Cond
 
+# Table 1 of arXiv 2212.09748, and one more of about the U-Net's largest size. The patch
+# (2, 4 or 8) is a setting of its own.
+PRESETS = {
+    "s": {"width": 384, "depth": 12, "num_heads": 6},
+    "b": {"width": 768, "depth": 12, "num_heads": 12},
+    "l": {"width": 1024, "depth": 24, "num_heads": 16},
+    "xl": {"width": 1152, "depth": 28, "num_heads": 16},
+    "1p6b": {"width": 1792, "depth": 28, "num_heads": 28},
+}
+
 
 class Block(nn.Module):
     """One transformer block: attention, then a two-layer network, both modulated.
 
-    ``h <- h + gate * branch(double_norm(h, scale, shift))``. Gates are not normalized
-    and start small, so that a fresh network is close to linear in its skip path.
+    ``h <- h + gate * branch(modulate(layer_norm(h)))``. Gates are not normalized and
+    start small, so that a fresh network is close to linear in its skip path.
     """
 
     num_heads: int
     mlp_ratio: int
     dropout: float
+    modulation: str
     attention: str
     dtype: jnp.dtype
 
@@ -38,18 +49,20 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """``h`` is ``(b, n, c)``; ``emb`` is ``(b, c)`` after its silu, float32."""
         width = h.shape[-1]
-        affine = nn.Dense(4 * width, name="affine")(emb)
+        vectors = layers.MODULATIONS[self.modulation]
+        affine = nn.Dense(2 * vectors * width, name="affine")(emb)
         gates = nn.Dense(
             2 * width,
             kernel_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"),
             name="gate",
         )(emb)
-        scale1, shift1, scale2, shift2 = jnp.split(affine, 4, axis=-1)
+        affine1, affine2 = jnp.split(affine, 2, axis=-1)
         gate1, gate2 = jnp.split(gates.astype(h.dtype)[:, None, :], 2, axis=-1)
 
-        y = layers.double_norm(h, scale1, shift1)
-        h = h + gate1 * self._attend(y)
-        y = layers.double_norm(h, scale2, shift2)
+        y = layers.modulate(layers.layer_norm(h), affine1, self.modulation)
+        h = h + gate1 * self._attend(y.astype(h.dtype))
+        y = layers.modulate(layers.layer_norm(h), affine2, self.modulation)
+        y = y.astype(h.dtype)
         y = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, name="mlp_in")(y)
         y = nn.Dropout(self.dropout)(nn.silu(y), deterministic=deterministic)
         return h + gate2 * nn.Dense(width, dtype=self.dtype, name="mlp_out")(y), None
@@ -79,6 +92,10 @@ class DiT(nn.Module):
       dropout: rate inside the blocks' networks, in training only.
       use_guidance: takes the guidance scale as an input.
       use_dt: takes a second time as an input.
+      modulation: how the embedding acts on normalized features, a key of
+        ``layers.MODULATIONS``.
+      embedding: features of the time, ``positional`` or ``fourier``.
+      fourier_scale: scale of Fourier features.
       attention: implementation behind the attention door.
       dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
         float32 whatever it is.
@@ -95,6 +112,9 @@ class DiT(nn.Module):
     dropout: float = 0.0
     use_guidance: bool = False
     use_dt: bool = False
+    modulation: str = "double_norm"
+    embedding: str = "positional"
+    fourier_scale: float = 1.0
     attention: str = "einsum"
     dtype: str = "float32"
     remat: bool = False
@@ -102,6 +122,10 @@ class DiT(nn.Module):
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         layers.check_width(self.width)
+        layers.check_choice(
+            self.modulation, tuple(layers.MODULATIONS), "network.modulation"
+        )
+        layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
         *axes, _ = self.sample_shape
         if not axes or any(n % self.patch for n in axes):
             raise ValueError(
@@ -118,14 +142,16 @@ class DiT(nn.Module):
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, *sample_shape)``; returns ``F`` of that shape, float32."""
         self.check()
-        if x.shape[1:] != self.sample_shape:
-            raise ValueError(
-                f"x has shape {x.shape}, this network was built for samples of shape "
-                f"{self.sample_shape}"
-            )
+        layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
         emb = layers.ConditionEmbedding(
-            self.width, self.num_classes, self.use_guidance, self.use_dt, name="cond"
+            self.width,
+            self.num_classes,
+            self.use_guidance,
+            self.use_dt,
+            self.embedding,
+            self.fourier_scale,
+            name="cond",
         )(cond)
         emb = nn.silu(emb)
 
@@ -137,13 +163,14 @@ class DiT(nn.Module):
         h = h + position.astype(dtype)[None]
         h = self._blocks(h, emb, deterministic=not train, dtype=dtype)
 
-        affine = nn.Dense(2 * self.width, name="affine_out")(emb)
-        h = layers.double_norm(h, *jnp.split(affine, 2, axis=-1))
+        vectors = layers.MODULATIONS[self.modulation]
+        affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
+        h = layers.modulate(layers.layer_norm(h), affine, self.modulation)
         out = nn.Dense(
             tokens.shape[-1],
             kernel_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"),
             name="patch_out",
-        )(h.astype(jnp.float32))
+        )(h)
         return self._unpatchify(out)
 
     def _blocks(
@@ -165,6 +192,7 @@ class DiT(nn.Module):
             self.num_heads,
             self.mlp_ratio,
             self.dropout,
+            self.modulation,
             self.attention,
             dtype,
             name="blocks",

@@ -12,16 +12,21 @@ import numpy as np
 from scm_jax.types import Cond
 
 PIXEL_NORM_EPS = 1e-8
+SQRT2 = float(np.sqrt(2.0))
+EMBEDDINGS = ("positional", "fourier")
+
+
+# --- Embeddings of scalars ------------------------------------------------------------
 
 
 def positional_embedding(
-    a: jax.Array, dim: int, max_period: float = 10_000.0
+    a: jax.Array, dim: int, max_period: float = 10_000.0, amplitude: float = SQRT2
 ) -> jax.Array:
     """Positional embedding of a scalar, ``(b,) -> (b, dim)`` float32 with unit RMS.
 
-    ``sqrt(2) [cos(a w_i), sin(a w_i)]`` with ``w_i = max_period^(-i/(dim/2 - 1))`` from
-    1 down to ``1/max_period``, both ends included (Sec. 4.1: positional features of
-    ``c_noise(t) = t`` vary slowly, Fourier features of a large scale do not; the
+    ``amplitude [cos(a w_i), sin(a w_i)]`` with ``w_i = max_period^(-i/(dim/2 - 1))``
+    from 1 down to ``1/max_period``, both ends included (Sec. 4.1: positional features
+    of ``c_noise(t) = t`` vary slowly, Fourier features of a large scale do not; the
     frequency range is not given there and is EDM's). Computed in float32, like its
     tangent.
 
@@ -33,9 +38,59 @@ def positional_embedding(
     half = dim // 2
     frequencies = max_period ** -(np.arange(half, dtype=np.float32) / (half - 1))
     angles = a.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return np.sqrt(2.0).astype(np.float32) * jnp.concatenate(
+    return np.float32(amplitude) * jnp.concatenate(
         [jnp.cos(angles), jnp.sin(angles)], axis=-1
     )
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features ``sqrt(2) cos(w_i a + p_i)``, ``(b,) -> (b, dim)``.
+
+    ``w_i = 2 pi scale N(0, 1)`` and ``p_i = 2 pi U(0, 1)`` are drawn once and never
+    trained (EDM2 has ``scale`` 1, NCSN++ 16). ``d/da`` has an RMS of ``2 pi scale``
+    before the features' own amplitude: large scales make the tangent of a consistency
+    model unstable (Sec. 4.1), which is why this is not the default.
+
+    Attributes:
+      dim: number of features.
+      scale: standard deviation of the frequencies, in turns per unit of ``a``.
+    """
+
+    dim: int
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, a: jax.Array) -> jax.Array:
+        """``(b,)`` -> ``(b, dim)`` float32 with unit RMS."""
+        turn = float(2 * np.pi)
+        freqs = self.param(
+            "freqs", nn.initializers.normal(turn * self.scale), (self.dim,)
+        )
+        phases = self.param("phases", nn.initializers.uniform(turn), (self.dim,))
+        freqs, phases = jax.lax.stop_gradient((freqs, phases))
+        return SQRT2 * jnp.cos(
+            a.astype(jnp.float32)[:, None] * freqs[None] + phases[None]
+        )
+
+
+def embed_time(
+    t: jax.Array, dim: int, embedding: str, fourier_scale: float, **positional: float
+) -> jax.Array:
+    """Features of ``c_noise(t)`` by name; call it inside a compact ``__call__``.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if embedding not in EMBEDDINGS:
+        raise ValueError(
+            f"network.embedding = {embedding!r} is not one of {EMBEDDINGS}"
+        )
+    if embedding == "fourier":
+        return FourierEmbedding(dim, fourier_scale, name="fourier")(t)
+    return positional_embedding(t, dim, **positional)
+
+
+# --- Norms ----------------------------------------------------------------------------
 
 
 def check_width(width: int) -> None:
@@ -61,21 +116,215 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     return x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
 
 
-def double_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """Adaptive double normalization ``norm(x) pnorm(scale) + pnorm(shift)`` (Sec. 4.1).
+def group_norm(x: jax.Array, num_groups: int, eps: float) -> jax.Array:
+    """Zero mean and unit variance over space and each group of channels, in float32.
 
     Args:
-      x: ``(b, ..., c)`` features.
-      scale: ``(b, c)`` from the embedding; there is no "+1".
-      shift: ``(b, c)``.
+      x: ``(b, ..., c)``.
+      num_groups: must divide ``c``; neighbouring channels form a group.
+      eps: added to the variance.
+    """
+    x32 = x.astype(jnp.float32).reshape(
+        x.shape[0], -1, num_groups, x.shape[-1] // num_groups
+    )
+    x32 = x32 - jnp.mean(x32, (1, 3), keepdims=True)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), (1, 3), keepdims=True) + eps)
+    return x32.reshape(x.shape)
+
+
+# --- Modulation by the embedding ------------------------------------------------------
+
+# How many vectors the embedding's linear layer gives to each form.
+MODULATIONS = {"double_norm": 2, "double_norm_scale": 1, "adaptive": 2}
+
+
+def modulate(normed: jax.Array, affine: jax.Array, form: str) -> jax.Array:
+    """Scales and shifts normalized features by what the embedding says.
+
+    With ``s, b`` the two halves of ``affine`` (Sec. 4.1; ``pnorm`` is ``pixel_norm``):
+
+    * ``double_norm``: ``norm(x) pnorm(s) + pnorm(b)``, the paper's;
+    * ``double_norm_scale``: ``norm(x) pnorm(s)``, without a shift;
+    * ``adaptive``: ``norm(x) (1 + s) + b``, AdaGN and AdaLN, which the paper found to
+      diverge in consistency training.
+
+    Args:
+      normed: ``(b, ..., c)`` normalized features.
+      affine: ``(b, k c)`` with ``k = MODULATIONS[form]``.
+      form: a key of ``MODULATIONS``.
 
     Returns:
-      ``(b, ..., c)`` in ``x``'s dtype; the arithmetic is float32.
+      ``(b, ..., c)`` float32.
     """
-    ones = (1,) * (x.ndim - 2)
-    scale = pixel_norm(scale).reshape(scale.shape[:1] + ones + scale.shape[1:])
-    shift = pixel_norm(shift).reshape(shift.shape[:1] + ones + shift.shape[1:])
-    return (layer_norm(x) * scale + shift).astype(x.dtype)
+    ones = (1,) * (normed.ndim - 2)
+    parts = [
+        a.reshape(a.shape[:1] + ones + a.shape[1:])
+        for a in jnp.split(affine.astype(jnp.float32), MODULATIONS[form], axis=-1)
+    ]
+    normed = normed.astype(jnp.float32)
+    if form == "adaptive":
+        return normed * (1.0 + parts[0]) + parts[1]
+    scaled = normed * pixel_norm(parts[0])
+    return scaled + pixel_norm(parts[1]) if form == "double_norm" else scaled
+
+
+def check_choice(value: str, legal: tuple[str, ...], path: str) -> None:
+    """Raises ``ValueError``, with the legal values, unless ``value`` is one of them."""
+    if value not in legal:
+        raise ValueError(f"{path} = {value!r} is not one of {legal}")
+
+
+# --- Magnitude preservation (EDM2, arXiv 2312.02696, App. B) --------------------------
+
+SILU_RMS = 0.596  # root mean square of silu of a unit normal
+RMS_EPS = 1e-4
+
+
+def rms_normalize(
+    x: jax.Array, axes: tuple[int, ...], eps: float = RMS_EPS
+) -> jax.Array:
+    """``x / (eps + rms(x))`` over ``axes``, in float32 (EDM2, Eq. 47).
+
+    The floor inside the root is far below ``eps`` and only keeps the derivative at
+    ``x = 0`` finite.
+    """
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(x32), axes, keepdims=True)
+    return x32 / (eps + jnp.sqrt(mean + 1e-30))
+
+
+def mp_silu(x: jax.Array) -> jax.Array:
+    """``silu(x) / 0.596``: unit magnitude for unit normal input (EDM2, Eq. 81)."""
+    return nn.silu(x) / SILU_RMS
+
+
+def mp_sum(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
+    """``((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)`` (EDM2, Eq. 88)."""
+    norm = float(np.hypot(1 - t, t))
+    return a * ((1 - t) / norm) + b * (t / norm)
+
+
+def mp_cat(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
+    """Concatenates channels with weights ``1 - t`` and ``t`` (EDM2, Eq. 103)."""
+    n_a, n_b = a.shape[-1], b.shape[-1]
+    scale = np.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
+    w_a = float(scale / np.sqrt(n_a) * (1 - t))
+    w_b = float(scale / np.sqrt(n_b) * t)
+    return jnp.concatenate([a * w_a, b * w_b], axis=-1)
+
+
+class MPConv(nn.Module):
+    """Convolution or linear layer that keeps the magnitude of its input (EDM2, Eq. 66).
+
+    The weights of each output channel are brought to unit RMS and divided by
+    ``sqrt(fan_in)`` whenever they are used; there is no bias. ``kernel`` is
+    ``(size, size, in, out)``, or ``(in, out)`` for ``size`` 1.
+
+    Attributes:
+      features: output channels.
+      size: side of the kernel.
+      dtype: compute dtype; the weights' norm is float32.
+    """
+
+    features: int
+    size: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
+        """``(b, ..., in)`` -> ``(b, ..., out)``, times ``gain``."""
+        shape: tuple[int, ...] = (x.shape[-1], self.features)
+        if self.size > 1:
+            shape = (self.size, self.size, *shape)
+        w = self.param("kernel", nn.initializers.normal(1.0), shape)
+        w = normalize_kernel(w) * (
+            gain / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
+        )
+        return conv(x.astype(self.dtype), w.astype(self.dtype))
+
+
+class MPTable(nn.Module):
+    """Rows of a table: an ``MPConv`` on ``sqrt(rows) one_hot(index)``.
+
+    Attributes:
+      rows: number of rows; a negative index is the last one.
+      features: width of a row.
+    """
+
+    rows: int
+    features: int
+
+    @nn.compact
+    def __call__(self, index: jax.Array) -> jax.Array:
+        """``(b,)`` int -> ``(b, features)`` float32."""
+        shape = (self.rows, self.features)
+        table = normalize_kernel(
+            self.param("kernel", nn.initializers.normal(1.0), shape)
+        )
+        # Beyond the last row is NaN, which stops a training.
+        index = jnp.where(index < 0, self.rows - 1, index)
+        return jnp.take(table, index, axis=0, mode="fill")
+
+
+def normalize_kernel(w: jax.Array) -> jax.Array:
+    """Unit RMS per output channel: all axes but the last, less a leading stack axis."""
+    axes = (-4, -3, -2) if w.ndim >= 4 else (-2,)
+    return rms_normalize(w, axes[-(w.ndim - 1) :])
+
+
+def conv(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``(b, h, w, in)`` by a ``(k, k, in, out)`` or ``(in, out)`` kernel, same size."""
+    if w.ndim == 2:
+        return jnp.einsum("...i,io->...o", x, w)
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def resample(x: jax.Array, mode: str) -> jax.Array:
+    """``(b, h, w, c)``: ``down`` averages 2x2, ``up`` repeats, ``none`` is ``x``."""
+    if mode == "none":
+        return x
+    b, h, w, c = x.shape
+    if mode == "down":
+        return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def check_input(x: jax.Array, sample_shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` unless ``x`` is a batch of samples of ``sample_shape``."""
+    if x.shape[1:] != sample_shape:
+        raise ValueError(
+            f"x has shape {x.shape}, this network was built for samples of shape "
+            f"{sample_shape}"
+        )
+
+
+def check_square(sample_shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` unless samples are square images with channels last."""
+    if len(sample_shape) != 3 or sample_shape[0] != sample_shape[1]:
+        raise ValueError(
+            f"this network takes square images (h, w, c) with h == w, not samples of "
+            f"shape {sample_shape}; network.name = 'dit' takes any shape"
+        )
+
+
+def required(value: jax.Array | None, name: str) -> jax.Array:
+    """``value``; an error that says which input of the network is missing."""
+    if value is None:
+        raise ValueError(
+            f"this network takes cond.{name} as an input (network.use_{name} = True), "
+            f"but the caller's Cond has none"
+        )
+    return value
+
+
+def labels(cond: Cond) -> jax.Array:
+    """``cond.label``; -1, the null class, where it is left out."""
+    if cond.label is None:
+        return jnp.full(cond.t.shape, -1, jnp.int32)
+    return cond.label
 
 
 class ConditionEmbedding(nn.Module):
@@ -92,12 +341,16 @@ class ConditionEmbedding(nn.Module):
         table is the null class.
       use_guidance: takes the guidance scale as an input (Sec. 5, App. D).
       use_dt: takes the second time ``cond.dt``.
+      embedding: features of the time, ``positional`` or ``fourier``.
+      fourier_scale: scale of Fourier features.
     """
 
     dim: int
     num_classes: int = 0
     use_guidance: bool = False
     use_dt: bool = False
+    embedding: str = "positional"
+    fourier_scale: float = 1.0
 
     @nn.compact
     def __call__(self, cond: Cond) -> jax.Array:
@@ -107,14 +360,15 @@ class ConditionEmbedding(nn.Module):
             features = positional_embedding(a, self.dim)
             return nn.Dense(self.dim, name=name, **init)(features)
 
-        total = scalar(cond.t, "t")
+        features = embed_time(cond.t, self.dim, self.embedding, self.fourier_scale)
+        total = nn.Dense(self.dim, name="t")(features)
         if self.use_dt:
-            total = total + scalar(_required(cond.dt, "dt"), "dt")
+            total = total + scalar(required(cond.dt, "dt"), "dt")
         if self.use_guidance:
             # Starts at zero: a student that inherits an unguided teacher's weights is
             # that teacher, whatever the scale.
             total = total + scalar(
-                _required(cond.guidance, "guidance"),
+                required(cond.guidance, "guidance"),
                 "guidance",
                 kernel_init=nn.initializers.zeros,
             )
@@ -125,19 +379,8 @@ class ConditionEmbedding(nn.Module):
                 embedding_init=nn.initializers.normal(1.0),
                 name="label",
             )
-            label = cond.label
-            if label is None:
-                label = jnp.full(cond.t.shape, -1, jnp.int32)
+            label = labels(cond)
             total = total + table(jnp.where(label < 0, self.num_classes, label))
         # A linear layer follows every silu before a pixel norm sees the result, so the
         # embedding is never exactly zero at initialization.
         return nn.Dense(self.dim, name="out")(nn.silu(total))
-
-
-def _required(value: jax.Array | None, name: str) -> jax.Array:
-    if value is None:
-        raise ValueError(
-            f"this network takes cond.{name} as an input (network.use_{name} = True), "
-            f"but the caller's Cond has none"
-        )
-    return value

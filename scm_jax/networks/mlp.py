@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from scm_jax.networks import layers
 from scm_jax.types import Cond
@@ -13,8 +12,8 @@ from scm_jax.types import Cond
 class MLP(nn.Module):
     """``F(x_t / sigma_data, cond)`` for samples ``(b, ..., c)``, read as flat vectors.
 
-    Residual blocks ``h <- h + W2 silu(double_norm(W1 h))`` with the same conditioning
-    as the image backbones.
+    Residual blocks ``h <- h + W2 silu(modulate(layer_norm(W1 h)))`` with the same
+    conditioning as the image backbones.
 
     Attributes:
       sample_shape: shape of one sample.
@@ -41,11 +40,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, *sample_shape)``; returns ``F`` of that shape, float32."""
-        if x.shape[1:] != self.sample_shape:
-            raise ValueError(
-                f"x has shape {x.shape}, this network was built for samples of shape "
-                f"{self.sample_shape}"
-            )
+        layers.check_input(x, self.sample_shape)
         emb = layers.ConditionEmbedding(
             self.width, self.num_classes, self.use_guidance, self.use_dt, name="cond"
         )(cond)
@@ -55,7 +50,8 @@ class MLP(nn.Module):
         for i in range(self.depth):
             affine = nn.Dense(2 * self.width, name=f"affine_{i}")(emb)
             y = nn.Dense(self.width, name=f"block_{i}_in")(h)
-            y = nn.silu(layers.double_norm(y, *jnp.split(affine, 2, axis=-1)))
+            y = layers.modulate(layers.layer_norm(y), affine, "double_norm")
+            y = nn.silu(y)
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             h = h + nn.Dense(self.width, name=f"block_{i}_out")(y)
         out = nn.Dense(

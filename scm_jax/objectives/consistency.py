@@ -43,6 +43,9 @@ class Consistency:
         gradient, and the tangent, which does not. ``separate``: a stopped pass for the
         tangent and another for ``F`` with the same dropout key, as most public
         implementations do; same result, one more forward.
+      tangent_dtype: compute dtype of the network in the tangent's pass, such as
+        ``float32`` beside a network in bfloat16; empty is the network's own. Needs a
+        pass of its own: ``tangent_pass`` separate, or finite differences.
       finite_difference_step: ``h`` of the central difference, in radians.
       tangent_normalization: ``l2``: ``g / (||g|| + c)`` over the sample, as the paper
         writes; ``rms``: the same with ``||g||/sqrt(D)``; ``clip``: elements to
@@ -69,6 +72,7 @@ class Consistency:
     P_std: float = 1.4
     tangent: str = "exact"
     tangent_pass: str = "shared"
+    tangent_dtype: str = ""
     finite_difference_step: float = 1e-2
     tangent_normalization: str = "l2"
     tangent_norm_eps: float = 0.1
@@ -86,6 +90,15 @@ class Consistency:
                     f"objective.{field} = {getattr(self, field)!r} is not one of "
                     f"{legal}"
                 )
+        if self.tangent_dtype and (self.tangent, self.tangent_pass) == (
+            "exact",
+            "shared",
+        ):
+            raise ValueError(
+                f"objective.tangent_dtype = {self.tangent_dtype!r} needs "
+                "objective.tangent_pass = 'separate': value and tangent of one pass "
+                "have one dtype"
+            )
         if self.guidance_range is not None and not self.needs_teacher:
             raise ValueError(
                 "objective.guidance_range needs objective.dx_dt = 'teacher': "
@@ -141,24 +154,26 @@ class Consistency:
         # 2. Its velocity.
         dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
 
-        def net(x: jax.Array, t: jax.Array) -> jax.Array:
+        def net(x: jax.Array, t: jax.Array, **dtype: str) -> jax.Array:
             return net_fn(
                 params["net"],
                 x,
                 dataclasses.replace(cond, t=t),
                 train=True,
                 key=keys["dropout"],
+                **dtype,
             )
 
         # 3.-4. Value and tangent of one function at one point.
-        F, F_stop, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, time)
+        F, F_tangent, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, time)
         r = self.tangent_warmup(step)
-        raw = self.raw_tangent(F_stop, q_dF_dt, x_t, dx_dt, time, r)
+        raw = self.raw_tangent(F_tangent, q_dF_dt, x_t, dx_dt, time, r)
         # 5. The target holds no gradient, its normalization included: the gradient of
         # g / (norm(g) + c) at g = 0 is NaN.
         g = jax.lax.stop_gradient(self.normalize(raw))
         # 6. Prior factor and learned weight.
-        error = base.per_example_mean(jnp.square(F - F_stop - g))
+        residual = F - jax.lax.stop_gradient(F) - g
+        error = base.per_example_mean(jnp.square(residual))
         if self.prior_weighting == "inverse_sigma_twice":
             error = error * time.cos / (sd * time.sin)
         per_example, w = base.weighted_loss(params["objective"], time, error, sd)
@@ -195,12 +210,14 @@ class Consistency:
 
     def value_and_tangent(
         self,
-        net: Callable[[jax.Array, jax.Array], jax.Array],
+        net: Callable[..., jax.Array],
         x_t: jax.Array,
         dx_dt: jax.Array,
         time: Time,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``F``, its stopped copy, and ``q dF/dt`` along the ODE, ``q`` folded in.
+        """``F``, ``F`` of the tangent's pass, and its ``q dF/dt`` along the ODE.
+
+        The latter two are stopped.
 
         ``q = p sin(t)`` with ``p`` of ``prior_factor`` (``cos(t) sin(t)`` for the
         paper's weighting) multiplies the *input* tangents ``(dx_dt/sigma_data, 1)``, so
@@ -211,18 +228,24 @@ class Consistency:
         dx = dx_dt / self.sigma_data
         tangents = (expand(q, x) * dx, q)
 
+        def other(x: jax.Array, t: jax.Array) -> jax.Array:
+            return net(x, t, **dtype)
+
+        dtype = {"dtype": self.tangent_dtype} if self.tangent_dtype else {}
         if self.tangent == "finite_difference":
             h = self.finite_difference_step
             F = net(x, time.t)
-            ahead = net(x + h * dx, time.t + h)
-            behind = net(x - h * dx, time.t - h)
+            F_tangent = other(x, time.t) if dtype else F
+            ahead = other(x + h * dx, time.t + h)
+            behind = other(x - h * dx, time.t - h)
             q_dF_dt = expand(q, x) * (ahead - behind) / (2 * h)
         elif self.tangent_pass == "shared":
             F, q_dF_dt = jax.jvp(net, (x, time.t), tangents)
+            F_tangent = F
         else:
             F = net(x, time.t)
-            _, q_dF_dt = jax.jvp(net, (x, time.t), tangents)
-        return F, jax.lax.stop_gradient(F), jax.lax.stop_gradient(q_dF_dt)
+            F_tangent, q_dF_dt = jax.jvp(other, (x, time.t), tangents)
+        return F, jax.lax.stop_gradient(F_tangent), jax.lax.stop_gradient(q_dF_dt)
 
     def prior_factor(self, time: Time) -> jax.Array:
         """``p`` of ``g = p df/dt``: ``sigma_data sin(t)`` times the prior weight."""
@@ -232,7 +255,7 @@ class Consistency:
 
     def raw_tangent(
         self,
-        F_stop: jax.Array,
+        F_tangent: jax.Array,
         q_dF_dt: jax.Array,
         x_t: jax.Array,
         dx_dt: jax.Array,
@@ -246,7 +269,7 @@ class Consistency:
         p = self.prior_factor(time)
         cos, sin = expand(time.cos, x_t), expand(time.sin, x_t)
         p = expand(p, x_t)
-        difference = self.sigma_data * F_stop - dx_dt
+        difference = self.sigma_data * F_tangent - dx_dt
         if self.tangent_warmup_form == "rcm":
             cos = jnp.sqrt(1.0 - jnp.square(r * sin))
         return -p * cos * difference - r * (p * sin * x_t + self.sigma_data * q_dF_dt)

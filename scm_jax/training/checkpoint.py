@@ -347,6 +347,35 @@ def _ema_item(ema: dict[str, Any], arguments: Any) -> dict[str, Any]:
     return {"ema": arguments(dict(ema))} if ema else {}
 
 
+def save_average(
+    directory: str | os.PathLike,
+    profile: str,
+    params: Any,
+    *,
+    step: int = 0,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Writes one average and nothing else: weights that come from elsewhere.
+
+    Args:
+      directory: the folder of the checkpoints; made if it is not there.
+      profile: the name under which ``load_ema`` finds them.
+      params: network parameters.
+      step: names the checkpoint.
+      metadata: JSON.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    store = _Store(pathlib.Path(directory).absolute(), ("ema", "metadata"), None)
+    store.save(
+        step,
+        ema=ocp.args.StandardSave({profile: params}),
+        metadata=ocp.args.JsonSave(dict(metadata or {})),
+    )
+    store.close()
+
+
 # ------------------------------------------------------------------ reading
 
 

@@ -25,6 +25,7 @@ def make_train_step(
     ema_profiles: Mapping[str, EmaProfile],
     *,
     teacher_fn: Callable[..., jax.Array] | None = None,
+    project: Callable[[Any], Any] | None = None,
     num_microbatches: int = 1,
 ) -> TrainStep:
     """``step(state, batch, teacher_params) -> (state, metrics)``, pure and traceable.
@@ -36,6 +37,8 @@ def make_train_step(
       ema_profiles: name -> profile with ``update_weight(step, images_per_step)``; the
         names of ``state.ema``.
       teacher_fn: ``F = teacher_fn(teacher_params, x, cond)``, or None.
+      project: what an update is followed by on ``params["net"]``, such as forced weight
+        normalization; averages are taken of what it returns.
       num_microbatches: parts of a batch whose gradients are averaged before one update;
         must divide the batch.
 
@@ -90,6 +93,8 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if project is not None:
+            params = {**params, "net": project(params["net"])}
         images = batch.x.shape[0]
         ema = {
             name: _average(

@@ -1,45 +1,64 @@
-"""What every backbone of the registry must do."""
+"""What every backbone of the registry must do.
+
+Compiling is nearly all of the time, so each backbone has a handful of compiled
+functions that many tests share.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 from scm_jax import networks, trigflow
+from scm_jax.networks import ddpmpp, layers, unet
 from scm_jax.types import NULL_LABEL, Cond
 
 NUM_CLASSES = 3
-SHAPE = (4, 4, 2)
-# A small instance of every backbone; a new one needs a line here.
-SETTINGS = {
+SHAPE = (8, 8, 2)
+# A small instance of every backbone; a new one needs a line here. The U-Nets have two
+# levels, attention, and groups of several blocks.
+U_NET = {
+    "width": 16,
+    "channel_mult": (1, 1),
+    "num_blocks": 2,
+    "attention_resolutions": (4,),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddpmpp": U_NET,
     "dit": {"width": 16, "depth": 1, "num_heads": 2, "patch": 2, "mlp_ratio": 2},
     "mlp": {"width": 16, "depth": 1},
+    "unet": {**U_NET, "head_channels": 8},
 }
+# Width of the vector that conditions the blocks, for those that compute in bfloat16.
+EMBEDDING = {"ddpmpp": 64, "dit": 16, "unet": 16}
+# Rows of the table of classes that a batch of the classes 2, 0, null, 0 uses: the
+# U-Net's is normalized over its rows, and the last row of two is the null class.
+ROWS = {
+    "ddpmpp": [True, False, True],
+    "dit": [True, False, True, True],
+    "mlp": [True, False, True, True],
+    "unet": [True, True, True],
+}
+
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def make_key(seed):
+    """Of the kind that is quick to compile."""
+    return jax.random.key(seed, impl="unsafe_rbg")
 
 
 def test_registry_is_not_empty_and_every_backbone_is_tested():
     assert set(SETTINGS) == set(networks.NETWORKS) != set()
-
-
-@dataclasses.dataclass
-class Case:
-    """A network, its fresh and some random parameters, inputs, compiled functions."""
-
-    name: str
-    net: networks.Network
-    init: Callable
-    apply: Callable
-    params: dict
-    x: jax.Array
-    cond: Cond
-
-    @functools.cached_property
-    def fresh(self):
-        return self.init(jax.random.key(2))
 
 
 def build(name, **changes):
@@ -47,23 +66,129 @@ def build(name, **changes):
     return networks.build(name, SHAPE, NUM_CLASSES, **settings)
 
 
+def has(name, setting):
+    return setting in {f.name for f in dataclasses.fields(networks.NETWORKS[name])}
+
+
+def build_loop(name, **changes):
+    """With real loops over equal blocks and rematerialization, where there are any."""
+    extra = {"remat": True, "unroll": 1, **changes}
+    return build(name, **{k: v for k, v in extra.items() if has(name, k)})
+
+
+@dataclasses.dataclass
+class Case:
+    """A network, its fresh and some random parameters, inputs, compiled functions.
+
+    Attributes:
+      init: key -> parameters.
+      apply: ``(params, x, cond) -> F`` in evaluation.
+      dropped: ``(params, x, cond, key) -> F`` in training.
+      step: ``(params, x, dx, cond, key) -> gradient, (F, dF_dt)`` of ``sum(c F)`` in
+        training, with the constants ``c`` of ``cotangent``; loops, rematerialized.
+      derivatives: ``(params, x, cond, dx, dt) -> F, dF`` in float64 and evaluation.
+      F: ``apply`` at the inputs below.
+    """
+
+    name: str
+    net: networks.Network
+    init: Callable
+    apply: Callable
+    dropped: Callable
+    step: Callable
+    derivatives: Callable
+    fresh: dict
+    params: dict
+    x: jax.Array
+    cond: Cond
+    F: jax.Array
+
+    @property
+    def opened(self):
+        return opened(self.fresh)
+
+
+def opened(params):
+    """Fresh parameters with an output: some start at gain 0 or at 1e-5 on purpose."""
+
+    def leaf(path, a):
+        if path[-1].key == "out_gain":
+            return jnp.ones_like(a)
+        return 1e5 * a if np.abs(a).max() < 1e-4 else a
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def trained(params):
+    """Trained parameters have no zeros; biases, gains and guidance start there."""
+    rng = np.random.default_rng(1)
+
+    def leaf(path, a):
+        if path[-1].key.endswith("_gain"):
+            return jnp.full_like(a, 0.8)
+        return a + 0.1 * rng.normal(size=a.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def cotangent(tangent):
+    """As in a consistency step, where the tangent is a part of the target."""
+    return noise(tangent.shape, 6) + 0.1 * jax.lax.stop_gradient(tangent)
+
+
+def make_step(net):
+    def step(params, x, dx, cond, key):
+        def loss(params):
+            def F(x, t):
+                return net.apply(params, x, cond.replace(t=t), train=True, key=key)
+
+            tangents = (dx, jnp.ones_like(cond.t))
+            F_value, dF_dt = jax.jvp(F, (x, cond.t), tangents)
+            return jnp.sum(cotangent(dF_dt) * F_value), (F_value, dF_dt)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return quick_jit(step)
+
+
+def make_derivatives(net):
+    def derivatives(params, x, cond, dx, dt):
+        def F(x, t):
+            return net.apply(params, x, cond.replace(t=t))
+
+        return jax.jvp(F, (x, cond.t), (dx, dt))
+
+    return quick_jit(derivatives)
+
+
 @functools.cache
 def make(name):
     net = build(name)
-    init = jax.jit(net.init)
-    rng = np.random.default_rng(1)
-    # Trained parameters have no zeros: biases and the guidance kernel start there.
-    params = jax.tree.map(
-        lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32),
-        init(jax.random.key(1)),
-    )
+    init, apply = quick_jit(net.init), quick_jit(net.apply)
+    fresh = init(make_key(2))
+    params = trained(fresh)
     cond = Cond(
         t=jnp.asarray([0.1, 0.7, 1.1, 1.5]),
         label=jnp.asarray([2, 0, NULL_LABEL, 0]),
         guidance=jnp.asarray([1.0, 2.0, 1.5, 3.0]),
     )
-    x = jnp.asarray(rng.normal(size=(4, *SHAPE)), jnp.float32)
-    return Case(name, net, init, jax.jit(net.apply), params, x, cond)
+    x = jnp.asarray(noise((4, *SHAPE), 1))
+    return Case(
+        name=name,
+        net=net,
+        init=init,
+        apply=apply,
+        dropped=quick_jit(
+            lambda params, x, cond, key: net.apply(params, x, cond, train=True, key=key)
+        ),
+        step=make_step(build_loop(name)),
+        derivatives=make_derivatives(build_loop(name, dtype="float64")),
+        fresh=fresh,
+        params=params,
+        x=x,
+        cond=cond,
+        F=apply(params, x, cond),
+    )
 
 
 def noise(shape, seed, dtype=np.float32):
@@ -75,49 +200,84 @@ def case(request):
     return make(request.param)
 
 
+@pytest.fixture
+def float64_network(case, float64_islands, monkeypatch):
+    """``float64_islands`` in the U-Nets, too: ``(params, cond, x)`` in float64."""
+    for room in (unet, ddpmpp):
+        monkeypatch.setattr(room, "jnp", layers.jnp)
+
+    def widen(module):
+        # The class's default was bound before the patch.
+        if jnp.dtype(module.dtype) == np.float32:
+            object.__setattr__(module, "dtype", jnp.float64)
+        super(type(module), module).__post_init__()
+
+    for layer in (layers.MPConv, ddpmpp.Conv):
+        monkeypatch.setattr(layer, "__post_init__", widen, raising=False)
+
+    def wide(tree):
+        return jax.tree.map(
+            lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree
+        )
+
+    return wide
+
+
 def rms(a):
-    return float(jnp.sqrt(jnp.mean(jnp.square(a))))
+    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
 
 
 # --- Shapes and initialization --------------------------------------------------------
 
 
 def test_F_has_the_shape_of_x_and_is_float32(case):
-    F = case.apply(case.params, case.x, case.cond)
-    assert F.shape == case.x.shape and F.dtype == jnp.float32
+    assert case.F.shape == case.x.shape and case.F.dtype == jnp.float32
     assert case.net.consumes == {"t", "label", "guidance"}
 
 
 def test_parameters_are_float32_and_depend_on_the_key(case):
     shapes = jax.eval_shape(case.net.init, jax.random.key(0))
     assert {a.dtype for a in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    one, same, other = (case.init(jax.random.key(seed)) for seed in (0, 0, 1))
+    one, same, other = (case.init(make_key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, same)
     differs = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), one, other)
     assert any(jax.tree.leaves(differs))
 
 
-def test_fresh_network_has_outputs_and_tangents_of_order_1(case):
+def test_parameters_are_all_that_a_network_keeps(case):
+    """No statistics, no weights normalized in place: ``apply`` is a pure function."""
+    x, cond = case.net.example(2)
+    variables = jax.eval_shape(case.net.module.init, jax.random.key(0), x, cond)
+    assert set(variables) == {"params"}
+    before = jax.tree.map(np.array, case.params)
+    again = case.apply(case.params, case.x, case.cond)
+    np.testing.assert_array_equal(again, case.F)
+    jax.tree.map(np.testing.assert_array_equal, before, case.params)
+
+
+def test_a_fresh_network_starts_where_its_paper_does(case):
+    """EDM2's output gain is 0 and EDM's output layer 1e-5; others are of order 1."""
+    F = rms(case.apply(case.fresh, case.x, case.cond))
+    low, high = {"unet": (0.0, 0.0), "ddpmpp": (1e-7, 1e-3)}.get(case.name, (0.1, 2.0))
+    assert low <= F <= high
+    if case.name == "unet":
+        # With the gain at 1 the magnitude of the input is preserved; zeros beyond the
+        # border take a few percent per convolution.
+        F = rms(case.apply(case.opened, case.x, case.cond))
+        assert 0.75 < F < 1.15
+
+
+def test_fresh_network_has_outputs_and_tangents_of_order_1(case, float64_network):
     """``c_noise = log(tan t)`` left in the network would show near pi/2, 160 times."""
+    params, x, cond = float64_network((case.opened, case.x, case.cond))
     t = jnp.asarray([1e-4, 0.3, 1.1, trigflow.t_max(0.5)])
-    x, dx = noise((2, 4, *SHAPE), 3)
-    # One batch: along x and t, then along t alone.
-    x, t = np.concatenate([x, x]), jnp.concatenate([t, t])
-    dx = np.concatenate([dx, 0 * dx])
-    cond = jax.tree.map(lambda a: jnp.concatenate([a, a]), case.cond)
-
-    @jax.jit
-    def derivatives(params, x, t, dx):
-        def F(x, t):
-            return case.net.apply(params, x, cond.replace(t=t))
-
-        return jax.jvp(F, (x, t), (dx, jnp.ones_like(t)))
-
-    F, dF_dt = derivatives(case.fresh, x, t, dx)
-    dF_dt, partial_t = np.asarray(dF_dt).reshape(2, 4, -1)
-    assert 0.1 < np.sqrt(np.mean(F**2)) < 2.0
-    assert np.all(np.sqrt(np.mean(dF_dt**2, axis=1)) < 3.0)
-    by_time = np.sqrt(np.mean(partial_t**2, axis=1))
+    dx = jnp.asarray(noise(x.shape, 3, np.float64))
+    args = params, x, cond.replace(t=t)
+    F, dF_dt = case.derivatives(*args, dx, jnp.ones_like(t))
+    _, partial_t = case.derivatives(*args, 0 * dx, jnp.ones_like(t))
+    assert 0.1 < rms(F) < 2.0
+    assert all(rms(row) < 3.0 for row in dF_dt)
+    by_time = np.array([rms(row) for row in partial_t])
     assert np.all(by_time < 1.0) and np.all(by_time > 1e-3)
     assert by_time[-1] < 5 * by_time[:-1].max()
 
@@ -125,134 +285,218 @@ def test_fresh_network_has_outputs_and_tangents_of_order_1(case):
 # --- The tangent ----------------------------------------------------------------------
 
 
-def test_jvp_is_the_central_difference(case, float64_islands):
+def test_jvp_is_the_central_difference(case, float64_network):
     """In float64; of the whole network, with all its inputs."""
-    dtype = {"dtype": "float64"} if "dtype" in case.net.module.__annotations__ else {}
-    net = build(case.name, **dtype)
-    params, cond = jax.tree.map(
-        lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a,
-        (case.params, case.cond),
-    )
-    x = case.x.astype(jnp.float64)
+    params, x, cond = float64_network((case.params, case.x, case.cond))
     dx, dt = jnp.asarray(noise(x.shape, 5, np.float64)), jnp.ones_like(cond.t)
-
-    @jax.jit
-    def compare(x, t, dx, dt):
-        def F(x, t):
-            return net.apply(params, x, cond.replace(t=t))
-
-        h = 1e-4
-        ahead, behind = (F(x + a * dx, t + a * dt) for a in (h, -h))
-        return jax.jvp(F, (x, t), (dx, dt))[1], (ahead - behind) / (2 * h)
-
+    h = 1e-4
     for along_x, along_t in ((1, 0), (0, 1), (1, 1)):
-        jvp, difference = compare(x, cond.t, along_x * dx, along_t * dt)
+        ahead, behind = (
+            case.derivatives(
+                params,
+                x + a * along_x * dx,
+                cond.replace(t=cond.t + a * along_t * dt),
+                dx,
+                dt,
+            )[0]
+            for a in (h, -h)
+        )
+        F, jvp = case.derivatives(params, x, cond, along_x * dx, along_t * dt)
         assert jvp.dtype == jnp.float64 and rms(jvp) > 1e-2
+        difference = (ahead - behind) / (2 * h)
         np.testing.assert_allclose(jvp, difference, rtol=1e-6, atol=1e-6)
+    # Loops, rematerialization and float64 compute what plain float32 does.
+    np.testing.assert_allclose(F, case.F, rtol=0, atol=2e-5)
+
+
+# --- The gradient ---------------------------------------------------------------------
+
+
+def after_steps(case, steps):
+    """Fresh parameters after some steps against the sign of the gradient, as Adam's."""
+    params = case.fresh
+    for n in range(steps):
+        grads, _ = run_step(case, params, n)
+        assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) < 1e3
+        rate = 0.01 / (n + 1)  # a step back does not end at zero again
+        params = jax.tree.map(
+            lambda p, g, rate=rate: p - rate * jnp.sign(g), params, grads
+        )
+    return params
+
+
+def run_step(case, params, seed):
+    return case.step(params, case.x, noise(case.x.shape, 8), case.cond, make_key(seed))
+
+
+def stacked(case, path):
+    """Whether the first axis of this parameter counts equal blocks."""
+    groups = case.net.module.layout().groups if case.name in ("unet", "ddpmpp") else ()
+    names = {g.name for g in groups if len(g.names) > 1} | {"blocks"}
+    return path[0].key in names
 
 
 def test_gradient_reaches_every_parameter(case):
-    """Only rows of classes that no example has get none; and none explodes.
+    """Of every block; only rows of classes that no example has get none.
 
-    Behind a zero-initialized modulation its pixel norm would have a slope of 1e4.
+    None explodes: behind a zero-initialized modulation its pixel norm would have a
+    slope of 1e4. A gain that starts at zero hides what lies behind it for one step;
+    the U-Net's guidance has two of them.
     """
-    weights = noise(case.x.shape, 6)
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            return jnp.sum(weights * case.net.apply(params, case.x, case.cond))
-
-        return jax.grad(loss)(params)
-
-    # Also of the fresh network, whose biases are zero.
-    for params in (case.params, case.fresh):
-        grads = gradient(params)
-        table = grads["cond"].pop("label")["embedding"]
-        used = np.array([True, False, True, True])  # classes 0 and 2, and null
-        np.testing.assert_array_equal(np.any(table != 0, axis=1), used)
+    for params in (case.params, after_steps(case, 2)):
+        grads, _ = run_step(case, params, 7)
         for path, g in jax.tree_util.tree_leaves_with_path(grads):
-            assert 1e-7 < np.abs(g).max() < 1e3, path
+            parts = g if stacked(case, path) else g[None]
+            sizes = np.abs(np.asarray(parts)).reshape(len(parts), -1).max(axis=1)
+            assert np.all((1e-7 < sizes) & (sizes < 1e3)), path
+            if g.ndim == 2 and any("label" in key.key for key in path):
+                used = np.any(np.asarray(g) != 0, axis=1)
+                np.testing.assert_array_equal(used, ROWS[case.name])
+
+
+def test_gradient_is_the_central_difference(case):
+    """Of the value alone, through dropout, loops and rematerialization."""
+    grads, (_, dF_dt) = run_step(case, case.params, 9)
+    c = cotangent(dF_dt)
+    h = 3e-3
+    direction = jax.tree.map(
+        lambda a: noise(a.shape, 10) * (rms(a) + 0.01), case.params
+    )
+    ahead, behind = (
+        jax.tree.map(lambda p, d, a=a: p + a * d, case.params, direction)
+        for a in (h, -h)
+    )
+    values = [
+        np.sum(np.asarray(c * case.dropped(p, case.x, case.cond, make_key(9)), float))
+        for p in (ahead, behind)
+    ]
+    slopes = [
+        float(np.vdot(g, d))
+        for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    ]
+    difference = (values[0] - values[1]) / (2 * h)
+    assert difference == pytest.approx(sum(slopes), abs=0.02 * np.linalg.norm(slopes))
 
 
 # --- Independence of examples ---------------------------------------------------------
 
 
 def test_examples_do_not_see_each_other(case):
-    F = case.apply(case.params, case.x, case.cond)
     order = jnp.asarray([3, 3, 0, 1])
     moved = jax.tree.map(lambda a: a[order], (case.x, case.cond))
     np.testing.assert_allclose(
-        case.apply(case.params, *moved), F[order], rtol=0, atol=1e-5
+        case.apply(case.params, *moved), case.F[order], rtol=0, atol=1e-5
     )
     changed = case.apply(case.params, case.x.at[2].set(7.0), case.cond)
-    np.testing.assert_allclose(changed[:2], F[:2], rtol=0, atol=1e-5)
-    assert rms(changed[2] - F[2]) > 0.01
+    np.testing.assert_allclose(changed[:2], case.F[:2], rtol=0, atol=1e-5)
+    assert rms(changed[2] - case.F[2]) > 0.01
 
 
-def test_vmap_over_single_examples_is_the_batch(case):
-    @jax.jit
-    def one_by_one(x, cond):
-        def one(x, cond):
-            row = jax.tree.map(lambda a: a[None], (x, cond))
-            return case.net.apply(case.params, *row)[0]
+@pytest.fixture(scope="module")
+def unlabelled(case):
+    """``F`` of single examples under ``vmap``, without any label."""
 
-        return jax.vmap(one)(x, cond)
+    @quick_jit
+    @jax.vmap
+    def one(x, cond):
+        row = jax.tree.map(lambda a: a[None], (x, cond))
+        return case.net.apply(case.params, *row)[0]
 
-    np.testing.assert_allclose(
-        one_by_one(case.x, case.cond),
-        case.apply(case.params, case.x, case.cond),
-        rtol=0,
-        atol=1e-5,
-    )
+    return one(case.x, case.cond.replace(label=None))
+
+
+def null(cond):
+    return cond.replace(label=jnp.full(cond.t.shape, NULL_LABEL))
+
+
+def test_vmap_over_single_examples_is_the_batch(case, unlabelled):
+    batch = case.apply(case.params, case.x, null(case.cond))
+    np.testing.assert_allclose(unlabelled, batch, rtol=0, atol=1e-5)
 
 
 # --- Dropout --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def train_jvp(case):
-    """``F`` and its tangent in training mode: ``(x, t, key) -> F, dF_dt``."""
-    dx = noise(case.x.shape, 8)
-
-    @jax.jit
-    def run(x, t, key):
-        def F(x, t):
-            cond = case.cond.replace(t=t)
-            return case.net.apply(case.params, x, cond, train=True, key=key)
-
-        return jax.jvp(F, (x, t), (dx, jnp.ones_like(t)))
-
-    return run, dx
-
-
-def test_dropout_acts_in_training_only_and_by_its_key(case, train_jvp):
-    run, _ = train_jvp
-    eval_F = case.apply(case.params, case.x, case.cond)
-    np.testing.assert_array_equal(case.apply(case.params, case.x, case.cond), eval_F)
-    keys = jax.random.split(jax.random.key(8))
-    one, same, other = (run(case.x, case.cond.t, keys[i])[0] for i in (0, 0, 1))
+def test_dropout_acts_in_training_only_and_by_its_key(case):
+    args = case.params, case.x, case.cond
+    one, same, other = (case.dropped(*args, make_key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
-    assert rms(one - other) > 1e-3 and rms(one - eval_F) > 1e-3
+    assert rms(one - other) > 1e-3 and rms(one - case.F) > 1e-3
+    # In evaluation a key is not used at all.
+    program = jax.make_jaxpr(lambda *args: case.net.apply(*args, key=make_key(0)))
+    live, _ = partial_eval.dce_jaxpr(program(*args).jaxpr, [True])
+    assert "random_" not in str(live)
 
 
-def test_tangent_is_that_of_the_same_dropout_mask(case, train_jvp):
-    run, dx = train_jvp
-    key, h = jax.random.key(9), 1e-2
-    _, dF_dt = run(case.x, case.cond.t, key)
-    ahead, behind = (run(case.x + a * dx, case.cond.t + a, key)[0] for a in (h, -h))
+def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
+    """Also where blocks are computed again; another mask would be off by order 1."""
+    key, dx = make_key(9), noise(case.x.shape, 8)
+    _, (F, dF_dt) = case.step(case.params, case.x, dx, case.cond, key)
+    plain = case.dropped(case.params, case.x, case.cond, key)
+    np.testing.assert_allclose(F, plain, rtol=0, atol=2e-5)
+    h = 3e-3
+    ahead, behind = (
+        case.dropped(
+            case.params,
+            case.x + a * dx,
+            case.cond.replace(t=case.cond.t + a),
+            key,
+        )
+        for a in (h, -h)
+    )
     # Another mask would be off by order 1/h.
     np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=2e-2)
+
+
+# --- Precision ------------------------------------------------------------------------
+
+
+def variables(jaxpr):
+    """All intermediate values of a program, those of its inner programs included."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (v.aval for v in eqn.outvars)
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from variables(inner)
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDING))
+def test_embedding_and_output_are_float32_whatever_the_compute_dtype(name):
+    """Rounding of the time and of its tangent would hide in that of the blocks."""
+    net, batch = build_loop(name, dtype="bfloat16", remat=False), 5
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def tangent(params, x, cond):
+        def F(t):
+            return net.apply(params, x, cond.replace(t=t))
+
+        return jax.jvp(F, (cond.t,), (jnp.ones_like(cond.t),))
+
+    inputs = params, *jax.eval_shape(lambda: net.example(batch))
+    program = jax.make_jaxpr(tangent)(*inputs)
+    assert [a.dtype for a in program.out_avals] == [jnp.dtype("float32")] * 2
+    seen = list(variables(program))
+    floats = [a for a in seen if jnp.issubdtype(a.dtype, jnp.floating)]
+    embedding = [a.dtype for a in floats if a.shape == (batch, EMBEDDING[name])]
+    assert len(embedding) > 5 and set(embedding) == {jnp.dtype("float32")}
+    assert jnp.dtype(jnp.bfloat16) in {a.dtype for a in floats}
+    # The dtype may also be given per call.
+    plain = build_loop(name, remat=False)
+    given = functools.partial(plain.apply, dtype="bfloat16")
+    programs = {str(jax.make_jaxpr(f)(*inputs)) for f in (net.apply, given)}
+    assert len(programs) == 1
+
+
+def test_every_backbone_with_a_compute_dtype_is_tested():
+    assert set(EMBEDDING) == {name for name in SETTINGS if has(name, "dtype")}
 
 
 # --- Conditioning ---------------------------------------------------------------------
 
 
-def test_null_label_and_missing_label_are_one(case):
-    null = case.cond.replace(label=jnp.full((4,), NULL_LABEL))
-    F = np.asarray(case.apply(case.params, case.x, null))
-    missing = case.cond.replace(label=None)
-    np.testing.assert_array_equal(case.apply(case.params, case.x, missing), F)
+def test_null_label_and_missing_label_are_one(case, unlabelled):
+    F = np.asarray(case.apply(case.params, case.x, null(case.cond)))
+    np.testing.assert_allclose(unlabelled, F, rtol=0, atol=1e-5)
     for label in range(NUM_CLASSES):
         given = case.cond.replace(label=jnp.full((4,), label))
         assert rms(case.apply(case.params, case.x, given) - F) > 1e-2
@@ -266,13 +510,10 @@ def test_label_beyond_the_classes_is_not_taken_for_another_class(case):
 
 def test_guidance_is_an_input_that_starts_without_effect(case):
     other = case.cond.replace(guidance=case.cond.guidance + 1.0)
-    F = case.apply(case.params, case.x, case.cond)
-    assert rms(case.apply(case.params, case.x, other) - F) > 1e-3
-    np.testing.assert_allclose(
-        case.apply(case.fresh, case.x, other),
-        case.apply(case.fresh, case.x, case.cond),
-        atol=1e-6,
-    )
+    assert rms(case.apply(case.params, case.x, other) - case.F) > 1e-3
+    F = case.apply(case.opened, case.x, case.cond)
+    assert rms(F) > 0.1
+    np.testing.assert_allclose(case.apply(case.opened, case.x, other), F, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -297,13 +538,27 @@ def test_bad_settings_are_errors_when_built(name):
         networks.build(name, SHAPE, 0, width=15)
     net = build(name)
     x, cond = net.example(2)
-    with pytest.raises(ValueError, match=r"x has shape \(2, 4, 2, 2\)"):
-        jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :2], cond)
+    message = r"x has shape \(2, 8, 4, 2\).*samples of shape \(8, 8, 2\)"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :4], cond)
+
+
+CHOICES = ("modulation", "embedding", "null_label")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(n, s) for n in sorted(SETTINGS) for s in CHOICES if has(n, s)],
+)
+def test_unknown_choices_are_errors_when_built(name, setting):
+    with pytest.raises(ValueError, match=rf"network\.{setting} = 'x' is not one of \("):
+        build(name, **{setting: "x"})
 
 
 def test_unknown_network_is_an_error():
-    with pytest.raises(ValueError, match=r"network\.name = 'unet' is not one of"):
-        networks.build("unet", SHAPE, 0)
+    message = r"network\.name = 'unett' is not one of .*mean 'unet'"
+    with pytest.raises(ValueError, match=message):
+        networks.build("unett", SHAPE, 0)
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -311,4 +566,6 @@ def test_unconditional_network_consumes_time_alone(name):
     net = networks.build(name, SHAPE, 0, **SETTINGS[name])
     assert net.consumes == {"t"}
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    assert set(shapes["cond"]) == {"t", "out"}
+    for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
+        words = {word for key in path for word in key.key.split("_")}
+        assert not words & {"label", "guidance", "dt"}

@@ -369,3 +369,30 @@ def test_unknown_choices_are_errors(field):
         ValueError, match=rf"objective\.{field} = 'exakt' is not one of"
     ):
         Consistency(**{field: "exakt"})
+
+
+@pytest.mark.parametrize("tangent", ["exact", "finite_difference"])
+def test_tangent_dtype_reaches_the_tangent_s_pass_alone(tangent, float64_islands):
+    """``F`` keeps the network's dtype; value and derivative in ``g`` have the other."""
+    objective = Consistency(
+        tangent=tangent, tangent_pass="separate", tangent_dtype="float32", **RAW
+    )
+    x = jnp.asarray([[0.9, -0.2]])
+    time = trigflow.time_from_t(jnp.asarray([0.7]))
+    seen = []
+
+    def net(u, t, dtype="bfloat16"):
+        seen.append(dtype)
+        return jnp.sin(t)[:, None] * (3.0 if dtype == "float32" else 1.0) + 0 * u
+
+    F, F_tangent, q_dF_dt = objective.value_and_tangent(net, x, 0 * x, time)
+    q = np.cos(0.7) * np.sin(0.7)
+    close(F, np.sin(0.7))
+    close(F_tangent, 3 * np.sin(0.7))
+    close(q_dF_dt, 3 * q * np.cos(0.7), 1e-4)
+    assert seen.count("bfloat16") == 1
+
+
+def test_one_pass_cannot_have_two_dtypes():
+    with pytest.raises(ValueError, match=r"tangent_pass = 'separate'"):
+        Consistency(tangent_dtype="float32")

@@ -1,6 +1,7 @@
 """The training step: gradients, accumulation, averages, the finite flag."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def data(index=0):
 TEACHER = jnp.float32(0.6)
 
 
-def compiled(optimizer, num_microbatches=1, net=net_fn):
+def compiled(optimizer, num_microbatches=1, net=net_fn, project=None):
     return jax.jit(
         make_train_step(
             OBJECTIVE,
@@ -50,6 +51,7 @@ def compiled(optimizer, num_microbatches=1, net=net_fn):
             optimizer,
             PROFILES,
             teacher_fn=teacher_fn,
+            project=project,
             num_microbatches=num_microbatches,
         )
     )
@@ -233,6 +235,63 @@ def test_teacher_parameters_are_an_argument():
         for a in (0.6, -0.6)
     )
     assert np.abs(one - other).max() > 1e-4
+
+
+# --- Forced weight normalization ------------------------------------------------------
+
+
+def project(net):
+    """Unit RMS of every column of ``w``, as of a U-Net's kernels; not of ``b``."""
+    w = net["w"]
+    return {**net, "w": w / jnp.sqrt(jnp.mean(w**2, axis=0, keepdims=True))}
+
+
+RATE = 0.05
+
+
+@functools.cache
+def projected_training():
+    """States of some steps with it."""
+    optimizer = optax.sgd(RATE)
+    step = compiled(optimizer, project=project)
+    states = [init(optimizer).replace(step=jnp.int32(4))]
+    for n in range(3):
+        states.append(step(states[-1], data(n), TEACHER)[0])
+    return states
+
+
+def column_rms(w):
+    return np.sqrt(np.mean(np.asarray(w, np.float64) ** 2, axis=0))
+
+
+def test_projection_follows_the_update():
+    """Of the network alone: the new parameters are the projected, updated ones."""
+    first, second, *_ = projected_training()
+    unprojected, _ = sgd_step()(first, data(0), TEACHER)
+    updated = jax.tree.map(
+        lambda p, g: p - RATE * g, first.params, change(first, unprojected)
+    )
+    assert np.abs(column_rms(updated["net"]["w"]) - 1).min() > 1e-2
+    assert_close(second.params, {**updated, "net": project(updated["net"])})
+    assert (
+        np.abs(project(first.params["net"])["w"] - second.params["net"]["w"]).max()
+        > 1e-3
+    )
+    for state in projected_training()[1:]:
+        np.testing.assert_allclose(column_rms(state.params["net"]["w"]), 1, rtol=1e-6)
+
+
+def test_averages_are_of_projected_parameters_and_not_projected_themselves():
+    states = projected_training()
+    for name, profile in PROFILES.items():
+        average = np.asarray(states[0].ema[name]["w"], np.float64)
+        for before, after in itertools.pairwise(states):
+            weight = float(profile.update_weight(before.step, BATCH))
+            assert 0 < weight <= 1
+            new = np.asarray(after.params["net"]["w"], np.float64)
+            average = average + weight * (new - average)
+            np.testing.assert_allclose(after.ema[name]["w"], average, rtol=1e-5)
+        assert np.all(np.abs(column_rms(states[-1].ema[name]["w"]) - 1) > 1e-4)
 
 
 # --- Finite ---------------------------------------------------------------------------

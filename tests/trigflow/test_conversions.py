@@ -1,11 +1,13 @@
 """Networks of other processes: EDM, VP, rectified flow, any (alpha, sigma)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scm_jax import trigflow
 from scm_jax.datasets.synthetic import Gaussian
+from scm_jax.types import Cond
 
 SD = 0.5
 MIDDLE = np.array([0.02, 0.3, 0.8, 1.1, 1.4, 1.55])
@@ -182,3 +184,126 @@ def test_unknown_predictions_are_errors():
     for function in (trigflow.F_from_prediction, trigflow.prediction_from_F):
         with pytest.raises(ValueError, match=r"'noise' is not one of \('x0', 'eps'"):
             function(x, "noise", x, jnp.ones(1), jnp.ones(1), SD)
+
+
+# --- Networks in EDM's parameterization -----------------------------------------------
+
+MEAN, STD = np.array([0.7, -0.4, 0.1]), 0.3
+# float32(pi/2) lies above pi/2.
+ENDS_AND_MIDDLE = np.array([0.0, 1e-4, 0.3, 1.1, trigflow.t_max(SD), np.pi / 2])
+
+
+def edm_denoiser(x, sigma):
+    """``E[x0 | x0 + sigma eps = x]`` of Gaussian data."""
+    return (STD**2 * x + sigma**2 * MEAN[None]) / (STD**2 + sigma**2)
+
+
+def exact_edm_network(params, x, cond, *, train=False, key=None, dtype=None):
+    """``F_EDM`` of that denoiser, by EDM's own preconditioning (its Table 1)."""
+    sigma = jnp.exp(4.0 * cond.t)[:, None]  # c_noise = log(sigma)/4
+    total = jnp.hypot(sigma, SD)
+    c_skip, c_out, c_in = SD**2 / total**2, sigma * SD / total, 1 / total
+    noisy = x / c_in
+    return params * (edm_denoiser(noisy, sigma) - c_skip * noisy) / c_out
+
+
+def test_edm_network_keeps_its_denoiser(float64):
+    """``D_EDM(x_sigma) = cos t x_t - sin t sigma_data F`` (trap 4)."""
+    fn = trigflow.from_edm(exact_edm_network, SD)
+    sigma = np.array([0.002, 0.1, 0.98, 5.0, 80.0])[:, None]
+    x_sigma = MEAN + np.hypot(sigma, STD) * np.random.default_rng(5).normal(size=(5, 3))
+    time = trigflow.time_from_sigma(jnp.asarray(sigma[:, 0]), SD)
+    x_t = jnp.asarray(x_sigma) * time.cos[:, None]
+    F = fn(1.0, x_t / SD, Cond(t=time.t))
+    D = trigflow.D_from_F(x_t, F, time, SD)
+    np.testing.assert_allclose(D, edm_denoiser(x_sigma, sigma), rtol=0, atol=1e-9)
+    data = Gaussian(mean=tuple(MEAN), std=STD)
+    np.testing.assert_allclose(SD * F, data.velocity(x_t, time, SD), rtol=1e-7)
+
+
+def test_edm_network_in_float32_at_all_times():
+    """Where EDM's own formulas lose digits: at 0, at ``t_max`` and at pi/2."""
+    fn = trigflow.from_edm(exact_edm_network, SD)
+    t = jnp.asarray(ENDS_AND_MIDDLE, jnp.float32)
+    x_t = np.random.default_rng(6).normal(size=(6, 3)).astype(np.float32) * SD
+
+    @jax.jit
+    def denoise(x_t, t):
+        time = trigflow.time_from_t(t)
+        return trigflow.D_from_F(x_t, fn(1.0, x_t / SD, Cond(t=t)), time, SD)
+
+    cos, sin = np.cos(ENDS_AND_MIDDLE)[:, None], np.sin(ENDS_AND_MIDDLE)[:, None]
+    V = STD**2 * cos**2 + SD**2 * sin**2
+    exact = MEAN + STD**2 * cos / V * (x_t - cos * MEAN)
+    got = denoise(x_t, t)
+    np.testing.assert_allclose(got[2:4], exact[2:4], rtol=0, atol=1e-6)
+    # Beyond c_noise is clipped, and 1e-4 is left of 9 digits by x_sigma = x_t / cos t.
+    np.testing.assert_allclose(got, exact, rtol=0, atol=2e-5)
+
+
+def test_edm_time_and_its_slope():
+    """``c_noise = log(sigma)/4``; ``sin t`` times its slope is ``1/(4 cos t)``."""
+    t = jnp.asarray(ENDS_AND_MIDDLE, jnp.float32)
+    c_noise, slope = jax.jvp(
+        lambda t: trigflow.edm_c_noise(t, SD), (t,), (jnp.ones_like(t),)
+    )
+    assert np.all(np.isfinite(c_noise)) and np.all(np.isfinite(slope))
+    assert np.all(np.diff(c_noise) > 0)
+    inner = ENDS_AND_MIDDLE[1:5]
+    expected = np.log(SD * np.tan(inner)) / 4
+    np.testing.assert_allclose(c_noise[1:5], expected, rtol=1e-5)
+    assert float(c_noise[4]) == pytest.approx(np.log(80.0) / 4, rel=1e-5)
+    scaled = np.sin(inner) * np.asarray(slope[1:5])
+    # 1/cos(t_max) = 160: the instability of Sec. 4.1.
+    np.testing.assert_allclose(scaled, 1 / (4 * np.cos(inner)), rtol=1e-4)
+    assert scaled[-1] == pytest.approx(40.0, rel=1e-3)
+
+
+def test_derivatives_through_an_edm_network_are_finite_at_all_times():
+    """Value, tangent and the gradient of a consistency step, ends included."""
+
+    def edm_network(params, x, cond, **kwargs):
+        return jnp.sin(params * x + cond.t[:, None]) + jnp.exp(-jnp.square(x))
+
+    fn = trigflow.from_edm(edm_network, SD)
+    t = jnp.asarray(ENDS_AND_MIDDLE, jnp.float32)
+    x, dx = np.random.default_rng(7).normal(size=(2, 6, 3)).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def run(x, t, dx):
+        def loss(params):
+            def F(x, t):
+                return fn(params, x[None], Cond(t=t[None]))[0]
+
+            F_value, dF_dt = jax.jvp(F, (x, t), (dx, jnp.ones_like(t)))
+            target = jax.lax.stop_gradient(F_value - dF_dt)
+            return jnp.sum((F_value - target) ** 2), (F_value, dF_dt)
+
+        return jax.grad(loss, has_aux=True)(jnp.float32(0.8))
+
+    gradient, (F_value, dF_dt) = run(x, t, dx)
+    for name, values in {"g": gradient, "F": F_value, "dF_dt": dF_dt}.items():
+        assert np.all(np.isfinite(values)), name
+        assert np.all(np.abs(values) > 0), name
+
+
+def test_edm_adapter_changes_time_and_sign_alone():
+    """Input, other conditions and options go through; ``F = -F_EDM``."""
+    seen = {}
+
+    def edm_network(params, x, cond, **options):
+        seen.update(params=params, x=x, cond=cond, options=options)
+        return 2.0 * x
+
+    x, t = jnp.ones((2, 3)), jnp.asarray([0.3, 1.1])
+    cond = Cond(t=t, label=jnp.asarray([1, 2]), guidance=jnp.asarray([1.5, 2.5]))
+    fn = trigflow.from_edm(edm_network, SD)
+    F = fn("weights", x, cond, train=True, key="key")
+    np.testing.assert_array_equal(F, -2.0 * x)
+    assert seen["params"] == "weights" and seen["x"] is x
+    assert seen["options"] == {"train": True, "key": "key"}
+    assert seen["cond"].label is cond.label and seen["cond"].guidance is cond.guidance
+    expected = np.log(SD * np.tan(np.asarray(t, np.float64))) / 4
+    np.testing.assert_allclose(seen["cond"].t, expected, rtol=0, atol=1e-7)
+    assert set(trigflow.PARAMETERIZATIONS) == {"trigflow", "edm"}

@@ -1,0 +1,283 @@
+"""Images in [-1, 1]: CIFAR-10, ImageNet 64x64, and noise that stands in for them.
+
+The data cards are ``data/cifar10/README.md`` and ``data/imagenet64/README.md``. Nothing
+is read, and nothing has to be there, before the first item is asked for: a config can
+be built and described on a machine without the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from scm_jax.datasets import pipeline, storage
+from scm_jax.types import DatasetInfo, lookup
+
+logger = logging.getLogger(__name__)
+
+# EDM's convention, which the paper follows: pixels in [-1, 1] go with sigma_data 0.5 as
+# they are. Published moments of CIFAR-10 give a standard deviation of 0.503 there.
+SIGMA_DATA = 0.5
+
+CIFAR10_ITEMS = {"train": 50_000, "test": 10_000}
+IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
+
+
+# --- pixels ---------------------------------------------------------------------------
+
+
+def to_x(image: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
+
+    >>> to_x(np.array([0, 255], np.uint8)).tolist()
+    [-1.0, 1.0]
+    """
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_pixels(x: np.ndarray) -> np.ndarray:
+    """Inverts ``to_x`` for looking: clips, rounds, and shows at most three channels.
+
+    Args:
+      x: ``(n, h, w, c)`` float.
+
+    Returns:
+      ``(n, h, w, 3)`` uint8 of the first three channels, or ``(n, h, w, 1)`` of the
+      first where there are fewer.
+    """
+    shown = np.asarray(x)[..., : 3 if x.shape[-1] >= 3 else 1]
+    return np.round((np.clip(shown, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def flip_at_random(fields: pipeline.Fields, keys: np.ndarray) -> pipeline.Fields:
+    """Mirrors each image left to right with probability 1/2; see ``FiniteDataset``."""
+    image = fields["image"]
+    mirrored = np.array([item_rng(key).random() < 0.5 for key in keys])
+    flipped = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+    return {**fields, "image": flipped}
+
+
+def item_rng(key: np.ndarray) -> np.random.Generator:
+    """Chance that belongs to one item in one epoch; ``key`` is seed, epoch, item."""
+    # The last number keeps it apart from the order of the data, which is drawn from
+    # (seed, epoch): numpy takes missing numbers as zeros.
+    return np.random.default_rng([*(int(k) for k in key), 1])
+
+
+# --- prepared data, opened late -------------------------------------------------------
+
+
+def make_prepared(
+    info: DatasetInfo,
+    split: str,
+    num_items: dict[str, int],
+    root: str | os.PathLike[str] | None,
+    features: str,
+    decode: Callable,
+    randomize: Callable | None = None,
+    verify: Callable[[pipeline.FiniteDataset], None] = lambda dataset: None,
+) -> pipeline.LazyDataset:
+    """A prepared tfds dataset that is opened when its first item is asked for.
+
+    Args:
+      info: what the data are; ``num_items`` is filled in.
+      split: a split, or a slice of one such as ``train[:90%]``.
+      num_items: published number of items of each split.
+      root: folder of prepared datasets, by default ``storage.default_root()``.
+      features: what must be stored, in words, for the error where it is not.
+      decode: see ``pipeline.FiniteDataset``.
+      randomize: see ``pipeline.FiniteDataset``.
+      verify: looks at the opened data.
+
+    Raises:
+      ValueError: no such split.
+    """
+    base = split.split("[", 1)[0]
+    declared = lookup(num_items, base, f"split of dataset {info.name!r}")
+    info = dataclasses.replace(info, num_items=declared)
+
+    def open_data() -> pipeline.FiniteDataset:
+        try:
+            folder = storage.prepared_folder(info.name, root)
+        except FileNotFoundError:
+            raise FileNotFoundError(_missing(info.name, root, features)) from None
+        source = pipeline.read_prepared(folder, split)
+        if split == base and len(source) != declared:
+            logger.warning(
+                "dataset %r: %s holds %s items in the split %r, not the published %s: "
+                "this is a subset or another version, and results on it are not those "
+                "of the full data",
+                *(info.name, folder, f"{len(source):,}", split, f"{declared:,}"),
+            )
+        opened = dataclasses.replace(info, num_items=len(source))
+        dataset = pipeline.FiniteDataset(opened, source, decode, randomize)
+        dataset.items(np.arange(1))  # bad data are an error here, not in some batch
+        verify(dataset)
+        return dataset
+
+    return pipeline.LazyDataset(info, open_data)
+
+
+def _missing(name: str, root: str | os.PathLike[str] | None, features: str) -> str:
+    root = root if root is not None else storage.default_root()
+    card = re.sub("_latents$", "", name)
+    return (
+        f"the dataset {name!r} is not prepared: there is no folder {root}/{name}/1.0.0 "
+        "(or another version). It is not downloaded by itself. That folder must hold a "
+        f"tfds dataset in array records with the features {features}; "
+        f"data/{card}/README.md says how to make it. To look elsewhere set "
+        "dataset.root or the environment variable SCM_JAX_DATA"
+    )
+
+
+def stored(
+    fields: pipeline.Fields, name: str, dtypes: Sequence[str], dataset: str
+) -> np.ndarray:
+    """One stored field.
+
+    Raises:
+      ValueError: it is not there, or of a type that cannot be meant.
+    """
+    lookup(dict.fromkeys(fields), name, f"feature of the prepared dataset {dataset!r}")
+    values = fields[name]
+    if values.dtype.name not in dtypes:
+        raise ValueError(
+            f"dataset {dataset!r}: the feature {name!r} is stored as {values.dtype}; "
+            f"legal are {', '.join(dtypes)}"
+        )
+    return values
+
+
+def stored_label(fields: pipeline.Fields, dataset: str) -> np.ndarray:
+    """The stored classes as int32."""
+    return stored(fields, "label", ("int64", "int32"), dataset).astype(np.int32)
+
+
+def _decoder(name: str, labelled: bool) -> Callable:
+    def decode(fields: pipeline.Fields) -> tuple[np.ndarray, np.ndarray | None]:
+        x = to_x(stored(fields, "image", ("uint8",), name))
+        return x, stored_label(fields, name) if labelled else None
+
+    return decode
+
+
+# --- datasets -------------------------------------------------------------------------
+
+
+def make_cifar10(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+    conditional: bool = False,
+    flip: bool = False,
+) -> pipeline.LazyDataset:
+    """CIFAR-10, 32x32.
+
+    Args:
+      split: ``train`` or ``test``, or a slice.
+      root: folder of prepared datasets.
+      prepare: without effect; the data have to be there.
+      conditional: give the 10 classes, too; the paper's models are unconditional.
+      flip: mirror half of the images, anew in every epoch. Off: the paper does not
+        mention augmentation.
+    """
+    del prepare
+    info = DatasetInfo(
+        name="cifar10",
+        sample_shape=(32, 32, 3),
+        num_classes=10 if conditional else 0,
+        sigma_data=SIGMA_DATA,
+        num_items=0,
+        description="pixels in [-1, 1]; standard deviation about 0.5",
+        to_pixels=to_pixels,
+    )
+    return make_prepared(
+        info,
+        split,
+        CIFAR10_ITEMS,
+        root,
+        "image uint8 (32, 32, 3) and label int64 in 0..9",
+        _decoder("cifar10", conditional),
+        flip_at_random if flip else None,
+    )
+
+
+def make_imagenet64(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+) -> pipeline.LazyDataset:
+    """ImageNet, shorter side resized to 64 and the centre cut out, never mirrored.
+
+    Args:
+      split: ``train`` or ``validation``, or a slice.
+      root: folder of prepared datasets.
+      prepare: without effect; the data have to be there.
+    """
+    del prepare
+    info = DatasetInfo(
+        name="imagenet64",
+        sample_shape=(64, 64, 3),
+        num_classes=1000,
+        sigma_data=SIGMA_DATA,
+        num_items=0,
+        description="pixels in [-1, 1]; standard deviation about 0.5",
+        to_pixels=to_pixels,
+    )
+    return make_prepared(
+        info,
+        split,
+        IMAGENET_ITEMS,
+        root,
+        "image uint8 (64, 64, 3) and label int64 in 0..999",
+        _decoder("imagenet64", True),
+    )
+
+
+_STREAMS = {"train": 0, "test": 1}
+
+
+def make_noise_images(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+    sample_shape: Sequence[int] = (16, 16, 3),
+    num_classes: int = 10,
+    num_items: int = 256,
+) -> pipeline.FiniteDataset:
+    """Gaussian noise in the shape of images: smoke runs where the real data are not.
+
+    Args:
+      split: ``train`` or ``test``, different draws.
+      root: without effect.
+      prepare: without effect.
+      sample_shape: ``(h, w, c)``.
+      num_classes: items take the classes in turn; 0 for none.
+      num_items: how many there are.
+    """
+    del root, prepare  # nothing on disk
+    stream = lookup(_STREAMS, split, "split of dataset 'noise_images'")
+    shape = tuple(int(n) for n in sample_shape)
+    rng = np.random.default_rng([stream, num_items])
+    x = rng.standard_normal((num_items, *shape), np.float32) * np.float32(SIGMA_DATA)
+    label = np.arange(num_items, dtype=np.int32) % max(num_classes, 1)
+    fields = {"x": x, "label": label} if num_classes else {"x": x}
+    info = DatasetInfo(
+        name="noise_images",
+        sample_shape=shape,
+        num_classes=num_classes,
+        sigma_data=SIGMA_DATA,
+        num_items=num_items,
+        description="Gaussian noise of mean 0 and standard deviation 0.5",
+        to_pixels=to_pixels,
+    )
+    source = pipeline.MemorySource(fields)
+    return pipeline.FiniteDataset(info, source, lambda f: (f["x"], f.get("label")))

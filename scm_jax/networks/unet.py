@@ -1,0 +1,277 @@
+"""The EDM2 U-Net, config G (arXiv 2312.02696), with the changes of sCM.
+
+Every activation keeps unit magnitude: weights are normalized where they are used, sums
+and concatenations are balanced, and there are no biases and no group norms. Changes for
+continuous-time consistency models (arXiv 2410.11081v2, Sec. 4.1) are options whose
+defaults are the paper's: positional embedding of ``c_noise(t) = t`` and adaptive double
+normalization. ``modulation="gain", embedding="fourier"`` is the network as published.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scm_jax.networks import layers
+from scm_jax.networks.attention import attention
+from scm_jax.networks.layers import MPConv, mp_cat, mp_silu, mp_sum
+from scm_jax.networks.unet_layout import (
+    BlockSpec,
+    Layout,
+    apply_groups,
+    check_dropout,
+    dropout_rate,
+    make_layout,
+)
+from scm_jax.types import Cond
+
+# Channels of the first level (EDM2, Table 6); everything else is the same at all sizes.
+PRESETS = {
+    "xs": {"width": 128},
+    "s": {"width": 192},
+    "m": {"width": 256},
+    "l": {"width": 320},
+    "xl": {"width": 384},
+    "xxl": {"width": 448},
+}
+
+MODULATIONS = ("gain", "double_norm", "double_norm_scale", "adaptive")
+NULL_LABELS = ("zeros", "learned")
+
+RESIDUAL_BALANCE = 0.3
+CAT_BALANCE = 0.5
+LABEL_BALANCE = 0.5
+CLIP = 256.0
+
+
+class Block(nn.Module):
+    """One block: resample, residual branch of two convolutions, self-attention.
+
+    Encoder: ``h <- norm(skip(h))``, decoder: ``h <- cat(h, skip)``; then
+    ``y = conv1(mp_silu(modulate(conv0(mp_silu(h)), emb)))`` and
+    ``h <- mp_sum(h, y, 0.3)`` (EDM2, Fig. 21).
+    """
+
+    spec: BlockSpec
+    head_channels: int
+    dropout: float
+    modulation: str
+    clip: float
+    attention: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, h: jax.Array, skip: jax.Array | None, emb: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """``h``: ``(b, h, w, c)``; ``emb``: ``(b, e)`` float32, after its silu."""
+        out, decoder = self.spec.out_channels, self.spec.decoder
+        h = layers.resample(h, self.spec.resample)
+        if skip is not None:
+            h = mp_cat(h, skip, CAT_BALANCE)
+        project = h.shape[-1] != out
+        if not decoder:
+            h = MPConv(out, dtype=self.dtype, name="skip")(h) if project else h
+            h = layers.rms_normalize(h, (-1,)).astype(self.dtype)
+        y = MPConv(out, 3, self.dtype, name="conv0")(mp_silu(h))
+        y = mp_silu(self._modulate(y, emb).astype(self.dtype))
+        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = MPConv(out, 3, self.dtype, name="conv1")(y)
+        if decoder and project:
+            h = MPConv(out, dtype=self.dtype, name="skip")(h)
+        h = mp_sum(h, y, RESIDUAL_BALANCE)
+        if self.spec.attention:
+            h = mp_sum(h, self._attend(h), RESIDUAL_BALANCE)
+        if self.clip:
+            h = jnp.clip(h, -self.clip, self.clip)
+        return h, None if decoder else h
+
+    def _modulate(self, y: jax.Array, emb: jax.Array) -> jax.Array:
+        channels = y.shape[-1]
+        if self.modulation == "gain":
+            gain = self.param("affine_gain", nn.initializers.zeros, ())
+            scale = MPConv(channels, name="affine")(emb, gain) + 1.0
+            return y.astype(jnp.float32) * scale[:, None, None, :]
+        vectors = layers.MODULATIONS[self.modulation]
+        affine = MPConv(vectors * channels, name="affine")(emb)
+        return layers.modulate(layers.rms_normalize(y, (-1,)), affine, self.modulation)
+
+    def _attend(self, h: jax.Array) -> jax.Array:
+        b, height, width, c = h.shape
+        heads = c // self.head_channels
+        qkv = MPConv(3 * c, dtype=self.dtype, name="qkv")(h)
+        # EDM2's order of the output channels: head, channel, then q, k, v.
+        qkv = qkv.reshape(b, height * width, heads, self.head_channels, 3)
+        qkv = layers.rms_normalize(qkv, (-2,)).astype(self.dtype)
+        out = attention(
+            qkv[..., 0], qkv[..., 1], qkv[..., 2], implementation=self.attention
+        )
+        return MPConv(c, dtype=self.dtype, name="proj")(out.reshape(h.shape))
+
+
+class UNet(nn.Module):
+    """``F(x_t / sigma_data, cond)`` for images ``(b, h, w, c)``.
+
+    Attributes:
+      sample_shape: ``(h, w, c)`` with ``h == w``, channels last.
+      num_classes: classes; 0 for an unconditional network.
+      width: channels of the first level; the embedding has four times as many at the
+        default multipliers.
+      channel_mult: channels of each level over ``width``, from the input down.
+      num_blocks: blocks per level of the encoder.
+      attention_resolutions: sides of the levels that attend.
+      head_channels: channels of an attention head.
+      dropout: rate before each block's second convolution, in training only.
+      dropout_max_resolution: only blocks of at most this side drop (consistency runs
+        use 16); 0 for all.
+      modulation: how the embedding acts on the features: ``gain`` (EDM2's
+        ``y (1 + gain s)``), or a key of ``layers.MODULATIONS`` on pixel-normalized
+        features. The paper's sizes are those of ``double_norm_scale``.
+      embedding: features of the time, ``positional`` or ``fourier``.
+      fourier_scale: scale of Fourier features; EDM2's is 1.
+      null_label: the null class is ``zeros`` (EDM2) or a ``learned`` row.
+      clip: activations are clipped to ``[-clip, clip]`` after each block; 0 for never.
+      use_guidance: takes the guidance scale as an input.
+      use_dt: takes a second time as an input.
+      attention: implementation behind the attention door.
+      dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
+        float32 whatever it is.
+      remat: recompute each block in the backward pass.
+      unroll: blocks of equal shape per iteration of their loop; 0 chooses.
+    """
+
+    sample_shape: tuple[int, ...]
+    num_classes: int = 0
+    width: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    head_channels: int = 64
+    dropout: float = 0.0
+    dropout_max_resolution: int = 0
+    modulation: str = "double_norm_scale"
+    embedding: str = "positional"
+    fourier_scale: float = 1.0
+    null_label: str = "zeros"
+    clip: float = CLIP
+    use_guidance: bool = False
+    use_dt: bool = False
+    attention: str = "einsum"
+    dtype: str = "float32"
+    remat: bool = False
+    unroll: int = 0
+
+    def check(self) -> None:
+        """Raises ``ValueError`` for settings that contradict each other."""
+        layers.check_width(self.width)
+        layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
+        layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
+        layers.check_choice(self.null_label, NULL_LABELS, "network.null_label")
+        check_dropout(self.dropout)
+        for group in self.layout().groups:
+            spec = group.spec
+            if spec.attention and spec.out_channels % self.head_channels:
+                raise ValueError(
+                    f"network.head_channels = {self.head_channels} does not divide the "
+                    f"{spec.out_channels} channels of {group.name}"
+                )
+
+    def layout(self) -> Layout:
+        """The blocks.
+
+        Raises:
+          ValueError: not square images, or a side that cannot be halved often enough.
+        """
+        layers.check_square(self.sample_shape)
+        return make_layout(
+            self.sample_shape[0],
+            self.width * self.channel_mult[0],
+            tuple(self.width * m for m in self.channel_mult),
+            self.num_blocks,
+            tuple(self.attention_resolutions),
+            attend_last_only=False,
+        )
+
+    def project(self, params: Any) -> Any:
+        """Forced weight normalization: every kernel to unit RMS per output channel.
+
+        To be called after each update of the optimizer, and on fresh parameters (EDM2,
+        Sec. 2.3: it keeps the effective learning rate from decaying as weights grow).
+        The function that the network computes does not change. Pure; never part of
+        ``apply``.
+        """
+        return jax.tree_util.tree_map_with_path(
+            lambda path, w: (
+                layers.normalize_kernel(w) if path[-1].key == "kernel" else w
+            ),
+            params,
+        )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
+        """``x`` is ``(b, h, w, c)``; returns ``F`` of that shape, float32."""
+        self.check()
+        layers.check_input(x, self.sample_shape)
+        dtype = jnp.dtype(self.dtype)
+        emb = self._embed(cond)
+        # A channel of ones stands in for the biases.
+        h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+        stem = self.width * self.channel_mult[0]
+        h = MPConv(stem, 3, dtype, name="in")(h)
+        h = apply_groups(
+            self.layout(),
+            lambda spec: (
+                Block,
+                {
+                    "spec": spec,
+                    "head_channels": self.head_channels,
+                    "dropout": dropout_rate(
+                        spec, self.dropout, self.dropout_max_resolution
+                    ),
+                    "modulation": self.modulation,
+                    "clip": self.clip,
+                    "attention": self.attention,
+                    "dtype": dtype,
+                },
+            ),
+            h,
+            emb,
+            not train,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
+        gain = self.param("out_gain", nn.initializers.zeros, ())
+        out = MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32), gain)
+        return out
+
+    def _embed(self, cond: Cond) -> jax.Array:
+        """``Cond`` -> ``(b, e)`` float32, after its silu."""
+        dim = self.width * max(self.channel_mult)
+        features = layers.embed_time(
+            cond.t, self.width, self.embedding, self.fourier_scale
+        )
+        emb = MPConv(dim, name="emb_noise")(features)
+        if self.use_dt:
+            emb = self._add_scalar(emb, layers.required(cond.dt, "dt"), "dt")
+        if self.use_guidance:
+            scale = layers.required(cond.guidance, "guidance")
+            emb = self._add_scalar(emb, scale, "guidance")
+        if self.num_classes:
+            learned = self.null_label == "learned"
+            rows = self.num_classes + learned
+            label = layers.labels(cond)
+            found = layers.MPTable(rows, dim, name="emb_label")(label)
+            if not learned:
+                found = jnp.where(label[:, None] < 0, 0.0, found)
+            emb = mp_sum(emb, found, LABEL_BALANCE)
+        return mp_silu(emb)
+
+    def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
+        # The gain starts at zero: a student that inherits the weights of a teacher
+        # without this input is that teacher.
+        gain = self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
+        features = layers.positional_embedding(a, self.width)
+        return emb + MPConv(emb.shape[-1], name=f"emb_{name}")(features, gain)

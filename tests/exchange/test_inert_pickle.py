@@ -1,0 +1,158 @@
+"""The pickle machine by itself: plain values as they were, all else as records."""
+
+import collections
+import io
+import pickle
+
+import pytest
+
+from scm_jax.exchange.inert_pickle import (
+    Global,
+    Record,
+    UnsafePickleError,
+    check_key,
+    read_pickle,
+)
+
+
+def read(content, builders=None, known=(), persistent=None):
+    return read_pickle(
+        io.BytesIO(content),
+        where="a.pkl",
+        builders=builders or {},
+        is_known=lambda module, name: f"{module}.{name}" in known,
+        persistent=persistent,
+    )
+
+
+def plain(protocol):
+    shared = ["again"]
+    value = {
+        "numbers": [0, 1, -1, 255, 256, 2**31, -(2**31) - 1, 2**80, 0.1, -0.0],
+        "big": 2**3000,
+        "words": ["", "a", "größe λ 🙂", "x" * 300, 'quote"\\\n'],
+        "constants": (None, True, False, ()),
+        ("tuple", 1): (1, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)),
+        "shared": [shared, shared],
+        3: {},
+    }
+    if protocol >= 3:
+        value["bytes"] = [b"", b"a", b"x" * 300, b"y" * 70_000]
+    if protocol >= 4:
+        value["sets"] = [set(), {1, "a"}, frozenset({(1, 2)})]
+    if protocol >= 5:
+        value["bytearray"] = bytearray(b"abc")
+    return value
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_are_what_pickle_reads(protocol):
+    value = plain(protocol)
+    for content in (
+        pickle.dumps(value, protocol),
+        pickle._dumps(value, protocol),  # the writer in Python: other opcodes
+    ):
+        again = read(content)
+        assert again == value
+        assert str(again["numbers"]) == str(value["numbers"])
+        assert again["shared"][0] is again["shared"][1]
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"(K\x01K\x02l.", [1, 2]),
+        (b"(K\x01K\x02d.", {1: 2}),
+        (b"K\x01K\x020.", 1),
+        (b"K\x01(K\x02K\x031.", 1),
+        (b"K\x01(0.", 1),
+        (b"K\x012\x86.", (1, 1)),
+        (b"(K\x01\x91.", frozenset({1})),
+        (b"]p3\n(K\x01g3\ne.", None),
+    ],
+)
+def test_opcodes_that_nobody_writes_any_more(content, expected):
+    got = read(content)
+    assert got == pickle.loads(content) if expected is not None else got[1] is got
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_objects_are_records_of_what_would_have_made_them(protocol):
+    got = read(pickle.dumps([1 + 2j, complex], protocol), known={"builtins.complex"})
+    assert isinstance(got[0], Record)
+    assert (got[0].maker, got[0].args) == ("builtins.complex", (1.0, 2.0))
+    assert got[1] == Global("builtins.complex")
+    assert str(got[1]) == "builtins.complex"
+
+
+class Point:
+    def __init__(self):
+        self.x = 1
+
+
+class Keyed(Point):
+    def __getnewargs_ex__(self):
+        return (), {"x": 1}
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_state_stays_beside_the_object(protocol):
+    name = f"{__name__}.Point"
+    got = read(pickle.dumps(Point(), protocol), known={name})
+    assert (got.maker, got.args, got.state) == (name, (), {"x": 1})
+
+
+def test_objects_of_the_oldest_protocols():
+    for content in (b"(K\x01ia\nPoint\n.", b"(ca\nPoint\nK\x01o."):
+        got = read(content, known={"a.Point"})
+        assert (got.maker, got.args, got.state) == ("a.Point", (1,), None)
+
+
+def test_keywords_for_an_object_are_an_error():
+    content = pickle.dumps(Keyed(), 4)
+    with pytest.raises(ValueError, match=r"a\.pkl: .*keyword arguments"):
+        read(content, known={f"{__name__}.Keyed"})
+
+
+def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
+    value = collections.OrderedDict(b=1, a=2)
+    value.note = "an attribute"
+    content = pickle.dumps(value, 2)
+    got = read(content, builders={"collections.OrderedDict": lambda: {}})
+    assert got == {"b": 1, "a": 2}
+    assert list(got) == ["b", "a"]
+
+
+def test_the_names_of_python_2_are_those_of_python_3():
+    content = pickle.dumps({1, 2}, 2)
+    assert b"__builtin__" in content
+    with pytest.raises(UnsafePickleError, match=r"a\.pkl: .* asks for builtins\.set,"):
+        read(content)
+
+
+def test_a_name_is_refused_also_where_it_is_not_called():
+    with pytest.raises(UnsafePickleError, match=r" builtins\.eval, "):
+        read(pickle.dumps([1, eval]))
+
+
+def test_persistent_ids_of_both_forms():
+    assert read(b"Pabc\n.", persistent=str.upper) == "ABC"
+    assert read(b"\x80\x02X\x03\x00\x00\x00abcQ.", persistent=str.upper) == "ABC"
+
+
+def test_the_stream_stands_behind_the_pickle():
+    stream = io.BytesIO(pickle.dumps(1) + pickle.dumps("two") + b"rest")
+    values = [
+        read_pickle(stream, where="", builders={}, is_known=lambda *_: False)
+        for _ in range(2)
+    ]
+    assert values == [1, "two"]
+    assert stream.read() == b"rest"
+
+
+def test_keys_are_plain():
+    for key in ("a", b"a", 1, 1.5, None, True, (1, "a"), (), Global("a.b")):
+        assert check_key(key) == key
+    for key in ([], {}, ((1,),), (1, []), frozenset(), Record("a", ())):
+        with pytest.raises(ValueError, match="as a key"):
+            check_key(key)

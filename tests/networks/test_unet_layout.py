@@ -1,0 +1,324 @@
+"""The plan of a U-Net, and how its blocks are stacked, scanned and rematerialized."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import networks, scaling
+from scm_jax.networks import unet_layout
+from scm_jax.networks.unet_layout import BlockSpec, make_layout
+
+# Compiling is the time that these tests take.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+# Channels are multiples of the width. num_blocks and attention of EDM2 and of DDPM++.
+EDM2 = make_layout(64, 1, (1, 2, 3, 4), 3, (16, 8), attend_last_only=False)
+DDPMPP = make_layout(32, 1, (2, 2, 2), 4, (16,), attend_last_only=True)
+TINY = make_layout(4, 1, (1, 1), 2, (2,), attend_last_only=False)
+LAYOUTS = {"edm2": EDM2, "ddpmpp": DDPMPP, "tiny": TINY}
+
+
+def blocks(layout):
+    return [(name, group.spec) for group in layout.groups for name in group.names]
+
+
+# --- The plan -------------------------------------------------------------------------
+
+
+def test_edm2_has_36_blocks():
+    assert EDM2.num_blocks == len(blocks(EDM2)) == 36
+    assert [(g.name, len(g.names)) for g in EDM2.encoder] == [
+        ("enc_64x64_block0", 3),
+        ("enc_32x32_down", 1),
+        ("enc_32x32_block0", 1),
+        ("enc_32x32_block1", 2),
+        ("enc_16x16_down", 1),
+        ("enc_16x16_block0", 1),
+        ("enc_16x16_block1", 2),
+        ("enc_8x8_down", 1),
+        ("enc_8x8_block0", 1),
+        ("enc_8x8_block1", 2),
+    ]
+    # Group, blocks, channels from before, from the encoder, and out.
+    assert [
+        (
+            g.name,
+            len(g.names),
+            g.spec.in_channels,
+            g.spec.skip_channels,
+            g.spec.out_channels,
+        )
+        for g in EDM2.decoder
+    ] == [
+        ("dec_8x8_in0", 1, 4, 0, 4),
+        ("dec_8x8_in1", 1, 4, 0, 4),
+        ("dec_8x8_block0", 3, 4, 4, 4),
+        ("dec_8x8_block3", 1, 4, 3, 4),
+        ("dec_16x16_up", 1, 4, 0, 4),
+        ("dec_16x16_block0", 1, 4, 3, 3),
+        ("dec_16x16_block1", 2, 3, 3, 3),
+        ("dec_16x16_block3", 1, 3, 2, 3),
+        ("dec_32x32_up", 1, 3, 0, 3),
+        ("dec_32x32_block0", 1, 3, 2, 2),
+        ("dec_32x32_block1", 2, 2, 2, 2),
+        ("dec_32x32_block3", 1, 2, 1, 2),
+        ("dec_64x64_up", 1, 2, 0, 2),
+        ("dec_64x64_block0", 1, 2, 1, 1),
+        ("dec_64x64_block1", 3, 1, 1, 1),
+    ]
+    assert EDM2.decoder[2].names == tuple(f"dec_8x8_block{i}" for i in range(3))
+
+
+def attending(layout):
+    return {name for name, spec in blocks(layout) if spec.attention}
+
+
+def test_blocks_of_edm2_attend_at_16_and_8_and_at_the_bottom():
+    assert attending(EDM2) == {
+        *(f"enc_{n}x{n}_block{i}" for n in (16, 8) for i in range(3)),
+        *(f"dec_{n}x{n}_block{i}" for n in (16, 8) for i in range(4)),
+        "dec_8x8_in0",
+    }
+
+
+def test_only_the_last_block_of_a_decoder_level_of_ddpmpp_attends():
+    assert DDPMPP.num_blocks == 33
+    assert attending(DDPMPP) == {
+        *(f"enc_16x16_block{i}" for i in range(4)),
+        "dec_8x8_in0",
+        "dec_16x16_block4",
+    }
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_blocks_fit_together(name):
+    """Every encoder output is taken once, the last one first; sides follow."""
+    layout = LAYOUTS[name]
+    side = layout.encoder[0].spec.resolution
+    channels = layout.encoder[0].spec.in_channels
+    skips = [(side, channels)]
+    for block, spec in blocks(layout):
+        side = {"none": side, "down": side // 2, "up": 2 * side}[spec.resample]
+        assert spec.resolution == side and f"_{side}x{side}_" in block
+        assert spec.in_channels == channels
+        assert spec.decoder == block.startswith("dec_")
+        channels = spec.out_channels
+        if not spec.decoder:
+            assert spec.skip_channels == 0
+            skips.append((side, channels))
+        elif "block" in block:
+            assert skips.pop() == (side, spec.skip_channels)
+        else:
+            assert spec.skip_channels == 0
+    assert not skips
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_groups_are_the_longest_runs_of_one_shape(name):
+    layout = LAYOUTS[name]
+    for half in (layout.encoder, layout.decoder):
+        assert all(a.spec != b.spec for a, b in itertools.pairwise(half))
+    names = [n for n, _ in blocks(layout)]
+    assert len(set(names)) == len(names) == layout.num_blocks
+    assert max(len(g.names) for g in layout.groups) > 1
+
+
+def test_a_side_that_cannot_be_halved_says_how_often_it_must():
+    message = r"side of 12 cannot be halved 3 times.*4 levels.*divisible by 8"
+    with pytest.raises(ValueError, match=message):
+        make_layout(12, 1, (1, 2, 3, 4), 3, (), attend_last_only=False)
+    assert make_layout(12, 1, (1, 2, 3), 3, (), attend_last_only=False)
+
+
+@pytest.mark.parametrize("name", ["unet", "ddpmpp"])
+def test_samples_must_be_square_and_halve(name):
+    settings = {"width": 64, "channel_mult": (1, 1, 1)}
+    networks.build(name, (12, 12, 3), 0, **settings)
+    for shape in ((8, 12, 3), (12, 3), (2, 8, 8, 3)):
+        with pytest.raises(ValueError, match="this network takes square images"):
+            networks.build(name, shape, 0, **settings)
+    with pytest.raises(ValueError, match="side of 10 cannot be halved 2 times"):
+        networks.build(name, (10, 10, 3), 0, **settings)
+
+
+def test_dropout_by_resolution():
+    def spec(side):
+        return BlockSpec(side, 1, 0, 1)
+
+    rates = [unet_layout.dropout_rate(spec(n), 0.3, 16) for n in (64, 32, 16, 8)]
+    assert rates == [0.0, 0.0, 0.3, 0.3]
+    rates = [unet_layout.dropout_rate(spec(n), 0.3, 0) for n in (64, 32, 16, 8)]
+    assert rates == [0.3] * 4
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+@pytest.mark.parametrize("name", ["unet", "ddpmpp"])
+def test_dropout_must_be_a_probability(name, rate):
+    with pytest.raises(ValueError, match=rf"network\.dropout = {rate} is not in \[0"):
+        networks.build(name, (8, 8, 2), 0, channel_mult=(1,), dropout=rate)
+
+
+# --- Running it -----------------------------------------------------------------------
+
+
+class Probe(nn.Module):
+    """Depends on all its inputs, on its own weights and on their order."""
+
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, h, skip, emb, deterministic):
+        w = self.param("w", nn.initializers.normal(0.7), (4, 4))
+        h = jnp.sin(jnp.dot(h, w) + emb)
+        if skip is not None:
+            h = h + 0.5 * jnp.cos(3.0 * skip)
+        h = nn.Dropout(0.2)(h, deterministic=deterministic)
+        return h, None if self.spec.decoder else h
+
+
+class Masks(nn.Module):
+    """Doubles ``h`` and adds its dropout mask: the masks are the bits of the output."""
+
+    spec: BlockSpec
+
+    @nn.compact
+    def __call__(self, h, skip, emb, deterministic):
+        kept = nn.Dropout(0.5)(jnp.ones_like(h), deterministic=deterministic)
+        h = 2.0 * h + (kept > 0)
+        return h, None if self.spec.decoder else h
+
+
+class Net(nn.Module):
+    """All blocks of ``TINY``."""
+
+    block: type
+    remat: bool = False
+    unroll: int = 0
+
+    @nn.compact
+    def __call__(self, h, emb, deterministic=True):
+        return unet_layout.apply_groups(
+            TINY,
+            lambda spec: (self.block, {"spec": spec}),
+            h,
+            emb,
+            deterministic,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
+
+
+VARIANTS = [(False, 0), (False, 1), (True, 0), (True, 2)]
+
+
+@functools.cache
+def probe():
+    """Weights and inputs of the probe network."""
+    rng = np.random.default_rng(0)
+    h, dh, emb = jnp.asarray(rng.normal(size=(3, 2, 4)), jnp.float32)
+    shapes = jax.eval_shape(Net(Probe).init, jax.random.key(0), h, emb)["params"]
+    draw = lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes), h, dh, emb
+
+
+def test_blocks_run_in_order_with_their_own_weights_and_skips():
+    params, h, _, emb = probe()
+    assert {name: p["w"].shape[:-2] for name, p in params.items()} == {
+        g.name: (len(g.names),) if len(g.names) > 1 else () for g in TINY.groups
+    }
+    y, skips = np.asarray(h, np.float64), [np.asarray(h, np.float64)]
+    for group in TINY.groups:
+        w = np.asarray(params[group.name]["w"], np.float64).reshape(-1, 4, 4)
+        for i in range(len(group.names)):
+            y = np.sin(y @ w[i] + np.asarray(emb))
+            if group.spec.skip_channels:
+                y = y + 0.5 * np.cos(3.0 * skips.pop())
+            if not group.spec.decoder:
+                skips.append(y)
+    for unroll in (0, 1):
+        got = quick_jit(Net(Probe, False, unroll).apply)({"params": params}, h, emb)
+        np.testing.assert_allclose(got, y, rtol=0, atol=2e-5)
+
+
+def consistency_gradient(net):
+    """Gradient, value and tangent as in a consistency step, with dropout."""
+    key = jax.random.key(3, impl="unsafe_rbg")
+
+    def run(params, h, dh, emb):
+        def loss(params):
+            def F(h):
+                rngs = {"dropout": key}
+                return net.apply({"params": params}, h, emb, False, rngs=rngs)
+
+            value, tangent = jax.jvp(F, (h,), (dh,))
+            target = jax.lax.stop_gradient(value - tangent)
+            return jnp.sum((value - target) ** 2), (value, tangent)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return run
+
+
+def test_loops_and_rematerialization_change_no_result():
+    """Values, tangents, gradients and dropout masks; nor the parameters' names."""
+    results = []
+    for remat, unroll in VARIANTS:
+        net = Net(Probe, remat, unroll)
+        results.append(quick_jit(consistency_gradient(net))(*probe()))
+        params, h, _, emb = probe()
+        shapes = jax.eval_shape(net.init, jax.random.key(0), h, emb)["params"]
+        assert jax.tree.structure(shapes) == jax.tree.structure(params)
+    for other in results[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            results[0],
+            other,
+        )
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(results[0][0]))
+
+
+@pytest.mark.parametrize("unroll", [0, 1])
+def test_rematerialization_computes_every_block_once_more(unroll):
+    params, h, _, emb = probe()
+
+    def macs(remat):
+        net = Net(Probe, remat, unroll)
+
+        def loss(params):
+            return jnp.sum(net.apply({"params": params}, h, emb) ** 2)
+
+        return scaling.count_macs(jax.grad(loss), params)
+
+    forward = TINY.num_blocks * 2 * 4 * 4
+    # Forward, gradients of weights and of inputs (the first needs none).
+    assert macs(remat=False) == pytest.approx(3 * forward, rel=0.04)
+    assert macs(remat=True) == macs(remat=False) + forward
+
+
+def test_every_block_has_a_dropout_mask_of_its_own():
+    h, emb = jnp.zeros((1, 400)), jnp.zeros((1, 400))
+    outputs = []
+    for remat, unroll in [(False, 0), (True, 1)]:
+
+        @quick_jit
+        def run(key, net=Net(Masks, remat, unroll)):
+            return net.apply({}, h, emb, False, rngs={"dropout": key})
+
+        keys = [jax.random.key(seed, impl="unsafe_rbg") for seed in (0, 0, 1)]
+        one, same, other = (np.asarray(run(key)) for key in keys)
+        np.testing.assert_array_equal(one, same)
+        assert np.any(one != other)
+        outputs.append(one)
+    np.testing.assert_array_equal(*outputs)
+    n = TINY.num_blocks
+    masks = (outputs[0].astype(int) >> np.arange(n)[:, None]) & 1
+    # Of independent masks of 400 bits half agree, give or take 2.5 %.
+    agreement = np.mean(masks[:, None] == masks[None], axis=-1)
+    assert np.all(np.abs(agreement[~np.eye(n, dtype=bool)] - 0.5) < 0.15)
