@@ -218,13 +218,12 @@ class DDPMpp(nn.Module):
         check_dropout(self.dropout)
         for group in self.layout().groups:
             spec = group.spec
-            if spec.out_channels < 4 or spec.out_channels % min(
-                32, spec.out_channels // 4
-            ):
-                raise ValueError(
-                    f"the {spec.out_channels} channels of {group.name} do not divide "
-                    f"into groups; use a network.width of 4 or a multiple of 32"
-                )
+            for c in (spec.in_channels + spec.skip_channels, spec.out_channels):
+                if c < 4 or c % min(32, c // 4):
+                    raise ValueError(
+                        f"the {c} channels of {group.name} do not divide into groups; "
+                        f"use a network.width of 4, 8, 16 or a multiple of 32"
+                    )
             if spec.attention and spec.out_channels % self.num_heads:
                 raise ValueError(
                     f"network.num_heads = {self.num_heads} does not divide the "

@@ -267,6 +267,14 @@ def test_a_fresh_network_starts_where_its_paper_does(case):
         assert 0.75 < F < 1.15
 
 
+def test_fresh_parameters_are_projected(case):
+    """Forced normalization of the U-Net's weights; others have none."""
+    projected = quick_jit(case.net.project)(case.fresh)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-3), projected, case.fresh
+    )
+
+
 def test_fresh_network_has_outputs_and_tangents_of_order_1(case, float64_network):
     """``c_noise = log(tan t)`` left in the network would show near pi/2, 160 times."""
     params, x, cond = float64_network((case.opened, case.x, case.cond))

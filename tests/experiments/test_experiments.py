@@ -11,6 +11,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
@@ -386,7 +387,9 @@ def test_quick_steps_have_the_shapes_of_the_state(name, arg):
 def test_quick_unets_train(name, variant):
     built = describe.build_abstract(config(name, f"{variant},quick"))
     state = built.init_state(arrays_like(built.abstract_params()))
-    step, data = jax.jit(built.train_step()), built.dataset.iterator(8, seed=0)
+    options = {"xla_backend_optimization_level": 0}  # half the time to compile
+    step = jax.jit(built.train_step(), compiler_options=options)
+    data = built.dataset.iterator(8, seed=0)
     for _ in range(3):
         batch = next(data)
         before = state.params
@@ -403,12 +406,16 @@ def test_quick_distillation_of_a_quick_teacher(tmp_path):
         c = config("imagenet512", f"{variant},family=dit,size=s,patch=4,quick")
         c.train.duration_images = 3 * c.train.batch_size
         c.sampling.steps = 2
+        # These change nothing here but the time to compile.
+        c.network.depth = 1
+        c.network.dtype = "float32"
         if variant == "scd":
             assert c.teacher.run == "runs/imagenet512_teacher_dit_s_4_quick"
             c.teacher.run = c.init.run = str(runs["teacher"])
         runs[variant] = tmp_path / variant
         assert training_run.train_and_evaluate(c, runs[variant]) == "done"
-    run = training_run.load_run(runs["scd"])
-    assert np.isfinite(run.metrics["loss"]).all()
-    x = run.sample(4, steps=2, seed=0, label=1).x
-    assert x.shape == (4, 16, 16, 4) and np.isfinite(x).all()
+    losses = training_run.load_run(runs["scd"]).metrics["loss"].dropna()
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    (path,) = runs["scd"].rglob("*.png")  # drawn with the guidance of the config
+    with PIL.Image.open(path) as grid:
+        assert min(grid.size) >= 4 * 16

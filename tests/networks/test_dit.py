@@ -108,6 +108,33 @@ def test_number_of_parameters():
     assert count == embedding + ends + depth * block
 
 
+# Millions of parameters and 1e9 multiply-adds of arXiv 2212.09748, Table 4 (patch 2 on
+# 256x256 latents), and of the U-Net's largest size for one of our own.
+SIZES = {
+    "s": (33, 6.06),
+    "b": (130, 23.01),
+    "l": (458, 80.71),
+    "xl": (675, 118.64),
+    "1p6b": (1600, None),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_sizes(size):
+    """Six vectors of modulation per block as in the original, so the sizes agree."""
+    assert set(SIZES) == set(networks.PRESETS["dit"])
+    settings = {**networks.PRESETS["dit"][size], "patch": 2}
+    net = networks.build("dit", (32, 32, 4), 1000, **settings)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    millions, gmacs = SIZES[size]
+    count = scaling.parameter_count(params) / 1e6
+    assert count == pytest.approx(millions, rel=0.01 if gmacs else 0.03)
+    if gmacs:
+        inputs = jax.eval_shape(lambda: net.example(1))
+        macs = scaling.count_macs(net.apply, params, *inputs) / 1e9
+        assert macs == pytest.approx(gmacs, rel=0.002)
+
+
 # --- Precision and memory -------------------------------------------------------------
 
 

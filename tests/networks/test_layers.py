@@ -9,6 +9,7 @@ import pytest
 from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
 from scm_jax.types import NULL_LABEL, Cond
+from tests.networks.reference import correlate, normalized
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # quick to compile
 
@@ -289,24 +290,6 @@ def run_conv(w, x, gain=1.0, **settings):
     module = layers.MPConv(w.shape[-1], size, **settings)
     params = {"params": {"kernel": jnp.asarray(w, jnp.float32)}}
     return module.apply(params, jnp.asarray(x, jnp.float32), gain)
-
-
-def normalized(w):
-    """Unit RMS per output channel over all other axes."""
-    axes = tuple(range(w.ndim - 1))
-    return w / (1e-4 + np.sqrt(np.mean(w**2, axis=axes, keepdims=True)))
-
-
-def correlate(x, w):
-    """3x3 with zeros beyond the border, by its definition."""
-    b, height, width, _ = x.shape
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = np.zeros((b, height, width, w.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            window = padded[:, i : i + 3, j : j + 3]
-            y[:, i, j] = np.einsum("bklc,klco->bo", window, w)
-    return y
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6)])

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 from scm_jax import networks, scaling
 from scm_jax.networks import unet_layout
@@ -163,6 +165,33 @@ def test_dropout_by_resolution():
 def test_dropout_must_be_a_probability(name, rate):
     with pytest.raises(ValueError, match=rf"network\.dropout = {rate} is not in \[0"):
         networks.build(name, (8, 8, 2), 0, channel_mult=(1,), dropout=rate)
+
+
+def mask_sides(program):
+    """Sides of the images that get a dropout mask, those of inner programs included."""
+    for eqn in program.eqns:
+        if eqn.primitive.name == "random_bits":
+            yield eqn.outvars[0].aval.shape[-3]
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from mask_sides(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(("limit", "sides"), [(0, {8, 4}), (4, {4}), (3, set())])
+@pytest.mark.parametrize("name", ["unet", "ddpmpp"])
+def test_networks_drop_up_to_a_resolution(name, limit, sides):
+    settings = {"width": 64, "channel_mult": (1, 1), "num_blocks": 2, "dropout": 0.2}
+    net = networks.build(
+        name, (8, 8, 2), 0, **settings, dropout_max_resolution=limit, unroll=1
+    )
+    params = jax.eval_shape(net.init, jax.random.key(0))
+
+    def train(params, x, cond):
+        return net.apply(params, x, cond, train=True, key=jax.random.key(1))
+
+    inputs = jax.eval_shape(lambda: net.example(1))
+    program = jax.make_jaxpr(train)(params, *inputs).jaxpr
+    live, _ = partial_eval.dce_jaxpr(program, [True])
+    assert set(mask_sides(live)) == sides
 
 
 # --- Running it -----------------------------------------------------------------------

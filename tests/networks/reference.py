@@ -1,0 +1,117 @@
+"""Networks by their formulas, in numpy and float64."""
+
+import jax
+import numpy as np
+
+PIXEL_NORM_EPS, RMS_EPS, GROUP_NORM_EPS = 1e-8, 1e-4, 1e-6
+
+
+def draw(shapes, seed=0):
+    """Parameters of order 1 for a tree of shapes; scalars, which are gains, are 0.7."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(a):
+        return rng.normal(size=a.shape) if a.shape else np.float64(0.7)
+
+    return jax.tree.map(lambda a: np.asarray(leaf(a), np.float32), shapes)
+
+
+def float64(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def positional(a, dim, amplitude):
+    angles = a[:, None] * 1e4 ** -np.linspace(0, 1, dim // 2)
+    return amplitude * np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def correlate(x, w):
+    """A 3x3 kernel on images with zeros beyond the border, by its definition."""
+    b, height, width, _ = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = np.zeros((b, height, width, w.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            window = padded[:, i : i + 3, j : j + 3]
+            y[:, i, j] = np.einsum("bklc,klco->bo", window, w)
+    return y
+
+
+def apply_kernel(x, w):
+    return correlate(x, w) if w.ndim == 4 else x @ w
+
+
+def unit_rms(x, axis):
+    return x / (RMS_EPS + np.sqrt(np.mean(x**2, axis=axis, keepdims=True)))
+
+
+def normalized(w):
+    """Unit RMS per output channel over all other axes."""
+    return unit_rms(w, tuple(range(w.ndim - 1)))
+
+
+def mp_layer(x, kernel, gain=1.0):
+    fan_in = np.prod(kernel.shape[:-1])
+    return gain * apply_kernel(x, normalized(kernel)) / np.sqrt(fan_in)
+
+
+def mp_sum(a, b, t):
+    return ((1 - t) * a + t * b) / np.sqrt((1 - t) ** 2 + t**2)
+
+
+def layer(x, p):
+    return apply_kernel(x, p["kernel"]) + p["bias"]
+
+
+def pixel_norm(a):
+    return a / np.sqrt(np.mean(a**2, -1, keepdims=True) + PIXEL_NORM_EPS)
+
+
+def group_norm(x, p):
+    b, height, width, c = x.shape
+    y = x.reshape(b, height * width, min(32, c // 4), -1)
+    y = y - y.mean((1, 3), keepdims=True)
+    y = y / np.sqrt(np.mean(y**2, (1, 3), keepdims=True) + GROUP_NORM_EPS)
+    return y.reshape(x.shape) * p["scale"] + p["bias"]
+
+
+def resample(x, mode):
+    if mode == "up":
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    if mode == "down":
+        corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return sum(corners) / 4
+    return x
+
+
+def modulate(normed, affine, form):
+    affine = affine[:, None, None]
+    if form == "double_norm_scale":
+        return normed * pixel_norm(affine)
+    s, b = np.split(affine, 2, axis=-1)
+    if form == "adaptive":
+        return normed * (1 + s) + b
+    return normed * pixel_norm(s) + pixel_norm(b)
+
+
+def attend(q, k, v):
+    """``(b, n, heads, d)`` each, head by head."""
+    out = np.empty_like(v)
+    for b in range(q.shape[0]):
+        for head in range(q.shape[2]):
+            logits = q[b, :, head] @ k[b, :, head].T / np.sqrt(q.shape[-1])
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out[b, :, head] = weights @ v[b, :, head]
+    return out
+
+
+def heads_of(qkv, num_heads):
+    """q, k, v of output channels in the order head, channel, then q, k, v."""
+    b, height, width, _ = qkv.shape
+    qkv = qkv.reshape(b, height * width, num_heads, -1, 3)
+    return qkv[..., 0], qkv[..., 1], qkv[..., 2]

@@ -1,0 +1,203 @@
+"""DDPM++ against its published size and against its formulas in numpy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import networks, scaling
+from scm_jax.networks import ddpmpp
+from scm_jax.networks.unet_layout import BlockSpec
+from scm_jax.types import NULL_LABEL, Cond
+from tests.networks import reference as ref
+
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+KEY = jax.random.key(0, impl="unsafe_rbg")
+
+
+@pytest.mark.parametrize(
+    ("modulation", "millions"), [("add", 55.73), ("double_norm", 60.07)]
+)
+def test_cifar10_network_has_its_published_parameters(modulation, millions):
+    settings = {**networks.PRESETS["ddpmpp"]["cifar10"], "modulation": modulation}
+    net = networks.build("ddpmpp", (32, 32, 3), 0, **settings)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    count = scaling.parameter_count(params) / 1e6
+    assert count == pytest.approx(millions, abs=0.005)
+    macs = scaling.count_macs(
+        net.apply, params, *jax.eval_shape(lambda: net.example(1))
+    )
+    assert macs / 1e9 == pytest.approx(21.2, abs=0.1)
+
+
+# --- Formulas -------------------------------------------------------------------------
+
+
+def reference_block(p, spec, modulation, num_heads, h, skip, emb):
+    """As EDM's block with skip scale sqrt(1/2), and sCM's modulation of it."""
+    if skip is not None:
+        h = np.concatenate([h, skip], axis=-1)
+    y = ref.silu(ref.group_norm(h, p["norm0"]))
+    y = ref.layer(ref.resample(y, spec.resample), p["conv0"])
+    affine = ref.layer(emb, p["affine"])
+    if modulation == "add":
+        y = ref.group_norm(y + affine[:, None, None], p["norm1"])
+    else:
+        y = ref.modulate(ref.group_norm(y, p["norm1"]), affine, modulation)
+    y = ref.layer(ref.silu(y), p["conv1"])
+    h = ref.resample(h, spec.resample)
+    h = ref.layer(h, p["skip"]) if "skip" in p else h
+    h = (h + y) / np.sqrt(2)
+    if spec.attention:
+        qkv = ref.layer(ref.group_norm(h, p["norm2"]), p["qkv"])
+        y = ref.attend(*ref.heads_of(qkv, num_heads)).reshape(h.shape)
+        h = (h + ref.layer(y, p["proj"])) / np.sqrt(2)
+    return h
+
+
+BLOCKS = {
+    "encoder, down": (BlockSpec(4, 16, 0, 16, "down", False, False), "add", 1),
+    "encoder, attention": (
+        BlockSpec(4, 16, 0, 16, "none", True, False),
+        "double_norm",
+        1,
+    ),
+    "decoder, skip, attention": (
+        BlockSpec(4, 12, 20, 16, "none", True, True),
+        "double_norm_scale",
+        2,
+    ),
+    "decoder, up": (BlockSpec(4, 16, 0, 16, "up", False, True), "adaptive", 1),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_is_that_of_the_paper(name):
+    spec, modulation, num_heads = BLOCKS[name]
+    rng = np.random.default_rng(1)
+    side = {"none": 4, "down": 8, "up": 2}[spec.resample]
+    h = rng.normal(size=(2, side, side, spec.in_channels)) + 0.5
+    skip = rng.normal(size=(2, 4, 4, spec.skip_channels))
+    inputs = h, skip if spec.skip_channels else None, rng.normal(size=(2, 24))
+    dtype = jnp.dtype("float32")
+    block = ddpmpp.Block(spec, num_heads, 0.0, modulation, "einsum", dtype)
+    wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
+    shapes = jax.eval_shape(
+        functools.partial(block.init, deterministic=True), KEY, *wide
+    )["params"]
+    assert ("skip" in shapes) == (spec.resample != "none" or spec.skip_channels > 0)
+    params = jax.tree.map(lambda a: 0.3 * a, ref.draw(shapes))
+    run = quick_jit(lambda p, *inputs: block.apply({"params": p}, *inputs, True))
+    got, kept = run(params, *wide)
+    expected = reference_block(
+        ref.float64(params), spec, modulation, num_heads, *inputs
+    )
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    assert kept is None if spec.decoder else np.all(kept == got)
+
+
+COND = Cond(
+    t=jnp.asarray([0.2, 0.9, 1.3]),
+    dt=jnp.asarray([0.1, 0.2, 0.3]),
+    label=jnp.asarray([2, 0, NULL_LABEL]),
+    guidance=jnp.asarray([1.0, 1.5, 2.0]),
+)
+
+
+@functools.cache
+def embedding():
+    """The network's conditioning alone, and the shapes of its parameters."""
+
+    class Embedding(ddpmpp.DDPMpp):
+        @nn.compact
+        def __call__(self, x, cond, *, train=False):
+            return self._embed(cond)
+
+    module = Embedding(
+        (8, 8, 2), 3, width=16, channel_mult=(1,), use_guidance=True, use_dt=True
+    )
+    run = quick_jit(lambda params, cond: module.apply({"params": params}, None, cond))
+    init = quick_jit(lambda: module.init(KEY, None, COND)["params"])
+    return run, init()
+
+
+def test_embedding_is_that_of_the_paper():
+    """Positional features of amplitude 1, and a null class of zeros."""
+    run, fresh = embedding()
+    params = ref.draw(fresh)
+    p = ref.float64(params)
+    cond = jax.tree.map(lambda a: np.asarray(a, np.float64), COND)
+    rows = np.sqrt(3) * p["emb_label"]["kernel"][[2, 0, 0]]
+    rows[2] = 0
+    emb = ref.positional(cond.t, 16, 1.0) + rows + p["emb_label"]["bias"]
+    emb = ref.layer(ref.silu(ref.layer(emb, p["emb0"])), p["emb1"])
+    for name in ("dt", "guidance"):
+        emb = emb + ref.layer(
+            ref.positional(getattr(cond, name), 16, 1.0), p[f"emb_{name}"]
+        )
+    assert emb.shape == (3, 64)
+    np.testing.assert_allclose(run(params, COND), ref.silu(emb), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dt", "guidance"])
+def test_added_inputs_start_without_effect(name):
+    """A student that inherits a teacher without them is that teacher."""
+    run, fresh = embedding()
+    other = COND.replace(**{name: getattr(COND, name) + 0.5})
+    np.testing.assert_array_equal(run(fresh, other), run(fresh, COND))
+    params = ref.draw(fresh)
+    assert np.abs(run(params, other) - run(params, COND)).max() > 0.01
+
+
+# --- The network as a whole -----------------------------------------------------------
+
+
+def rms(a):
+    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
+
+
+def test_bfloat16_is_close_in_value_and_tangent():
+    settings = {"width": 16, "channel_mult": (1,), "num_blocks": 1}
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        net = networks.build("ddpmpp", (8, 8, 2), 3, **settings, dtype=dtype)
+
+        @quick_jit
+        def run(params, x, dx, cond, net=net):
+            def F(x, t):
+                return net.apply(params, x, cond.replace(t=t))
+
+            return jax.jvp(F, (x, cond.t), (dx, jnp.ones_like(cond.t)))
+
+        params = jax.tree.map(
+            lambda a: a / np.float32(np.sqrt(max(1, np.prod(a.shape[:-1])))),
+            ref.draw(jax.eval_shape(net.init, KEY)),
+        )
+        x, dx = np.random.default_rng(2).normal(size=(2, 3, 8, 8, 2))
+        results.append(run(params, np.float32(x), np.float32(dx), COND))
+    for exact, got in zip(*results, strict=True):
+        assert got.dtype == jnp.float32
+        # 8 bits; exactly 0 would mean that they were not used.
+        assert 1e-4 < rms(got - exact) / rms(exact) < 0.05
+
+
+@pytest.mark.parametrize("width", [2, 14, 100])
+def test_channels_must_divide_into_groups(width):
+    """Also those of the decoder, with what comes from the encoder: 200 of 32 groups."""
+    if width < 4:
+        message = r"network\.width = 2"
+    else:
+        message = r"channels of .*do not divide into groups"
+    with pytest.raises(ValueError, match=message):
+        networks.build("ddpmpp", (8, 8, 2), 0, width=width, channel_mult=(1,))
+
+
+def test_heads_must_divide_the_channels():
+    message = r"network\.num_heads = 3 does not divide the 16 channels of dec_8x8_in0"
+    with pytest.raises(ValueError, match=message):
+        networks.build("ddpmpp", (8, 8, 2), 0, width=16, channel_mult=(1,), num_heads=3)
