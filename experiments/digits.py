@@ -70,4 +70,5 @@ def get_config(arg: str = ""):
         c.log.every_images = 5 * 32
         c.checkpoint.every_images = 10 * 32
         c.eval.evaluators = ()
+        c.eval.num_seeds = 1
     return c
