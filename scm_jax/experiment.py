@@ -47,6 +47,13 @@ class Teacher:
     ema: str = ""
 
 
+@functools.lru_cache(maxsize=8)
+def abstract_init(network: Network) -> Any:
+    """Shapes of a network's parameters; nothing is allocated."""
+    # Tracing the initialization of a large network takes a second or two.
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """The objects that a config stands for. Nothing in it holds parameters."""
@@ -98,12 +105,10 @@ class Experiment:
 
     def abstract_params(self) -> dict[str, Any]:
         """Shapes of the parameters; nothing is allocated."""
-        return self._abstract_params
-
-    @functools.cached_property
-    def _abstract_params(self) -> dict[str, Any]:
-        # Tracing the initialization of a large network takes a second or two.
-        return jax.eval_shape(self.init_params)
+        return {
+            "net": abstract_init(self.network),
+            "objective": jax.eval_shape(self.objective.init, jax.random.key(0)),
+        }
 
     def example_batch(self, batch_size: int) -> Batch:
         """Shapes of a batch; nothing is allocated."""
@@ -296,7 +301,7 @@ def load_teacher(experiment: Experiment, mesh: Any) -> Any:
 def abstract_net(network: Network, mesh: Any, config: ConfigDict) -> Any:
     """Shapes of a network's parameters, sharded over ``mesh`` by the config's rules."""
     # The rules see the paths of a train state, which begin with the group.
-    tree = {"net": jax.eval_shape(network.init, jax.random.key(0))}
+    tree = {"net": abstract_init(network)}
     shardings = sharding.tree_shardings(tree, mesh, mesh_rules(config))
     return sharding.abstract_like(tree, shardings)["net"]
 

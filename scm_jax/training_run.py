@@ -197,7 +197,7 @@ def train_macs(experiment: Experiment, batch_size: int) -> int:
     teacher = experiment.teacher
     abstract_teacher = None
     if teacher is not None and teacher.network is not None:
-        abstract_teacher = jax.eval_shape(teacher.network.init, jax.random.key(0))
+        abstract_teacher = experiment_lib.abstract_init(teacher.network)
     total = scaling.count_macs(
         loss_and_gradient,
         experiment.abstract_params(),
