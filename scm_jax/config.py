@@ -22,7 +22,14 @@ from scm_jax.training.state import OptimizerConfig
 from scm_jax.types import lookup
 
 # Given by the dataset, or derived from other keys: never set in a config.
-_DERIVED = {"parent", "name", "sample_shape", "num_classes", "sigma_data"}
+_DERIVED = {
+    "parent",
+    "name",
+    "sample_shape",
+    "num_classes",
+    "sigma_data",
+    "placement",
+}
 _STEPS_SUFFIX = "_steps"
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
@@ -65,6 +66,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     ema_profiles: dict[str, ema.EmaProfile]
     teacher: Teacher | None
+    placement: sharding.Placement | None = None
 
     @property
     def sampling_ema(self) -> str:
@@ -79,9 +81,17 @@ class Experiment:
             self.optimizer,
             self.ema_profiles,
             teacher_fn=self.teacher.fn if self.teacher else None,
+            fold=self.network.fold,
+            keep=self._keep,
             project=self.network.project,
             num_microbatches=self.config.train.microbatches,
         )
+
+    def _keep(self, folded: networks.Folded) -> networks.Folded:
+        """Folded weights, or their gradient, in the pieces that devices store."""
+        if self.placement is None:
+            return folded
+        return folded.replace(weights=self.placement.keep(folded.weights))
 
     def init_state(self, params: dict[str, Any] | None = None) -> state_lib.TrainState:
         """A fresh state; traceable. ``params`` replaces random parameters."""
@@ -120,28 +130,30 @@ class Experiment:
         )
 
 
-def build(config: ConfigDict) -> Experiment:
-    """Builds and checks everything that ``config`` names.
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """Builds and checks everything that ``config`` names, for training on ``mesh``.
 
     Raises:
       ValueError: an unknown name, or settings that contradict each other; the message
         has the config path and the legal values.
       FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
     """
-    dataset = build_dataset(config)
+    dataset, placement = build_dataset(config), make_placement(config, mesh)
     objective = objectives.build(
         config.objective.name,
         sigma_data=dataset.info.sigma_data,
         **config_lib.objective_settings(config),
     )
-    network = build_network(config, dataset)
+    network = build_network(config, dataset).place(placement)
     missing = objective.needs - network.consumes
     if missing:
         raise ValueError(
             f"the objective needs a network that takes {sorted(missing)} as input; set "
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
-    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
+    teacher = None
+    if objective.needs_teacher:
+        teacher = build_teacher(config, dataset, placement)
     lookup(
         dict.fromkeys(sampling.SAMPLERS), config.sampling.sampler, "sampling.sampler"
     )
@@ -155,6 +167,7 @@ def build(config: ConfigDict) -> Experiment:
         ),
         ema_profiles=_ema_profiles(config),
         teacher=teacher,
+        placement=placement,
     )
     lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
     return experiment
@@ -200,8 +213,18 @@ def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
 # --- Teachers and other runs ----------------------------------------------------------
 
 
+def make_placement(config: ConfigDict, mesh: Mesh | None) -> sharding.Placement | None:
+    """Where weights and activations lie on ``mesh``; None on a single device."""
+    if mesh is None or mesh.size == 1:
+        return None
+    return sharding.Placement(mesh, mesh_rules(config))
+
+
 def build_teacher(
-    config: ConfigDict, dataset: Dataset, stand_in: Network | None = None
+    config: ConfigDict,
+    dataset: Dataset,
+    placement: sharding.Placement | None = None,
+    stand_in: Network | None = None,
 ) -> Teacher:
     """The velocity of ``config.teacher``, guided where the config says so.
 
@@ -221,7 +244,7 @@ def build_teacher(
             "set to a run directory, or teacher.source = 'exact' for data in closed "
             "form"
         )
-    teacher = make(config, dataset, stand_in)
+    teacher = make(config, dataset, placement, stand_in)
     per_sample = config.objective.guidance_range is not None
     if settings.guidance == 1.0 and not per_sample:
         return teacher
@@ -236,7 +259,10 @@ def build_teacher(
 
 
 def _run_teacher(
-    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+    config: ConfigDict,
+    dataset: Dataset,
+    placement: sharding.Placement | None,
+    stand_in: Network | None,
 ) -> Teacher:
     directory = config.teacher.run
     if not directory:
@@ -245,6 +271,7 @@ def _run_teacher(
         network, name = stand_in, config.teacher.ema
     else:
         network, name = saved_network(directory, config.teacher.ema, dataset)
+    network = network.place(placement)
 
     def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
         # A teacher knows only what it was trained with; dropout is off.
@@ -254,10 +281,7 @@ def _run_teacher(
     return Teacher(fn, network, directory, name)
 
 
-def _exact_teacher(
-    config: ConfigDict, dataset: Dataset, stand_in: Network | None
-) -> Teacher:
-    del stand_in
+def _exact_teacher(config: ConfigDict, dataset: Dataset, *_: Any) -> Teacher:
     closed_form, sigma_data = dataset.closed_form, dataset.info.sigma_data
     if closed_form is None:
         raise ValueError(
@@ -289,16 +313,29 @@ def load_average(
     return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
 
 
-def load_teacher(experiment: Experiment, mesh: Any) -> Any:
-    """The teacher's parameters, sharded over ``mesh``; None for closed forms."""
+def load_teacher(experiment: Experiment, mesh: Mesh) -> Any:
+    """The teacher's weights, folded, sharded over ``mesh``; None for closed forms."""
     teacher = experiment.teacher
     if teacher is None or teacher.network is None:
         return None
     abstract = abstract_net(teacher.network, mesh, experiment.config)
-    return load_average(teacher.run, teacher.ema, abstract)
+    params = load_average(teacher.run, teacher.ema, abstract)
+    where = jax.tree.map(lambda a: a.sharding, abstract_teacher(experiment, mesh))
+    return jax.jit(teacher.network.fold, out_shardings=where)(params)
 
 
-def abstract_net(network: Network, mesh: Any, config: ConfigDict) -> Any:
+def abstract_teacher(experiment: Experiment, mesh: Mesh) -> Any:
+    """Shapes of what ``load_teacher`` returns, sharded over ``mesh``."""
+    teacher = experiment.teacher
+    if teacher is None or teacher.network is None:
+        return None
+    params = abstract_net(teacher.network, mesh, experiment.config)
+    folded = jax.eval_shape(teacher.network.fold, params)
+    where = networks.Folded(jax.tree.map(lambda a: a.sharding, params))
+    return sharding.abstract_like(folded, where)
+
+
+def abstract_net(network: Network, mesh: Mesh, config: ConfigDict) -> Any:
     """Shapes of a network's parameters, sharded over ``mesh`` by the config's rules."""
     # The rules see the paths of a train state, which begin with the group.
     tree = {"net": abstract_init(network)}
@@ -306,7 +343,7 @@ def abstract_net(network: Network, mesh: Any, config: ConfigDict) -> Any:
     return sharding.abstract_like(tree, shardings)["net"]
 
 
-def load_init(experiment: Experiment, mesh: Any) -> dict[str, Any] | None:
+def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
     """Parameters that ``init.run`` prescribes, or None for a random start.
 
     The network starts at an average of that run (Alg. 1, for sCT as well). Inputs that
@@ -367,6 +404,7 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
     """
     config, info = experiment.config, experiment.dataset.info
     takes_guidance = "guidance" in experiment.network.consumes
+    weights = jax.jit(experiment.network.fold)(net_params)
 
     @functools.cache
     def compiled(sampler: str, steps: int, guided: bool):
@@ -405,7 +443,7 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
                 cond = cond.replace(label=jnp.asarray(labels[index % num], jnp.int32))
             if takes_guidance or guided:
                 cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
-            parts.append(run(net_params, sampling.sample_keys(seed, index), cond))
+            parts.append(run(weights, sampling.sample_keys(seed, index), cond))
         return np.concatenate([np.asarray(part) for part in parts])[:num]
 
     return generate

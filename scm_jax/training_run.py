@@ -45,10 +45,10 @@ def train_and_evaluate(
       loop.NonFiniteError: the training was stopped; the state before is saved.
     """
     run_dir = runs.RunDir(workdir)
-    experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh(
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )
+    experiment = experiment_lib.build(config, mesh)
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.write_config(config_lib.to_dict(config))
     with (

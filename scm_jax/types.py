@@ -94,6 +94,28 @@ class NetFn(Protocol):
     ) -> jax.Array: ...
 
 
+@runtime_checkable
+class Placement(Protocol):
+    """Where a network's weights and activations lie on a mesh; hashable.
+
+    Networks call it and know nothing of axes; ``training.sharding`` has the one that
+    does.
+    """
+
+    @property
+    def gathers(self) -> bool:
+        """Whether weights are stored in pieces that a block must gather."""
+        ...
+
+    def gather(self, weights: Any, *path: str) -> Any:
+        """``weights``, the subtree at ``path``, as they are multiplied by."""
+        ...
+
+    def batch(self, h: jax.Array) -> jax.Array:
+        """``(b, ...)`` activations with ``b`` split over the devices."""
+        ...
+
+
 def lookup(registry: dict[str, Any], name: str, path: str) -> Any:
     """``registry[name]``; an unknown name is an error that lists the valid ones.
 

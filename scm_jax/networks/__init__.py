@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +16,7 @@ from scm_jax.networks.ddpmpp import DDPMpp
 from scm_jax.networks.dit import DiT
 from scm_jax.networks.mlp import MLP
 from scm_jax.networks.unet import UNet
-from scm_jax.types import Cond, NetFn, lookup
+from scm_jax.types import Cond, NetFn, Placement, lookup
 
 NETWORKS = {
     "ddpmpp": DDPMpp,
@@ -30,6 +31,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dit": dit.PRESETS,
     "unet": unet.PRESETS,
 }
+
+
+@flax.struct.dataclass
+class Folded:
+    """Parameters as the layers multiply by them; see ``Network.fold``."""
+
+    weights: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Network:
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters."""
         x, cond = self.example(1)
-        return self.project(self.module.init(key, x, cond)["params"])
+        return self.project(self.place(None).module.init(key, x, cond)["params"])
 
     def project(self, params: Any) -> Any:
         """``params`` after the module's forced normalization, if it has one.
@@ -59,6 +67,34 @@ class Network:
         """
         project = getattr(self.module, "project", None)
         return params if project is None else project(params)
+
+    def fold(self, params: Any) -> Folded:
+        """``params`` ready for any number of passes; pure and differentiable.
+
+        Weights are normalized and multiplied by their gains, where the module has that,
+        in float32; then the blocks' kernels are rounded to the compute dtype. A
+        training step folds once, whatever its microbatches and passes, and on the
+        pieces that each device stores; a sampler folds once for all.
+        """
+        normalize = getattr(self.module, "normalize", None)
+        weights = params if normalize is None else normalize(params)
+        dtype = jnp.dtype(getattr(self.module, "dtype", "float32"))
+        if dtype == jnp.float32:
+            return Folded(weights)
+
+        def cast(path: Any, w: jax.Array) -> jax.Array:
+            return w.astype(dtype) if path[-1].key == "kernel" else w
+
+        stacks = {name: weights[name] for name in self.module.stacks}
+        stacks = jax.tree_util.tree_map_with_path(cast, stacks)
+        return Folded({**weights, **stacks})
+
+    def place(self, placement: Placement | None) -> Network:
+        """The same network with its weights and activations on a mesh."""
+        if not hasattr(self.module, "placement"):
+            return self
+        module = self.module.clone(placement=placement)
+        return dataclasses.replace(self, module=module)
 
     def apply(
         self,
@@ -72,7 +108,14 @@ class Network:
     ) -> jax.Array:
         """``F`` at ``x = x_t / sigma_data``.
 
-        ``key`` is the dropout key; ``dtype`` replaces the module's compute dtype.
+        Args:
+          params: parameters, or what ``fold`` made of them: then they are not
+            normalized and rounded again.
+          x: ``(b, *sample_shape)``.
+          cond: what the network consumes.
+          train: dropout is on.
+          key: the dropout key.
+          dtype: replaces the module's compute dtype.
         """
         fn: NetFn = self._apply if self.adapter is None else self.adapter(self._apply)
         return fn(params, x, cond, train=train, key=key, dtype=dtype)
@@ -88,9 +131,21 @@ class Network:
         dtype: str | None = None,
     ) -> jax.Array:
         rngs = {} if key is None else {"dropout": key}
-        module = self.module if dtype is None else self.module.clone(dtype=dtype)
-        F = module.apply({"params": params}, x, cond, train=train, rngs=rngs)
+        net = self
+        if dtype is not None:
+            net = dataclasses.replace(self, module=self.module.clone(dtype=dtype))
+        folded = params if isinstance(params, Folded) else net.fold(params)
+        variables = {"params": net._gather_outside(folded.weights)}
+        F = net.module.apply(variables, x, cond, train=train, rngs=rngs)
         return cast(jax.Array, F)
+
+    def _gather_outside(self, weights: Any) -> Any:
+        """Weights outside the blocks, gathered; the blocks gather their own."""
+        placement = getattr(self.module, "placement", None)
+        if placement is None or not placement.gathers:
+            return weights
+        outside = {k: w for k, w in weights.items() if k not in self.module.stacks}
+        return {**weights, **placement.gather(outside)}
 
     def example(self, batch_size: int) -> tuple[jax.Array, Cond]:
         """Inputs of the right shapes, for initialization and abstract evaluation."""

@@ -26,7 +26,7 @@ from scm_jax.networks.unet_layout import (
     dropout_rate,
     make_layout,
 )
-from scm_jax.types import Cond
+from scm_jax.types import Cond, Placement
 
 # The paper's CIFAR-10 network (EDM, Table 7).
 PRESETS = {"cifar10": {"width": 128}}
@@ -187,8 +187,9 @@ class DDPMpp(nn.Module):
       attention: implementation behind the attention door.
       dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
         float32 whatever it is.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
       unroll: blocks of equal shape per iteration of their loop; 0 chooses.
+      placement: where weights and activations lie on a mesh; no part of a config.
     """
 
     sample_shape: tuple[int, ...]
@@ -207,14 +208,16 @@ class DDPMpp(nn.Module):
     use_dt: bool = False
     attention: str = "einsum"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 0
+    placement: Placement | None = None
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         layers.check_width(self.width)
         layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
         layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
+        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         check_dropout(self.dropout)
         for group in self.layout().groups:
             spec = group.spec
@@ -246,13 +249,18 @@ class DDPMpp(nn.Module):
             attend_last_only=True,
         )
 
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the subtrees of parameters that hold the blocks."""
+        return tuple(group.name for group in self.layout().groups)
+
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, h, w, c)``; returns ``F`` of that shape, float32."""
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
-        emb = self._embed(cond)
+        emb = layers.place_batch(self._embed(cond), self.placement)
         h = Conv(self.width, 3, dtype=dtype, name="in")(x)
         h = apply_groups(
             self.layout(),
@@ -274,6 +282,7 @@ class DDPMpp(nn.Module):
             not train,
             remat=self.remat,
             unroll=self.unroll,
+            placement=self.placement,
         )
         h = nn.silu(GroupNorm(name="norm_out")(h))
         return Conv(x.shape[-1], 3, gain=1e-5, name="out")(h)

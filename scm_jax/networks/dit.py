@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
-from scm_jax.types import Cond
+from scm_jax.types import Cond, Placement
 
 # Table 1 of arXiv 2212.09748, and one more of about the U-Net's largest size. The patch
 # (2, 4 or 8) is a setting of its own.
@@ -42,6 +42,7 @@ class Block(nn.Module):
     modulation: str
     attention: str
     dtype: jnp.dtype
+    placement: Placement | None = None
 
     @nn.compact
     def __call__(
@@ -49,6 +50,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """``h`` is ``(b, n, c)``; ``emb`` is ``(b, c)`` after its silu, float32."""
         width = h.shape[-1]
+        h = layers.place_batch(h, self.placement)
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(2 * vectors * width, name="affine")(emb)
         gates = nn.Dense(
@@ -69,7 +71,8 @@ class Block(nn.Module):
 
     def _attend(self, y: jax.Array) -> jax.Array:
         batch, tokens, width = y.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(y)
+        # Three kernels side by side, so that a split by heads cuts each of them.
+        qkv = nn.DenseGeneral((3, width), dtype=self.dtype, name="qkv")(y)
         qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = (layers.pixel_norm(a).astype(v.dtype) for a in (q, k))
@@ -99,7 +102,8 @@ class DiT(nn.Module):
       attention: implementation behind the attention door.
       dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
         float32 whatever it is.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
+      placement: where weights and activations lie on a mesh; no part of a config.
     """
 
     sample_shape: tuple[int, ...]
@@ -117,7 +121,8 @@ class DiT(nn.Module):
     fourier_scale: float = 1.0
     attention: str = "einsum"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+    placement: Placement | None = None
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
@@ -126,6 +131,7 @@ class DiT(nn.Module):
             self.modulation, tuple(layers.MODULATIONS), "network.modulation"
         )
         layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
+        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         *axes, _ = self.sample_shape
         if not axes or any(n % self.patch for n in axes):
             raise ValueError(
@@ -153,7 +159,7 @@ class DiT(nn.Module):
             self.fourier_scale,
             name="cond",
         )(cond)
-        emb = nn.silu(emb)
+        emb = layers.place_batch(nn.silu(emb), self.placement)
 
         tokens = self._patchify(x).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
@@ -176,9 +182,15 @@ class DiT(nn.Module):
     def _blocks(
         self, h: jax.Array, emb: jax.Array, deterministic: bool, dtype: jnp.dtype
     ) -> jax.Array:
-        block = Block
-        if self.remat:
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(3,))
+        unroll = self.depth if self.depth <= 4 else 1
+        block = layers.rematerialize(
+            Block,
+            self.remat,
+            self.placement,
+            "blocks",
+            in_loop=unroll < self.depth,
+            static_argnums=(3,),
+        )
         # Unrolling on request of the compiler costs nothing in the parameter tree;
         # short stacks run faster unrolled, deep ones compile faster scanned.
         stack = nn.scan(
@@ -187,7 +199,7 @@ class DiT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.depth,
-            unroll=self.depth if self.depth <= 4 else 1,
+            unroll=unroll,
         )(
             self.num_heads,
             self.mlp_ratio,
@@ -195,9 +207,15 @@ class DiT(nn.Module):
             self.modulation,
             self.attention,
             dtype,
+            self.placement,
             name="blocks",
         )
         return stack(h, emb, deterministic)[0]
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the subtrees of parameters that hold the blocks."""
+        return ("blocks",)
 
     def _patchify(self, x: jax.Array) -> jax.Array:
         """``(b, *axes, c) -> (b, tokens, patch^n c)``."""

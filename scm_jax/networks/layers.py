@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from scm_jax.types import Cond
+from scm_jax.types import Cond, Placement
 
 PIXEL_NORM_EPS = 1e-8
 SQRT2 = float(np.sqrt(2.0))
@@ -214,16 +215,16 @@ def mp_cat(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
 
 
 class MPConv(nn.Module):
-    """Convolution or linear layer that keeps the magnitude of its input (EDM2, Eq. 66).
+    """Convolution or linear layer of EDM2 (Eq. 66) on weights that are folded already.
 
-    The weights of each output channel are brought to unit RMS and divided by
-    ``sqrt(fan_in)`` whenever they are used; there is no bias. ``kernel`` is
-    ``(size, size, in, out)``, or ``(in, out)`` for ``size`` 1.
+    ``kernel`` is ``(size, size, in, out)``, or ``(in, out)`` for ``size`` 1; no bias.
+    It is stored as trained; ``fold_kernel`` makes of it, once per update of the
+    optimizer, what a pass multiplies by.
 
     Attributes:
       features: output channels.
       size: side of the kernel.
-      dtype: compute dtype; the weights' norm is float32.
+      dtype: compute dtype.
     """
 
     features: int
@@ -231,15 +232,12 @@ class MPConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
-        """``(b, ..., in)`` -> ``(b, ..., out)``, times ``gain``."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(b, ..., in)`` -> ``(b, ..., out)``."""
         shape: tuple[int, ...] = (x.shape[-1], self.features)
         if self.size > 1:
             shape = (self.size, self.size, *shape)
         w = self.param("kernel", nn.initializers.normal(1.0), shape)
-        w = normalize_kernel(w) * (
-            gain / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
-        )
         return conv(x.astype(self.dtype), w.astype(self.dtype))
 
 
@@ -258,18 +256,34 @@ class MPTable(nn.Module):
     def __call__(self, index: jax.Array) -> jax.Array:
         """``(b,)`` int -> ``(b, features)`` float32."""
         shape = (self.rows, self.features)
-        table = normalize_kernel(
-            self.param("kernel", nn.initializers.normal(1.0), shape)
-        )
+        table = self.param("kernel", nn.initializers.normal(1.0), shape)
         # Beyond the last row is NaN, which stops a training.
         index = jnp.where(index < 0, self.rows - 1, index)
-        return jnp.take(table, index, axis=0, mode="fill")
+        row = jnp.take(table, index, axis=0, mode="fill")
+        return row.astype(jnp.float32) * np.float32(np.sqrt(self.rows))
+
+
+def _input_axes(w: jax.Array) -> tuple[int, ...]:
+    """All axes of a kernel but the last, less a leading stack axis."""
+    axes = (-4, -3, -2) if w.ndim >= 4 else (-2,)
+    return axes[-(w.ndim - 1) :]
 
 
 def normalize_kernel(w: jax.Array) -> jax.Array:
-    """Unit RMS per output channel: all axes but the last, less a leading stack axis."""
-    axes = (-4, -3, -2) if w.ndim >= 4 else (-2,)
-    return rms_normalize(w, axes[-(w.ndim - 1) :])
+    """Unit RMS per output channel."""
+    return rms_normalize(w, _input_axes(w))
+
+
+def fold_kernel(w: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
+    """``gain w / (|w| sqrt(fan_in))`` per output channel (EDM2, Eq. 66), float32.
+
+    What a layer keeps the magnitude of its input with. ``|w|`` is the root mean square
+    over the inputs. Stacked kernels carry a leading axis, and one gain each.
+    """
+    fan_in = np.prod([w.shape[axis] for axis in _input_axes(w)])
+    gain = jnp.asarray(gain, jnp.float32)
+    gain = gain.reshape(gain.shape + (1,) * (w.ndim - gain.ndim))
+    return normalize_kernel(w) * (gain / np.sqrt(fan_in).astype(np.float32))
 
 
 def conv(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -290,6 +304,87 @@ def resample(x: jax.Array, mode: str) -> jax.Array:
         return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
+
+
+# --- Memory and meshes ----------------------------------------------------------------
+
+# Names of values that a backward pass computes again instead of keeping them.
+GATHERED, ATTENTION = "gathered", "attention"
+
+# Kernels of a block that multiply in float32 whatever the compute dtype is.
+FLOAT32_KERNELS = ("affine", "gate")
+
+
+def _products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+_policies = jax.checkpoint_policies
+# What a backward pass keeps of a block (None: no recomputation at all):
+# all of it; its inputs; the results of matrix products and convolutions; all but the
+# attention weights, whose number is quadratic in the tokens.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "blocks": _policies.nothing_saveable,
+    "dots": _products_saveable,
+    "attention": _policies.save_anything_except_these_names(GATHERED, ATTENTION),
+}
+
+
+def rematerialize(
+    block: type[nn.Module],
+    remat: str,
+    placement: Placement | None,
+    name: str,
+    *,
+    in_loop: bool,
+    static_argnums: tuple[int, ...],
+) -> type[nn.Module]:
+    """``block`` that gathers its weights, and forgets what ``remat`` says.
+
+    Gathered weights are never kept: the backward pass gathers them again.
+
+    Args:
+      block: class of a module.
+      remat: a key of ``REMAT``.
+      placement: where the weights lie; None for one device.
+      name: of the block's subtree of parameters.
+      in_loop: the block is the body of a loop. Elsewhere barriers keep XLA from merging
+        the recomputation away.
+      static_argnums: arguments of the call that are not arrays, self counted as 0.
+    """
+    policy = REMAT[remat]
+    if placement is not None and placement.gathers:
+        policy = policy or _policies.save_anything_except_these_names(GATHERED)
+
+        def gather(variables: Any) -> Any:
+            return {"params": _unpack(placement.gather(variables["params"], name))}
+
+        block = nn.map_variables(block, "params", gather, init=True)
+    if policy is None:
+        return block
+    return nn.remat(
+        block, policy=policy, prevent_cse=not in_loop, static_argnums=static_argnums
+    )
+
+
+def _unpack(weights: Any) -> Any:
+    """Gathered weights in the dtype of their products; no other copy is ever kept."""
+
+    def leaf(path: Any, w: jax.Array) -> jax.Array:
+        if any(getattr(p, "key", None) in FLOAT32_KERNELS for p in path):
+            w = w.astype(jnp.float32)
+        return checkpoint_name(w, GATHERED)
+
+    return jax.tree_util.tree_map_with_path(leaf, weights)
+
+
+def place_batch(h: jax.Array, placement: Placement | None) -> jax.Array:
+    """``h`` with its batch split over the devices of the mesh, if there is one."""
+    return h if placement is None else placement.batch(h)
+
+
+# --- Checks ---------------------------------------------------------------------------
 
 
 def check_input(x: jax.Array, sample_shape: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
 """The EDM2 U-Net, config G (arXiv 2312.02696), with the changes of sCM.
 
-Every activation keeps unit magnitude: weights are normalized where they are used, sums
-and concatenations are balanced, and there are no biases and no group norms. Changes for
+Every activation keeps unit magnitude: layers multiply by normalized weights, sums and
+concatenations are balanced, and there are no biases and no group norms. Changes for
 continuous-time consistency models (arXiv 2410.11081v2, Sec. 4.1) are options whose
 defaults are the paper's: positional embedding of ``c_noise(t) = t`` and adaptive double
 normalization. ``modulation="gain", embedding="fourier"`` is the network as published.
@@ -26,7 +26,7 @@ from scm_jax.networks.unet_layout import (
     dropout_rate,
     make_layout,
 )
-from scm_jax.types import Cond
+from scm_jax.types import Cond, Placement
 
 # Channels of the first level (EDM2, Table 6); everything else is the same at all sizes.
 PRESETS = {
@@ -92,8 +92,8 @@ class Block(nn.Module):
     def _modulate(self, y: jax.Array, emb: jax.Array) -> jax.Array:
         channels = y.shape[-1]
         if self.modulation == "gain":
-            gain = self.param("affine_gain", nn.initializers.zeros, ())
-            scale = MPConv(channels, name="affine")(emb, gain) + 1.0
+            self.param("affine_gain", nn.initializers.zeros, ())  # see fold_weights
+            scale = MPConv(channels, name="affine")(emb) + 1.0
             return y.astype(jnp.float32) * scale[:, None, None, :]
         vectors = layers.MODULATIONS[self.modulation]
         affine = MPConv(vectors * channels, name="affine")(emb)
@@ -110,6 +110,23 @@ class Block(nn.Module):
             qkv[..., 0], qkv[..., 1], qkv[..., 2], implementation=self.attention
         )
         return MPConv(c, dtype=self.dtype, name="proj")(out.reshape(h.shape))
+
+
+def fold_weights(params: Any) -> Any:
+    """``layers.fold_kernel`` of every kernel and its gain.
+
+    The gain of layer ``NAME`` is its neighbour ``NAME_gain``, where there is one.
+    """
+
+    def fold(name: str, child: Any) -> Any:
+        if not isinstance(child, dict):
+            return child
+        if "kernel" not in child:
+            return fold_weights(child)
+        gain = params.get(f"{name}_gain", 1.0)
+        return {"kernel": layers.fold_kernel(child["kernel"], gain)}
+
+    return {name: fold(name, child) for name, child in params.items()}
 
 
 class UNet(nn.Module):
@@ -139,8 +156,9 @@ class UNet(nn.Module):
       attention: implementation behind the attention door.
       dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
         float32 whatever it is.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
       unroll: blocks of equal shape per iteration of their loop; 0 chooses.
+      placement: where weights and activations lie on a mesh; no part of a config.
     """
 
     sample_shape: tuple[int, ...]
@@ -161,14 +179,16 @@ class UNet(nn.Module):
     use_dt: bool = False
     attention: str = "einsum"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 0
+    placement: Placement | None = None
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         layers.check_width(self.width)
         layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
         layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
+        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         layers.check_choice(self.null_label, NULL_LABELS, "network.null_label")
         check_dropout(self.dropout)
         for group in self.layout().groups:
@@ -195,6 +215,11 @@ class UNet(nn.Module):
             attend_last_only=False,
         )
 
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the subtrees of parameters that hold the blocks."""
+        return tuple(group.name for group in self.layout().groups)
+
     def project(self, params: Any) -> Any:
         """Forced weight normalization: every kernel to unit RMS per output channel.
 
@@ -210,13 +235,17 @@ class UNet(nn.Module):
             params,
         )
 
+    def normalize(self, params: Any) -> Any:
+        """What the layers multiply by; see ``fold_weights``."""
+        return fold_weights(params)
+
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, h, w, c)``; returns ``F`` of that shape, float32."""
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
-        emb = self._embed(cond)
+        emb = layers.place_batch(self._embed(cond), self.placement)
         # A channel of ones stands in for the biases.
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         stem = self.width * self.channel_mult[0]
@@ -242,10 +271,10 @@ class UNet(nn.Module):
             not train,
             remat=self.remat,
             unroll=self.unroll,
+            placement=self.placement,
         )
-        gain = self.param("out_gain", nn.initializers.zeros, ())
-        out = MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32), gain)
-        return out
+        self.param("out_gain", nn.initializers.zeros, ())
+        return MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
 
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
@@ -272,6 +301,6 @@ class UNet(nn.Module):
     def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
         # The gain starts at zero: a student that inherits the weights of a teacher
         # without this input is that teacher.
-        gain = self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
+        self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
         features = layers.positional_embedding(a, self.width)
-        return emb + MPConv(emb.shape[-1], name=f"emb_{name}")(features, gain)
+        return emb + MPConv(emb.shape[-1], name=f"emb_{name}")(features)

@@ -18,6 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scm_jax.networks import layers
+from scm_jax.types import Placement
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
@@ -174,8 +177,9 @@ def apply_groups(
     emb: jax.Array,
     deterministic: bool,
     *,
-    remat: bool,
+    remat: str,
     unroll: int,
+    placement: Placement | None = None,
 ) -> jax.Array:
     """Runs all blocks; call it inside a compact ``__call__``.
 
@@ -187,10 +191,11 @@ def apply_groups(
       h: output of the first convolution, ``(b, height, width, c)``.
       emb: conditioning of every block, ``(b, e)`` float32.
       deterministic: no dropout.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
       unroll: blocks of a group per iteration of its loop; 0 is all of them on a CPU
         and 1 elsewhere. XLA's CPU backend runs the gradients of convolutions that stand
         inside a loop about 20 times slower than outside of it (jaxlib 0.10.2).
+      placement: where weights and activations lie on a mesh.
 
     Returns:
       The last block's output.
@@ -201,9 +206,15 @@ def apply_groups(
         block, settings = make_block(group.spec)
         whole = length if jax.default_backend() == "cpu" else 1
         steps = min(unroll or whole, length)
-        if remat:
-            # Only a real loop keeps XLA from merging the recomputation away again.
-            block = nn.remat(block, prevent_cse=steps == length, static_argnums=(4,))
+        block = layers.rematerialize(
+            block,
+            remat,
+            placement,
+            group.name,
+            in_loop=steps < length,
+            static_argnums=(4,),
+        )
+        h = layers.place_batch(h, placement)
         takes_skip = group.spec.skip_channels > 0
         if length == 1:
             skip = skips.pop() if takes_skip else None

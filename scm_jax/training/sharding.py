@@ -31,14 +31,20 @@ BATCH_AXES = ("data", "fsdp")
 # Leaves below this many elements cost more to gather than to keep.
 FSDP_MIN_SIZE = 2**14
 
-# 'replicate', 'fsdp', or one mesh axis (or None) for each of the last dimensions.
+# A name of NAMED_TACTICS, or one mesh axis (or None) for each of the last dimensions.
 Tactic = str | tuple[str | None, ...]
 Rules = Sequence[tuple[str, Tactic]]
 
-# Column-parallel into the block, row-parallel out of it; the rest by size.
+# fsdp: one dimension is split over that axis, the outputs (the last) where it divides
+# them, so that a norm over a kernel's inputs stays on one device; else the largest.
+# column: besides, the outputs are split over tensor. row: the inputs are.
+NAMED_TACTICS = ("replicate", "fsdp", "column", "row")
+
+# Of each pair of layers in a block the first is split by its outputs and the second by
+# its inputs: one reduction at the end of the pair.
 DEFAULT_RULES: Rules = (
-    (r"(^|/)(qkv|mlp_in)/kernel$", ("fsdp", "tensor")),
-    (r"(^|/)(attention_out|mlp_out)/kernel$", ("tensor", "fsdp")),
+    (r"(^|/)(qkv|mlp_in|conv0)/kernel$", "column"),
+    (r"(^|/)(attention_out|mlp_out|conv1|proj)/kernel$", "row"),
     (r".*", "fsdp"),
 )
 
@@ -105,16 +111,21 @@ def partition_spec(
         does not divide, or one axis on two dimensions; names the parameter.
     """
     pattern, tactic = _first_match(name, rules)
-    if tactic == "replicate":
-        return PartitionSpec()
-    if tactic == "fsdp":
-        return _shard_largest(name, shape, mesh)
-    if isinstance(tactic, str):
+    if not isinstance(tactic, str):
+        return _shard_as_told(name, shape, mesh, tuple(tactic))
+    if tactic not in NAMED_TACTICS:
         raise ValueError(
             f"parameter {name}: unknown tactic {tactic!r} of rule {pattern!r}; legal "
-            f"are 'replicate', 'fsdp' and tuples of None and {MESH_AXES}"
+            f"are {NAMED_TACTICS} and tuples of None and {MESH_AXES}"
         )
-    return _shard_as_told(name, shape, mesh, tuple(tactic))
+    axes: list[str | None] = [None] * len(shape)
+    if tactic in ("column", "row") and mesh.shape["tensor"] > 1:
+        dim = {"column": -1, "row": -2}[tactic]
+        _check_divides(name, shape, len(shape) + dim, "tensor", mesh)
+        axes[dim] = "tensor"
+    if tactic != "replicate":
+        _add_fsdp(name, shape, mesh, axes)
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
 def _first_match(name: str, rules: Rules) -> tuple[str, Tactic]:
@@ -127,20 +138,32 @@ def _first_match(name: str, rules: Rules) -> tuple[str, Tactic]:
     )
 
 
-def _shard_largest(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Split the largest dimension that ``fsdp`` divides; of equals, the last."""
+def _add_fsdp(
+    name: str, shape: tuple[int, ...], mesh: Mesh, axes: list[str | None]
+) -> None:
+    """Splits the last free dimension, or the largest one that ``fsdp`` divides."""
     size = mesh.shape["fsdp"]
     if size == 1 or int(np.prod(shape)) < FSDP_MIN_SIZE:
-        return PartitionSpec()
-    divisible = [i for i, n in enumerate(shape) if n % size == 0]
-    if not divisible:
+        return
+    free = [i for i, n in enumerate(shape) if axes[i] is None and n % size == 0]
+    if not free:
         raise ValueError(
             f"parameter {name}: no dimension of {shape} is divisible by the {size} "
             "devices of mesh axis 'fsdp'; add a rule that replicates it, "
             f"({name!r}, 'replicate'), or choose another mesh"
         )
-    chosen = max(divisible, key=lambda i: (shape[i], i))
-    return PartitionSpec(*("fsdp" if i == chosen else None for i in range(len(shape))))
+    last = len(shape) - 1
+    axes[last if last in free else max(free, key=lambda i: (shape[i], i))] = "fsdp"
+
+
+def _check_divides(
+    name: str, shape: tuple[int, ...], dim: int, axis: str, mesh: Mesh
+) -> None:
+    if shape[dim] % mesh.shape[axis]:
+        raise ValueError(
+            f"parameter {name}: dimension {dim} of {shape} is not divisible by the "
+            f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+        )
 
 
 def _shard_as_told(
@@ -170,12 +193,61 @@ def _shard_as_told(
                 f"parameter {name}: mesh axis {axis!r} is used for two dimensions in "
                 f"{tactic}; one axis splits at most one dimension"
             )
-        if shape[dim] % mesh.shape[axis]:
-            raise ValueError(
-                f"parameter {name}: dimension {dim} of {shape} is not divisible by the "
-                f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
-            )
+        _check_divides(name, shape, dim, axis, mesh)
     return PartitionSpec(*axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a step treats the pieces of a mesh; networks see it as ``types.Placement``.
+
+    Weights are stored, normalized, rounded and updated in pieces; only what a block is
+    about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped
+    again. The gradient of a gathered weight is summed and cut on its way back.
+
+    Attributes:
+      mesh: the mesh.
+      rules: the sharding rules.
+    """
+
+    mesh: Mesh
+    rules: Rules = DEFAULT_RULES
+
+    @property
+    def gathers(self) -> bool:
+        """Whether weights are stored in pieces that a block must gather."""
+        return self.mesh.shape["fsdp"] > 1
+
+    def keep(self, weights: Any) -> Any:
+        """Network weights (or their gradient) in the pieces that devices store.
+
+        The barrier keeps the compiler from gathering what was there before the weights
+        were rounded: twice the bytes.
+        """
+        weights = jax.lax.with_sharding_constraint(
+            weights, tree_shardings({"net": weights}, self.mesh, self.rules)["net"]
+        )
+        return jax.lax.optimization_barrier(weights)
+
+    def gather(self, weights: Any, *path: str) -> Any:
+        """The weights of the subtree at ``path``, whole but for the axis ``tensor``."""
+
+        def whole(leaf: Any, w: jax.Array) -> jax.Array:
+            name = "/".join(("net", *path, path_name(leaf)))
+            spec = partition_spec(name, w.shape, self.mesh, self.rules)
+            axes = (None if axis == "fsdp" else axis for axis in spec)
+            return self._constrain(w, *axes)
+
+        return jax.tree_util.tree_map_with_path(whole, weights)
+
+    def batch(self, h: jax.Array) -> jax.Array:
+        """``(b, ...)``: ``b`` over all devices that see different examples."""
+        free = (PartitionSpec.UNCONSTRAINED,) * (h.ndim - 1)
+        return self._constrain(h, BATCH_AXES, *free)
+
+    def _constrain(self, x: jax.Array, *axes: Any) -> jax.Array:
+        where = NamedSharding(self.mesh, PartitionSpec(*axes))
+        return jax.lax.with_sharding_constraint(x, where)
 
 
 def tree_shardings(params: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:

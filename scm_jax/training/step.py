@@ -25,6 +25,8 @@ def make_train_step(
     ema_profiles: Mapping[str, EmaProfile],
     *,
     teacher_fn: Callable[..., jax.Array] | None = None,
+    fold: Callable[[Any], Any] = lambda params: params,
+    keep: Callable[[Any], Any] = lambda weights: weights,
     project: Callable[[Any], Any] | None = None,
     num_microbatches: int = 1,
 ) -> TrainStep:
@@ -37,6 +39,9 @@ def make_train_step(
       ema_profiles: name -> profile with ``update_weight(step, images_per_step)``; the
         names of ``state.ema``.
       teacher_fn: ``F = teacher_fn(teacher_params, x, cond)``, or None.
+      fold: ``params["net"]`` -> what ``net_fn`` takes, such as normalized weights in
+        the compute dtype; differentiated once, after the sum over microbatches.
+      keep: constrains such weights, and their gradient, to where they are stored.
       project: what an update is followed by on ``params["net"]``, such as forced weight
         normalization; averages are taken of what it returns.
       num_microbatches: parts of a batch whose gradients are averaged before one update;
@@ -60,21 +65,35 @@ def make_train_step(
         return out.loss, {"loss": out.loss, **out.metrics}
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
-        grad_fn = jax.grad(loss_fn, has_aux=True)
+        weights, pull = jax.vjp(fold, state.params["net"])
+        params = {**state.params, "net": keep(weights)}
+        grads, metrics = folded_gradients(params, batch, key, state.step, teacher)
+        like = jax.tree.map(lambda w, g: g.astype(w.dtype), weights, grads["net"])
+        return {**grads, "net": pull(like)[0]}, metrics
+
+    def folded_gradients(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> Any:
+        def grad_fn(batch: Batch, key: jax.Array) -> Any:
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(
+                params, batch, key, step, teacher
+            )
+            return {**grads, "net": keep(grads["net"])}, metrics
+
         if num_microbatches == 1:
-            return grad_fn(state.params, batch, key, state.step, teacher)
+            return grad_fn(batch, key)
 
         def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            out = grad_fn(state.params, part[0], part[1], state.step, teacher)
-            return jax.tree.map(jnp.add, total, out), None
+            return jax.tree.map(_add_float32, total, grad_fn(*part)), None
 
         parts = jax.tree.map(lambda a: _split(a, num_microbatches), batch)
         keys = jax.random.split(key, num_microbatches)
-        first = jax.tree.map(lambda a: a[0], (parts, keys))
-        shapes = jax.eval_shape(
-            grad_fn, state.params, first[0], first[1], state.step, teacher
+        shapes = jax.eval_shape(grad_fn, *jax.tree.map(lambda a: a[0], (parts, keys)))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)),
+            shapes,
         )
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        zeros = {**zeros[0], "net": keep(zeros[0]["net"])}, zeros[1]
         (grads, metrics), _ = jax.lax.scan(body, zeros, (parts, keys))
         bins = metrics.pop("bins")  # sums over the batch, all else is a mean
         mean = jax.tree.map(lambda a: a / num_microbatches, (grads, metrics))
@@ -110,12 +129,18 @@ def make_train_step(
     return step
 
 
+def _add_float32(total: jax.Array, a: jax.Array) -> jax.Array:
+    """Sums stay in the accumulator's precision, whatever the parts have."""
+    return total + a.astype(total.dtype)
+
+
 def _split(a: jax.Array, parts: int) -> jax.Array:
     if a.shape[0] % parts:
         raise ValueError(
             f"train.microbatches = {parts} does not divide the batch of {a.shape[0]}"
         )
-    return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
+    # Each part takes every parts-th example: no device hands examples to another.
+    return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
 
 
 def _average(ema: Any, params: Any, update_weight: jax.Array) -> Any:

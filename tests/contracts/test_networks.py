@@ -72,7 +72,7 @@ def has(name, setting):
 
 def build_loop(name, **changes):
     """With real loops over equal blocks and rematerialization, where there are any."""
-    extra = {"remat": True, "unroll": 1, **changes}
+    extra = {"remat": "blocks", "unroll": 1, **changes}
     return build(name, **{k: v for k, v in extra.items() if has(name, k)})
 
 
@@ -470,7 +470,7 @@ def variables(jaxpr):
 @pytest.mark.parametrize("name", sorted(EMBEDDING))
 def test_embedding_and_output_are_float32_whatever_the_compute_dtype(name):
     """Rounding of the time and of its tangent would hide in that of the blocks."""
-    net, batch = build_loop(name, dtype="bfloat16", remat=False), 5
+    net, batch = build_loop(name, dtype="bfloat16", remat="none"), 5
     params = jax.eval_shape(net.init, jax.random.key(0))
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
@@ -489,7 +489,7 @@ def test_embedding_and_output_are_float32_whatever_the_compute_dtype(name):
     assert len(embedding) > 5 and set(embedding) == {jnp.dtype("float32")}
     assert jnp.dtype(jnp.bfloat16) in {a.dtype for a in floats}
     # The dtype may also be given per call.
-    plain = build_loop(name, remat=False)
+    plain = build_loop(name, remat="none")
     given = functools.partial(plain.apply, dtype="bfloat16")
     programs = {str(jax.make_jaxpr(f)(*inputs)) for f in (net.apply, given)}
     assert len(programs) == 1

@@ -288,8 +288,8 @@ def test_mp_cat_weighs_its_parts_whatever_their_width(t):
 def run_conv(w, x, gain=1.0, **settings):
     size = w.shape[0] if w.ndim == 4 else 1
     module = layers.MPConv(w.shape[-1], size, **settings)
-    params = {"params": {"kernel": jnp.asarray(w, jnp.float32)}}
-    return module.apply(params, jnp.asarray(x, jnp.float32), gain)
+    folded = layers.fold_kernel(jnp.asarray(w, jnp.float32), gain)
+    return module.apply({"params": {"kernel": folded}}, jnp.asarray(x, jnp.float32))
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6)])
@@ -310,7 +310,8 @@ def test_layers_keep_the_magnitude_of_their_input(size):
     module = layers.MPConv(32, size)
     x = normal((2, 24, 24, 32), loc=0.0)
     variables = module.init(KEY, jnp.asarray(x, jnp.float32))
-    y = module.apply(variables, jnp.asarray(x, jnp.float32))
+    folded = jax.tree.map(layers.fold_kernel, variables)
+    y = module.apply(folded, jnp.asarray(x, jnp.float32))
     inner = y[:, 1:-1, 1:-1]  # at the border a part of the input is zero
     assert rms(inner) == pytest.approx(1.0, abs=0.04)
     assert variables["params"]["kernel"].dtype == jnp.float32
@@ -337,7 +338,8 @@ def test_table_is_a_layer_on_one_hot_vectors():
     index = np.array([0, 6, 3, 3])
     one_hot = np.sqrt(7) * np.eye(7)[index]
     module = layers.MPTable(7, 5)
-    variables = {"params": {"kernel": jnp.asarray(w, jnp.float32)}}
+    folded = layers.fold_kernel(jnp.asarray(w, jnp.float32))
+    variables = {"params": {"kernel": folded}}
     got = module.apply(variables, jnp.asarray(index))
     np.testing.assert_allclose(got, run_conv(w, one_hot), rtol=1e-5, atol=1e-6)
     # Rows are of order 1, and the null class, any negative index, is the last one.

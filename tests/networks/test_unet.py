@@ -146,9 +146,12 @@ def run_block(spec, modulation, clip, inputs, params=None):
     if params is None:
         init = functools.partial(block.init, deterministic=True)
         params = ref.draw(jax.eval_shape(init, KEY, *inputs)["params"])
-    run = quick_jit(
-        lambda p, h, skip, emb: block.apply({"params": p}, h, skip, emb, True)
-    )
+
+    @quick_jit
+    def run(params, h, skip, emb):
+        weights = unet.fold_weights(params)
+        return block.apply({"params": weights}, h, skip, emb, True)
+
     return params, run(params, *inputs)
 
 
@@ -195,7 +198,11 @@ def embedding(**settings):
 
     settings |= {"use_guidance": True, "use_dt": True, "channel_mult": (1, 2)}
     module = Embedding((8, 8, 2), 3, width=16, **settings)
-    run = quick_jit(lambda params, cond: module.apply({"params": params}, None, cond))
+
+    @quick_jit
+    def run(params, cond):
+        return module.apply({"params": unet.fold_weights(params)}, None, cond)
+
     return run, quick_jit(lambda: module.init(KEY, None, COND)["params"])()
 
 
@@ -355,7 +362,7 @@ def test_activations_keep_their_magnitude():
     @quick_jit
     def outputs(params):
         _, state = net.module.apply(
-            {"params": params},
+            {"params": net.fold(params).weights},
             x,
             Cond(t=jnp.asarray([0.1, 0.5, 1.0, 1.5])),
             capture_intermediates=lambda module, _: isinstance(module, unet.Block),

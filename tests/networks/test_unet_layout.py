@@ -228,7 +228,7 @@ class Net(nn.Module):
     """All blocks of ``TINY``."""
 
     block: type
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 0
 
     @nn.compact
@@ -244,7 +244,7 @@ class Net(nn.Module):
         )
 
 
-VARIANTS = [(False, 0), (False, 1), (True, 0), (True, 2)]
+VARIANTS = [("none", 0), ("none", 1), ("blocks", 0), ("blocks", 2), ("dots", 1)]
 
 
 @functools.cache
@@ -272,7 +272,7 @@ def test_blocks_run_in_order_with_their_own_weights_and_skips():
             if not group.spec.decoder:
                 skips.append(y)
     for unroll in (0, 1):
-        got = quick_jit(Net(Probe, False, unroll).apply)({"params": params}, h, emb)
+        got = quick_jit(Net(Probe, "none", unroll).apply)({"params": params}, h, emb)
         np.testing.assert_allclose(got, y, rtol=0, atol=2e-5)
 
 
@@ -327,14 +327,14 @@ def test_rematerialization_computes_every_block_once_more(unroll):
 
     forward = TINY.num_blocks * 2 * 4 * 4
     # Forward, gradients of weights and of inputs (the first needs none).
-    assert macs(remat=False) == pytest.approx(3 * forward, rel=0.04)
-    assert macs(remat=True) == macs(remat=False) + forward
+    assert macs("none") == pytest.approx(3 * forward, rel=0.04)
+    assert macs("blocks") == macs("none") + forward
 
 
 def test_every_block_has_a_dropout_mask_of_its_own():
     h, emb = jnp.zeros((1, 400)), jnp.zeros((1, 400))
     outputs = []
-    for remat, unroll in [(False, 0), (True, 1)]:
+    for remat, unroll in [("none", 0), ("blocks", 1)]:
 
         @quick_jit
         def run(key, net=Net(Masks, remat, unroll)):

@@ -17,16 +17,26 @@ def spec(name, shape, rules=((".*", "fsdp"),), mesh=MESH):
     return sharding.partition_spec(name, shape, mesh, rules)
 
 
-def test_fsdp_splits_the_largest_divisible_dimension():
-    assert spec("w", (96, 384)) == PartitionSpec(None, "fsdp")
-    assert spec("w", (512, 384)) == PartitionSpec("fsdp", None)
-    # 1022 is larger and not divisible by 4
-    assert spec("w", (64, 1022)) == PartitionSpec("fsdp", None)
-
-
-def test_of_equal_dimensions_the_last_is_split():
-    # a stack of layers (depth, in, out) must not be split over the depth
+def test_fsdp_splits_the_outputs_or_the_largest_divisible_dimension():
+    # norms over the inputs of a kernel stay on one device
+    assert spec("w", (512, 384)) == PartitionSpec(None, "fsdp")
     assert spec("w", (128, 128, 128)) == PartitionSpec(None, None, "fsdp")
+    # 1022 is not divisible by 4
+    assert spec("w", (64, 32, 1022)) == PartitionSpec("fsdp", None, None)
+
+
+def test_columns_and_rows_are_split_over_tensor_and_the_rest_over_fsdp():
+    def of(tactic, *shape, mesh=MESH):
+        return spec("w", shape, ((".*", tactic),), mesh)
+
+    assert of("column", 3, 3, 64, 128) == PartitionSpec(None, None, "fsdp", "tensor")
+    assert of("row", 3, 3, 64, 128) == PartitionSpec(None, None, "tensor", "fsdp")
+    # small kernels are only split over tensor
+    assert of("column", 8, 4) == PartitionSpec(None, "tensor")
+    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+    for tactic in ("column", "row"):
+        want = PartitionSpec(None, None, None, "fsdp")
+        assert of(tactic, 3, 3, 64, 128, mesh=whole) == want
 
 
 def test_small_leaves_are_copies():
@@ -62,6 +72,8 @@ def test_lists_from_a_json_config_are_axes_too():
         ((8, 8), (("data", "fsdp"), None), r"dimension 0 is claimed by .*data.*fsdp"),
         ((8,), ("fsdp", "tensor"), r"names 2 dimensions .* shape \(8,\)"),
         ((8, 8), "shard", r"unknown tactic 'shard' .*'replicate', 'fsdp'"),
+        ((64, 63), "column", r"dimension 1 of \(64, 63\) .* 2 devices .*tensor"),
+        ((63, 64), "row", r"dimension 0 of \(63, 64\) .* 2 devices .*tensor"),
         ((BIG + 1,), "fsdp", r"no dimension of .* divisible by the 4 .*'replicate'"),
     ],
 )
@@ -79,7 +91,7 @@ def test_default_rules_fit_a_transformer_block():
     def of(name, *shape):
         return spec(f"net/blocks/{name}/kernel", shape, sharding.DEFAULT_RULES)
 
-    assert of("qkv", 12, 64, 192) == PartitionSpec(None, "fsdp", "tensor")
+    assert of("qkv", 12, 64, 3, 64) == PartitionSpec(None, "fsdp", None, "tensor")
     assert of("mlp_out", 12, 256, 64) == PartitionSpec(None, "tensor", "fsdp")
     assert of("patch_in", 4, 64) == PartitionSpec()
 

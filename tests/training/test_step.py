@@ -189,7 +189,7 @@ def test_accumulated_gradient_is_the_mean_over_the_microbatches():
     state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
     new, metrics = sgd_step(parts)(state, data(), TEACHER)
     keys = jax.random.split(jax.random.fold_in(state.key, 4), parts)
-    rows = data().x.reshape(parts, -1, DIM)
+    rows = data().x.reshape(-1, parts, DIM).swapaxes(0, 1)
     results = [
         reference_gradient()(state.params, x, key, state.step, TEACHER)
         for x, key in zip(rows, keys, strict=True)
