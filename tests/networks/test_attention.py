@@ -289,7 +289,7 @@ def test_memory_of_chunks_is_linear_in_tokens(mode, monkeypatch):
     few, many = (temporary_bytes(mode, "chunked", n) for n in (1024, 4096))
     assert many < 4.2 * few
     einsum = temporary_bytes(mode, "einsum", 1024)
-    assert einsum > 3.9 * 1024**2 and few < einsum / 3
+    assert einsum > 3.9 * 1024**2 and few < einsum / 18
 
 
 @pytest.mark.parametrize(
