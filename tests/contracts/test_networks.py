@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from scm_jax import networks, trigflow
-from scm_jax.networks import ddpmpp, layers, unet
+from scm_jax.networks import attention, ddpmpp, layers, unet
 from scm_jax.types import NULL_LABEL, Cond
 
 NUM_CLASSES = 3
@@ -315,6 +315,25 @@ def test_jvp_is_the_central_difference(case, float64_network):
         np.testing.assert_allclose(jvp, difference, rtol=1e-6, atol=1e-6)
     # Loops, rematerialization and float64 compute what plain float32 does.
     np.testing.assert_allclose(F, case.F, rtol=0, atol=2e-5)
+
+
+# --- Attention ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(SETTINGS) if has(n, "attention")])
+def test_chunked_attention_computes_what_the_einsum_does(name, monkeypatch):
+    """Value, tangent and gradient of a training step, with several chunks."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 6)
+    monkeypatch.setattr(attention, "KEY_CHUNK", 5)
+    case = make(name)
+    step = make_step(build_loop(name, attention="chunked"))
+    dx = noise(case.x.shape, 8)
+    got = step(case.params, case.x, dx, case.cond, make_key(7))
+    expected = run_step(case, case.params, 7)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, rms(b)))
+    with pytest.raises(ValueError, match=r"network\.attention = 'flash' is not one of"):
+        jax.eval_shape(build(name, attention="flash").init, jax.random.key(0))
 
 
 # --- The gradient ---------------------------------------------------------------------

@@ -3,15 +3,18 @@
 python -m tests.multidevice.program COMMAND DIRECTORY [...]
 """
 
+import functools
 import os
 import pathlib
 import signal
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from scm_jax.networks.attention import attention
 from scm_jax.training import checkpoint, loop, sharding
 from scm_jax.types import Batch
 from tests.training import toy
@@ -92,6 +95,36 @@ def check_mesh(directory):
     }
 
 
+def compare_attention(_):
+    """The chunked attention with split batch and heads, against the einsum on one."""
+    mesh = sharding.make_mesh(sharding.MeshSpec(data=2, tensor=2))
+    split = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+    rng = np.random.default_rng(0)
+    shape = (2, 600, 4, 8)  # more than one chunk
+    arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(6)]
+    mask = rng.random(shape[:2]) < 0.7
+
+    def step(implementation, arrays, mask):
+        f = functools.partial(attention, key_mask=mask, implementation=implementation)
+
+        def loss(qkv):
+            F, dF = jax.jvp(f, tuple(qkv), tuple(arrays[3:]))
+            return jnp.sum((F - jax.lax.stop_gradient(F + dF)) ** 2), (F, dF)
+
+        return jax.grad(loss, has_aux=True)(arrays[:3])
+
+    expected = jax.jit(step, static_argnums=0)("einsum", arrays, mask)
+    placed = jax.device_put(arrays, split)
+    rows = jax.device_put(mask, NamedSharding(mesh, PartitionSpec("data")))
+    compiled = jax.jit(step, static_argnums=0).lower("chunked", placed, rows).compile()
+    text = compiled.as_text()
+    assert not any(name in text for name in ("all-gather", "all-to-all", "permute("))
+    got = compiled(placed, rows)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert {s.data.shape for s in a.addressable_shards} == {(1, 600, 2, 8)}
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
 def _expect(error, message, call):
     try:
         call()
@@ -125,7 +158,9 @@ def train_together(directory, address, process_id):
     jax.distributed.shutdown()
 
 
-COMMANDS = {f.__name__: f for f in (train_here, check_mesh, train_together)}
+COMMANDS = {
+    f.__name__: f for f in (train_here, check_mesh, compare_attention, train_together)
+}
 
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
