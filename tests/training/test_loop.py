@@ -221,7 +221,7 @@ def test_next_batch_is_placed_before_the_host_waits(tmp_path, monkeypatch):
         loop.jax, "block_until_ready", lambda x: seen.append(len(placed)) or wait(x)
     )
     toy.run(tmp_path, 5, max_in_flight=0, checkpoint_every_images=0)
-    assert seen == [2, 3, 4, 5, 5]
+    assert seen[:5] == [2, 3, 4, 5, 5]
 
 
 # ------------------------------------------------------------------ not finite
