@@ -70,3 +70,8 @@ EDM2_A = Case(
         "attention_resolutions": (16, 8),
     },
 )
+
+# A transformer of 5 million parameters on 64 tokens.
+DIT_A = Case(
+    "dit", (32, 32, 4), 10, {"width": 256, "depth": 4, "num_heads": 4, "patch": 4}
+)
