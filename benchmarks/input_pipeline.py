@@ -334,12 +334,13 @@ def steps_per_dispatch(config: Any, num_steps: int, repeats: int) -> dict[str, A
         (state, ok), _ = many(state, ok, stacked)
         return state, ok
 
-    found = common.paired(stepper(at_once), stepper(one_by_one), repeats)
+    found = common.paired(stepper(at_once), stepper(one_by_one), repeats, clock=CLOCK)
     return {
         "data": config.dataset.name,
         "network": config.network.name,
         "batch_size": batch_size,
         "steps_per_dispatch": num_steps,
+        "clock": CLOCK,
         "step_seconds_several": found.a / num_steps,
         "step_seconds_one": found.b / num_steps,
         "several_over_one": found.ratio,
