@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/demo
 
-.PHONY: test demo lint mutations clean
+.PHONY: test demo lint mutations bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m scm_jax demo --workdir=$(WORKDIR)
@@ -23,6 +23,15 @@ lint: $(STAMP)
 # Every planted fault of tests/mutations.toml must turn its test red: about 10 minutes.
 mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
+
+# Each prints JSON lines, the last with the ratio it is about: about 10 minutes.
+BENCHMARKS := step_cost compile_time sampling input_pipeline checkpoint_stall \
+  attention precision
+
+bench: $(STAMP)
+	set -e; for name in $(BENCHMARKS); do \
+	  $(BIN)/python -m benchmarks.$$name --quick; \
+	done
 
 # uv installs in a quarter of pip's time; where it cannot, pip does the same.
 $(STAMP): setup.cfg pyproject.toml

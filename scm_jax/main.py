@@ -11,6 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
+from scm_jax import compile_cache
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
 _COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
@@ -78,6 +80,7 @@ def _train() -> int:
         print(describe.dry_run(config))
         return 0
     _required("workdir")
+    compile_cache.enable()
     status = training_run.train_and_evaluate(config, flags.FLAGS.workdir)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
@@ -96,6 +99,7 @@ def _sample() -> int:
     _required("run")
     from scm_jax import experiment, runs
 
+    compile_cache.enable()
     f = flags.FLAGS
     loaded = experiment.load_generate(f.run, f.ema, f.step)
     started = time.perf_counter()
@@ -125,6 +129,7 @@ def _evaluate() -> int:
     _required("run")
     from scm_jax import training_run
 
+    compile_cache.enable()
     f = flags.FLAGS
     steps = None if f.steps is None else tuple(int(s) for s in f.steps)
     rows = training_run.evaluate_run(
@@ -171,6 +176,7 @@ def _demo() -> int:
     _parse()
     from scm_jax import demo
 
+    compile_cache.enable()
     status = demo.run(Path(flags.FLAGS.workdir), quick=flags.FLAGS.quick)
     return EXIT_PREEMPTED if status == "preempted" else 0
 

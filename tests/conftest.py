@@ -1,5 +1,10 @@
 """Settings for all tests."""
 
+import os
+
+# Commands that tests start keep nothing in the user's folder.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 import jax
 import jax.numpy as jnp
 import pytest

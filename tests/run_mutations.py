@@ -21,7 +21,10 @@ import tempfile
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPIED = ("scm_jax", "tests", "experiments", "data", "setup.cfg", "pyproject.toml")
+COPIED = (
+    *("scm_jax", "tests", "benchmarks", "experiments", "data"),
+    *("setup.cfg", "pyproject.toml"),
+)
 RED, GREEN = 1, 0  # pytest: some tests failed; all passed
 
 

@@ -11,14 +11,20 @@ A thin layer over Orbax. A save becomes visible by one rename, after the manifes
 written into it; so a kill at any moment leaves the earlier checkpoints, and a file that
 was cut or changed later is noticed: Orbax itself reads flipped bits without complaint.
 Reading takes the newest checkpoint that agrees with its manifest.
+
+The training waits only while its state is copied into host memory. Orbax prepares a
+save in the caller's thread, for as long as a copy of some hundred MB takes, so here a
+thread does that, too.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -26,6 +32,11 @@ import orbax.checkpoint as ocp
 
 from scm_jax.training import manifest, sharding
 from scm_jax.training.manifest import CheckpointError
+
+# The kind of memory in which JAX keeps arrays beside the devices.
+_HOST = "pinned_host"
+# Orbax numbers the saves of a process: two must not begin at once.
+_BEGINNING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +114,34 @@ def _with_sharding(tree: Any) -> Any:
 # ------------------------------------------------------------------ saving
 
 
+def _copies_on_host(tree: Any) -> Any:
+    """The arrays of ``tree`` in host memory, sharded as they were.
+
+    Copies also where the devices are the host: the next step reuses the buffers.
+    """
+
+    def where(x):
+        return x.sharding.with_memory_kind(_HOST) if isinstance(x, jax.Array) else None
+
+    places = jax.tree.map(where, tree)
+    return jax.block_until_ready(jax.device_put(tree, places, may_alias=False))
+
+
+def _saves_in_a_thread() -> bool:
+    # Of several processes Orbax aligns the beginning of a save by collectives, which
+    # must not mix with those of the steps.
+    memories = jax.local_devices()[0].addressable_memories()
+    return jax.process_count() == 1 and _HOST in {m.kind for m in memories}
+
+
 class _Store:
-    """One directory of sealed steps: an Orbax manager and the errors of its thread."""
+    """One directory of sealed steps: an Orbax manager and the thread that drives it."""
 
     def __init__(self, directory: pathlib.Path, items, max_to_keep: int | None):
         self.directory = directory
         self._step: int | None = None
-        self._under_way = False
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: concurrent.futures.Future | None = None
         self._manager = ocp.CheckpointManager(
             directory,
             item_names=items,
@@ -129,28 +161,44 @@ class _Store:
         if jax.process_index() == 0:
             manifest.write_manifest(self._unfinished()[-1])
 
-    def save(self, step: int, **items: Any) -> None:
+    def save(self, step: int, *, json: dict[str, Any], **trees: Any) -> None:
+        """Saves trees of arrays, and JSON, by item; returns when these are copied."""
         self.wait()
         self._step = step
+        items = {name: ocp.args.JsonSave(dict(value)) for name, value in json.items()}
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-            self._under_way = True
+            if _saves_in_a_thread():
+                trees = _copies_on_host(trees)
+                self._under_way = self._thread.submit(self._write, step, items, trees)
+            else:
+                self._begin(step, items, trees)
+                self._under_way = self._thread.submit(self._manager.wait_until_finished)
         except Exception as error:
             raise self._failure(error) from error
 
+    def _begin(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        arguments = ocp.args.Composite(**items, **arrays)
+        with _BEGINNING:
+            self._manager.save(step, args=arguments, force=True)
+
+    def _write(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
+        self._begin(step, items, trees)
+        self._manager.wait_until_finished()
+
     def wait(self) -> None:
         """Until the save under way is on disk; raises what went wrong in it."""
-        if not self._under_way:
+        if self._under_way is None:
             return
-        self._under_way = False
+        save, self._under_way = self._under_way, None
         try:
-            self._manager.wait_until_finished()
+            save.result()
         except Exception as error:
             raise self._failure(error) from error
 
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; never waits."""
-        if not self._manager.is_saving_in_progress():
+        if self._under_way is not None and self._under_way.done():
             self.wait()
 
     def _failure(self, error: Exception) -> CheckpointError:
@@ -177,7 +225,9 @@ class _Store:
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
+        # In the thread that has seen the errors: Orbax raises them again in others.
+        self._thread.submit(self._manager.close).result()
+        self._thread.shutdown()
 
 
 class Checkpointer:
@@ -223,7 +273,7 @@ class Checkpointer:
         data: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Starts saving ``state``; returns when it is copied off the devices.
+        """Starts saving ``state``; returns when it is copied into host memory.
 
         Args:
           step: names the checkpoint. A step that is already there is left as it is.
@@ -240,10 +290,9 @@ class Checkpointer:
             return
         self._store.save(
             step,
-            state=ocp.args.StandardSave(_state_item(state)),
-            data=ocp.args.JsonSave(dict(data or {})),
-            metadata=ocp.args.JsonSave(dict(metadata or {})),
-            **_ema_item(state.ema, ocp.args.StandardSave),
+            json={"data": data or {}, "metadata": metadata or {}},
+            state=_state_item(state),
+            **_ema_item(state.ema),
         )
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
@@ -278,7 +327,10 @@ class Checkpointer:
             state=ocp.args.StandardRestore(_state_item(abstract)),
             data=ocp.args.JsonRestore(),
             metadata=ocp.args.JsonRestore(),
-            **_ema_item(abstract.ema, ocp.args.StandardRestore),
+            **{
+                name: ocp.args.StandardRestore(tree)
+                for name, tree in _ema_item(abstract.ema).items()
+            },
         )
         state = abstract_state.replace(
             **items["state"], ema=items["ema"] if abstract.ema else {}
@@ -303,11 +355,7 @@ class Checkpointer:
             if manifest.find_damage(path) is None:
                 return
             self._snapshots.set_aside([step])
-        self._snapshots.save(
-            step,
-            ema=ocp.args.StandardSave(dict(ema)),
-            metadata=ocp.args.JsonSave(dict(metadata or {})),
-        )
+        self._snapshots.save(step, json={"metadata": metadata or {}}, ema=dict(ema))
 
     def list_ema_snapshots(self) -> list[int]:
         """Steps of the stored averages; read them with ``load_ema``."""
@@ -342,9 +390,9 @@ def _state_item(state: Any) -> dict[str, Any]:
     }
 
 
-def _ema_item(ema: dict[str, Any], arguments: Any) -> dict[str, Any]:
-    """The keyword ``ema``, or nothing: Orbax refuses to save an empty tree."""
-    return {"ema": arguments(dict(ema))} if ema else {}
+def _ema_item(ema: dict[str, Any]) -> dict[str, Any]:
+    """The item ``ema``, or nothing: Orbax refuses to save an empty tree."""
+    return {"ema": dict(ema)} if ema else {}
 
 
 def save_average(
@@ -368,11 +416,7 @@ def save_average(
       CheckpointError: it could not be written.
     """
     store = _Store(pathlib.Path(directory).absolute(), ("ema", "metadata"), None)
-    store.save(
-        step,
-        ema=ocp.args.StandardSave({profile: params}),
-        metadata=ocp.args.JsonSave(dict(metadata or {})),
-    )
+    store.save(step, json={"metadata": metadata or {}}, ema={profile: params})
     store.close()
 
 

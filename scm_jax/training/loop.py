@@ -4,9 +4,10 @@ No mathematics happens here. The host stays a few steps ahead of the device and 
 only for results that are already old. Time is counted in images; every cadence fires at
 the step that reaches or passes a multiple of its period.
 
-    1. dispatch the step              3. log: the row of the interval before this one
-    2. read the finite flag of the    4. hooks, EMA snapshot, checkpoint (these wait for
-       step a few steps back             all flags first)
+    1. dispatch the step              4. log: the row of the interval before this one
+    2. read and place the next batch  5. hooks, EMA snapshot, checkpoint (these wait for
+    3. read the finite flag of the       all flags first)
+       step a few steps back
 
 A step that is not finite changes nothing, and neither do those dispatched after it, so
 what is saved then is the state before the bad batch.
@@ -19,12 +20,13 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from scm_jax.training import sharding
+from scm_jax.training.ahead import Ahead, DataIterator
 from scm_jax.training.interruption import Interruption
 from scm_jax.training.late import Dispatched, Flight, LateMetrics
 from scm_jax.training.progress import NoProgress, Progress
@@ -39,16 +41,6 @@ class NonFiniteError(RuntimeError):
         super().__init__(message)
         self.step = step
         self.path = path
-
-
-class DataIterator(Protocol):
-    """Endless, and its position is a JSON dict, as in grain."""
-
-    def __next__(self) -> Any: ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 class Hook(NamedTuple):
@@ -292,19 +284,21 @@ def train(
     )
     compiled, state, ok = _compile_step(train_step, state)
     progress.start(step)
-    position = data.get_state()
     with Interruption().installed() as interruption:
+        batches = Ahead(data, place_batch, settings.num_steps - step)
         while step < settings.num_steps:
             if interruption.requested(step):
-                return _leave(run, step, state, position)
-            batch = _next_batch(data)
-            state, ok, values = compiled(state, ok, place_batch(batch), *step_args)
+                return _leave(run, step, state, batches.position)
+            batch = batches.take()
+            state, ok, values = compiled(state, ok, batch.arrays, *step_args)
+            batches.fetch()
             if limit == 0:
                 jax.block_until_ready((state, values))
-            run.stop_if(flight.add(Dispatched(step, batch, position, values)), state)
+            dispatched = Dispatched(step, batch.host, batch.position, values)
+            run.stop_if(flight.add(dispatched), state)
             metrics.add(values)
-            step, position = step + 1, data.get_state()
-            run.events(step, state, position)
+            step += 1
+            run.events(step, state, batches.position)
             progress.update(step, metrics.loss)
     checkpointer.wait()
     writer.flush()
@@ -316,15 +310,6 @@ def _default_progress(settings: LoopSettings) -> Progress | NoProgress:
     if jax.process_index() > 0:
         return NoProgress()
     return Progress(settings.num_steps, settings.batch_size)
-
-
-def _next_batch(data: DataIterator) -> Any:
-    try:
-        return next(data)
-    except StopIteration as error:
-        raise ValueError(
-            "the data ended before the training; the iterator must repeat without end"
-        ) from error
 
 
 def _leave(run: _Run, step: int, state: Any, position: dict[str, Any]) -> LoopResult:

@@ -16,25 +16,15 @@ import pytest
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from benchmarks import shapes
 from scm_jax import networks, trigflow
 from scm_jax.networks import attention, ddpmpp, layers, unet
 from scm_jax.types import NULL_LABEL, Cond
 
-NUM_CLASSES = 3
-SHAPE = (8, 8, 2)
-# A small instance of every backbone; a new one needs a line here. The U-Nets have two
-# levels, attention, and groups of several blocks.
-U_NET = {
-    "width": 16,
-    "channel_mult": (1, 1),
-    "num_blocks": 2,
-    "attention_resolutions": (4,),
-}
+# A small instance of every backbone; a new one needs a line there.
+SHAPE, NUM_CLASSES = shapes.TINY["unet"].sample_shape, shapes.TINY["unet"].num_classes
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ddpmpp": U_NET,
-    "dit": {"width": 16, "depth": 1, "num_heads": 2, "patch": 2, "mlp_ratio": 2},
-    "mlp": {"width": 16, "depth": 1},
-    "unet": {**U_NET, "head_channels": 8},
+    name: case.settings for name, case in shapes.TINY.items()
 }
 # Width of the vector that conditions the blocks, for those that compute in bfloat16.
 EMBEDDING = {"ddpmpp": 64, "dit": 16, "unet": 16}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scm_jax.training import checkpoint, loop
+from scm_jax.training.ahead import Ahead
 from scm_jax.training.late import Dispatched, Flight, bin_means
 from tests.training import toy
 
@@ -93,8 +94,9 @@ def test_rows_come_one_interval_late_except_before_a_hook(tmp_path):
             return super().__next__()
 
     toy.run(tmp_path, 17, data=Data(), writer=writer, checkpoint_every_images=0)
-    # the interval that ends with step 4 is written when step 8 has been dispatched
-    assert [seen[i] for i in (4, 7, 8, 11, 12, 16)] == [0, 0, 1, 1, 2, 3]
+    # The interval that ends with step 4 is written when step 8 has been dispatched;
+    # by then batch 8, of the step after it, has been read.
+    assert [seen[i] for i in (5, 8, 9, 12, 13, 16)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_checkpoints_and_snapshots_when_due(finished):
@@ -193,6 +195,35 @@ def test_flags_are_read_only_when_old():
     assert read == [0, 1, 2, 3, 4, 5]
 
 
+# ------------------------------------------------------------------ ahead
+
+
+def test_position_is_of_the_batch_that_was_not_taken():
+    placed = []
+    batches = Ahead(toy.ToyData(), lambda batch: placed.append(batch) or len(placed), 2)
+    assert len(placed) == 1 and batches.position == {"next_index": 0}
+    first = batches.take()
+    assert (first.arrays, first.position) == (1, {"next_index": 0})
+    np.testing.assert_array_equal(first.host.x, next(toy.ToyData()).x)
+    assert batches.position == {"next_index": 1}
+    batches.fetch()
+    assert len(placed) == 2 and batches.position == {"next_index": 1}
+    assert batches.take().position == {"next_index": 1}
+    batches.fetch()
+    assert len(placed) == 2 and batches.position == {"next_index": 2}
+
+
+def test_next_batch_is_placed_before_the_host_waits(tmp_path, monkeypatch):
+    placed, seen = [], []
+    place, wait = toy.place, jax.block_until_ready
+    monkeypatch.setattr(toy, "place", lambda batch: placed.append(1) or place(batch))
+    monkeypatch.setattr(
+        loop.jax, "block_until_ready", lambda x: seen.append(len(placed)) or wait(x)
+    )
+    toy.run(tmp_path, 5, max_in_flight=0, checkpoint_every_images=0)
+    assert seen[:5] == [2, 3, 4, 5, 5]
+
+
 # ------------------------------------------------------------------ not finite
 
 
@@ -231,6 +262,25 @@ def test_data_that_ends_is_an_error(tmp_path):
         toy.run(tmp_path, STEPS, data=toy.ToyData(end=2))
 
 
+def test_data_that_ends_with_the_training_is_none(tmp_path):
+    result = toy.run(tmp_path, STEPS, data=toy.ToyData(end=STEPS))
+    assert result.status == loop.DONE
+
+
+def test_unreadable_data_are_an_error_after_all_before_them_is_saved(tmp_path):
+    class Unreadable(toy.ToyData):
+        def __next__(self):
+            if self.index == 10:
+                raise OSError("a disk is gone")
+            return super().__next__()
+
+    with pytest.raises(OSError, match="a disk is gone"):
+        toy.run(tmp_path, STEPS, data=Unreadable())
+    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+    assert restored.step == 10 and restored.data == {"next_index": 10}
+
+
 # ------------------------------------------------------------------ interruption
 
 
@@ -253,9 +303,9 @@ def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand):
         before = signal.getsignal(signum)
         writer, data = toy.ListWriter(), Signalling(at, signum)
         result = toy.run(tmp_path, STEPS, data=data, writer=writer)
-        assert result.status == loop.PREEMPTED and int(result.state.step) == at + 1
+        assert result.status == loop.PREEMPTED and int(result.state.step) == at
         assert signal.getsignal(signum) == before
-        assert writer.scalars[-1][0] == at + 1, "no row may be lost"
+        assert writer.scalars[-1][0] == at, "no row may be lost"
         assert writer.flushes
     result = toy.run(tmp_path, STEPS)
     assert result.status == loop.DONE
@@ -275,10 +325,10 @@ def test_terminated_process_exits_with_75_and_resumes_bitwise(
 ):
     first = toy.in_new_process(tmp_path, "--signal_at=11")
     assert first.returncode == 75, first.stderr
-    assert "saved step 12; run the same command to resume" in first.stderr
+    assert "saved step 11; run the same command to resume" in first.stderr
     # this process is the new one
     toy.assert_same(toy.run(tmp_path, STEPS).state, by_hand[0][STEPS])
-    assert "resumes at step 12 of 20" in capsys.readouterr().err
+    assert "resumes at step 11 of 20" in capsys.readouterr().err
 
 
 def test_killed_in_the_middle_of_a_save_resumes_bitwise(tmp_path, by_hand):

@@ -1,0 +1,77 @@
+"""Network sizes and sample shapes that tests and benchmarks share.
+
+``TINY`` is what the tests compile by the dozen; ``SMALL`` computes long enough to be
+timed on a CPU. ``EDM2_A`` is a U-Net of the paper's kind at the size at which the CPU
+time of a step was compared with other implementations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Case(NamedTuple):
+    """A network's settings with the data it is built for.
+
+    Attributes:
+      network: a key of ``NETWORKS``.
+      sample_shape: shape of one sample, channels last.
+      num_classes: number of labels.
+      settings: for ``networks.build``.
+    """
+
+    network: str
+    sample_shape: tuple[int, ...]
+    num_classes: int
+    settings: dict[str, Any]
+
+
+_TINY_U_NET = {
+    "width": 16,
+    "channel_mult": (1, 1),
+    "num_blocks": 2,
+    "attention_resolutions": (4,),
+}
+# One of every backbone. The U-Nets have two levels, attention, and groups of several
+# blocks.
+TINY = {
+    name: Case(name, (8, 8, 2), 3, settings)
+    for name, settings in {
+        "ddpmpp": _TINY_U_NET,
+        "dit": {"width": 16, "depth": 1, "num_heads": 2, "patch": 2, "mlp_ratio": 2},
+        "mlp": {"width": 16, "depth": 1},
+        "unet": {**_TINY_U_NET, "head_channels": 8},
+    }.items()
+}
+
+_SMALL_U_NET = {
+    "width": 32,
+    "channel_mult": (1, 2),
+    "num_blocks": 2,
+    "attention_resolutions": (8,),
+}
+SMALL = {
+    name: Case(name, (16, 16, 4), 10, settings)
+    for name, settings in {
+        "ddpmpp": _SMALL_U_NET,
+        "dit": {"width": 64, "depth": 4, "num_heads": 4},
+        "unet": {**_SMALL_U_NET, "head_channels": 32},
+    }.items()
+}
+
+EDM2_A = Case(
+    "unet",
+    (32, 32, 4),
+    10,
+    {
+        "width": 64,
+        "channel_mult": (1, 2, 3, 4),
+        "num_blocks": 1,
+        "attention_resolutions": (16, 8),
+    },
+)
+
+# A transformer of 5 million parameters on 64 tokens.
+DIT_A = Case(
+    "dit", (32, 32, 4), 10, {"width": 256, "depth": 4, "num_heads": 4, "patch": 4}
+)

@@ -1,0 +1,80 @@
+"""Batches that are on the devices before the step that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+
+class DataIterator(Protocol):
+    """Endless, and its position is a JSON dict, as in grain."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Placed(NamedTuple):
+    """A batch on the host and on the devices, and the data position before it."""
+
+    host: Any
+    arrays: Any
+    position: dict[str, Any]
+
+
+class Ahead:
+    """One batch ahead of the training.
+
+    ``fetch`` right after a dispatch: then reading the batch and its transfer happen
+    while the devices compute. The iterator is one batch ahead of the training, too, so
+    what belongs into a checkpoint is ``position``. An error of the data is raised by
+    ``take``, when all that comes before the bad batch has been dealt with.
+
+    Args:
+      data: endless iterator of host batches.
+      place: host batch -> arrays whose transfer has begun.
+      count: how many batches will be taken.
+    """
+
+    def __init__(self, data: DataIterator, place: Callable[[Any], Any], count: int):
+        self._data = data
+        self._place = place
+        self._left = count
+        self._next: Placed | None = None
+        self._error: Exception | None = None
+        self.fetch()
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Of the first batch that has not been taken."""
+        return self._data.get_state() if self._next is None else self._next.position
+
+    def fetch(self) -> None:
+        """Reads the next batch and begins its transfer; nothing after the last."""
+        if self._left == 0:
+            return
+        self._left -= 1
+        position = self._data.get_state()
+        try:
+            host = next(self._data)
+            self._next = Placed(host, self._place(host), position)
+        except Exception as error:
+            self._error = error
+
+    def take(self) -> Placed:
+        """The batch that was fetched.
+
+        Raises:
+          ValueError: the data ended.
+        """
+        if isinstance(self._error, StopIteration):
+            raise ValueError(
+                "the data ended before the training; the iterator must repeat without "
+                "end"
+            ) from self._error
+        if self._error is not None:
+            raise self._error
+        taken, self._next = self._next, None
+        return taken
