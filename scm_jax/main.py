@@ -79,14 +79,13 @@ def _processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
     from scm_jax.training import cluster, multihost
 
     f = flags.FLAGS
-    given = {
-        name: f[name].value for name in ("coordinator", "num_processes", "process_id")
-    }
-    found = None
-    if f.distributed == "auto":
-        found = cluster.find_cluster(os.environ, **given)
-    elif any(value is not None for value in given.values()):
-        raise ValueError(f"--distributed=off contradicts the flags {given}")
+    found = cluster.find_cluster(
+        os.environ,
+        distributed=f.distributed,
+        coordinator=f.coordinator,
+        num_processes=f.num_processes,
+        process_id=f.process_id,
+    )
     identity = {} if found is None else runs.identity(config_lib.to_dict(config))
     return multihost.joined(found, identity, _explain, timeout=f.join_timeout)
 

@@ -54,6 +54,7 @@ class Cluster:
 def find_cluster(
     environ: Mapping[str, str],
     *,
+    distributed: str = "auto",
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -62,6 +63,8 @@ def find_cluster(
 
     Args:
       environ: environment variables.
+      distributed: flag; ``auto``, or ``off`` for a process that is alone whatever the
+        environment says.
       coordinator: flag; with one of the three flags all three must be given.
       num_processes: flag.
       process_id: flag.
@@ -75,12 +78,20 @@ def find_cluster(
     """
     flags = (coordinator, num_processes, process_id)
     if any(value is not None for value in flags):
-        return _checked(flags, FLAGS, "flags")
+        if distributed == "off":
+            raise ValueError(f"--distributed=off contradicts {', '.join(FLAGS)}")
+        return _if_several(_checked(flags, FLAGS, "flags"))
+    if distributed == "off":
+        return None
     for find in (_from_variables, _from_slurm, _from_tpu, _from_kubernetes):
         found = find(environ)
         if found is not None:
-            return found if found.num_processes > 1 else None
+            return _if_several(found)
     return None
+
+
+def _if_several(cluster: Cluster) -> Cluster | None:
+    return cluster if cluster.num_processes > 1 else None
 
 
 def _checked(values: tuple, names: tuple[str, ...], source: str) -> Cluster:

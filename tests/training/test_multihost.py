@@ -92,6 +92,17 @@ def test_a_process_that_is_alone(environ):
     assert find_cluster(environ) is None
 
 
+def test_off_hides_the_environment():
+    assert find_cluster(SLURM, distributed="off") is None
+    with pytest.raises(ValueError, match="--distributed=off contradicts"):
+        find_cluster({}, distributed="off", process_id=1)
+
+
+def test_flags_for_one_process():
+    one = {"coordinator": "a:1", "num_processes": 1, "process_id": 0}
+    assert find_cluster(SLURM, **one) is None
+
+
 def test_flags_come_first():
     flags = {"coordinator": "[::1]:55", "num_processes": 3, "process_id": 2}
     found = find_cluster({**SLURM, **VARIABLES}, **flags)
