@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from scm_jax.training import sharding
 from scm_jax.training.cluster import Cluster
 from scm_jax.training.peers import Peers, end_process
 
@@ -180,10 +180,11 @@ def local_copy(tree: Any) -> Any:
     if jax.process_count() == 1:
         return tree
 
-    def everywhere(x: jax.Array) -> jax.sharding.NamedSharding:
-        mesh = x.sharding.mesh
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    shardings = jax.tree.map(everywhere, tree)
-    whole = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(tree)
+    # A new lambda would compile again at every call.
+    where = jax.tree.map(lambda x: sharding.replicated(x.sharding.mesh), tree)
+    whole = jax.jit(_same, out_shardings=where)(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+
+def _same(tree: Any) -> Any:
+    return tree

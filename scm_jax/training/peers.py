@@ -28,6 +28,8 @@ BEAT_SECONDS = 3.0
 # A host that loses power sends nothing at all. Longer than any pause of a busy Python.
 SILENCE_SECONDS = 40.0
 
+# Process 0 knows who is missing: the others let it speak first, so many seconds.
+_MARGIN = 5.0
 _THE_END = "the end of the run"
 
 RESUME = (
@@ -175,15 +177,19 @@ class Peers:
                 continue
             try:
                 line.send(hello)
-                # Process 0 waits as long for the others, and says who is missing.
-                answer = line.receive(max(0.1, deadline - time.monotonic()) + 5.0)
+                answer = line.receive(max(0.1, deadline - time.monotonic()) + _MARGIN)
+            except TimeoutError:
+                raise PeerError(
+                    f"{where} reached process 0 at {me.coordinator}, but not all "
+                    f"others did within {timeout:g} s: were all started together?"
+                ) from None
             except (OSError, ValueError) as error:
                 problem = error
                 line.close()
                 time.sleep(0.3)
                 continue
             if "stop" in answer:
-                raise PeerError(answer["stop"])
+                raise PeerError(f"{where}: {answer['stop']}")
             self._names = dict(enumerate(answer["names"]))
             self._lines[0] = line
             return
@@ -210,13 +216,12 @@ class Peers:
             self._lines[0].send({"put": what, "value": value})
         with self._changed:
             done = self._changed.wait_for(
-                # Process 0 knows who is missing: let it speak first.
                 lambda: what in self._results or self._ended,
-                None if timeout is None else timeout + 5.0 * (not self._is_first),
+                None if timeout is None else timeout + _MARGIN * (not self._is_first),
             )
         if not done:
-            late = self._given.get(what, {}) if self._is_first else range(1, 0)
-            who = self._missing(late) if self._is_first else "some process"
+            here = self._given.get(what, {})
+            who = self._missing(here) if self._is_first else "some process"
             self._stop_all(f"{who} did not come to {what!r} within {timeout:g} s")
         if what not in self._results:  # the process is about to end
             raise PeerError(f"stopped while waiting for {what!r}")

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from scm_jax.training import multihost
+from scm_jax.training import peers as peers_lib
 from scm_jax.training.cluster import Cluster, expand_counts, expand_hosts, find_cluster
 from scm_jax.training.peers import PeerError, Peers
 
@@ -244,8 +245,16 @@ def test_a_process_that_never_comes_is_named_by_all_others():
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert results[0] == results[3]
+    assert results[3] == f"process 3 of 4: {results[0]}"
     assert "processes 1, 2 did not connect to process 0 at 127.0.0.1" in results[0]
+
+
+def test_a_process_that_waits_for_the_others_in_vain(monkeypatch):
+    monkeypatch.setattr(peers_lib, "_MARGIN", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(PeerError, match=f"reached process 0 at {address}, but not"):
+            Peers.join(Cluster(address, 3, 1, "x"), 0.5)
 
 
 def test_a_port_that_is_taken():
@@ -346,6 +355,20 @@ def test_who_does_not_come_in_time_is_named(capsys):
     assert isinstance(first, PeerError) and second and isinstance(third, PeerError)
     said = capsys.readouterr().err
     assert said.count("process 1 did not come to 'the check' within 0.5 s") == 3
+
+
+def test_a_body_that_takes_too_long_ends_all(capsys):
+    def call(peers, end):
+        if peers.cluster.process_id == 1:
+            with peers.time_limit("nothing", 20):
+                pass
+            with peers.time_limit("the devices", 0.2):
+                end.wait(20)
+        return end.wait(20)
+
+    assert together(3, call) == [True] * 3
+    said = capsys.readouterr().err
+    assert said.count("needed more than 0.2 s for the devices") == 3
 
 
 def test_the_end_of_a_run_is_no_death(capsys):
