@@ -52,6 +52,7 @@ class Processes:
             subprocess.Popen(
                 [
                     *(sys.executable, "-m", "scm_jax", "train", f"--workdir={workdir}"),
+                    "--join_timeout=200",  # on a busy machine they start far apart
                     *flags,
                     *each(i),
                     *(f"--coordinator={where}", f"--num_processes={number}")[
