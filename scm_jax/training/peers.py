@@ -13,6 +13,7 @@ process prints why and ends at once, whatever the main thread waits for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -367,8 +368,11 @@ def _linger(lines: Any) -> None:
 
 def _server(port: int) -> socket.socket:
     """Listens on all addresses, of both families where there are two."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    return socket.create_server(
-        ("", port), family=family, dualstack_ipv6=dual, backlog=1024
-    )
+    try:
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+        )
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise
+    return socket.create_server(("", port), backlog=1024)  # a host without IPv6
