@@ -87,7 +87,10 @@ def main() -> None:
     )
     first, last = (row["compile"]["cpu_seconds"] for row in (found[0], found[-1]))
     common.ratio(
-        f"compile time of {sizes[-1]}/{sizes[0]}", last / first, limit=1.3, seconds=first
+        f"compile time of {sizes[-1]}/{sizes[0]}",
+        last / first,
+        limit=1.3,
+        seconds=first,
     )
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from scm_jax import compile_cache
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from scm_jax.training.peers import Peers
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
@@ -49,6 +58,40 @@ def _flag_run() -> None:
     flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
 
 
+def _flag_cluster() -> None:
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "off"],
+        "auto: with the other processes that flags, SLURM, TPU or Kubernetes name; "
+        "off: alone.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
+    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_float(
+        "join_timeout", 45.0, "Seconds in which the processes must meet."
+    )
+
+
+def _processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
+    """The other processes of this training, while it lasts."""
+    from scm_jax import config as config_lib
+    from scm_jax import runs
+    from scm_jax.training import cluster, multihost
+
+    f = flags.FLAGS
+    found = cluster.find_cluster(
+        os.environ,
+        distributed=f.distributed,
+        coordinator=f.coordinator,
+        num_processes=f.num_processes,
+        process_id=f.process_id,
+    )
+    identity = {} if found is None else runs.identity(config_lib.to_dict(config))
+    return multihost.joined(found, identity, _explain, timeout=f.join_timeout)
+
+
 def _required(*names: str) -> None:
     missing = [name for name in names if not getattr(flags.FLAGS, name)]
     if missing:
@@ -65,12 +108,14 @@ class UsageError(Exception):
 @command("train", "Trains, or goes on where a run stopped.")
 def _train() -> int:
     from scm_jax import training_run
+    from scm_jax.training import multihost
 
     _flag_config()
     _flag_workdir()
     flags.DEFINE_bool(
         "dry_run", False, "Print config, accounts and sharding, and stop."
     )
+    _flag_cluster()
     _parse()
     _required("config")
     config = flags.FLAGS.config
@@ -81,7 +126,10 @@ def _train() -> int:
         return 0
     _required("workdir")
     compile_cache.enable()
-    status = training_run.train_and_evaluate(config, flags.FLAGS.workdir)
+    workdir = flags.FLAGS.workdir
+    with _processes(config) as peers:
+        multihost.check_shared(peers, workdir)
+        status = training_run.train_and_evaluate(config, workdir)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
@@ -303,8 +351,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scm {_ARGV[0]}: {error}", file=sys.stderr)
         return 2
     except _expected_errors() as error:
-        print(f"scm {_ARGV[0]}: {error}", file=sys.stderr)
+        print(_explain(error), file=sys.stderr)
         return 1
+
+
+def _explain(error: BaseException) -> str:
+    """What to print: the message alone where the user can mend it."""
+    if isinstance(error, _expected_errors()):
+        return f"scm {_ARGV[0]}: {error}"
+    return "".join(traceback.format_exception(error))
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -314,4 +369,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         from scm_jax.training import checkpoint, loop
 
         errors += [loop.NonFiniteError, checkpoint.CheckpointError]
+    if "scm_jax.training.peers" in sys.modules:
+        from scm_jax.training import peers
+
+        errors.append(peers.PeerError)
     return tuple(errors)

@@ -135,17 +135,25 @@ class RunDir:
             ``config`` holds a value that JSON cannot carry.
         """
         text = canonical_json(config)
+        self.check_config(config)
+        if self.config_path.exists() and (
+            self.config_path.read_text(encoding="utf-8") == text
+        ):
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_path, text)
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError where ``write_config`` would; writes nothing."""
+        # In this order: another process may be making both just now, the config first.
+        has_checkpoints = self.checkpoints_dir.exists()
         if self.config_path.exists():
             self._refuse_other_config(config)
-            if self.config_path.read_text(encoding="utf-8") == text:
-                return
-        elif self.checkpoints_dir.exists():
+        elif has_checkpoints:
             raise ValueError(
                 f"{self.path} has checkpoints but no config.json, so nobody can tell "
                 "whose they are: take another work directory, or move them away"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_path, text)
 
     def read_config(self) -> dict[str, Any]:
         """The config as plain dicts and lists."""
@@ -197,15 +205,9 @@ def environment() -> dict[str, Any]:
     """What ran: versions, commit (None outside a checkout), Python, devices."""
     import jax
 
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     commit, dirty = _git_state()
     return {
-        "versions": versions,
+        "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": commit,
@@ -215,6 +217,32 @@ def environment() -> dict[str, Any]:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> text of all that the processes of one run must have in common.
+
+    The config but for where the data lies, the versions of Python and of the packages
+    that compute, and a hash of each source file of this one. Needs no device.
+    """
+    source = Path(__file__).parent
+    facts = {f"config.{k}": v for k, v in _texts(config).items() if k != "dataset.root"}
+    facts["python"] = platform.python_version()
+    facts |= {f"version of {name}": str(v) for name, v in _versions().items()}
+    for file in sorted(source.rglob("*.py")):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+        facts[f"code of {file.relative_to(source.parent).as_posix()}"] = digest
+    return facts
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 SampleFn = Callable[..., tuple[np.ndarray, np.ndarray | None]]

@@ -19,7 +19,7 @@ from scm_jax import evaluation, runs, sampling, scaling, trigflow, writers
 from scm_jax import experiment as experiment_lib
 from scm_jax.evaluation.evaluators import Subject
 from scm_jax.experiment import Experiment
-from scm_jax.training import loop, sharding
+from scm_jax.training import loop, multihost, sharding
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.progress import NoProgress, Progress
 from scm_jax.types import Cond, lookup
@@ -31,6 +31,9 @@ def train_and_evaluate(
     config: ConfigDict, workdir: str | os.PathLike, *, label: str = ""
 ) -> str:
     """Trains ``config`` in ``workdir``; the same call again goes on where it stopped.
+
+    With several processes all must make this call with the same arguments; the first
+    writes the files of the run directory, and all write the checkpoints.
 
     Args:
       config: a complete config, see ``scm_jax/config.py``.
@@ -50,7 +53,9 @@ def train_and_evaluate(
     )
     experiment = experiment_lib.build(config, mesh)
     sharding.check_batch_size(config.train.batch_size, mesh)
-    run_dir.write_config(config_lib.to_dict(config))
+    run_dir.check_config(config_lib.to_dict(config))
+    if jax.process_index() == 0:
+        run_dir.write_config(config_lib.to_dict(config))
     with (
         jax.set_mesh(mesh),
         Checkpointer(
@@ -71,14 +76,14 @@ def _train(
     label: str,
 ) -> str:
     started = time.monotonic()
+    # Asked before the training: later a faster process may have written it.
+    measured = run_dir.summary_path.exists()
     index, count = sharding.data_shard(mesh)
     data = experiment.dataset.iterator(
         config.train.batch_size, config.seed, process_index=index, process_count=count
     )
     state, restored_step = _place_state(experiment, mesh, checkpointer, data)
-    writer = writers.make_writer(
-        config.log.writers, run_dir.path, resume_step=restored_step
-    )
+    writer = _writer(config, run_dir, restored_step)
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
         batch_size=config.train.batch_size,
@@ -103,28 +108,61 @@ def _train(
         metadata={"config_hash": runs.config_hash(config_lib.to_dict(config))},
         progress=_progress(settings, label or config.name or "train"),
     )
-    if result.status == loop.DONE and not run_dir.summary_path.exists():
-        rows = evaluate(experiment, result.state.ema[experiment.sampling_ema])
-        for row in rows:
-            _record(run_dir, row, experiment, int(result.state.step))
-        _write_samples(experiment, result.state, writer)
-        run_dir.write_summary(
-            {
-                "parameters": scaling.parameter_count(result.state.params["net"]),
-                "seconds": time.monotonic() - started,
-                "resumed_at_step": restored_step,
-                "images": settings.num_steps * settings.batch_size,
-                **accounts,
-                "total_train_macs": accounts["train_macs_per_image"]
-                * settings.num_steps
-                * settings.batch_size,
-                "results": rows,
-                "seed": config.seed,
-                "environment": runs.environment(),
-            }
-        )
+    if result.status == loop.DONE and not measured:
+        summary = {
+            "parameters": scaling.parameter_count(result.state.params["net"]),
+            "resumed_at_step": restored_step,
+            "images": settings.num_steps * settings.batch_size,
+            **accounts,
+            "total_train_macs": accounts["train_macs_per_image"]
+            * settings.num_steps
+            * settings.batch_size,
+        }
+        _measure(experiment, result.state, run_dir, writer, summary, started)
     writer.close()
     return result.status
+
+
+def _measure(
+    experiment: Experiment,
+    state: Any,
+    run_dir: runs.RunDir,
+    writer: Any,
+    summary: dict[str, Any],
+    started: float,
+) -> None:
+    """The end of a run: results, a picture of samples, and the summary.
+
+    Every process samples for itself, so that none waits for another; one writes.
+    """
+    average = multihost.local_copy(state.ema[experiment.sampling_ema])
+    rows = evaluate(experiment, average)
+    first = jax.process_index() == 0
+    for row in rows if first else ():
+        _record(run_dir, row, experiment, int(state.step))
+    _write_samples(experiment, average, int(state.step), writer)
+    if not first:
+        return
+    run_dir.write_summary(
+        {
+            **summary,
+            "seconds": time.monotonic() - started,
+            "results": rows,
+            "seed": experiment.config.seed,
+            "environment": runs.environment(),
+        }
+    )
+
+
+def _writer(
+    config: ConfigDict, run_dir: runs.RunDir, restored_step: int | None
+) -> writers.MetricWriter:
+    """The writers of the config on the first process, none on the others."""
+    if jax.process_index():
+        return writers.MultiWriter(())
+    return writers.make_writer(
+        config.log.writers, run_dir.path, resume_step=restored_step
+    )
 
 
 def _progress(settings: loop.LoopSettings, label: str) -> Any:
@@ -154,7 +192,12 @@ def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:
     """clu's parameter table, once, at the start."""
     from clu import parameter_overview
 
-    table = parameter_overview.get_parameter_overview(params["net"])
+    # With several processes no one has all parameters: then mean and deviation are
+    # computed by all of them together.
+    stats: bool | str = True if jax.process_count() == 1 else "global"
+    table = parameter_overview.get_parameter_overview(
+        params["net"], include_stats=stats
+    )
     writer.write_texts(0, {"parameters": table})
     writer.write_hparams(config_lib.to_dict(config))
 
@@ -339,7 +382,8 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
     def call(state: Any, images: int) -> dict[str, float]:
         if images >= config.train.duration_images:
             return {}  # measured once more for the summary, right after the loop
-        rows = evaluate(experiment, state.ema[experiment.sampling_ema])
+        average = multihost.local_copy(state.ema[experiment.sampling_ema])
+        rows = evaluate(experiment, average)
         return {
             f"{row['steps']}_steps/{name}": value
             for row in rows
@@ -350,16 +394,16 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
     return [loop.Hook(config.eval.every_images, "eval", call)]
 
 
-def _write_samples(experiment: Experiment, state: Any, writer: Any) -> None:
+def _write_samples(
+    experiment: Experiment, net_params: Any, step: int, writer: Any
+) -> None:
     """A grid of samples of the final average, for data that can be looked at."""
     info = experiment.dataset.info
     if info.to_pixels is None:
         return
-    generate = experiment_lib.make_generate(
-        experiment, state.ema[experiment.sampling_ema]
-    )
+    generate = experiment_lib.make_generate(experiment, net_params)
     pixels = info.to_pixels(generate(min(64, experiment.config.sampling.batch_size)))
-    writer.write_images(int(state.step), {"samples": np.asarray(pixels)})
+    writer.write_images(step, {"samples": np.asarray(pixels)})
 
 
 def make_sampler(run: runs.Run) -> Any:

@@ -1,0 +1,269 @@
+"""Which processes train together: found in flags or in the environment, never guessed.
+
+The first of these that applies decides:
+
+    1. flags            --coordinator=host:port --num_processes=N --process_id=I
+    2. JAX variables    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+    3. SLURM            a step of srun with more than one task
+    4. TPU              TPU_WORKER_HOSTNAMES with more than one host, TPU_WORKER_ID
+    5. Kubernetes       an indexed Job or JobSet, with JAX_NUM_PROCESSES
+
+Everything here is a pure function of a mapping of environment variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+# Above the ports that Linux hands out by itself (32768-60999).
+_FIRST_PORT, _NUM_PORTS = 61440, 4096
+TPU_PORT = KUBERNETES_PORT = 8482
+
+FLAGS = ("--coordinator", "--num_processes", "--process_id")
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """One process among several.
+
+    Attributes:
+      coordinator: ``host:port``; process 0 listens there.
+      num_processes: how many there are, at least 2.
+      process_id: which one this is, from 0.
+      source: where this was found, for messages.
+      local_device_ids: the accelerators of the host that this process may use; None
+        for all that are visible.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+    source: str
+    local_device_ids: tuple[int, ...] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator."""
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def find_cluster(
+    environ: Mapping[str, str],
+    *,
+    distributed: str = "auto",
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Cluster | None:
+    """The cluster of this process, or None where it is alone.
+
+    Args:
+      environ: environment variables.
+      distributed: flag; ``auto``, or ``off`` for a process that is alone whatever the
+        environment says.
+      coordinator: flag; with one of the three flags all three must be given.
+      num_processes: flag.
+      process_id: flag.
+
+    Raises:
+      ValueError: incomplete or contradictory; names the flag or variable.
+
+    >>> find_cluster({"JAX_COORDINATOR_ADDRESS": "a:1234", "JAX_NUM_PROCESSES": "2",
+    ...               "JAX_PROCESS_ID": "1"}).process_id
+    1
+    """
+    flags = (coordinator, num_processes, process_id)
+    if any(value is not None for value in flags):
+        if distributed == "off":
+            raise ValueError(f"--distributed=off contradicts {', '.join(FLAGS)}")
+        return _if_several(_checked(flags, FLAGS, "flags"))
+    if distributed == "off":
+        return None
+    for find in (_from_variables, _from_slurm, _from_tpu, _from_kubernetes):
+        found = find(environ)
+        if found is not None:
+            return _if_several(found)
+    return None
+
+
+def _if_several(cluster: Cluster) -> Cluster | None:
+    return cluster if cluster.num_processes > 1 else None
+
+
+def _checked(values: tuple, names: tuple[str, ...], source: str) -> Cluster:
+    """A cluster of (coordinator, number, index), each with the name it goes by."""
+    missing = [n for n, v in zip(names, values, strict=True) if v in (None, "")]
+    if missing:
+        given = [n for n in names if n not in missing]
+        raise ValueError(
+            f"{', '.join(given)} without {', '.join(missing)}: all of "
+            f"{', '.join(names)} are needed"
+        )
+    coordinator, number, index = values
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{names[0]}={coordinator!r}: must be host:port")
+    number, index = _integer(number, names[1]), _integer(index, names[2])
+    if number < 1:
+        raise ValueError(f"{names[1]}={number}: must be at least 1")
+    if not 0 <= index < number:
+        raise ValueError(
+            f"{names[2]}={index}: must be in 0..{number - 1}, as {names[1]}={number}"
+        )
+    return Cluster(coordinator, number, index, source)
+
+
+def _integer(text: str | int, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r}: must be an integer") from None
+
+
+def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
+    if "JAX_PROCESS_ID" not in environ and "JOB_COMPLETION_INDEX" in environ:
+        return None  # Kubernetes fills in what is missing
+    values = tuple(environ.get(name) for name in VARIABLES)
+    # The address alone says nothing about who is there: JAX reads it by itself.
+    return _checked(values, VARIABLES, "JAX variables") if any(values[1:]) else None
+
+
+# ------------------------------------------------------------------ SLURM
+
+
+def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
+    """A step of srun. A shell of salloc and the script of sbatch are not: they lack
+    the variables of a step, and whoever runs there runs alone."""
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID")
+    if any(name not in environ for name in names):
+        return None
+    number = _integer(environ[names[0]], names[0])
+    if number < 2:
+        return None
+    job = _integer(environ.get("SLURM_JOB_ID", "0"), "SLURM_JOB_ID")
+    step = _integer(environ.get("SLURM_STEP_ID", "0"), "SLURM_STEP_ID")
+    # Two steps of one job on one host must not meet on one port.
+    port = _FIRST_PORT + (job + 97 * step) % _NUM_PORTS
+    host = expand_hosts(environ[names[1]])[0]
+    cluster = _checked(
+        (f"{host}:{port}", number, environ[names[2]]),
+        ("SLURM_STEP_NODELIST", names[0], names[2]),
+        "SLURM",
+    )
+    return dataclasses.replace(cluster, local_device_ids=_slurm_devices(environ))
+
+
+def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
+    """One accelerator each where tasks share a host and SLURM did not split it."""
+    counts = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    node = _integer(environ.get("SLURM_NODEID", "0"), "SLURM_NODEID")
+    tasks_here = counts[min(node, len(counts) - 1)]
+    visible = [d for d in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    if tasks_here == 1 or len(visible) != tasks_here:
+        return None
+    return (_integer(environ.get("SLURM_LOCALID", "0"), "SLURM_LOCALID"),)
+
+
+def expand_hosts(text: str) -> list[str]:
+    """The hosts of SLURM's short form.
+
+    >>> expand_hosts("gpu[08-10,12],login")
+    ['gpu08', 'gpu09', 'gpu10', 'gpu12', 'login']
+    """
+    hosts = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        found = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
+        if not found:
+            hosts.append(part)
+            continue
+        before, ranges, after = found.groups()
+        for item in ranges.split(","):
+            first, _, last = item.partition("-")
+            for i in range(int(first), int(last or first) + 1):
+                hosts += expand_hosts(f"{before}{i:0{len(first)}d}{after}")
+    if not hosts:
+        raise ValueError(f"SLURM_STEP_NODELIST={text!r}: no host in it")
+    return hosts
+
+
+def expand_counts(text: str) -> list[int]:
+    """The numbers of SLURM's short form.
+
+    >>> expand_counts("4(x2),1")
+    [4, 4, 1]
+    """
+    counts = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not found:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text!r}: cannot be read")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+# ------------------------------------------------------------------ clouds
+
+
+def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
+    """A pod slice, or several: what GKE sets, counted as JAX itself counts."""
+    workers = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    slices = _integer(environ.get("MEGASCALE_NUM_SLICES") or 1, "MEGASCALE_NUM_SLICES")
+    number = len(workers) * slices
+    if not workers[0] or number < 2:
+        return None
+    if "TPU_WORKER_ID" not in environ:
+        raise ValueError("TPU_WORKER_HOSTNAMES without TPU_WORKER_ID")
+    worker = _integer(environ["TPU_WORKER_ID"], "TPU_WORKER_ID")
+    if not 0 <= worker < len(workers):
+        raise ValueError(
+            f"TPU_WORKER_ID={worker}: TPU_WORKER_HOSTNAMES names {len(workers)} hosts"
+        )
+    this = _integer(environ.get("MEGASCALE_SLICE_ID") or 0, "MEGASCALE_SLICE_ID")
+    first = environ.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
+    return _checked(
+        (f"{first.split(':')[0]}:{TPU_PORT}", number, this * len(workers) + worker),
+        ("TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"),
+        "TPU",
+    )
+
+
+def _from_kubernetes(environ: Mapping[str, str]) -> Cluster | None:
+    """Pods of an indexed Job: host names end in the index, ``JOB-0`` is process 0.
+
+    The index and the host name are there by themselves; how many pods there are is
+    not, so ``JAX_NUM_PROCESSES`` must be set. Without it each pod runs alone, as in a
+    Job that works through a list of runs.
+    """
+    if "JOB_COMPLETION_INDEX" not in environ or "JAX_NUM_PROCESSES" not in environ:
+        return None
+    index = environ["JOB_COMPLETION_INDEX"]
+    coordinator = environ.get("JAX_COORDINATOR_ADDRESS")
+    if not coordinator and environ["JAX_NUM_PROCESSES"] != "1":
+        coordinator = _kubernetes_coordinator(environ, index)
+    return _checked(
+        (
+            coordinator or f"localhost:{KUBERNETES_PORT}",
+            environ["JAX_NUM_PROCESSES"],
+            index,
+        ),
+        ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX"),
+        "Kubernetes",
+    )
+
+
+def _kubernetes_coordinator(environ: Mapping[str, str], index: str) -> str:
+    domain = environ.get("JOBSET_NAME")
+    # HOSTNAME is JOB-INDEX; with hostNetwork it is the machine's name instead.
+    job, _, last = environ.get("HOSTNAME", "").partition(".")[0].rpartition("-")
+    if not domain or not job or last != index:
+        raise ValueError(
+            f"JOB_COMPLETION_INDEX={index} and JAX_NUM_PROCESSES say that this pod is "
+            "one of several, but the address of the first is unknown: set "
+            "JAX_COORDINATOR_ADDRESS to HOST:PORT, or in a JobSet set JOBSET_NAME "
+            "(HOSTNAME must then end in the index)"
+        )
+    return f"{job}-0.{domain}:{KUBERNETES_PORT}"
