@@ -51,7 +51,7 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )
-    experiment = experiment_lib.build(config, mesh)
+    experiment = experiment_lib.build(config)
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
     if jax.process_index() == 0:
@@ -98,7 +98,7 @@ def _train(
     result = loop.train(
         settings,
         state=state,
-        train_step=experiment.train_step(),
+        train_step=experiment.place(mesh).train_step(),
         data=data,
         place_batch=functools.partial(sharding.place_batch, mesh=mesh),
         checkpointer=checkpointer,
