@@ -123,18 +123,15 @@ def account(
         divide.
     """
     device = hardware_lib.find(hardware)
+    cost_model.check_efficiency(efficiency)
     spec = mesh or MeshSpec(1, 1, 1)
+    real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
+    sharding.check_batch_size(config.train.batch_size, real)
     experiment = describe.build_abstract(as_on_accelerator(config))
     stated = _state(config, spec, device, efficiency)
     measured = measure(experiment)
-    found, compiled = [], {}
-    if mesh is not None:
-        devices = jax.devices("cpu")[: num_devices(spec)]
-        real = sharding.make_mesh(spec, devices)
-        measured["state_bytes_per_device"] = state_bytes_per_device(experiment, real)
-        found, compiled = compile_step(experiment, real)
-    else:
-        measured["state_bytes_per_device"] = measured["state_bytes"]
+    measured["state_bytes_per_device"] = state_bytes_per_device(experiment, real)
+    found, compiled = compile_step(experiment, real) if mesh else ([], {})
     modelled = model(stated, measured, compiled, found, device)
     return Accounts(stated, measured, compiled, modelled)
 

@@ -205,7 +205,8 @@ _OPCODE = re.compile(r"\s([a-z][a-z0-9-]*)\(")
 
 def _parse(hlo: str) -> dict[str, _Computation]:
     program: dict[str, _Computation] = {}
-    name, entry, body = "", False, []
+    name, entry = "", False
+    body: list[_Instruction] = []
     for line in hlo.splitlines():
         if header := _HEADER.match(line):
             name, entry, body = header[2], bool(header[1]), []
@@ -254,7 +255,7 @@ def _executions(program: dict[str, _Computation]) -> dict[str, int | None]:
 
     def visit(name: str, count: int | None) -> None:
         before = times[name]
-        times[name] = None if None in (before, count) else before + count
+        times[name] = None if before is None or count is None else before + count
         for i in program[name].instructions.values():
             inner = count
             if i.opcode == "while" and count is not None:

@@ -45,14 +45,18 @@ def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
       >>> contraction_bytes(lambda x, w: x @ w, x, w) == 4 * (6 + 15 + 10)
       True
     """
-    closed = jax.make_jaxpr(fn)(*abstract_args)
-    jaxpr = getattr(closed, "jaxpr", closed)
+    jaxpr = _open(jax.make_jaxpr(fn)(*abstract_args))
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _jaxpr_bytes(live)
 
 
+def _open(jaxpr: Any) -> Any:
+    # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
 def _jaxpr_bytes(jaxpr: Any) -> int:
-    return sum(_eqn_bytes(eqn) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+    return sum(_eqn_bytes(eqn) for eqn in _open(jaxpr).eqns)
 
 
 def _eqn_bytes(eqn: Any) -> int:
@@ -174,13 +178,14 @@ def network_seconds(transfers: Iterable[Transfer], hardware: Hardware) -> float:
     transfers = list(transfers)
     links = sum(t.received_bytes for t in transfers) / hardware.link_bandwidth
     between = sum(t.node_bytes(hardware.node_devices) for t in transfers)
-    if between and hardware.node_bandwidth is None:
+    if not between:
+        return links / BANDWIDTH_EFFICIENCY
+    if hardware.node_bandwidth is None:
         raise ValueError(
             f"hardware = {hardware.name!r} joins at most {hardware.node_devices} "
             "devices; a network between such groups is not modelled"
         )
-    nodes = between / hardware.node_bandwidth if between else 0.0
-    return max(links, nodes) / BANDWIDTH_EFFICIENCY
+    return max(links, between / hardware.node_bandwidth) / BANDWIDTH_EFFICIENCY
 
 
 # --- Time -----------------------------------------------------------------------------
@@ -251,12 +256,17 @@ def step_time(
     Raises:
       ValueError: an efficiency outside of (0, 1].
     """
-    if not 0 < efficiency <= 1:
-        raise ValueError(f"efficiency = {efficiency} is not in (0, 1]")
+    check_efficiency(efficiency)
     ideal = 2 * macs_per_image * images / hardware.peak_flops
     bandwidth = hardware.memory_bandwidth * BANDWIDTH_EFFICIENCY
     memory = (traffic + 2 * state_bytes) / bandwidth
     return StepTime(ideal / efficiency, memory, network, ideal)
+
+
+def check_efficiency(efficiency: float) -> None:
+    """Raises ValueError unless it is a share of the peak."""
+    if not 0 < efficiency <= 1:
+        raise ValueError(f"efficiency = {efficiency} is not in (0, 1]")
 
 
 # --- Memory ---------------------------------------------------------------------------
