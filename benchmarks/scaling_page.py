@@ -78,14 +78,15 @@ def memory_counts(experiment) -> dict:
     }
 
 
-def all_counts(path: pathlib.Path) -> dict:
+def all_counts(models: list[str], path: pathlib.Path) -> dict:
+    """Counts of some models, from the file where they are in it."""
     found = json.loads(path.read_text()) if path.exists() else {}
-    for model in MODELS:
+    for model in models:
         if model not in found:
             found[model] = count(model)
             path.write_text(json.dumps(found, indent=1))
             print(model, flush=True)
-    return found
+    return {model: found[model] for model in models}
 
 
 # --- Plans ----------------------------------------------------------------------------
@@ -170,8 +171,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def networks_section(counts: dict) -> list[str]:
     rows = []
-    for model in MODELS:
-        found = counts[model]
+    for model, found in counts.items():
         flops = [f"{2 * found['macs'][v] / 1e12:.2f}" for v in found["macs"]]
         rows.append(
             [
@@ -206,10 +206,10 @@ def networks_section(counts: dict) -> list[str]:
 
 def plans_section(counts: dict, device: Hardware, variant: str) -> list[str]:
     rows = []
-    for model in MODELS:
+    for model, found in counts.items():
         cells = []
         for devices in DEVICES:
-            p = best_plan(counts[model], variant, device, devices)
+            p = best_plan(found, variant, device, devices)
             cells.append(
                 f"{p.data}x{p.fsdp}, {p.microbatches}, {p.efficiency:.2f}"
                 if p
@@ -227,8 +227,9 @@ def plans_section(counts: dict, device: Hardware, variant: str) -> list[str]:
 def reasons_section(counts: dict) -> list[str]:
     """Every mesh of one case, so that the choice can be followed."""
     device, rows = find("a100-80g"), []
+    model = [name for name in counts if name.startswith("unet")][-1]
     for fsdp in (1, 2, 4, 8, 16, 64, 256):
-        p = plan(counts["unet,xxl"], "scd", device, 256 // fsdp, fsdp)
+        p = plan(counts[model], "scd", device, 256 // fsdp, fsdp)
         row = [f"{p.data}x{p.fsdp}", f"{p.memory / 1e9:.1f}", str(p.fits)]
         if p.fits:
             row += [f"{1e3 * p.time.network:.0f}", f"{p.efficiency:.2f}"]
@@ -236,7 +237,7 @@ def reasons_section(counts: dict) -> list[str]:
     return [
         "## Why these meshes (modelled)",
         "",
-        "U-Net XXL, scd, 256 A100-80GB, 8 images a device, every width of sharding:",
+        f"{label(model)}, scd, 256 A100-80GB, 8 images a device, by width of sharding:",
         *table(
             [
                 "data x fsdp",
@@ -261,8 +262,7 @@ def balance_section(counts: dict) -> list[str]:
     rows = []
     for name in HARDWARE:
         device = find(name)
-        for model in ("unet,s", "unet,xxl", "dit,1p6b"):
-            found = counts[model]
+        for model, found in counts.items():
             p = best_plan(found, "sct", device, 256)
             once = plan(found, "sct", device, p.data, p.fsdp)
             per_image = (
@@ -288,28 +288,28 @@ def balance_section(counts: dict) -> list[str]:
 
 def recipes_section(counts: dict) -> list[str]:
     rows = []
-    for model in MODELS[: len(UNETS)]:
+    unets = {name: found for name, found in counts.items() if name.startswith("unet")}
+    for model, found in unets.items():
         cells = []
-        found = counts[model]
         for name in HARDWARE:
             for variant in found["macs"]:
                 p = best_plan(found, variant, find(name), 64)
                 steps = found["images"][variant] / found["batch_size"]
                 cells.append(f"{p.time.exposed * steps * 64 / 3600:,.0f}")
         rows.append([label(model), *cells])
-    variants = list(counts[MODELS[0]]["macs"])
-    xxl = counts["unet,xxl"]
+    model, found = list(unets.items())[-1]
+    variants = list(found["macs"])
     lengths = ", ".join(
-        f"{variant} {xxl['images'][variant] // xxl['batch_size']:,}"
+        f"{variant} {found['images'][variant] // found['batch_size']:,}"
         for variant in variants
     )
     return [
         "## The paper's recipes in device hours (modelled)",
         "",
         "`experiments/imagenet512.py`, batch 2,048, on 64 devices, network exposed.",
-        f"Optimizer steps of XXL: {lengths}. The paper states neither its hardware nor",
-        "its hours; of its compute it says that an iteration of sCD costs about two of",
-        "the teacher's.",
+        f"Optimizer steps of {label(model)}: {lengths}.",
+        "The paper states neither its hardware nor its hours; of its compute it says",
+        "that an iteration of sCD costs about two of the teacher's.",
         *table(
             ["network", *(f"{name}: {v}" for name in HARDWARE for v in variants)], rows
         ),
@@ -412,12 +412,13 @@ def page(counts: dict, compiled: list[pathlib.Path]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/scaling.md")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--counts", type=pathlib.Path, default="scaling_counts.json")
     parser.add_argument(
         "--compiled", type=pathlib.Path, action="append", default=[], metavar="JSON"
     )
     args = parser.parse_args()
-    args.out.write_text(page(all_counts(args.counts), args.compiled))
+    args.out.write_text(page(all_counts(args.models, args.counts), args.compiled))
 
 
 if __name__ == "__main__":
