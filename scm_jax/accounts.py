@@ -289,6 +289,7 @@ def model(
         "network_seconds_analytic": network(analytic),
         "compute_seconds": time.compute,
         "memory_seconds": time.memory,
+        "update_seconds": time.update,
         "network_seconds": time.network,
         "bound": time.bound,
         "step_seconds_overlapped": time.overlapped,
@@ -298,7 +299,7 @@ def model(
         "images_per_second": stated["batch_size"] / time.exposed,
         "device_hours": hours,
         "largest_images_per_device": largest,
-        "microbatches_needed": -(-int(images) // largest) if largest else None,
+        "microbatches_needed": cost_model.microbatches(images, largest),
     }
 
 
@@ -346,7 +347,8 @@ _LINES: tuple[tuple[str, str, str, Any], ...] = (
     ("stated", "efficiency", "share of peak in matrix products", _percent),
     ("stated", "bandwidth_efficiency", "share of bandwidths reached", _percent),
     ("modelled", "compute_seconds", "roofline: compute", _seconds),
-    ("modelled", "memory_seconds", "roofline: memory", _seconds),
+    ("modelled", "memory_seconds", "roofline: memory of products", _seconds),
+    ("modelled", "update_seconds", "roofline: memory of the update", _seconds),
     ("modelled", "network_seconds", "roofline: network", _seconds),
     ("modelled", "network_seconds_analytic", "network by the FSDP model", _seconds),
     ("modelled", "step_seconds_overlapped", "step, network hidden", _seconds),

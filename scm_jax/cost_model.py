@@ -197,25 +197,32 @@ class StepTime:
 
     Attributes:
       compute: contractions at the stated efficiency.
-      memory: bytes of contractions and of the optimizer's update at the bandwidth.
+      memory: bytes of the contractions at the bandwidth.
+      update: bytes of the optimizer's update at the bandwidth; it follows the gradient.
       network: collectives.
       ideal: contractions at the peak.
     """
 
     compute: float
     memory: float
+    update: float
     network: float
     ideal: float
 
     @property
+    def busy(self) -> float:
+        """The device's own work."""
+        return max(self.compute, self.memory) + self.update
+
+    @property
     def overlapped(self) -> float:
         """Collectives run beside the computation."""
-        return max(self.compute, self.memory, self.network)
+        return max(self.busy, self.network)
 
     @property
     def exposed(self) -> float:
         """Computation waits for every collective."""
-        return max(self.compute, self.memory) + self.network
+        return self.busy + self.network
 
     def utilization(self, seconds: float) -> float:
         """Model-FLOPs utilization of a step of so many seconds."""
@@ -224,8 +231,8 @@ class StepTime:
     @property
     def bound(self) -> str:
         """What takes longest."""
-        parts = {name: getattr(self, name) for name in ("compute", "memory", "network")}
-        return max(parts, key=lambda name: parts[name])
+        parts = ("compute", "memory", "update", "network")
+        return max(parts, key=lambda name: float(getattr(self, name)))
 
 
 def step_time(
@@ -240,9 +247,9 @@ def step_time(
 ) -> StepTime:
     """Roofline of a step on one device.
 
-    ``compute = 2 F b / (efficiency peak)``;
-    ``memory = (traffic + 2 state) / bandwidth``: the update reads and writes all
-    parameters, moments and averages.
+    ``compute = 2 F b / (efficiency peak)``, ``memory = traffic / bandwidth`` and
+    ``update = 2 state / bandwidth``: all parameters, moments and averages are read and
+    written.
 
     Args:
       macs_per_image: F.
@@ -259,8 +266,13 @@ def step_time(
     check_efficiency(efficiency)
     ideal = 2 * macs_per_image * images / hardware.peak_flops
     bandwidth = hardware.memory_bandwidth * BANDWIDTH_EFFICIENCY
-    memory = (traffic + 2 * state_bytes) / bandwidth
-    return StepTime(ideal / efficiency, memory, network, ideal)
+    return StepTime(
+        compute=ideal / efficiency,
+        memory=traffic / bandwidth,
+        update=2 * state_bytes / bandwidth,
+        network=network,
+        ideal=ideal,
+    )
 
 
 def check_efficiency(efficiency: float) -> None:
@@ -297,3 +309,16 @@ def largest_batch(
     """
     free = hardware.memory_bytes * USABLE_MEMORY - resident_bytes
     return max(int(free // bytes_per_image), 0)
+
+
+def microbatches(images: float, fits: int) -> int | None:
+    """Fewest equal parts of which each fits; None where not even one image does.
+
+    Example:
+      >>> microbatches(32, 12)
+      4
+    """
+    total = math.ceil(images)
+    if fits < 1:
+        return None
+    return next(n for n in range(1, total + 1) if total % n == 0 and total // n <= fits)

@@ -138,11 +138,12 @@ def test_roofline_of_a_step():
     )
     assert time.ideal == pytest.approx(0.2)
     assert time.compute == pytest.approx(0.4)
-    assert time.memory == pytest.approx(0.2 / cost_model.BANDWIDTH_EFFICIENCY)
+    assert time.memory == pytest.approx(0.1 / cost_model.BANDWIDTH_EFFICIENCY)
+    assert time.update == pytest.approx(0.1 / cost_model.BANDWIDTH_EFFICIENCY)
     assert time.bound == "compute"
-    assert time.overlapped == pytest.approx(0.4)
-    assert time.exposed == pytest.approx(0.5)
-    assert time.utilization(time.exposed) == pytest.approx(0.4)
+    assert time.overlapped == pytest.approx(0.525)  # the update cannot run beside it
+    assert time.exposed == pytest.approx(0.625)
+    assert time.utilization(time.exposed) == pytest.approx(0.32)
 
 
 @pytest.mark.parametrize("efficiency", [0.0, -1.0, 1.1, math.nan])
@@ -193,3 +194,11 @@ def test_unknown_accelerator_gets_a_hint():
     with pytest.raises(ValueError, match="did you mean 'h100'"):
         hardware.find("h10")
     assert np.all([hardware.find(name).name == name for name in hardware.HARDWARE])
+
+
+@pytest.mark.parametrize(
+    "images, fits, parts",
+    [(32, 32, 1), (32, 31, 2), (32, 12, 4), (12, 5, 3), (7, 3, 7), (8, 0, None)],
+)
+def test_microbatches_are_equal_and_fit(images, fits, parts):
+    assert cost_model.microbatches(images, fits) == parts

@@ -9,9 +9,24 @@ import jax
 
 from scm_jax import main
 
-if __name__ == "__main__":
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def run(argv):
+    """The command; its number of compilations is the last line on stderr."""
+    count = 0
+
+    def listen(event, duration, **details):
+        nonlocal count
+        count += event == COMPILED
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     jax.config.update("jax_log_compiles", True)
+    code = main.main(argv)
+    print(f"compilations: {count}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
     argv = sys.argv[1:]
-    if argv[0].startswith("--"):
-        argv = ["describe", *argv]
-    sys.exit(main.main(argv))
+    sys.exit(run(["describe", *argv] if argv[0].startswith("--") else argv))

@@ -59,8 +59,13 @@ def compiled_programs(done):
     return [re.search(r"Compiling (jit\(\w+\))", line)[1] for line in large]
 
 
-def test_a_mesh_compiles_the_step_once_and_nothing_else(sharded):
+def compilations(done):
+    return int(done.stderr.rsplit("compilations: ", 1)[1])
+
+
+def test_a_mesh_compiles_the_step_once_and_nothing_else(plain, sharded):
     assert compiled_programs(sharded) == ["jit(step)"]
+    assert compilations(sharded) == compilations(plain) + 1
 
 
 def test_without_a_mesh_nothing_is_compiled(plain):
