@@ -234,8 +234,8 @@ def model(
     """Everything that follows by formula from counts and data sheets.
 
     Times use the traffic of the compiled step where there is one, else the analytic
-    model of fully sharded training; so does the memory that does not grow with the
-    batch.
+    model of fully sharded training. The largest batch takes the compiled temporaries
+    where they are larger than the model's.
     """
     sizes = stated["mesh"]
     split = sizes["data"] * sizes["fsdp"]
@@ -271,13 +271,14 @@ def model(
     saved = measured["saved_bytes_per_image"] / sizes["tensor"]
     fixed = cost_model.fixed_bytes(here, sizes["fsdp"], itemsize, teacher_here)
     resident = measured["state_bytes_per_device"] + fixed
+    growing = saved
     if compiled:
-        growing = saved * images / parts
-        resident = compiled["argument_bytes_per_device"] + max(
-            compiled["temporary_bytes_per_device"] - growing, 0
-        )
+        # What the compiled step needs beyond the model is taken to grow with the batch.
+        resident = compiled["argument_bytes_per_device"] + fixed
+        excess = compiled["temporary_bytes_per_device"] - fixed
+        growing = max(saved, excess * parts / images)
     largest = cost_model.largest_batch(
-        resident_bytes=resident, bytes_per_image=saved, hardware=device
+        resident_bytes=resident, bytes_per_image=growing, hardware=device
     )
     hours = time.exposed * stated["steps"] * stated["devices"] / 3600
     return {

@@ -116,6 +116,22 @@ def test_times_follow_from_what_is_stated(plain):
     assert modelled["device_hours"] == pytest.approx(step * stated["steps"] / 3600)
 
 
+def test_largest_batch_covers_what_the_compiled_step_holds(sharded):
+    found = read(sharded)
+    measured, compiled, modelled = (
+        found[key] for key in ("measured", "compiled", "modelled")
+    )
+    parameters = measured["parameters"]
+    fixed = 4 * parameters / 4 + 4 * parameters  # gradient's shard, a gathered copy
+    images = modelled["images_per_device"]
+    free = 0.9 * 80e9 - compiled["argument_bytes_per_device"] - fixed
+    largest = modelled["largest_images_per_device"]
+    assert largest <= free / measured["saved_bytes_per_image"]
+    excess = (compiled["temporary_bytes_per_device"] - fixed) / images
+    assert largest * excess <= free
+    assert (largest + 1) * max(excess, measured["saved_bytes_per_image"]) > free
+
+
 def test_table_says_how_each_number_is_known():
     done = run("--mesh=fsdp=2", "--efficiency=0.25")
     assert done.returncode == 0, done.stderr
@@ -126,7 +142,7 @@ def test_table_says_how_each_number_is_known():
     for known in ("measured", "compiled", "modelled", "stated"):
         assert re.search(rf"  {known}$", body, re.M), known
     assert re.search(r"share of peak in matrix products +25.0 % +stated", body)
-    assert re.search(r"all-gather +\d+ +[\d.]+ kB +[\d.]+ kB", body)
+    assert re.search(r"all-gather +\d+ +[\d.]+ MB +[\d.]+ MB", body)
 
 
 @pytest.mark.parametrize(
