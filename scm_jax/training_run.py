@@ -57,14 +57,11 @@ def train_and_evaluate(
     run_dir.check_config(config_lib.to_dict(config))
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
-    with (
-        jax.set_mesh(mesh),
-        Checkpointer(
-            run_dir.checkpoints_dir,
-            max_to_keep=config.checkpoint.max_to_keep,
-            snapshots_directory=run_dir.ema_snapshots_dir,
-        ) as checkpointer,
-    ):
+    with Checkpointer(
+        run_dir.checkpoints_dir,
+        max_to_keep=config.checkpoint.max_to_keep,
+        snapshots_directory=run_dir.ema_snapshots_dir,
+    ) as checkpointer:
         return _train(config, run_dir, experiment, mesh, checkpointer, label)
 
 
