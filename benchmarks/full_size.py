@@ -16,7 +16,6 @@ import argparse
 import functools
 import importlib.util
 import json
-import os
 import pathlib
 import resource
 import tempfile
@@ -96,43 +95,23 @@ def step(args: argparse.Namespace) -> dict:
 
 def aot(args: argparse.Namespace) -> dict:
     """Lowers and compiles a sharded step; nothing is allocated."""
-    import jax
-
-    from scm_jax import describe
-    from scm_jax import experiment as experiment_lib
+    from scm_jax import accounts, collectives, describe
     from scm_jax.training import sharding
 
+    accounts.simulate_devices(args.devices)
     config = experiment_config(args.variant, args.size, args.devices, args.dtype)
-    experiment = describe.build_abstract(config)
+    experiment = describe.build_abstract(accounts.as_on_accelerator(config))
     mesh = sharding.make_mesh(sharding.MeshSpec(1, args.devices, 1))
-    with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(experiment.init_state)
-        shardings = sharding.state_shardings(
-            abstract, mesh, experiment_lib.mesh_rules(config)
-        )
-        state = sharding.abstract_like(abstract, shardings)
-        batch = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(
-                a.shape, a.dtype, sharding=sharding.batch_sharding(mesh)
-            ),
-            experiment.example_batch(args.devices),
-        )
-        teacher = None
-        if experiment.teacher is not None:
-            teacher = experiment_lib.abstract_net(
-                experiment.teacher.network, mesh, config
-            )
-        started = time.perf_counter()
-        lowered = jax.jit(experiment.train_step(), donate_argnums=0).lower(
-            state, batch, teacher
-        )
-        lower_seconds = time.perf_counter() - started
-        compiled = lowered.compile()
+    started, cpu = time.perf_counter(), time.process_time()
+    lowered = describe.lower_step(experiment, mesh)
+    lower_seconds = time.perf_counter() - started
+    compiled, _ = collectives.compile_partitioned(lowered)
     memory = compiled.memory_analysis()
     return {
         "devices": args.devices,
         "lower_seconds": lower_seconds,
         "compile_seconds": time.perf_counter() - started - lower_seconds,
+        "cpu_seconds": time.process_time() - cpu,
         "argument_gb_per_device": memory.argument_size_in_bytes / 1e9,
         "temporary_gb_per_device": memory.temp_size_in_bytes / 1e9,
     }
@@ -188,10 +167,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--devices", type=int, default=8)
     args = parser.parse_args()
-    if args.what == "aot":
-        flag = f"--xla_force_host_platform_device_count={args.devices}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-        os.environ["JAX_PLATFORMS"] = "cpu"
     found = {"step": step, "aot": aot, "sample": sample}[args.what](args)
     row = {"what": args.what, "variant": args.variant, "size": args.size, **found}
     print(json.dumps({**row, "peak_gb": peak_gb()}))

@@ -113,12 +113,7 @@ def dry_run(config: ConfigDict) -> str:
                 "sharding": str(where.spec),
             }
         )
-    per_device = sum(
-        int(np.prod(where.shard_shape(leaf.shape))) * _itemsize(leaf)
-        for leaf, where in zip(
-            jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
-        )
-    )
+    per_device = bytes_per_device(state, shardings)
     from scm_jax import report
 
     accounts = {**describe(config), "state_bytes_per_device": per_device}
@@ -130,6 +125,46 @@ def dry_run(config: ConfigDict) -> str:
             json.dumps(accounts, indent=1),
         ]
     )
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes of one device's shards of an abstract tree."""
+    return sum(
+        int(np.prod(where.shard_shape(leaf.shape))) * _itemsize(leaf)
+        for leaf, where in zip(
+            jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
+        )
+    )
+
+
+def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The training step of ``config.train.batch_size`` images, lowered for a mesh.
+
+    Nothing is allocated: state, batch and teacher are shapes with shardings.
+
+    Raises:
+      ValueError: a batch that the mesh does not divide, or a parameter that the rules
+        cannot place.
+    """
+    config = experiment.config
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(experiment.init_state)
+        rules = experiment_lib.mesh_rules(config)
+        shardings = sharding.state_shardings(state, mesh, rules)
+        batch = experiment.example_batch(config.train.batch_size)
+        step = jax.jit(
+            experiment.place(mesh).train_step(),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        return step.lower(
+            sharding.abstract_like(state, shardings),
+            sharding.abstract_like(
+                batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+            ),
+            experiment_lib.abstract_teacher(experiment, mesh),
+        )
 
 
 def _itemsize(leaf: Any) -> int:

@@ -36,16 +36,31 @@ class Teacher:
     """Where a student's velocity comes from.
 
     Attributes:
-      fn: ``F = fn(params, x, cond)``.
       network: the teacher's network, None for a closed form.
       run: its run directory, None for a closed form.
       ema: the average that is read from there.
+      guidance: scale of classifier-free guidance; 1 for none, None for the one that
+        each example is conditioned on.
+      closed_form: ``F = closed_form(x, cond)``, in place of a network.
     """
 
-    fn: Callable[[Any, jax.Array, Cond], jax.Array]
     network: Network | None = None
     run: str | None = None
     ema: str = ""
+    guidance: float | None = 1.0
+    closed_form: Callable[[jax.Array, Cond], jax.Array] | None = None
+
+    def fn(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        """``F`` of the teacher; ``params`` are its parameters, folded or not."""
+        fn = self.closed_form or functools.partial(self._apply, params)
+        if self.guidance != 1.0:
+            fn = sampling.with_guidance(fn, self.guidance)
+        return fn(x, cond)
+
+    def _apply(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        # A teacher knows only what it was trained with; dropout is off.
+        known = {k: getattr(cond, k) for k in self.network.consumes}
+        return self.network.apply(params, x, Cond(**known))
 
 
 @functools.lru_cache(maxsize=8)
@@ -72,6 +87,22 @@ class Experiment:
     def sampling_ema(self) -> str:
         """Name of the average that samples."""
         return self.config.ema.sampling or next(iter(self.ema_profiles))
+
+    def place(self, mesh: Mesh) -> Experiment:
+        """The same experiment, trained on ``mesh``."""
+        if mesh.size == 1:
+            return self
+        placement = sharding.Placement(mesh, mesh_rules(self.config))
+        teacher = self.teacher
+        if teacher is not None and teacher.network is not None:
+            network = teacher.network.place(placement)
+            teacher = dataclasses.replace(teacher, network=network)
+        return dataclasses.replace(
+            self,
+            network=self.network.place(placement),
+            teacher=teacher,
+            placement=placement,
+        )
 
     def train_step(self) -> TrainStep:
         """The pure training step."""
@@ -130,30 +161,28 @@ class Experiment:
         )
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-    """Builds and checks everything that ``config`` names, for training on ``mesh``.
+def build(config: ConfigDict) -> Experiment:
+    """Builds and checks everything that ``config`` names.
 
     Raises:
       ValueError: an unknown name, or settings that contradict each other; the message
         has the config path and the legal values.
       FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
     """
-    dataset, placement = build_dataset(config), make_placement(config, mesh)
+    dataset = build_dataset(config)
     objective = objectives.build(
         config.objective.name,
         sigma_data=dataset.info.sigma_data,
         **config_lib.objective_settings(config),
     )
-    network = build_network(config, dataset).place(placement)
+    network = build_network(config, dataset)
     missing = objective.needs - network.consumes
     if missing:
         raise ValueError(
             f"the objective needs a network that takes {sorted(missing)} as input; set "
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
-    teacher = None
-    if objective.needs_teacher:
-        teacher = build_teacher(config, dataset, placement)
+    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
     lookup(
         dict.fromkeys(sampling.SAMPLERS), config.sampling.sampler, "sampling.sampler"
     )
@@ -167,7 +196,6 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         ),
         ema_profiles=_ema_profiles(config),
         teacher=teacher,
-        placement=placement,
     )
     lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
     return experiment
@@ -213,18 +241,8 @@ def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
 # --- Teachers and other runs ----------------------------------------------------------
 
 
-def make_placement(config: ConfigDict, mesh: Mesh | None) -> sharding.Placement | None:
-    """Where weights and activations lie on ``mesh``; None on a single device."""
-    if mesh is None or mesh.size == 1:
-        return None
-    return sharding.Placement(mesh, mesh_rules(config))
-
-
 def build_teacher(
-    config: ConfigDict,
-    dataset: Dataset,
-    placement: sharding.Placement | None = None,
-    stand_in: Network | None = None,
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None = None
 ) -> Teacher:
     """The velocity of ``config.teacher``, guided where the config says so.
 
@@ -244,57 +262,40 @@ def build_teacher(
             "set to a run directory, or teacher.source = 'exact' for data in closed "
             "form"
         )
-    teacher = make(config, dataset, placement, stand_in)
+    teacher = make(config, dataset, stand_in)
     per_sample = config.objective.guidance_range is not None
-    if settings.guidance == 1.0 and not per_sample:
-        return teacher
-
-    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
-        scale = None if per_sample else settings.guidance
-        return sampling.with_guidance(functools.partial(teacher.fn, params), scale)(
-            x, cond
-        )
-
-    return dataclasses.replace(teacher, fn=fn)
+    return dataclasses.replace(
+        teacher, guidance=None if per_sample else settings.guidance
+    )
 
 
 def _run_teacher(
-    config: ConfigDict,
-    dataset: Dataset,
-    placement: sharding.Placement | None,
-    stand_in: Network | None,
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
 ) -> Teacher:
     directory = config.teacher.run
     if not directory:
         raise ValueError("teacher.run is empty: set it to the teacher's run directory")
     if stand_in is not None and not RunDir(directory).config_path.exists():
-        network, name = stand_in, config.teacher.ema
-    else:
-        network, name = saved_network(directory, config.teacher.ema, dataset)
-    network = network.place(placement)
-
-    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
-        # A teacher knows only what it was trained with; dropout is off.
-        known = {k: getattr(cond, k) for k in network.consumes}
-        return network.apply(params, x, Cond(**known))
-
-    return Teacher(fn, network, directory, name)
+        return Teacher(stand_in, directory, config.teacher.ema)
+    network, name = saved_network(directory, config.teacher.ema, dataset)
+    return Teacher(network, directory, name)
 
 
-def _exact_teacher(config: ConfigDict, dataset: Dataset, *_: Any) -> Teacher:
-    closed_form, sigma_data = dataset.closed_form, dataset.info.sigma_data
-    if closed_form is None:
+def _exact_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+) -> Teacher:
+    del stand_in
+    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
+    if exact is None:
         raise ValueError(
             f"teacher.source = 'exact' needs data in closed form; dataset.name = "
             f"{config.dataset.name!r} has none"
         )
 
-    def fn(params: Any, x: jax.Array, cond: Cond) -> jax.Array:
-        del params
-        velocity = closed_form.velocity(x * sigma_data, cond.t, sigma_data)
-        return velocity / sigma_data
+    def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
+        return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
 
-    return Teacher(fn)
+    return Teacher(closed_form=closed_form)
 
 
 def saved_network(
@@ -404,12 +405,13 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
     """
     config, info = experiment.config, experiment.dataset.info
     takes_guidance = "guidance" in experiment.network.consumes
-    weights = jax.jit(experiment.network.fold)(net_params)
+    network = experiment.network
+    weights = jax.jit(network.fold)(net_params)
 
     @functools.cache
     def compiled(sampler: str, steps: int, guided: bool):
         def make_fn(params: Any) -> sampling.Fn:
-            fn = functools.partial(experiment.network.apply, params)
+            fn = functools.partial(network.apply, params)
             return sampling.with_guidance(fn) if guided else fn
 
         grid = sampling.make_grid(sampler, steps, info.sigma_data)

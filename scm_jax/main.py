@@ -193,15 +193,56 @@ def _evaluate() -> int:
     return 0
 
 
-@command("describe", "Parameters, multiply-adds and bytes of a config, as JSON.")
+@command("describe", "Parameters, multiply-adds, bytes and times of a config.")
 def _describe() -> int:
     _flag_config()
+    flags.DEFINE_string(
+        "mesh", None, "Compile a step for this mesh, such as data=2,fsdp=4."
+    )
+    flags.DEFINE_string("hardware", None, "Accelerator to cost it on, such as h100.")
+    flags.DEFINE_float("efficiency", None, "Share of the peak that products reach.")
+    flags.DEFINE_enum(
+        "format", None, ["table", "json"], "Default: table for a mesh or hardware."
+    )
     _parse()
     _required("config")
-    from scm_jax import describe
+    f = flags.FLAGS
+    if f.mesh is None and f.hardware is None:
+        if f.format == "table" or f.efficiency is not None:
+            raise UsageError(
+                "--format=table and --efficiency need --mesh or --hardware"
+            )
+        from scm_jax import describe
 
-    print(json.dumps(describe.describe(flags.FLAGS.config), indent=1))
+        print(json.dumps(describe.describe(f.config), indent=1))
+        return 0
+    print(_accounts(f.config, f.mesh, f.hardware, f.efficiency, f.format == "json"))
     return 0
+
+
+def _accounts(
+    config: ConfigDict,
+    mesh: str | None,
+    hardware: str | None,
+    efficiency: float | None,
+    as_json: bool,
+) -> str:
+    import dataclasses
+
+    from scm_jax import accounts, cost_model
+
+    spec = None if mesh is None else accounts.parse_mesh(mesh)
+    # Before anything starts a backend: this process simulates its devices.
+    accounts.simulate_devices(1 if spec is None else accounts.num_devices(spec))
+    found = accounts.account(
+        config,
+        spec,
+        hardware or accounts.DEFAULT_HARDWARE,
+        cost_model.EFFICIENCY if efficiency is None else efficiency,
+    )
+    if as_json:
+        return json.dumps(dataclasses.asdict(found), indent=1)
+    return accounts.format_accounts(found)
 
 
 @command("report", "Writes an HTML page on one or more runs.")

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )
-    experiment = experiment_lib.build(config, mesh)
+    experiment = experiment_lib.build(config)
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
     if jax.process_index() == 0:
@@ -98,7 +99,7 @@ def _train(
     result = loop.train(
         settings,
         state=state,
-        train_step=experiment.train_step(),
+        train_step=experiment.place(mesh).train_step(),
         data=data,
         place_batch=functools.partial(sharding.place_batch, mesh=mesh),
         checkpointer=checkpointer,
@@ -220,36 +221,39 @@ def forward_macs(experiment: Experiment) -> int:
 
 def train_macs(experiment: Experiment, batch_size: int) -> int:
     """Multiply-adds of loss and gradient, per image of the batch."""
+    loss, args = training_loss(experiment, batch_size)
+    return scaling.count_macs(jax.value_and_grad(loss), *args) // batch_size
 
-    def loss_and_gradient(params: Any, teacher: Any, batch: Any, key: Any, step: Any):
-        def loss(params: Any) -> jax.Array:
-            fn = None
-            if experiment.teacher is not None:
-                fn = functools.partial(experiment.teacher.fn, teacher)
-            return experiment.objective(
-                experiment.network.apply,
-                params,
-                batch,
-                key=key,
-                step=step,
-                teacher_fn=fn,
-            ).loss
 
-        return jax.value_and_grad(loss)(params)
+def training_loss(
+    experiment: Experiment, batch_size: int
+) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """``loss(params, ...)`` of a training step, and shapes to trace it with."""
+
+    def loss(params: Any, teacher: Any, batch: Any, key: Any, step: Any) -> jax.Array:
+        fn = None
+        if experiment.teacher is not None:
+            fn = functools.partial(experiment.teacher.fn, teacher)
+        return experiment.objective(
+            experiment.network.apply,
+            params,
+            batch,
+            key=key,
+            step=step,
+            teacher_fn=fn,
+        ).loss
 
     teacher = experiment.teacher
     abstract_teacher = None
     if teacher is not None and teacher.network is not None:
         abstract_teacher = experiment_lib.abstract_init(teacher.network)
-    total = scaling.count_macs(
-        loss_and_gradient,
+    return loss, (
         experiment.abstract_params(),
         abstract_teacher,
         experiment.example_batch(batch_size),
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
-    return total // batch_size
 
 
 # --- Evaluation -----------------------------------------------------------------------

@@ -57,8 +57,14 @@ class Network:
 
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters."""
-        x, cond = self.example(1)
-        return self.project(self.place(None).module.init(key, x, cond)["params"])
+        module = self.place(None).module
+
+        def init(key: jax.Array) -> Any:
+            return module.init(key, *self.example(1))["params"]
+
+        if not hasattr(module, "draw"):
+            return init(key)
+        return self.project(module.draw(key, jax.eval_shape(init, key)))
 
     def project(self, params: Any) -> Any:
         """``params`` after the module's forced normalization, if it has one.

@@ -26,8 +26,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from scm_jax.types import lookup
+
+# Name, for rematerialization, of what is quadratic in tokens.
+QUADRATIC = "attention"
 
 # Blocks of the chunked implementation hold QUERY_CHUNK x KEY_CHUNK logits per head;
 # shorter sequences are one chunk.
@@ -83,10 +87,16 @@ def einsum(
     logits = jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=dtype)
     if key_mask is not None:
         logits = _hide(logits, key_mask)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(_quadratic(logits), axis=-1)
+    weights = _quadratic(_quadratic(weights).astype(v.dtype))
     if key_mask is not None:  # where all keys are masked, all logits are equal
         weights = jnp.where(key_mask[:, None, None, :], weights, 0)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def _quadratic(x: jax.Array) -> jax.Array:
+    """Marks a value that ``remat = "attention"`` does not keep."""
+    return checkpoint_name(x, QUADRATIC)
 
 
 def chunked(

@@ -38,10 +38,31 @@ NORM_EPS = 1e-6
 EMBEDDING_AMPLITUDE = 1.0
 SKIP_SCALE = float(np.sqrt(0.5))
 
+# Scales of the initial weights of layers, where they are not 1. Inputs that a teacher
+# does not have start at zero, so that a student starts as its teacher.
+GAINS = {
+    "conv1": 1e-5,
+    "proj": 1e-5,
+    "out": 1e-5,
+    "qkv": 0.2**0.5,
+    "emb_dt": 0.0,
+    "emb_guidance": 0.0,
+}
 
-def _uniform(gain: float = 1.0) -> Callable[..., jax.Array]:
-    """Xavier's uniform weights times ``gain``."""
-    return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
+
+def _limit(layer: str, shape: tuple[int, ...]) -> float:
+    """Xavier's: weights are uniform in ``[-limit, limit]``, times the layer's gain."""
+    *taps, fan_in, fan_out = shape[-4:] if len(shape) >= 4 else shape[-2:]
+    fans = np.prod(taps) * (fan_in + fan_out)
+    return float(GAINS.get(layer, 1.0) * np.sqrt(6.0 / fans))
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+
+def _initializer(layer: str) -> Callable[..., jax.Array]:
+    return lambda key, shape: _limit(layer, shape) * _uniform(key, shape)
 
 
 class Conv(nn.Module):
@@ -50,13 +71,11 @@ class Conv(nn.Module):
     Attributes:
       features: output channels.
       size: side of the kernel; 1 stores it as ``(in, out)``.
-      gain: scale of the initial weights.
       dtype: compute dtype.
     """
 
     features: int
     size: int = 1
-    gain: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -65,7 +84,7 @@ class Conv(nn.Module):
         shape: tuple[int, ...] = (x.shape[-1], self.features)
         if self.size > 1:
             shape = (self.size, self.size, *shape)
-        w = self.param("kernel", _uniform(self.gain), shape)
+        w = self.param("kernel", _initializer(str(self.name)), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = layers.conv(x.astype(self.dtype), w.astype(self.dtype))
         return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -86,7 +105,7 @@ class Label(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         """``(b,)`` int -> ``(b, features)`` float32."""
         shape = (self.num_classes, self.features)
-        kernel = self.param("kernel", _uniform(), shape)
+        kernel = self.param("kernel", _initializer("emb_label"), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Beyond the last row is NaN, which stops a training.
         row = jnp.take(kernel, jnp.maximum(label, 0), axis=0, mode="fill")
@@ -133,7 +152,7 @@ class Block(nn.Module):
         y = Conv(out, 3, dtype=self.dtype, name="conv0")(layers.resample(y, mode))
         y = nn.silu(self._modulate(y, emb)).astype(self.dtype)
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        y = Conv(out, 3, gain=1e-5, dtype=self.dtype, name="conv1")(y)
+        y = Conv(out, 3, self.dtype, name="conv1")(y)
         if h.shape[-1] != out or mode != "none":
             h = layers.resample(h, mode)
             h = Conv(out, dtype=self.dtype, name="skip")(h)
@@ -155,13 +174,13 @@ class Block(nn.Module):
     def _attend(self, h: jax.Array) -> jax.Array:
         b, height, width, c = h.shape
         y = GroupNorm(name="norm2")(h).astype(self.dtype)
-        qkv = Conv(3 * c, gain=0.2**0.5, dtype=self.dtype, name="qkv")(y)
+        qkv = Conv(3 * c, dtype=self.dtype, name="qkv")(y)
         # EDM's order of the output channels: head, channel, then q, k, v.
         qkv = qkv.reshape(b, height * width, self.num_heads, c // self.num_heads, 3)
         out = attention(
             qkv[..., 0], qkv[..., 1], qkv[..., 2], implementation=self.attention
         )
-        proj = Conv(c, gain=1e-5, dtype=self.dtype, name="proj")
+        proj = Conv(c, dtype=self.dtype, name="proj")
         return proj(out.reshape(h.shape))
 
 
@@ -249,6 +268,10 @@ class DDPMpp(nn.Module):
             attend_last_only=True,
         )
 
+    def draw(self, key: jax.Array, shapes: Any) -> Any:
+        """Fresh parameters; see ``layers.draw_parameters``."""
+        return layers.draw_parameters(shapes, key, _uniform, _limit, self.fourier_scale)
+
     @property
     def stacks(self) -> tuple[str, ...]:
         """Names of the subtrees of parameters that hold the blocks."""
@@ -285,7 +308,7 @@ class DDPMpp(nn.Module):
             placement=self.placement,
         )
         h = nn.silu(GroupNorm(name="norm_out")(h))
-        return Conv(x.shape[-1], 3, gain=1e-5, name="out")(h)
+        return Conv(x.shape[-1], 3, name="out")(h)
 
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
@@ -307,8 +330,7 @@ class DDPMpp(nn.Module):
         return nn.silu(emb)
 
     def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
-        # Starts at zero, so that a student starts as its teacher.
         features = layers.positional_embedding(
             a, self.width, amplitude=EMBEDDING_AMPLITUDE
         )
-        return emb + Conv(emb.shape[-1], gain=0.0, name=f"emb_{name}")(features)
+        return emb + Conv(emb.shape[-1], name=f"emb_{name}")(features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from scm_jax.networks.attention import QUADRATIC
 from scm_jax.types import Cond, Placement
 
 PIXEL_NORM_EPS = 1e-8
@@ -89,6 +91,51 @@ def embed_time(
     if embedding == "fourier":
         return FourierEmbedding(dim, fourier_scale, name="fourier")(t)
     return positional_embedding(t, dim, **positional)
+
+
+def draw_parameters(
+    shapes: Any,
+    key: jax.Array,
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    kernel_scale: Callable[[str, tuple[int, ...]], float],
+    fourier_scale: float,
+) -> Any:
+    """Fresh parameters of a U-Net with one draw for all kernels.
+
+    In distribution they are those of the modules' own initializers; but these would
+    compile a random generator for each of more than a hundred leaves, which takes XLA
+    longer than a whole training step of a small network.
+
+    Args:
+      shapes: tree of shapes; the last key of a path says what a leaf is.
+      key: random key.
+      draw: ``(key, shape) ->`` numbers of unit scale.
+      kernel_scale: ``(name of the layer, shape) ->`` factor of its kernel.
+      fourier_scale: of ``FourierEmbedding``.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    key_kernels, key_freqs, key_phases = jax.random.split(key, 3)
+    sizes = [a.size for path, a in leaves if path[-1].key == "kernel"]
+    # The barrier keeps the compiler from making one generator for each piece again.
+    numbers = jax.lax.optimization_barrier(draw(key_kernels, (sum(sizes),)))
+    pieces = iter(jnp.split(numbers, np.cumsum(sizes)[:-1]))
+    turn = float(2 * np.pi)
+
+    def fresh(path: Any, a: jax.ShapeDtypeStruct) -> jax.Array:
+        match path[-1].key:
+            case "kernel":
+                scale = kernel_scale(path[-2].key, a.shape)
+                return scale * next(pieces).reshape(a.shape)
+            case "freqs":
+                return turn * fourier_scale * jax.random.normal(key_freqs, a.shape)
+            case "phases":
+                return turn * jax.random.uniform(key_phases, a.shape)
+            case "scale":
+                return jnp.ones(a.shape, a.dtype)
+            case _:
+                return jnp.zeros(a.shape, a.dtype)
+
+    return jax.tree.unflatten(tree, [fresh(path, a) for path, a in leaves])
 
 
 # --- Norms ----------------------------------------------------------------------------
@@ -308,8 +355,8 @@ def resample(x: jax.Array, mode: str) -> jax.Array:
 
 # --- Memory and meshes ----------------------------------------------------------------
 
-# Names of values that a backward pass computes again instead of keeping them.
-GATHERED, ATTENTION = "gathered", "attention"
+# Name of weights that a backward pass gathers again instead of keeping them.
+GATHERED = "gathered"
 
 # Kernels of a block that multiply in float32 whatever the compute dtype is.
 FLOAT32_KERNELS = ("affine", "gate")
@@ -327,7 +374,7 @@ REMAT: dict[str, Any] = {
     "none": None,
     "blocks": _policies.nothing_saveable,
     "dots": _products_saveable,
-    "attention": _policies.save_anything_except_these_names(GATHERED, ATTENTION),
+    "attention": _policies.save_anything_except_these_names(GATHERED, QUADRATIC),
 }
 
 

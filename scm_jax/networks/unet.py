@@ -220,6 +220,12 @@ class UNet(nn.Module):
         """Names of the subtrees of parameters that hold the blocks."""
         return tuple(group.name for group in self.layout().groups)
 
+    def draw(self, key: jax.Array, shapes: Any) -> Any:
+        """Fresh parameters; see ``layers.draw_parameters``."""
+        return layers.draw_parameters(
+            shapes, key, jax.random.normal, lambda *_: 1.0, self.fourier_scale
+        )
+
     def project(self, params: Any) -> Any:
         """Forced weight normalization: every kernel to unit RMS per output channel.
 

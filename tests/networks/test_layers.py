@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scm_jax import networks
 from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
 from scm_jax.types import NULL_LABEL, Cond
@@ -449,3 +450,33 @@ def test_unknown_attention_is_an_error():
     q = jnp.ones((1, 2, 1, 4))
     with pytest.raises(ValueError, match=r"network\.attention = 'flash' is not one of"):
         attention(q, q, q, implementation="flash")
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "unet"])
+def test_one_draw_has_the_distribution_of_the_modules_own_initializers(name):
+    settings = {"width": 32, "channel_mult": (1,), "num_blocks": 1}
+    settings |= {"attention_resolutions": (8,), "embedding": "fourier"}
+    settings |= {"head_channels": 16} if name == "unet" else {}
+    options = {"xla_backend_optimization_level": 0}  # compiling is most of the work
+    net = networks.build(name, (8, 8, 4), 5, use_guidance=True, **settings)
+    shapes, own = net.example(1), net.module
+
+    def init(key):
+        return own.init(key, *shapes)["params"]
+
+    def draw(key):
+        return own.draw(key, jax.eval_shape(init, key))
+
+    expected, got = (jax.jit(f, compiler_options=options)(KEY) for f in (init, draw))
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, a), b in zip(leaves, jax.tree.leaves(got), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert a.shape == b.shape and a.dtype == b.dtype, where
+        # Means and standard deviations of so many numbers, to five deviations.
+        tolerance = 5 * float(jnp.std(a)) * np.sqrt(2.0 / max(a.size, 1))
+        assert abs(float(jnp.mean(a) - jnp.mean(b))) <= tolerance, where
+        assert abs(float(jnp.std(a) - jnp.std(b))) <= tolerance, where
+    # No two kernels are made of the same numbers.
+    random = [a for a in jax.tree.leaves(got) if a.ndim > 1 and float(jnp.std(a)) > 0]
+    first = {round(float(a.reshape(-1)[0] / jnp.std(a)), 5) for a in random}
+    assert len(first) == len(random) > 8

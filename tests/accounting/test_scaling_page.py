@@ -1,0 +1,44 @@
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import scaling_page as script
+from scm_jax import accounts, describe, scaling, training_run
+from scm_jax.hardware import find
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return json.loads(script.COUNTS.read_text())
+
+
+def test_page_is_what_the_script_writes(counts):
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    assert text.startswith(script.page(counts, []).rstrip())
+
+
+def test_counts_are_those_of_the_code(counts):
+    config = script.experiment_module().get_config("sct,family=dit,size=s")
+    experiment = describe.build_abstract(accounts.as_on_accelerator(config))
+    found = counts["dit,s"]
+    assert training_run.train_macs(experiment, 4) == found["macs"]["sct"]
+    parameters = experiment.abstract_params()["net"]
+    assert scaling.parameter_count(parameters) == found["parameters"]
+    assert list(counts) == script.MODELS
+
+
+@pytest.mark.parametrize("variant", ["sct", "scd"])
+def test_large_networks_are_sharded_and_fit(counts, variant):
+    device = find("a100-80g")
+    for model, found in counts.items():
+        p = script.best_plan(found, variant, device, 256)
+        assert p.data * p.fsdp == 256 and p.memory <= 0.9 * device.memory_bytes
+        assert p.images / p.microbatches <= p.fits
+        # what the page says: no network takes longer than the device's own work
+        assert p.time.network < p.time.busy, model
+    wide = script.plan(counts["unet,xxl"], variant, device, 256, 1)
+    best = script.best_plan(counts["unet,xxl"], variant, device, 256)
+    assert 1 < best.fsdp <= 8 and best.time.exposed < wide.time.exposed

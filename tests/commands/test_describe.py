@@ -1,0 +1,206 @@
+"""``describe`` on a mesh: numbers that must agree, and what it compiles."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scm_jax import accounts
+from scm_jax import config as config_lib
+from scm_jax.training.sharding import MeshSpec
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+# Small and quick to trace, with weights that are large enough to be cut.
+CONFIG = ("--config=experiments/mixture.py:sct,quick", "--config.network.width=256")
+
+
+def run(*args, program="-m scm_jax describe"):
+    return subprocess.run(
+        [sys.executable, *program.split(), *CONFIG, *args],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The accounts without a mesh, and what was compiled for them."""
+    return run("--hardware=h100", "--format=json", program="-m tests.commands.compiles")
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """The same on eight simulated devices."""
+    return run(
+        "--mesh=data=2,fsdp=4",
+        "--hardware=h100",
+        "--format=json",
+        program="-m tests.commands.compiles",
+    )
+
+
+def read(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def compiled_programs(done):
+    """Names of the programs with an argument that is not a scalar."""
+    lines = [line for line in done.stderr.splitlines() if "Compiling jit(" in line]
+    assert lines, "nothing was logged: has the message of JAX changed?"
+    large = [line for line in lines if re.search(r"\[\d[\d,]*\]", line)]
+    return [re.search(r"Compiling (jit\(\w+\))", line)[1] for line in large]
+
+
+def compilations(done):
+    return int(done.stderr.rsplit("compilations: ", 1)[1])
+
+
+def test_a_mesh_compiles_the_step_once_and_nothing_else(plain, sharded):
+    assert compiled_programs(sharded) == ["jit(step)"]
+    assert compilations(sharded) == compilations(plain) + 1
+
+
+def test_without_a_mesh_nothing_is_compiled(plain):
+    assert compiled_programs(plain) == []
+    assert read(plain)["compiled"] == {}
+
+
+@pytest.mark.parametrize("program", ["describe", "train --dry_run"])
+def test_plain_describe_and_dry_run_compile_nothing(program):
+    done = run(program=f"-m tests.commands.compiles {program}")
+    assert done.returncode == 0, done.stderr
+    assert compiled_programs(done) == []
+
+
+def test_mesh_changes_what_a_device_holds_and_nothing_that_is_counted(plain, sharded):
+    one, eight = read(plain), read(sharded)
+    assert eight["stated"]["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert eight["stated"]["devices"] == 8
+    per_device = eight["measured"].pop("state_bytes_per_device")
+    assert (
+        one["measured"].pop("state_bytes_per_device") == one["measured"]["state_bytes"]
+    )
+    assert one["measured"] == eight["measured"]
+    # small leaves are copies, large ones are cut in four
+    assert 1 / 4 < per_device / one["measured"]["state_bytes"] < 1
+    compiled = eight["compiled"]
+    batch = 4 * 1024 / 8  # one number in float32 for each image
+    assert compiled["argument_bytes_per_device"] == pytest.approx(per_device + batch)
+    assert compiled["temporary_bytes_per_device"] > 0
+    kinds = {row["kind"] for row in compiled["collectives"]}
+    assert "all-reduce" in kinds or "reduce-scatter" in kinds
+    assert eight["modelled"]["images_per_device"] == 128
+
+
+def test_times_follow_from_what_is_stated(plain):
+    found = read(plain)
+    measured, modelled, stated = (
+        found[key] for key in ("measured", "modelled", "stated")
+    )
+    flops = 2 * measured["train_macs_per_image"] * stated["batch_size"]
+    assert stated["efficiency"] == 0.4
+    assert modelled["compute_seconds"] == pytest.approx(flops / 989e12 / 0.4)
+    assert modelled["network_seconds"] == 0
+    step = modelled["step_seconds_exposed"]
+    assert modelled["model_flops_utilization_exposed"] == pytest.approx(
+        flops / step / 989e12
+    )
+    assert modelled["device_hours"] == pytest.approx(step * stated["steps"] / 3600)
+
+
+def test_largest_batch_covers_what_the_compiled_step_holds(sharded):
+    found = read(sharded)
+    measured, compiled, modelled = (
+        found[key] for key in ("measured", "compiled", "modelled")
+    )
+    parameters = measured["parameters"]
+    fixed = 4 * parameters / 4 + 4 * parameters  # gradient's shard, a gathered copy
+    images = modelled["images_per_device"]
+    free = 0.9 * 80e9 - compiled["argument_bytes_per_device"] - fixed
+    largest = modelled["largest_images_per_device"]
+    assert largest <= free / measured["saved_bytes_per_image"]
+    excess = (compiled["temporary_bytes_per_device"] - fixed) / images
+    assert largest * excess <= free
+    assert (largest + 1) * max(excess, measured["saved_bytes_per_image"]) > free
+
+
+def test_table_says_how_each_number_is_known():
+    done = run("--mesh=fsdp=2", "--efficiency=0.25")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "data=1,fsdp=2,tensor=1 of a100-80g" in lines[0]
+    body = "\n".join(lines)
+    for known in ("measured", "compiled", "modelled", "stated"):
+        assert re.search(rf"  {known}$", body, re.M), known
+    assert re.search(r"share of peak in matrix products +25.0 % +stated", body)
+    assert re.search(r"all-gather +\d+ +[\d.]+ MB +[\d.]+ MB", body)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--mesh=fdsp=4"], "did you mean 'fsdp'"),
+        (["--efficiency=0.5"], "need --mesh or --hardware"),
+    ],
+)
+def test_a_mistake_gets_a_message_without_a_traceback(args, message):
+    done = run(*args)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"hardware": "a100_80g"}, "did you mean 'a100-80g'"),
+        ({"efficiency": 2.0}, "efficiency = 2.0 is not in (0, 1]"),
+        ({"mesh": MeshSpec(4, 2, 1)}, "8 devices; 1 are present"),
+    ],
+)
+def test_account_refuses_before_it_counts(changes, message, monkeypatch):
+    monkeypatch.setattr(accounts, "measure", lambda experiment: pytest.fail("counted"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accounts.account(
+            config_lib.base_config("mlp", "diffusion", "gaussian"), **changes
+        )
+
+
+@pytest.mark.parametrize(
+    "text, spec",
+    [
+        ("data=2,fsdp=4", MeshSpec(2, 4, 1)),
+        ("fsdp=8", MeshSpec(1, 8, 1)),
+        (" tensor=2 , data=3", MeshSpec(3, 1, 2)),
+    ],
+)
+def test_parse_mesh(text, spec):
+    assert accounts.parse_mesh(text) == spec
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "axis of --mesh"),
+        ("data:2", "axis of --mesh"),
+        ("data=2,", "axis of --mesh"),
+        ("data=0", "'data=0'"),
+        ("data=-1", "'data=-1'"),
+        ("data=2.0", "'data=2.0'"),
+        ("data=two", "'data=two'"),
+        ("data=²", "'data=²'"),
+        ("data=2,data=4", "twice"),
+    ],
+)
+def test_parse_mesh_refuses(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accounts.parse_mesh(text)
