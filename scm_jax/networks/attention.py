@@ -30,8 +30,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scm_jax.types import lookup
 
-# Name, for rematerialization, of what is quadratic in tokens.
-QUADRATIC = "attention"
+# Names, for rematerialization, of what is quadratic in tokens and of the result.
+QUADRATIC, ATTENDED = "attention", "attended"
 
 # Blocks of the chunked implementation hold QUERY_CHUNK x KEY_CHUNK logits per head;
 # shorter sequences are one chunk.
@@ -75,7 +75,7 @@ def attention(
             f"key_mask is {key_mask.dtype}{list(key_mask.shape)}; for keys of shape "
             f"{k.shape} it must be bool{list(k.shape[:2])}, true where attended to"
         )
-    return function(q, k, v, key_mask)
+    return checkpoint_name(function(q, k, v, key_mask), ATTENDED)
 
 
 def einsum(
@@ -87,16 +87,11 @@ def einsum(
     logits = jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=dtype)
     if key_mask is not None:
         logits = _hide(logits, key_mask)
-    weights = jax.nn.softmax(_quadratic(logits), axis=-1)
-    weights = _quadratic(_quadratic(weights).astype(v.dtype))
+    logits = checkpoint_name(logits, QUADRATIC)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     if key_mask is not None:  # where all keys are masked, all logits are equal
         weights = jnp.where(key_mask[:, None, None, :], weights, 0)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-
-
-def _quadratic(x: jax.Array) -> jax.Array:
-    """Marks a value that ``remat = "attention"`` does not keep."""
-    return checkpoint_name(x, QUADRATIC)
 
 
 def chunked(

@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from scm_jax.networks.attention import QUADRATIC
+from scm_jax.networks.attention import ATTENDED, QUADRATIC
 from scm_jax.types import Cond, Placement
 
 PIXEL_NORM_EPS = 1e-8
@@ -355,26 +354,39 @@ def resample(x: jax.Array, mode: str) -> jax.Array:
 
 # --- Memory and meshes ----------------------------------------------------------------
 
-# Name of weights that a backward pass gathers again instead of keeping them.
-GATHERED = "gathered"
-
 # Kernels of a block that multiply in float32 whatever the compute dtype is.
 FLOAT32_KERNELS = ("affine", "gate")
 
 
-def _products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("dot_general", "conv_general_dilated")
+def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Matrix products with a weight, which have no batch axis, and convolutions."""
+    if primitive.name == "dot_general":
+        _, (batch, _) = params["dimension_numbers"]
+        return not batch
+    return bool(primitive.name == "conv_general_dilated")
 
 
-_policies = jax.checkpoint_policies
+def _keep_products(*names: str) -> Any:
+    """Besides the named values.
+
+    A list of what is kept, not of what is dropped: a policy that drops a value keeps
+    the one that it was computed from, and it also decides inside attention's own
+    ``jax.checkpoint``.
+    """
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(
+        _is_product, policies.save_only_these_names(*names)
+    )
+
+
 # What a backward pass keeps of a block (None: no recomputation at all):
-# all of it; its inputs; the results of matrix products and convolutions; all but the
-# attention weights, whose number is quadratic in the tokens.
+# all of it; its inputs; the results of matrix products and convolutions, and the logits
+# of the einsum attention; these without what is quadratic in tokens.
 REMAT: dict[str, Any] = {
     "none": None,
-    "blocks": _policies.nothing_saveable,
-    "dots": _products_saveable,
-    "attention": _policies.save_anything_except_these_names(GATHERED, QUADRATIC),
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": _keep_products(ATTENDED, QUADRATIC),
+    "attention": _keep_products(ATTENDED),
 }
 
 
@@ -389,7 +401,8 @@ def rematerialize(
 ) -> type[nn.Module]:
     """``block`` that gathers its weights, and forgets what ``remat`` says.
 
-    Gathered weights are never kept: the backward pass gathers them again.
+    Gathered weights are never kept: the backward pass gathers them again, and where
+    they are, ``none`` is ``dots``.
 
     Args:
       block: class of a module.
@@ -402,7 +415,7 @@ def rematerialize(
     """
     policy = REMAT[remat]
     if placement is not None and placement.gathers:
-        policy = policy or _policies.save_anything_except_these_names(GATHERED)
+        policy = policy or REMAT["dots"]
 
         def gather(variables: Any) -> Any:
             return {"params": _unpack(placement.gather(variables["params"], name))}
@@ -416,12 +429,12 @@ def rematerialize(
 
 
 def _unpack(weights: Any) -> Any:
-    """Gathered weights in the dtype of their products; no other copy is ever kept."""
+    """Gathered weights in the dtype of their products."""
 
     def leaf(path: Any, w: jax.Array) -> jax.Array:
         if any(getattr(p, "key", None) in FLOAT32_KERNELS for p in path):
-            w = w.astype(jnp.float32)
-        return checkpoint_name(w, GATHERED)
+            return w.astype(jnp.float32)
+        return w
 
     return jax.tree_util.tree_map_with_path(leaf, weights)
 
