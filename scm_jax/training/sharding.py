@@ -235,8 +235,10 @@ class Placement:
         def whole(leaf: Any, w: jax.Array) -> jax.Array:
             name = "/".join(("net", *path, path_name(leaf)))
             spec = partition_spec(name, w.shape, self.mesh, self.rules)
-            axes = (None if axis == "fsdp" else axis for axis in spec)
-            return self._constrain(w, *axes)
+            # In pieces first: else the compiler moves the gathering to before the
+            # barrier of a recomputation, where it is the one of the forward pass.
+            w = self._constrain(w, *spec)
+            return self._constrain(w, *(None if a == "fsdp" else a for a in spec))
 
         return jax.tree_util.tree_map_with_path(whole, weights)
 

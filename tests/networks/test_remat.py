@@ -160,7 +160,10 @@ def test_blocks_gather_their_kernels_again_in_the_backward_pass(
         shape, spec = eqn.outvars[0].aval.shape, eqn.params["sharding"].spec
         return int(shape in sizes and not any(spec))
 
-    counted = {"scan": scaling.MAC_FORMULAS["scan"], "sharding_constraint": whole_kernel}
+    counted = {
+        "scan": scaling.MAC_FORMULAS["scan"],
+        "sharding_constraint": whole_kernel,
+    }
     monkeypatch.setattr(scaling, "MAC_FORMULAS", counted)
     forward = scaling.count_macs(loss, params)
     gradient = scaling.count_macs(jax.grad(loss), params)
