@@ -201,3 +201,20 @@ def test_heads_must_divide_the_channels():
     message = r"network\.num_heads = 3 does not divide the 16 channels of dec_8x8_in0"
     with pytest.raises(ValueError, match=message):
         networks.build("ddpmpp", (8, 8, 2), 0, width=16, channel_mult=(1,), num_heads=3)
+
+
+def test_fresh_kernels_are_xaviers_times_the_gain_of_their_layer():
+    """Uniform to the square root of 6 / (inputs + outputs) of all taps together."""
+    settings = {"width": 32, "channel_mult": (1,), "num_blocks": 1}
+    net = networks.build("ddpmpp", (8, 8, 4), 3, attention_resolutions=(8,), **settings)
+    block = quick_jit(net.init)(KEY)["enc_8x8_block0"]
+    for name, taps, outputs, gain in [
+        ("conv0", 9, 32, 1.0),
+        ("conv1", 9, 32, 1e-5),
+        ("qkv", 1, 96, 0.2**0.5),
+        ("proj", 1, 32, 1e-5),
+    ]:
+        limit = gain * np.sqrt(6 / (taps * (32 + outputs)))
+        kernel = np.asarray(block[name]["kernel"])
+        assert np.abs(kernel).max() == pytest.approx(limit, rel=0.01)
+        assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.05)
