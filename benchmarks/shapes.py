@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from scm_jax.networks import PRESETS
+
 
 class Case(NamedTuple):
     """A network's settings with the data it is built for.
@@ -75,3 +77,11 @@ EDM2_A = Case(
 DIT_A = Case(
     "dit", (32, 32, 4), 10, {"width": 256, "depth": 4, "num_heads": 4, "patch": 4}
 )
+
+# Sizes that are trained; only counted here, never allocated. The transformer sees 256
+# tokens: with more of them attention, whose tangent costs 5/3, weighs more.
+PUBLISHED = {
+    "ddpmpp": Case("ddpmpp", (32, 32, 3), 10, PRESETS["ddpmpp"]["cifar10"]),
+    "dit": Case("dit", (32, 32, 4), 1000, {**PRESETS["dit"]["xl"], "patch": 2}),
+    "unet": Case("unet", (64, 64, 4), 1000, PRESETS["unet"]["s"]),
+}

@@ -91,7 +91,7 @@ class Network:
         def cast(path: Any, w: jax.Array) -> jax.Array:
             return w.astype(dtype) if path[-1].key == "kernel" else w
 
-        stacks = {name: weights[name] for name in self.module.stacks}
+        stacks = {name: weights[name] for name in self._stacks}
         stacks = jax.tree_util.tree_map_with_path(cast, stacks)
         return Folded({**weights, **stacks})
 
@@ -145,12 +145,17 @@ class Network:
         F = net.module.apply(variables, x, cond, train=train, rngs=rngs)
         return cast(jax.Array, F)
 
+    @property
+    def _stacks(self) -> tuple[str, ...]:
+        """Names of the subtrees that hold blocks, in the compute dtype."""
+        return getattr(self.module, "stacks", ())
+
     def _gather_outside(self, weights: Any) -> Any:
         """Weights outside the blocks, gathered; the blocks gather their own."""
         placement = getattr(self.module, "placement", None)
         if placement is None or not placement.gathers:
             return weights
-        outside = {k: w for k, w in weights.items() if k not in self.module.stacks}
+        outside = {k: w for k, w in weights.items() if k not in self._stacks}
         return {**weights, **placement.gather(outside)}
 
     def example(self, batch_size: int) -> tuple[jax.Array, Cond]:

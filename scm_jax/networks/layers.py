@@ -332,12 +332,31 @@ def fold_kernel(w: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
     return normalize_kernel(w) * (gain / np.sqrt(fan_in).astype(np.float32))
 
 
+# XLA's CPU backend convolves images of at most so many positions more slowly than it
+# multiplies their patches: 1.5 times at 4x4 with its gradient, 10 times at 2x2.
+FEW_POSITIONS = 16
+
+
 def conv(x: jax.Array, w: jax.Array) -> jax.Array:
     """``(b, h, w, in)`` by a ``(k, k, in, out)`` or ``(in, out)`` kernel, same size."""
     if w.ndim == 2:
         return jnp.einsum("...i,io->...o", x, w)
+    if jax.default_backend() == "cpu" and x.shape[1] * x.shape[2] <= FEW_POSITIONS:
+        return jnp.einsum(
+            "...i,io->...o", patches(x, w.shape[0]), w.reshape(-1, w.shape[-1])
+        )
     return jax.lax.conv_general_dilated(
         x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """``(b, h, w, c)`` -> ``(b, h, w, size^2 c)``: what a kernel sees at each place."""
+    _, h, w, _ = x.shape
+    before, after = (size - 1) // 2, size // 2
+    x = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    return jnp.concatenate(
+        [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=-1
     )
 
 

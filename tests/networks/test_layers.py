@@ -300,8 +300,10 @@ def test_linear_layer_is_a_product_with_normalized_weights(shape):
     np.testing.assert_allclose(run_conv(w, x, 0.7), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_convolution_is_a_correlation_with_normalized_weights():
-    x, w = normal((2, 4, 5, 3)), normal((3, 3, 3, 5), 1)
+@pytest.mark.parametrize("side", [(4, 5), (4, 4), (1, 2)])
+def test_convolution_is_a_correlation_with_normalized_weights(side):
+    """Also where it is made of patches, and where these are larger than the image."""
+    x, w = normal((2, *side, 3)), normal((3, 3, 3, 5), 1)
     expected = correlate(x, normalized(w)) / np.sqrt(27)
     np.testing.assert_allclose(run_conv(w, x), expected, rtol=1e-5, atol=1e-6)
 
