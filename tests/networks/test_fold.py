@@ -78,7 +78,9 @@ def test_derivative_of_folding_is_the_central_difference(shape, float64_islands)
     _, tangent = jax.jvp(layers.fold_kernel, (w, a), (dw, da))
     h = 1e-5
     ahead, behind = (layers.fold_kernel(w + s * dw, a + s * da) for s in (h, -h))
-    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        tangent, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8
+    )
     assert tangent.dtype == jnp.float64
 
 

@@ -145,8 +145,7 @@ def lengths(module):
 def test_blocks_gather_their_kernels_again_in_the_backward_pass(
     name, remat, monkeypatch
 ):
-    """Constraints are counted as often as their loops run: for the forward pass, for the
-    backward pass, and on the gradient."""
+    """Once forward, once backward, and the gradient is cut; as often as loops run."""
     net = build(name, remat=remat).place(sharding.Placement(MESH))
     loss, params = loss_of(net)
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -160,7 +159,10 @@ def test_blocks_gather_their_kernels_again_in_the_backward_pass(
         shape, spec = eqn.outvars[0].aval.shape, eqn.params["sharding"].spec
         return int(shape in sizes and not any(spec))
 
-    counted = {"scan": scaling.MAC_FORMULAS["scan"], "sharding_constraint": whole_kernel}
+    counted = {
+        "scan": scaling.MAC_FORMULAS["scan"],
+        "sharding_constraint": whole_kernel,
+    }
     monkeypatch.setattr(scaling, "MAC_FORMULAS", counted)
     forward = scaling.count_macs(loss, params)
     gradient = scaling.count_macs(jax.grad(loss), params)
