@@ -3,7 +3,8 @@
     python -m benchmarks.remat [--quick] [--markdown]
 
 The sct step at batch 8 in float32: bytes for intermediate results (of the compiled
-program), multiply-adds (counted on the program), and CPU time of the transformer.
+program), multiply-adds (counted on the program), and CPU time of the transformer over
+that of ``none``, in turns on one core.
 Blocks of the U-Nets run in loops, as on accelerators; XLA's CPU backend is about 20
 times slower at gradients of convolutions there, so they are not timed. ``--quick``
 takes the transformer alone, ``--markdown`` writes the table to docs/remat.md. The last
@@ -45,9 +46,10 @@ def with_policy(case: shapes.Case, remat: str) -> shapes.Case:
     return case._replace(settings={**case.settings, **loops, "remat": remat})
 
 
-def measure(case: shapes.Case, timed: bool) -> dict[str, dict[str, float]]:
-    """Policy -> bytes, multiply-adds and, if ``timed``, CPU seconds of a step."""
-    found: dict[str, dict[str, float]] = {}
+def measure(case: shapes.Case, timed: bool) -> dict[str, dict[str, Any]]:
+    """Policy -> bytes, multiply-adds and, if ``timed``, CPU time over that of none."""
+    found: dict[str, dict[str, Any]] = {}
+    steppers = {}
     for remat in layers.REMAT:
         chosen = with_policy(case, remat)
         step, arguments = step_cost.abstract_arguments(chosen, "sct", BATCH)
@@ -58,13 +60,16 @@ def measure(case: shapes.Case, timed: bool) -> dict[str, dict[str, float]]:
             "macs_per_image": scaling.count_macs(step, *arguments) / BATCH,
         }
         if timed:
-            stepper = step_cost.Stepper(chosen, "sct", BATCH)
-            stepper.step = compiled
-            found[remat]["cpu_seconds"] = common.seconds(stepper, 9, clock="cpu")
+            steppers[remat] = step_cost.Stepper(chosen, "sct", BATCH)
+            steppers[remat].step = compiled
+    for remat, stepper in steppers.items():
+        pair = common.paired(stepper, steppers["none"], 15, clock="cpu")
+        found[remat]["cpu_time_over_none"] = pair.ratio
+        found[remat]["quartiles"] = pair.spread
     return found
 
 
-def page(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+def page(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The page ``docs/remat.md``."""
     found = common.environment()
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
@@ -91,10 +96,11 @@ def page(rows: dict[str, dict[str, dict[str, float]]]) -> str:
         "Written by `python -m benchmarks.remat --markdown` "
         f"({found['device']}, {versions}, commit {found['commit'][:12]}).",
         f"The sct step at batch {BATCH} in float32; MB (1e6 bytes) of intermediate",
-        "results of the compiled program, multiply-adds per image, and CPU time of one",
-        "step over all threads. Every number also over that of `none`. Blocks of the",
-        "U-Nets run in loops, as on accelerators; XLA's CPU backend is about 20 times",
-        "slower at gradients of convolutions there, so they are not timed.",
+        "results of the compiled program and multiply-adds per image, in brackets over",
+        "those of `none`; CPU time of a step over that of `none` on one core, median and",
+        "quartiles of 15 turns. Blocks of the U-Nets run in loops, as on accelerators;",
+        "XLA's CPU backend is about 20 times slower at gradients of convolutions there,",
+        "so they are not timed.",
         "",
         "| network | policy | intermediate MB | 1e6 multiply-adds | CPU time |",
         "|---|---|---|---|---|",
@@ -107,18 +113,17 @@ def page(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, float], none: dict[str, float]) -> str:
-    cells = []
-    for key, scale, unit in (
-        ("temporary_bytes", 1e-6, ""),
-        ("macs_per_image", 1e-6, ""),
-        ("cpu_seconds", 1e3, " ms"),
-    ):
-        if key not in row:
-            cells.append("not timed")
-            continue
-        cells.append(f"{scale * row[key]:.1f}{unit} ({row[key] / none[key]:.2f})")
-    return " | ".join(cells)
+def _cells(row: dict[str, Any], none: dict[str, Any]) -> str:
+    cells = [
+        f"{1e-6 * row[key]:.1f} ({row[key] / none[key]:.2f})"
+        for key in ("temporary_bytes", "macs_per_image")
+    ]
+    if "quartiles" not in row:
+        return " | ".join([*cells, "not timed"])
+    low, high = row["quartiles"]
+    return " | ".join(
+        [*cells, f"{row['cpu_time_over_none']:.2f} ({low:.2f}-{high:.2f})"]
+    )
 
 
 def main() -> None:
@@ -126,6 +131,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    step_cost.pin_to_one_core()
     rows = {}
     for name in [TIMED] if args.quick else list(CASES):
         rows[name] = measure(CASES[name], timed=name == TIMED)

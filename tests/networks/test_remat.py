@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from scm_jax import networks, scaling
 from scm_jax.networks import layers
@@ -128,7 +128,7 @@ def test_blocks_keep_the_least_and_none_the_most():
 
 # --- Weights in pieces ----------------------------------------------------------------
 
-MESH = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+MESH = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def lengths(module):

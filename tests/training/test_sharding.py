@@ -8,8 +8,9 @@ from scm_jax.training import sharding
 from scm_jax.types import Batch
 from tests.training import toy
 
+AUTO = (AxisType.Auto,) * 3
 # Rules need the sizes of a mesh only, not its devices.
-MESH = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+MESH = AbstractMesh((2, 4, 2), sharding.MESH_AXES, axis_types=AUTO)
 BIG = sharding.FSDP_MIN_SIZE
 
 
@@ -33,7 +34,7 @@ def test_columns_and_rows_are_split_over_tensor_and_the_rest_over_fsdp():
     assert of("row", 3, 3, 64, 128) == PartitionSpec(None, None, "tensor", "fsdp")
     # small kernels are only split over tensor
     assert of("column", 8, 4) == PartitionSpec(None, "tensor")
-    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=AUTO)
     for tactic in ("column", "row"):
         want = PartitionSpec(None, None, None, "fsdp")
         assert of(tactic, 3, 3, 64, 128, mesh=whole) == want
@@ -170,7 +171,7 @@ def test_activations_are_split_over_their_batch_alone():
 
 
 def test_copies_of_weights_need_no_gathering():
-    copies = AbstractMesh((4, 1, 2), sharding.MESH_AXES)
+    copies = AbstractMesh((4, 1, 2), sharding.MESH_AXES, axis_types=AUTO)
     assert not sharding.Placement(copies).gathers
 
 
