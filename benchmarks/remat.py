@@ -1,14 +1,14 @@
-"""Memory against time of a training step for every rematerialization policy.
+"""Memory against work of a training step for every rematerialization policy.
 
-    python -m benchmarks.remat [--quick] [--markdown]
+    python -m benchmarks.remat [--quick] [--time] [--markdown]
 
 The sct step at batch 8 in float32: bytes for intermediate results (of the compiled
-program), multiply-adds (counted on the program), and CPU time of the transformer over
-that of ``none``, in turns on one core.
-Blocks of the U-Nets run in loops, as on accelerators; XLA's CPU backend is about 20
-times slower at gradients of convolutions there, so they are not timed. ``--quick``
-takes the transformer alone, ``--markdown`` writes the table to docs/remat.md. The last
-line is the bytes of ``blocks`` over those of ``none``, of the worst network.
+program) and multiply-adds (counted on the program). ``--time`` adds the CPU time of the
+transformer over that of ``none``, in turns on one core. Blocks of the U-Nets run in
+loops, as on accelerators; XLA's CPU backend is about 20 times slower at gradients of
+convolutions there, so they are not timed. ``--quick`` takes the transformer alone,
+``--markdown`` writes the table to docs/remat.md. The last line is the bytes of
+``blocks`` over those of ``none``, of the worst network.
 """
 
 from __future__ import annotations
@@ -97,10 +97,9 @@ def page(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
         f"({found['device']}, {versions}, commit {found['commit'][:12]}).",
         f"The sct step at batch {BATCH} in float32; MB (1e6 bytes) of intermediate",
         "results of the compiled program and multiply-adds per image, in brackets over",
-        "those of `none`; CPU time of a step over that of `none` on one core, median and",
-        "quartiles of 15 turns. Blocks of the U-Nets run in loops, as on accelerators;",
-        "XLA's CPU backend is about 20 times slower at gradients of convolutions there,",
-        "so they are not timed.",
+        "those of `none`. With `--time` besides: CPU time of a step over that of `none`",
+        "on one core, median and quartiles of 15 turns, of the transformer. Blocks run in",
+        "loops, where there are several of one shape, as on accelerators.",
         "",
         "| network | policy | intermediate MB | 1e6 multiply-adds | CPU time |",
         "|---|---|---|---|---|",
@@ -129,12 +128,14 @@ def _cells(row: dict[str, Any], none: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--time", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
-    step_cost.pin_to_one_core()
+    if args.time:
+        step_cost.pin_to_one_core()
     rows = {}
     for name in [TIMED] if args.quick else list(CASES):
-        rows[name] = measure(CASES[name], timed=name == TIMED)
+        rows[name] = measure(CASES[name], timed=args.time and name == TIMED)
         for remat, row in rows[name].items():
             common.emit(
                 benchmark="remat",
