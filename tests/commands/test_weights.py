@@ -9,6 +9,7 @@ import pytest
 from scm_jax import config as config_lib
 from scm_jax import experiment, networks, weights
 from scm_jax.exchange import edm, torch_files
+from scm_jax.training import sharding
 
 SETTINGS = {
     "width": 8,
@@ -96,15 +97,43 @@ def test_export_gives_the_imported_file_back(run, file, tmp_path, suffix):
         np.testing.assert_array_equal(after[name], tensor, err_msg=name)
 
 
-def test_a_student_takes_it_as_its_teacher(run):
+@pytest.fixture(scope="module")
+def student(run):
     c = config("consistency")
     c.objective.dx_dt = "teacher"
     c.teacher.source = "run"
     c.teacher.run = str(run)
     c.network.update(SETTINGS)
-    built = experiment.build(c)
-    assert built.teacher.network.adapter is not None
-    assert built.teacher.network.module.embedding == "fourier"
+    return experiment.build(c)
+
+
+def test_a_student_takes_it_as_its_teacher(student):
+    assert student.teacher.network.adapter is not None
+    assert student.teacher.network.module.embedding == "fourier"
+
+
+def test_a_teacher_is_folded_when_it_is_loaded(run, student):
+    mesh = sharding.make_mesh(sharding.MeshSpec())
+    got = experiment.load_teacher(student, mesh)
+    assert isinstance(got, networks.Folded)
+    expected = experiment.load_generate(run)
+    folded = jax.jit(expected.experiment.network.fold)(expected.params)
+    jax.tree.map(np.testing.assert_array_equal, got, folded)
+    abstract = experiment.abstract_teacher(student, mesh)
+    assert jax.tree.structure(abstract) == jax.tree.structure(got)
+    for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(got), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+
+
+def test_samplers_share_weights_that_are_folded_once(run, monkeypatch):
+    calls, fold = [], networks.Network.fold
+    monkeypatch.setattr(
+        networks.Network, "fold", lambda *args: calls.append(None) or fold(*args)
+    )
+    generate = experiment.load_generate(run).generate
+    for steps in (1, 2):
+        generate(2, steps)
+    assert len(calls) == 1
 
 
 def test_a_trigflow_student_cannot_start_from_an_edm_network(run):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from scm_jax import networks, scaling
 from scm_jax.networks import layers
@@ -128,7 +128,7 @@ def test_blocks_keep_the_least_and_none_the_most():
 
 # --- Weights in pieces ----------------------------------------------------------------
 
-MESH = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+MESH = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def lengths(module):
@@ -145,8 +145,7 @@ def lengths(module):
 def test_blocks_gather_their_kernels_again_in_the_backward_pass(
     name, remat, monkeypatch
 ):
-    """Constraints are counted as often as their loops run: for the forward pass, for the
-    backward pass, and on the gradient."""
+    """Once forward, once backward, and the gradient is cut; as often as loops run."""
     net = build(name, remat=remat).place(sharding.Placement(MESH))
     loss, params = loss_of(net)
     leaves = jax.tree_util.tree_leaves_with_path(params)

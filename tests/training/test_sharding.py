@@ -8,8 +8,9 @@ from scm_jax.training import sharding
 from scm_jax.types import Batch
 from tests.training import toy
 
+AUTO = (AxisType.Auto,) * 3
 # Rules need the sizes of a mesh only, not its devices.
-MESH = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+MESH = AbstractMesh((2, 4, 2), sharding.MESH_AXES, axis_types=AUTO)
 BIG = sharding.FSDP_MIN_SIZE
 
 
@@ -33,7 +34,7 @@ def test_columns_and_rows_are_split_over_tensor_and_the_rest_over_fsdp():
     assert of("row", 3, 3, 64, 128) == PartitionSpec(None, None, "tensor", "fsdp")
     # small kernels are only split over tensor
     assert of("column", 8, 4) == PartitionSpec(None, "tensor")
-    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=AUTO)
     for tactic in ("column", "row"):
         want = PartitionSpec(None, None, None, "fsdp")
         assert of(tactic, 3, 3, 64, 128, mesh=whole) == want
@@ -94,6 +95,87 @@ def test_default_rules_fit_a_transformer_block():
     assert of("qkv", 12, 64, 3, 64) == PartitionSpec(None, "fsdp", None, "tensor")
     assert of("mlp_out", 12, 256, 64) == PartitionSpec(None, "tensor", "fsdp")
     assert of("patch_in", 4, 64) == PartitionSpec()
+
+
+# --- Placement ------------------------------------------------------------------------
+
+# Weights of two stacked blocks, and outside of them.
+WEIGHTS = {
+    "blocks": {
+        "qkv": {"kernel": jax.ShapeDtypeStruct((2, 64, 3, 128), jnp.bfloat16)},
+        "mlp_out": {"kernel": jax.ShapeDtypeStruct((2, 256, 64), jnp.bfloat16)},
+        "affine": {"kernel": jax.ShapeDtypeStruct((2, 256, 64), jnp.bfloat16)},
+    },
+    "patch_in": {"kernel": jax.ShapeDtypeStruct((4, 64), jnp.float32)},
+}
+
+
+def placed(fn, *args):
+    """Where a function constrains its results to lie, and what it does besides."""
+    traced = jax.make_jaxpr(fn)(*args)
+    where, others = {}, []
+    for eqn in traced.eqns:
+        if eqn.primitive.name == "sharding_constraint":
+            where[eqn.outvars[0]] = eqn.params["sharding"].spec
+        else:
+            others.append(eqn)
+    return traced, where, others
+
+
+def test_kept_weights_lie_where_parameters_do():
+    """And a barrier stands behind: what comes later cannot move before the rounding."""
+    traced, where, (barrier,) = placed(sharding.Placement(MESH).keep, WEIGHTS)
+    assert barrier.primitive.name == "optimization_barrier"
+    assert list(barrier.outvars) == list(traced.jaxpr.outvars)
+    expected = sharding.tree_shardings({"net": WEIGHTS}, MESH)
+    got = [where[v] for v in barrier.invars]
+    assert got == [s.spec for s in jax.tree.leaves(expected)]
+    assert got.count(PartitionSpec()) == 1 and "fsdp" in got[0]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_gathered_weights_are_whole_but_for_the_axis_tensor(stacked):
+    """Also one block's, out of a loop over the stack."""
+
+    def block(w):
+        return w if stacked else jax.ShapeDtypeStruct(w.shape[1:], w.dtype)
+
+    blocks = jax.tree.map(block, WEIGHTS["blocks"])
+    placement = sharding.Placement(MESH)
+    assert placement.gathers
+    traced, where, others = placed(lambda w: placement.gather(w, "blocks"), blocks)
+    assert not others
+    lead = (None,) * stacked
+    # Leaves of a dict come in the order of their names.
+    got = zip(sorted(blocks), (where[v] for v in traced.jaxpr.outvars), strict=True)
+    assert dict(got) == {
+        "affine": PartitionSpec(*lead, None, None),
+        "mlp_out": PartitionSpec(*lead, "tensor", None),
+        "qkv": PartitionSpec(*lead, None, None, "tensor"),
+    }
+
+
+def test_rules_place_gathered_weights_too():
+    """They name paths of a train state, whose first group is ``net``."""
+    rules = (("^net/blocks/affine/", ("tensor", "fsdp")), (".*", "fsdp"))
+    placement = sharding.Placement(MESH, rules)
+    _, where, _ = placed(lambda w: placement.gather(w, "blocks"), WEIGHTS["blocks"])
+    assert PartitionSpec(None, "tensor", None) in where.values()
+
+
+def test_activations_are_split_over_their_batch_alone():
+    h = jax.ShapeDtypeStruct((16, 8, 4), jnp.float32)
+    _, where, _ = placed(sharding.Placement(MESH).batch, h)
+    free = PartitionSpec.UNCONSTRAINED
+    assert list(where.values()) == [PartitionSpec(("data", "fsdp"), free, free)]
+
+
+def test_copies_of_weights_need_no_gathering():
+    copies = AbstractMesh((4, 1, 2), sharding.MESH_AXES, axis_types=AUTO)
+    assert not sharding.Placement(copies).gathers
+
+
+# --- States ---------------------------------------------------------------------------
 
 
 def test_moments_and_averages_are_sharded_like_their_parameter():

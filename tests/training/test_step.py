@@ -35,15 +35,15 @@ def init(optimizer):
     return state_lib.init_state(params, optimizer, tuple(PROFILES), jax.random.key(0))
 
 
-def data(index=0):
-    x = 0.7 + 0.3 * np.random.default_rng(index).normal(size=(BATCH, DIM))
+def data(index=0, size=BATCH):
+    x = 0.7 + 0.3 * np.random.default_rng(index).normal(size=(size, DIM))
     return Batch(x=jnp.asarray(x, jnp.float32))
 
 
 TEACHER = jnp.float32(0.6)
 
 
-def compiled(optimizer, num_microbatches=1, net=net_fn, project=None):
+def compiled(optimizer, num_microbatches=1, net=net_fn, **settings):
     return jax.jit(
         make_train_step(
             OBJECTIVE,
@@ -51,8 +51,8 @@ def compiled(optimizer, num_microbatches=1, net=net_fn, project=None):
             optimizer,
             PROFILES,
             teacher_fn=teacher_fn,
-            project=project,
             num_microbatches=num_microbatches,
+            **settings,
         )
     )
 
@@ -292,6 +292,49 @@ def test_averages_are_of_projected_parameters_and_not_projected_themselves():
             average = average + weight * (new - average)
             np.testing.assert_allclose(after.ema[name]["w"], average, rtol=1e-5)
         assert np.all(np.abs(column_rms(states[-1].ema[name]["w"]) - 1) > 1e-4)
+
+
+# --- Folded weights -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradient_passes_through_the_folding(parts):
+    """Outside of the loop over microbatches it is what it would be within."""
+
+    def folds_itself(params, *args, **kwargs):
+        return net_fn(project(params), *args, **kwargs)
+
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
+    got, expected = (
+        change(state, compiled(optax.sgd(1.0), parts, **how)(state, data(), TEACHER)[0])
+        for how in ({"fold": project}, {"net": folds_itself})
+    )
+    assert_close(got, expected)
+    # Without the folding's own derivative, columns of another length get another one.
+    plain, _ = sgd_step(parts)(state, data(), TEACHER)
+    assert np.abs(got["net"]["w"] - change(state, plain)["net"]["w"]).max() > 1e-2
+
+
+def test_gradients_of_16_bit_weights_are_added_up_in_float32():
+    """And rounded once, at the end: to 8 bits, whatever the number of microbatches."""
+    parts, batch = 64, data(size=128)
+
+    def fold(net):
+        return {**net, "w": net["w"].astype(jnp.bfloat16)}
+
+    state = init(optax.sgd(1.0)).replace(step=jnp.int32(100))
+    new, _ = compiled(optax.sgd(1.0), parts, fold=fold)(state, batch, TEACHER)
+    params = {**state.params, "net": fold(state.params["net"])}
+    keys = jax.random.split(jax.random.fold_in(state.key, 100), parts)
+    grads = []
+    for i, key in enumerate(keys):
+        x = batch.x[i::parts]
+        of_part, _ = reference_gradient()(params, x, key, state.step, TEACHER)
+        assert of_part["net"]["w"].dtype == jnp.bfloat16
+        grads.append(np.asarray(of_part["net"]["w"], np.float64))
+    got = change(state, new)["net"]["w"]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.mean(grads, axis=0), rtol=2**-8)
 
 
 # --- Finite ---------------------------------------------------------------------------
