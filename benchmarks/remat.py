@@ -99,7 +99,7 @@ def page(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
         "results of the compiled program and multiply-adds per image, in brackets over",
         "those of `none`. With `--time` besides: CPU time of a step over that of",
         "`none` on one core, median and quartiles of 15 turns, of the transformer.",
-        "Blocks run in loops, where there are several of one shape, as on accelerators.",
+        "Equal blocks run in loops, as on accelerators.",
         "",
         "| network | policy | intermediate MB | 1e6 multiply-adds | CPU time |",
         "|---|---|---|---|---|",
