@@ -1,15 +1,15 @@
 """The same step on many meshes; run by test_meshes.py on eight simulated devices.
 
-python -m tests.multidevice.meshes NETWORK
+python -m tests.multidevice.meshes NETWORK [ADDRESS PROCESSES INDEX]
 """
 
 import functools
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from scm_jax import networks, objectives
 from scm_jax.training import sharding
@@ -54,7 +54,7 @@ def random_like(tree, seed):
     """Every leaf drawn, so that no gradient is zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), tree
+        lambda a: np.asarray(0.3 * rng.normal(size=a.shape), np.float32), tree
     )
 
 
@@ -96,20 +96,27 @@ def one_step(name, mesh, **changes):
         keep=keep,
         num_microbatches=2,
     )
-    state = state_lib.init_state(params, optimizer, (), jax.random.key(3))
-    teacher = net.fold(random_like(params["net"], 2))
+    teacher_params = random_like(params["net"], 2)
+
+    def init():
+        state = state_lib.init_state(params, optimizer, (), jax.random.key(3))
+        return state, net.fold(teacher_params)
+
     if mesh is not None:
-        where = sharding.state_shardings(state, mesh)
-        state = jax.device_put(state, where)
-        teacher = teacher.replace(
-            weights=jax.device_put(teacher.weights, where.params["net"])
-        )
+        where = sharding.state_shardings(jax.eval_shape(init)[0], mesh)
+        both = where, networks.Folded(where.params["net"])
+        state, teacher = jax.jit(init, out_shardings=both)()
+        shard, shards = sharding.data_shard(mesh)
+        batch = jax.tree.map(lambda a: np.split(a, shards)[shard], batch)
         batch = sharding.place_batch(batch, mesh)
         step = quick_jit(step, out_shardings=(where, None))
     else:
-        step = quick_jit(step)
+        (state, teacher), step = init(), quick_jit(step)
     new, metrics = step(state, batch, teacher)
-    grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, new.params)
+    after = new.params
+    if mesh is not None and mesh.is_multi_process:
+        after = multihost_utils.process_allgather(after, tiled=True)
+    grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after)
     return float(metrics["loss"]), grads
 
 
@@ -117,12 +124,20 @@ def relative(difference, tree):
     return float(optax.tree.norm(difference) / optax.tree.norm(tree))
 
 
-def check(name):
+def check_together(name, address, count, index):
+    """The same of ``count`` processes with a device each."""
+    jax.distributed.initialize(address, int(count), int(index))
+    check(name, [(1, int(count), 1)])
+    jax.distributed.shutdown()
+
+
+def check(name, meshes=None):
     """Every mesh gives the loss and the gradient of one device, to 1e-5."""
     sharding.FSDP_MIN_SIZE = 64  # or nothing of so small a network would be cut
-    loss, grads = one_step(name, None)
+    with jax.default_device(jax.local_devices()[0]):
+        loss, grads = one_step(name, None)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
-    for sizes in MESHES[name]:
+    for sizes in meshes or MESHES[name]:
         spec = sharding.MeshSpec(*sizes)
         mesh = sharding.make_mesh(spec, jax.devices()[: int(np.prod(sizes))])
         other_loss, others = one_step(name, mesh)
@@ -143,4 +158,4 @@ def check(name):
 
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    check(sys.argv[1])
+    (check_together if len(sys.argv) > 2 else check)(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -30,3 +31,31 @@ def test_loss_and_gradient_are_those_of_one_device(name):
     assert done.stdout.count("gradient") == len(MESHES[name])
     # What the partitioner says when it must guess how activations lie.
     assert "Involuntary full rematerialization" not in done.stderr
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_compute_what_one_does(count):
+    """With real collectives between them, parameters in as many pieces."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    command = [sys.executable, "-m", "tests.multidevice.meshes", "dit", address]
+    running = [
+        subprocess.Popen(
+            [*command, str(count), str(index)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=280)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in running] == [0] * count, outputs
+    assert all("gradient" in output for output in outputs)
