@@ -480,7 +480,8 @@ def checked_section() -> list[str]:
         "other U-Nets) and 0.05 MB in all-reduces. No larger size and no scd was",
         "compiled for this page. Peak temporaries were 2.7 GB for 8 images a device.",
         "The model with everything kept, which the meshes above leave room for, says",
-        "3.35 GB; with `dots` it says far less than 2.7. XLA's CPU backend computes",
+        "3.35 GB; with `dots`, about 1 GB (scaled from the other U-Nets, whose counts are",
+        "proportional to the width). XLA's CPU backend computes",
         "16-bit convolutions in 32 bits, which is in the compiled number.",
         "",
     ]
