@@ -1,12 +1,13 @@
 """Writes docs/scaling.md: the paper's sizes and transformers on 1 to 256 devices.
 
-    python benchmarks/scaling_page.py --out=docs/scaling.md
-    python benchmarks/scaling_page.py --compiled=s.json --compiled=xxl.json
+    python benchmarks/scaling_page.py
 
 Counts come from tracing ``experiments/imagenet512.py``, which takes minutes and is kept
 in ``--counts``; delete that file where a network or a loss has changed. All else is
 ``scm_jax/cost_model.py``.
-``--compiled`` adds what ``scm describe --mesh=... --format=json`` printed.
+``--compiled`` are files that ``scm describe --mesh=... --format=json`` printed; the
+default are those of ``docs/scaling_compiled``. Print them anew where the training step
+has changed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import textwrap
 
 import jax
 
@@ -25,9 +27,10 @@ from scm_jax.hardware import Hardware, find
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UNETS, DITS = ("s", "m", "l", "xl", "xxl"), ("s", "b", "l", "xl", "1p6b")
 MODELS = [f"unet,{size}" for size in UNETS] + [f"dit,{size}" for size in DITS]
-DEVICES = (1, 8, 32, 64, 128, 256)
+DEVICES = (8, 32, 64, 256)
 HARDWARE = ("a100-80g", "tpu-v5p")
 COUNTS = ROOT / "docs" / "scaling_counts.json"
+COMPILED = sorted((ROOT / "docs" / "scaling_compiled").glob("*.json"))
 ITEMSIZE = 2  # the experiments compute in bfloat16
 
 
@@ -55,19 +58,16 @@ def count(model: str) -> dict:
         found["images"][variant] = config.train.duration_images
         if variant == "sct":
             found |= memory_counts(experiment)
+            found["kept"] = kept(config)
     return found
 
 
 def memory_counts(experiment) -> dict:
-    """Bytes of state, of activations and of contractions; those of sCT."""
+    """Bytes of state and of contractions; those of sCT."""
 
     def traffic(batch: int) -> int:
         loss, args = training_run.training_loss(experiment, batch)
         return cost_model.contraction_bytes(jax.value_and_grad(loss), *args)
-
-    def saved(batch: int) -> int:
-        loss, args = training_run.training_loss(experiment, batch)
-        return cost_model.saved_bytes(loss, *args)
 
     abstract = experiment.abstract_params()
     return {
@@ -75,9 +75,24 @@ def memory_counts(experiment) -> dict:
         "state_bytes": scaling.tree_bytes(
             jax.eval_shape(experiment.init_state, abstract)
         ),
-        "saved": cost_model.linear(saved)[1],
         "traffic": cost_model.linear(traffic),
+        "gradient_bytes": accounts.gradient_bytes(experiment),
     }
+
+
+def kept(config) -> dict[str, float]:
+    """Bytes per image that a backward pass keeps, by how the weights are stored."""
+    found = {}
+    for name, gathers in (("whole", False), ("gathered", True)):
+        there = accounts.as_on_accelerator(config, gathers=gathers)
+        experiment = describe.build_abstract(there)
+
+        def saved(batch: int, experiment=experiment) -> int:
+            loss, args = training_run.training_loss(experiment, batch)
+            return cost_model.saved_bytes(loss, *args)
+
+        found[name] = cost_model.linear(saved)[1]
+    return found
 
 
 def all_counts(models: list[str], path: pathlib.Path) -> dict:
@@ -115,13 +130,21 @@ class Plan:
 
 
 def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> Plan:
+    """With room for all that a backward pass without recomputation keeps.
+
+    Gathered weights imply ``remat=dots``, which keeps less; what XLA needs besides, the
+    compiled steps say, takes up most of the difference.
+    """
     teacher = found["parameters"] if variant == "scd" else 0
-    state = found["state_bytes"] / fsdp + teacher * 4 / fsdp
-    fixed = state + cost_model.fixed_bytes(
+    state = found["state_bytes"] / fsdp
+    kept = found["kept"]["whole"]
+    # Weights of a teacher are rounded once, when they are loaded.
+    fixed = state + teacher * ITEMSIZE / fsdp
+    fixed += cost_model.fixed_bytes(
         found["parameters"], fsdp, ITEMSIZE, teacher if fsdp > 1 else 0
     )
     fits = cost_model.largest_batch(
-        resident_bytes=fixed, bytes_per_image=found["saved"], hardware=device
+        resident_bytes=fixed, bytes_per_image=kept, hardware=device
     )
     images = found["batch_size"] / (data * fsdp)
     parts = cost_model.microbatches(images, fits) or 1
@@ -132,6 +155,7 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
         fsdp=fsdp,
         hardware=device,
         itemsize=ITEMSIZE,
+        gradient_bytes=found["gradient_bytes"],
         microbatches=parts,
     )
     per_step, per_image = found["traffic"]
@@ -149,7 +173,7 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
         images=images,
         fits=fits,
         microbatches=parts,
-        memory=fixed + found["saved"] * images / parts,
+        memory=fixed + kept * images / parts,
         received=sum(t.received_bytes for t in transfers),
         node_received=sum(t.node_bytes(device.node_devices) for t in transfers),
         time=time,
@@ -187,32 +211,40 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 def networks_section(counts: dict) -> list[str]:
     rows = []
     for model, found in counts.items():
-        flops = [f"{2 * found['macs'][v] / 1e12:.2f}" for v in found["macs"]]
         rows.append(
             [
                 label(model),
                 f"{found['parameters'] / 1e6:.1f}",
-                *flops,
-                f"{found['saved'] / 1e9:.2f}",
+                *(f"{2 * found['macs'][v] / 1e12:.2f}" for v in found["macs"]),
+                f"{found['kept']['whole'] / 1e9:.2f}",
+                f"{found['kept']['gathered'] / 1e9:.2f}",
                 f"{found['state_bytes'] / 1e9:.1f}",
             ]
         )
     return [
-        "## Networks (measured)",
+        "## Networks (counted)",
         "",
-        "Counted on the traced step; FLOPs are twice the multiply-adds of loss and",
-        "gradient. State: float32 parameters, two moments, two averages. Kept: what",
-        "the backward pass of sCT keeps of each image, without recomputation, at",
-        "64x64x4 in bfloat16 (DiT with patch 2: 1,024 tokens).",
+        "Params: millions. Teacher, sct, scd: TFLOP per image of loss and",
+        "gradient, twice",
+        "the multiply-adds. Kept: GB per image that the backward pass of sct",
+        "keeps of a",
+        "latent of 64x64x4 in bfloat16 (DiT with patch 2: 1,024 tokens). Dots:",
+        "the same",
+        "with `network.remat=dots`, which keeps results of products and",
+        "computes the rest",
+        "again; where weights are gathered (`fsdp` > 1), `none` is `dots`.",
+        "State: GB of",
+        "float32 parameters, two moments, two averages.",
         *table(
             [
                 "network",
-                "parameters, M",
-                "teacher, TFLOP/image",
+                "params",
+                "teacher",
                 "sct",
                 "scd",
-                "kept, GB/image",
-                "state, GB",
+                "kept",
+                "dots",
+                "state",
             ],
             rows,
         ),
@@ -233,10 +265,30 @@ def plans_section(counts: dict, device: Hardware, variant: str) -> list[str]:
         rows.append([label(model), *cells])
     return [
         f"### {variant} on {device.name} (modelled)",
-        "",
-        "Mesh as data x fsdp, microbatches, efficiency.",
         *table(["network", *(f"{n} devices" for n in DEVICES)], rows),
     ]
+
+
+def meshes_section(counts: dict) -> list[str]:
+    lines = [
+        "## Meshes for a batch of 2,048",
+        "",
+        "A cell is `data x fsdp, microbatches, efficiency`. The mesh: of those",
+        "whose step",
+        "is within 2 % of the shortest, that with the fewest shards, while the device",
+        "waits for all communication. The microbatches: as few as leave room",
+        "for all that",
+        "is kept without recomputation. The efficiency: the share of a step",
+        "that is not",
+        "spent waiting. Where XLA runs all communication beside computation,",
+        "it is 1 in",
+        "every row: the network takes less time than the device's own work.",
+        "",
+    ]
+    for name in HARDWARE:
+        for variant in ("sct", "scd"):
+            lines += plans_section(counts, find(name), variant)
+    return lines
 
 
 def traffic_section(counts: dict, devices: int) -> list[str]:
@@ -253,33 +305,31 @@ def traffic_section(counts: dict, devices: int) -> list[str]:
                     f"{p.received / 1e9:.1f}",
                     f"{p.node_received / 1e9:.1f}",
                     f"{1e3 * p.time.compute:.0f}",
-                    f"{1e3 * p.time.memory:.0f}",
                     f"{1e3 * p.time.update:.0f}",
                     f"{1e3 * p.time.network:.0f}",
                     f"{100 * p.time.utilization(p.time.exposed):.0f} %",
-                    f"{100 * p.time.utilization(p.time.overlapped):.0f} %",
                 ]
             )
     return [
         f"### Memory, traffic and time on {devices} A100-80GB (modelled)",
         "",
-        "Per device: memory in GB, received GB per step; GB that a node receives from",
-        "others; ms of products, of their memory traffic, of the update and of the",
-        "network; utilization with the network exposed and hidden. The teacher's",
-        "passes of scd are in the products, not in their memory traffic.",
+        "Memory: GB of a device that are in use. In: GB that a device receives",
+        "per step.",
+        "Node in: GB that a node of 8 receives from others. Products, update, network:",
+        "ms. MFU: share of the peak over a whole step whose communication is",
+        "waited for;",
+        f"the {cost_model.EFFICIENCY:.0%} assumed of products are its limit.",
         *table(
             [
                 "training",
                 "mesh",
                 "memory",
-                "received",
-                "node",
+                "in",
+                "node in",
                 "products",
-                "traffic",
                 "update",
                 "network",
-                "exposed",
-                "hidden",
+                "MFU",
             ],
             rows,
         ),
@@ -294,19 +344,19 @@ def reasons_section(counts: dict) -> list[str]:
         p = plan(counts[model], "scd", device, 256 // fsdp, fsdp)
         row = [f"{p.data}x{p.fsdp}", f"{p.memory / 1e9:.1f}", str(p.fits)]
         if p.fits:
-            row += [str(p.microbatches), f"{1e3 * p.time.update:.0f}"]
-            row += [f"{1e3 * p.time.network:.0f}", f"{1e3 * p.time.exposed:.0f}"]
-        rows.append(row + ["-"] * (7 - len(row)))
+            row += [f"{1e3 * p.time.update:.0f}", f"{1e3 * p.time.network:.0f}"]
+            row += [f"{1e3 * p.time.exposed:.0f}"]
+        rows.append(row + ["-"] * (6 - len(row)))
     return [
         "## Why these meshes (modelled)",
         "",
-        f"{label(model)}, scd, 256 A100-80GB, 8 images a device, by width of sharding:",
+        f"{label(model)}, scd, 256 A100-80GB, 8 images a device in one microbatch, by",
+        "width of sharding:",
         *table(
             [
-                "data x fsdp",
+                "mesh",
                 "memory, GB",
-                "images that fit",
-                "microbatches",
+                "fitting images",
                 "update, ms",
                 "network, ms",
                 "step, ms",
@@ -314,9 +364,9 @@ def reasons_section(counts: dict) -> list[str]:
             rows,
         ),
         "- The state must fit: copies on every device take room from images.",
-        "- Shard within a node first: gathers then run over its own links, and between",
-        "  nodes only the shards of the gradient are summed, 8 bytes a parameter. Full",
-        "  sharding sends the gathers between nodes as well.",
+        "- Shard within a node first. Gathers then run over its own links, and between",
+        "  nodes only shards of the gradient are summed. Sharding over nodes sends the",
+        "  gathers between them as well.",
         "- What is not sharded, every device updates for itself: parameters, moments",
         "  and averages are read and written once a step.",
         "- Wider sharding pays only where memory for activations is short: it saves",
@@ -327,29 +377,29 @@ def reasons_section(counts: dict) -> list[str]:
 
 def balance_section(counts: dict) -> list[str]:
     rows = []
-    for name in HARDWARE:
-        device = find(name)
-        for model, found in counts.items():
+    for model, found in list(counts.items())[::3]:
+        cells = []
+        for name in HARDWARE:
+            device = find(name)
             p = best_plan(found, "sct", device, 256)
-            once = plan(found, "sct", device, p.data, p.fsdp)
-            per_image = (
+            seconds = (
                 2 * found["macs"]["sct"] / device.peak_flops / cost_model.EFFICIENCY
             )
-            rows.append(
-                [
-                    name,
-                    label(model),
-                    f"{p.data}x{p.fsdp}",
-                    f"{once.time.network / once.microbatches / per_image:.1f}",
-                ]
-            )
+            images = p.time.network / p.microbatches / seconds
+            cells += [f"{p.data}x{p.fsdp}", f"{images:.1f}"]
+        rows.append([label(model), *cells])
     return [
         "## Images a device needs (modelled)",
         "",
         "Images per device and microbatch at which the network takes as long as the",
-        "products of sct on 256 devices; with overlap, more images hide it. Within a",
-        "family it hardly depends on the size: both sides grow with the parameters.",
-        *table(["hardware", "network", "data x fsdp", "images"], rows),
+        "products of sct, on 256 devices: with more, communication can be",
+        "hidden. Within",
+        "a family it hardly depends on the size (every third network is shown): both",
+        "sides grow with the parameters.",
+        *table(
+            ["network", *(c for name in HARDWARE for c in (name, "images"))],
+            rows,
+        ),
     ]
 
 
@@ -373,111 +423,208 @@ def recipes_section(counts: dict) -> list[str]:
     return [
         "## The paper's recipes in device hours (modelled)",
         "",
-        "`experiments/imagenet512.py`, batch 2,048, on 64 devices, network exposed.",
-        f"Optimizer steps of {label(model)}: {lengths}.",
-        "The paper states neither its hardware nor its hours; of its compute it says",
-        "that an iteration of sCD costs about two of the teacher's.",
-        *table(
-            ["network", *(f"{name}: {v}" for name in HARDWARE for v in variants)], rows
-        ),
-    ]
-
-
-def compiled_section(paths: list[pathlib.Path]) -> list[str]:
-    if not paths:
-        return []
-    rows = []
-    for path in paths:
-        found = json.loads(path.read_text())
-        stated, compiled = found["stated"], found["compiled"]
-        kinds = {}
-        for row in compiled["collectives"]:
-            kinds[row["kind"]] = kinds.get(row["kind"], 0.0) + row["received_bytes"]
-        model = {
-            r["kind"]: r["received_bytes"] for r in found["modelled"]["collectives"]
-        }
-        cells = [
-            f"{kinds.get(kind, 0) / 1e9:.2f} / {model.get(kind, 0) / 1e9:.2f}"
-            for kind in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
-        ]
-        mesh = f"{stated['mesh']['data']}x{stated['mesh']['fsdp']}"
-        temporaries = [
-            compiled["temporary_bytes_per_device"],
-            found["modelled"]["temporary_bytes_per_device"],
-        ]
-        rows.append(
-            [
-                f"{stated['name']}, batch {stated['batch_size']}",
-                mesh,
-                f"{compiled['argument_bytes_per_device'] / 1e9:.2f}",
-                " / ".join(f"{n / 1e9:.1f}" for n in temporaries),
-                *cells,
-            ]
-        )
-    return [
-        "## Model against compiler (compiled / modelled)",
-        "",
-        "GB per device and step, read from the step that XLA compiles for simulated",
-        "CPU devices. The model is what fully sharded training must move; what the",
-        "compiler adds to it is room for improvement. XLA's CPU backend computes",
-        "16-bit convolutions in 32 bits, which its temporaries include.",
+        "`experiments/imagenet512.py`, batch 2,048, on 64 devices, all communication",
+        "waited for. Optimizer steps, from the paper's table, of",
+        f"{label(model)}: {lengths}; teachers of S to",
+        "XL train for longer. The paper states neither its hardware nor its hours;",
+        "of its compute it says that an iteration of sCD costs about two of the",
+        "teacher's.",
         *table(
             [
-                "config",
-                "data x fsdp",
-                "state and batch",
-                "temporaries",
-                "all-gather",
-                "reduce-scatter",
-                "all-reduce",
-                "all-to-all",
+                "network",
+                *(
+                    f"{name} {v}" if not i else v
+                    for name in HARDWARE
+                    for i, v in enumerate(variants)
+                ),
             ],
             rows,
         ),
     ]
 
 
-def page(counts: dict, compiled: list[pathlib.Path]) -> str:
-    lines = [
-        "# From 1 to 256 devices",
+def compiled_column(found: dict) -> list[str]:
+    """Cells of one compiled step: GB as ``compiled / modelled``, then ms."""
+    compiled, modelled = found["compiled"], found["modelled"]
+    received: dict[str, float] = {}
+    for row in compiled["collectives"]:
+        received[row["kind"]] = received.get(row["kind"], 0.0) + row["received_bytes"]
+    model = {r["kind"]: r["received_bytes"] for r in modelled["collectives"]}
+    stated = found["stated"]
+    other = sum(received.values()) - sum(received.get(k, 0) for k in MOVES)
+    pairs = [
+        (compiled[key], modelled[key]) for key in ("temporary_bytes_per_device",)
+    ] + [(received.get(kind, 0), model.get(kind, 0)) for kind in MOVES]
+    return [
+        str(stated["batch_size"]),
+        f"{stated['mesh']['data']}x{stated['mesh']['fsdp']}",
+        f"{compiled['argument_bytes_per_device'] / 1e9:.2f}",
+        *(f"{a / 1e9:.2f} / {b / 1e9:.2f}" for a, b in pairs),
+        f"{other / 1e9:.2f} / 0.00",
+        f"{1e3 * modelled['network_seconds']:.1f} / "
+        f"{1e3 * modelled['network_seconds_analytic']:.1f}",
+    ]
+
+
+MOVES = ("all-gather", "reduce-scatter", "all-reduce")
+
+
+def checked_section() -> list[str]:
+    """One compiled step against the model, as printed on 2026-11-22 with jax 0.10."""
+    return [
+        "## Checked on one compiled step (compiled)",
         "",
-        "Written by `python benchmarks/scaling_page.py --out=docs/scaling.md`.",
-        "Nothing on this page was run on an accelerator. It says of every table",
-        "whether its numbers are measured (counted exactly on the program), compiled",
-        "(read from what XLA makes of it) or modelled (`scm_jax/cost_model.py`). Data",
-        "sheets stand in `scm_jax/hardware.py`; nodes are 8 GPUs, or a whole slice of",
-        "TPUs. Assumed: products reach "
-        f"{cost_model.EFFICIENCY:.0%} of the peak, memory and network",
-        f"{cost_model.BANDWIDTH_EFFICIENCY:.0%} of their bandwidths; arrays fill at "
-        f"most {cost_model.USABLE_MEMORY:.0%} of a device; gradients are",
-        f"reduced in {cost_model.GRADIENT_BYTES} bytes, parameters gathered in "
-        f"{ITEMSIZE}. The same for any config:",
+        "Printed by `scm describe --config=experiments/imagenet512.py:sct,size=xs`",
+        "`--config.train.batch_size=64 --mesh=fsdp=8` on 2026-11-22, for 125 million",
+        "parameters: a device receives 436 MB in all-gathers (model: 436 MB), 230",
+        "MB in reduce-scatters (2.1 bytes per parameter, the model's figure for the",
+        "other U-Nets) and 0.05 MB in all-reduces. No larger size and no scd was",
+        "compiled for this page. Peak temporaries were 2.7 GB for 8 images a device.",
+        "The model with everything kept, which the meshes above leave room for, says",
+        "3.35 GB; with `dots`, about 1 GB (scaled from the other U-Nets, whose",
+        "counts are proportional to the width). XLA's CPU backend computes",
+        "16-bit convolutions in 32 bits, which is in the compiled number.",
+        "",
+    ]
+
+
+def compiled_section(paths: list[pathlib.Path]) -> list[str]:
+    if not paths:
+        return []
+    all_found = [json.loads(path.read_text()) for path in paths]
+    names = ["images per step", "data x fsdp", "state, teacher and batch, GB"]
+    names += ["temporaries, GB", *(f"{kind}, GB" for kind in MOVES)]
+    names += ["other collectives, GB", "network on a100-80g, ms"]
+    columns = [compiled_column(found) for found in all_found]
+    return [
+        "## Model against compiler (compiled / modelled)",
+        "",
+        "Per device and step, read from the step that XLA compiles for 8 simulated CPU",
+        "devices: `scm describe`, options as above, with",
+        "`--config.train.batch_size=64 --mesh=fsdp=8 --format=json`; the files are in",
+        "`docs/scaling_compiled/`. Bytes of collectives do not depend on the batch.",
+        *table(
+            ["quantity", *(found["stated"]["name"] for found in all_found)],
+            [list(row) for row in zip(names, *columns, strict=True)],
+        ),
+        "The model leaves out sums of metrics and norms. XLA's CPU backend computes",
+        "16-bit convolutions in 32 bits, which its temporaries include; the model's",
+        "are what is kept, float32 gradients and a gathered copy of each network.",
+    ]
+
+
+def summary_section(counts: dict) -> list[str]:
+    """What is recommended, from the worst of the chosen meshes."""
+    device = find("a100-80g")
+    plans = {
+        (devices, family): [
+            best_plan(found, variant, device, devices)
+            for model, found in counts.items()
+            for variant in ("sct", "scd")
+            if model.startswith(family)
+        ]
+        for devices in DEVICES
+        for family in ("unet", "dit")
+    }
+    widest = max(p.fsdp for found in plans.values() for p in found)
+    worst = {key: 1 - min(p.efficiency for p in found) for key, found in plans.items()}
+    return [
+        "## In short",
+        "",
+        "- Begin with `--config.mesh.data=-1 --config.mesh.fsdp=1`: every device holds",
+        "  the whole state. Double `fsdp` while the state leaves too little room for",
+        "  images, or while the optimizer's update takes a noticeable part of a step.",
+        f"  No row for A100 has more than {widest} shards.",
+        "- Set `train.microbatches` to what memory asks for. Each gathers and reduces",
+        "  once more, so with many of them another device saves communication as well.",
+        "- If nothing overlaps, the network costs a step on A100 at most",
+        f"  {worst[64, 'unet']:.0%} (U-Net) and {worst[64, 'dit']:.0%} (DiT) on "
+        "64 devices, "
+        f"{worst[256, 'unet']:.0%} and {worst[256, 'dit']:.0%} on 256.",
+        "- Not in the model: latency of collectives, elementwise work and what",
+        "of it is",
+        "  computed twice, loading of data, slow devices. The times are lower",
+        "bounds at",
+        "  the efficiency assumed; `scm describe` gives them for any config and mesh:",
         "",
         "```",
         "scm describe --config=experiments/imagenet512.py:scd,size=xxl \\",
         "  --mesh=data=4,fsdp=8 --hardware=a100-80g",
         "```",
         "",
-        *networks_section(counts),
-        "## Meshes for a batch of 2,048",
-        "",
-        "The mesh whose step is shortest with all communication exposed (of those",
-        "within 2 %, that with the fewest shards), the microbatches that its memory",
-        "asks for without recomputation, and its efficiency: the share of a step that",
-        "is not spent waiting for the network.",
-        "Communication that overlaps fully with computation is hidden wherever the",
-        "network's time is the shorter one, as in every row here: the efficiency is 1.",
-        "",
     ]
-    for name in HARDWARE:
-        for variant in ("sct", "scd"):
-            lines += plans_section(counts, find(name), variant)
-    lines += traffic_section(counts, 256)
-    lines += [*reasons_section(counts), ""]
-    lines += balance_section(counts)
-    lines += recipes_section(counts)
-    lines += compiled_section(compiled)
-    return "\n".join(lines).rstrip() + "\n"
+
+
+def page(counts: dict, compiled: list[pathlib.Path]) -> str:
+    per_parameter = [f["gradient_bytes"] / f["parameters"] for f in counts.values()]
+    least, most = min(per_parameter), max(per_parameter)
+    lines = [
+        "# From 8 to 256 devices",
+        "",
+        "Written by `python benchmarks/scaling_page.py` for the settings of",
+        "`experiments/imagenet512.py`. Nothing here was run on an accelerator,",
+        "no time was",
+        "measured. Every heading says how its numbers are known:",
+        "",
+        "- counted: on the traced program and its shapes, exact;",
+        "- compiled: read from what XLA makes of the step for simulated CPU devices;",
+        "- modelled: formulas of `scm_jax/cost_model.py` over counts and the",
+        "data sheets",
+        "  in `scm_jax/hardware.py`.",
+        "",
+        f"Assumed: products reach {cost_model.EFFICIENCY:.0%} of the peak, memory and "
+        f"network {cost_model.BANDWIDTH_EFFICIENCY:.0%} of their",
+        f"bandwidths; arrays fill at most {cost_model.USABLE_MEMORY:.0%} of a device; "
+        "nodes are 8 GPUs, or a whole",
+        f"slice of TPUs. Parameters are gathered in {ITEMSIZE} bytes, twice a step (a "
+        "teacher's",
+        f"once). Gradients are reduced in {ITEMSIZE}, those of layers that "
+        "multiply in float32 "
+        "in 4:",
+        f"{least:.1f} bytes on average in the U-Nets, {most:.1f} in the DiTs. "
+        "On a mesh `data x "
+        "fsdp`,",
+        "each of `data` groups holds the whole state, cut into `fsdp` pieces;",
+        "the batch",
+        "is split over all devices.",
+        "",
+        *summary_section(counts),
+        *networks_section(counts),
+        *meshes_section(counts),
+        *traffic_section(counts, 256),
+        *reasons_section(counts),
+        "",
+        *balance_section(counts),
+        *recipes_section(counts),
+        *checked_section(),
+        *compiled_section(compiled),
+    ]
+    return "\n".join(wrapped(lines)).rstrip() + "\n"
+
+
+def wrapped(lines: list[str]) -> list[str]:
+    """The lines with paragraphs and items of lists filled up to 80 columns."""
+    out: list[str] = []
+    paragraph: list[str] = []
+    fenced = False
+    for line in [*lines, ""]:
+        as_it_is = fenced or not line or line.startswith(("|", "#", "```"))
+        if paragraph and (as_it_is or line.startswith("- ")):
+            indent = "  " if paragraph[0] == "-" else ""
+            out += textwrap.wrap(
+                " ".join(paragraph),
+                80,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+            paragraph = []
+        fenced ^= line.startswith("```")
+        if as_it_is:
+            out.append(line)
+        else:
+            paragraph += line.split()
+    return out
 
 
 def main() -> None:
@@ -486,7 +633,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--counts", type=pathlib.Path, default=COUNTS)
     parser.add_argument(
-        "--compiled", type=pathlib.Path, action="append", default=[], metavar="JSON"
+        "--compiled", type=pathlib.Path, nargs="*", default=COMPILED, metavar="JSON"
     )
     args = parser.parse_args()
     args.out.write_text(page(all_counts(args.models, args.counts), args.compiled))

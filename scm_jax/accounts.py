@@ -26,6 +26,7 @@ from scm_jax import experiment as experiment_lib
 from scm_jax import hardware as hardware_lib
 from scm_jax.experiment import Experiment
 from scm_jax.hardware import Hardware
+from scm_jax.networks import layers
 from scm_jax.training import sharding
 from scm_jax.training.sharding import MeshSpec
 from scm_jax.types import lookup
@@ -127,7 +128,8 @@ def account(
     spec = mesh or MeshSpec(1, 1, 1)
     real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
     sharding.check_batch_size(config.train.batch_size, real)
-    experiment = describe.build_abstract(as_on_accelerator(config))
+    config = as_on_accelerator(config, gathers=spec.fsdp > 1)
+    experiment = describe.build_abstract(config)
     stated = _state(config, spec, device, efficiency)
     measured = measure(experiment)
     measured["state_bytes_per_device"] = state_bytes_per_device(experiment, real)
@@ -136,12 +138,20 @@ def account(
     return Accounts(stated, measured, compiled, modelled)
 
 
-def as_on_accelerator(config: ConfigDict) -> ConfigDict:
-    """The config with its stacks as loops, which they are anywhere but on a CPU."""
+def as_on_accelerator(config: ConfigDict, *, gathers: bool = False) -> ConfigDict:
+    """The config with its stacks as loops, which they are anywhere but on a CPU.
+
+    Args:
+      config: a complete config.
+      gathers: whether weights are gathered: then ``remat="none"`` is written as what it
+        means there, ``"dots"``, so that counts on one device are those of the mesh.
+    """
     config = config.copy_and_resolve_references()
-    if "unroll" in config.network:
-        with config.unlocked():
+    with config.unlocked():
+        if "unroll" in config.network:
             config.network.unroll = 1
+        if gathers and config.network.get("remat") == "none":
+            config.network.remat = "dots"
     return config
 
 
@@ -197,7 +207,23 @@ def measure(experiment: Experiment) -> dict[str, Any]:
         "state_bytes": scaling.tree_bytes(
             jax.eval_shape(experiment.init_state, abstract)
         ),
+        "gradient_bytes": gradient_bytes(experiment),
     }
+
+
+def gradient_bytes(experiment: Experiment) -> int:
+    """Bytes of the network's gradients in the dtypes in which devices sum them.
+
+    Those of folded weights, but for kernels that are widened before they multiply.
+    """
+
+    def leaf_bytes(path: Any, leaf: jax.ShapeDtypeStruct) -> int:
+        wide = any(getattr(p, "key", None) in layers.FLOAT32_KERNELS for p in path)
+        return int(leaf.size) * (4 if wide else leaf.dtype.itemsize)
+
+    network = experiment.network
+    folded = jax.eval_shape(network.fold, experiment_lib.abstract_init(network))
+    return sum(jax.tree.leaves(jax.tree.map_with_path(leaf_bytes, folded)))
 
 
 def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
@@ -251,6 +277,7 @@ def model(
         fsdp=sizes["fsdp"],
         hardware=device,
         itemsize=itemsize,
+        gradient_bytes=measured["gradient_bytes"] / sizes["tensor"],
         microbatches=parts,
     )
     actual = [

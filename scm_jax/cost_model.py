@@ -26,7 +26,6 @@ EFFICIENCY = 0.4
 BANDWIDTH_EFFICIENCY = 0.8
 # Share of the memory that arrays may fill: fragmentation, kernels, the runtime.
 USABLE_MEMORY = 0.9
-GRADIENT_BYTES = 4  # gradients are reduced in float32
 
 
 # --- Counts on the program ------------------------------------------------------------
@@ -138,7 +137,7 @@ def fsdp_transfers(
     fsdp: int,
     hardware: Hardware,
     itemsize: int = 2,
-    gradient_bytes: int = GRADIENT_BYTES,
+    gradient_bytes: float | None = None,
     microbatches: int = 1,
 ) -> list[Transfer]:
     """What fully sharded training must move in a step.
@@ -148,6 +147,10 @@ def fsdp_transfers(
     gradients are reduced and scattered over ``fsdp`` and then summed over ``data``. It
     is the same for diffusion and consistency training.
 
+    A gradient is reduced in the dtype of the product that it comes from, and widened to
+    float32 only on the shards: kernels of the blocks in the compute dtype; gates,
+    affine layers and all outside of the blocks in float32.
+
     Args:
       parameters: P.
       teacher_parameters: of the teacher; 0 without one.
@@ -155,13 +158,16 @@ def fsdp_transfers(
       fsdp: shards.
       hardware: tells where a node ends; ``fsdp`` is the inner axis.
       itemsize: bytes of a gathered parameter.
-      gradient_bytes: bytes of a reduced gradient.
+      gradient_bytes: bytes of all gradients while they are reduced; by default as many
+        as of the gathered parameters.
       microbatches: gradients and gathers happen once for each.
     """
     inner = range(fsdp)
     outer = range(0, data * fsdp, fsdp)
     gathered = (2 * parameters + teacher_parameters) * itemsize * microbatches
-    reduced = parameters * gradient_bytes * microbatches
+    if gradient_bytes is None:
+        gradient_bytes = parameters * itemsize
+    reduced = gradient_bytes * microbatches
     return [
         transfer("all-gather", gathered, inner, hardware),
         transfer("reduce-scatter", reduced, inner, hardware),
@@ -290,8 +296,9 @@ def fixed_bytes(
     """Bytes on a device beside state and activations.
 
     The shard of the gradients in float32 and one gathered copy of the network (and of
-    the teacher's) in the compute dtype: an upper bound, a compiler that gathers block
-    by block needs less.
+    the teacher's) in the compute dtype. A step gathers block by block and drops what it
+    gathered; the rest of that copy is room for the shards of the rounded weights and of
+    their gradients, and for blocks that are gathered ahead.
     """
     gathered = (parameters + teacher_parameters) * itemsize
     return 4 * parameters / fsdp + gathered

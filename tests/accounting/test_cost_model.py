@@ -76,11 +76,12 @@ def transfers(data, fsdp, device=SMALL, **changes):
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
-def test_sharded_traffic_is_eight_bytes_per_parameter(fsdp):
-    # 2 forward, 2 backward, 4 for the gradient; the tangent adds nothing
-    found = transfers(1, fsdp)
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_sharded_traffic_is_three_copies_in_the_compute_dtype(fsdp, itemsize):
+    # forward, backward and the gradient; the tangent adds nothing
+    found = transfers(1, fsdp, itemsize=itemsize)
     total = sum(t.received_bytes for t in found.values())
-    assert total == pytest.approx(8e6 * (fsdp - 1) / fsdp)
+    assert total == pytest.approx(3e6 * itemsize * (fsdp - 1) / fsdp)
 
 
 def test_teacher_is_gathered_once_and_microbatches_repeat():
@@ -94,7 +95,7 @@ def test_teacher_is_gathered_once_and_microbatches_repeat():
 
 def test_copies_sum_the_shards_of_the_gradient():
     found = transfers(4, 2)
-    assert found["all-reduce"].received_bytes == pytest.approx(2 * 4e6 / 2 * 3 / 4)
+    assert found["all-reduce"].received_bytes == pytest.approx(2 * 2e6 / 2 * 3 / 4)
 
 
 def test_each_node_receives_every_array_once():
@@ -102,18 +103,20 @@ def test_each_node_receives_every_array_once():
     wide, mixed = transfers(1, 8), transfers(4, 2)
     per_node = {k: t.node_bytes(2) for k, t in wide.items()}
     assert per_node["all-gather"] == pytest.approx(4e6 * 3 / 4)
-    assert per_node["reduce-scatter"] == pytest.approx(4e6 * 3 / 4)
+    assert per_node["reduce-scatter"] == pytest.approx(2e6 * 3 / 4)
     assert mixed["all-gather"].node_bytes(2) == 0
     # two shards in a node, each summed over four nodes
-    assert mixed["all-reduce"].node_bytes(2) == pytest.approx(2 * 4e6 * 3 / 4)
+    assert mixed["all-reduce"].node_bytes(2) == pytest.approx(2 * 2e6 * 3 / 4)
 
 
 def test_network_time_is_that_of_the_slower_network():
     inside = transfers(1, 2).values()
     across = transfers(1, 8).values()
     share = cost_model.BANDWIDTH_EFFICIENCY
-    assert cost_model.network_seconds(inside, SMALL) == pytest.approx(4e6 / 1e8 / share)
-    assert cost_model.network_seconds(across, SMALL) == pytest.approx(6e6 / 1e7 / share)
+    assert cost_model.network_seconds(inside, SMALL) == pytest.approx(3e6 / 1e8 / share)
+    assert cost_model.network_seconds(across, SMALL) == pytest.approx(
+        4.5e6 / 1e7 / share
+    )
 
 
 def test_network_that_is_not_known_is_refused():
