@@ -300,9 +300,14 @@ class Peers:
             if len(given) < self.cluster.num_processes:
                 return
         values = [given[i] for i in sorted(given)]
-        self._finish(what, values)
+        # The others come first, so that they have it even if this process ends now. At
+        # the end it is the reverse: from then on they may hang up.
+        if what == _THE_END:
+            self._finish(what, values)
         for line in self._lines.values():
             line.send({"all": what, "values": values})
+        if what != _THE_END:
+            self._finish(what, values)
 
     def _finish(self, what: str, values: list[Any]) -> None:
         with self._changed:

@@ -237,7 +237,8 @@ class Placement:
             spec = partition_spec(name, w.shape, self.mesh, self.rules)
             # In pieces first: else the compiler moves the gathering to before the
             # barrier of a recomputation, where it is the one of the forward pass.
-            w = self._constrain(w, *spec)
+            if "fsdp" in spec:
+                w = self._constrain(w, *spec)
             return self._constrain(w, *(None if a == "fsdp" else a for a in spec))
 
         return jax.tree_util.tree_map_with_path(whole, weights)
