@@ -67,37 +67,19 @@ def make_train_step(
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
         weights, pull = jax.vjp(fold, state.params["net"])
         params = {**state.params, "net": keep(weights)}
-        grads, metrics = folded_gradients(params, batch, key, state.step, teacher)
-        like = jax.tree.map(lambda w, g: g.astype(w.dtype), weights, grads["net"])
-        return {**grads, "net": pull(like)[0]}, metrics
 
-    def folded_gradients(
-        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
-    ) -> Any:
         def grad_fn(batch: Batch, key: jax.Array) -> Any:
             grads, metrics = jax.grad(loss_fn, has_aux=True)(
-                params, batch, key, step, teacher
+                params, batch, key, state.step, teacher
             )
             return {**grads, "net": keep(grads["net"])}, metrics
 
         if num_microbatches == 1:
-            return grad_fn(batch, key)
-
-        def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(_add_float32, total, grad_fn(*part)), None
-
-        parts = jax.tree.map(lambda a: _split(a, num_microbatches), batch)
-        keys = jax.random.split(key, num_microbatches)
-        shapes = jax.eval_shape(grad_fn, *jax.tree.map(lambda a: a[0], (parts, keys)))
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)),
-            shapes,
-        )
-        zeros = {**zeros[0], "net": keep(zeros[0]["net"])}, zeros[1]
-        (grads, metrics), _ = jax.lax.scan(body, zeros, (parts, keys))
-        bins = metrics.pop("bins")  # sums over the batch, all else is a mean
-        mean = jax.tree.map(lambda a: a / num_microbatches, (grads, metrics))
-        return mean[0], {**mean[1], "bins": bins}
+            grads, metrics = grad_fn(batch, key)
+        else:
+            grads, metrics = _over_parts(grad_fn, keep, batch, key, num_microbatches)
+        like = jax.tree.map(lambda w, g: g.astype(w.dtype), weights, grads["net"])
+        return {**grads, "net": pull(like)[0]}, metrics
 
     def step(
         state: TrainState, batch: Batch, teacher_params: Any = None
@@ -127,6 +109,31 @@ def make_train_step(
         return new, {**metrics, "grad_norm": grad_norm, "finite": finite}
 
     return step
+
+
+def _over_parts(
+    grad_fn: Callable[[Batch, jax.Array], Any],
+    keep: Callable[[Any], Any],
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
+) -> Any:
+    """Mean gradient and metrics over parts of a batch, one after the other."""
+
+    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(_add_float32, total, grad_fn(*part)), None
+
+    pieces = jax.tree.map(lambda a: _split(a, parts), batch)
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(grad_fn, *jax.tree.map(lambda a: a[0], (pieces, keys)))
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes
+    )
+    zeros = {**zeros[0], "net": keep(zeros[0]["net"])}, zeros[1]
+    (grads, metrics), _ = jax.lax.scan(body, zeros, (pieces, keys))
+    bins = metrics.pop("bins")  # sums over the batch, all else is a mean
+    grads, metrics = jax.tree.map(lambda a: a / parts, (grads, metrics))
+    return grads, {**metrics, "bins": bins}
 
 
 def _add_float32(total: jax.Array, a: jax.Array) -> jax.Array:
