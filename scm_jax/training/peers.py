@@ -63,6 +63,7 @@ class Peers:
         self._ended = False
         self._given: dict[str, dict[int, Any]] = {}
         self._results: dict[str, list[Any]] = {}
+        self._sent: set[str] = set()
 
     # -------------------------------------------------------------- joining
 
@@ -217,7 +218,9 @@ class Peers:
             self._lines[0].send({"put": what, "value": value})
         with self._changed:
             done = self._changed.wait_for(
-                lambda: what in self._results or self._ended,
+                lambda: (
+                    what in self._sent or (self._ended and what not in self._results)
+                ),
                 None if timeout is None else timeout + _MARGIN * (not self._is_first),
             )
         if not done:
@@ -300,19 +303,19 @@ class Peers:
             if len(given) < self.cluster.num_processes:
                 return
         values = [given[i] for i in sorted(given)]
-        # The others come first, so that they have it even if this process ends now. At
-        # the end it is the reverse: from then on they may hang up.
-        if what == _THE_END:
-            self._finish(what, values)
+        with self._changed:
+            self._ended |= what == _THE_END  # from here on the others may hang up
+            self._results[what] = values
         for line in self._lines.values():
             line.send({"all": what, "values": values})
-        if what != _THE_END:
-            self._finish(what, values)
+        self._finish(what, values)
 
     def _finish(self, what: str, values: list[Any]) -> None:
+        """Lets ``exchange`` go on, when all others have been sent the values."""
         with self._changed:
             self._ended |= what == _THE_END
             self._results[what] = values
+            self._sent.add(what)
             self._changed.notify_all()
 
     def _lost(self, index: int, how: str) -> None:

@@ -317,6 +317,7 @@ def test_strangers_on_the_port_are_sent_away():
 def test_a_death_ends_all_others_and_is_named(dead, capsys):
     def call(peers, end):
         peers.exchange("a", 0, 10)
+        time.sleep(1.0)  # until all have their answer
         if peers.cluster.process_id == dead:
             peers.leave()  # in a process of its own it would be gone
             for line in peers._lines.values():
@@ -336,6 +337,7 @@ def test_a_death_ends_all_others_and_is_named(dead, capsys):
 def test_a_failure_is_told_to_all_others(capsys):
     def call(peers, end):
         peers.exchange("a", 0, 10)
+        time.sleep(1.0)  # until all have their answer
         if peers.cluster.process_id == 2:
             return peers.report("process 2 failed: disk on fire")
         return end.wait(20)
