@@ -20,7 +20,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# Every planted fault of tests/mutations.toml must turn its test red: about 10 minutes.
+# Every planted fault of tests/mutations/ must turn its test red: about 10 minutes.
 mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 

@@ -1,4 +1,4 @@
-"""Plants the faults of mutations.toml one by one; each must turn its test red.
+"""Plants the faults of mutations/ one by one; each must turn its test red.
 
     python tests/run_mutations.py            all of them, in a copy of the tree
     python tests/run_mutations.py --only=sigma   those with "sigma" in the name
@@ -30,7 +30,8 @@ RED, GREEN = 1, 0  # pytest: some tests failed; all passed
 
 def load() -> list[dict[str, str]]:
     """The planted faults."""
-    return tomllib.loads((ROOT / "tests/mutations.toml").read_text())["fault"]
+    files = sorted((ROOT / "tests/mutations").glob("*.toml"))
+    return [f for file in files for f in tomllib.loads(file.read_text())["fault"]]
 
 
 def problem(fault: dict[str, str]) -> str | None:
