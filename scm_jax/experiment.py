@@ -86,7 +86,7 @@ class Experiment:
     @property
     def sampling_ema(self) -> str:
         """Name of the average that samples."""
-        return self.config.ema.sampling or next(iter(self.ema_profiles))
+        return sampling_average(self.config)
 
     def place(self, mesh: Mesh) -> Experiment:
         """The same experiment, trained on ``mesh``."""
@@ -201,11 +201,11 @@ def build(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def build_dataset(config: ConfigDict) -> Dataset:
+def build_dataset(config: ConfigDict, split: str = "train") -> Dataset:
     """The dataset of ``config.dataset``, prepared where that needs no network."""
     settings = dict(config.dataset)
     name, root = settings.pop("name"), settings.pop("root") or None
-    return make_dataset(name, root=root, prepare=True, **settings)
+    return make_dataset(name, split, root=root, prepare=True, **settings)
 
 
 def build_network(config: ConfigDict, dataset: Dataset) -> Network:
@@ -236,6 +236,11 @@ def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
     if not profiles:
         raise ValueError("ema.rel_std and ema.half_life_images are both empty")
     return profiles
+
+
+def sampling_average(config: ConfigDict) -> str:
+    """Name of the average that samples: ``ema.sampling``, or the first."""
+    return config.ema.sampling or next(iter(_ema_profiles(config)))
 
 
 # --- Teachers and other runs ----------------------------------------------------------
@@ -285,12 +290,17 @@ def _exact_teacher(
     config: ConfigDict, dataset: Dataset, stand_in: Network | None
 ) -> Teacher:
     del stand_in
-    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
-    if exact is None:
+    if dataset.closed_form is None:
         raise ValueError(
             f"teacher.source = 'exact' needs data in closed form; dataset.name = "
             f"{config.dataset.name!r} has none"
         )
+    return exact_teacher(dataset)
+
+
+def exact_teacher(dataset: Dataset) -> Teacher:
+    """The exact velocity of data in closed form."""
+    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
 
     def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
         return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
@@ -303,8 +313,7 @@ def saved_network(
 ) -> tuple[Network, str]:
     """The network of a run, and which of its averages to read."""
     saved = config_lib.from_dict(RunDir(directory).read_config())
-    name = average or saved.ema.sampling or next(iter(_ema_profiles(saved)))
-    return build_network(saved, dataset), name
+    return build_network(saved, dataset), average or sampling_average(saved)
 
 
 def load_average(
@@ -312,6 +321,55 @@ def load_average(
 ) -> Any:
     """An average of a run, on the devices and in the shapes of ``abstract``."""
     return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
+
+
+def reconstruct_average(
+    run_dir: RunDir, config: ConfigDict, width: str, step: int
+) -> Any:
+    """An average that was not kept, from the run's snapshots and its checkpoint.
+
+    Args:
+      run_dir: the run.
+      config: its config, which says what was kept.
+      width: the relative width, as text.
+      step: the moment, that of a checkpoint.
+
+    Raises:
+      ValueError: not a width, or too little was kept to make it.
+    """
+    kept = [f"{rel_std:g}" for rel_std in config.ema.rel_std]
+    snapshots = [s for s in manifest.list_steps(run_dir.ema_snapshots_dir) if s < step]
+    try:
+        rel_std = float(width)
+        ema.rel_std_to_gamma(rel_std)
+    except ValueError as error:
+        raise ValueError(
+            f"ema {width!r} is neither kept in {run_dir.path}, which has "
+            f"{sorted(_ema_profiles(config))}, nor a relative width"
+        ) from error
+    stored = [
+        (directory, name, moment)
+        for directory, moments in (
+            (run_dir.ema_snapshots_dir, snapshots),
+            (run_dir.checkpoints_dir, [step]),
+        )
+        for moment in moments
+        for name in kept
+    ]
+    if len(stored) < 3:
+        raise ValueError(
+            f"ema {width} of {run_dir.path} was not kept and cannot be reconstructed "
+            f"from {len(stored)} stored averages: train with ema.snapshot_images above "
+            f"0, or take one of {sorted(_ema_profiles(config))}"
+        )
+    coefficients = ema.posthoc_coefficients(
+        [moment for *_, moment in stored],
+        [float(name) for _, name, _ in stored],
+        step,
+        rel_std,
+    )
+    trees = (checkpoint.load_ema(*place) for place in stored)
+    return ema.weighted_sum(coefficients, trees)
 
 
 def load_teacher(experiment: Experiment, mesh: Mesh) -> Any:
@@ -398,10 +456,12 @@ def mesh_rules(config: ConfigDict) -> tuple:
 
 
 def make_generate(experiment: Experiment, net_params: Any) -> Generate:
-    """``generate(num, steps, seed, labels, *, sampler, guidance) -> (n, ...) float32``.
+    """``generate(num, steps, seed, labels, *, sampler, guidance, times)``.
 
-    Sample ``i`` depends on the seed, its label and ``i`` only. Labels default to all
-    classes in turn. Each combination of sampler, steps and guidance compiles once.
+    Gives ``(num, *sample_shape)`` float32. Sample ``i`` depends on the seed, its label
+    and ``i`` only. Labels default to all classes in turn. ``times`` are the
+    intermediate times of consistency sampling. Each combination of sampler, steps,
+    times and guidance or none compiles once.
     """
     config, info = experiment.config, experiment.dataset.info
     takes_guidance = "guidance" in experiment.network.consumes
@@ -409,12 +469,14 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
     weights = jax.jit(network.fold)(net_params)
 
     @functools.cache
-    def compiled(sampler: str, steps: int, guided: bool):
+    def compiled(
+        sampler: str, steps: int, guided: bool, times: tuple[float, ...] | None
+    ):
         def make_fn(params: Any) -> sampling.Fn:
             fn = functools.partial(network.apply, params)
             return sampling.with_guidance(fn) if guided else fn
 
-        grid = sampling.make_grid(sampler, steps, info.sigma_data)
+        grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
         return sampling.make_sampler(
             make_fn, sampler, grid, info.sample_shape, info.sigma_data
         )
@@ -427,11 +489,15 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
         *,
         sampler: str | None = None,
         guidance: float | None = None,
+        times: tuple[float, ...] | None = None,
     ) -> np.ndarray:
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
         run = compiled(
-            sampler or config.sampling.sampler, steps or config.sampling.steps, guided
+            sampler or config.sampling.sampler,
+            steps or config.sampling.steps,
+            guided,
+            times,
         )
         labels = _labels(info.num_classes, num, labels)
         size = min(num, config.sampling.batch_size)
@@ -498,7 +564,10 @@ def load_generate(
     abstract = experiment.abstract_params()["net"]
     if step is None:
         step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
-    params = load_average(directory, average, abstract, step)
+    if average in experiment.ema_profiles:
+        params = load_average(directory, average, abstract, step)
+    else:
+        params = reconstruct_average(run_dir, config, average, step)
     generate = make_generate(experiment, params)
     return Loaded(experiment, average, step, params, generate)
 
