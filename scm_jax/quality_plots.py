@@ -28,7 +28,8 @@ COSTS = {
     "nfe": "network evaluations per sample",
     "sampling_compute": "billion parameters x evaluations per sample",
 }
-_MARKERS = ("s", "^", "D", "v", "P", "X")
+_NAMES = {"fid": "FID", "fd_dinov2": "FD-DINOv2"}
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
 def plot_runs(
@@ -117,8 +118,9 @@ def plot_quality(
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _plain_numbers(axes)
     axes.set_xlabel(COSTS[cost])
-    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_ylabel(_NAMES.get(metric, metric.replace("_", " ")))
     axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
@@ -131,15 +133,30 @@ def _first_metric(rows: Sequence[Mapping[str, Any]]) -> str:
     raise ValueError(f"no results with one of the metrics {', '.join(METRICS)}")
 
 
+def _plain_numbers(axes: Axes) -> None:
+    """Ticks such as 2 and 50: logarithmic axes write 2 x 10^0."""
+    ticker = require("matplotlib.ticker", "plots", "scm_jax[analysis]")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by what is the same along a line, in the order of steps."""
+    """Rows by what is the same along a line, in the order of steps.
+
+    Of rows that were sampled alike the last one counts.
+    """
     swept = [k for k in ("guidance", "ema") if len({r.get(k) for r in rows}) > 1]
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["steps"]):
+    lines: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for row in rows:
         details = [f"{key} {row.get(key)}" for key in swept]
         name = str(row.get("run", row.get("method", "")))
-        lines.setdefault(", ".join([name, *details]), []).append(row)
-    return lines
+        point = (row["steps"], tuple(row.get("times") or ()))
+        lines.setdefault(", ".join([name, *details]), {})[point] = row
+    return {
+        label: [line[point] for point in sorted(line)] for label, line in lines.items()
+    }
 
 
 def _draw_published(
@@ -148,10 +165,9 @@ def _draw_published(
     markers = itertools.cycle(_MARKERS)
     groups: dict[tuple[str, int, str], list[PublishedResult]] = {}
     for result in published:
-        key = (result.method, result.steps, result.source)
+        key = (result.method, result.nfe, result.source)
         groups.setdefault(key, []).append(result)
-    for (method, steps, source), results in groups.items():
-        plural = "step" if steps == 1 else "steps"
+    for (method, nfe, source), results in groups.items():
         axes.plot(
             [getattr(r, cost) for r in results],
             [r.value for r in results],
@@ -161,5 +177,5 @@ def _draw_published(
             linestyle="none" if cost == "nfe" else ":",
             linewidth=0.8,
             color="0.55",
-            label=f"{method}, {steps} {plural} (published, {source})",
+            label=f"{method}, NFE {nfe} (published, {source})",
         )
