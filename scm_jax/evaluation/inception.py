@@ -172,8 +172,8 @@ def apply(params: Params, x: jax.Array) -> InceptionOutput:
       x: ``(b, h, w, 3)`` in [-1, 1); 299 x 299 gives the shapes of ``InceptionOutput``.
     """
     stages = {}
-    for name, stage in STAGES.items():
-        x = stages[name] = _run(stage, params, name, x)
+    for name in STAGES:
+        x = stages[name] = run_stage(name, params, x)
     pool3 = x.mean(axis=(1, 2))
     return InceptionOutput(
         pool3=pool3,
@@ -207,7 +207,14 @@ def features(params: Params, images: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _run(layer: Conv | Pool | Fork, params: Params, name: str, x: jax.Array):
+def run_stage(name: str, params: Params, x: jax.Array) -> jax.Array:
+    """One stage: ``(b, h, w, c)`` -> what ``STAGES[name]`` makes of it."""
+    return _run(STAGES[name], params, name, x)
+
+
+def _run(
+    layer: Conv | Pool | Fork, params: Params, name: str, x: jax.Array
+) -> jax.Array:
     match layer:
         case Conv():
             return _conv(layer, params[_join(name, layer.name)], x)

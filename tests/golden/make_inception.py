@@ -32,9 +32,8 @@ SIZE = (139, 107)
 
 
 def network():
-    """Their network in float64 with our weights; they load a file when they are made."""
-    torch.hub.load_state_dict_from_url = None
-    blank = FeatureExtractorInceptionV3.load_state_dict
+    """Their network in float64 with drawn weights; making one loads a file."""
+    load = FeatureExtractorInceptionV3.load_state_dict
     FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "empty.pth")
@@ -47,7 +46,7 @@ def network():
         )
     net.feature_extractor_internal_dtype = torch.float64
     net.double()
-    FeatureExtractorInceptionV3.load_state_dict = blank
+    FeatureExtractorInceptionV3.load_state_dict = load
     shapes = {
         name: tuple(x.shape)
         for name, x in net.state_dict().items()
