@@ -13,7 +13,7 @@ if __name__ == "__main__":
     with graph.as_default():
         ramp = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 8 - 1
         kernel = tf.constant(ramp, name="conv/conv2d_params")
-        same = tf.constant(np.full((5,), 0.5, np.float32), name="conv/gamma")
+        same = tf.constant(0.5, shape=(5,), name="conv/gamma")  # stored once
         tf.constant(np.float32(2.5), name="scalar")
         tf.constant(np.arange(3), name="whole_numbers")
         tf.constant("a string", name="text")
