@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ FILES = {
     "inception-2015-12-05.npz": "likewise",
 }
 
+# Of both .pth files, which are the same bytes under two names (size 95,628,359).
+PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
 # PyTorch counts batches in a buffer that inference has no use for.
 _UNUSED = ("num_batches_tracked",)
 # PyTorch's name of a part of batch norm -> TensorFlow's.
@@ -48,9 +52,12 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
 
     Raises:
       FileNotFoundError: no weights; says where they are published and belong.
-      ValueError: the file is damaged or holds other tensors, which are named.
+      ValueError: the file is damaged, is not the published one though it has its name,
+        or holds other tensors, which are named.
     """
     path = find_weights("inception", FILES, path)
+    if path.suffix == ".pth" and path.name in FILES:
+        _check_sha256(path)
     if path.suffix == ".pb":
         return from_state_dict(_from_graph(path), where=str(path))
     try:
@@ -61,6 +68,16 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
         held = ", ".join(sorted(state)[:3]) or "nothing"
         raise ValueError(f"{path} holds other tensors ({held}, ...).\n{_advice()}")
     return from_state_dict(state, where=str(path))
+
+
+def _check_sha256(path: Path) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != PTH_SHA256:
+        raise ValueError(
+            f"{path} has sha256 {found}, the published file has {PTH_SHA256}: get it"
+            f" again from {FILES[path.name]}"
+        )
 
 
 def _advice() -> str:

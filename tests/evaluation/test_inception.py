@@ -151,10 +151,18 @@ def test_logits_have_no_bias(net, output):
 
 
 def test_a_file_of_pytorch_fid(tmp_path, tensors, net):
-    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    path = tmp_path / "inception.pth"
     counters = {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(7)}
     write_state_dict(path, tensors | counters)
     assert_same_net(inception_weights.load(path), net)
+
+
+@pytest.mark.parametrize("prefix", ["pt_inception", "weights-inception"])
+def test_the_published_names_stand_for_the_published_bytes(tmp_path, prefix):
+    path = tmp_path / f"{prefix}-2015-12-05-6726825d.pth"
+    write_state_dict(path, {"fc.bias": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, .*6726825d0a.*get"):
+        inception_weights.load(path)
 
 
 def test_the_graph_of_tensorflow(tmp_path, tensors, net):
