@@ -76,7 +76,11 @@ def check_tensors(
     left = {n for n in state if n not in shapes and not n.endswith(tuple(ignored))}
     present = [name for name in shapes if name in state]
     wrong = [name for name in present if state[name].shape != shapes[name]]
-    tensors = {name: np.asarray(state[name], np.float32) for name in present}
+    tensors = {
+        name: np.asarray(state[name], np.float32)
+        for name in present
+        if name not in wrong
+    }
     bad = [name for name, array in tensors.items() if not np.isfinite(array).all()]
     problems = [
         *_some("missing", (f"{n} {shapes[n]}" for n in shapes if n not in state)),
