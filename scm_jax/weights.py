@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import runs, scaling
+from scm_jax import runs, scaling, weights_files
 from scm_jax.exchange import edm, torch_files
 from scm_jax.training import checkpoint
 
@@ -57,7 +56,7 @@ def import_run(
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
-        "sha256": _sha256(weights),
+        "sha256": weights_files.sha256(weights),
         "network": name,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "parameterization": parameterization,
@@ -125,8 +124,3 @@ def export_run(
     state = edm.export_weights(module, loaded.params, extras)
     torch_files.write_state_dict(out, state)
     return len(state)
-
-
-def _sha256(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
