@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import networks, objectives, sampling, trigflow
+from scm_jax import decoding, networks, objectives, sampling, trigflow
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
@@ -28,7 +28,7 @@ from scm_jax.training import state as state_lib
 from scm_jax.training.step import TrainStep, make_train_step
 from scm_jax.types import Batch, Cond, lookup
 
-Generate = Callable[..., np.ndarray]
+Generate = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,6 +402,10 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
 
     Sample ``i`` depends on the seed, its label and ``i`` only. Labels default to all
     classes in turn. Each combination of sampler, steps and guidance compiles once.
+
+    With ``pixels=True`` it returns ``(x, pixels)``: uint8 ``(n, h, w, c)``, or None for
+    data without pictures. Latents are decoded inside the compiled sampler by the
+    autoencoder of ``config.sampling.decoder``, which is read at the first such call.
     """
     config, info = experiment.config, experiment.dataset.info
     takes_guidance = "guidance" in experiment.network.consumes
@@ -409,14 +413,26 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
     weights = jax.jit(network.fold)(net_params)
 
     @functools.cache
-    def compiled(sampler: str, steps: int, guided: bool):
+    def find_decoder() -> decoding.Decoder | None:
+        return decoding.find_decoder(config.sampling.decoder, info)
+
+    @functools.cache
+    def compiled(sampler: str, steps: int, guided: bool, decoded: bool):
         def make_fn(params: Any) -> sampling.Fn:
-            fn = functools.partial(network.apply, params)
+            fn = functools.partial(network.apply, params[0])
             return sampling.with_guidance(fn) if guided else fn
+
+        def decode(params: Any, x0: jax.Array) -> jax.Array:
+            return find_decoder().pixels(params[1], x0)
 
         grid = sampling.make_grid(sampler, steps, info.sigma_data)
         return sampling.make_sampler(
-            make_fn, sampler, grid, info.sample_shape, info.sigma_data
+            make_fn,
+            sampler,
+            grid,
+            info.sample_shape,
+            info.sigma_data,
+            decode if decoded else None,
         )
 
     def generate(
@@ -427,12 +443,18 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
         *,
         sampler: str | None = None,
         guidance: float | None = None,
-    ) -> np.ndarray:
+        pixels: bool = False,
+    ) -> Any:
+        decoder = find_decoder() if pixels else None
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
         run = compiled(
-            sampler or config.sampling.sampler, steps or config.sampling.steps, guided
+            sampler or config.sampling.sampler,
+            steps or config.sampling.steps,
+            guided,
+            decoder is not None,
         )
+        params = (weights, decoder and decoder.params)
         labels = _labels(info.num_classes, num, labels)
         size = min(num, config.sampling.batch_size)
         parts = []
@@ -445,8 +467,12 @@ def make_generate(experiment: Experiment, net_params: Any) -> Generate:
                 cond = cond.replace(label=jnp.asarray(labels[index % num], jnp.int32))
             if takes_guidance or guided:
                 cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
-            parts.append(run(weights, sampling.sample_keys(seed, index), cond))
-        return np.concatenate([np.asarray(part) for part in parts])[:num]
+            found = run(params, sampling.sample_keys(seed, index), cond)
+            parts.append(jax.tree.map(np.asarray, found))
+        found = jax.tree.map(lambda *part: np.concatenate(part)[:num], *parts)
+        if not pixels or decoder is not None:
+            return found
+        return found, info.to_pixels(found) if info.to_pixels else None
 
     return generate
 
@@ -488,11 +514,19 @@ class Loaded:
 
 
 def load_generate(
-    directory: str | os.PathLike, average: str = "", step: int | None = None
+    directory: str | os.PathLike,
+    average: str = "",
+    step: int | None = None,
+    decoder: str | None = None,
 ) -> Loaded:
-    """Reads what is needed to sample from a run: its config and one average."""
+    """Reads what is needed to sample from a run: its config and one average.
+
+    ``decoder`` takes the place of ``config.sampling.decoder``.
+    """
     run_dir = RunDir(Path(directory))
     config = config_lib.from_dict(run_dir.read_config())
+    if decoder is not None:
+        config.sampling.decoder = decoder
     experiment = build(without_teacher(config))
     average = average or experiment.sampling_ema
     abstract = experiment.abstract_params()["net"]

@@ -117,6 +117,9 @@ def _sample() -> int:
     flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
+    flags.DEFINE_string(
+        "vae", None, "Of latents: weights that decode them, or none to show them."
+    )
     flags.DEFINE_string("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     cli.parse()
     cli.required("run")
@@ -124,20 +127,19 @@ def _sample() -> int:
 
     compile_cache.enable()
     f = flags.FLAGS
-    loaded = experiment.load_generate(f.run, f.ema, f.step)
+    loaded = experiment.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
-    x = loaded.generate(
+    x, pixels = loaded.generate(
         f.num,
         f.steps,
         f.seed,
         f["class"].value,
         sampler=f.sampler,
         guidance=f.guidance,
+        pixels=True,
     )
     seconds = time.perf_counter() - started
-    to_pixels = loaded.experiment.dataset.info.to_pixels
-    samples = runs.Samples(x, to_pixels(x) if to_pixels else None)
-    samples.save(f.out)
+    runs.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
@@ -233,7 +235,9 @@ def _report() -> int:
     return 0
 
 
-@cli.command("demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show.")
+@cli.command(
+    "demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show."
+)
 def _demo() -> int:
     _flag_workdir("runs/demo")
     flags.DEFINE_bool("quick", False, "A few steps each: does everything work?")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from scm_jax.types import lookup
+
 Array = jax.typing.ArrayLike
 
 
@@ -67,3 +69,13 @@ PIXEL_RANGES = {
     "pm1": PixelRange("[-1,1]", pm1_from_uint8, pm1_to_uint8),
     "unit": PixelRange("[0,1]", unit_from_uint8, unit_to_uint8),
 }
+
+
+def by_interval(interval: str) -> PixelRange:
+    """The convention whose ``interval`` this is, such as ``[-1,1]``.
+
+    Raises:
+      ValueError: there is none.
+    """
+    known = {pixels.interval: pixels for pixels in PIXEL_RANGES.values()}
+    return lookup(known, interval, "pixel_range")

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
@@ -400,12 +399,12 @@ def _write_samples(
     experiment: Experiment, net_params: Any, step: int, writer: Any
 ) -> None:
     """A grid of samples of the final average, for data that can be looked at."""
-    info = experiment.dataset.info
-    if info.to_pixels is None:
+    if experiment.dataset.info.to_pixels is None:
         return
     generate = experiment_lib.make_generate(experiment, net_params)
-    pixels = info.to_pixels(generate(min(64, experiment.config.sampling.batch_size)))
-    writer.write_images(step, {"samples": np.asarray(pixels)})
+    num = min(64, experiment.config.sampling.batch_size)
+    _, pixels = generate(num, pixels=True)
+    writer.write_images(step, {"samples": pixels})
 
 
 def make_sampler(run: runs.Run) -> Any:
@@ -415,10 +414,7 @@ def make_sampler(run: runs.Run) -> Any:
     def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
         if ema not in loaded:
             loaded[ema] = experiment_lib.load_generate(run.path, ema or "")
-        it = loaded[ema]
-        x = it.generate(num, steps, seed, label)
-        to_pixels = it.experiment.dataset.info.to_pixels
-        return x, to_pixels(x) if to_pixels else None
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
 
     return sample
 

@@ -39,6 +39,12 @@ def _drawn(spelling, **settings):
     return module, {name: tensors[e.name] for name, e in zip(names, new, strict=True)}
 
 
+def drawn(spelling="new", **settings):
+    """The tiny module and the tensors of a file for it."""
+    module, state = _drawn(spelling, **settings)
+    return module, dict(state)
+
+
 @pytest.fixture(scope="module")
 def golden():
     with np.load(GOLDEN, allow_pickle=False) as stored:
