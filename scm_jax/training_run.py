@@ -21,6 +21,7 @@ from scm_jax import experiment as experiment_lib
 from scm_jax.evaluation.evaluators import Subject
 from scm_jax.experiment import Experiment
 from scm_jax.training import loop, multihost, sharding
+from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.progress import NoProgress, Progress
 from scm_jax.types import Cond, lookup
@@ -98,7 +99,7 @@ def _train(
         state=state,
         train_step=experiment.place(mesh).train_step(),
         data=data,
-        place_batch=functools.partial(sharding.place_batch, mesh=mesh),
+        place_batch=make_place(experiment.dataset.to_batch, mesh),
         checkpointer=checkpointer,
         writer=writer,
         hooks=_hooks(experiment, config),
