@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax import cli, compile_cache
-from scm_jax import data_commands as _  # its commands, which register themselves
+from scm_jax import cli, compile_cache, data_commands
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from scm_jax.training.peers import Peers
+
+# Imported for what it registers.
+__all__ = ["data_commands", "main"]
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 

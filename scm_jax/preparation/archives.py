@@ -34,15 +34,17 @@ _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 class Files(Protocol):
-    """Files with names, in a fixed order; picklable.
+    """Files with names, in a fixed order; picklable."""
 
-    Attributes:
-      names: their paths with ``/``, relative to the folder or archive.
-      sizes: what identifies them, ready for JSON.
-    """
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their paths with ``/``, relative to the folder or archive."""
+        ...
 
-    names: tuple[str, ...]
-    sizes: dict[str, Any]
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What identifies them, ready for JSON."""
+        ...
 
     def where(self, index: int) -> str: ...
 
@@ -64,11 +66,19 @@ def is_hidden(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderFiles:
-    """All files below a folder."""
+    """All files below a folder.
+
+    Attributes:
+      root: the folder.
+      names: of the files, see ``Files``.
+      sizes: their number and bytes.
+      empty: the folders that nothing lies in.
+    """
 
     root: str
     names: tuple[str, ...]
     sizes: dict[str, Any]
+    empty: tuple[str, ...]
 
     def where(self, index: int) -> str:
         return f"{self.root}: {self.names[index]}"
@@ -82,19 +92,24 @@ class FolderFiles:
 
 def list_folder(root: Path) -> FolderFiles:
     """The files below a folder, also behind links, hidden ones left out."""
-    sizes = dict(_walk(str(root), ""))
+    found = dict(_walk(str(root), ""))
+    sizes = {name: size for name, size in found.items() if not name.endswith("/")}
     names = sorted(sizes, key=lambda name: name.split("/"))
     total = {"num_files": len(sizes), "num_bytes": sum(sizes.values())}
-    return FolderFiles(str(root), tuple(names), total)
+    empty = tuple(sorted(found.keys() - sizes.keys()))
+    return FolderFiles(str(root), tuple(names), total, empty)
 
 
 def _walk(root: str, below: str, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Files with their bytes; of folders only the empty ones, with a slash."""
     if depth > 16:
         raise ValueError(
             f"{root}: {below} is deeper than 16 folders, or links to itself"
         )
     with os.scandir(os.path.join(root, below)) as entries:
         found = [(entry.name, entry.stat()) for entry in entries]
+    if not found and below:
+        yield below, 0
     for name, status in found:
         if is_hidden(name):
             continue
@@ -173,7 +188,7 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
     return b"".join(pieces)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
     """Where one file is in an archive; see ``ArchiveFiles``."""
 
@@ -223,8 +238,8 @@ def index_zip(path: Path) -> ArchiveFiles:
             continue
         if member.compress_type not in (_STORED, _DEFLATED) or member.flag_bits & 1:
             raise ValueError(
-                f"{path}: {member.filename} is encrypted or compressed in a way that is "
-                "not read here; legal are stored and deflated files"
+                f"{path}: {member.filename} is encrypted or compressed in a way that "
+                "is not read here; legal are stored and deflated files"
             )
         deflated = member.compress_type == _DEFLATED
         places.append(

@@ -169,7 +169,8 @@ def _make_items(
     options: Options,
     class_names: tuple[str, ...] = (),
 ) -> StackedItems:
-    counts, labels = [], []
+    counts: list[int] = []
+    labels: list[int | None] = []
     for part in parts:
         with _LOADING:
             images, numbers = _loaded(load, part)
@@ -314,8 +315,9 @@ def _cifar10_members(path: str) -> dict[str, bytes]:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
-                if member.isreg() and name in wanted:
-                    members[name] = archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                if content is not None and name in wanted:
+                    members[name] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: is cut off or damaged: {error}") from error
     return members
@@ -369,7 +371,9 @@ def _plain(value: Any, where: str) -> Any:
         if not isinstance(content, bytes | bytearray):
             raise TypeError(f"content in a {type(content).__name__}")
         described = np.dtype(order + code)
-        memory_order = "F" if by_columns else "C"
-        return np.ndarray(shape, described, content, order=memory_order)
+        array: np.ndarray = np.ndarray(shape, described, content, order="C")
+        if by_columns:
+            array = np.ndarray(shape, described, content, order="F")
+        return array
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{where}: the array is damaged: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import glob
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ SPLITS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_SPLIT_FOLDERS = {folder for folders in SPLITS.values() for folder in folders}
 DATASET_JSON = "dataset.json"
 _LISTED = "image files end in " + " ".join(SUFFIXES)
 
@@ -95,9 +97,23 @@ def _make_items(
         chosen=np.array(chosen, np.int64),
         label=label,
         class_names=class_names,
-        origin={**origin, **files.sizes},
+        origin={
+            **origin,
+            **files.sizes,
+            "listing_sha256": _digest(files, chosen, label),
+        },
         options=options,
     )
+
+
+def _digest(files: Files, chosen: Sequence[int], label: np.ndarray | None) -> str:
+    """Tells listings apart: the names of all items in order, and their labels."""
+    digest = hashlib.sha256()
+    for index in chosen:
+        digest.update(files.names[index].encode("utf-8", "surrogateescape") + b"\0")
+    if label is not None:
+        digest.update(label.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 # --- flat, or one folder per class ----------------------------------------------------
@@ -124,69 +140,78 @@ def read_tar(path: Path, options: Options) -> FileItems:
 
 
 def _read_classes(files: Files, kind: str, path: Path, options: Options) -> FileItems:
-    chosen = [index for index, name in enumerate(files.names) if is_image(name)]
-    parts = {index: files.names[index].split("/") for index in chosen}
+    images = [index for index, name in enumerate(files.names) if is_image(name)]
+    ways = {index: files.names[index].split("/") for index in images}
     if options.split is not None:
-        chosen = _choose_split(parts, path, options.split)
-    if not chosen:
+        ways = _choose_split(ways, path, options.split)
+    if not ways:
         raise ValueError(f"{path}: holds no images; {_LISTED}")
     _mention_others(files, path)
-    _drop_common(parts, chosen)
-    labels = [_class_of(parts[index]) for index in chosen]
+    ways = _drop_common(ways)
+    labels = [way[0] if len(way) > 1 else None for way in ways.values()]
     if options.labels != "none":
-        _check_classes(labels, [files.where(index) for index in chosen], path, options)
+        _check_classes(files, ways, path, options)
     origin = {"kind": kind, "path": str(path), "split": options.split}
-    return _make_items(files, chosen, labels, origin, options)
+    return _make_items(files, list(ways), labels, origin, options)
 
 
-def _choose_split(parts: dict[int, list[str]], path: Path, split: str) -> list[int]:
-    """Leaves what is in the split's folder, and takes the way to there off the parts."""
+# Items by number, and the folders on the way to each of them with its name at the end.
+_Ways = dict[int, list[str]]
+
+
+def _choose_split(ways: _Ways, path: Path, split: str) -> _Ways:
+    """What is in the folder of a split, on the way from there."""
     folders = lookup(SPLITS, split, "split")
-    chosen = []
-    for index, way in parts.items():
-        depth = next((i for i, part in enumerate(way[:-1]) if part in folders), None)
-        if depth is not None:
-            del way[: depth + 1]
-            chosen.append(index)
+    chosen = {}
+    for index, way in ways.items():
+        # The first folder that is a split decides; "train" behind it is a class.
+        depth = next(
+            (i for i, part in enumerate(way[:-1]) if part in _SPLIT_FOLDERS), 0
+        )
+        if way[depth] in folders:
+            chosen[index] = way[depth + 1 :]
     if not chosen:
         raise ValueError(
-            f"{path}: has no images for the split {split!r}, which would be in a folder "
-            f"{' or '.join(folders)}"
+            f"{path}: has no images for the split {split!r}, which would be in a "
+            f"folder {' or '.join(folders)}"
         )
     return chosen
 
 
-def _drop_common(parts: dict[int, list[str]], chosen: Sequence[int]) -> None:
-    """Takes folders off that all items share: around everything, no class."""
-    while all(len(parts[index]) > 1 for index in chosen):
-        if len({parts[index][0] for index in chosen}) > 1:
-            return
-        for index in chosen:
-            del parts[index][0]
+def _drop_common(ways: _Ways) -> _Ways:
+    """Without the folders that all items share: these are around all, not classes."""
+    while all(len(way) > 1 for way in ways.values()):
+        if len({way[0] for way in ways.values()}) > 1:
+            break
+        ways = {index: way[1:] for index, way in ways.items()}
+    return ways
 
 
-def _class_of(way: list[str]) -> str | None:
-    return way[0] if len(way) > 1 else None
-
-
-def _check_classes(
-    labels: Sequence[str | None], names: Sequence[str], path: Path, options: Options
-) -> None:
-    """Raises ValueError where the folders are splits, or only some images in them."""
-    classes = {label for label in labels if label is not None}
-    known = {name for folders in SPLITS.values() for name in folders}
-    if options.split is None and len(classes) > 1 and classes <= known:
+def _check_classes(files: Files, ways: _Ways, path: Path, options: Options) -> None:
+    """Raises ValueError where folders are no classes, or classes not all folders."""
+    classes = {way[0] for way in ways.values() if len(way) > 1}
+    if not classes:
+        return
+    if options.split is None and classes <= _SPLIT_FOLDERS:
         raise ValueError(
-            f"{path}: has the folders {', '.join(sorted(classes))}, which are splits, no "
-            f"classes; choose one with split, legal are {', '.join(SPLITS)}"
+            f"{path}: has the folders {', '.join(sorted(classes))}, which are splits, "
+            f"not classes; choose one with split, legal are {', '.join(SPLITS)}"
         )
-    if classes and None in labels:
-        outside = names[labels.index(None)]
-        raise ItemError(
-            f"{outside}: lies outside of the class folders ({len(classes)} of them, "
-            f"the first is {min(classes)!r}); labels 'none' reads all images without "
-            "classes"
-        )
+    first, way = next(iter(ways.items()))
+    above = files.names[first].removesuffix("/".join(way))
+    for folder in getattr(files, "empty", ()):
+        if folder.startswith(above) and folder.count("/") == above.count("/") + 1:
+            raise ValueError(
+                f"{path}: the class folder {folder} is empty; remove it, or the "
+                "classes behind it have other numbers than they seem to have"
+            )
+    for index, way in ways.items():
+        if len(way) == 1:
+            raise ItemError(
+                f"{files.where(index)}: lies outside of the class folders "
+                f"({len(classes)} of them, the first is {min(classes)!r}); labels "
+                "'none' reads all images without classes"
+            )
 
 
 def _mention_others(files: Files, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def decode_image(
     return to_channels(pixels, channels)
 
 
-def _to_rgb(image) -> np.ndarray:
+def _to_rgb(image: Any) -> np.ndarray:
     """``(h, w, 3)``, or ``(h, w, 1)`` of images that are grey."""
     if image.mode in _DEEP_GREY:
         return _from_16_bits(np.asarray(image))[..., None]

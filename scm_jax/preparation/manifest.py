@@ -96,6 +96,7 @@ def recipe_part(plan: shards.Plan) -> dict[str, Any]:
         "size": plan.size,
         "shard_items": plan.shard_items,
         "origin": plan.origin,
+        "options": plan.options,
     }
 
 

@@ -41,6 +41,7 @@ def prepare(
     skip_bad: int = 0,
     fresh: bool = False,
     quiet: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> Path:
     """Prepares one split of a dataset, unless it is there already.
 
@@ -49,7 +50,8 @@ def prepare(
       target: ``ROOT/NAME/VERSION``; a folder with other splits gets one more.
       split: name of the split.
       recipe: how images are resized, a key of ``preparation.resize.RECIPES``.
-      size: to how many pixels; 0 with the recipe ``none``.
+      size: to how many pixels; with the recipe ``none`` 0 takes the size of the first
+        image, which all must have.
       dtype: latents are stored as ``float32`` (default) or ``float16``.
       labelled: store the classes of items that have them.
       shard_items: items in a shard; 0 for at most 4,096 items and 256 MiB.
@@ -61,6 +63,7 @@ def prepare(
         them.
       fresh: forget what an earlier, unfinished call with the same arguments has made.
       quiet: no progress on stderr.
+      options: how ``items`` were opened, such as ``label_base``, for the manifest.
 
     Returns:
       ``target``.
@@ -75,7 +78,7 @@ def prepare(
     _check_names(target, split)
     plan = _plan(
         items, target.parent.name, split, recipe, size, dtype, labelled, shard_items,
-        skip_bad,
+        skip_bad, options or {},
     )  # fmt: skip
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
     if _is_there(target, plan):
@@ -118,15 +121,13 @@ def _plan(
     labelled: bool,
     shard_items: int,
     skip_bad: int,
+    options: dict[str, Any],
 ) -> shards.Plan:
     """What will be stored; the first item that can be used has the shape of all."""
     if len(items) == 0:
         raise ValueError(f"there are no items at {items.origin.get('path')}")
-    if (recipe == "none") != (size == 0):
-        raise ValueError(
-            f"recipe = {recipe!r} with size = {size}: a recipe needs a size, and a "
-            "size a recipe"
-        )
+    if size < 0 or (size == 0 and recipe != "none"):
+        raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
     if dtype not in (None, "float16", "float32"):
         raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
     field, shape, has_label = _first_item(items, recipe, size, skip_bad)
@@ -152,6 +153,7 @@ def _plan(
         shard_items=shard_items or fitting,
         num_items=len(items),
         origin=_as_json(items.origin),
+        options=_as_json(options),
     )
 
 

@@ -39,10 +39,11 @@ class Plan:
       dtype: of its values as stored.
       class_names: names of the classes; empty where none are stored.
       recipe: how images are resized, a name in ``preparation.resize.RECIPES``.
-      size: what they are resized to, in pixels; 0 for as they are.
+      size: what they are resized to, in pixels; 0 with ``none``: as the first is.
       shard_items: items in a shard.
       num_items: how many there are.
       origin: ``Items.origin``.
+      options: how the raw data were opened, where that says more.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Plan:
     shard_items: int
     num_items: int
     origin: dict[str, Any]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -79,8 +81,8 @@ class Plan:
         names of its items to itself, so a shard whose items moved is made again.
         """
         own = ("name", "split", "field", "shape", "dtype", "recipe", "size")
-        own = (*own, "class_names", "shard_items")
-        where = {key: self.origin.get(key) for key in ("kind", "path")}
+        own = (*own, "class_names", "shard_items", "options")
+        where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
         return {
             "format": FORMAT,
             **{key: getattr(self, key) for key in own},
@@ -149,12 +151,11 @@ def _resized(name: str, image: np.ndarray, recipe: str, size: int) -> np.ndarray
         raise ItemError(
             f"{name} is {image.dtype} {image.shape}; images are uint8 (h, w, 1 or 3)"
         )
-    if recipe == "none":
+    if recipe == "none" and size == 0:
         return image
     from scm_jax.preparation import resize
-    from scm_jax.types import lookup
 
-    return lookup(resize.RECIPES, recipe, "recipe")(image, size)
+    return resize.resize(image, size, recipe, name)
 
 
 def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:

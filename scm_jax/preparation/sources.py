@@ -11,14 +11,18 @@ and tfds records).
 
 from __future__ import annotations
 
+import itertools
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from scm_jax.preparation import arrays, file_items, tfds_items
+from scm_jax.preparation.archives import COMPRESSED
+from scm_jax.preparation.images import is_image
 from scm_jax.preparation.items import Items
 from scm_jax.preparation.options import Options
 from scm_jax.types import lookup
@@ -170,10 +174,10 @@ def _detect_file(path: Path) -> str:
         start = file.read(512)
     if start.startswith(b"PK"):
         return _detect_zip(path)
+    if start.startswith(tuple(COMPRESSED)):
+        return "cifar10" if _is_cifar10(path) else "tar"  # whose reader refuses it
     if start[257:262] == b"ustar" or path.suffix == ".tar":
         return _detect_tar(path)
-    if start.startswith(b"\x1f\x8b"):
-        return "cifar10" if path.name.startswith("cifar-10") else "tar"
     if start.startswith(b"\x80"):  # a pickle of protocol 2 and up
         return "npz"
     raise ValueError(f"{path}: is of no kind that is understood here. {describe()}")
@@ -204,18 +208,30 @@ def _detect_zip(path: Path) -> str:
     return "zip"
 
 
+def _is_cifar10(path: Path) -> bool:
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            first = archive.next()
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return path.name.startswith("cifar-10-python")
+    return first is not None and first.name.startswith("cifar-10-batches-py")
+
+
 def _detect_tar(path: Path) -> str:
-    """Shards have labels beside their images; a few files tell."""
+    """Shards have labels or captions beside their images; the first files tell."""
+    suffixes: dict[str, set[str]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            for _ in range(32):
-                member = archive.next()
-                if member is None:
-                    break
-                if member.name.endswith((".cls", ".json", ".txt")):
-                    return "webdataset"
+            for member in itertools.islice(archive, 32):
+                folder, _, name = member.name.rpartition("/")
+                key, _, suffix = name.partition(".")
+                suffixes.setdefault(f"{folder}/{key}", set()).add(suffix)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path}: the tar archive is empty, cut off or damaged: {error}"
         ) from error
-    return "tar"
+    is_shard = any(
+        found & {"cls", "json", "txt"} and any(is_image(f".{s}") for s in found)
+        for found in suffixes.values()
+    )
+    return "webdataset" if is_shard else "tar"

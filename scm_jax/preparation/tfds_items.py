@@ -65,8 +65,8 @@ class TfdsItems:
             fields = {"image": to_channels(value, self.options.channels)}
         else:
             raise ItemError(
-                f"{self.name(index)}: the image is {value.dtype} {value.shape}; expected "
-                "is uint8 (height, width, 1 or 3)"
+                f"{self.name(index)}: the image is {value.dtype} {value.shape}; "
+                "expected is uint8 (height, width, 1 or 3)"
             )
         if self.labelled:
             fields["label"] = self._label(item["label"], index)
@@ -115,8 +115,8 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise ValueError(
-            f"{folder}: is prepared as {getattr(file_format, 'value', None)}, which has "
-            f"no access by number. {_how_to_prepare(builder.info.full_name)}"
+            f"{folder}: is prepared as {getattr(file_format, 'value', None)}, which "
+            f"has no access by number. {_how_to_prepare(builder.info.full_name)}"
         )
     features = builder.info.features
     names = [name for name in ("image", "latent") if name in features]
