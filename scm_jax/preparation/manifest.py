@@ -26,6 +26,7 @@ STATISTICS_OF = {
     "latent": "latents as stored",
 }
 # What the splits of one folder share.
+OF_LATENTS = ("encoder",)  # and, where an encoder made latents, what it was
 SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names")
 
 
@@ -61,6 +62,7 @@ def shared_part(plan: shards.Plan) -> dict[str, Any]:
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
         "statistics_of": STATISTICS_OF[plan.field],
+        **{k: plan.options[k] for k in OF_LATENTS if k in plan.options},
     }
 
 
@@ -138,11 +140,12 @@ def moments(
 
 def check_shared(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises ValueError unless a further split fits those that a folder has."""
-    for key in SHARED:
-        if old[key] != new[key]:
+    for key in (*SHARED, *OF_LATENTS):
+        if old.get(key) != new.get(key):
             raise ValueError(
                 f"{folder} holds splits {sorted(old['splits'])} with {key} = "
-                f"{_short(old[key])}; the new split has {_short(new[key])}. Splits of "
+                f"{_short(old.get(key))}; the new split has {_short(new.get(key))}. "
+                "Splits of "
                 "one dataset must agree: choose another name or version"
             )
 
