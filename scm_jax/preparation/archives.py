@@ -262,8 +262,16 @@ def index_tar(path: Path) -> ArchiveFiles:
     """The files in a tar in the order of their names, also in tars in that tar.
 
     A file of an inner tar bears its name too: ``n01440764/n01440764_18.JPEG`` is in
-    ``n01440764.tar``.
+    ``n01440764.tar``. A folder of tars is read as if it were a tar of them.
     """
+    if path.is_dir():
+        paths = sorted(path.glob("*.tar"))
+        places = [_by_name(_in_folder(tar.stem, _open_tar(tar))) for tar in paths]
+        return _collect(paths, places)
+    return _collect([path], [_by_name(_open_tar(path))])
+
+
+def _open_tar(path: Path) -> list[_Place]:
     places = []
     with path.open("rb") as file:
         _refuse_compressed(path, file)
@@ -271,14 +279,19 @@ def index_tar(path: Path) -> ArchiveFiles:
             if not place.name.endswith(".tar"):
                 places.append(place)
                 continue
-            where = f"{path}: {place.name}"
             window = _Window(file, place.offset, place.stored)
-            folder = place.name.removesuffix(".tar")
-            for inner in list(_tar_places(window, where)):
-                name = f"{folder}/{inner.name}"
-                offset = place.offset + inner.offset
-                places.append(_Place(name, offset, inner.stored))
-    return _collect([path], [_by_name(places)])
+            inside = list(_tar_places(window, f"{path}: {place.name}"))
+            places += _in_folder(
+                place.name.removesuffix(".tar"), inside, offset=place.offset
+            )
+    return places
+
+
+def _in_folder(folder: str, places: list[_Place], offset: int = 0) -> list[_Place]:
+    return [
+        _Place(f"{folder}/{place.name}", offset + place.offset, place.stored)
+        for place in places
+    ]
 
 
 def index_shards(paths: Sequence[Path]) -> ArchiveFiles:

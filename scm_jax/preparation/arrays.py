@@ -282,7 +282,8 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     if path.is_file():
         origin["files"] = {path.name: path.stat().st_size}
     else:
-        origin["files"] = {name: (path / name).stat().st_size for name in batches}
+        files = [path / name for name in batches if (path / name).exists()]
+        origin["files"] = {file.name: file.stat().st_size for file in files}
     return _make_items(
         [(str(path), name) for name in batches],
         _load_cifar10,
