@@ -1,7 +1,8 @@
 """``manifest.json`` of a prepared dataset: what it holds, measured and hashed.
 
 It lies beside tfds's own files. Keys: ``name``, ``field``, ``shape``, ``dtype``,
-``num_classes``, ``class_names``, ``statistics_of``, and for each split ``count``,
+``num_classes``, ``class_names``, ``encoder`` (of latents: what made them, and from
+pixels in which ``pixel_range``), ``statistics_of``, and for each split ``count``,
 ``items_per_class``, ``mean`` and ``std`` per channel, ``recipe``, ``shards`` with their
 items, bytes and sha256, ``skipped`` items, and ``made``: when and with which versions.
 """
@@ -26,7 +27,7 @@ STATISTICS_OF = {
     "latent": "latents as stored",
 }
 # What the splits of one folder share.
-SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names")
+SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names", "encoder")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def shared_part(plan: shards.Plan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
+        "encoder": plan.encoder,
         "statistics_of": STATISTICS_OF[plan.field],
     }
 

@@ -42,6 +42,7 @@ def prepare(
     fresh: bool = False,
     quiet: bool = False,
     options: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
 ) -> Path:
     """Prepares one split of a dataset, unless it is there already.
 
@@ -64,6 +65,8 @@ def prepare(
       fresh: forget what an earlier, unfinished call with the same arguments has made.
       quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
+      encoder: what made latents, for the manifest; with ``pixel_range``, ``[-1, 1]`` or
+        ``[0, 1]``, reading refuses whitening constants of the other.
 
     Returns:
       ``target``.
@@ -78,7 +81,7 @@ def prepare(
     _check_names(target, split)
     plan = _plan(
         items, target.parent.name, split, recipe, size, dtype, labelled, shard_items,
-        skip_bad, options or {},
+        skip_bad, options or {}, encoder or {},
     )  # fmt: skip
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
     if _is_there(target, plan):
@@ -122,6 +125,7 @@ def _plan(
     shard_items: int,
     skip_bad: int,
     options: dict[str, Any],
+    encoder: dict[str, Any],
 ) -> shards.Plan:
     """What will be stored; the first item that can be used has the shape of all."""
     if len(items) == 0:
@@ -154,6 +158,7 @@ def _plan(
         num_items=len(items),
         origin=_as_json(items.origin),
         options=_as_json(options),
+        encoder=_as_json(encoder),
     )
 
 

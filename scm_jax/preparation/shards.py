@@ -44,6 +44,7 @@ class Plan:
       num_items: how many there are.
       origin: ``Items.origin``.
       options: how the raw data were opened, where that says more.
+      encoder: what made the latents, ``pixel_range`` above all; empty for images.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     num_items: int
     origin: dict[str, Any]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -81,7 +83,7 @@ class Plan:
         names of its items to itself, so a shard whose items moved is made again.
         """
         own = ("name", "split", "field", "shape", "dtype", "recipe", "size")
-        own = (*own, "class_names", "shard_items", "options")
+        own = (*own, "class_names", "shard_items", "options", "encoder")
         where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
         return {
             "format": FORMAT,
