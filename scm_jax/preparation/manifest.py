@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.preparation import shards
+from scm_jax.preparation import files, shards
 
 FILE = "manifest.json"
 STATISTICS_OF = {
@@ -176,7 +176,7 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any], version: str) -> 
         "splits": splits,
         "version": version,
     }
-    shards.write_json(folder / "dataset_info.json", info, indent=1)
+    files.write_json(folder / "dataset_info.json", info, indent=1)
 
 
 # --- data that a tfds builder made ----------------------------------------------------
@@ -218,7 +218,7 @@ def describe_prepared(folder: Path) -> dict[str, Any] | None:
         ]
         found |= shared_part(plan)
         found["splits"][split] = split_part(plan, parts)
-    shards.write_json(folder / FILE, found, indent=1)
+    files.write_json(folder / FILE, found, indent=1)
     return found
 
 
