@@ -201,6 +201,7 @@ def _run_recipe(recipe: Recipe) -> Path:
         skip_bad=f.skip_bad,
         fresh=f.fresh,
         options=options,
+        encoder=recipe.encoder,
     )
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.datasets import pipeline, storage
+from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def make_prepared(
     features: str,
     fields: Sequence[str],
     build: Build,
+    folder: str = "",
 ) -> pipeline.LazyDataset:
     """A prepared tfds dataset that is opened when its first item is asked for.
 
@@ -98,29 +100,31 @@ def make_prepared(
       fields: the stored features that are read.
       build: makes the dataset of what was opened, with the folder it lies in; see
         ``image_dataset``.
+      folder: name of the prepared dataset, by default that of ``info``.
 
     Raises:
       ValueError: no such split.
     """
+    prepared = folder or info.name
     base = split.split("[", 1)[0]
     declared = lookup(num_items, base, f"split of dataset {info.name!r}")
     info = dataclasses.replace(info, num_items=declared)
 
     def open_data() -> pipeline.FiniteDataset:
         try:
-            folder = storage.prepared_folder(info.name, root)
+            where = storage.prepared_folder(prepared, root)
         except FileNotFoundError:
-            raise FileNotFoundError(_missing(info.name, root, features)) from None
-        source = pipeline.read_prepared(folder, split, fields=fields)
+            raise FileNotFoundError(_missing(prepared, root, features)) from None
+        source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(
                 "dataset %r: %s holds %s items in the split %r, not the published %s: "
                 "this is a subset or another version, and results on it are not those "
                 "of the full data",
-                *(info.name, folder, f"{len(source):,}", split, f"{declared:,}"),
+                *(info.name, where, f"{len(source):,}", split, f"{declared:,}"),
             )
         opened = dataclasses.replace(info, num_items=len(source))
-        dataset = build(opened, source, folder)
+        dataset = build(opened, source, where)
         dataset.gather(np.arange(1))  # bad data are an error here, not in some batch
         return dataset
 
@@ -129,14 +133,27 @@ def make_prepared(
 
 def _missing(name: str, root: str | os.PathLike[str] | None, features: str) -> str:
     root = root if root is not None else storage.default_root()
-    card = re.sub("_latents$", "", name)
+    card = re.sub("_(latents|resized|downsampled)$", "", name)
     return (
         f"the dataset {name!r} is not prepared: there is no folder {root}/{name}/1.0.0 "
-        "(or another version). It is not downloaded by itself. That folder must hold a "
-        f"tfds dataset in array records with the features {features}; "
-        f"data/{card}/README.md says how to make it. To look elsewhere set "
-        "dataset.root or the environment variable SCM_JAX_DATA"
+        "(or another version). It is not downloaded by itself. Prepare it with `python "
+        f"-m scm_jax data prepare {_SOURCES[name]} --root={root}`; "
+        f"data/{card}/README.md says where the source comes from. Or let that folder "
+        f"be a tfds dataset in array records with the features {features}. To look "
+        "elsewhere set dataset.root or the environment variable SCM_JAX_DATA"
     )
+
+
+# What ``data prepare`` is told, by the folder of prepared data.
+_SOURCES = {
+    "cifar10": "--dataset=cifar10 --source=cifar-10-python.tar.gz",
+    "imagenet64": "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar",
+    "imagenet64_resized": "--dataset=imagenet64 --variant=resized "
+    "--source=FOLDER_OF_BATCHES",
+    "imagenet64_downsampled": "--dataset=imagenet64 --variant=downsampled "
+    "--source=train_64x64.tar",
+    "imagenet512_latents": "--dataset=imagenet512_latents --source=img512-sd.zip",
+}
 
 
 def stored(
@@ -231,8 +248,9 @@ def make_imagenet64(
     root: str | os.PathLike[str] | None = None,
     prepare: bool = False,
     flip: bool = False,
+    variant: str = "edm2",
 ) -> pipeline.LazyDataset:
-    """ImageNet, shorter side resized to 64 and the centre cut out.
+    """ImageNet, by default with the shorter side at 64 and the centre cut out.
 
     Args:
       split: ``train`` or ``validation``, or a slice.
@@ -240,12 +258,21 @@ def make_imagenet64(
       prepare: without effect; the data have to be there.
       flip: mirror half of the images, anew in every epoch. Off: the paper trains on
         ImageNet without.
+      variant: a key of ``IMAGENET64_VARIANTS``: how the photographs were reduced.
+        Frechet distances on different ones cannot be compared; all but ``edm2`` warn.
     """
     del prepare
+    chosen = lookup(IMAGENET64_VARIANTS, variant, "dataset.variant")
+    if not chosen.comparable:
+        logger.warning(
+            "dataset.variant = %r is not the ImageNet 64x64 of the published figures "
+            "(%s): Frechet distances on it cannot be compared with theirs",
+            *(variant, chosen.how),
+        )
     info = DatasetInfo(
         name="imagenet64",
         sample_shape=(64, 64, 3),
-        num_classes=1000,
+        num_classes=1000 if chosen.labelled else 0,
         sigma_data=SIGMA_DATA,
         num_items=0,
         description="pixels in [-1, 1]; standard deviation about 0.5",
@@ -256,9 +283,11 @@ def make_imagenet64(
         split,
         IMAGENET_ITEMS,
         root,
-        "image uint8 (64, 64, 3) and label int64 in 0..999",
-        ("image", "label"),
+        "image uint8 (64, 64, 3)"
+        + (" and label int64 in 0..999" if chosen.labelled else ""),
+        ("image", "label") if chosen.labelled else ("image",),
         functools.partial(image_dataset, flip=flip),
+        folder=chosen.folder,
     )
 
 

@@ -155,6 +155,7 @@ def encode_dataset(
         EncodedItems(images, encoder, flips),
         target,
         shard_items=batches * encoder.batch_size,
-        options={"encoder": encoder.identity, "flips": flips},
+        options={"flips": flips},
+        encoder=encoder.identity,
         **settings,
     )

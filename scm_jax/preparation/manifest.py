@@ -1,7 +1,8 @@
 """``manifest.json`` of a prepared dataset: what it holds, measured and hashed.
 
 It lies beside tfds's own files. Keys: ``name``, ``field``, ``shape``, ``dtype``,
-``num_classes``, ``class_names``, ``statistics_of``, and for each split ``count``,
+``num_classes``, ``class_names``, ``encoder`` (of latents: what made them, and from
+pixels in which ``pixel_range``), ``statistics_of``, and for each split ``count``,
 ``items_per_class``, ``mean`` and ``std`` per channel, ``recipe``, ``shards`` with their
 items, bytes and sha256, ``skipped`` items, and ``made``: when and with which versions.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.preparation import shards
+from scm_jax.preparation import files, shards
 
 FILE = "manifest.json"
 STATISTICS_OF = {
@@ -26,8 +27,7 @@ STATISTICS_OF = {
     "latent": "latents as stored",
 }
 # What the splits of one folder share.
-OF_LATENTS = ("encoder",)  # and, where an encoder made latents, what it was
-SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names")
+SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names", "encoder")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def shared_part(plan: shards.Plan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
+        "encoder": plan.encoder,
         "statistics_of": STATISTICS_OF[plan.field],
-        **{k: plan.options[k] for k in OF_LATENTS if k in plan.options},
     }
 
 
@@ -140,12 +140,11 @@ def moments(
 
 def check_shared(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises ValueError unless a further split fits those that a folder has."""
-    for key in (*SHARED, *OF_LATENTS):
-        if old.get(key) != new.get(key):
+    for key in SHARED:
+        if old[key] != new[key]:
             raise ValueError(
                 f"{folder} holds splits {sorted(old['splits'])} with {key} = "
-                f"{_short(old.get(key))}; the new split has {_short(new.get(key))}. "
-                "Splits of "
+                f"{_short(old[key])}; the new split has {_short(new[key])}. Splits of "
                 "one dataset must agree: choose another name or version"
             )
 
@@ -177,7 +176,7 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any], version: str) -> 
         "splits": splits,
         "version": version,
     }
-    shards.write_json(folder / "dataset_info.json", info, indent=1)
+    files.write_json(folder / "dataset_info.json", info, indent=1)
 
 
 # --- data that a tfds builder made ----------------------------------------------------
@@ -219,7 +218,7 @@ def describe_prepared(folder: Path) -> dict[str, Any] | None:
         ]
         found |= shared_part(plan)
         found["splits"][split] = split_part(plan, parts)
-    shards.write_json(folder / FILE, found, indent=1)
+    files.write_json(folder / FILE, found, indent=1)
     return found
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scm_jax.preparation import progress, shards
+from scm_jax.preparation import files, progress, shards
 from scm_jax.preparation.items import ItemError, Items
 
 POLL_SECONDS = 0.2
@@ -92,7 +92,7 @@ def write_missing(
             with claimed(work.state / f"{work.plan.file(shard)}.claim") as mine:
                 if not mine or work.record(shard) is not None:
                     continue
-                shards.remove_leftovers(work.state, work.plan.file(shard))
+                files.remove_leftovers(work.state, work.plan.file(shard))
                 _write(work, shard, on_item)
                 wrote = True
         missing = [shard for shard in missing if work.record(shard) is None]

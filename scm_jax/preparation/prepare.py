@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from scm_jax.preparation import manifest, parallel, progress, shards
+from scm_jax.preparation import files, manifest, parallel, progress, shards
 from scm_jax.preparation.items import ItemError, Items
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def prepare(
     fresh: bool = False,
     quiet: bool = False,
     options: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
 ) -> Path:
     """Prepares one split of a dataset, unless it is there already.
 
@@ -64,6 +65,8 @@ def prepare(
       fresh: forget what an earlier, unfinished call with the same arguments has made.
       quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
+      encoder: what made latents, for the manifest; with ``pixel_range``, ``[-1, 1]`` or
+        ``[0, 1]``, reading refuses whitening constants of the other.
 
     Returns:
       ``target``.
@@ -76,10 +79,24 @@ def prepare(
       OSError: a shard could not be written.
     """
     _check_names(target, split)
-    plan = _plan(
-        items, target.parent.name, split, recipe, size, dtype, labelled, shard_items,
-        skip_bad, options or {},
-    )  # fmt: skip
+    first = _first_item(items, recipe, size, skip_bad)
+    stored = _stored_dtype(first.field, dtype)
+    classes = _stored_classes(items, first, labelled)
+    plan = shards.Plan(
+        name=target.parent.name,
+        split=split,
+        field=first.field,
+        shape=first.shape,
+        dtype=stored,
+        class_names=classes,
+        recipe=recipe,
+        size=size,
+        shard_items=shard_items or _shard_items(first.shape, stored),
+        num_items=len(items),
+        origin=_as_json(items.origin),
+        options=_as_json(options or {}),
+        encoder=_as_json(encoder or {}),
+    )
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
     if _is_there(target, plan):
         shutil.rmtree(staging, ignore_errors=True)  # of a call killed at its very end
@@ -111,56 +128,19 @@ def _check_names(target: Path, split: str) -> None:
 # --- plan -----------------------------------------------------------------------------
 
 
-def _plan(
-    items: Items,
-    name: str,
-    split: str,
-    recipe: str,
-    size: int,
-    dtype: str | None,
-    labelled: bool,
-    shard_items: int,
-    skip_bad: int,
-    options: dict[str, Any],
-) -> shards.Plan:
-    """What will be stored; the first item that can be used has the shape of all."""
+class _First(NamedTuple):
+    """The first item that can be used: all others are as it is."""
+
+    field: str
+    shape: tuple[int, ...]
+    has_label: bool
+
+
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> _First:
     if len(items) == 0:
         raise ValueError(f"there are no items at {items.origin.get('path')}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    if dtype not in (None, "float16", "float32"):
-        raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
-    field, shape, has_label = _first_item(items, recipe, size, skip_bad)
-    if field == "image" and dtype is not None:
-        raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
-    if labelled and has_label and not items.class_names:
-        raise ValueError(
-            f"the items at {items.origin.get('path')} have labels, and the number of "
-            "classes is not known"
-        )
-    stored = "uint8" if field == "image" else dtype or "float32"
-    item_bytes = math.prod(shape) * np.dtype(stored).itemsize
-    fitting = min(shards.SHARD_ITEMS, max(1, shards.SHARD_BYTES // item_bytes))
-    return shards.Plan(
-        name=name,
-        split=split,
-        field=field,
-        shape=shape,
-        dtype=stored,
-        class_names=tuple(items.class_names) if labelled and has_label else (),
-        recipe=recipe,
-        size=size,
-        shard_items=shard_items or fitting,
-        num_items=len(items),
-        origin=_as_json(items.origin),
-        options=_as_json(options),
-    )
-
-
-def _first_item(
-    items: Items, recipe: str, size: int, skip_bad: int
-) -> tuple[str, tuple[int, ...], bool]:
-    """Field, stored shape, and whether it has a label, of the first good item."""
     for index in range(len(items)):
         try:
             fields = items.read(index)
@@ -171,8 +151,32 @@ def _first_item(
             if index >= min(skip_bad, len(items) - 1):
                 raise
         else:
-            return field, value.shape, label is not None
+            return _First(field, value.shape, label is not None)
     raise AssertionError("the last item either returned or raised")
+
+
+def _stored_dtype(field: str, dtype: str | None) -> str:
+    if dtype not in (None, "float16", "float32"):
+        raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
+    if field == "image" and dtype is not None:
+        raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
+    return "uint8" if field == "image" else dtype or "float32"
+
+
+def _stored_classes(items: Items, first: _First, labelled: bool) -> tuple[str, ...]:
+    if not (labelled and first.has_label):
+        return ()
+    if not items.class_names:
+        raise ValueError(
+            f"the items at {items.origin.get('path')} have labels, and the number of "
+            "classes is not known"
+        )
+    return tuple(items.class_names)
+
+
+def _shard_items(shape: tuple[int, ...], dtype: str) -> int:
+    item_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return min(shards.SHARD_ITEMS, max(1, shards.SHARD_BYTES // item_bytes))
 
 
 def _as_json(value: Any) -> Any:
@@ -228,7 +232,7 @@ def _begin(work: parallel.Work) -> None:
             "%s now. Shards that are whole are kept; --fresh makes all of them again",
             *(old, work.plan.origin),
         )
-    shards.write_json(file, work.plan.origin)
+    files.write_json(file, work.plan.origin)
 
 
 def _publish(work: parallel.Work) -> None:
@@ -267,7 +271,7 @@ def _move_into_place(work: parallel.Work) -> None:
     found = {**manifest.shared_part(plan), "splits": splits}
     # The manifest last: with it the split counts as there.
     manifest.write_dataset_info(folder, found, target.name)
-    shards.write_json(folder / manifest.FILE, found, indent=1)
+    files.write_json(folder / manifest.FILE, found, indent=1)
     if folder is not target:
         os.rename(folder, target)
 

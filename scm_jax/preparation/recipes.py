@@ -33,6 +33,7 @@ class Recipe:
       label_base: number of the first class in the raw data.
       num_classes: how many classes there must be; 0 for as many as there are.
       channels: 3 or 1.
+      encoder: what made latents, and from pixels in which range.
       items: published number of items of each split; another one is a warning.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     label_base: int = 0
     num_classes: int = 0
     channels: int = 3
+    encoder: dict[str, str] = dataclasses.field(default_factory=dict)
     items: dict[str, int] = dataclasses.field(default_factory=dict)
 
 

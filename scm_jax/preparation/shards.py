@@ -12,13 +12,13 @@ import errno
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scm_jax.preparation import files
 from scm_jax.preparation.items import ItemError, Items
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
@@ -44,6 +44,7 @@ class Plan:
       num_items: how many there are.
       origin: ``Items.origin``.
       options: how the raw data were opened, where that says more.
+      encoder: what made the latents, ``pixel_range`` above all; empty for images.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     num_items: int
     origin: dict[str, Any]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -81,7 +83,7 @@ class Plan:
         names of its items to itself, so a shard whose items moved is made again.
         """
         own = ("name", "split", "field", "shape", "dtype", "recipe", "size")
-        own = (*own, "class_names", "shard_items", "options")
+        own = (*own, "class_names", "shard_items", "options", "encoder")
         where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
         return {
             "format": FORMAT,
@@ -234,7 +236,7 @@ def write_shard(
       ItemError: see ``on_bad``.
       OSError: it could not be written, such as on a full disk.
     """
-    temporary = _temporary(state, plan.file(shard))
+    temporary = files.temporary(state, plan.file(shard))
     sums, classes = Sums.zeros(plan), np.zeros(max(len(plan.class_names), 1), np.int64)
     skipped: list[dict[str, str]] = []
 
@@ -258,7 +260,7 @@ def write_shard(
         os.replace(temporary, folder / plan.file(shard))
     finally:
         temporary.unlink(missing_ok=True)
-    write_json(record_file(state, plan, shard), record)
+    files.write_json(record_file(state, plan, shard), record)
 
 
 def _write_records(plan: Plan, items: Iterator[dict[str, Any]], file: Path) -> None:
@@ -267,60 +269,27 @@ def _write_records(plan: Plan, items: Iterator[dict[str, Any]], file: Path) -> N
 
     connector = features(plan)
     serializer = example_serializer.ExampleSerializer(connector.get_serialized_info())
-    with _disk_errors(file):
+    with files.disk_errors(file):
         writer = array_record.ArrayRecordWriter(str(file), "group_size:1")
     written = 0
     try:
         for item in items:
-            record = serializer.serialize_example(connector.encode_example(item))
-            with _disk_errors(file):
+            example = serializer.get_tf_example(connector.encode_example(item))
+            # Else its fields come in an order that differs from process to process.
+            record = example.SerializeToString(deterministic=True)
+            with files.disk_errors(file):
                 writer.write(record)
             written += 1
     except BaseException:
         with contextlib.suppress(RuntimeError, ValueError):
             writer.close()
         raise
-    with _disk_errors(file):
+    with files.disk_errors(file):
         writer.close()
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
-        if written != num_records(file):
+        if written != files.num_records(file):
             raise OSError(errno.EIO, "not all records arrived on disk")
-
-
-@contextlib.contextmanager
-def _disk_errors(file: Path) -> Iterator[None]:
-    """Array records report a full disk as a RuntimeError; here it is an OSError."""
-    try:
-        yield
-    except (RuntimeError, ValueError, OSError) as error:
-        no = error.errno if isinstance(error, OSError) else None
-        known = {"No space left": errno.ENOSPC, "File too large": errno.EFBIG}
-        no = no or next((n for text, n in known.items() if text in str(error)), None)
-        raise OSError(
-            no or errno.EIO,
-            f"cannot write {file}: "
-            f"{os.strerror(no) if no else error}. Make room and run the same command "
-            "again: whole shards are kept",
-        ) from error
-
-
-def num_records(file: Path) -> int:
-    """Items of a shard, from its own index.
-
-    Raises:
-      OSError: it is not whole.
-    """
-    from array_record.python import array_record_module as array_record
-
-    try:
-        reader = array_record.ArrayRecordReader(str(file))
-        try:
-            return reader.num_records()
-        finally:
-            reader.close()
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"not whole: {error}") from error
 
 
 def record_of(
@@ -343,7 +312,7 @@ def record_of(
         "file": name,
         "items": int(classes.sum()),
         "bytes": file.stat().st_size,
-        "sha256": sha256(file),
+        "sha256": files.sha256(file),
         "count": sums.count,
         "total": sums.total.tolist(),
         "squares": sums.squares.tolist(),
@@ -382,43 +351,3 @@ def names_hash(items: Items, plan: Plan, shard: int) -> str:
     """Of the names of a shard's raw items, in order."""
     text = json.dumps([items.name(index) for index in plan.items_of(shard)])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-# --- files ----------------------------------------------------------------------------
-
-
-def sha256(file: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def write_json(file: Path, value: Any, indent: int | None = None) -> None:
-    """Writes a JSON file that appears, or changes, by one rename."""
-    temporary = _temporary(file.parent, file.name)
-    try:
-        with open(temporary, "w") as opened:
-            opened.write(json.dumps(value, indent=indent) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(folder: Path, name: str) -> Path:
-    return folder / f"{_prefix(name)}{os.getpid()}"
-
-
-def _prefix(name: str) -> str:
-    return f".{name}.{socket.gethostname()}."
-
-
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed processes of this machine left of a file.
-
-    For the holder of the file's claim: no other process of this machine writes it.
-    """
-    for file in folder.iterdir():
-        if file.name.startswith(_prefix(name)):
-            file.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.preparation import manifest, shards
+from scm_jax.preparation import files, manifest
 from scm_jax.types import lookup
 
 
@@ -90,7 +90,7 @@ def _check_shard(
         yield f"{file} is cut off: {size:,} of {shard['bytes']:,} bytes"
     elif size > shard["bytes"]:
         yield f"{file} has grown: {size:,} instead of {shard['bytes']:,} bytes"
-    elif shards.sha256(file) != shard["sha256"]:
+    elif files.sha256(file) != shard["sha256"]:
         yield f"{file} has another sha256 than in {manifest.FILE}: it was changed"
     if decode is None:
         return

@@ -10,7 +10,7 @@ import pytest
 from scm_jax.datasets import DATASETS, make_dataset
 
 # Their archives may not be passed on; tests/datasets/test_images.py has tiny ones.
-ARCHIVES = {"cifar10", "imagenet64", "imagenet512_latents"}
+ARCHIVES = {"cifar10", "images", "imagenet64", "imagenet512_latents"}
 NAMES = sorted(set(DATASETS) - ARCHIVES)
 
 
