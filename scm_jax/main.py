@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax import compile_cache
+from scm_jax import cli, compile_cache, data_commands
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from scm_jax.training.peers import Peers
 
+# Imported for what it registers.
+__all__ = ["data_commands", "main"]
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
-
-_COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
-
-
-def command(name: str, summary: str) -> Callable[[Callable], Callable]:
-    """Registers a command: a function that reads its flags and returns an exit code."""
-
-    def register(fn: Callable) -> Callable:
-        _COMMANDS[name] = (fn, summary)
-        return fn
-
-    return register
-
 
 # --- Flags, by command ----------------------------------------------------------------
 
@@ -89,23 +77,13 @@ def _processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
         process_id=f.process_id,
     )
     identity = {} if found is None else runs.identity(config_lib.to_dict(config))
-    return multihost.joined(found, identity, _explain, timeout=f.join_timeout)
-
-
-def _required(*names: str) -> None:
-    missing = [name for name in names if not getattr(flags.FLAGS, name)]
-    if missing:
-        raise UsageError("missing " + ", ".join(f"--{name}=..." for name in missing))
-
-
-class UsageError(Exception):
-    """The command line is wrong; the message says how."""
+    return multihost.joined(found, identity, cli.explain, timeout=f.join_timeout)
 
 
 # --- Commands -------------------------------------------------------------------------
 
 
-@command("train", "Trains, or goes on where a run stopped.")
+@cli.command("train", "Trains, or goes on where a run stopped.")
 def _train() -> int:
     from scm_jax import training_run
     from scm_jax.training import multihost
@@ -116,15 +94,15 @@ def _train() -> int:
         "dry_run", False, "Print config, accounts and sharding, and stop."
     )
     _flag_cluster()
-    _parse()
-    _required("config")
+    cli.parse()
+    cli.required("config")
     config = flags.FLAGS.config
     if flags.FLAGS.dry_run:
         from scm_jax import describe
 
         print(describe.dry_run(config))
         return 0
-    _required("workdir")
+    cli.required("workdir")
     compile_cache.enable()
     workdir = flags.FLAGS.workdir
     with _processes(config) as peers:
@@ -133,7 +111,7 @@ def _train() -> int:
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
-@command("sample", "Draws samples from a run into a PNG grid.")
+@cli.command("sample", "Draws samples from a run into a PNG grid.")
 def _sample() -> int:
     _flag_run()
     flags.DEFINE_integer("num", 64, "How many samples.", lower_bound=1)
@@ -142,32 +120,34 @@ def _sample() -> int:
     flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
+    flags.DEFINE_string(
+        "vae", None, "Of latents: weights that decode them, or none to show them."
+    )
     flags.DEFINE_string("out", "grid.png", "PNG grid, or .npy with the raw samples.")
-    _parse()
-    _required("run")
-    from scm_jax import experiment, runs
+    cli.parse()
+    cli.required("run")
+    from scm_jax import generation, runs
 
     compile_cache.enable()
     f = flags.FLAGS
-    loaded = experiment.load_generate(f.run, f.ema, f.step)
+    loaded = generation.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
-    x = loaded.generate(
+    x, pixels = loaded.generate(
         f.num,
         f.steps,
         f.seed,
         f["class"].value,
         sampler=f.sampler,
         guidance=f.guidance,
+        pixels=True,
     )
     seconds = time.perf_counter() - started
-    to_pixels = loaded.experiment.dataset.info.to_pixels
-    samples = runs.Samples(x, to_pixels(x) if to_pixels else None)
-    samples.save(f.out)
+    runs.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
 
-@command("evaluate", "Measures a run; appends rows to its results.jsonl.")
+@cli.command("evaluate", "Measures a run; appends rows to its results.jsonl.")
 def _evaluate() -> int:
     flags.DEFINE_string("run", None, "Run directory of a trained model.")
     flags.DEFINE_list(
@@ -185,8 +165,8 @@ def _evaluate() -> int:
     flags.DEFINE_integer("seed", None, "Seed of the first set.")
     flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
     flags.DEFINE_string("plot", None, "PNG of the metric against evaluations.")
-    _parse()
-    _required("run")
+    cli.parse()
+    cli.required("run")
     from scm_jax import measure
 
     compile_cache.enable()
@@ -222,17 +202,17 @@ def _numbers(flag: str, kind: type) -> tuple | None:
     try:
         return tuple(kind(text) for text in texts)
     except ValueError as error:
-        raise UsageError(f"--{flag}={','.join(texts)}: {error}") from error
+        raise cli.UsageError(f"--{flag}={','.join(texts)}: {error}") from error
 
 
 def _number_tuple(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split("/"))
     except ValueError as error:
-        raise UsageError(f"--times={text}: {error}") from error
+        raise cli.UsageError(f"--times={text}: {error}") from error
 
 
-@command("describe", "Parameters, multiply-adds, bytes and times of a config.")
+@cli.command("describe", "Parameters, multiply-adds, bytes and times of a config.")
 def _describe() -> int:
     _flag_config()
     flags.DEFINE_string(
@@ -243,12 +223,12 @@ def _describe() -> int:
     flags.DEFINE_enum(
         "format", None, ["table", "json"], "Default: table for a mesh or hardware."
     )
-    _parse()
-    _required("config")
+    cli.parse()
+    cli.required("config")
     f = flags.FLAGS
     if f.mesh is None and f.hardware is None:
         if f.format == "table" or f.efficiency is not None:
-            raise UsageError(
+            raise cli.UsageError(
                 "--format=table and --efficiency need --mesh or --hardware"
             )
         from scm_jax import describe
@@ -284,12 +264,12 @@ def _accounts(
     return accounts.format_accounts(found)
 
 
-@command("report", "Writes an HTML page on one or more runs.")
+@cli.command("report", "Writes an HTML page on one or more runs.")
 def _report() -> int:
     flags.DEFINE_list("runs", None, "Run directories, comma-separated.")
     flags.DEFINE_string("out", "report.html", "The page.")
-    _parse()
-    _required("runs")
+    cli.parse()
+    cli.required("runs")
     from scm_jax import demo
 
     demo.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
@@ -297,11 +277,13 @@ def _report() -> int:
     return 0
 
 
-@command("demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show.")
+@cli.command(
+    "demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show."
+)
 def _demo() -> int:
     _flag_workdir("runs/demo")
     flags.DEFINE_bool("quick", False, "A few steps each: does everything work?")
-    _parse()
+    cli.parse()
     from scm_jax import demo
 
     compile_cache.enable()
@@ -309,19 +291,7 @@ def _demo() -> int:
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
-@command("prepare", "Prepares a dataset of data/ on disk.")
-def _prepare() -> int:
-    flags.DEFINE_string("dataset", None, "Name of a folder of data/, or a path.")
-    flags.DEFINE_string("root", None, "Where to; default is the user's cache.")
-    _parse()
-    _required("dataset")
-    from scm_jax import datasets
-
-    print(datasets.prepare(flags.FLAGS.dataset, flags.FLAGS.root))
-    return 0
-
-
-@command("import", "Makes a run directory of published EDM or EDM2 weights.")
+@cli.command("import", "Makes a run directory of published EDM or EDM2 weights.")
 def _import() -> int:
     _flag_config()
     _flag_workdir()
@@ -333,8 +303,8 @@ def _import() -> int:
         ["edm", "trigflow"],
         "What the network was trained in.",
     )
-    _parse()
-    _required("config", "weights", "workdir")
+    cli.parse()
+    cli.required("config", "weights", "workdir")
     from scm_jax import weights
 
     f = flags.FLAGS
@@ -349,12 +319,12 @@ def _import() -> int:
     return 0
 
 
-@command("export", "Writes a run's weights as a file of the EDM family.")
+@cli.command("export", "Writes a run's weights as a file of the EDM family.")
 def _export() -> int:
     _flag_run()
     flags.DEFINE_string("out", None, "File: .safetensors, .npz or .pt.")
-    _parse()
-    _required("run", "out")
+    cli.parse()
+    cli.required("run", "out")
     from scm_jax import weights
 
     f = flags.FLAGS
@@ -363,94 +333,6 @@ def _export() -> int:
     return 0
 
 
-# --- Dispatch -------------------------------------------------------------------------
-
-
-def _parse() -> None:
-    """Reads the command's flags; ``--help`` prints them and leaves."""
-    argv = _ARGV
-    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        print(_COMMANDS[argv[0]][1] + "\n")
-        print(_flag_help())
-        raise SystemExit(0)
-    try:
-        rest = flags.FLAGS(["scm " + argv[0], *argv[1:]])
-    except flags.Error as error:
-        text = str(error)
-        if "Traceback" in text:  # of an experiment file: its last line says it all
-            text = text.strip().splitlines()[-1]
-        raise UsageError(text) from error
-    if len(rest) > 1:
-        raise UsageError(
-            f"unexpected argument {rest[1]!r}; flags look like --name=value"
-        )
-
-
-def _flag_help() -> str:
-    lines = []
-    for name in sorted(flags.FLAGS):
-        flag = flags.FLAGS[name]
-        if getattr(flag, "help", None) and name in _own_flags():
-            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
-            lines.append(f"  --{name}  {flag.help}{default}")
-    return "\n".join(lines)
-
-
-def _own_flags() -> set[str]:
-    return {f.name for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])} | {
-        "config"
-    }
-
-
-_ARGV: list[str] = []
-
-
-def usage() -> str:
-    """The commands, a line each."""
-    lines = [f"  {name:<10}{summary}" for name, (_, summary) in _COMMANDS.items()]
-    return (
-        "scm COMMAND [--flag=value ...]; COMMAND --help lists its flags\n"
-        + "\n".join(lines)
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    global _ARGV
-    _ARGV = list(sys.argv[1:] if argv is None else argv)
-    if not _ARGV or _ARGV[0] in ("--help", "-h", "help"):
-        print(usage())
-        return 0 if _ARGV else 2
-    from scm_jax.types import lookup
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        run, _ = lookup(_COMMANDS, _ARGV[0], "command")
-        return run()
-    except UsageError as error:
-        print(f"scm {_ARGV[0]}: {error}", file=sys.stderr)
-        return 2
-    except _expected_errors() as error:
-        print(_explain(error), file=sys.stderr)
-        return 1
-
-
-def _explain(error: BaseException) -> str:
-    """What to print: the message alone where the user can mend it."""
-    if isinstance(error, _expected_errors()):
-        return f"scm {_ARGV[0]}: {error}"
-    return "".join(traceback.format_exception(error))
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """What a user can cause and mend: shown as a message, without a traceback."""
-    errors: list[type[Exception]] = [ValueError, FileNotFoundError, AttributeError]
-    if "scm_jax.training.loop" in sys.modules:
-        from scm_jax.training import checkpoint, loop
-
-        errors += [loop.NonFiniteError, checkpoint.CheckpointError]
-    if "scm_jax.training.peers" in sys.modules:
-        from scm_jax.training import peers
-
-        errors.append(peers.PeerError)
-    return tuple(errors)
+    return cli.run(argv)

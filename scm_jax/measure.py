@@ -21,6 +21,7 @@ from scm_jax import evaluation, objectives, records, runs, sampling, scaling, tr
 from scm_jax import experiment as experiment_lib
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.experiment import Experiment, Teacher
+from scm_jax.generation import Generator, load_generate
 from scm_jax.training import manifest
 from scm_jax.types import Cond, lookup
 
@@ -197,7 +198,7 @@ def make_subject(
 
     return Subject(
         sigma_data=sigma_data,
-        generate=generate or experiment_lib.make_generate(experiment, net_params),
+        generate=generate or Generator(experiment, net_params),
         f=f,
         reference=functools.cache(dataset.arrays) if info.num_items else None,
         to_pixels=info.to_pixels,
@@ -224,9 +225,8 @@ def held_out_batch(
     dataset = experiment.dataset
     if config.eval.split:
         dataset = experiment_lib.build_dataset(config, config.eval.split)
-    batch = next(dataset.iterator(num, seed))
-    label = None if batch.label is None else jnp.asarray(batch.label)
-    return jnp.asarray(batch.x), label
+    batch = jax.jit(dataset.to_batch)(next(dataset.iterator(num, seed)))
+    return batch.x, batch.label
 
 
 def _validation_error(
@@ -391,7 +391,7 @@ def evaluate_run(
 def _open_run(
     directory: str | os.PathLike, config: ConfigDict, average: str, step: int
 ) -> Rows:
-    loaded = experiment_lib.load_generate(directory, average, step)
+    loaded = load_generate(directory, average, step)
     subject = make_subject(loaded.experiment, loaded.params, loaded.generate, config)
     return Rows(loaded.experiment, subject)
 

@@ -337,15 +337,18 @@ def make_sampler(
     grid: np.ndarray,
     sample_shape: tuple[int, ...],
     sigma_data: float,
-) -> Callable[[Any, jax.Array, Cond], jax.Array]:
+    decode: Callable[[Any, jax.Array], jax.Array] | None = None,
+) -> Callable[[Any, jax.Array, Cond], Any]:
     """The whole sampler as one compiled call ``(params, keys, cond) -> x0``.
 
-    ``make_fn(params)`` gives the callable, guidance wrappers included.
+    ``make_fn(params)`` gives the callable, guidance wrappers included. With
+    ``decode(params, x0)`` the same call returns ``(x0, decoded)``.
     """
     run = lookup(SAMPLERS, sampler, "sampler")
 
     @jax.jit
-    def sample(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
-        return run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+    def sample(params: Any, keys: jax.Array, cond: Cond) -> Any:
+        x0 = run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+        return x0 if decode is None else (x0, decode(params, x0))
 
     return sample

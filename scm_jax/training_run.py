@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
 from scm_jax import measure, runs, scaling, writers
 from scm_jax.experiment import Experiment
+from scm_jax.generation import Generator, Loaded, load_generate
 from scm_jax.training import loop, multihost, sharding
+from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.progress import NoProgress, Progress
 
@@ -95,7 +96,7 @@ def _train(
         state=state,
         train_step=experiment.place(mesh).train_step(),
         data=data,
-        place_batch=functools.partial(sharding.place_batch, mesh=mesh),
+        place_batch=make_place(experiment.dataset.to_batch, mesh),
         checkpointer=checkpointer,
         writer=writer,
         hooks=_hooks(experiment, config),
@@ -279,25 +280,22 @@ def _write_samples(
     experiment: Experiment, net_params: Any, step: int, writer: Any
 ) -> None:
     """A grid of samples of the final average, for data that can be looked at."""
-    info = experiment.dataset.info
-    if info.to_pixels is None:
+    if experiment.dataset.info.to_pixels is None:
         return
-    generate = experiment_lib.make_generate(experiment, net_params)
-    pixels = info.to_pixels(generate(min(64, experiment.config.sampling.batch_size)))
-    writer.write_images(step, {"samples": np.asarray(pixels)})
+    generate = Generator(experiment, net_params)
+    num = min(64, experiment.config.sampling.batch_size)
+    _, pixels = generate(num, pixels=True)
+    writer.write_images(step, {"samples": pixels})
 
 
 def make_sampler(run: runs.Run) -> Any:
     """``run.sample`` of a ``runs.Run``: the newest checkpoint, compiled once."""
-    loaded: dict[str | None, experiment_lib.Loaded] = {}
+    loaded: dict[str | None, Loaded] = {}
 
     def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
         if ema not in loaded:
-            loaded[ema] = experiment_lib.load_generate(run.path, ema or "")
-        it = loaded[ema]
-        x = it.generate(num, steps, seed, label)
-        to_pixels = it.experiment.dataset.info.to_pixels
-        return x, to_pixels(x) if to_pixels else None
+            loaded[ema] = load_generate(run.path, ema or "")
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
 
     return sample
 

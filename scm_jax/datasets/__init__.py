@@ -21,6 +21,7 @@ from scm_jax.datasets.pipeline import (
     FiniteDataset,
     LazyDataset,
 )
+from scm_jax.datasets.prepared import make_images
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (
     Gaussian,
@@ -34,6 +35,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": make_cifar10,
     "digits": make_digits,
     "gaussian": make_gaussian,
+    "images": make_images,
     "imagenet512_latents": make_imagenet512_latents,
     "imagenet64": make_imagenet64,
     "mixture": make_mixture,

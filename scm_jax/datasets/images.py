@@ -8,14 +8,20 @@ be built and described on a machine without the data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.datasets import pipeline, storage
+from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
@@ -34,10 +40,15 @@ IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
 def to_x(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
 
+    Of numpy or jax arrays, to the same bits: the integer ``2 image - 255`` is exact,
+    and one product rounds. A quotient and a difference would be fused, or not, as a
+    compiler likes.
+
     >>> to_x(np.array([0, 255], np.uint8)).tolist()
     [-1.0, 1.0]
     """
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    centred = image.astype(np.float32) * np.float32(2) - np.float32(255)
+    return centred * np.float32(1 / 255)
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:
@@ -54,22 +65,18 @@ def to_pixels(x: np.ndarray) -> np.ndarray:
     return np.round((np.clip(shown, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def flip_at_random(fields: pipeline.Fields, keys: np.ndarray) -> pipeline.Fields:
+def flip_at_random(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
     """Mirrors each image left to right with probability 1/2; see ``FiniteDataset``."""
     image = fields["image"]
-    mirrored = np.array([item_rng(key).random() < 0.5 for key in keys])
-    flipped = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
-    return {**fields, "image": flipped}
-
-
-def item_rng(key: np.ndarray) -> np.random.Generator:
-    """Chance that belongs to one item in one epoch; ``key`` is seed, epoch, item."""
-    # The last number keeps it apart from the order of the data, which is drawn from
-    # (seed, epoch): numpy takes missing numbers as zeros.
-    return np.random.default_rng([*(int(k) for k in key), 1])
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    return {**fields, "image": jnp.where(mirrored, image[:, :, ::-1], image)}
 
 
 # --- prepared data, opened late -------------------------------------------------------
+
+
+# ``(info, source, folder) -> dataset``: how stored fields become batches.
+Build = Callable[[DatasetInfo, pipeline.Source, Path], pipeline.FiniteDataset]
 
 
 def make_prepared(
@@ -78,9 +85,9 @@ def make_prepared(
     num_items: dict[str, int],
     root: str | os.PathLike[str] | None,
     features: str,
-    decode: Callable,
-    randomize: Callable | None = None,
-    verify: Callable[[pipeline.FiniteDataset], None] = lambda dataset: None,
+    fields: Sequence[str],
+    build: Build,
+    folder: str = "",
 ) -> pipeline.LazyDataset:
     """A prepared tfds dataset that is opened when its first item is asked for.
 
@@ -90,34 +97,35 @@ def make_prepared(
       num_items: published number of items of each split.
       root: folder of prepared datasets, by default ``storage.default_root()``.
       features: what must be stored, in words, for the error where it is not.
-      decode: see ``pipeline.FiniteDataset``.
-      randomize: see ``pipeline.FiniteDataset``.
-      verify: looks at the opened data.
+      fields: the stored features that are read.
+      build: makes the dataset of what was opened, with the folder it lies in; see
+        ``image_dataset``.
+      folder: name of the prepared dataset, by default that of ``info``.
 
     Raises:
       ValueError: no such split.
     """
+    prepared = folder or info.name
     base = split.split("[", 1)[0]
     declared = lookup(num_items, base, f"split of dataset {info.name!r}")
     info = dataclasses.replace(info, num_items=declared)
 
     def open_data() -> pipeline.FiniteDataset:
         try:
-            folder = storage.prepared_folder(info.name, root)
+            where = storage.prepared_folder(prepared, root)
         except FileNotFoundError:
-            raise FileNotFoundError(_missing(info.name, root, features)) from None
-        source = pipeline.read_prepared(folder, split)
+            raise FileNotFoundError(_missing(prepared, root, features)) from None
+        source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(
                 "dataset %r: %s holds %s items in the split %r, not the published %s: "
                 "this is a subset or another version, and results on it are not those "
                 "of the full data",
-                *(info.name, folder, f"{len(source):,}", split, f"{declared:,}"),
+                *(info.name, where, f"{len(source):,}", split, f"{declared:,}"),
             )
         opened = dataclasses.replace(info, num_items=len(source))
-        dataset = pipeline.FiniteDataset(opened, source, decode, randomize)
-        dataset.items(np.arange(1))  # bad data are an error here, not in some batch
-        verify(dataset)
+        dataset = build(opened, source, where)
+        dataset.gather(np.arange(1))  # bad data are an error here, not in some batch
         return dataset
 
     return pipeline.LazyDataset(info, open_data)
@@ -125,19 +133,32 @@ def make_prepared(
 
 def _missing(name: str, root: str | os.PathLike[str] | None, features: str) -> str:
     root = root if root is not None else storage.default_root()
-    card = re.sub("_latents$", "", name)
+    card = re.sub("_(latents|resized|downsampled)$", "", name)
     return (
         f"the dataset {name!r} is not prepared: there is no folder {root}/{name}/1.0.0 "
-        "(or another version). It is not downloaded by itself. That folder must hold a "
-        f"tfds dataset in array records with the features {features}; "
-        f"data/{card}/README.md says how to make it. To look elsewhere set "
-        "dataset.root or the environment variable SCM_JAX_DATA"
+        "(or another version). It is not downloaded by itself. Prepare it with `python "
+        f"-m scm_jax data prepare {_SOURCES[name]} --root={root}`; "
+        f"data/{card}/README.md says where the source comes from. Or let that folder "
+        f"be a tfds dataset in array records with the features {features}. To look "
+        "elsewhere set dataset.root or the environment variable SCM_JAX_DATA"
     )
+
+
+# What ``data prepare`` is told, by the folder of prepared data.
+_SOURCES = {
+    "cifar10": "--dataset=cifar10 --source=cifar-10-python.tar.gz",
+    "imagenet64": "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar",
+    "imagenet64_resized": "--dataset=imagenet64 --variant=resized "
+    "--source=FOLDER_OF_BATCHES",
+    "imagenet64_downsampled": "--dataset=imagenet64 --variant=downsampled "
+    "--source=train_64x64.tar",
+    "imagenet512_latents": "--dataset=imagenet512_latents --source=img512-sd.zip",
+}
 
 
 def stored(
     fields: pipeline.Fields, name: str, dtypes: Sequence[str], dataset: str
-) -> np.ndarray:
+) -> Any:
     """One stored field.
 
     Raises:
@@ -153,17 +174,30 @@ def stored(
     return values
 
 
-def stored_label(fields: pipeline.Fields, dataset: str) -> np.ndarray:
+def stored_label(fields: pipeline.Fields, dataset: str) -> Any:
     """The stored classes as int32."""
     return stored(fields, "label", ("int64", "int32"), dataset).astype(np.int32)
 
 
-def _decoder(name: str, labelled: bool) -> Callable:
-    def decode(fields: pipeline.Fields) -> tuple[np.ndarray, np.ndarray | None]:
-        x = to_x(stored(fields, "image", ("uint8",), name))
-        return x, stored_label(fields, name) if labelled else None
+def image_dataset(
+    info: DatasetInfo, source: pipeline.Source, folder: Path, *, flip: bool = False
+) -> pipeline.FiniteDataset:
+    """uint8 images in the field ``image``, in [-1, 1]; see ``make_prepared``.
 
-    return decode
+    Args:
+      info: what the data are; with classes, the field ``label`` is read, too.
+      source: the stored items.
+      folder: where they lie.
+      flip: mirror half of the images, anew in every epoch.
+    """
+    del folder
+
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        x = to_x(stored(fields, "image", ("uint8",), info.name))
+        return x, stored_label(fields, info.name) if info.num_classes else None
+
+    randomize = flip_at_random if flip else None
+    return pipeline.FiniteDataset(info, source, decode, randomize)
 
 
 # --- datasets -------------------------------------------------------------------------
@@ -203,8 +237,8 @@ def make_cifar10(
         CIFAR10_ITEMS,
         root,
         "image uint8 (32, 32, 3) and label int64 in 0..9",
-        _decoder("cifar10", conditional),
-        flip_at_random if flip else None,
+        ("image", "label") if conditional else ("image",),
+        functools.partial(image_dataset, flip=flip),
     )
 
 
@@ -213,19 +247,32 @@ def make_imagenet64(
     *,
     root: str | os.PathLike[str] | None = None,
     prepare: bool = False,
+    flip: bool = False,
+    variant: str = "edm2",
 ) -> pipeline.LazyDataset:
-    """ImageNet, shorter side resized to 64 and the centre cut out, never mirrored.
+    """ImageNet, by default with the shorter side at 64 and the centre cut out.
 
     Args:
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
       prepare: without effect; the data have to be there.
+      flip: mirror half of the images, anew in every epoch. Off: the paper trains on
+        ImageNet without.
+      variant: a key of ``IMAGENET64_VARIANTS``: how the photographs were reduced.
+        Frechet distances on different ones cannot be compared; all but ``edm2`` warn.
     """
     del prepare
+    chosen = lookup(IMAGENET64_VARIANTS, variant, "dataset.variant")
+    if not chosen.comparable:
+        logger.warning(
+            "dataset.variant = %r is not the ImageNet 64x64 of the published figures "
+            "(%s): Frechet distances on it cannot be compared with theirs",
+            *(variant, chosen.how),
+        )
     info = DatasetInfo(
         name="imagenet64",
         sample_shape=(64, 64, 3),
-        num_classes=1000,
+        num_classes=1000 if chosen.labelled else 0,
         sigma_data=SIGMA_DATA,
         num_items=0,
         description="pixels in [-1, 1]; standard deviation about 0.5",
@@ -236,8 +283,11 @@ def make_imagenet64(
         split,
         IMAGENET_ITEMS,
         root,
-        "image uint8 (64, 64, 3) and label int64 in 0..999",
-        _decoder("imagenet64", True),
+        "image uint8 (64, 64, 3)"
+        + (" and label int64 in 0..999" if chosen.labelled else ""),
+        ("image", "label") if chosen.labelled else ("image",),
+        functools.partial(image_dataset, flip=flip),
+        folder=chosen.folder,
     )
 
 

@@ -7,13 +7,16 @@ constants of the whitening stay a choice of the config.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from scm_jax.datasets import images, pipeline
+from scm_jax.datasets import images, pipeline, storage
 from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
@@ -24,10 +27,15 @@ SIGMA_DATA = 0.5
 
 
 class Whitening(NamedTuple):
-    """Mean and standard deviation of raw latents, per channel."""
+    """Mean and standard deviation of raw latents, per channel.
+
+    ``pixel_range`` is that of the pixels which entered the autoencoder, ``"[-1,1]"`` or
+    ``"[0,1]"``; empty where it is not known.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pixel_range: str
 
 
 # Both are of stabilityai/sd-vae-ft-mse on ImageNet 512x512. They differ in the range in
@@ -35,56 +43,161 @@ class Whitening(NamedTuple):
 # [0, 1] (EDM2). So each is right for the latents that were made its way only.
 WHITENING = {
     "sd_vae_ft_mse_pm1": Whitening(
-        (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31)
+        (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31), "[-1,1]"
     ),
-    "edm2": Whitening((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)),
+    "edm2": Whitening((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28), "[0,1]"),
 }
 
+# In place of a recipe: the constants that were measured when the data were prepared.
+MEASURED = "measured"
 
-def whiten(latent: np.ndarray, whitening: str) -> np.ndarray:
-    """Raw latents -> float32 of mean 0 and standard deviation 0.5 in each channel."""
-    mean, std = _constants(whitening)
+
+def whiten(latent: Any, whitening: str | Whitening) -> Any:
+    """Raw latents -> float32 of mean 0 and standard deviation 0.5 in each channel.
+
+    Of numpy or jax arrays. ``whitening`` is a key of ``WHITENING`` or the constants.
+    """
+    mean, std = _constants(whitening, latent.ndim)
     return (latent.astype(np.float32) - mean) * (np.float32(SIGMA_DATA) / std)
 
 
-def unwhiten(x: np.ndarray, whitening: str) -> np.ndarray:
+def unwhiten(x: Any, whitening: str | Whitening) -> Any:
     """Inverts ``whiten``: what the autoencoder decodes."""
-    mean, std = _constants(whitening)
-    return np.asarray(x, np.float32) * (std / np.float32(SIGMA_DATA)) + mean
+    mean, std = _constants(whitening, x.ndim)
+    return x.astype(np.float32) * (std / np.float32(SIGMA_DATA)) + mean
 
 
-def _constants(whitening: str) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = lookup(WHITENING, whitening, "dataset.whitening")
-    return np.array(mean, np.float32), np.array(std, np.float32)
+def _constants(whitening: str | Whitening, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float32 with ``ndim`` axes."""
+    if isinstance(whitening, str):
+        whitening = lookup(WHITENING, whitening, "dataset.whitening")
+    shape = (1,) * (ndim - 1) + (-1,)
+    mean, std = (np.array(v, np.float32).reshape(shape) for v in whitening[:2])
+    return mean, std
 
 
-def draw_latents(fields: pipeline.Fields, keys: np.ndarray) -> pipeline.Fields:
+# --- constants beside the data --------------------------------------------------------
+
+
+def find_whitening(folder: Path, whitening: str) -> Whitening:
+    """The constants that ``dataset.whitening`` names, for the data in ``folder``.
+
+    Raises:
+      ValueError: they are for latents of pixels in another range than the manifest of
+        the data records, or ``measured`` and the manifest has no measured ones.
+      FileNotFoundError: ``measured``, and there is no manifest.
+    """
+    path = folder / "manifest.json"
+    if whitening == MEASURED:
+        return read_measured(path)
+    constants = lookup(WHITENING, whitening, "dataset.whitening")
+    recorded = _pixel_range(_read_manifest(path)) if path.is_file() else ""
+    if recorded and recorded != constants.pixel_range:
+        fitting = [k for k, w in WHITENING.items() if w.pixel_range == recorded]
+        raise ValueError(
+            f"dataset.whitening = {whitening!r} is for latents of pixels in "
+            f"{constants.pixel_range}, and {path} says that these were encoded from "
+            f"pixels in {recorded}: choose {' or '.join(map(repr, fitting))}, or "
+            f"{MEASURED!r}"
+        )
+    return constants
+
+
+def read_measured(path: Path) -> Whitening:
+    """Mean and standard deviation of a channel from the manifest of prepared data.
+
+    Read are ``mean`` and ``std``, lists of numbers, of ``splits.train``, or else of the
+    manifest itself. Eight channels are a posterior's mean m and standard deviation s; a
+    draw ``m + s * noise`` has the variance ``Var(m) + E[s^2]``.
+
+    Raises:
+      ValueError: they are not there, or not what is said here.
+      FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"dataset.whitening = {MEASURED!r} needs {path}, which the preparation "
+            f"writes; without it choose of {sorted(WHITENING)}"
+        )
+    manifest = _read_manifest(path)
+    train = manifest.get("splits", {}).get("train", {})
+    found = {k: train.get(k, manifest.get(k)) for k in ("mean", "std")}
+    try:
+        mean, std = (np.array(found[k], np.float64) for k in ("mean", "std"))
+    except (TypeError, ValueError):
+        mean = std = np.zeros(0)
+    legal = mean.shape == std.shape and mean.shape in ((CHANNELS,), (2 * CHANNELS,))
+    if not legal or not np.isfinite([mean, std]).all() or not (std > 0).all():
+        raise ValueError(
+            f"{path} must have under splits.train a mean and a positive std with "
+            f"{CHANNELS} or {2 * CHANNELS} numbers, one for each stored channel; it "
+            f"has mean = {found['mean']}, std = {found['std']}"
+        )
+    if len(mean) == 2 * CHANNELS:
+        squares = std[:CHANNELS] ** 2 + mean[CHANNELS:] ** 2 + std[CHANNELS:] ** 2
+        mean, std = mean[:CHANNELS], np.sqrt(squares)
+    return Whitening(tuple(mean.tolist()), tuple(std.tolist()), _pixel_range(manifest))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _pixel_range(manifest: dict[str, Any]) -> str:
+    return manifest.get("encoder", {}).get("pixel_range", "").replace(" ", "")
+
+
+# --- the dataset ----------------------------------------------------------------------
+
+
+def draw_latents(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
     """One draw from each stored posterior; latents stored as such stay as they are.
 
-    Eight channels are mean and standard deviation. The noise belongs to seed, epoch and
-    item; see ``FiniteDataset``.
+    Eight channels are mean and standard deviation. See ``FiniteDataset``.
     """
     latent = fields["latent"]
     if latent.shape[-1] != 2 * CHANNELS:
         return fields
-    mean, std = (a.astype(np.float32) for a in np.split(latent, 2, axis=-1))
-    noise = [
-        images.item_rng(key).standard_normal(mean.shape[1:], np.float32) for key in keys
-    ]
-    return {**fields, "latent": mean + std * np.stack(noise)}
+    latent = latent.astype(np.float32)
+    mean, std = latent[..., :CHANNELS], latent[..., CHANNELS:]
+
+    def noise(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, mean.shape[1:], np.float32)
+
+    return {**fields, "latent": mean + std * jax.vmap(noise)(keys)}
 
 
-def _decode(
-    fields: pipeline.Fields, whitening: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode(fields: pipeline.Fields, whitening: Whitening) -> tuple[Any, Any]:
     latent = images.stored(fields, "latent", ("float16", "float32"), NAME)
     if latent.shape[-1] == 2 * CHANNELS:
         latent = latent[..., :CHANNELS]  # not drawn: the mean
     if latent.shape[-1] == CHANNELS:
         x = whiten(latent, whitening)
     else:
-        x = latent.astype(np.float32)  # an error in check_items, which knows the item
+        x = latent.astype(np.float32)  # an error where items are checked
     return x, images.stored_label(fields, NAME)
+
+
+def _open(
+    info: DatasetInfo, source: pipeline.Source, folder: Path, *, whitening: str
+) -> pipeline.FiniteDataset:
+    constants = find_whitening(folder, whitening)
+    decode = functools.partial(_decode, whitening=constants)
+    dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
+    _verify(dataset, whitening)
+    return dataset
+
+
+def _declared_whitening(
+    whitening: str, root: str | os.PathLike[str] | None
+) -> Whitening:
+    """The constants for those who decode, who need no data unless they are measured."""
+    if whitening != MEASURED:
+        return WHITENING[whitening]
+    return find_whitening(storage.prepared_folder(NAME, root), whitening)
 
 
 def _verify(dataset: pipeline.FiniteDataset, whitening: str) -> None:
@@ -110,6 +223,7 @@ def make_imagenet512_latents(
     root: str | os.PathLike[str] | None = None,
     prepare: bool = False,
     whitening: str = "sd_vae_ft_mse_pm1",
+    flip: bool = False,
 ) -> pipeline.LazyDataset:
     """Latents of ImageNet 512x512: ``(64, 64, 4)``, 1000 classes, never mirrored.
 
@@ -120,13 +234,21 @@ def make_imagenet512_latents(
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
       prepare: without effect; the data have to be there.
-      whitening: a key of ``WHITENING``.
+      whitening: a key of ``WHITENING``, or ``measured`` for the constants of
+        ``read_measured``.
+      flip: refused.
 
     Raises:
-      ValueError: no such whitening or split.
+      ValueError: no such whitening or split, or a flip.
     """
     del prepare
-    lookup(WHITENING, whitening, "dataset.whitening")
+    lookup({**WHITENING, MEASURED: None}, whitening, "dataset.whitening")
+    if flip:
+        raise ValueError(
+            f"dataset.flip = True: dataset {NAME!r} holds latents, and a mirrored "
+            "latent is not the latent of the mirrored image; encode both and store "
+            "them as two items"
+        )
     info = DatasetInfo(
         name=NAME,
         sample_shape=(64, 64, CHANNELS),
@@ -136,6 +258,7 @@ def make_imagenet512_latents(
         description=f"latents whitened to standard deviation 0.5 ({whitening})",
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
+        whitening=functools.partial(_declared_whitening, whitening, root),
     )
     return images.make_prepared(
         info,
@@ -144,7 +267,6 @@ def make_imagenet512_latents(
         root,
         "latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and standard "
         "deviation, and label int64 in 0..999",
-        functools.partial(_decode, whitening=whitening),
-        draw_latents,
-        functools.partial(_verify, whitening=whitening),
+        ("latent", "label"),
+        functools.partial(_open, whitening=whitening),
     )

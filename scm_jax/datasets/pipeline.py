@@ -1,11 +1,19 @@
-"""Prepared data on disk -> shuffled, sharded, restartable iterators of ``Batch``.
+"""Prepared data on disk -> shuffled, sharded, restartable batches.
+
+    raw = next(dataset.iterator(batch_size, seed))  # on the host: as stored, checked
+    batch = dataset.to_batch(raw)  # on the device: decoded, chance included
+
+What crosses to the device are the stored fields: bytes for images, not float32. Cast,
+scaling, flips and draws of latents are one small jitted function there.
 
 The order of the data is arithmetic, not state. Position ``p`` of the endless stream
 belongs to epoch ``p // num_items`` and each epoch has its own permutation, drawn from
 ``(seed, epoch)``. Batch ``k`` holds the positions ``[k * B, (k + 1) * B)``, and process
 ``i`` of ``n`` the ``i``-th of ``n`` equal runs of these. So the global batch is the
 same, row by row, for any number of processes; no batch is ever partial; and ``k`` alone
-says where a run stands, also when it goes on with another number of processes.
+says where a run stands, also when it goes on with another number of processes. What
+chance does to an item is a function of ``(seed, epoch, item)``, so that it is the same
+for any number of devices, too.
 """
 
 from __future__ import annotations
@@ -13,16 +21,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import flax.struct
+import jax
 import numpy as np
 
-from scm_jax.types import Batch, DatasetInfo
+from scm_jax.types import Batch, DatasetInfo, lookup
 
 # Fields of some items, stacked: name -> (n, ...).
-Fields = Mapping[str, np.ndarray]
+Fields = Mapping[str, Any]
+
+# Stored fields -> ``(x, label)`` as ``Batch`` wants them; label None without classes.
+Decode = Callable[[Fields], tuple[Any, Any]]
 
 # Below this many bytes the items are kept in memory, decoded from records once.
 MEMORY_LIMIT = 256 * 2**20
@@ -58,9 +71,15 @@ class MemorySource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource:
-    """Items read from disk when they are asked for (a tfds data source)."""
+    """Items read from disk when they are asked for.
+
+    Attributes:
+      records: a tfds data source.
+      names: the features to read.
+    """
 
     records: Any
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,7 +88,7 @@ class RecordSource:
         items = self.records.__getitems__([int(index) for index in indices])
         return {
             name: _stack(name, [np.asarray(item[name]) for item in items], indices)
-            for name in items[0]
+            for name in self.names
         }
 
 
@@ -85,7 +104,10 @@ def _stack(name: str, values: list[np.ndarray], indices: np.ndarray) -> np.ndarr
 
 
 def read_prepared(
-    folder: Path, split: str = "train", memory_limit: int = MEMORY_LIMIT
+    folder: Path,
+    split: str = "train",
+    memory_limit: int = MEMORY_LIMIT,
+    fields: Sequence[str] | None = None,
 ) -> Source:
     """Opens a split of a prepared dataset, in memory if it is small.
 
@@ -93,21 +115,25 @@ def read_prepared(
       folder: what ``storage.prepare`` or ``storage.prepared_folder`` returned.
       split: a tfds split, slices included, such as ``train[:90%]``.
       memory_limit: the most bytes of stored items to keep in memory.
+      fields: the features to read; all by default.
 
     Raises:
-      ValueError: no such split, or it is empty.
+      ValueError: no such split or feature, or the split is empty.
     """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
     if builder.info.splits[split].num_examples == 0:
         raise ValueError(f"the split {split!r} of {folder} has no items")
-    records = builder.as_data_source(split=split)
-    source = RecordSource(records)
+    stored = builder.info.features
+    for name in fields or ():
+        lookup(dict(stored), name, f"feature of the prepared dataset {builder.name!r}")
+    names = tuple(stored) if fields is None else tuple(fields)
+    source = RecordSource(builder.as_data_source(split=split), names)
     num_bytes = sum(values.nbytes for values in source.gather(np.arange(1)).values())
-    if num_bytes * len(records) > memory_limit:
+    if num_bytes * len(source) > memory_limit:
         return source
-    return MemorySource(source.gather(np.arange(len(records))))
+    return MemorySource(source.gather(np.arange(len(source))))
 
 
 # --- order -------------------------------------------------------------------------
@@ -166,24 +192,24 @@ def check_seed(seed: int) -> None:
 class _BatchSource:
     """What grain reads: element ``k`` is batch ``k``, without end."""
 
-    batch_at: Callable[[int], Batch]
+    batch_at: Callable[[int], Any]
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Any:
         return self.batch_at(index)
 
 
-class BatchIterator(Iterator[Batch]):
-    """Endless batches of numpy arrays whose position is one number.
+class BatchIterator(Iterator[Any]):
+    """Endless host batches of numpy arrays whose position is one number.
 
     Args:
       batch_at: batch ``k`` as a function of ``k`` alone.
       num_threads: threads that read ahead; 0 reads in the caller's thread.
     """
 
-    def __init__(self, batch_at: Callable[[int], Batch], num_threads: int = 0):
+    def __init__(self, batch_at: Callable[[int], Any], num_threads: int = 0):
         import grain
 
         options = grain.ReadOptions(
@@ -192,7 +218,7 @@ class BatchIterator(Iterator[Batch]):
         batches = grain.MapDataset.source(_BatchSource(batch_at))
         self._iterator = iter(batches.to_iter_dataset(options))
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, int]:
@@ -210,6 +236,40 @@ class BatchIterator(Iterator[Batch]):
                 f"not a data position: {dict(state)}; expected {{'next_index': k >= 0}}"
             )
         self._iterator.set_state({"next_index": int(state["next_index"])})
+
+
+# --- chance ------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class RawBatch:
+    """Items as they are stored: what crosses from the host to the devices.
+
+    Attributes:
+      fields: name -> ``(b, ...)``; ``label`` is int32.
+      items: ``(b, 3)`` uint32: seed, epoch and item.
+    """
+
+    fields: Fields
+    items: Any
+
+
+# Keys of the data begin here, so that they are not those that a training of the same
+# seed draws its noise from.
+_DATA = 0x64617461
+
+
+def item_keys(items: jax.Array) -> jax.Array:
+    """One key for each row of ``RawBatch.items``, a function of that row alone."""
+
+    def key(identity: jax.Array) -> jax.Array:
+        # Not the default generator: what some others draw depends on the whole batch.
+        key = jax.random.key(_DATA, impl="threefry2x32")
+        for number in identity:
+            key = jax.random.fold_in(key, number)
+        return key
+
+    return jax.vmap(key)(items)
 
 
 # --- datasets ------------------------------------------------------------------------
@@ -236,11 +296,15 @@ class Dataset(Protocol):
         process_index: int = 0,
         process_count: int = 1,
     ) -> BatchIterator:
-        """Shuffled batches without end; ``batch_size`` counts all processes."""
+        """Shuffled host batches without end; ``batch_size`` counts all processes."""
+        ...
+
+    def to_batch(self, raw: Any) -> Batch:
+        """A host batch as the training wants it; pure, to be jitted, row by row."""
         ...
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """All items in stored order: ``x`` float32 and ``label`` int32."""
+        """All items in stored order, no chance: ``x`` float32 and ``label`` int32."""
         ...
 
 
@@ -250,17 +314,18 @@ class FiniteDataset:
 
     Attributes:
       info: what the data are, ``num_items`` as in ``source``.
-      source: the stored items.
-      decode: stored fields -> ``(x, label)`` as ``Batch`` wants them.
+      source: the stored items. With classes, one field is ``label``.
+      decode: stored fields -> ``(x, label)`` as ``Batch`` wants them, each row for
+        itself; of numpy arrays and, under ``jax.jit``, of traced ones.
       randomize: what chance does to stored fields before they are decoded, such as
-        flips: ``(fields, keys) -> fields`` with ``keys`` ``(n, 3)``, seed, epoch and
-        item, so that it repeats. ``arrays`` leaves it out.
+        flips: ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
+        leaves it out.
     """
 
     info: DatasetInfo
     source: Source
-    decode: Callable[[Fields], tuple[np.ndarray, np.ndarray | None]]
-    randomize: Callable[[Fields, np.ndarray], Fields] | None = None
+    decode: Decode
+    randomize: Callable[[Fields, jax.Array], Fields] | None = None
 
     @property
     def closed_form(self) -> None:
@@ -277,30 +342,64 @@ class FiniteDataset:
         rows = process_rows(batch_size, process_index, process_count)
         row_numbers = np.arange(rows.start, rows.stop)
 
-        def batch_at(index: int) -> Batch:
+        def batch_at(index: int) -> RawBatch:
             positions = index * batch_size + row_numbers
             items = shuffled_items(positions, len(self.source), seed)
             epochs = positions // len(self.source)
-            keys = np.stack([np.full_like(items, seed), epochs, items], axis=1)
-            x, label = self.items(items, keys)
-            return Batch(x=x, label=label)
+            identity = np.stack([np.full_like(items, seed), epochs, items], axis=1)
+            return RawBatch(self.gather(items), identity.astype(np.uint32))
 
         in_memory = isinstance(self.source, MemorySource)
         return BatchIterator(batch_at, num_threads=0 if in_memory else _READ_THREADS)
 
+    def to_batch(self, raw: RawBatch) -> Batch:
+        fields = raw.fields
+        if self.randomize is not None:
+            fields = self.randomize(fields, item_keys(raw.items))
+        x, label = self.decode(fields)
+        return Batch(x=x, label=label)
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.items(np.arange(len(self.source)))
 
-    def items(
-        self, indices: np.ndarray, keys: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The given items, decoded and checked; randomized where ``keys`` are given."""
+    def items(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The given items, checked and decoded, without chance."""
+        x, label = self.decode(self.gather(indices))
+        return np.asarray(x), None if label is None else np.asarray(label)
+
+    def gather(self, indices: np.ndarray) -> Fields:
+        """The stored fields of the given items, checked.
+
+        Raises:
+          ValueError: they are not what ``info`` says; the message names the item.
+        """
         fields = self.source.gather(indices)
-        if self.randomize is not None and keys is not None:
-            fields = self.randomize(fields, keys)
-        x, label = self.decode(fields)
-        check_items(self.info, indices, x, label)
-        return x, label
+        specs = tuple((k, v.shape[1:], v.dtype) for k, v in sorted(fields.items()))
+        if specs not in self._legal:
+            self._check_decoded(specs, indices[0])
+            self._legal.add(specs)
+        return check_fields(self.info, indices, fields)
+
+    @functools.cached_property
+    def _legal(self) -> set:
+        """Names, shapes and types of fields that decode to what ``info`` says."""
+        return set()
+
+    def _check_decoded(self, specs: tuple, item: int) -> None:
+        """Decodes shapes, not values: that costs little, and nothing on the device."""
+        one = {k: jax.ShapeDtypeStruct((1, *shape), d) for k, shape, d in specs}
+        x, label = jax.eval_shape(self.decode, one)
+        info = self.info
+        if x.shape[1:] != info.sample_shape or x.dtype != np.float32:
+            raise ValueError(
+                f"dataset {info.name!r}: items are {x.dtype} {x.shape[1:]}; declared "
+                f"are float32 {info.sample_shape} (first of them: item {item})"
+            )
+        if (label is None) == (info.num_classes > 0):
+            raise ValueError(
+                f"dataset {info.name!r} declares {info.num_classes} classes, but its "
+                f"items have {'no' if label is None else 'a'} label"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -338,30 +437,36 @@ class LazyDataset:
     ) -> BatchIterator:
         return self.opened.iterator(batch_size, seed, process_index, process_count)
 
+    def to_batch(self, raw: RawBatch) -> Batch:
+        return self.opened.to_batch(raw)
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.opened.arrays()
 
 
-def check_items(
-    info: DatasetInfo, indices: np.ndarray, x: np.ndarray, label: np.ndarray | None
-) -> None:
-    """Raises ValueError, with the item's number, if data are not what ``info`` says."""
-    if x.shape[1:] != info.sample_shape or x.dtype != np.float32:
-        raise ValueError(
-            f"dataset {info.name!r}: items are {x.dtype} {x.shape[1:]}; declared are "
-            f"float32 {info.sample_shape} (first of them: item {indices[0]})"
-        )
-    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"dataset {info.name!r}: item {indices[~finite][0]} has values that are "
-            "not finite (NaN or infinity)"
-        )
-    if label is None:
-        return
+def check_fields(info: DatasetInfo, indices: np.ndarray, fields: Fields) -> Fields:
+    """Stored fields with values that may enter a training; ``label`` as int32.
+
+    Raises:
+      ValueError: a value is not finite, or a label is not one of the classes; the
+        message has the item's number.
+    """
+    for name, values in fields.items():
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"dataset {info.name!r}: item {indices[~finite][0]} has values that "
+                f"are not finite (NaN or infinity) in the field {name!r}"
+            )
+    if not info.num_classes:
+        return fields
+    label = lookup(dict(fields), "label", f"field of dataset {info.name!r}")
     legal = (label >= 0) & (label < info.num_classes)
     if not legal.all():
         raise ValueError(
             f"dataset {info.name!r}: item {indices[~legal][0]} has the label "
             f"{label[~legal][0]}; legal are 0..{info.num_classes - 1}"
         )
+    return {**fields, "label": label.astype(np.int32)}

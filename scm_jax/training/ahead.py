@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+from jax.sharding import Mesh
+
+from scm_jax.training import sharding
+
 
 class DataIterator(Protocol):
     """Endless, and its position is a JSON dict, as in grain."""
@@ -24,17 +29,29 @@ class Placed(NamedTuple):
     position: dict[str, Any]
 
 
+def make_place(to_batch: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
+    """``place`` for ``Ahead``: the transfer, and ``to_batch`` on the devices.
+
+    Args:
+      to_batch: host batch -> batch of the step, row by row, such as a dataset's
+        ``to_batch``: no device needs the rows of another.
+      mesh: the mesh of the training.
+    """
+    compute = jax.jit(to_batch, out_shardings=sharding.batch_sharding(mesh))
+    return lambda host: compute(sharding.place_batch(host, mesh))
+
+
 class Ahead:
     """One batch ahead of the training.
 
-    ``fetch`` right after a dispatch: then reading the batch and its transfer happen
-    while the devices compute. The iterator is one batch ahead of the training, too, so
+    ``fetch`` right after a dispatch: then reading the batch, its transfer and its
+    decoding happen while the devices compute. The iterator is one batch ahead of the training, too, so
     what belongs into a checkpoint is ``position``. An error of the data is raised by
     ``take``, when all that comes before the bad batch has been dealt with.
 
     Args:
       data: endless iterator of host batches.
-      place: host batch -> arrays whose transfer has begun.
+      place: host batch -> arrays whose transfer has begun; see ``make_place``.
       count: how many batches will be taken.
     """
 

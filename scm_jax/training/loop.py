@@ -35,7 +35,13 @@ DONE, PREEMPTED = "done", "preempted"
 
 
 class NonFiniteError(RuntimeError):
-    """Data, loss or gradients were not finite; ``path`` holds batch, key and step."""
+    """Data, loss or gradients were not finite; ``path`` holds batch, key and step.
+
+    The batch is written as it was on the host, every array under the name that it has
+    there. Of a ``RawBatch`` these are the stored ``fields/NAME`` and ``items`` (seed,
+    epoch and item of each row): the dataset's ``to_batch`` of the two gives the batch
+    of the step again, bit by bit.
+    """
 
     def __init__(self, message: str, step: int, path: pathlib.Path):
         super().__init__(message)
@@ -256,7 +262,8 @@ def train(
         ``metrics["finite"]`` is a bool scalar; ``metrics["bins"]``, if present, holds
         sums per time bin; all else are scalars, averaged over the log interval.
       data: endless iterator of host batches, at the position that belongs to ``state``.
-      place_batch: host batch -> device arrays.
+      place_batch: host batch -> batch of the step, on the devices; dispatched while
+        the step before it computes, see ``ahead.make_place``.
       checkpointer: a ``checkpoint.Checkpointer``.
       writer: has clu's ``write_scalars`` and ``flush``, and ``write_arrays``.
       hooks: what to measure on the way; see ``Hook``.

@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -74,7 +75,10 @@ def raw_latents(num, channels=4, dtype=np.float32):
 
 
 def take(dataset, num, *arguments):
-    return list(itertools.islice(dataset.iterator(*arguments), num))
+    """The first batches as a training sees them."""
+    to_batch = jax.jit(dataset.to_batch)
+    raws = itertools.islice(dataset.iterator(*arguments), num)
+    return [jax.tree.map(np.asarray, to_batch(raw)) for raw in raws]
 
 
 # --- before the data are there --------------------------------------------------------
@@ -111,9 +115,10 @@ def test_cards_have_the_counts_and_constants():
         card = (folder / "README.md").read_text()
         assert f"{num_items:,}" in card and "## Licence" in card
         assert f"ROOT/{name}/1.0.0" in card
-    for recipe, (mean, std) in latents.WHITENING.items():
-        row = f"`{recipe}` | {', '.join(map(str, mean))} | {', '.join(map(str, std))}"
-        assert row in card
+    for recipe, whitening in latents.WHITENING.items():
+        mean, std = (", ".join(map(str, v)) for v in whitening[:2])
+        pixels = whitening.pixel_range.replace(",", ", ")
+        assert f"`{recipe}` | {mean} | {std} | {pixels}" in card
 
 
 # --- reading --------------------------------------------------------------------------
@@ -128,7 +133,8 @@ def test_images_are_read_back_exactly(tmp_path, name):
     dataset = make_dataset(name, root=root, **options)
     x, read = dataset.arrays()
     assert x.dtype == np.float32 and read.dtype == np.int32
-    np.testing.assert_array_equal(x, stored / np.float32(127.5) - np.float32(1))
+    exact = stored.astype(np.float64) / 127.5 - 1
+    np.testing.assert_allclose(x, exact, rtol=2e-7, atol=0)
     np.testing.assert_array_equal(read, label)
     np.testing.assert_array_equal(dataset.info.to_pixels(x), stored)
     # One epoch, also by two processes, has every item once and unchanged.
@@ -144,8 +150,10 @@ def test_scaling_of_every_level():
     levels = np.arange(256, dtype=np.uint8)
     x = images.to_x(levels)
     exact = levels.astype(np.float64) / 127.5 - 1
-    np.testing.assert_allclose(x, exact, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(x, exact, rtol=2e-7, atol=0)
+    np.testing.assert_array_equal(x, -x[::-1])
     assert x[0] == -1 and x[255] == 1
+    np.testing.assert_array_equal(jax.jit(images.to_x)(levels), x)  # the same bits
     np.testing.assert_array_equal(
         images.to_pixels(x[:, None, None, None])[:, 0], levels[:, None, None]
     )
@@ -196,7 +204,7 @@ def test_latents_are_whitened_exactly(tmp_path, dtype, whitening):
     root = prepare(tmp_path, "imagenet512_latents", latent=stored, label=label)
     dataset = make_dataset("imagenet512_latents", root=root, whitening=whitening)
     x, read = dataset.arrays()
-    mean, std = latents.WHITENING[whitening]
+    mean, std, _ = latents.WHITENING[whitening]
     expected = (stored.astype(np.float64) - mean) / std * 0.5
     np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(read, label)
@@ -256,7 +264,7 @@ def test_posteriors_are_drawn_per_seed_epoch_and_item(tmp_path):
 
 def test_latents_of_another_encoding_are_noticed(tmp_path, caplog):
     """Latents for EDM2 (pixels in [0, 1]) under the paper's constants."""
-    mean, std = latents.WHITENING["edm2"]
+    mean, std, _ = latents.WHITENING["edm2"]
     unit = np.random.default_rng(0).standard_normal((64, 64, 64, 4))
     stored = (unit * std + mean).astype(np.float16)
     root = prepare(tmp_path, "imagenet512_latents", latent=stored, label=np.arange(64))
@@ -348,7 +356,8 @@ def test_images_that_were_scaled_already_are_refused(tmp_path):
     [
         ("cifar10", {"split": "validation"}, r"'cifar10' = 'validation'.*'test'"),
         ("imagenet64", {"split": "test[:9]"}, r"'test' is not one of .*'validation'"),
-        ("imagenet64", {"flip": True}, "unknown argument of dataset 'imagenet64'"),
+        ("imagenet64", {"mirror": True}, "unknown argument of dataset 'imagenet64'"),
+        ("imagenet512_latents", {"flip": True}, "not the latent of the mirrored image"),
         ("imagenet512_latents", {"whitening": "edm"}, r"did you mean 'edm2'"),
         ("noise_images", {"split": "validation"}, r"\['test', 'train'\]"),
     ],

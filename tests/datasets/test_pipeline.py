@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -30,7 +31,13 @@ def take(iterator, num):
 
 
 def labels(iterator, num):
-    return np.stack([batch.label for batch in take(iterator, num)])
+    return np.stack([raw.fields["label"] for raw in take(iterator, num)])
+
+
+def assert_same(raw, *parts):
+    """Equal in all, when the rows of ``parts`` are put together."""
+    together = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    jax.tree.map(np.testing.assert_array_equal, together, raw)
 
 
 def test_seed_determines_the_order():
@@ -68,13 +75,10 @@ def test_shards_are_disjoint_and_together_the_global_batch(process_count):
         take(numbered().iterator(8, 5, index, process_count), 7)
         for index in range(process_count)
     ]
-    for k, batch in enumerate(whole):
-        parts = [shard[k] for shard in shards]
-        np.testing.assert_array_equal(np.concatenate([p.x for p in parts]), batch.x)
-        together = np.concatenate([p.label for p in parts])
-        np.testing.assert_array_equal(together, batch.label)
-    epoch = np.concatenate([batch.label for shard in shards for batch in shard[:3]])
-    assert sorted(epoch) == list(range(NUM_ITEMS))
+    for raw, *parts in zip(whole, *shards, strict=True):
+        assert_same(raw, *parts)
+    rows = [raw.fields["label"] for shard in shards for raw in shard[:3]]
+    assert sorted(np.concatenate(rows)) == list(range(NUM_ITEMS))
 
 
 @pytest.mark.parametrize("num_read", [0, 1, 5])
@@ -92,8 +96,8 @@ def test_restart_goes_on_bitwise_with_any_number_of_processes(num_read, process_
     for iterator in restarted:
         iterator.set_state(state)
         assert iterator.get_state() == state
-    for batch, *parts in zip(expected, *restarted, strict=False):
-        np.testing.assert_array_equal(np.concatenate([p.x for p in parts]), batch.x)
+    for raw, *parts in zip(expected, *restarted, strict=False):
+        assert_same(raw, *parts)
 
 
 def test_set_state_after_reading_goes_back():
@@ -113,9 +117,7 @@ def test_items_read_one_by_one_from_disk_are_the_same(digits_root):
     from_disk = dataclasses.replace(in_memory, source=records).iterator(16, seed=1)
     expected = in_memory.iterator(16, seed=1)
     for _ in range(3):
-        one, other = next(from_disk), next(expected)
-        np.testing.assert_array_equal(one.x, other.x)
-        np.testing.assert_array_equal(one.label, other.label)
+        assert_same(next(from_disk), next(expected))
     # Batches that were read ahead do not count as consumed.
     assert from_disk.get_state() == {"next_index": 3}
 

@@ -3,19 +3,30 @@
 import inspect
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from scm_jax.datasets import DATASETS, make_dataset
 
 # Their archives may not be passed on; tests/datasets/test_images.py has tiny ones.
-ARCHIVES = {"cifar10", "imagenet64", "imagenet512_latents"}
+ARCHIVES = {"cifar10", "images", "imagenet64", "imagenet512_latents"}
 NAMES = sorted(set(DATASETS) - ARCHIVES)
 
 
 @pytest.fixture(params=NAMES)
 def dataset(request, digits_root):
     return make_dataset(request.param, root=digits_root)
+
+
+def batches(dataset, num, *arguments):
+    """The first batches as a training sees them."""
+    to_batch = jax.jit(dataset.to_batch)
+    return [to_batch(raw) for raw in take(dataset, num, *arguments)]
+
+
+def take(dataset, num, *arguments):
+    return list(itertools.islice(dataset.iterator(*arguments), num))
 
 
 def test_registry_is_not_empty():
@@ -33,8 +44,11 @@ def test_builder_functions_take_the_common_arguments(name):
 def test_batches_are_as_declared(dataset):
     info = dataset.info
     assert info.name in DATASETS and info.sigma_data > 0
-    for batch in itertools.islice(dataset.iterator(6, seed=0), 3):
-        assert isinstance(batch.x, np.ndarray) and batch.x.dtype == np.float32
+    for leaf in jax.tree.leaves(take(dataset, 3, 6, 0)):
+        assert isinstance(leaf, np.ndarray) and len(leaf) == 6
+        assert leaf.dtype.itemsize <= 4  # no float64 or int64 crosses to the device
+    for batch in batches(dataset, 3, 6, 0):
+        assert batch.x.dtype == np.float32
         assert batch.x.shape == (6, *info.sample_shape)
         assert (batch.label is None) == (info.num_classes == 0)
         if batch.label is not None:
@@ -44,7 +58,7 @@ def test_batches_are_as_declared(dataset):
 
 def test_standard_deviation_is_as_declared(dataset):
     """Finite data have ``sigma_data``; synthetic data what their closed form says."""
-    x = next(dataset.iterator(20_000, seed=0)).x
+    x = np.asarray(batches(dataset, 1, 20_000, 0)[0].x)
     expected = dataset.info.sigma_data
     if dataset.closed_form is not None:
         expected = dataset.closed_form.element_std()
@@ -64,7 +78,7 @@ def test_arrays_or_closed_form(dataset):
 
 
 def test_order_depends_on_the_seed_only(dataset):
-    first, again, other = (next(dataset.iterator(64, seed)).x for seed in (3, 3, 4))
+    first, again, other = (batches(dataset, 1, 64, seed)[0].x for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -80,8 +94,9 @@ def test_restart_and_shards(dataset, process_count):
     for index in range(process_count):
         shard = dataset.iterator(8, 2, index, process_count)
         shard.set_state(state)
-        parts.append(next(shard).x)
-    np.testing.assert_array_equal(np.concatenate(parts), expected.x)
+        parts.append(next(shard))
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    jax.tree.map(np.testing.assert_array_equal, together, expected)
 
 
 def test_batch_must_divide_by_the_processes(dataset):
@@ -93,7 +108,7 @@ def test_looking_at_samples(dataset):
     if dataset.info.to_pixels is None:
         assert len(dataset.info.sample_shape) == 1
         return
-    pixels = dataset.info.to_pixels(next(dataset.iterator(4, seed=0)).x)
+    pixels = dataset.info.to_pixels(batches(dataset, 1, 4, 0)[0].x)
     assert pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[0] == 4
 
 

@@ -23,7 +23,6 @@ from scm_jax.config import (
     parse_arg,
     to_dict,
 )
-from scm_jax.types import Batch
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 VARIANTS = ("teacher", "sct", "scd")
@@ -391,9 +390,9 @@ def test_quick_unets_train(name, variant):
     step = jax.jit(built.train_step(), compiler_options=options)
     data = built.dataset.iterator(8, seed=0)
     for _ in range(3):
-        batch = next(data)
+        batch = built.dataset.to_batch(next(data))
         before = state.params
-        state, metrics = step(state, Batch(x=batch.x, label=batch.label), None)
+        state, metrics = step(state, batch, None)
         assert np.isfinite(metrics["loss"])
         moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.params)
         assert moved["net"]["in"]["kernel"]

@@ -46,7 +46,7 @@ def test_add_a_method_and_a_backbone(registered):
 
 def test_add_a_dataset():
     dataset = defined_by("make_ramps")()
-    batch = next(dataset.iterator(4, seed=0))
+    batch = dataset.to_batch(next(dataset.iterator(4, seed=0)))
     assert batch.x.shape == (4, 8, 1) and batch.x.dtype == np.float32
     assert dataset.arrays()[0].shape == (16, 8, 1)
 

@@ -1,0 +1,145 @@
+"""Commands by name: their registry, their flags, and how one of them is run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+# Name, of one word or two, -> function and summary.
+_COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
+
+
+def command(name: str, summary: str) -> Callable[[Callable], Callable]:
+    """Registers a command: a function that reads its flags and returns an exit code."""
+
+    def register(fn: Callable) -> Callable:
+        _COMMANDS[name] = (fn, summary)
+        return fn
+
+    return register
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says how."""
+
+
+def required(*names: str) -> None:
+    """Raises UsageError where a flag has no value."""
+    missing = [name for name in names if not getattr(flags.FLAGS, name)]
+    if missing:
+        raise UsageError("missing " + ", ".join(f"--{name}=..." for name in missing))
+
+
+def parse() -> None:
+    """Reads the command's flags; ``--help`` prints them and leaves."""
+    name, rest = _split(_ARGV)
+    if any(a in ("--help", "-h", "-help") for a in rest):
+        print(_COMMANDS[name][1] + "\n")
+        print(_flag_help())
+        raise SystemExit(0)
+    try:
+        left = flags.FLAGS(["scm " + name, *rest])
+    except flags.Error as error:
+        text = str(error)
+        if "Traceback" in text:  # of an experiment file: its last line says it all
+            text = text.strip().splitlines()[-1]
+        raise UsageError(text) from error
+    if len(left) > 1:
+        raise UsageError(
+            f"unexpected argument {left[1]!r}; flags look like --name=value"
+        )
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of two words in a group such as ``data``, and the rest."""
+    words = 2 if _group(argv[0]) and len(argv) > 1 else 1
+    return " ".join(argv[:words]), list(argv[words:])
+
+
+def _group(word: str) -> list[str]:
+    """The commands that begin with a word and have a second one."""
+    return [name for name in _COMMANDS if name.startswith(f"{word} ")]
+
+
+def _flag_help() -> str:
+    lines = []
+    for name in sorted(flags.FLAGS):
+        flag = flags.FLAGS[name]
+        if getattr(flag, "help", None) and name in _own_flags():
+            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
+            lines.append(f"  --{name}  {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _own_flags() -> set[str]:
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = [m for m in by_module if m.split(".")[0] == __name__.split(".")[0]]
+    return {flag.name for module in own for flag in by_module[module]} | {"config"}
+
+
+_ARGV: list[str] = []
+
+
+def usage(names: Sequence[str] | None = None) -> str:
+    """The given commands, or all, a line each."""
+    names = sorted(_COMMANDS, key=lambda n: " " in n) if names is None else names
+    width = max(len(name) for name in names) + 2
+    lines = [f"  {name:<{width}}{_COMMANDS[name][1]}" for name in names]
+    return (
+        "scm COMMAND [--flag=value ...]; COMMAND --help lists its flags\n"
+        + "\n".join(lines)
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    global _ARGV
+    _ARGV = list(sys.argv[1:] if argv is None else argv)
+    help_words = ("--help", "-h", "help")
+    if not _ARGV or _ARGV[0] in help_words:
+        print(usage())
+        return 0 if _ARGV else 2
+    group = _group(_ARGV[0])
+    if group and (len(_ARGV) == 1 or _ARGV[1] in help_words):
+        print(usage(group))
+        return 0 if len(_ARGV) > 1 else 2
+    from scm_jax.types import lookup
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    name, _ = _split(_ARGV)
+    try:
+        command, _ = lookup(_COMMANDS, name, "command")
+        return command()
+    except UsageError as error:
+        print(f"scm {name}: {error}", file=sys.stderr)
+        return 2
+    except _expected_errors() as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+
+
+def explain(error: BaseException) -> str:
+    """What to print: the message alone where the user can mend it."""
+    if isinstance(error, _expected_errors()):
+        return f"scm {_split(_ARGV)[0]}: {error}"
+    return "".join(traceback.format_exception(error))
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What a user can cause and mend: shown as a message, without a traceback."""
+    errors: list[type[Exception]] = [ValueError, FileNotFoundError, AttributeError]
+    if "scm_jax.training.loop" in sys.modules:
+        from scm_jax.training import checkpoint, loop
+
+        errors += [loop.NonFiniteError, checkpoint.CheckpointError]
+    if "scm_jax.preparation.shards" in sys.modules:
+        errors.append(OSError)  # a full disk, a file that cannot be read
+    if "scm_jax.training.peers" in sys.modules:
+        from scm_jax.training import peers
+
+        errors.append(peers.PeerError)
+    return tuple(errors)

@@ -1,0 +1,68 @@
+"""The three datasets that go by the name of ImageNet 64x64.
+
+They hold the same photographs, reduced in different ways, so FIDs of models trained on
+different ones cannot be compared, nor FIDs against reference statistics of another one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Variant(NamedTuple):
+    """One way in which ImageNet was reduced to 64x64.
+
+    Attributes:
+      folder: name of the prepared dataset.
+      labelled: whether items have one of the 1,000 classes.
+      recipe: name in ``preparation.resize.RECIPES`` for its usual source; ``none``
+        where that source has 64x64 images already.
+      kinds: the sources it is usually made from, names in
+        ``preparation.sources.SOURCES``; the likeliest first.
+      label_base: the number of the first class in that source.
+      comparable: whether FIDs on it stand beside the published ones of ADM, EDM2, sCM.
+      how: what was done to the photographs, by whom.
+    """
+
+    folder: str
+    labelled: bool
+    recipe: str
+    kinds: tuple[str, ...]
+    label_base: int
+    comparable: bool
+    how: str
+
+
+IMAGENET64_VARIANTS = {
+    "edm2": Variant(
+        folder="imagenet64",
+        labelled=True,
+        recipe="center_crop_dhariwal",
+        kinds=("tar", "folder", "zip", "edm"),
+        label_base=0,
+        comparable=True,
+        how="ILSVRC2012_img_train.tar: halved by averages, then bicubic until the "
+        "shorter side is 64, centre cut out (ADM, EDM2; the default)",
+    ),
+    "resized": Variant(
+        folder="imagenet64_resized",
+        labelled=True,
+        recipe="none",
+        kinds=("npz", "tfds"),
+        label_base=1,
+        comparable=False,
+        how="Chrabaszcz et al., arXiv 1707.08819: the whole photograph to 64x64 with a "
+        "box filter, proportions not kept (tfds imagenet_resized/64x64; `box` is the "
+        "recipe that makes it from photographs)",
+    ),
+    "downsampled": Variant(
+        folder="imagenet64_downsampled",
+        labelled=False,
+        recipe="none",
+        kinds=("tar", "folder", "tfds"),
+        label_base=0,
+        comparable=False,
+        how="van den Oord et al., arXiv 1601.06759: train_64x64.tar, without classes "
+        "(tfds downsampled_imagenet/64x64)",
+    ),
+}

@@ -1,0 +1,124 @@
+"""From what raw data say about classes to the numbers that are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from scm_jax.preparation.items import ItemError
+from scm_jax.preparation.options import Options
+
+
+def number_labels(
+    values: Sequence[Any], name: Callable[[int], str], where: str, options: Options
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels 0, 1, ... of all items, and the names of the classes.
+
+    Args:
+      values: for each item a whole number, a name, or None where it has no label. Names
+        are numbered in alphabetical order (by code point, so capitals come first).
+      name: where an item comes from, for messages.
+      where: the file they are in, for messages.
+      options: ``labels``, ``label_base`` and ``num_classes`` count.
+
+    Returns:
+      int64 ``(n,)`` and one name per class (its number where the data name none);
+      None and no names without labels.
+
+    Raises:
+      ItemError: an item has no label while others do, or one that is out of range.
+      ValueError: labels are wanted and there are none, or names are not as many as
+        ``num_classes``.
+    """
+    if options.labels == "none":
+        return None, ()
+    missing = [index for index, value in enumerate(values) if value is None]
+    if len(missing) == len(values):
+        if options.labels == "required":
+            raise ValueError(f"{where}: has no labels, and labels are required")
+        return None, ()
+    if missing:
+        raise ItemError(
+            f"{name(missing[0])}: has no label, and {len(values) - len(missing):,} of "
+            f"{len(values):,} items have one; labels 'none' leaves all of them out"
+        )
+    if all(isinstance(value, str) for value in values):
+        return _number_names(values, where, options)
+    return _check_numbers(values, name, options)
+
+
+def read_label_file(path: str) -> dict[str, int | str]:
+    """File -> class, from lines such as ``ILSVRC2012_val_1,n03995372 85 1 499 272``.
+
+    The file and its class, a number or a name, are the first two words of a line, apart
+    by spaces or commas; the file may be without its folder and its suffix. Lines on
+    other files, such as a headline, do not matter.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line has one word only, or a file is in two lines.
+    """
+    labels: dict[str, int | str] = {}
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        words = re.split(r"[,\s]+", line.strip(), maxsplit=2)
+        if words == [""]:
+            continue
+        if len(words) < 2 or words[0] in labels:
+            problem = "names a file twice" if words[0] in labels else "has no class"
+            raise ValueError(f"{path}: line {number}, {line!r}, {problem}")
+        labels[words[0]] = int(words[1]) if words[1].isdecimal() else words[1]
+    return labels
+
+
+def find_label(labels: Mapping[str, int | str], name: str) -> int | str | None:
+    """What a label file says about an image: by its path, its name or its stem."""
+    path = PurePosixPath(name)
+    keys = (name, path.name, path.stem)
+    return next((labels[key] for key in keys if key in labels), None)
+
+
+def _number_names(
+    values: Sequence[str], where: str, options: Options
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    names = tuple(sorted(set(values)))
+    if options.label_base:
+        raise ValueError(
+            f"{where}: label_base {options.label_base} is for labels that are numbers, "
+            f"not for names such as {names[0]!r}"
+        )
+    if options.num_classes not in (None, len(names)):
+        # One class folder too few, and all classes behind it would have other numbers.
+        raise ValueError(
+            f"{where}: has {len(names)} classes, expected are {options.num_classes}; "
+            f"the first is {names[0]!r}, the last {names[-1]!r}"
+        )
+    number = {label: index for index, label in enumerate(names)}
+    return np.array([number[value] for value in values], np.int64), names
+
+
+def _check_numbers(
+    values: Sequence[Any], name: Callable[[int], str], options: Options
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    base = options.label_base
+    for index, value in enumerate(values):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ItemError(
+                f"{name(index)}: the label {value!r} is no whole number"
+                + (", as those of other items" if isinstance(value, str) else "")
+            )
+    given = np.array(values, np.int64)
+    limit = options.num_classes or max(int(given.max()) - base + 1, 1)
+    wrong = (given < base) | (given >= base + limit)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise ItemError(
+            f"{name(index)}: the label {given[index]} is out of range; legal are "
+            f"{base}..{base + limit - 1} (label_base {base}, "
+            f"num_classes {options.num_classes or 'not given'})"
+        )
+    return given - base, tuple(str(number) for number in range(limit))

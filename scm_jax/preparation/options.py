@@ -1,0 +1,48 @@
+"""What can be said about raw data that the data do not say themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from scm_jax.types import lookup
+
+LABELS = {"auto": "labels where there are any", "required": "", "none": "left out"}
+CHANNELS = {3: "red, green, blue", 1: "grey"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a source is read; what a kind has no use for must stay as it is.
+
+    Attributes:
+      split: which part of the data: a folder such as ``train`` inside of class folders,
+        a split of CIFAR-10 or tfds; None for all there is (CIFAR-10 and tfds: train).
+      labels: ``auto`` takes labels where there are any, ``required`` makes it an error
+        that there are none, ``none`` leaves them out.
+      label_file: text with a file and its class in each line, for images that do not
+        lie in class folders (ImageNet's validation images); see
+        ``labels.read_label_file``.
+      label_base: the number of the first class: 1 for the original files of
+        ImageNet 64x64, which count from 1.
+      num_classes: how many classes there are; None takes as many as are seen.
+      label_key: the key of the label in the ``.json`` of webdataset shards.
+      channels: 3 for RGB, whatever is stored; 1 for grey.
+      upright: turn photographs as their EXIF orientation asks. Off: what published
+        figures were measured on (ADM, EDM2) was read without.
+    """
+
+    split: str | None = None
+    labels: str = "auto"
+    label_file: str | None = None
+    label_base: int = 0
+    num_classes: int | None = None
+    label_key: str = "label"
+    channels: int = 3
+    upright: bool = False
+
+    def __post_init__(self):
+        lookup(LABELS, self.labels, "labels")
+        if self.channels not in CHANNELS:
+            raise ValueError(f"channels = {self.channels!r} is not one of [1, 3]")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes = {self.num_classes} must be at least 1")

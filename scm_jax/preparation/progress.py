@@ -1,0 +1,85 @@
+"""How far a long preparation is: a line that changes, or one line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+LINE_SECONDS = 10.0
+TERMINAL_SECONDS = 0.5
+
+
+class Progress:
+    """Counts items and says how many, how fast and how long still, on stderr.
+
+    Args:
+      what: what is prepared.
+      total: its number of items.
+      quiet: says nothing.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+    ):
+        self._what, self._total, self._quiet = what, total, quiet
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._before = self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def start(self, before: int) -> None:
+        """Items that are done before this process counts its own."""
+        self._before = before
+        self._started = self._said = time.monotonic()
+        if before:
+            self._line(f"{before:,} of {self._total:,} items are there; going on")
+
+    def count(self) -> None:
+        """One more item."""
+        self.at(self._done + 1)
+
+    def at(self, done: int) -> None:
+        """So many items since ``start``."""
+        self._done = done
+        now = time.monotonic()
+        if now - self._said >= (TERMINAL_SECONDS if self._terminal else LINE_SECONDS):
+            self._said = now
+            self._line(self.text(now - self._started))
+
+    def text(self, seconds: float) -> str:
+        """The state after so many seconds, in words."""
+        there = self._before + self._done
+        rate = self._done / max(seconds, 1e-9)
+        left = (self._total - there) / rate if rate else float("inf")
+        share = 100 * there / max(self._total, 1)
+        return (
+            f"{there:,} of {self._total:,} items ({share:.0f} %), {rate:,.0f} items/s, "
+            + (f"{_duration(left)} left" if left < 1e9 else "no item yet")
+        )
+
+    def end(self) -> None:
+        """All of them are there."""
+        seconds = time.monotonic() - self._started
+        rate = self._done / max(seconds, 1e-9)
+        self._line(
+            f"{self._done:,} items in {_duration(seconds)}, {rate:,.0f} items/s", "\n"
+        )
+
+    def _line(self, text: str, end: str | None = None) -> None:
+        if self._quiet:
+            return
+        clear, default = ("\r\x1b[K", "") if self._terminal else ("", "\n")
+        self._stream.write(f"{clear}{self._what}: {text}{end or default}")
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    """``59 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,119 @@
+"""Raw data in the formats that the preparation reads, tiny, as the tests write them."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+
+def picture(number: int, height: int = 4, width: int = 5) -> np.ndarray:
+    """An RGB image whose values tell which one it is."""
+    values = np.arange(height * width * 3).reshape(height, width, 3)
+    return ((values + 31 * number) % 256).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray, image_format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    grey = pixels.ndim == 3 and pixels.shape[-1] == 1
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(
+        file, image_format, **options
+    )
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def write_folder(root, files: dict[str, bytes]):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_zip(path, files: dict[str, bytes], compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def write_tar(path, files: dict[str, bytes], mode: str = "w"):
+    path.write_bytes(tar_bytes(files, mode))
+    return path
+
+
+def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
+    """Two images for each class, ``cat/1.png``; not in alphabetical order."""
+    numbers = iter(range(100))
+    return {
+        f"{prefix}{name}/{item}.png": encode(picture(next(numbers)))
+        for name in names
+        for item in range(count)
+    }
+
+
+def pickle_of_python2(entries: dict) -> bytes:
+    """A dict as cPickle of Python 2 writes it: texts and bytes are one type."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + len(value).to_bytes(4, "little") + value
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    def write(value) -> bytes:
+        if isinstance(value, str):
+            return text(value.encode())
+        if isinstance(value, int):
+            return number(value)
+        if isinstance(value, list):
+            return b"](" + b"".join(map(write, value)) + b"e"
+        dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
+        rest = (number(-1), number(-1), number(0))
+        dtype += b"(" + number(3) + text(b"|") + b"NNN" + b"".join(rest) + b"tb"
+        return (
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+            + (number(0) + b"\x85" + text(b"b") + b"\x87R")
+            + (b"(" + number(1) + b"(" + b"".join(map(number, value.shape)) + b"t")
+            + (dtype + b"\x89" + text(value.tobytes()) + b"tb")
+        )
+
+    pairs = b"".join(write(key) + write(value) for key, value in entries.items())
+    return b"\x80\x02}(" + pairs + b"u."
+
+
+def planar(images: np.ndarray) -> np.ndarray:
+    """``(n, h, w, 3)`` -> ``(n, 3 h w)``, plane after plane."""
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def cifar10_files(python2: bool = True, labels_from: int = 0) -> dict[str, bytes]:
+    """Two 4x4 images in each batch; image ``i`` of batch ``b`` is picture 10 b + i."""
+    dump = pickle_of_python2 if python2 else pickle.dumps
+    names = ["aeroplane", "cart"]
+    files = {"batches.meta": dump({"label_names": names, "num_vis": 48})}
+    batches = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
+    for number, batch in enumerate(batches):
+        images = np.stack([picture(10 * number + i, 4, 4) for i in range(2)])
+        labels = [1 + labels_from, labels_from]
+        entries = {"batch_label": batch, "labels": labels, "data": planar(images)}
+        files[batch] = dump(entries)
+    return {f"cifar-10-batches-py/{name}": content for name, content in files.items()}

@@ -1,0 +1,476 @@
+"""Images and latents in folders, zips, tars and shards."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from scm_jax.preparation.items import ItemError
+from scm_jax.preparation.sources import SOURCES, detect_kind, open_items
+from tests.preparation.raw_data import (
+    class_files,
+    encode,
+    npy,
+    picture,
+    tar_bytes,
+    write_folder,
+    write_tar,
+    write_zip,
+)
+
+
+def flat_files(count=3):
+    # Written in another order than that of their names.
+    return {f"b/{n}.png": encode(picture(n)) for n in reversed(range(count))}
+
+
+def write_deflated(path, files):
+    return write_zip(path, files, zipfile.ZIP_DEFLATED)
+
+
+WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
+PLACES = [*WRITERS.items(), ("zip", write_deflated)]
+
+
+def labels_of(items):
+    return [int(items.read(index)["label"]) for index in range(len(items))]
+
+
+def assert_pictures(items, numbers):
+    assert len(items) == len(numbers)
+    for index, number in enumerate(numbers):
+        np.testing.assert_array_equal(items.read(index)["image"], picture(number))
+
+
+# --- flat, and classes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, write", PLACES)
+def test_flat_images_come_in_the_order_of_their_names(tmp_path, kind, write):
+    path = write(tmp_path / "raw", {**flat_files(), "notes.txt": b"no image"})
+    items = open_items(path)
+    assert items.origin["kind"] == kind and items.class_names == ()
+    assert_pictures(items, [0, 1, 2])
+    assert set(items.read(0)) == {"image"}
+    assert str(path) in items.name(1) and items.name(1).endswith("b/1.png")
+
+
+@pytest.mark.parametrize("around", ["", "set/", "a/b/"])
+@pytest.mark.parametrize("kind, write", PLACES)
+def test_folders_are_classes_in_alphabetical_order(tmp_path, kind, write, around):
+    path = write(tmp_path / "raw", class_files(prefix=around))
+    items = open_items(path)
+    assert items.origin["kind"] == kind
+    assert items.class_names == ("ant", "cat")
+    assert labels_of(items) == [0, 0, 1, 1]
+    assert items.read(0)["label"].dtype == np.int64
+    assert_pictures(items, [2, 3, 0, 1])
+
+
+def test_the_class_is_the_first_folder_and_orders_before_its_neighbours(tmp_path):
+    # As text "a-b/0.png" is before "a/images/0.png", as a name "a" is before "a-b".
+    files = {"a-b/0.png": encode(picture(0)), "a/images/0.png": encode(picture(1))}
+    items = open_items(write_folder(tmp_path / "raw", files))
+    assert items.class_names == ("a", "a-b") and labels_of(items) == [0, 1]
+    assert_pictures(items, [1, 0])
+
+
+def test_labels_can_be_left_out_or_required(tmp_path):
+    classes = write_folder(tmp_path / "classes", class_files())
+    items = open_items(classes, labels="none")
+    assert items.class_names == () and set(items.read(0)) == {"image"}
+    flat = write_folder(tmp_path / "flat", flat_files())
+    with pytest.raises(ValueError, match="flat: has no labels"):
+        open_items(flat, labels="required")
+    with pytest.raises(ValueError, match="labels = 'some' is not one of"):
+        open_items(flat, labels="some")
+
+
+@pytest.mark.parametrize("kind, write", WRITERS.items())
+def test_a_split_is_a_folder(tmp_path, kind, write):
+    # A class may have the name of a split.
+    files = class_files(("train", "boat"), prefix="ILSVRC/train/")
+    files |= class_files(("train", "boat"), 1, prefix="ILSVRC/val/")
+    path = write(tmp_path / "raw", files)
+    assert len(open_items(path, split="train")) == 4
+    items = open_items(path, split="validation")
+    assert items.class_names == ("boat", "train") and len(items) == 2
+    assert_pictures(items, [1, 0])
+    with pytest.raises(ValueError, match="train, val, which are splits"):
+        open_items(path)
+    with pytest.raises(ValueError, match="no images for the split 'test'"):
+        open_items(path, split="test")
+
+
+def test_a_tar_of_class_tars(tmp_path):
+    # As ILSVRC2012_img_train.tar: an inner tar has the name of its class.
+    outer = {
+        f"{name}.tar": tar_bytes(
+            {f"{name}_{n}.JPEG": encode(picture(first + n)) for n in range(2)}
+        )
+        for name, first in (("n02", 0), ("n01", 2))
+    }
+    items = open_items(write_tar(tmp_path / "train.tar", outer))
+    assert items.class_names == ("n01", "n02") and labels_of(items) == [0, 0, 1, 1]
+    assert_pictures(items, [2, 3, 0, 1])
+    assert items.name(0).endswith("train.tar: n01/n01_0.JPEG")
+
+
+def test_a_folder_of_class_tars(tmp_path):
+    inner = {"0.JPEG": encode(picture(0)), "1.JPEG": encode(picture(1))}
+    tars = {f"{name}.tar": tar_bytes(inner) for name in ("n02", "n01")}
+    path = write_folder(tmp_path / "raw", tars)
+    items = open_items(path, kind="tar")
+    assert items.class_names == ("n01", "n02") and labels_of(items) == [0, 0, 1, 1]
+    assert_pictures(items, [0, 1, 0, 1])
+    assert items.name(2).endswith("n02.tar: n02/0.JPEG")
+
+
+@pytest.mark.parametrize("kind, write", WRITERS.items())
+def test_a_label_file_for_images_without_class_folders(tmp_path, kind, write):
+    path = write(tmp_path / "raw", flat_files())
+    labels = tmp_path / "labels.csv"
+    labels.write_text("ImageId,PredictionString\n2,n07 1 2\nb/0.png n03\n1.png,n07\n")
+    items = open_items(path, label_file=labels)
+    assert items.class_names == ("n03", "n07") and labels_of(items) == [0, 1, 1]
+    assert_pictures(items, [0, 1, 2])
+    labels.write_text("0 4\n1 1\n2 2\n")
+    assert labels_of(open_items(path, label_file=labels, label_base=1)) == [3, 0, 1]
+    for text, message in (
+        ("0 4\n2 2\n", "raw: b/1.png: has no label"),
+        ("0 4\n1\n", "labels.csv: line 2, '1', has no class"),
+        ("0 4\n0 5\n", "labels.csv: line 2, '0 5', names a file twice"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_items(path, label_file=labels)
+
+
+def test_a_label_file_for_what_has_labels_of_its_own(tmp_path):
+    path = write_zip(tmp_path / "raw", edm_files())
+    with pytest.raises(ValueError, match="label_file = 'a.csv': .*kind 'edm'"):
+        open_items(path, label_file="a.csv")
+
+
+def test_what_file_managers_leave_is_no_item(tmp_path):
+    left = {"__MACOSX/cat/._0.png": b"x", "ant/.DS_Store": b"x", ".git/a.png": b"x"}
+    files = class_files() | left
+    for kind, write in WRITERS.items():
+        assert len(open_items(write(tmp_path / kind, files))) == 4
+
+
+# --- threads, processes, identity -----------------------------------------------------
+
+
+def read_sums(items):
+    return [int(items.read(index)["image"].sum()) for index in range(len(items))]
+
+
+@pytest.mark.parametrize("kind, write", PLACES)
+def test_copies_read_in_threads_and_processes(tmp_path, kind, write):
+    items = open_items(write(tmp_path / "raw", class_files(count=4)))
+    expected = read_sums(items)
+    copy = pickle.loads(pickle.dumps(items))
+    assert read_sums(copy) == expected and copy.name(3) == items.name(3)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(read_sums, [items] * 8)) == [expected] * 8
+
+
+def test_a_spawned_process_reads_items(tmp_path):
+    items = open_items(write_tar(tmp_path / "raw.tar", class_files()))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as processes:
+        assert processes.submit(read_sums, items).result() == read_sums(items)
+
+
+@pytest.mark.parametrize("kind, write", PLACES)
+def test_the_origin_is_json_and_changes_with_the_data(tmp_path, kind, write):
+    origins = [
+        open_items(write(tmp_path / "raw", class_files(count=count))).origin
+        for count in (2, 2, 3)
+    ]
+    assert json.loads(json.dumps(origins[0])) == origins[1]
+    assert origins[1] != origins[2]
+
+
+# --- webdataset -----------------------------------------------------------------------
+
+
+def shard(first, label="cls", count=2):
+    files = {}
+    for number in range(first, first + count):
+        files[f"{number:04d}.seg.txt"] = b"caption"
+        files[f"{number:04d}.jpg"] = encode(picture(number))
+        content = {"cls": b"%d" % (number % 3), "json": b'{"y": "k%d"}' % (number % 3)}
+        if label:
+            files[f"{number:04d}.{label}"] = content[label]
+    return files
+
+
+@pytest.mark.parametrize("label", ["cls", "json", ""])
+def test_webdataset_shards(tmp_path, label):
+    write_folder(
+        tmp_path / "raw",
+        {f"x-{n}.tar": tar_bytes(shard(2 * n, label)) for n in (1, 0)},
+    )
+    for path in (tmp_path / "raw", tmp_path / "raw" / "x-*.tar"):
+        items = open_items(path, label_key="y")
+        assert items.origin["kind"] == "webdataset"
+        assert_pictures(items, [0, 1, 2, 3])
+        names = {"cls": ("0", "1", "2"), "json": ("k0", "k1", "k2"), "": ()}
+        assert items.class_names == names[label]
+        if label:
+            assert labels_of(items) == [0, 1, 2, 0]
+    assert items.name(2).endswith("x-1.tar: 0002.jpg")
+
+
+def test_one_tar_is_shards_where_labels_lie_beside_images(tmp_path):
+    assert detect_kind(write_tar(tmp_path / "a", shard(0))) == "webdataset"
+    files = {"LICENSE.txt": b"", **flat_files()}
+    assert detect_kind(write_tar(tmp_path / "b", files)) == "tar"
+
+
+BAD_SHARDS = {
+    "a label is missing": (
+        {k: v for k, v in shard(0).items() if k != "0001.cls"},
+        "0001.jpg: has no label",
+    ),
+    "a label is no number": ({**shard(0), "0001.cls": b"cat"}, "0001.cls: b'cat'"),
+    "a label is negative": ({**shard(0), "0001.cls": b"-1"}, "0001.jpg: the label -1"),
+    "an image is missing": (
+        {k: v for k, v in shard(0).items() if k != "0001.jpg"},
+        "0001.*there is no image",
+    ),
+    "two images": ({**shard(0), "0001.png": b""}, "0001.png: a second image"),
+    "no json": ({**shard(0, "json"), "0001.json": b"{"}, "0001.json: is no JSON"),
+}
+
+
+@pytest.mark.parametrize("files, message", BAD_SHARDS.values(), ids=BAD_SHARDS)
+def test_bad_shards(tmp_path, files, message):
+    with pytest.raises(ItemError, match=message):
+        open_items(write_tar(tmp_path / "a.tar", files), label_key="y")
+
+
+# --- EDM and EDM2 ---------------------------------------------------------------------
+
+
+def edm_files(labels=(3, 0, 1)):
+    names = [f"00000/img{n:08d}.png" for n in range(3)]
+    listed = [[names[n], label] for n, label in zip((2, 0, 1), labels, strict=True)]
+    files = {name: encode(picture(n, 4, 4)) for n, name in enumerate(names)}
+    return {**files, "dataset.json": json.dumps({"labels": listed}).encode()}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_edm_images_are_in_the_order_of_their_labels(tmp_path, write):
+    items = open_items(write(tmp_path / "raw", edm_files()))
+    assert items.origin["kind"] == "edm"
+    assert labels_of(items) == [3, 0, 1] and len(items.class_names) == 4
+    np.testing.assert_array_equal(items.read(0)["image"], picture(2, 4, 4))
+
+
+@pytest.mark.parametrize("content", [{"labels": None}, {}])
+def test_edm_without_labels(tmp_path, content):
+    files = {**edm_files(), "dataset.json": json.dumps(content).encode()}
+    items = open_items(write_zip(tmp_path / "raw.zip", files))
+    assert items.class_names == () and len(items) == 3
+    np.testing.assert_array_equal(items.read(2)["image"], picture(2, 4, 4))
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_edm2_latents_are_channels_last(tmp_path, write):
+    latent = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    name = "00000/img-mean-std-00000000.npy"
+    files = {
+        name: npy(latent),
+        "dataset.json": b'{"labels": [["%s", 7]]}' % name.encode(),
+    }
+    items = open_items(write(tmp_path / "raw", files), num_classes=1000)
+    item = items.read(0)
+    assert item["latent"].shape == (6, 4, 8) and item["latent"].dtype == np.float32
+    np.testing.assert_array_equal(item["latent"][2, 3], latent[:, 2, 3])
+    assert item["label"] == 7 and len(items.class_names) == 1000
+
+
+def without(files, name):
+    return {key: value for key, value in files.items() if key != name}
+
+
+FIRST = "00000/img00000000.png"
+BAD_EDM = {
+    "missing file": (without(edm_files(), FIRST), "raw: .*names.*0000.png.*not there"),
+    "missing label": (
+        {**edm_files(), "00000/img00000009.png": b""},
+        "img00000009.png: dataset.json does not name it",
+    ),
+    "not JSON": ({**edm_files(), "dataset.json": b"{"}, "dataset.json: is no JSON"),
+    "vectors": (edm_files((1, [0.5], 2)), "img00000000.png: the label .0.5. is no"),
+    "negative": (edm_files((1, -1, 2)), "img00000000.png: the label -1 is out of"),
+    "both": ({**edm_files(), "0.npy": b""}, "3 images and 1 latents"),
+    "no labels": ({**edm_files(), "dataset.json": b'{"labels": 3}'}, "is not {"),
+    "no pairs": ({**edm_files(), "dataset.json": b'{"labels": [3]}'}, "the entry 3"),
+}
+
+
+@pytest.mark.parametrize("files, message", BAD_EDM.values(), ids=BAD_EDM)
+def test_bad_edm_archives(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        open_items(write_zip(tmp_path / "raw", files))
+
+
+BAD_LATENTS = {
+    "double": (npy(np.zeros((8, 2, 2))), "float64"),
+    "flat": (npy(np.zeros((8, 4), np.float32)), r"float32 \(8, 4\)"),
+    "nan": (npy(np.full((8, 2, 2), np.nan, np.float32)), "not finite"),
+    "cut off": (npy(np.zeros((8, 2, 2), np.float32))[:-1], "cut off"),
+    "objects": (npy(np.array([[["a"]]], object)), "no numpy array"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_LATENTS.values(), ids=BAD_LATENTS)
+def test_bad_latents(tmp_path, content, message):
+    files = {"a.npy": content, "dataset.json": b"{}"}
+    items = open_items(write_zip(tmp_path / "raw", files))
+    with pytest.raises(ItemError, match=f"a.npy: .*{message}"):
+        items.read(0)
+
+
+# --- bad input ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, write", PLACES)
+def test_an_image_that_is_cut_off_is_named(tmp_path, kind, write):
+    good = encode(picture(0, 40, 40), "JPEG")
+    files = {"0.jpg": good, "1.jpg": good[: len(good) // 2], "2.jpg": b"text"}
+    items = open_items(write(tmp_path / "raw", files))
+    assert items.read(0)["image"].shape == (40, 40, 3)
+    for index in (1, 2):
+        with pytest.raises(ItemError, match=f"raw: {index}.jpg: .*does not decode"):
+            items.read(index)
+
+
+@pytest.mark.parametrize("kind, write", WRITERS.items())
+def test_an_image_outside_of_the_class_folders_is_named(tmp_path, kind, write):
+    path = write(tmp_path / "raw", {**class_files(), "stray.png": encode(picture(9))})
+    with pytest.raises(ItemError, match="raw: stray.png: lies outside"):
+        open_items(path)
+    assert len(open_items(path, labels="none")) == 5
+
+
+def test_an_empty_class_folder_would_shift_the_classes(tmp_path):
+    path = write_folder(tmp_path / "raw", class_files(prefix="train/"))
+    (path / "train" / "bat").mkdir()
+    with pytest.raises(ValueError, match="the class folder train/bat/ is empty"):
+        open_items(path)
+    (path / "train" / "bat").rmdir()
+    (path / "train" / "cat" / "none").mkdir()
+    assert len(open_items(path)) == 4
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_there_must_be_as_many_class_folders_as_classes(tmp_path, number):
+    path = write_folder(tmp_path / "raw", class_files())
+    with pytest.raises(ValueError, match=f"has 2 classes, expected are {number}"):
+        open_items(path, num_classes=number)
+    assert len(open_items(path, num_classes=2).class_names) == 2
+
+
+@pytest.mark.parametrize("size", [0, 100, 600, 700, 1100])
+@pytest.mark.parametrize("kind, write", [("zip", write_zip), ("tar", write_tar)])
+def test_an_archive_that_is_cut_off(tmp_path, kind, write, size):
+    path = write(tmp_path / "raw", class_files(count=8))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match="raw: .*cut off or damaged"):
+        open_items(path, kind=kind)
+    if size > 512:
+        with pytest.raises(ValueError, match="raw: .*cut off or damaged"):
+            open_items(path)
+
+
+def test_a_tar_that_ends_between_two_files(tmp_path):
+    # What is there is whole; only the end mark tells that something is missing.
+    path = write_tar(tmp_path / "raw", {"0.png": encode(picture(0))})
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(ValueError, match="raw: .*it has no end mark"):
+        open_items(path)
+
+
+def test_a_class_tar_that_is_cut_off_is_named(tmp_path):
+    inner = tar_bytes({"0.png": encode(picture(0))})
+    path = write_tar(tmp_path / "raw", {"a.tar": inner, "b.tar": inner[:600]})
+    with pytest.raises(ValueError, match="raw: b.tar: .*cut off"):
+        open_items(path)
+
+
+def test_damage_in_a_zip_is_found_by_its_checksum(tmp_path):
+    path = write_zip(tmp_path / "raw", {"0.bmp": encode(picture(0), "BMP")})
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1  # a pixel: the image would decode
+    path.write_bytes(content)
+    with pytest.raises(ItemError, match="raw: 0.bmp: .*checksum"):
+        open_items(path).read(0)
+
+
+def test_an_archive_that_shrank_since(tmp_path):
+    path = write_tar(tmp_path / "raw", class_files())
+    items = open_items(path)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ItemError, match="cat/1.png: .*the file ends before it"):
+        items.read(3)
+
+
+def test_other_compression_of_a_zip_is_refused(tmp_path):
+    path = write_zip(tmp_path / "raw", class_files(), zipfile.ZIP_LZMA)
+    with pytest.raises(ValueError, match="cat/0.png is encrypted or compressed"):
+        open_items(path)
+
+
+@pytest.mark.parametrize("mode, name", [("w:gz", "gzip"), ("w:xz", "xz")])
+def test_a_compressed_tar_is_refused(tmp_path, mode, name):
+    path = write_tar(tmp_path / "raw.tar", class_files(), mode)
+    with pytest.raises(ValueError, match=f"raw.tar: is compressed with {name}"):
+        open_items(path, kind="tar")
+    with pytest.raises(ValueError, match=f"raw.tar: is compressed with {name}"):
+        open_items(path)
+
+
+def test_a_file_twice_in_an_archive(tmp_path):
+    one = tar_bytes({"0.png": encode(picture(0))})
+    (tmp_path / "raw").write_bytes(one[:1024] + one)  # a header and its file
+    with pytest.raises(ValueError, match="raw: holds 0.png twice"):
+        open_items(tmp_path / "raw", kind="tar")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(ValueError, match="is an empty folder"):
+        open_items(tmp_path)
+    with pytest.raises(ValueError, match="holds no images; image files end in .png"):
+        open_items(tmp_path, kind="folder")
+    with pytest.raises(ValueError, match="holds no images"):
+        open_items(write_tar(tmp_path / "a.tar", {}))
+    with pytest.raises(ValueError, match="holds no images"):
+        open_items(write_zip(tmp_path / "a.zip", {}))
+    for kind in ("auto", "zip", "webdataset"):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            open_items(tmp_path / "missing", kind=kind)
+
+
+def test_a_file_of_an_unknown_kind(tmp_path):
+    (tmp_path / "raw").write_bytes(b"text")
+    with pytest.raises(ValueError, match="raw: is of no kind") as raised:
+        open_items(tmp_path / "raw")
+    for kind in SOURCES:
+        assert f"{kind} (" in str(raised.value)
+    with pytest.raises(ValueError, match="kind = 'zpi' is not one of.*mean 'zip'"):
+        open_items(tmp_path / "raw", kind="zpi")
+
+
+def test_a_split_of_what_has_none(tmp_path):
+    path = write_zip(tmp_path / "raw", edm_files())
+    with pytest.raises(ValueError, match="split = 'train': .*has no splits"):
+        open_items(path, split="train")

@@ -1,0 +1,216 @@
+"""Stacked images: npz, the batches of ImageNet 64x64, CIFAR-10."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from scm_jax.exchange.inert_pickle import UnsafePickleError
+from scm_jax.preparation.items import ItemError
+from scm_jax.preparation.sources import open_items
+from tests.preparation.raw_data import (
+    cifar10_files,
+    pickle_of_python2,
+    picture,
+    planar,
+    write_folder,
+    write_tar,
+)
+
+IMAGES = np.stack([picture(n, 4, 4) for n in range(3)])
+LABELS = np.array([2, 0, 2])
+
+
+def write_npz(path, save=np.savez, **arrays):
+    with path.open("wb") as file:
+        save(file, **arrays)
+    return path
+
+
+def assert_items(items, images, labels=None):
+    assert len(items) == len(images)
+    for index, image in enumerate(images):
+        item = items.read(index)
+        np.testing.assert_array_equal(item["image"], image)
+        assert item["image"].dtype == np.uint8
+        if labels is None:
+            assert set(item) == {"image"}
+        else:
+            assert item["label"] == labels[index] and item["label"].dtype == np.int64
+
+
+# --- npz ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image_key, label_key",
+    [("images", "labels"), ("arr_0", "arr_1"), ("data", "labels"), ("images", None)],
+)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, save, image_key, label_key):
+    arrays = {image_key: IMAGES} | ({label_key: LABELS} if label_key else {})
+    items = open_items(write_npz(tmp_path / "raw", save, **arrays))
+    assert items.origin["kind"] == "npz"
+    assert_items(items, IMAGES, LABELS if label_key else None)
+    assert items.class_names == (("0", "1", "2") if label_key else ())
+    assert_items(pickle.loads(pickle.dumps(items)), IMAGES) if not label_key else None
+    assert json.loads(json.dumps(items.origin)) == items.origin
+    assert "item 2" in items.name(2)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [IMAGES, planar(IMAGES), IMAGES.transpose(0, 3, 1, 2)],
+    ids=["channels last", "planes", "channels first"],
+)
+def test_layouts_of_stacked_images(tmp_path, stored):
+    assert_items(open_items(write_npz(tmp_path / "raw", images=stored)), IMAGES)
+
+
+def test_stacked_grey_images(tmp_path):
+    path = write_npz(tmp_path / "raw", images=IMAGES[..., 0])
+    assert_items(open_items(path, channels=1), IMAGES[..., :1])
+    assert_items(open_items(path), np.repeat(IMAGES[..., :1], 3, axis=-1))
+
+
+BAD_ARRAYS = {
+    "floats": ({"images": IMAGES / 255}, "images: must be an array of uint8"),
+    "vectors": ({"images": IMAGES[:, 0, :, 0]}, r"has the shape \(3, 4\); legal are"),
+    "no images": ({"pixels": IMAGES, "y": LABELS}, "its keys are 'pixels', 'y'"),
+    "one label too few": ({"images": IMAGES, "labels": LABELS[1:]}, "2 labels for 3"),
+    "one-hot": ({"images": IMAGES, "labels": np.eye(3)}, "one whole number per item"),
+    "negative": ({"images": IMAGES, "labels": LABELS - 1}, "item 1: the label -1"),
+    "objects": ({"images": np.array([None])}, "the npz is cut off or damaged"),
+    "empty": ({"images": IMAGES[:0]}, "holds no images"),
+}
+
+
+@pytest.mark.parametrize("arrays, message", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_bad_arrays(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=f"raw.*{message}"):
+        open_items(write_npz(tmp_path / "raw", **arrays))
+
+
+def test_an_npz_that_is_cut_off(tmp_path):
+    path = write_npz(tmp_path / "raw", images=IMAGES)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="raw: .*cut off or damaged"):
+        open_items(path)
+
+
+# --- ImageNet 64x64 -------------------------------------------------------------------
+
+
+def batch_of(count, first, dump=pickle.dumps):
+    images = np.stack([picture(first + n, 2, 2) for n in range(count)])
+    labels = [1 + (first + n) % 3 for n in range(count)]
+    return dump({"data": planar(images), "labels": labels, "mean": images[0]})
+
+
+def write_batches(root):
+    # Batch 10 is after batch 2, in numbers and not in letters.
+    return write_folder(
+        root,
+        {
+            "train_data_batch_10": batch_of(1, 3),
+            "train_data_batch_1": batch_of(2, 0, pickle_of_python2),
+            "train_data_batch_2": batch_of(1, 2, lambda d: pickle.dumps(d, 2)),
+            "val_data": batch_of(1, 9),
+        },
+    )
+
+
+def test_the_pickled_batches_of_imagenet_count_from_one(tmp_path):
+    path = write_batches(tmp_path / "raw")
+    images = [picture(n, 2, 2) for n in range(4)]
+    items = open_items(path, split="train", label_base=1, num_classes=1000)
+    assert_items(items, images, [0, 1, 2, 0])
+    assert len(items.class_names) == 1000
+    assert items.name(3).endswith("train_data_batch_10: item 0")
+    assert_items(open_items(path, split="train"), images, [1, 2, 3, 1])
+    assert_items(
+        open_items(path, split="validation", label_base=1), [picture(9, 2, 2)], [0]
+    )
+    with pytest.raises(ValueError, match="batches of several splits"):
+        open_items(path)
+    with pytest.raises(ItemError, match="batch_2: item 0: the label 3.*legal are 1..2"):
+        open_items(path, split="train", label_base=1, num_classes=2)
+
+
+def test_items_are_read_in_any_order_from_more_files_than_are_kept(tmp_path):
+    items = open_items(write_batches(tmp_path / "raw"), split="train")
+    for index in (3, 0, 2, 3, 1, 0):
+        np.testing.assert_array_equal(items.read(index)["image"], picture(index, 2, 2))
+    with pytest.raises(IndexError, match="item 4 of 4"):
+        items.read(4)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trapped",)
+
+
+def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").write_bytes(pickle.dumps({"data": Trap()}))
+    with pytest.raises(UnsafePickleError, match="raw: .*posix.mkdir"):
+        open_items(tmp_path / "raw")
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (batch_of(1, 0)[:-20], "cut off or damaged"),
+        (pickle.dumps([1]), "holds a list"),
+        (pickle.dumps({"data": [1], "labels": [1]}), "data: must be an array of uint8"),
+    ],
+)
+def test_bad_pickles(tmp_path, content, message):
+    (tmp_path / "raw").write_bytes(content)
+    with pytest.raises(ValueError, match=f"raw.*{message}"):
+        open_items(tmp_path / "raw")
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python2", [True, False])
+def test_cifar10_as_published(tmp_path, python2):
+    files = cifar10_files(python2)
+    archive = write_tar(tmp_path / "cifar.tar.gz", files, "w:gz")
+    folder = write_folder(tmp_path, files) / "cifar-10-batches-py"
+    for path in (archive, folder):
+        items = open_items(path)
+        assert items.origin["kind"] == "cifar10"
+        assert items.class_names == ("aeroplane", "cart")
+        numbers = [10 * batch + n for batch in range(5) for n in range(2)]
+        assert_items(items, [picture(n, 4, 4) for n in numbers], [1, 0] * 5)
+        test = open_items(path, split="test")
+        assert_items(test, [picture(n, 4, 4) for n in (50, 51)], [1, 0])
+        assert test.origin != items.origin
+        assert test.name(1).endswith("test_batch: item 1")
+    unlabelled = open_items(archive, labels="none")
+    assert unlabelled.class_names == () and set(unlabelled.read(0)) == {"image"}
+
+
+def test_bad_cifar10(tmp_path):
+    archive = write_tar(tmp_path / "cifar.tar.gz", cifar10_files(), "w:gz")
+    with pytest.raises(ValueError, match="split of cifar10 = 'val' is not one of"):
+        open_items(archive, split="val")
+    content = archive.read_bytes()
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="10-python.tar.gz: is cut off or damaged"):
+        open_items(tmp_path / "cifar-10-python.tar.gz")
+    files = cifar10_files(labels_from=1)
+    shifted = write_tar(tmp_path / "shifted.tar.gz", files, "w:gz")
+    with pytest.raises(ItemError, match="batch_1: item 0: the label 2.*legal are 0..1"):
+        open_items(shifted)
+    folder = write_folder(tmp_path, cifar10_files()) / "cifar-10-batches-py"
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(ValueError, match="data_batch_3: is not there"):
+        open_items(folder)
+    shutil.rmtree(folder)
