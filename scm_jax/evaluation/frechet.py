@@ -135,8 +135,10 @@ def halves_floor(
     The Frechet distance of finite samples of one distribution is about proportional to
     ``1/n + 1/m``, and so is the sliced Wasserstein distance. A perfect sampler with as
     many samples as ``features`` therefore scores about half of this floor, or less if
-    its class proportions are exact. An unbiased distance, such as the kernel distance,
-    has a floor of 0 with this spread.
+    its class proportions are exact. Of an unbiased distance, such as the kernel
+    distance, the mean is near 0 and the standard deviation tells the scale.
+
+    ``distance=lambda a, b: sliced_wasserstein(a, b).value`` is another such floor.
 
     Args:
       features: ``(n, d)`` features of real data.

@@ -11,7 +11,10 @@ from scm_jax.evaluation.frechet import sample_std
 
 
 class InceptionScore(NamedTuple):
-    """Mean over the splits, and their standard deviation (0 for a single split)."""
+    """Mean over the splits, and their unbiased standard deviation (0 for a single one).
+
+    Most published deviations divide by the number of splits instead.
+    """
 
     mean: float
     std: float

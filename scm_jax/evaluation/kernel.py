@@ -62,7 +62,8 @@ class Mmd(NamedTuple):
 
 def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``(x.y / d + 1)^3`` of all pairs, ``(n, m)`` (arXiv 1801.01401, Sec. 4)."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base  # numpy's power takes four times as long
 
 
 def gaussian(sigma: float) -> Kernel:
