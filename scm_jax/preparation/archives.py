@@ -218,6 +218,21 @@ def _collect(paths: Sequence[Path], places: list[list[_Place]]) -> ArchiveFiles:
     )
 
 
+def zip_members(path: Path) -> list[zipfile.ZipInfo]:
+    """The directory of a zip.
+
+    Raises:
+      ValueError: it is cut off or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path}: the zip archive is cut off or damaged: {error}"
+        ) from error
+
+
 def index_zip(path: Path) -> ArchiveFiles:
     """The files in a zip, in the order of their names.
 
@@ -225,15 +240,8 @@ def index_zip(path: Path) -> ArchiveFiles:
       ValueError: it is cut off or damaged, encrypted, or compressed by other than
         deflate.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"{path}: the zip archive is cut off or damaged: {error}"
-        ) from error
     places = []
-    for member in members:
+    for member in zip_members(path):
         if member.is_dir() or is_hidden(member.filename):
             continue
         if member.compress_type not in (_STORED, _DEFLATED) or member.flag_bits & 1:

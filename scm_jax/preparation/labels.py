@@ -12,6 +12,9 @@ import numpy as np
 from scm_jax.preparation.items import ItemError
 from scm_jax.preparation.options import Options
 
+# A larger number is a damaged one.
+_MOST_CLASSES = 1_000_000
+
 
 def number_labels(
     values: Sequence[Any], name: Callable[[int], str], where: str, options: Options
@@ -111,14 +114,14 @@ def _check_numbers(
                 f"{name(index)}: the label {value!r} is no whole number"
                 + (", as those of other items" if isinstance(value, str) else "")
             )
+    limit = options.num_classes or max(values) - base + 1
+    limit = min(max(limit, 1), _MOST_CLASSES)
+    for index, value in enumerate(values):
+        if not base <= value < base + limit:
+            raise ItemError(
+                f"{name(index)}: the label {value} is out of range; legal are "
+                f"{base}..{base + limit - 1} (label_base {base}, "
+                f"num_classes {options.num_classes or 'not given'})"
+            )
     given = np.array(values, np.int64)
-    limit = options.num_classes or max(int(given.max()) - base + 1, 1)
-    wrong = (given < base) | (given >= base + limit)
-    if wrong.any():
-        index = int(np.argmax(wrong))
-        raise ItemError(
-            f"{name(index)}: the label {given[index]} is out of range; legal are "
-            f"{base}..{base + limit - 1} (label_base {base}, "
-            f"num_classes {options.num_classes or 'not given'})"
-        )
     return given - base, tuple(str(number) for number in range(limit))

@@ -14,14 +14,13 @@ from __future__ import annotations
 import itertools
 import os
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from scm_jax.preparation import arrays, file_items, tfds_items
-from scm_jax.preparation.archives import COMPRESSED
+from scm_jax.preparation.archives import COMPRESSED, zip_members
 from scm_jax.preparation.images import is_image
 from scm_jax.preparation.items import Items
 from scm_jax.preparation.options import Options
@@ -202,13 +201,7 @@ def describe() -> str:
 
 
 def _detect_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: the zip archive is cut off or damaged: {error}"
-        ) from error
+    names = [member.filename for member in zip_members(path)]
     if file_items.DATASET_JSON in names:
         return "edm"
     if names and all(name.endswith(".npy") and "/" not in name for name in names):

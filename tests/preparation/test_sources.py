@@ -311,6 +311,7 @@ BAD_EDM = {
     "not JSON": ({**edm_files(), "dataset.json": b"{"}, "dataset.json: is no JSON"),
     "vectors": (edm_files((1, [0.5], 2)), "img00000000.png: the label .0.5. is no"),
     "negative": (edm_files((1, -1, 2)), "img00000000.png: the label -1 is out of"),
+    "huge": (edm_files((1, 10**30, 2)), "img00000000.png: the label 10*0 is out of"),
     "both": ({**edm_files(), "0.npy": b""}, "3 images and 1 latents"),
     "no labels": ({**edm_files(), "dataset.json": b'{"labels": 3}'}, "is not {"),
     "no pairs": ({**edm_files(), "dataset.json": b'{"labels": [3]}'}, "the entry 3"),
