@@ -10,7 +10,8 @@ and read from disk item by item, with a small transformer. A loader and a networ
 the processors of a CPU, so a line also says what the loader takes by itself.
 
 The lines ``dispatch`` are about the host: its own time per step where the step computes
-next to nothing, and the time of a step in a loop of several per dispatch.
+next to nothing, and the time of a step in a loop of several per dispatch. How long the
+loop waits for data at a given rate is in ``benchmarks/input_wait.py``.
 """
 
 from __future__ import annotations
