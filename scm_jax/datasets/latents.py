@@ -181,9 +181,10 @@ def _decode(fields: pipeline.Fields, whitening: Whitening) -> tuple[Any, Any]:
     return x, images.stored_label(fields, NAME)
 
 
-def _open(
+def open_latents(
     info: DatasetInfo, source: pipeline.Source, folder: Path, *, whitening: str
 ) -> pipeline.FiniteDataset:
+    """Whitened latents of what was opened; see ``images.make_prepared``."""
     constants = find_whitening(folder, whitening)
     decode = functools.partial(_decode, whitening=constants)
     dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
@@ -268,5 +269,5 @@ def make_imagenet512_latents(
         "latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and standard "
         "deviation, and label int64 in 0..999",
         ("latent", "label"),
-        functools.partial(_open, whitening=whitening),
+        functools.partial(open_latents, whitening=whitening),
     )
