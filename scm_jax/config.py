@@ -98,6 +98,8 @@ def base_config(
     c.eval.every_images = 0  # images between evaluations; 0: at the end only
     c.eval.steps = (18,)  # sampler steps, one result row each
     c.eval.num_seeds = 1  # sets of samples; mean and spread are reported
+    c.eval.num_samples = 0  # samples in a set; 0 is the evaluator's own choice
+    c.eval.reference = ""  # file of reference statistics; "" measures the training data
     c.eval.split = ""  # held-out data for validation errors; "" is the training split
 
     c.log = ConfigDict()

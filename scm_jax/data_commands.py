@@ -275,6 +275,36 @@ def _encode() -> int:
     return 0
 
 
+@cli.command("data stats", "Reference statistics of a dataset in pretrained features.")
+def _stats() -> int:
+    _flag_dataset("Name of a dataset, or of one that was prepared.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    flags.DEFINE_list("features", ["inception"], "Networks: inception, dinov2.")
+    flags.DEFINE_string("weights", "", "File of the network, where it is one.")
+    flags.DEFINE_string("out", None, "File; default: where evaluate looks for it.")
+    flags.DEFINE_string("convert", None, "Instead: write this published file as --out.")
+    cli.parse()
+    from scm_jax import compile_cache, reference_stats
+    from scm_jax.evaluation import pretrained, references
+
+    f = flags.FLAGS
+    if f.convert:
+        cli.required("out")
+        references.convert_reference(f.convert, f.out)
+        print(f.out)
+        return 0
+    cli.required("dataset")
+    if len(f.features) > 1 and (f.weights or f.out):
+        raise cli.UsageError("--weights and --out go with one of --features")
+    compile_cache.enable()
+    dataset = reference_stats.open_dataset(f.dataset, f.split, f.root)
+    for name in f.features:
+        net = pretrained.load_net(name, f.weights)
+        path = f.out or reference_stats.default_path(dataset, net, f.root)
+        print(reference_stats.measure(dataset, net, Path(path)))
+    return 0
+
+
 # --- looks at prepared data -----------------------------------------------------------
 
 

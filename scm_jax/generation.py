@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import decoding, sampling
+from scm_jax import decoding, quantize, sampling
 from scm_jax.experiment import Experiment, build, ema_profiles, load_average
 from scm_jax.runs import RunDir
 from scm_jax.training import checkpoint, ema, manifest
@@ -130,6 +130,14 @@ class Generator:
                 yield found, info.to_pixels(found)
             else:
                 yield found, None
+
+    @property
+    def quantization(self) -> str:
+        """The rule by which pixels are made, as it stands in a number's protocol."""
+        if self._decoder is None:
+            return self.experiment.dataset.info.quantization
+        pixel_range = self._decoder.whitening.pixel_range
+        return quantize.by_interval(pixel_range).rule
 
     @functools.cached_property
     def _devices(self) -> list[jax.Device]:

@@ -160,6 +160,11 @@ def _evaluate() -> int:
     )
     flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
+    flags.DEFINE_string(
+        "reference",
+        None,
+        "Reference statistics; default: the run's, or the data's own.",
+    )
     flags.DEFINE_integer("num_samples", None, "Samples in a set; default: the metric's")
     flags.DEFINE_integer("num_seeds", None, "Sets of samples; default: the run's.")
     flags.DEFINE_integer("seed", None, "Seed of the first set.")
@@ -180,6 +185,7 @@ def _evaluate() -> int:
         guidance=_numbers("guidance", float) or (),
         evaluators=None if f.metrics is None else tuple(f.metrics),
         rerun=f.rerun,
+        reference=f.reference,
         num_samples=f.num_samples,
         num_seeds=f.num_seeds,
         seed=f.seed,

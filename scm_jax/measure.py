@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +18,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import evaluation, objectives, records, runs, sampling, scaling, trigflow
+from scm_jax import (
+    evaluation,
+    objectives,
+    records,
+    reference_stats,
+    runs,
+    sampling,
+    scaling,
+    trigflow,
+)
 from scm_jax import experiment as experiment_lib
+from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.experiment import Experiment, Teacher
 from scm_jax.generation import Generator, load_generate
@@ -78,7 +89,7 @@ def evaluate(
     *,
     points: Sequence[SamplingPoint] | None = None,
     evaluators: dict[str, Evaluator] | None = None,
-    generate: Any = None,
+    generate: Generator | None = None,
 ) -> list[dict[str, Any]]:
     """One row of metrics per point.
 
@@ -96,7 +107,7 @@ def evaluate(
     if not evaluators:
         return []
     subject = make_subject(experiment, net_params, generate)
-    rows = Rows(experiment, subject)
+    rows = Rows(experiment, subject, experiment.sampling_ema)
     return [rows.measure(point, evaluators) for point in points]
 
 
@@ -112,6 +123,7 @@ def configured_evaluators(
     """
     asked = {
         "num_seeds": config.eval.num_seeds,
+        "reference": config.eval.reference,
         "P_mean": config.objective.P_mean,
         "P_std": config.objective.P_std,
         **{name: value for name, value in settings.items() if value is not None},
@@ -121,6 +133,8 @@ def configured_evaluators(
         lookup(evaluation.EVALUATORS, name, "eval.evaluators")
         known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
         chosen = {key: value for key, value in asked.items() if key in known}
+        if config.eval.num_samples and "num_samples" in known:
+            chosen.setdefault("num_samples", config.eval.num_samples)
         built[name] = evaluation.build(name, **chosen)
     return built
 
@@ -131,26 +145,54 @@ class Rows:
 
     experiment: Experiment
     subject: Subject
+    average: str
     fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def measure(
         self, point: SamplingPoint, evaluators: dict[str, Evaluator]
     ) -> dict[str, Any]:
-        """The row of a point: how it was sampled, then the numbers."""
+        """The row of a point: how it was sampled, then the numbers.
+
+        Under ``protocol`` stands by each evaluator's name how its numbers came to be.
+        """
         row = sampling_facts(self.experiment, point)
-        generate = self.subject.generate
-        if generate is not None:
-            options = {"times": point.times, "guidance": point.guidance}
-            generate = functools.partial(generate, **options)
-        subject = dataclasses.replace(self.subject, generate=generate)
-        for evaluator in evaluators.values():
+        subject = self._sampled(point, row)
+        protocols: dict[str, Any] = {}
+        for name, evaluator in evaluators.items():
             if hasattr(evaluator, "steps"):
-                row |= dataclasses.replace(evaluator, steps=point.steps)(subject)
-                continue
-            if evaluator not in self.fixed:
-                self.fixed[evaluator] = evaluator(subject)
-            row |= self.fixed[evaluator]
-        return row
+                found = dataclasses.replace(evaluator, steps=point.steps)(subject)
+            else:
+                if evaluator not in self.fixed:
+                    self.fixed[evaluator] = evaluator(subject)
+                found = dict(self.fixed[evaluator])
+            protocols[name] = found.pop("protocol", dataclasses.asdict(evaluator))
+            row |= found
+        return row | {"protocol": protocols}
+
+    def _sampled(self, point: SamplingPoint, facts: dict[str, Any]) -> Subject:
+        """The subject, drawing samples as the point says."""
+        generate = self.subject.generate
+        if generate is None:
+            return self.subject
+        options = {"times": point.times, "guidance": point.guidance}
+
+        def pixels(num: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+            for _, batch in generate.batches(num, steps, seed, pixels=True, **options):
+                if batch is None:
+                    raise ValueError("the samples are no pictures")
+                yield batch
+
+        return dataclasses.replace(
+            self.subject,
+            generate=functools.partial(generate, **options),
+            pixels=pixels,
+            sampling={
+                "sampler": facts["sampler"],
+                "times": point.times or (),
+                "guidance": facts["guidance"],
+                "ema": self.average,
+            },
+        )
 
 
 def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, Any]:
@@ -180,7 +222,7 @@ def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, An
 def make_subject(
     experiment: Experiment,
     net_params: Any,
-    generate: Any = None,
+    generate: Generator | None = None,
     config: ConfigDict | None = None,
 ) -> Subject:
     """What evaluators are handed: callables and the real data.
@@ -196,9 +238,10 @@ def make_subject(
         F = network.apply(net_params, x_t / sigma_data, cond)
         return trigflow.f_from_F(x_t, F, t, sigma_data)
 
+    generator = generate or Generator(experiment, net_params)
     return Subject(
         sigma_data=sigma_data,
-        generate=generate or Generator(experiment, net_params),
+        generate=generator,
         f=f,
         reference=functools.cache(dataset.arrays) if info.num_items else None,
         to_pixels=info.to_pixels,
@@ -206,7 +249,17 @@ def make_subject(
         batch=functools.partial(held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params, config),
         teacher_paths=_teacher_paths(experiment),
+        quantization=lambda: generator.quantization,
+        dataset=info.name,
+        reference_file=functools.partial(_reference_file, experiment),
     )
+
+
+def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
+    """The statistics of the training data, measured where they are not kept yet."""
+    dataset, root = experiment.dataset, experiment.config.dataset.root
+    path = reference_stats.default_path(dataset, net, root)
+    return reference_stats.measure(dataset, net, path)
 
 
 def _condition(experiment: Experiment, label: jax.Array | None, t: jax.Array) -> Cond:
@@ -393,7 +446,7 @@ def _open_run(
 ) -> Rows:
     loaded = load_generate(directory, average, step)
     subject = make_subject(loaded.experiment, loaded.params, loaded.generate, config)
-    return Rows(loaded.experiment, subject)
+    return Rows(loaded.experiment, subject, loaded.average)
 
 
 def _row_key(

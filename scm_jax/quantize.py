@@ -55,19 +55,21 @@ class PixelRange:
 
     Attributes:
       interval: what it is called in a manifest.
+      rule: what ``to_uint8`` does, as it stands in a number's protocol.
       from_uint8: 0..255 to float32.
       to_uint8: back, clipped.
     """
 
     interval: str
+    rule: str
     from_uint8: Callable[[Array], jax.Array]
     to_uint8: Callable[[Array], jax.Array]
 
 
 # An autoencoder is trained in one range; latents can be made in another, as EDM2's are.
 PIXEL_RANGES = {
-    "pm1": PixelRange("[-1,1]", pm1_from_uint8, pm1_to_uint8),
-    "unit": PixelRange("[0,1]", unit_from_uint8, unit_to_uint8),
+    "pm1": PixelRange("[-1,1]", "127.5x+128, truncated", pm1_from_uint8, pm1_to_uint8),
+    "unit": PixelRange("[0,1]", "255x, truncated", unit_from_uint8, unit_to_uint8),
 }
 
 

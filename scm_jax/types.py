@@ -62,6 +62,7 @@ class DatasetInfo:
       description: one line: what the values are and how they were scaled.
       to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8 for looking
         at samples; None where there is nothing to look at.
+      quantization: the rule of ``to_pixels``, as it stands in a number's protocol.
       whitening: of latents that an autoencoder decodes, gives the constants of their
         scaling and the range of their pixels (``datasets.latents.Whitening``); None
         for all other data.
@@ -74,6 +75,7 @@ class DatasetInfo:
     num_items: int
     description: str = ""
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    quantization: str = ""
     whitening: Callable[[], Any] | None = None
 
 

@@ -84,5 +84,6 @@ def make_digits(
         num_items=len(source),
         description="grey levels 0..16, centred and scaled to standard deviation 0.5",
         to_pixels=to_pixels,
+        quantization="17 levels, rounded",
     )
     return pipeline.FiniteDataset(info, source, _decode)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scm_jax import quantize
 from scm_jax.datasets import pipeline, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.types import DatasetInfo, lookup
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 # EDM's convention, which the paper follows: pixels in [-1, 1] go with sigma_data 0.5 as
 # they are. Published moments of CIFAR-10 give a standard deviation of 0.503 there.
 SIGMA_DATA = 0.5
+QUANTIZATION = quantize.PIXEL_RANGES["pm1"].rule
 
 CIFAR10_ITEMS = {"train": 50_000, "test": 10_000}
 IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
@@ -52,7 +54,7 @@ def to_x(image: np.ndarray) -> np.ndarray:
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:
-    """Inverts ``to_x`` for looking: clips, rounds, and shows at most three channels.
+    """Inverts ``to_x`` by EDM2's rule, for at most three channels.
 
     Args:
       x: ``(n, h, w, c)`` float.
@@ -62,7 +64,7 @@ def to_pixels(x: np.ndarray) -> np.ndarray:
       first where there are fewer.
     """
     shown = np.asarray(x)[..., : 3 if x.shape[-1] >= 3 else 1]
-    return np.round((np.clip(shown, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.asarray(quantize.pm1_to_uint8(shown))
 
 
 def flip_at_random(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
@@ -230,6 +232,7 @@ def make_cifar10(
         num_items=0,
         description="pixels in [-1, 1]; standard deviation about 0.5",
         to_pixels=to_pixels,
+        quantization=QUANTIZATION,
     )
     return make_prepared(
         info,
@@ -277,6 +280,7 @@ def make_imagenet64(
         num_items=0,
         description="pixels in [-1, 1]; standard deviation about 0.5",
         to_pixels=to_pixels,
+        quantization=QUANTIZATION,
     )
     return make_prepared(
         info,
@@ -328,6 +332,7 @@ def make_noise_images(
         num_items=num_items,
         description="Gaussian noise of mean 0 and standard deviation 0.5",
         to_pixels=to_pixels,
+        quantization=QUANTIZATION,
     )
     source = pipeline.MemorySource(fields)
     return pipeline.FiniteDataset(info, source, lambda f: (f["x"], f.get("label")))

@@ -412,6 +412,9 @@ class LazyDataset:
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.opened.arrays()
 
+    def items(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.opened.items(indices)
+
 
 def check_fields(info: DatasetInfo, indices: np.ndarray, fields: Fields) -> Fields:
     """Stored fields with values that may enter a training; ``label`` as int32.

@@ -75,6 +75,7 @@ def make_images(
         num_items=0,
         description=f"{prepared}: {SCALINGS[scaling]}",
         to_pixels=images.to_pixels,
+        quantization=images.QUANTIZATION,
     )
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":

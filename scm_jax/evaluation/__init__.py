@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from scm_jax.evaluation.evaluators import FEATURES, Extractor, SampleQuality
+from scm_jax.evaluation.pretrained import FEATURE_NETS, PretrainedQuality
 from scm_jax.evaluation.subject import ClosedForm, Evaluator, Subject
 from scm_jax.evaluation.validation import (
     MixtureConsistency,
@@ -22,6 +23,10 @@ from scm_jax.types import lookup
 EVALUATORS: dict[str, Evaluator] = {
     "digits": SampleQuality(features="digits_classifier"),
     "raw_samples": SampleQuality(features="raw"),
+    "fid": PretrainedQuality("inception", ("fid",)),
+    "fd_dinov2": PretrainedQuality("dinov2", ("fid",)),
+    "inception": PretrainedQuality("inception", ("fid", "sfid", "is", "kid", "prdc")),
+    "dinov2": PretrainedQuality("dinov2", ("fid", "kid", "prdc")),
     "mixture_consistency": MixtureConsistency(),
     "teacher_trajectory": TeacherTrajectory(),
     "validation": Validation(),
@@ -30,10 +35,12 @@ EVALUATORS: dict[str, Evaluator] = {
 __all__ = [
     "EVALUATORS",
     "FEATURES",
+    "FEATURE_NETS",
     "ClosedForm",
     "Evaluator",
     "Extractor",
     "MixtureConsistency",
+    "PretrainedQuality",
     "SampleQuality",
     "Subject",
     "TeacherTrajectory",

@@ -11,11 +11,14 @@ add it to ``FEATURES``, and enter ``SampleQuality(features="its name")`` in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from scm_jax.evaluation import classifier, frechet, neighbours
+from scm_jax.evaluation.protocol import Protocol
 from scm_jax.evaluation.subject import Subject, require_positive
 from scm_jax.types import lookup
 
@@ -27,10 +30,12 @@ class Extractor:
     Attributes:
       features: float32 data ``(n, *sample_shape)`` -> ``(n, d)``.
       classify: ``(n, d)`` features -> ``(n,)`` int classes, or None.
+      sha256: of the weights, ``none`` where there are none.
     """
 
     features: Callable[[np.ndarray], np.ndarray]
     classify: Callable[[np.ndarray], np.ndarray] | None = None
+    sha256: str = "none"
 
 
 def digits_classifier(subject: Subject) -> Extractor:
@@ -40,6 +45,7 @@ def digits_classifier(subject: Subject) -> Extractor:
     return Extractor(
         features=lambda x: classifier.features(weights, to_pixels(x)),
         classify=lambda h: classifier.logits(weights, h).argmax(-1),
+        sha256=classifier.WEIGHTS_SHA256,
     )
 
 
@@ -90,12 +96,13 @@ class SampleQuality:
         require_positive(self, *positive)
         require_positive(self, "num_samples", least=0)
 
-    def __call__(self, subject: Subject) -> dict[str, float]:
+    def __call__(self, subject: Subject) -> dict[str, Any]:
         """Metrics of ``subject``, which needs ``generate`` and ``reference``.
 
         Returns:
           ``frechet_distance``, ``frechet_floor``, ``frechet_floor_std``, ``precision``,
-          ``recall``, ``num_samples``, ``num_seeds``, ``seed``, ``steps``;
+          ``recall``, ``num_samples``, ``num_seeds``, ``seed``, ``steps``; ``protocol``
+          where the subject says how it is sampled;
           ``class_accuracy`` (the share of samples that are classified as the label they
           were asked for) with labels and a classifier; ``frechet_distance_std`` with
           two seeds or more.
@@ -113,13 +120,15 @@ class SampleQuality:
         for seed in range(self.seed, self.seed + self.num_seeds):
             samples = draw(subject, shape, self.steps, seed, labels)
             rows.append(self._compare(real, samples, labels, extractor))
-        metrics = {
+        metrics: dict[str, Any] = {
             name: float(np.mean([row[name] for row in rows])) for name in rows[0]
         }
         if self.num_seeds > 1:
             distances = [row["frechet_distance"] for row in rows]
             metrics["frechet_distance_std"] = frechet.sample_std(distances)
         floor, floor_std = frechet.halves_floor(real, self.floor_splits)
+        if subject.sampling:
+            metrics["protocol"] = self._protocol(subject, extractor, x, shape[0])
         return metrics | {
             "frechet_floor": floor,
             "frechet_floor_std": floor_std,
@@ -128,6 +137,29 @@ class SampleQuality:
             "seed": self.seed,
             "steps": self.steps,
         }
+
+    def _protocol(
+        self, subject: Subject, extractor: Extractor, x: np.ndarray, num_samples: int
+    ) -> dict[str, Any]:
+        """How the numbers came to be."""
+        pixels = extractor.sha256 != "none"
+        protocol = Protocol(
+            metric=f"frechet_distance, precision and recall(k={self.num_neighbours})",
+            extractor=self.features,
+            extractor_sha256=extractor.sha256,
+            resize="none",
+            quantization=subject.need("quantization", "a protocol")()
+            if pixels
+            else "none",
+            reference=subject.dataset,
+            reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
+            reference_count=len(x),
+            num_samples=num_samples,
+            seeds=tuple(range(self.seed, self.seed + self.num_seeds)),
+            steps=self.steps,
+            **subject.sampling,
+        )
+        return dataclasses.asdict(protocol)
 
     def _compare(
         self,

@@ -43,14 +43,14 @@ class Protocol:
       quantization: rule from floats to pixels, such as ``x*127.5+128, truncated``.
       reference: name of the data or statistics compared with.
       reference_sha256: of these; two files of one content may have two names.
-      reference_count: items behind the reference.
+      reference_count: items behind the reference; 0 where its file does not say.
       num_samples: samples of each seed.
       seeds: of the sets of samples.
       sampler: name of the sampler.
       steps: of the sampler.
       times: its intermediate times in ``(0, pi/2)``.
       guidance: scale; 1 is none.
-      ema: relative width of the weight average; None for the raw weights.
+      ema: name of the weight average, such as its relative width.
       source: where a published number stands; empty for one measured here.
     """
 
@@ -68,7 +68,7 @@ class Protocol:
     steps: int
     times: tuple[float, ...] = ()
     guidance: float = 1.0
-    ema: float | None = None
+    ema: str = ""
     source: str = ""
 
     def __post_init__(self):
@@ -266,7 +266,7 @@ def _check_measured(protocol: Protocol) -> None:
             raise ValueError(
                 f"protocol.{name} is {digest!r}: expected 64 hexadecimal digits"
             )
-    for name in ("reference_count", "num_samples", "steps"):
+    for name in ("num_samples", "steps"):
         if getattr(protocol, name) < 1:
             raise ValueError(
                 f"protocol.{name} = {getattr(protocol, name)}: must be at least 1"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -54,6 +55,14 @@ class Subject:
         has a split of them.
       validation_error: ``(x0, z, time, label) -> (validation, denoising)`` errors,
         ``(b,)`` each, see ``validation.Validation``.
+      pixels: ``(num, steps, seed) -> batches``, uint8 ``(n, h, w, c)`` each, of samples
+        of all classes in turn.
+      quantization: gives the rule by which they became uint8.
+      dataset: name of the real data.
+      sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
+        ``times``, ``guidance``, ``ema``.
+      reference_file: gives, for a ``FeatureNet``, the file with the statistics of the
+        training data, which it measures where there is none.
       teacher_paths: ``(num, steps, seed) -> (times, x_t, label)``: times ``(k,)`` from
         noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
     """
@@ -67,6 +76,11 @@ class Subject:
     batch: Callable[[int, int], tuple[jax.Array, jax.Array | None]] | None = None
     validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
+    pixels: Callable[[int, int, int], Iterator[np.ndarray]] | None = None
+    quantization: Callable[[], str] | None = None
+    dataset: str = ""
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference_file: Callable[[Any], os.PathLike] | None = None
 
     def need(self, field: str, by: str) -> Any:
         """The value of ``field``, or an error that says who needs it."""

@@ -1,0 +1,156 @@
+"""Metrics over a pretrained network, with a small network in its place."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax.evaluation import Subject, frechet, pretrained
+from scm_jax.evaluation.extraction import FeatureNet
+from scm_jax.evaluation.pretrained import PretrainedQuality
+from scm_jax.evaluation.protocol import Protocol, require_comparable
+from scm_jax.evaluation.references import read_reference
+
+SHAPE = (4, 4, 3)
+
+
+def apply(params, images):
+    """Mean colours and contrasts; the class is the brightest colour."""
+    x = images.astype(jnp.float32) / 255
+    mean = x.mean((1, 2))
+    corner = x[:, :2, :2].reshape(len(x), -1)
+    return {
+        "features": mean @ params,
+        "spatial": corner.reshape(len(x), 2, 2, 3),
+        "logits": 30.0 * mean,
+    }
+
+
+def tiny_net(weights=None):
+    mix = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 0.3]], np.float32)
+    return FeatureNet("tiny", "ab" * 32, "none", 2, apply, mix, batch_size=64)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    pretrained.load_net.cache_clear()
+    monkeypatch.setitem(pretrained.FEATURE_NETS, "tiny", tiny_net)
+    spaces = {"features": "fd_tiny", "spatial": "sfd_tiny"}
+    monkeypatch.setitem(pretrained.SPACES, "tiny", spaces)
+    yield
+    pretrained.load_net.cache_clear()
+
+
+def colours(num, seed, shift=0):
+    """uint8 images around a grey level."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(120 + shift, 30, (num, *SHAPE)), 0, 255).astype(np.uint8)
+
+
+def in_batches(images, size=37):
+    return (images[i : i + size] for i in range(0, len(images), size))
+
+
+@pytest.fixture
+def reference(tmp_path):
+    images = colours(300, 1)
+    path = tmp_path / "reference.npz"
+    net = tiny_net()
+    pretrained.measure_reference(net, in_batches(images), 300, path, "colours")
+    return path, images
+
+
+@pytest.fixture
+def subject(reference):
+    return Subject(
+        sigma_data=0.5,
+        pixels=lambda num, steps, seed: in_batches(colours(num, 10 + seed, shift=9)),
+        quantization=lambda: "127.5x+128, truncated",
+        sampling={"sampler": "heun", "times": (), "guidance": 1.0, "ema": "0.05"},
+        reference_file=lambda net: reference[0],
+    )
+
+
+def features_of(images):
+    return np.asarray(apply(tiny_net().params, jnp.asarray(images))["features"])
+
+
+def test_a_reference_is_that_of_all_images_at_once(reference):
+    path, images = reference
+    found = read_reference(path, "fd_tiny")
+    stats = frechet.feature_stats(features_of(images))
+    np.testing.assert_allclose(found.mean, stats.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.covariance, stats.covariance, rtol=1e-4)
+    assert found.count == 300 and found.features.shape == (300, 2)
+    assert found.protocol["extractor_sha256"] == "ab" * 32
+    assert read_reference(path, "sfd_tiny").mean.shape == (12,)
+
+
+def test_distance_is_that_of_samples_and_reference_in_one_piece(subject, reference):
+    row = PretrainedQuality("tiny", ("fid",), num_samples=200)(subject)
+    real, fake = (
+        frechet.feature_stats(features_of(images))
+        for images in (reference[1], colours(200, 10, shift=9))
+    )
+    expected = frechet.frechet_distance(real, fake)
+    assert row["fd_tiny"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
+
+
+def test_seeds_give_mean_spread_and_values_and_no_best(subject):
+    row = PretrainedQuality("tiny", num_seeds=3, seed=4, num_samples=100)(subject)
+    single = [
+        PretrainedQuality("tiny", seed=s, num_samples=100)(subject)["fd_tiny"]
+        for s in (4, 5, 6)
+    ]
+    assert row["fd_tiny_values"] == single
+    assert row["fd_tiny"] == pytest.approx(np.mean(single), rel=1e-12)
+    assert row["fd_tiny_std"] == pytest.approx(np.std(single, ddof=1), rel=1e-12)
+    assert not [key for key in row if "best" in key or "min" in key]
+
+
+def test_all_metrics_have_the_name_of_their_network(subject):
+    metrics = ("fid", "sfid", "kid", "prdc", "is", "sw")
+    row = PretrainedQuality("tiny", metrics, num_samples=120)(subject)
+    names = {"fd_tiny", "sfid_tiny", "kid_tiny", "precision_tiny", "recall_tiny"}
+    names |= {"inception_score_tiny", "sliced_wasserstein_tiny", "coverage_tiny"}
+    assert names <= set(row)
+    assert 1 <= row["inception_score_tiny"] <= 3
+
+
+def test_the_protocol_travels_with_the_number(subject, reference):
+    row = PretrainedQuality("tiny", num_samples=50, num_seeds=2, steps=4)(subject)
+    protocol = Protocol(**row["protocol"])
+    assert protocol.reference_sha256 == read_reference(reference[0], "fd_tiny").sha256
+    assert (protocol.extractor, protocol.resize) == ("tiny", "none")
+    assert (protocol.num_samples, protocol.seeds, protocol.steps) == (50, (0, 1), 4)
+    assert (protocol.reference_count, protocol.ema) == (300, "0.05")
+    more = PretrainedQuality("tiny", num_samples=60)(subject)
+    with pytest.raises(ValueError, match="num_samples: 50 there, 60 here"):
+        require_comparable([protocol, Protocol(**more["protocol"])])
+
+
+def test_a_reference_of_other_weights_is_refused(subject, monkeypatch):
+    def other(weights=None):
+        return dataclasses.replace(tiny_net(), weights_sha256="cd" * 32)
+
+    monkeypatch.setitem(pretrained.FEATURE_NETS, "tiny", other)
+    with pytest.raises(ValueError, match=r"extractor_sha256 abab.*would have cdcd"):
+        PretrainedQuality("tiny", num_samples=50)(subject)
+
+
+def test_images_that_are_missing_are_noticed(tmp_path):
+    images = in_batches(colours(100, 1))
+    with pytest.raises(ValueError, match="100 images came, not 120"):
+        pretrained.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="evaluator setting network = 'vgg'"):
+        PretrainedQuality("vgg")
+    with pytest.raises(ValueError, match="evaluator setting metrics = 'lpips'"):
+        PretrainedQuality("tiny", ("lpips",))
+    with pytest.raises(ValueError, match="num_samples = 1: must be at least 2"):
+        PretrainedQuality("tiny", num_samples=1)
