@@ -110,6 +110,19 @@ def test_exporting_gives_the_file_back(spelling):
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
 
 
+def test_names_are_those_of_the_published_file():
+    """Of the attention, whose layers no other test knows by all their names."""
+    names = {e.name for e in exchange.entries(drawn()[0], "old")}
+    layers = ("group_norm", "query", "key", "value", "proj_attn")
+    attention = [
+        f"{half}.mid_block.attentions.0.{layer}.{leaf}"
+        for half in ("encoder", "decoder")
+        for layer in layers
+        for leaf in ("weight", "bias")
+    ]
+    assert {name for name in names if "attentions" in name} == set(attention)
+
+
 # --- Which network a file is of -------------------------------------------------------
 
 
