@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common, input_pipeline
+from scm_jax.datasets import images
 from scm_jax.training import ahead, loop, sharding
 from scm_jax.training.state import TrainState
 
@@ -143,6 +145,7 @@ def measure(dataset: Any, compute: Compute, steps: int) -> dict[str, float]:
     return {
         "step_seconds": step,
         "input_seconds": statistics.mean(waits),
+        "input_seconds_median": statistics.median(waits),
         "input_seconds_longest": max(waits),
         "share": statistics.mean(waits) / step,
     }
@@ -174,6 +177,7 @@ def main() -> None:
     shares = {}
     with tempfile.TemporaryDirectory() as folder:
         dataset = input_pipeline.records("cifar10", pathlib.Path(folder), 4096)
+        dataset = dataclasses.replace(dataset, randomize=images.flip_at_random)
         common.emit(benchmark="reading", **reading(dataset, 20 if quick else 100))
         for name, compute in (
             ("time passes", passing()),
