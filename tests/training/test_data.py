@@ -1,6 +1,7 @@
 """Stored data in a training: what is made on the device resumes and can be repeated."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,10 @@ def run(monkeypatch, directory, steps, data, **changes):
 
 
 def test_resumption_is_bitwise_with_chance_in_the_data(tmp_path, monkeypatch):
-    through = run(monkeypatch, tmp_path / "through", STEPS, dataset()).state
-    run(monkeypatch, tmp_path / "resumed", 4, dataset())
-    resumed = run(monkeypatch, tmp_path / "resumed", STEPS, dataset()).state
+    through = run(monkeypatch, tmp_path / "run", STEPS, dataset()).state
+    # Saved at step 5, when the next batch had been made already.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    resumed = run(monkeypatch, tmp_path / "run", STEPS, dataset()).state
     toy.assert_same(resumed, through)
     # The signs were drawn: without them the training goes elsewhere.
     fixed = dataclasses.replace(dataset(), randomize=None)
