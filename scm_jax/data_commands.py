@@ -179,6 +179,11 @@ def _run_recipe(recipe: Recipe) -> Path:
     options = recipes.open_options(recipe, kind)
     part = f.source_split or _source_split(kind, path, f.split)
     items = sources.open_items(path, kind=kind, split=part, **options)
+    if recipe.num_classes not in (0, len(items.class_names)):
+        raise ValueError(
+            f"{path} has {len(items.class_names)} classes, and {recipe.name!r} has "
+            f"{recipe.num_classes}"
+        )
     published = recipe.items.get(f.split, len(items))
     if published != len(items):
         print(

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scm_jax.datasets import storage
 from scm_jax.preparation import inspection, manifest, verify
@@ -183,8 +185,6 @@ def edited(folder, change):
 )
 def test_data_that_are_not_as_declared(folder, change, message):
     edited(folder, change)
-    import re
-
     assert any(re.search(message, problem) for problem in problems(folder))
 
 
@@ -204,15 +204,14 @@ def test_unknown_split(folder):
 
 @pytest.mark.parametrize("raw", [arrays(classes=0), LATENTS])
 def test_page_shows_items_and_moments(tmp_path, raw):
-    from PIL import Image
-
     folder = run(raw, tmp_path)
     out = tmp_path / "page.png"
     facts = inspection.inspect(folder, "train", out, num=5)
     split = manifest.read(folder)["splits"]["train"]
     assert facts["count"] == len(raw)
     assert (facts["mean"], facts["std"]) == (split["mean"], split["std"])
-    pixels = np.asarray(Image.open(out).convert("RGB"))
+    with Image.open(out) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(ValueError, match="split of"):
         inspection.inspect(folder, "val", out)
