@@ -122,8 +122,7 @@ def sample(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from scm_jax import experiment as experiment_lib
-    from scm_jax import networks, weights
+    from scm_jax import generation, networks, weights
     from scm_jax.exchange import edm, torch_files
 
     config = experiment_config("sct", args.size, 1, args.dtype)
@@ -142,7 +141,7 @@ def sample(args: argparse.Namespace) -> dict:
         started = time.perf_counter()
         found = weights.import_run(config, file, run)
         import_seconds = time.perf_counter() - started
-        loaded = experiment_lib.load_generate(run)
+        loaded = generation.load_generate(run)
         seconds = []
         for seed in range(2):
             started = time.perf_counter()

@@ -10,7 +10,8 @@ and read from disk item by item, with a small transformer. A loader and a networ
 the processors of a CPU, so a line also says what the loader takes by itself.
 
 The lines ``dispatch`` are about the host: its own time per step where the step computes
-next to nothing, and the time of a step in a loop of several per dispatch.
+next to nothing, and the time of a step in a loop of several per dispatch. How long the
+loop waits for data at a given rate is in ``benchmarks/input_wait.py``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks import common, shapes
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
 from scm_jax.datasets import latents, make_dataset, pipeline, storage
-from scm_jax.training import loop, sharding
+from scm_jax.training import ahead, loop, sharding
 from scm_jax.training.state import TrainState
 
 LIMIT = 1.01
@@ -118,7 +119,13 @@ class Fixed:
 
 
 def segment_seconds(
-    state: Any, train_step: Any, data: list[Any], batch_size: int, length: int, num: int
+    state: Any,
+    train_step: Any,
+    data: list[Any],
+    to_batch: Callable[[Any], Any],
+    batch_size: int,
+    length: int,
+    num: int,
 ) -> dict[str, list[float]]:
     """Seconds per step of ``num`` segments of ``length`` steps, after one for warm-up.
 
@@ -129,9 +136,11 @@ def segment_seconds(
     times: dict[str, list[float]] = {name: [] for name in common.CLOCKS}
     mesh = sharding.make_mesh(sharding.MeshSpec(data=1))
 
+    decoded = ahead.make_place(to_batch, mesh)
+
     def place(batch: Any) -> Any:
         placed = isinstance(jax.tree.leaves(batch)[0], jax.Array)
-        return batch if placed else sharding.place_batch(batch, mesh)
+        return batch if placed else decoded(batch)
 
     segment = length * batch_size
     settings = loop.LoopSettings(
@@ -172,7 +181,7 @@ def write_records(root: pathlib.Path, name: str, num_items: int) -> None:
         value = f"rng.integers(0, 256, {shape})"
     else:
         field, shape, dtype = "latent", (64, 64, 4), "float32"
-        mean, std = latents.WHITENING["sd_vae_ft_mse_pm1"]
+        mean, std, _ = latents.WHITENING["sd_vae_ft_mse_pm1"]
         value = f"rng.standard_normal({shape}) * {std} + {mean}"
     folder = root / "builder" / name
     folder.mkdir(parents=True)
@@ -234,12 +243,14 @@ def compare(name: str, config: Any, dataset: Any, length: int, pairs: int) -> fl
     state = jax.jit(experiment.init_state)()
     mesh = sharding.make_mesh(sharding.MeshSpec(data=1))
     real = dataset.iterator(batch_size, 0)
-    fixed = Fixed(sharding.place_batch(next(dataset.iterator(batch_size, 1)), mesh))
+    place = ahead.make_place(dataset.to_batch, mesh)
+    fixed = Fixed(place(next(dataset.iterator(batch_size, 1))))
     train_step = experiment.train_step()
     times = segment_seconds(
         state,
         lambda state, batch: train_step(state, batch, None),
         [fixed, real],
+        dataset.to_batch,
         batch_size,
         length,
         2 * pairs + 1,
@@ -274,7 +285,7 @@ def host_overhead(steps: int) -> dict[str, float]:
     """Host microseconds per step of a training that computes next to nothing."""
     dataset = make_dataset("digits", prepare=True)
     mesh = sharding.make_mesh(sharding.MeshSpec(data=1))
-    batch = next(dataset.iterator(8, 0))
+    raw = next(dataset.iterator(8, 0))
 
     def step(state: Any, batch: Any) -> Any:
         loss = jnp.sum(batch.x[0, 0])
@@ -288,12 +299,12 @@ def host_overhead(steps: int) -> dict[str, float]:
         state = TrainState(
             jnp.int32(0), {"net": {"w": jnp.zeros(8)}}, {}, {}, jax.random.key(0)
         )
-        times = segment_seconds(state, step, [data], 8, steps, 5)
+        times = segment_seconds(state, step, [data], dataset.to_batch, 8, steps, 5)
         return 1e6 * statistics.median(times["wall"])
 
     return {
-        "fixed_batch": run(Fixed(sharding.place_batch(batch, mesh))),
-        "one_batch_placed_every_step": run(Fixed(batch)),
+        "fixed_batch": run(Fixed(ahead.make_place(dataset.to_batch, mesh)(raw))),
+        "one_batch_placed_every_step": run(Fixed(raw)),
         "digits": run(dataset.iterator(8, 0)),
     }
 
@@ -303,7 +314,8 @@ def steps_per_dispatch(config: Any, num_steps: int, repeats: int) -> dict[str, A
     experiment = experiment_lib.build(config)
     batch_size = config.train.batch_size
     iterator = experiment.dataset.iterator(batch_size, 0)
-    batches = [jax.device_put(next(iterator)) for _ in range(num_steps)]
+    to_batch = jax.jit(experiment.dataset.to_batch)
+    batches = [to_batch(next(iterator)) for _ in range(num_steps)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
     step = loop.halting(experiment.train_step())
     single = jax.jit(step, donate_argnums=(0, 1))

@@ -90,6 +90,7 @@ def base_config(
     c.sampling.sampler = "heun"  # a key of SAMPLERS
     c.sampling.steps = 18
     c.sampling.batch_size = 512  # samples per compiled call
+    c.sampling.decoder = ""  # of latents: weights file; "" is looked up; or none
     c.sampling.guidance = 1.0  # guidance scale: an input of guided students, else CFG
 
     c.eval = ConfigDict()
@@ -97,6 +98,7 @@ def base_config(
     c.eval.every_images = 0  # images between evaluations; 0: at the end only
     c.eval.steps = (18,)  # sampler steps, one result row each
     c.eval.num_seeds = 1  # sets of samples; mean and spread are reported
+    c.eval.split = ""  # held-out data for validation errors; "" is the training split
 
     c.log = ConfigDict()
     c.log.every_images = 12_800  # images between metric rows

@@ -223,6 +223,63 @@ def _source_split(kind: str, path: Any, split: str) -> str | None:
     return split if batches else None
 
 
+@cli.command("data encode", "Prepared images to latents of an autoencoder.")
+def _encode() -> int:
+    _flag_dataset("Prepared images: a name, or the path of their folder.")
+    flags.DEFINE_string("out_name", None, "Name of the dataset of latents.")
+    flags.DEFINE_string("vae", "", "Weights; default: where published ones are kept.")
+    flags.DEFINE_enum(
+        "pixel_range",
+        "pm1",
+        ["pm1", "unit"],
+        "Pixels enter in [-1,1], as the autoencoder was trained, or [0,1], as EDM2's.",
+    )
+    flags.DEFINE_bool("flips", False, "Store the latents of mirrored images, too.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    flags.DEFINE_string("version", "1.0.0", "Of the dataset of latents.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of stored latents.")
+    flags.DEFINE_enum(
+        "compute_dtype", "float32", ["float32", "bfloat16"], "Of the autoencoder."
+    )
+    flags.DEFINE_integer(
+        "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
+    )
+    _flags_of_processes()
+    cli.parse()
+    cli.required("dataset", "out_name")
+    from scm_jax import compile_cache, encoding
+    from scm_jax.datasets import storage
+    from scm_jax.preparation import encode, sources
+
+    f = flags.FLAGS
+    if f.workers != 1:
+        raise cli.UsageError(
+            "--workers: one process has all devices of a machine; start more commands "
+            "with --num_processes and --process_id where there are more machines"
+        )
+    images = sources.open_items(_folder(), kind="tfds", split=f.split)
+    compile_cache.enable()
+    encoder = encoding.make_encoder(
+        f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
+    )
+    root = storage.default_root() if f.root is None else Path(f.root).expanduser()
+    folder = encode.encode_dataset(
+        images,
+        encoder,
+        root / f.out_name / f.version,
+        flips=f.flips,
+        split=f.split,
+        dtype=f.dtype,
+        shard_items=f.shard_items,
+        process_index=f.process_id,
+        process_count=f.num_processes,
+        skip_bad=f.skip_bad,
+        fresh=f.fresh,
+    )
+    print(folder)
+    return 0
+
+
 # --- looks at prepared data -----------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax import datasets, experiment, report, runs, training_run
+from scm_jax import datasets, generation, report, runs, training_run
 from scm_jax.training import loop
 
 COLUMNS = (
@@ -113,7 +113,7 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
     """
     rows, timed = [], []
     for variant in VARIANTS:
-        loaded = experiment.load_generate(workdir / variant)
+        loaded = generation.load_generate(workdir / variant)
         for row in json.loads((workdir / variant / "summary.json").read_text())[
             "results"
         ]:
@@ -146,7 +146,7 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
     """``report.html`` of the demo."""
     grids = {}
     for variant in VARIANTS:
-        loaded = experiment.load_generate(workdir / variant)
+        loaded = generation.load_generate(workdir / variant)
         to_pixels = loaded.experiment.dataset.info.to_pixels
         for row in [r for r in rows if r["method"] == variant]:
             x = loaded.generate(GRID_SAMPLES, row["steps"], 0)

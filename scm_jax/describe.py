@@ -14,6 +14,7 @@ from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
 from scm_jax import objectives, runs, sampling, scaling, training_run
 from scm_jax.experiment import Experiment
+from scm_jax.generation import without_teacher
 from scm_jax.training import sharding
 
 
@@ -63,7 +64,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
 def build_abstract(config: ConfigDict) -> Experiment:
     """As ``experiment.build``, also before the teacher has been trained."""
-    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
+    experiment = experiment_lib.build(without_teacher(config))
     if "dx_dt" not in config.objective or config.objective.dx_dt != "teacher":
         return experiment
     objective = objectives.build(

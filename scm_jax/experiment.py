@@ -6,12 +6,10 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,12 +21,10 @@ from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
 from scm_jax.objectives import Objective
 from scm_jax.runs import RunDir
-from scm_jax.training import checkpoint, ema, manifest, sharding
+from scm_jax.training import checkpoint, ema, sharding
 from scm_jax.training import state as state_lib
 from scm_jax.training.step import TrainStep, make_train_step
 from scm_jax.types import Batch, Cond, lookup
-
-Generate = Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Experiment:
     @property
     def sampling_ema(self) -> str:
         """Name of the average that samples."""
-        return self.config.ema.sampling or next(iter(self.ema_profiles))
+        return sampling_average(self.config)
 
     def place(self, mesh: Mesh) -> Experiment:
         """The same experiment, trained on ``mesh``."""
@@ -194,18 +190,18 @@ def build(config: ConfigDict) -> Experiment:
         optimizer=state_lib.build_optimizer(
             state_lib.OptimizerConfig(**config.optimizer), config.train.batch_size
         ),
-        ema_profiles=_ema_profiles(config),
+        ema_profiles=ema_profiles(config),
         teacher=teacher,
     )
     lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
     return experiment
 
 
-def build_dataset(config: ConfigDict) -> Dataset:
+def build_dataset(config: ConfigDict, split: str = "train") -> Dataset:
     """The dataset of ``config.dataset``, prepared where that needs no network."""
     settings = dict(config.dataset)
     name, root = settings.pop("name"), settings.pop("root") or None
-    return make_dataset(name, root=root, prepare=True, **settings)
+    return make_dataset(name, split, root=root, prepare=True, **settings)
 
 
 def build_network(config: ConfigDict, dataset: Dataset) -> Network:
@@ -227,7 +223,8 @@ def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     return network
 
 
-def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
+def ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
+    """The averages that a config keeps, by name, in its order."""
     profiles: dict[str, ema.EmaProfile] = {}
     for rel_std in config.ema.rel_std:
         profiles[f"{rel_std:g}"] = ema.PowerEma(rel_std)
@@ -236,6 +233,11 @@ def _ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
     if not profiles:
         raise ValueError("ema.rel_std and ema.half_life_images are both empty")
     return profiles
+
+
+def sampling_average(config: ConfigDict) -> str:
+    """Name of the average that samples: ``ema.sampling``, or the first."""
+    return config.ema.sampling or next(iter(ema_profiles(config)))
 
 
 # --- Teachers and other runs ----------------------------------------------------------
@@ -285,12 +287,17 @@ def _exact_teacher(
     config: ConfigDict, dataset: Dataset, stand_in: Network | None
 ) -> Teacher:
     del stand_in
-    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
-    if exact is None:
+    if dataset.closed_form is None:
         raise ValueError(
             f"teacher.source = 'exact' needs data in closed form; dataset.name = "
             f"{config.dataset.name!r} has none"
         )
+    return exact_teacher(dataset)
+
+
+def exact_teacher(dataset: Dataset) -> Teacher:
+    """The exact velocity of data in closed form."""
+    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
 
     def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
         return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
@@ -303,8 +310,7 @@ def saved_network(
 ) -> tuple[Network, str]:
     """The network of a run, and which of its averages to read."""
     saved = config_lib.from_dict(RunDir(directory).read_config())
-    name = average or saved.ema.sampling or next(iter(_ema_profiles(saved)))
-    return build_network(saved, dataset), name
+    return build_network(saved, dataset), average or sampling_average(saved)
 
 
 def load_average(
@@ -392,123 +398,3 @@ def _with_new_inputs(
 def mesh_rules(config: ConfigDict) -> tuple:
     """Sharding rules: those of the config, then the defaults."""
     return (*config.mesh.rules, *sharding.DEFAULT_RULES)
-
-
-# --- Sampling -------------------------------------------------------------------------
-
-
-def make_generate(experiment: Experiment, net_params: Any) -> Generate:
-    """``generate(num, steps, seed, labels, *, sampler, guidance) -> (n, ...) float32``.
-
-    Sample ``i`` depends on the seed, its label and ``i`` only. Labels default to all
-    classes in turn. Each combination of sampler, steps and guidance compiles once.
-    """
-    config, info = experiment.config, experiment.dataset.info
-    takes_guidance = "guidance" in experiment.network.consumes
-    network = experiment.network
-    weights = jax.jit(network.fold)(net_params)
-
-    @functools.cache
-    def compiled(sampler: str, steps: int, guided: bool):
-        def make_fn(params: Any) -> sampling.Fn:
-            fn = functools.partial(network.apply, params)
-            return sampling.with_guidance(fn) if guided else fn
-
-        grid = sampling.make_grid(sampler, steps, info.sigma_data)
-        return sampling.make_sampler(
-            make_fn, sampler, grid, info.sample_shape, info.sigma_data
-        )
-
-    def generate(
-        num: int,
-        steps: int | None = None,
-        seed: int = 0,
-        labels: np.ndarray | None = None,
-        *,
-        sampler: str | None = None,
-        guidance: float | None = None,
-    ) -> np.ndarray:
-        scale = config.sampling.guidance if guidance is None else guidance
-        guided = scale != 1.0 and not takes_guidance
-        run = compiled(
-            sampler or config.sampling.sampler, steps or config.sampling.steps, guided
-        )
-        labels = _labels(info.num_classes, num, labels)
-        size = min(num, config.sampling.batch_size)
-        parts = []
-        for start in range(0, num, size):
-            # The last batch is filled up with samples that are cut off again, so that
-            # every batch has one shape.
-            index = np.arange(start, start + size)
-            cond = Cond(t=jnp.zeros((size,)))
-            if labels is not None:
-                cond = cond.replace(label=jnp.asarray(labels[index % num], jnp.int32))
-            if takes_guidance or guided:
-                cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
-            parts.append(run(weights, sampling.sample_keys(seed, index), cond))
-        return np.concatenate([np.asarray(part) for part in parts])[:num]
-
-    return generate
-
-
-def _labels(
-    num_classes: int, num: int, labels: np.ndarray | int | None
-) -> np.ndarray | None:
-    """One label per sample, checked; None for unconditional data."""
-    if not num_classes:
-        if labels is not None:
-            raise ValueError("labels were asked for, but the data has no classes")
-        return None
-    if labels is None:
-        return np.arange(num) % num_classes
-    labels = np.broadcast_to(np.asarray(labels), (num,))
-    bad = labels[(labels < 0) | (labels >= num_classes)]
-    if bad.size:
-        raise ValueError(f"label {bad[0]} is not in 0..{num_classes - 1}")
-    return labels
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A trained run, ready to sample.
-
-    Attributes:
-      experiment: the objects of its config, without a teacher.
-      average: name of the average whose parameters were read.
-      step: the checkpoint's step.
-      params: those parameters.
-      generate: see ``make_generate``.
-    """
-
-    experiment: Experiment
-    average: str
-    step: int
-    params: Any
-    generate: Generate
-
-
-def load_generate(
-    directory: str | os.PathLike, average: str = "", step: int | None = None
-) -> Loaded:
-    """Reads what is needed to sample from a run: its config and one average."""
-    run_dir = RunDir(Path(directory))
-    config = config_lib.from_dict(run_dir.read_config())
-    experiment = build(without_teacher(config))
-    average = average or experiment.sampling_ema
-    abstract = experiment.abstract_params()["net"]
-    if step is None:
-        step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
-    params = load_average(directory, average, abstract, step)
-    generate = make_generate(experiment, params)
-    return Loaded(experiment, average, step, params, generate)
-
-
-def without_teacher(config: ConfigDict) -> ConfigDict:
-    """The config for sampling: the teacher's directory may be gone by then."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.teacher.source = "none"
-        if "dx_dt" in config.objective:
-            config.objective.dx_dt = "data"
-            config.objective.guidance_range = None
-    return config

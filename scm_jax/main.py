@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -119,55 +120,96 @@ def _sample() -> int:
     flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
+    flags.DEFINE_string(
+        "vae", None, "Of latents: weights that decode them, or none to show them."
+    )
     flags.DEFINE_string("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     cli.parse()
     cli.required("run")
-    from scm_jax import experiment, runs
+    from scm_jax import generation, runs
 
     compile_cache.enable()
     f = flags.FLAGS
-    loaded = experiment.load_generate(f.run, f.ema, f.step)
+    loaded = generation.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
-    x = loaded.generate(
+    x, pixels = loaded.generate(
         f.num,
         f.steps,
         f.seed,
         f["class"].value,
         sampler=f.sampler,
         guidance=f.guidance,
+        pixels=True,
     )
     seconds = time.perf_counter() - started
-    to_pixels = loaded.experiment.dataset.info.to_pixels
-    samples = runs.Samples(x, to_pixels(x) if to_pixels else None)
-    samples.save(f.out)
+    runs.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
 
 @cli.command("evaluate", "Measures a run; appends rows to its results.jsonl.")
 def _evaluate() -> int:
-    _flag_run()
-    flags.DEFINE_list("steps", None, "Sampler steps, one row each; default: the run's.")
+    flags.DEFINE_string("run", None, "Run directory of a trained model.")
+    flags.DEFINE_list(
+        "ema", [""], "Averages or relative widths; default is the run's own choice."
+    )
+    flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
+    flags.DEFINE_list("steps", None, "Sampler steps; default: the run's.")
+    flags.DEFINE_list(
+        "times", [], "Intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3; several."
+    )
+    flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
+    flags.DEFINE_integer("num_samples", None, "Samples in a set; default: the metric's")
     flags.DEFINE_integer("num_seeds", None, "Sets of samples; default: the run's.")
+    flags.DEFINE_integer("seed", None, "Seed of the first set.")
+    flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
+    flags.DEFINE_string("plot", None, "PNG of the metric against evaluations.")
     cli.parse()
     cli.required("run")
-    from scm_jax import training_run
+    from scm_jax import measure
 
     compile_cache.enable()
     f = flags.FLAGS
-    steps = None if f.steps is None else tuple(int(s) for s in f.steps)
-    rows = training_run.evaluate_run(
+    rows = measure.evaluate_run(
         f.run,
-        average=f.ema,
+        averages=f.ema,
         step=f.step,
-        steps=steps,
+        steps=_numbers("steps", int),
+        times=[_number_tuple(text) for text in f.times],
+        guidance=_numbers("guidance", float) or (),
         evaluators=None if f.metrics is None else tuple(f.metrics),
+        rerun=f.rerun,
+        num_samples=f.num_samples,
         num_seeds=f.num_seeds,
+        seed=f.seed,
     )
     for row in rows:
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
+    if f.plot:
+        from scm_jax import quality_plots
+
+        quality_plots.plot_runs([f.run], f.plot)
+        print(f"plot: {f.plot}", file=sys.stderr)
     return 0
+
+
+def _numbers(flag: str, kind: type) -> tuple | None:
+    """A list flag as numbers."""
+    texts = flags.FLAGS[flag].value
+    if texts is None:
+        return None
+    try:
+        return tuple(kind(text) for text in texts)
+    except ValueError as error:
+        raise cli.UsageError(f"--{flag}={','.join(texts)}: {error}") from error
+
+
+def _number_tuple(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split("/"))
+    except ValueError as error:
+        raise cli.UsageError(f"--times={text}: {error}") from error
 
 
 @cli.command("describe", "Parameters, multiply-adds, bytes and times of a config.")

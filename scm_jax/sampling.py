@@ -193,11 +193,36 @@ def heun_sample(
     ``e = sin(t) x + cos(t) sigma_data F``; the last step, to ``t = 0``, is DDIM.
     Second order. ``grid`` must end at 0.
     """
+    return _heun_states(fn, keys, cond, grid, sample_shape, sigma_data)[0]
+
+
+def heun_path(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> jax.Array:
+    """``x_t`` of ``heun_sample`` at every time of ``grid``: ``(len(grid), n, ...)``."""
+    end, before = _heun_states(fn, keys, cond, grid, sample_shape, sigma_data)
+    return jnp.concatenate([before, end[None]])
+
+
+def _heun_states(
+    fn: Fn,
+    keys: jax.Array,
+    cond: Cond,
+    grid: np.ndarray,
+    sample_shape: tuple[int, ...],
+    sigma_data: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The end of Heun's path, and its states at all times before."""
     if grid[-1] != 0.0:
         raise ValueError(f"the grid of heun must end at 0, not {grid[-1]}")
     times = _times(grid)
 
-    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
         s, t = _at(times, i), _at(times, i + 1)
         F = _call(fn, x, s, cond, sigma_data)
         ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
@@ -206,13 +231,14 @@ def heun_sample(
             x, F, s, sigma_data
         )
         factor = (s.sin * t.cos - s.cos * t.sin) / (2 * s.cos)
-        return ddim - factor * change, None
+        return ddim - factor * change, x
 
     start = sample_noise(keys, 0, sample_shape, sigma_data)
-    x, _ = jax.lax.scan(body, start, jnp.arange(len(grid) - 2))
+    x, before = jax.lax.scan(body, start, jnp.arange(len(grid) - 2))
     s, t = _at(times, -2), _at(times, -1)
     F = _call(fn, x, s, cond, sigma_data)
-    return trigflow.ddim_step(x, F, s, t, sigma_data)
+    end = trigflow.ddim_step(x, F, s, t, sigma_data)
+    return end, jnp.concatenate([before, x[None]])
 
 
 def multistep_sample(
@@ -263,9 +289,37 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def make_grid(sampler: str, num_steps: int, sigma_data: float) -> np.ndarray:
-    """The default grid of a sampler: consistency times, or EDM's grid down to 0."""
+def make_grid(
+    sampler: str,
+    num_steps: int,
+    sigma_data: float,
+    times: tuple[float, ...] | None = None,
+) -> np.ndarray:
+    """The grid of a sampler: consistency times, or EDM's grid down to 0.
+
+    Args:
+      sampler: a key of ``SAMPLERS``.
+      num_steps: how many steps.
+      sigma_data: standard deviation of the data.
+      times: intermediate times of consistency sampling, decreasing in ``(0, pi/2)``;
+        None for the default.
+
+    Raises:
+      ValueError: an unknown sampler, or times that do not fit.
+    """
     lookup(SAMPLERS, sampler, "sampler")
+    if times is not None:
+        grid = np.array((trigflow.t_max(sigma_data), *times))
+        if sampler != "consistency" or len(grid) != num_steps:
+            raise ValueError(
+                f"{len(times)} intermediate times are for consistency sampling in "
+                f"{len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
+            )
+        if (np.diff(grid) >= 0).any() or grid[-1] <= 0:
+            raise ValueError(
+                f"intermediate times {times}: must decrease within (0, {grid[0]:.4f})"
+            )
+        return grid
     if sampler == "consistency":
         return trigflow.consistency_grid(num_steps, sigma_data)
     return trigflow.edm_grid(num_steps, sigma_data)
@@ -283,15 +337,18 @@ def make_sampler(
     grid: np.ndarray,
     sample_shape: tuple[int, ...],
     sigma_data: float,
-) -> Callable[[Any, jax.Array, Cond], jax.Array]:
+    decode: Callable[[Any, jax.Array], jax.Array] | None = None,
+) -> Callable[[Any, jax.Array, Cond], Any]:
     """The whole sampler as one compiled call ``(params, keys, cond) -> x0``.
 
-    ``make_fn(params)`` gives the callable, guidance wrappers included.
+    ``make_fn(params)`` gives the callable, guidance wrappers included. With
+    ``decode(params, x0)`` the same call returns ``(x0, decoded)``.
     """
     run = lookup(SAMPLERS, sampler, "sampler")
 
     @jax.jit
-    def sample(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
-        return run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+    def sample(params: Any, keys: jax.Array, cond: Cond) -> Any:
+        x0 = run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+        return x0 if decode is None else (x0, decode(params, x0))
 
     return sample

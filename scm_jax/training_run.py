@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -12,19 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import evaluation, runs, sampling, scaling, trigflow, writers
 from scm_jax import experiment as experiment_lib
-from scm_jax.evaluation.evaluators import Subject
+from scm_jax import measure, runs, scaling, writers
 from scm_jax.experiment import Experiment
+from scm_jax.generation import Generator, Loaded, load_generate
 from scm_jax.training import loop, multihost, sharding
 from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.progress import NoProgress, Progress
-from scm_jax.types import Cond, lookup
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +132,12 @@ def _measure(
     Every process samples for itself, so that none waits for another; one writes.
     """
     average = multihost.local_copy(state.ema[experiment.sampling_ema])
-    rows = evaluate(experiment, average)
+    rows = measure.evaluate(experiment, average)
     first = jax.process_index() == 0
     for row in rows if first else ():
-        _record(run_dir, row, experiment, int(state.step))
+        run_dir.append_result(
+            measure.labelled(row, experiment, int(state.step), experiment.sampling_ema)
+        )
     _write_samples(experiment, average, int(state.step), writer)
     if not first:
         return
@@ -254,126 +253,7 @@ def training_loss(
     )
 
 
-# --- Evaluation -----------------------------------------------------------------------
-
-
-def evaluate(
-    experiment: Experiment,
-    net_params: Any,
-    *,
-    steps: tuple[int, ...] | None = None,
-    evaluators: tuple[str, ...] | None = None,
-    num_seeds: int | None = None,
-    generate: Any = None,
-) -> list[dict[str, Any]]:
-    """One row of metrics per number of sampler steps.
-
-    Args:
-      experiment: what was trained.
-      net_params: the parameters to measure.
-      steps: sampler steps; default is ``eval.steps``.
-      evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
-      num_seeds: sets of samples; default is ``eval.num_seeds``.
-      generate: sampler that is compiled already.
-    """
-    config = experiment.config
-    names = config.eval.evaluators if evaluators is None else evaluators
-    for name in names:
-        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
-    if not names:
-        return []
-    subject = make_subject(experiment, net_params, generate)
-    rows = []
-    for n in steps or config.eval.steps:
-        row: dict[str, Any] = {
-            "method": config.name,
-            "sampler": config.sampling.sampler,
-            "steps": n,
-            "nfe": sampling.nfe(config.sampling.sampler, n),
-        }
-        # The proposal is the objective's: an error over another one says little.
-        asked = {
-            "steps": n,
-            "num_seeds": num_seeds or config.eval.num_seeds,
-            "P_mean": config.objective.P_mean,
-            "P_std": config.objective.P_std,
-        }
-        for name in names:
-            known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
-            settings = {k: v for k, v in asked.items() if k in known}
-            row |= evaluation.build(name, **settings)(subject)
-        rows.append(row)
-    return rows
-
-
-def make_subject(
-    experiment: Experiment, net_params: Any, generate: Any = None
-) -> Subject:
-    """What evaluators are handed: callables and the real data."""
-    dataset, info = experiment.dataset, experiment.dataset.info
-
-    @jax.jit
-    def f(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        F = experiment.network.apply(net_params, x_t / info.sigma_data, Cond(t=t))
-        return trigflow.f_from_F(x_t, F, t, info.sigma_data)
-
-    return Subject(
-        sigma_data=info.sigma_data,
-        generate=generate or experiment_lib.make_generate(experiment, net_params),
-        f=f,
-        reference=dataset.arrays() if info.num_items else None,
-        to_pixels=info.to_pixels,
-        closed_form=dataset.closed_form,
-    )
-
-
-def evaluate_run(
-    directory: str | os.PathLike,
-    *,
-    average: str = "",
-    step: int | None = None,
-    steps: tuple[int, ...] | None = None,
-    evaluators: tuple[str, ...] | None = None,
-    num_seeds: int | None = None,
-) -> list[dict[str, Any]]:
-    """Measures a checkpoint of a run; each row is appended to its ``results.jsonl``."""
-    loaded = experiment_lib.load_generate(directory, average, step)
-    rows = evaluate(
-        loaded.experiment,
-        loaded.params,
-        steps=steps,
-        evaluators=evaluators,
-        num_seeds=num_seeds,
-        generate=loaded.generate,
-    )
-    if not rows:
-        raise ValueError(
-            f"nothing to measure: eval.evaluators of {directory} is empty; name some "
-            f"with --metrics, of {sorted(evaluation.EVALUATORS)}"
-        )
-    run_dir = runs.RunDir(directory)
-    return [
-        _record(run_dir, row, loaded.experiment, loaded.step, loaded.average)
-        for row in rows
-    ]
-
-
-def _record(
-    run_dir: runs.RunDir,
-    row: dict[str, Any],
-    experiment: Experiment,
-    step: int,
-    average: str = "",
-) -> dict[str, Any]:
-    images = step * experiment.config.train.batch_size
-    row = {
-        **row,
-        "ema": average or experiment.sampling_ema,
-        "step": step,
-        "images": images,
-    }
-    run_dir.append_result(row)
-    return row
+# --- Evaluation on the way and at the end ---------------------------------------------
 
 
 def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
@@ -385,7 +265,7 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
         if images >= config.train.duration_images:
             return {}  # measured once more for the summary, right after the loop
         average = multihost.local_copy(state.ema[experiment.sampling_ema])
-        rows = evaluate(experiment, average)
+        rows = measure.evaluate(experiment, average)
         return {
             f"{row['steps']}_steps/{name}": value
             for row in rows
@@ -400,25 +280,22 @@ def _write_samples(
     experiment: Experiment, net_params: Any, step: int, writer: Any
 ) -> None:
     """A grid of samples of the final average, for data that can be looked at."""
-    info = experiment.dataset.info
-    if info.to_pixels is None:
+    if experiment.dataset.info.to_pixels is None:
         return
-    generate = experiment_lib.make_generate(experiment, net_params)
-    pixels = info.to_pixels(generate(min(64, experiment.config.sampling.batch_size)))
-    writer.write_images(step, {"samples": np.asarray(pixels)})
+    generate = Generator(experiment, net_params)
+    num = min(64, experiment.config.sampling.batch_size)
+    _, pixels = generate(num, pixels=True)
+    writer.write_images(step, {"samples": pixels})
 
 
 def make_sampler(run: runs.Run) -> Any:
     """``run.sample`` of a ``runs.Run``: the newest checkpoint, compiled once."""
-    loaded: dict[str | None, experiment_lib.Loaded] = {}
+    loaded: dict[str | None, Loaded] = {}
 
     def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
         if ema not in loaded:
-            loaded[ema] = experiment_lib.load_generate(run.path, ema or "")
-        it = loaded[ema]
-        x = it.generate(num, steps, seed, label)
-        to_pixels = it.experiment.dataset.info.to_pixels
-        return x, to_pixels(x) if to_pixels else None
+            loaded[ema] = load_generate(run.path, ema or "")
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
 
     return sample
 

@@ -62,6 +62,9 @@ class DatasetInfo:
       description: one line: what the values are and how they were scaled.
       to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8 for looking
         at samples; None where there is nothing to look at.
+      whitening: of latents that an autoencoder decodes, gives the constants of their
+        scaling and the range of their pixels (``datasets.latents.Whitening``); None
+        for all other data.
     """
 
     name: str
@@ -71,6 +74,7 @@ class DatasetInfo:
     num_items: int
     description: str = ""
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    whitening: Callable[[], Any] | None = None
 
 
 @runtime_checkable  # for checks of argument types in tests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,8 +12,9 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import runs, scaling
+from scm_jax import runs, scaling, weights_files
 from scm_jax.exchange import edm, torch_files
+from scm_jax.generation import load_generate, without_teacher
 from scm_jax.training import checkpoint
 
 EXTRAS = "imported_extras.npz"
@@ -52,12 +52,12 @@ def import_run(
     name, settings = edm.infer_network(state)
     config = _with_network(config, name, settings, parameterization)
     run_dir = runs.RunDir(workdir)
-    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
+    experiment = experiment_lib.build(without_teacher(config))
     params, extras = edm.import_weights(experiment.network.module, state)
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
-        "sha256": _sha256(weights),
+        "sha256": weights_files.sha256(weights),
         "network": name,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "parameterization": parameterization,
@@ -111,7 +111,7 @@ def export_run(
     Raises:
       ValueError: another network, or parameters that such files have no place for.
     """
-    loaded = experiment_lib.load_generate(run, ema, step)
+    loaded = load_generate(run, ema, step)
     module = loaded.experiment.network.module
     if not isinstance(module, (edm.UNet, edm.DDPMpp)):
         raise ValueError(
@@ -125,8 +125,3 @@ def export_run(
     state = edm.export_weights(module, loaded.params, extras)
     torch_files.write_state_dict(out, state)
     return len(state)
-
-
-def _sha256(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

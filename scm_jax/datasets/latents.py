@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scm_jax.datasets import images, pipeline
+from scm_jax.datasets import images, pipeline, storage
 from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ def whiten(latent: Any, whitening: str | Whitening) -> Any:
     return (latent.astype(np.float32) - mean) * (np.float32(SIGMA_DATA) / std)
 
 
-def unwhiten(x: np.ndarray, whitening: str | Whitening) -> np.ndarray:
+def unwhiten(x: Any, whitening: str | Whitening) -> Any:
     """Inverts ``whiten``: what the autoencoder decodes."""
-    mean, std = _constants(whitening, np.ndim(x))
-    return np.asarray(x, np.float32) * (std / np.float32(SIGMA_DATA)) + mean
+    mean, std = _constants(whitening, x.ndim)
+    return x.astype(np.float32) * (std / np.float32(SIGMA_DATA)) + mean
 
 
 def _constants(whitening: str | Whitening, ndim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,14 +181,24 @@ def _decode(fields: pipeline.Fields, whitening: Whitening) -> tuple[Any, Any]:
     return x, images.stored_label(fields, NAME)
 
 
-def _open(
+def open_latents(
     info: DatasetInfo, source: pipeline.Source, folder: Path, *, whitening: str
 ) -> pipeline.FiniteDataset:
+    """Whitened latents of what was opened; see ``images.make_prepared``."""
     constants = find_whitening(folder, whitening)
     decode = functools.partial(_decode, whitening=constants)
     dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
     _verify(dataset, whitening)
     return dataset
+
+
+def _declared_whitening(
+    whitening: str, root: str | os.PathLike[str] | None
+) -> Whitening:
+    """The constants for those who decode, who need no data unless they are measured."""
+    if whitening != MEASURED:
+        return WHITENING[whitening]
+    return find_whitening(storage.prepared_folder(NAME, root), whitening)
 
 
 def _verify(dataset: pipeline.FiniteDataset, whitening: str) -> None:
@@ -249,6 +259,7 @@ def make_imagenet512_latents(
         description=f"latents whitened to standard deviation 0.5 ({whitening})",
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
+        whitening=functools.partial(_declared_whitening, whitening, root),
     )
     return images.make_prepared(
         info,
@@ -258,5 +269,5 @@ def make_imagenet512_latents(
         "latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and standard "
         "deviation, and label int64 in 0..999",
         ("latent", "label"),
-        functools.partial(_open, whitening=whitening),
+        functools.partial(open_latents, whitening=whitening),
     )

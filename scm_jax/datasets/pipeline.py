@@ -29,6 +29,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from scm_jax.datasets.records import RecordSource
 from scm_jax.types import Batch, DatasetInfo, lookup
 
 # Fields of some items, stacked: name -> (n, ...).
@@ -69,40 +70,6 @@ class MemorySource:
         return {name: values[indices] for name, values in self.fields.items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecordSource:
-    """Items read from disk when they are asked for.
-
-    Attributes:
-      records: a tfds data source.
-      names: the features to read.
-    """
-
-    records: Any
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def gather(self, indices: np.ndarray) -> Fields:
-        items = self.records.__getitems__([int(index) for index in indices])
-        return {
-            name: _stack(name, [np.asarray(item[name]) for item in items], indices)
-            for name in self.names
-        }
-
-
-def _stack(name: str, values: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
-    """``np.stack``; values of different shapes are an error that names the items."""
-    for index, value in zip(indices, values, strict=True):
-        if value.shape != values[0].shape:
-            raise ValueError(
-                f"item {index} has {name!r} of shape {value.shape}, and item "
-                f"{indices[0]} of shape {values[0].shape}; all must have one shape"
-            )
-    return np.stack(values)
-
-
 def read_prepared(
     folder: Path,
     split: str = "train",
@@ -129,7 +96,9 @@ def read_prepared(
     for name in fields or ():
         lookup(dict(stored), name, f"feature of the prepared dataset {builder.name!r}")
     names = tuple(stored) if fields is None else tuple(fields)
-    source = RecordSource(builder.as_data_source(split=split), names)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    records = builder.as_data_source(split=split, deserialize_method=raw)
+    source = RecordSource(records, stored, names)
     num_bytes = sum(values.nbytes for values in source.gather(np.arange(1)).values())
     if num_bytes * len(source) > memory_limit:
         return source

@@ -9,22 +9,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scm_jax.evaluation.evaluators import (
-    FEATURES,
-    ClosedForm,
-    Evaluator,
-    Extractor,
+from scm_jax.evaluation.evaluators import FEATURES, Extractor, SampleQuality
+from scm_jax.evaluation.subject import ClosedForm, Evaluator, Subject
+from scm_jax.evaluation.validation import (
     MixtureConsistency,
-    SampleQuality,
-    Subject,
+    TeacherTrajectory,
+    Validation,
 )
 from scm_jax.types import lookup
 
 # Known-good settings by name; ``build`` changes single ones.
-EVALUATORS = {
+EVALUATORS: dict[str, Evaluator] = {
     "digits": SampleQuality(features="digits_classifier"),
     "raw_samples": SampleQuality(features="raw"),
     "mixture_consistency": MixtureConsistency(),
+    "teacher_trajectory": TeacherTrajectory(),
+    "validation": Validation(),
 }
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
     "MixtureConsistency",
     "SampleQuality",
     "Subject",
+    "TeacherTrajectory",
+    "Validation",
     "build",
 ]
 

@@ -11,82 +11,13 @@ add it to ``FEATURES``, and enter ``SampleQuality(features="its name")`` in
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtri
 
-from scm_jax import trigflow
 from scm_jax.evaluation import classifier, frechet, neighbours
-from scm_jax.trigflow import Time
+from scm_jax.evaluation.subject import Subject, require_positive
 from scm_jax.types import lookup
-
-
-class Generate(Protocol):
-    """Samples with everything already chosen but these four."""
-
-    def __call__(
-        self, num: int, steps: int, seed: int, labels: np.ndarray | None
-    ) -> np.ndarray:
-        """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
-        ...
-
-
-class ClosedForm(Protocol):
-    """Data with a known consistency function, as in ``scm_jax.datasets.synthetic``.
-
-    Hashable, so that evaluations during training share one compiled function.
-    """
-
-    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """``(num, *sample_shape)`` float32 data."""
-        ...
-
-    def consistency(self, x: Any, t: Time, sigma_data: float) -> Any:
-        """The exact ``f(x_t, t)``, in the shape of ``x``; traced by JAX."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is evaluated. A field may be None where no chosen evaluator needs it.
-
-    Attributes:
-      sigma_data: standard deviation of the data, and of the noise.
-      generate: the sampler of the run.
-      f: ``(x_t (b, ...), t (b,)) -> (b, ...)``, the consistency function of a student.
-      reference: real data, float32 ``(n, *sample_shape)``, and int labels ``(n,)`` or
-        None for unlabelled data.
-      to_pixels: float data -> uint8 pixels ``(n, h, w, c)``, of the dataset.
-      closed_form: the distribution of the data where it is known.
-    """
-
-    sigma_data: float
-    generate: Generate | None = None
-    f: Callable[[Any, Any], Any] | None = None
-    reference: tuple[np.ndarray, np.ndarray | None] | None = None
-    to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
-    closed_form: ClosedForm | None = None
-
-    def need(self, field: str, by: str) -> Any:
-        """The value of ``field``, or an error that says who needs it."""
-        value = getattr(self, field)
-        if value is None:
-            raise ValueError(f"{by} needs Subject.{field}, which this run has not")
-        return value
-
-
-class Evaluator(Protocol):
-    """``metrics = evaluator(subject)``: numbers by name, ready for JSON."""
-
-    def __call__(self, subject: Subject) -> dict[str, float]: ...
-
-
-# --- Sample quality -------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +86,9 @@ class SampleQuality:
 
     def __post_init__(self):
         lookup(FEATURES, self.features, "evaluator setting features")
-        smallest = {"steps": 1, "num_seeds": 1, "num_samples": 0, "num_neighbours": 1}
-        for name, least in {**smallest, "floor_splits": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"evaluator setting {name} = {getattr(self, name)}:"
-                    f" must be at least {least}"
-                )
+        positive = ("steps", "num_seeds", "num_neighbours", "floor_splits")
+        require_positive(self, *positive)
+        require_positive(self, "num_samples", least=0)
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Metrics of ``subject``, which needs ``generate`` and ``reference``.
@@ -176,7 +103,7 @@ class SampleQuality:
         Raises:
           ValueError: a missing part, or samples of another shape or not finite.
         """
-        x, labels = subject.need("reference", "sample quality")
+        x, labels = subject.need("reference", "sample quality")()
         extractor = FEATURES[self.features](subject)
         real = frechet.extract(extractor.features, x)
         shape = (self.num_samples or len(x), *x.shape[1:])
@@ -260,88 +187,3 @@ def labels_in_proportion(labels: np.ndarray, num: int) -> np.ndarray:
     """
     position = (2 * np.arange(num) + 1) * len(labels) // (2 * num)
     return np.sort(labels)[position].astype(np.int32)
-
-
-# --- Error against the exact consistency function -------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class MixtureConsistency:
-    """Distance of a student's ``f`` from the exact map, the only one with ground truth.
-
-    ``consistency_rmse`` is the root mean square, per element, of ``f - f*`` over the
-    proposal of Alg. 1: quantiles of ``tau ~ N(P_mean, P_std^2)``, at each of them fixed
-    draws of ``x_t = cos(t) x0 + sin(t) z``. ``one_step_rmse`` is the same at the only
-    points that one-step sampling sees, ``x_t = z`` at ``t_max``.
-
-    Attributes:
-      P_mean: mean of the log noise level; that of the objective.
-      P_std: its standard deviation.
-      num_times: quantiles of ``tau``.
-      num_points: draws of ``x_t`` at each.
-      seed: of the draws, which are the same at every call.
-    """
-
-    P_mean: float = -1.0
-    P_std: float = 1.4
-    num_times: int = 64
-    num_points: int = 256
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("num_times", "num_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"evaluator setting {name} = {getattr(self, name)}:"
-                    " must be at least 1"
-                )
-
-    def __call__(self, subject: Subject) -> dict[str, float]:
-        """``consistency_rmse`` and ``one_step_rmse`` of ``f``; see the class."""
-        f = subject.need("f", "consistency error")
-        closed_form = subject.need("closed_form", "consistency error")
-        squares = []
-        for x_t, time in self.points(closed_form, subject.sigma_data):
-            exact = exact_consistency(closed_form, x_t, time, subject.sigma_data)
-            difference = np.asarray(f(x_t, time.t)) - np.asarray(exact)
-            squares.append(np.mean(difference.astype(np.float64) ** 2))
-        return {
-            "consistency_rmse": float(np.sqrt(np.mean(squares[:-1]))),
-            "one_step_rmse": float(np.sqrt(squares[-1])),
-            "num_samples": self.num_times * self.num_points,
-            "seed": self.seed,
-        }
-
-    def points(
-        self, closed_form: ClosedForm, sigma_data: float
-    ) -> Iterator[tuple[jax.Array, Time]]:
-        """``num_times`` batches ``(x_t, t)`` of the proposal, then one at ``t_max``.
-
-        All have the same shapes, so that ``f`` is compiled once.
-        """
-        rng = np.random.default_rng(self.seed)
-        levels = (np.arange(self.num_times) + 0.5) / self.num_times
-        for tau in self.P_mean + self.P_std * ndtri(levels):
-            time = self._time(np.exp(tau), sigma_data)
-            x0 = closed_form.sample(rng, self.num_points)
-            z = self._noise(rng, x0.shape, sigma_data)
-            yield trigflow.interpolate(jnp.asarray(x0), z, time), time
-        z = self._noise(rng, x0.shape, sigma_data)
-        yield z, self._time(trigflow.SIGMA_MAX, sigma_data)
-
-    def _time(self, sigma: float, sigma_data: float) -> Time:
-        batch = np.full((self.num_points,), sigma, np.float32)
-        return trigflow.time_from_sigma(batch, sigma_data)
-
-    def _noise(
-        self, rng: np.random.Generator, shape: tuple[int, ...], sigma_data: float
-    ) -> jax.Array:
-        return sigma_data * jnp.asarray(rng.standard_normal(shape, np.float32))
-
-
-@functools.partial(jax.jit, static_argnames=("closed_form", "sigma_data"))
-def exact_consistency(
-    closed_form: ClosedForm, x_t: jax.Array, time: Time, sigma_data: float
-) -> jax.Array:
-    """``closed_form.consistency``, compiled once per distribution and shape."""
-    return closed_form.consistency(x_t, time, sigma_data)

@@ -37,7 +37,12 @@ from scm_jax.exchange.inert_pickle import (
     read_pickle,
 )
 
-__all__ = ["UnsafePickleError", "read_state_dict", "write_state_dict"]
+__all__ = [
+    "UnsafePickleError",
+    "read_groups",
+    "read_state_dict",
+    "write_state_dict",
+]
 
 # Where the weights are in a file that holds more than them, the likeliest first.
 WEIGHT_KEYS = ("ema", "net", "state_dict", "model")
@@ -150,6 +155,32 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "") -> dict[str, np.n
                     return _checked(_read_npz(archive, where), where, key)
                 return _Weights(where).select(_read_zip(archive, source), key)
         return _Weights(where).select(_read_stream(source), key)
+
+
+def read_groups(path: str | os.PathLike) -> dict[str, Any]:
+    """A pickled dict of values, arrays, and dicts of these, as numpy arrays.
+
+    Such are files of statistics, as EDM2's. What is nested deeper than that stays what
+    ``inert_pickle`` makes of it.
+
+    Raises:
+      UnsafePickleError: the pickle asks for a name that arrays do not need. Nothing was
+        executed.
+      ValueError: the file is cut off, damaged or of another kind.
+    """
+    path = Path(path)
+    where = str(path)
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError(f"{where} is empty")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        top = _read_stream(_Source(where, file, data))
+        if not isinstance(top, dict):
+            raise ValueError(f"{where}: {_listing(top)}, expected a dict")
+        return {
+            str(key): _Weights(where).group(str(key), value)
+            for key, value in top.items()
+        }
 
 
 def write_state_dict(
@@ -331,6 +362,16 @@ class _Weights:
         if not isinstance(members, dict) or any(type(n) is not str for n in members):
             raise ValueError(f"{self.where}: {prefix}{group} is no dict of names")
         return [(name, value) for name, value in members.items() if value is not None]
+
+    def group(self, name: str, value: Any) -> Any:
+        """A value, an array, or a dict of these."""
+        if isinstance(value, dict):
+            return {str(k): self.value(f"{name}.{k}", v) for k, v in value.items()}
+        return self.value(name, value)
+
+    def value(self, name: str, value: Any) -> Any:
+        plain = not isinstance(value, Record | Global | _Storage)
+        return value if plain else self.array(name, value)
 
     def array(self, name: str, value: Any) -> np.ndarray:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.trigflow import Time, log_sigma
-from scm_jax.types import NULL_LABEL, Batch, NetFn
+from scm_jax.types import NULL_LABEL, Batch, Cond, NetFn
 
 NUM_TIME_BINS = 8
 WEIGHT_FEATURES = 64
@@ -56,6 +57,30 @@ class Objective(Protocol):
           batch: data.
           key: drives noise, times and dropout.
           step: optimizer steps done so far, an int32 scalar.
+          teacher_fn: ``F = teacher_fn(x, cond)`` where the objective needs one.
+        """
+        ...
+
+    def validation_error(
+        self,
+        net: Callable[[jax.Array, Cond], jax.Array],
+        x0: jax.Array,
+        z: jax.Array,
+        time: Time,
+        cond: Cond,
+        teacher_fn: Any = None,
+    ) -> jax.Array:
+        """What the objective makes small, with weight 1 and no chance: ``(b,)``.
+
+        Numbers of two runs compare where data, noise ``z`` and times are the same,
+        whatever their weighting, warmup or normalization.
+
+        Args:
+          net: the network with its parameters, in float32, dropout off.
+          x0: data.
+          z: noise of standard deviation ``sigma_data``.
+          time: ``(b,)``.
+          cond: labels and guidance; its ``t`` is not read.
           teacher_fn: ``F = teacher_fn(x, cond)`` where the objective needs one.
         """
         ...

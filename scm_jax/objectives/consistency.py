@@ -188,6 +188,40 @@ class Consistency:
         }
         return base.LossOutput(jnp.mean(per_example), per_example, metrics)
 
+    def validation_error(
+        self,
+        net: Callable[[jax.Array, Cond], jax.Array],
+        x0: jax.Array,
+        z: jax.Array,
+        time: Time,
+        cond: Cond,
+        teacher_fn: Callable[[jax.Array, Cond], jax.Array] | None = None,
+    ) -> jax.Array:
+        """``||cos(t) df/dt||^2 / D`` along the objective's ODE; see ``Objective``.
+
+        The exact tangent without warmup and normalization: 0 for the teacher's
+        consistency function. With ``dx_dt`` of the data it is not 0 for the best ``f``
+        either, because the velocity of a single pair is not the mean one.
+        """
+        exact = dataclasses.replace(
+            self,
+            tangent="exact",
+            tangent_pass="shared",
+            tangent_dtype="",
+            tangent_warmup_form="bracket",
+            prior_weighting="inverse_sigma",
+        )
+        x_t = trigflow.interpolate(x0, z, time)
+        cond = dataclasses.replace(cond, t=time.t)
+        dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
+
+        def at(x: jax.Array, t: jax.Array) -> jax.Array:
+            return net(x, dataclasses.replace(cond, t=t))
+
+        _, F, q_dF_dt = exact.value_and_tangent(at, x_t, dx_dt, time)
+        g = exact.raw_tangent(F, q_dF_dt, x_t, dx_dt, time, jnp.ones(()))
+        return base.per_example_mean(jnp.square(g))
+
     def velocity(
         self,
         x0: jax.Array,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from scm_jax import trigflow
 from scm_jax.objectives import base
+from scm_jax.trigflow import Time
 from scm_jax.types import Batch, Cond, NetFn
 
 
@@ -75,7 +77,7 @@ class Diffusion:
             train=True,
             key=key_dropout,
         )
-        error = base.per_example_mean(jnp.square(self.sigma_data * F - v_t))
+        error = self._squared_error(F, v_t)
         per_example, w = base.weighted_loss(
             params["objective"], time, error, self.sigma_data
         )
@@ -86,3 +88,22 @@ class Diffusion:
             ),
         }
         return base.LossOutput(jnp.mean(per_example), per_example, metrics)
+
+    def validation_error(
+        self,
+        net: Callable[[jax.Array, Cond], jax.Array],
+        x0: jax.Array,
+        z: jax.Array,
+        time: Time,
+        cond: Cond,
+        teacher_fn: Any = None,
+    ) -> jax.Array:
+        """``||sigma_data F(x_t/sigma_data, t) - v_t||^2 / D``; see ``Objective``."""
+        del teacher_fn
+        x_t = trigflow.interpolate(x0, z, time)
+        F = net(x_t / self.sigma_data, dataclasses.replace(cond, t=time.t))
+        v_t = trigflow.velocity(x0, z, time)
+        return self._squared_error(F, v_t)
+
+    def _squared_error(self, F: jax.Array, v_t: jax.Array) -> jax.Array:
+        return base.per_example_mean(jnp.square(self.sigma_data * F - v_t))

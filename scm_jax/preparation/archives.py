@@ -218,6 +218,21 @@ def _collect(paths: Sequence[Path], places: list[list[_Place]]) -> ArchiveFiles:
     )
 
 
+def zip_members(path: Path) -> list[zipfile.ZipInfo]:
+    """The directory of a zip.
+
+    Raises:
+      ValueError: it is cut off or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path}: the zip archive is cut off or damaged: {error}"
+        ) from error
+
+
 def index_zip(path: Path) -> ArchiveFiles:
     """The files in a zip, in the order of their names.
 
@@ -225,15 +240,8 @@ def index_zip(path: Path) -> ArchiveFiles:
       ValueError: it is cut off or damaged, encrypted, or compressed by other than
         deflate.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"{path}: the zip archive is cut off or damaged: {error}"
-        ) from error
     places = []
-    for member in members:
+    for member in zip_members(path):
         if member.is_dir() or is_hidden(member.filename):
             continue
         if member.compress_type not in (_STORED, _DEFLATED) or member.flag_bits & 1:
@@ -262,8 +270,16 @@ def index_tar(path: Path) -> ArchiveFiles:
     """The files in a tar in the order of their names, also in tars in that tar.
 
     A file of an inner tar bears its name too: ``n01440764/n01440764_18.JPEG`` is in
-    ``n01440764.tar``.
+    ``n01440764.tar``. A folder of tars is read as if it were a tar of them.
     """
+    if path.is_dir():
+        paths = sorted(path.glob("*.tar"))
+        places = [_by_name(_in_folder(tar.stem, _open_tar(tar))) for tar in paths]
+        return _collect(paths, places)
+    return _collect([path], [_by_name(_open_tar(path))])
+
+
+def _open_tar(path: Path) -> list[_Place]:
     places = []
     with path.open("rb") as file:
         _refuse_compressed(path, file)
@@ -271,14 +287,19 @@ def index_tar(path: Path) -> ArchiveFiles:
             if not place.name.endswith(".tar"):
                 places.append(place)
                 continue
-            where = f"{path}: {place.name}"
             window = _Window(file, place.offset, place.stored)
-            folder = place.name.removesuffix(".tar")
-            for inner in list(_tar_places(window, where)):
-                name = f"{folder}/{inner.name}"
-                offset = place.offset + inner.offset
-                places.append(_Place(name, offset, inner.stored))
-    return _collect([path], [_by_name(places)])
+            inside = list(_tar_places(window, f"{path}: {place.name}"))
+            places += _in_folder(
+                place.name.removesuffix(".tar"), inside, offset=place.offset
+            )
+    return places
+
+
+def _in_folder(folder: str, places: list[_Place], offset: int = 0) -> list[_Place]:
+    return [
+        _Place(f"{folder}/{place.name}", offset + place.offset, place.stored)
+        for place in places
+    ]
 
 
 def index_shards(paths: Sequence[Path]) -> ArchiveFiles:

@@ -36,7 +36,11 @@ CIFAR10_BATCHES = {
 # The files that ImageNet 64x64 comes in, as pickles or as npz.
 _BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
 
-_DAMAGE = (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile)
+# What damaged files can raise; a wrong length can ask for more memory than there is.
+_DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 
 Load = Callable[[str, str], dict[str, Any]]
 
@@ -282,7 +286,8 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     if path.is_file():
         origin["files"] = {path.name: path.stat().st_size}
     else:
-        origin["files"] = {name: (path / name).stat().st_size for name in batches}
+        files = [path / name for name in batches if (path / name).exists()]
+        origin["files"] = {file.name: file.stat().st_size for file in files}
     return _make_items(
         [(str(path), name) for name in batches],
         _load_cifar10,
@@ -345,12 +350,15 @@ def _unpickle(stream: Any, where: str) -> dict[str, Any]:
     Raises:
       ValueError: it is something else, cut off, or asks for anything to be called.
     """
-    content = read_pickle(
-        stream,
-        where=where,
-        builders={"_codecs.encode": _encode},
-        is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
-    )
+    try:
+        content = read_pickle(
+            stream,
+            where=where,
+            builders={"_codecs.encode": _encode},
+            is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
+        )
+    except MemoryError as error:
+        raise ValueError(f"{where}: the pickle is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds a {type(content).__name__}, not a dict")
     texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}

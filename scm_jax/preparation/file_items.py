@@ -24,7 +24,7 @@ from scm_jax.preparation.archives import (
 )
 from scm_jax.preparation.images import SUFFIXES, decode_image, decode_latent, is_image
 from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.labels import number_labels
+from scm_jax.preparation.labels import find_label, number_labels, read_label_file
 from scm_jax.preparation.options import Options
 from scm_jax.types import lookup
 
@@ -135,7 +135,10 @@ def read_zip(path: Path, options: Options) -> FileItems:
 
 
 def read_tar(path: Path, options: Options) -> FileItems:
-    """Images in a tar, as in a zip; also a tar of one tar per class, as ILSVRC's."""
+    """Images in a tar, as in a zip; also one tar per class, in a tar or a folder.
+
+    One tar per class in a tar is ``ILSVRC2012_img_train.tar``.
+    """
     return _read_classes(index_tar(path), "tar", path, options)
 
 
@@ -147,11 +150,16 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
     if not ways:
         raise ValueError(f"{path}: holds no images; {_LISTED}")
     _mention_others(files, path)
+    origin = {"kind": kind, "path": str(path), "split": options.split}
+    if options.label_file is not None:
+        known = read_label_file(options.label_file)
+        labels = [find_label(known, files.names[index]) for index in ways]
+        origin["label_file"] = options.label_file
+        return _make_items(files, list(ways), labels, origin, options)
     ways = _drop_common(ways)
     labels = [way[0] if len(way) > 1 else None for way in ways.values()]
     if options.labels != "none":
         _check_classes(files, ways, path, options)
-    origin = {"kind": kind, "path": str(path), "split": options.split}
     return _make_items(files, list(ways), labels, origin, options)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from scm_jax.preparation.items import ItemError
 from scm_jax.preparation.options import Options
+
+# A larger number is a damaged one.
+_MOST_CLASSES = 1_000_000
 
 
 def number_labels(
@@ -49,6 +54,37 @@ def number_labels(
     return _check_numbers(values, name, options)
 
 
+def read_label_file(path: str) -> dict[str, int | str]:
+    """File -> class, from lines such as ``ILSVRC2012_val_1,n03995372 85 1 499 272``.
+
+    The file and its class, a number or a name, are the first two words of a line, apart
+    by spaces or commas; the file may be without its folder and its suffix. Lines on
+    other files, such as a headline, do not matter.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line has one word only, or a file is in two lines.
+    """
+    labels: dict[str, int | str] = {}
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        words = re.split(r"[,\s]+", line.strip(), maxsplit=2)
+        if words == [""]:
+            continue
+        if len(words) < 2 or words[0] in labels:
+            problem = "names a file twice" if words[0] in labels else "has no class"
+            raise ValueError(f"{path}: line {number}, {line!r}, {problem}")
+        labels[words[0]] = int(words[1]) if words[1].isdecimal() else words[1]
+    return labels
+
+
+def find_label(labels: Mapping[str, int | str], name: str) -> int | str | None:
+    """What a label file says about an image: by its path, its name or its stem."""
+    path = PurePosixPath(name)
+    keys = (name, path.name, path.stem)
+    return next((labels[key] for key in keys if key in labels), None)
+
+
 def _number_names(
     values: Sequence[str], where: str, options: Options
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -78,14 +114,14 @@ def _check_numbers(
                 f"{name(index)}: the label {value!r} is no whole number"
                 + (", as those of other items" if isinstance(value, str) else "")
             )
+    limit = options.num_classes or max(values) - base + 1
+    limit = min(max(limit, 1), _MOST_CLASSES)
+    for index, value in enumerate(values):
+        if not base <= value < base + limit:
+            raise ItemError(
+                f"{name(index)}: the label {value} is out of range; legal are "
+                f"{base}..{base + limit - 1} (label_base {base}, "
+                f"num_classes {options.num_classes or 'not given'})"
+            )
     given = np.array(values, np.int64)
-    limit = options.num_classes or max(int(given.max()) - base + 1, 1)
-    wrong = (given < base) | (given >= base + limit)
-    if wrong.any():
-        index = int(np.argmax(wrong))
-        raise ItemError(
-            f"{name(index)}: the label {given[index]} is out of range; legal are "
-            f"{base}..{base + limit - 1} (label_base {base}, "
-            f"num_classes {options.num_classes or 'not given'})"
-        )
     return given - base, tuple(str(number) for number in range(limit))

@@ -19,6 +19,9 @@ class Options:
         a split of CIFAR-10 or tfds; None for all there is (CIFAR-10 and tfds: train).
       labels: ``auto`` takes labels where there are any, ``required`` makes it an error
         that there are none, ``none`` leaves them out.
+      label_file: text with a file and its class in each line, for images that do not
+        lie in class folders (ImageNet's validation images); see
+        ``labels.read_label_file``.
       label_base: the number of the first class: 1 for the original files of
         ImageNet 64x64, which count from 1.
       num_classes: how many classes there are; None takes as many as are seen.
@@ -30,6 +33,7 @@ class Options:
 
     split: str | None = None
     labels: str = "auto"
+    label_file: str | None = None
     label_base: int = 0
     num_classes: int | None = None
     label_key: str = "label"

@@ -50,7 +50,8 @@ def center_crop_bicubic(image: np.ndarray, size: int) -> np.ndarray:
 def box(image: np.ndarray, size: int) -> np.ndarray:
     """Chrabaszcz et al. (arXiv 1707.08819): all of the image by a box filter.
 
-    Each pixel is the average of its share of the image; proportions are not kept.
+    Each pixel is the average of its share of the image, up to one grey level: Pillow
+    rounds after the rows and after the columns. Proportions are not kept.
     """
     from PIL import Image
 

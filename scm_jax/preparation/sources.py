@@ -14,14 +14,13 @@ from __future__ import annotations
 import itertools
 import os
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from scm_jax.preparation import arrays, file_items, tfds_items
-from scm_jax.preparation.archives import COMPRESSED
+from scm_jax.preparation.archives import COMPRESSED, zip_members
 from scm_jax.preparation.images import is_image
 from scm_jax.preparation.items import Items
 from scm_jax.preparation.options import Options
@@ -85,6 +84,7 @@ def open_items(
     kind: str = "auto",
     split: str | None = None,
     labels: str = "auto",
+    label_file: str | os.PathLike[str] | None = None,
     label_base: int = 0,
     num_classes: int | None = None,
     label_key: str = "label",
@@ -98,6 +98,7 @@ def open_items(
       kind: one of ``SOURCES``, or ``auto`` to recognize it by its content.
       split: see ``Options``, as for all that follow.
       labels: ``auto``, ``required`` or ``none``.
+      label_file: text with a file and its class in each line.
       label_base: number of the first class in the data.
       num_classes: how many classes there must be.
       label_key: where the label is in the ``.json`` of webdataset shards.
@@ -112,6 +113,7 @@ def open_items(
     options = Options(
         split=split,
         labels=labels,
+        label_file=None if label_file is None else str(label_file),
         label_base=label_base,
         num_classes=num_classes,
         label_key=label_key,
@@ -129,6 +131,11 @@ def open_items(
         raise ValueError(
             f"split = {split!r}: {path} is of the kind {kind!r}, which has no splits; "
             "give the path of the part that is wanted"
+        )
+    if label_file is not None and kind not in ("folder", "zip", "tar"):
+        raise ValueError(
+            f"label_file = {str(label_file)!r}: {path} is of the kind {kind!r}, which "
+            "has labels of its own; legal are folder, zip and tar"
         )
     return source.read(path, options)
 
@@ -161,7 +168,7 @@ def _detect_folder(path: Path) -> str:
         return "edm"
     if "batches.meta" in names:
         return "cifar10"
-    if any(name.endswith(".tar") for name in names):
+    if names and all(name.endswith(".tar") for name in names):
         return "webdataset"
     patterns = ("train_data_batch_*", "val_data*", "*.npz")
     if any(any(path.glob(pattern)) for pattern in patterns):
@@ -194,13 +201,7 @@ def describe() -> str:
 
 
 def _detect_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: the zip archive is cut off or damaged: {error}"
-        ) from error
+    names = [member.filename for member in zip_members(path)]
     if file_items.DATASET_JSON in names:
         return "edm"
     if names and all(name.endswith(".npy") and "/" not in name for name in names):

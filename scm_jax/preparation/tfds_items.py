@@ -125,7 +125,8 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
             f"{folder}: has no feature 'image' or 'latent'; its features are "
             f"{', '.join(features)}"
         )
-    class_names = _class_names(features.get("label"), str(folder), options)
+    label = features["label"] if "label" in features else None
+    class_names = _class_names(label, str(folder), options)
     return TfdsItems(
         folder=str(folder),
         split=split,
@@ -139,7 +140,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
             "folder": str(folder),
             "name": builder.info.full_name,
             "split": split,
-            "num_bytes": builder.info.splits[split].num_bytes,
+            "num_bytes": int(builder.info.splits[split].num_bytes),
         },
         options=options,
     )

@@ -9,9 +9,11 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import scm_jax
+from scm_jax import measure, quality_plots, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -101,6 +103,48 @@ def test_evaluate_appends_rows(demo):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["steps"] for row in rows] == [1, 2]
     assert len(scm_jax.load_run(workdir / "sct").results) == before + 2
+
+
+def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
+    workdir, _ = demo
+    run_dir = runs.RunDir(workdir / "sct")
+    before = run_dir.results_path.read_text().splitlines()
+
+    def sweep(**changed):
+        asked = {
+            "averages": ("0.05", "0.1"),
+            "steps": (1, 2),
+            "times": [(1.3,), (0.7,)],
+            "evaluators": ("validation", "teacher_trajectory"),
+        }
+        return list(measure.evaluate_run(workdir / "sct", **{**asked, **changed}))
+
+    rows = sweep()
+    assert [(r["ema"], r["steps"], r["times"]) for r in rows] == [
+        (ema, steps, times)
+        for ema in ("0.05", "0.1")
+        for steps, times in ((1, None), (2, [1.3]), (2, [0.7]))
+    ]
+    assert len({row["key"] for row in rows}) == 6
+    assert rows[0]["validation_error"] != rows[3]["validation_error"]
+    assert rows[1]["sampling_compute"] == 2 * rows[0]["sampling_compute"]
+    lines = run_dir.results_path.read_text().splitlines()
+    assert len(lines) == len(before) + 6
+    # A row that was lost, as after a kill, is measured again, and no other.
+    run_dir.results_path.write_text("\n".join(lines[:-1]) + "\n")
+    assert sweep() == rows
+    assert run_dir.results_path.read_text().splitlines() == lines
+    quality_plots.plot_runs([workdir / "sct"], tmp_path / "quality.png")
+    with PIL.Image.open(tmp_path / "quality.png") as picture:
+        assert picture.width > 600
+    with pytest.raises(ValueError, match=r"times 1.3/0.7 go with 3 steps"):
+        sweep(times=[(1.3, 0.7)])
+    with pytest.raises(ValueError, match=r"must decrease within \(0, 1.56"):
+        sweep(times=[(0.7, 1.3)], steps=(3,), evaluators=("digits",))
+    with pytest.raises(ValueError, match=r"cannot be reconstructed from 2 stored"):
+        sweep(averages=("0.07",))
+    with pytest.raises(ValueError, match=r"'half' is neither kept in .*0.05.*0.1"):
+        sweep(averages=("half",))
 
 
 def test_report_of_runs(demo, tmp_path):

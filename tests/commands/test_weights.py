@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import experiment, networks, weights
+from scm_jax import experiment, generation, networks, weights
 from scm_jax.exchange import edm, torch_files
 from scm_jax.training import sharding
 
@@ -69,7 +69,7 @@ def test_import_says_what_it_read(run):
 
 def test_an_imported_run_samples_in_trigflow_time(run, file):
     """The network that samples is minus EDM's, at EDM's ``c_noise`` of the time."""
-    loaded = experiment.load_generate(run)
+    loaded = generation.load_generate(run)
     x = loaded.generate(3, 2, 0)
     assert x.shape == (3, 8, 8, 1) and np.isfinite(x).all()
 
@@ -116,7 +116,7 @@ def test_a_teacher_is_folded_when_it_is_loaded(run, student):
     mesh = sharding.make_mesh(sharding.MeshSpec())
     got = experiment.load_teacher(student, mesh)
     assert isinstance(got, networks.Folded)
-    expected = experiment.load_generate(run)
+    expected = generation.load_generate(run)
     folded = jax.jit(expected.experiment.network.fold)(expected.params)
     jax.tree.map(np.testing.assert_array_equal, got, folded)
     abstract = experiment.abstract_teacher(student, mesh)
@@ -130,7 +130,7 @@ def test_samplers_share_weights_that_are_folded_once(run, monkeypatch):
     monkeypatch.setattr(
         networks.Network, "fold", lambda *args: calls.append(None) or fold(*args)
     )
-    generate = experiment.load_generate(run).generate
+    generate = generation.load_generate(run).generate
     for steps in (1, 2):
         generate(2, steps)
     assert len(calls) == 1

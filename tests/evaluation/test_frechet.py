@@ -21,12 +21,15 @@ def covariance(dim, seed):
     return root @ root.T / (2 * dim)
 
 
-def test_one_dimension():
-    for mean, std in ((0.3, 0.2), (-1.5, 2.0), (0.3, 0.0)):
-        distance = gaussian_frechet(
-            np.array([0.7]), np.array([[0.25]]), np.array([mean]), np.array([[std**2]])
-        )
-        assert distance == pytest.approx((0.7 - mean) ** 2 + (0.5 - std) ** 2, abs=1e-8)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("mean", "std"), [(0.3, 0.2), (-1.5, 2.0), (0.3, 0.0)])
+def test_one_dimension(mean, std, scale):
+    def moments(mean, std):
+        return np.array([scale * mean]), np.array([[(scale * std) ** 2]])
+
+    distance = gaussian_frechet(*moments(0.7, 0.5), *moments(mean, std))
+    expected = (0.7 - mean) ** 2 + (0.5 - std) ** 2
+    assert distance == pytest.approx(scale**2 * expected, rel=1e-10)
 
 
 def test_commuting_covariances():
@@ -38,7 +41,7 @@ def test_commuting_covariances():
     distance = gaussian_frechet(
         mean_a, (basis * a) @ basis.T, mean_b, (basis * b) @ basis.T
     )
-    assert distance == pytest.approx(expected, abs=1e-8)
+    assert distance == pytest.approx(expected, rel=1e-10)
 
 
 def test_equal_means_and_covariances_that_do_not_commute():
@@ -48,7 +51,7 @@ def test_equal_means_and_covariances_that_do_not_commute():
     roots = np.sqrt(np.linalg.eigvals(a @ b).real)
     expected = np.trace(a) + np.trace(b) - 2 * roots.sum()
     mean = np.ones(16)
-    assert gaussian_frechet(mean, a, mean, b) == pytest.approx(expected, abs=1e-8)
+    assert gaussian_frechet(mean, a, mean, b) == pytest.approx(expected, rel=1e-10)
 
 
 def test_identity_against_any_covariance():
@@ -56,7 +59,7 @@ def test_identity_against_any_covariance():
     expected = ((1 - np.sqrt(np.linalg.eigvalsh(b))) ** 2).sum()
     zero = np.zeros(8)
     assert gaussian_frechet(zero, np.eye(8), zero, b) == pytest.approx(
-        expected, abs=1e-8
+        expected, rel=1e-10
     )
 
 
@@ -68,7 +71,26 @@ def test_rank_deficient_covariances():
     distance = gaussian_frechet(
         zero, (basis * a) @ basis.T, zero, (basis * b) @ basis.T
     )
-    assert distance == pytest.approx(4 + (1 - 3) ** 2 + 25, abs=1e-8)
+    assert distance == pytest.approx(4 + (1 - 3) ** 2 + 25, rel=1e-10)
+
+
+@pytest.mark.parametrize("factor", [10.0, 1.01])
+def test_spectra_over_ten_decades(factor):
+    # Eigenvalues of features fall fast, and good samples are near the data.
+    a, basis, zero = np.logspace(0, -10, 96), rotation(96), np.zeros(96)
+    b = factor * a
+    distance = gaussian_frechet(
+        zero, (basis * a) @ basis.T, zero, (basis * b) @ basis.T
+    )
+    assert distance == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-8)
+
+
+@pytest.mark.parametrize("ranks", [(0, 5), (5, 0), (0, 0)])
+def test_points_without_spread(ranks):
+    zero = np.zeros(6)
+    covariances = [np.diag([2.0] * rank + [0.0] * (6 - rank)) for rank in ranks]
+    distance = gaussian_frechet(zero, covariances[0], zero + 0.5, covariances[1])
+    assert distance == pytest.approx(6 * 0.25 + 2.0 * sum(ranks), rel=1e-10)
 
 
 def test_fewer_features_than_dimensions():
@@ -84,7 +106,7 @@ def test_fewer_features_than_dimensions():
         - 2 * cross / np.sqrt(4 * 6)
     )
     distance = frechet_distance(feature_stats(a), feature_stats(b))
-    assert distance == pytest.approx(expected, abs=1e-8)
+    assert distance == pytest.approx(expected, rel=1e-10)
 
 
 def test_distance_does_not_see_rotation_order_or_a_common_shift():
@@ -121,6 +143,23 @@ def test_streaming_merging_and_batch_agree(offset):
         np.testing.assert_allclose(stats.covariance, whole.covariance, atol=rounding)
 
 
+def test_many_small_blocks_agree_to_ten_digits():
+    rng = np.random.default_rng(12)
+    x = np.abs(rng.standard_normal((3000, 24))).astype(np.float32)
+    whole, stream = feature_stats(x), frechet.empty_stats(24)
+    for rows in np.split(x, range(7, 3000, 7)):
+        stream = merge_stats(stream, feature_stats(rows))
+    for got, expected in (
+        (stream.mean, whole.mean),
+        (stream.scatter, whole.scatter),
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-10 * np.abs(expected).max())
+    other = feature_stats(2 * x[::2])
+    assert frechet_distance(stream, other) == pytest.approx(
+        frechet_distance(whole, other), rel=1e-10
+    )
+
+
 def test_float32_features_are_summed_in_float64():
     x = np.full((4096, 1), 0.1, np.float32)
     stats = feature_stats(x)
@@ -144,6 +183,18 @@ def test_floor_halves_when_the_data_double():
     assert 0 < small_std < small
     assert frechet.halves_floor(x[:2000], num_splits=20) == (small, small_std)
     assert frechet.halves_floor(x, num_splits=1)[1] == 0
+
+
+def test_floor_of_another_distance():
+    x = np.random.default_rng(13).standard_normal((40, 3))
+    calls = []
+
+    def distance(a, b):
+        calls.append(len(np.unique(np.concatenate([a, b]), axis=0)))
+        return float(len(calls))
+
+    assert frechet.halves_floor(x, 3, distance=distance) == (2.0, 1.0)
+    assert calls == [40, 40, 40]
 
 
 def test_bad_input_is_refused():

@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
-from scm_jax.evaluation.neighbours import covered, neighbour_radii, precision_recall
+from scm_jax.evaluation import neighbours
+from scm_jax.evaluation.neighbours import (
+    covered,
+    density_coverage,
+    neighbour_radii,
+    precision_recall,
+)
 
 LINE = np.arange(8.0)[:, None]
 
@@ -61,6 +68,91 @@ def test_duplicates_are_neighbours():
     assert precision_recall(copies, copies.copy()) == (1, 1)
 
 
+def test_density_and_coverage_by_hand():
+    # Real radii (k = 1): 1, 1, 4. The sample 1.5 lies in the balls of 1 and 5, 0.5 in
+    # those of 0 and 1, 15 in none.
+    real, fake = np.array([[0.0], [1.0], [5.0]]), np.array([[0.5], [1.5], [15.0]])
+    assert density_coverage(real, fake, k=1) == (4 / 3, 1)
+    assert density_coverage(real, fake[2:], k=1) == (0, 0)
+    assert density_coverage(real, fake[:1], k=1) == (2, pytest.approx(2 / 3))
+
+
+def test_a_repeated_sample_raises_density_only():
+    centre = np.array([[3.0]]).repeat(20, 0)
+    # The 5 nearest others reach 3 or more: six balls of eight hold the point 3.
+    held = (np.abs(LINE[:, 0] - 3) <= np.sqrt(neighbour_radii(LINE, 5))).sum()
+    result = density_coverage(LINE, centre)
+    assert held > 5
+    assert result.density == pytest.approx(held / 5)
+    assert result.coverage == pytest.approx(held / 8)
+
+
+def test_density_and_coverage_of_equal_distributions():
+    # Expectations: density 1, coverage 1 - C(2n-1-k, n) / C(2n-1, n), about 1 - 2^-k.
+    real, fake = np.random.default_rng(3).standard_normal((2, 1500, 2))
+    density, coverage = density_coverage(real, fake)
+    assert density == pytest.approx(1, abs=0.05)
+    assert coverage == pytest.approx(1 - 2**-5, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_decisions_are_those_of_exact_distances(dtype, scale, offset):
+    rng = np.random.default_rng(4)
+    real = rng.standard_normal((120, 30)) + offset
+    fake = real[rng.integers(0, 120, 150)] + 0.7 * rng.standard_normal((150, 30))
+    # Radii that float32 cannot tell apart from the distances that they bound.
+    fake[:50] = real[:50] * (1 + 1e-9)
+    real[100:] = real[100]
+    # The neighbours of real[60] are in doubt: all at nearly one distance.
+    steps = rng.standard_normal((20, 30))
+    steps *= (1 + 1e-7 * rng.standard_normal((20, 1))) / np.linalg.norm(
+        steps, axis=1, keepdims=True
+    )
+    real[61:81] = real[60] + steps
+    real, fake = (scale * real).astype(dtype), (scale * fake).astype(dtype)
+    within, between = (
+        cdist(a.astype(np.float64), b.astype(np.float64), "sqeuclidean")
+        for a, b in ((real, real), (fake, real))
+    )
+    np.fill_diagonal(within, np.inf)
+    for k in (1, 5):
+        expected = np.sort(within, axis=1)[:, k - 1]
+        np.testing.assert_allclose(neighbour_radii(real, k), expected, rtol=1e-12)
+    radii = np.quantile(between, 0.05, axis=0)
+    # Each ball ends at a point: just inside of it the point is out.
+    radii[:50] = between[np.arange(50) + 50, np.arange(50)]
+    for factor in (1 - 1e-12, 1 + 1e-12):
+        np.testing.assert_array_equal(
+            covered(fake, real, factor * radii),
+            (between <= factor * radii).any(axis=1),
+        )
+        pairs = [
+            np.stack(pair)
+            for pair in neighbours._inside(fake, real, factor * radii, 64)
+        ]
+        expected = np.argwhere(between <= factor * radii)
+        np.testing.assert_array_equal(np.concatenate(pairs, axis=1).T, expected)
+
+
+def test_few_pairs_are_computed_again(monkeypatch):
+    counted = []
+    exact = neighbours._squared_distances
+
+    def count(a, b, rows, columns):
+        counted.append(len(rows))
+        return exact(a, b, rows, columns)
+
+    monkeypatch.setattr(neighbours, "_squared_distances", count)
+    x = np.random.default_rng(5).standard_normal((400, 256)) + 3
+    radii = neighbour_radii(x, 3)
+    assert 400 * 3 <= sum(counted) < 400 * 4
+    counted.clear()
+    assert covered(x + 1e-3, x, 2 * radii).all()
+    assert sum(counted) < 400
+
+
 @pytest.mark.parametrize("block_size", [1, 7, 64])
 def test_blocks_do_not_matter(block_size):
     rng = np.random.default_rng(2)
@@ -75,5 +167,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"\(8, 1\) and \(3, 2\)"):
         precision_recall(LINE, np.ones((3, 2)))
     for k in (0, 8):
-        with pytest.raises(ValueError, match=f"k = {k} "):
-            precision_recall(LINE, LINE, k=k)
+        for metric in (precision_recall, density_coverage):
+            with pytest.raises(ValueError, match=f"k = {k} "):
+                metric(LINE, LINE, k=k)
+    for metric in (precision_recall, density_coverage):
+        with pytest.raises(ValueError, match="not finite"):
+            metric(LINE, LINE * np.nan)

@@ -23,6 +23,7 @@ import pytest
 from scm_jax.exchange.torch_files import (
     UnsafePickleError,
     _opcodes,
+    read_groups,
     read_state_dict,
     write_state_dict,
 )
@@ -267,6 +268,21 @@ def test_numpy_arrays_in_a_pickle(protocol, tmp_path):
     for name, array in read_state_dict(path).items():
         native = np.asarray(state[name]).dtype.newbyteorder("=")
         assert_same(array, np.asarray(state[name], native))
+
+
+def test_groups_of_arrays_and_values(tmp_path):
+    """What files of statistics are; keys that are no text become text."""
+    file = tmp_path / "a.pkl"
+    array = np.arange(6.0).reshape(2, 3).T
+    top = {"n": 5, "m": np.int64(7), "list": [1], 3: {"x": array, 4: None}}
+    file.write_bytes(pickle.dumps(top))
+    found = read_groups(file)
+    assert (found["n"], found["m"], found["list"]) == (5, 7, [1])
+    assert_same(found["3"]["x"], np.ascontiguousarray(array))
+    assert found["3"]["4"] is None
+    file.write_bytes(pickle.dumps({"x": {"y": np.array([object])}}))
+    with pytest.raises(ValueError, match=r"a\.pkl"):
+        read_groups(file)
 
 
 def test_numbers_of_a_big_endian_machine(rebuild, tmp_path):

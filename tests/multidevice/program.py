@@ -4,6 +4,7 @@ python -m tests.multidevice.program COMMAND DIRECTORY [...]
 """
 
 import functools
+import itertools
 import os
 import pathlib
 import signal
@@ -15,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scm_jax.networks.attention import attention
-from scm_jax.training import checkpoint, loop, sharding
+from scm_jax.training import ahead, checkpoint, loop, sharding
 from scm_jax.types import Batch
+from tests.datasets import test_to_batch
 from tests.training import toy
 
 RULES = (("layer/kernel$", ("fsdp", "tensor")), (".*", "replicate"))
@@ -158,8 +160,41 @@ def train_together(directory, address, process_id):
     jax.distributed.shutdown()
 
 
+def compare_batches(_):
+    """Batches made on four devices: the bits of one, cut by rows, nothing exchanged."""
+    flips, draws = test_to_batch.flipped_images(), test_to_batch.posteriors()
+    for dataset in (flips, draws):
+        raws = list(itertools.islice(dataset.iterator(16, seed=3), 2))
+        found = {}
+        for count in (1, 4):
+            spec = sharding.MeshSpec(data=count)
+            mesh = sharding.make_mesh(spec, jax.devices()[:count])
+            place = ahead.make_place(dataset.to_batch, mesh)
+            found[count] = [place(raw) for raw in raws]
+        jax.tree.map(np.testing.assert_array_equal, *found.values())
+        batch = found[4][0]
+        assert {s.data.shape[0] for s in batch.x.addressable_shards} == {4}
+        rows = sharding.batch_sharding(mesh)
+        jitted = jax.jit(dataset.to_batch, in_shardings=rows, out_shardings=rows)
+        text = jitted.lower(raws[0]).compile().as_text()
+        names = ("all-gather", "all-to-all", "permute(", "all-reduce")
+        assert not any(name in text for name in names)
+        _expect(
+            ValueError,
+            "batch_size=6 is not divisible by the 4 devices",
+            lambda: place(jax.tree.map(lambda a: a[:6], raws[0])),  # noqa: B023
+        )
+
+
 COMMANDS = {
-    f.__name__: f for f in (train_here, check_mesh, compare_attention, train_together)
+    f.__name__: f
+    for f in (
+        train_here,
+        check_mesh,
+        compare_attention,
+        compare_batches,
+        train_together,
+    )
 }
 
 if __name__ == "__main__":

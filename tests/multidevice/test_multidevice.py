@@ -85,6 +85,10 @@ def test_attention_with_split_batch_and_heads_is_the_same(tmp_path):
     finish(start(4, "compare_attention", tmp_path))
 
 
+def test_batches_made_on_several_devices_are_the_same(tmp_path):
+    finish(start(4, "compare_batches", tmp_path))
+
+
 def test_two_processes_leave_at_the_same_step(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

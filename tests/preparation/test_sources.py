@@ -120,6 +120,42 @@ def test_a_tar_of_class_tars(tmp_path):
     assert items.name(0).endswith("train.tar: n01/n01_0.JPEG")
 
 
+def test_a_folder_of_class_tars(tmp_path):
+    inner = {"0.JPEG": encode(picture(0)), "1.JPEG": encode(picture(1))}
+    tars = {f"{name}.tar": tar_bytes(inner) for name in ("n02", "n01")}
+    path = write_folder(tmp_path / "raw", tars)
+    items = open_items(path, kind="tar")
+    assert items.class_names == ("n01", "n02") and labels_of(items) == [0, 0, 1, 1]
+    assert_pictures(items, [0, 1, 0, 1])
+    assert items.name(2).endswith("n02.tar: n02/0.JPEG")
+
+
+@pytest.mark.parametrize("kind, write", WRITERS.items())
+def test_a_label_file_for_images_without_class_folders(tmp_path, kind, write):
+    path = write(tmp_path / "raw", flat_files())
+    labels = tmp_path / "labels.csv"
+    labels.write_text("ImageId,PredictionString\n2,n07 1 2\nb/0.png n03\n1.png,n07\n")
+    items = open_items(path, label_file=labels)
+    assert items.class_names == ("n03", "n07") and labels_of(items) == [0, 1, 1]
+    assert_pictures(items, [0, 1, 2])
+    labels.write_text("0 4\n1 1\n2 2\n")
+    assert labels_of(open_items(path, label_file=labels, label_base=1)) == [3, 0, 1]
+    for text, message in (
+        ("0 4\n2 2\n", "raw: b/1.png: has no label"),
+        ("0 4\n1\n", "labels.csv: line 2, '1', has no class"),
+        ("0 4\n0 5\n", "labels.csv: line 2, '0 5', names a file twice"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_items(path, label_file=labels)
+
+
+def test_a_label_file_for_what_has_labels_of_its_own(tmp_path):
+    path = write_zip(tmp_path / "raw", edm_files())
+    with pytest.raises(ValueError, match="label_file = 'a.csv': .*kind 'edm'"):
+        open_items(path, label_file="a.csv")
+
+
 def test_what_file_managers_leave_is_no_item(tmp_path):
     left = {"__MACOSX/cat/._0.png": b"x", "ant/.DS_Store": b"x", ".git/a.png": b"x"}
     files = class_files() | left
@@ -275,6 +311,7 @@ BAD_EDM = {
     "not JSON": ({**edm_files(), "dataset.json": b"{"}, "dataset.json: is no JSON"),
     "vectors": (edm_files((1, [0.5], 2)), "img00000000.png: the label .0.5. is no"),
     "negative": (edm_files((1, -1, 2)), "img00000000.png: the label -1 is out of"),
+    "huge": (edm_files((1, 10**30, 2)), "img00000000.png: the label 10*0 is out of"),
     "both": ({**edm_files(), "0.npy": b""}, "3 images and 1 latents"),
     "no labels": ({**edm_files(), "dataset.json": b'{"labels": 3}'}, "is not {"),
     "no pairs": ({**edm_files(), "dataset.json": b'{"labels": [3]}'}, "the entry 3"),

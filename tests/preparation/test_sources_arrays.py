@@ -56,7 +56,8 @@ def test_npz(tmp_path, save, image_key, label_key):
     assert items.origin["kind"] == "npz"
     assert_items(items, IMAGES, LABELS if label_key else None)
     assert items.class_names == (("0", "1", "2") if label_key else ())
-    assert_items(pickle.loads(pickle.dumps(items)), IMAGES) if not label_key else None
+    copy = pickle.loads(pickle.dumps(items))
+    assert_items(copy, IMAGES, LABELS if label_key else None)
     assert json.loads(json.dumps(items.origin)) == items.origin
     assert "item 2" in items.name(2)
 
@@ -92,6 +93,14 @@ BAD_ARRAYS = {
 def test_bad_arrays(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=f"raw.*{message}"):
         open_items(write_npz(tmp_path / "raw", **arrays))
+
+
+def test_a_length_beyond_all_memory_is_damage(tmp_path):
+    # A text of 2^60 bytes, as a flipped bit can ask for.
+    huge = b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"abc"
+    (tmp_path / "raw").write_bytes(huge)
+    with pytest.raises(ValueError, match="raw: the pickle is .*damaged"):
+        open_items(tmp_path / "raw")
 
 
 def test_an_npz_that_is_cut_off(tmp_path):

@@ -1,0 +1,182 @@
+"""Features of many images: batches over all devices of a process, and feature networks.
+
+A ``FeatureNet`` is what metrics see of a pretrained network: images in, named arrays
+out, and what a number's protocol must say about them. How to add one: write
+``apply(params, x) -> {"features": (b, d), ...}`` and a function that loads its weights
+and returns a ``FeatureNet``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Outputs = dict[str, np.ndarray]
+Apply = Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+
+def unchanged(images: np.ndarray) -> np.ndarray:
+    """The images as they are."""
+    return images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureNet:
+    """A pretrained network that maps images to features.
+
+    Attributes:
+      name: of the network, such as ``"inception"``; enters a number's protocol.
+      weights_sha256: of its weights, see ``weight_files.weights_id``; likewise.
+      resize: name of the rule that brings images to the network's size; likewise.
+      num_features: ``d`` of its output ``"features"``.
+      apply: ``(params, x (b, ...)) -> {"features": (b, d), ...}``, traced by JAX. A
+        function of a module, so that all networks of one kind share one compilation.
+      params: arrays, the first argument of ``apply``.
+      prepare: uint8 ``(n, h, w, 3)`` -> ``(n, ...)``, row by row in numpy, for what
+        must happen before the device; the result is the second argument of ``apply``.
+      batch_size: images at a time.
+    """
+
+    name: str
+    weights_sha256: str
+    resize: str
+    num_features: int
+    apply: Apply
+    params: Any
+    prepare: Callable[[np.ndarray], np.ndarray] = unchanged
+    batch_size: int = 64
+
+    def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> Outputs:
+        """Outputs for all images, float32; see ``batches``.
+
+        Returns:
+          ``"features"`` ``(n, d)``, and what else the network gives.
+
+        Raises:
+          ValueError: no images, or others than described there.
+        """
+        parts = list(self.batches(images))
+        if not parts:
+            raise ValueError(f"{self.name}: no images to extract features of")
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def batches(self, images: np.ndarray | Iterable[np.ndarray]) -> Iterator[Outputs]:
+        """The same in pieces of ``batch_size``, for statistics that are summed up.
+
+        Args:
+          images: uint8 ``(n, h, w, c)`` with c = 1 (grey, repeated to 3) or 3, or an
+            iterable of such arrays of one height and width.
+
+        Raises:
+          ValueError: images of another type or shape.
+        """
+        chunks = [images] if isinstance(images, np.ndarray) else images
+        prepared = (self.prepare(as_rgb(chunk)) for chunk in chunks)
+        return extract(self.apply, self.params, prepared, self.batch_size)
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """uint8 ``(n, h, w, 1 or 3)`` -> ``(n, h, w, 3)``; grey is repeated.
+
+    Raises:
+      ValueError: another dtype or shape.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}: expected uint8 (n, h, w, c)"
+            " with c = 1 or 3"
+        )
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def extract(
+    apply: Apply,
+    params: Any,
+    images: np.ndarray | Iterable[np.ndarray],
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+) -> Iterator[Outputs]:
+    """``apply(params, batch)`` over all images, split over the devices of this process.
+
+    Batches have one size, the last is padded and cut again, so that there is one
+    compilation. While the devices work on a batch the one before is fetched. Products
+    are float32 also where the hardware's default is less.
+
+    Args:
+      apply: ``(params, x (b, ...)) -> {name: (b, ...)}``; row i of the result depends
+        on row i only.
+      params: copied to every device.
+      images: ``(n, ...)``, or an iterable of such arrays with any n.
+      batch_size: rows at a time, rounded up to a multiple of the devices.
+      mesh: whose devices of this process to use; None for all.
+
+    Yields:
+      Outputs of the next ``batch_size`` rows, the last time of what is left.
+
+    Raises:
+      ValueError: ``batch_size`` below 1, or arrays of different shapes.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+    devices = tuple(jax.local_devices() if mesh is None else mesh.local_devices)
+    run, split, whole = _compiled(apply, devices)
+    params = jax.device_put(params, whole)
+    size = -(-batch_size // len(devices)) * len(devices)
+    before: tuple[dict[str, jax.Array], int] | None = None
+    for batch, count in _batches(images, size):
+        outputs = run(params, jax.device_put(batch, split))
+        if before is not None:
+            yield _fetch(*before)
+        before = outputs, count
+    if before is not None:
+        yield _fetch(*before)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    apply: Apply, devices: tuple[jax.Device, ...]
+) -> tuple[Callable, NamedSharding, NamedSharding]:
+    """The jitted ``apply``, where batches lie, and where parameters lie."""
+    mesh = Mesh(np.array(devices), ("images",))
+    split = NamedSharding(mesh, PartitionSpec("images"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def in_float32(params, x):
+        with jax.default_matmul_precision("highest"):
+            return apply(params, x)
+
+    run = jax.jit(in_float32, in_shardings=(whole, split), out_shardings=split)
+    return run, split, whole
+
+
+def _batches(
+    images: np.ndarray | Iterable[np.ndarray], size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of exactly ``size`` rows, and how many of them count."""
+    chunks = [images] if isinstance(images, np.ndarray) else images
+    rest: np.ndarray | None = None
+    for chunk in chunks:
+        if rest is not None and chunk.shape[1:] != rest.shape[1:]:
+            raise ValueError(
+                f"images of shape {chunk.shape[1:]} after such of {rest.shape[1:]}:"
+                " all must have one shape"
+            )
+        rest = chunk if rest is None else np.concatenate([rest, chunk])
+        full = len(rest) // size * size
+        for start in range(0, full, size):
+            yield rest[start : start + size], size
+        rest = rest[full:]
+    if rest is not None and len(rest):
+        padding = [(0, size - len(rest))] + [(0, 0)] * (rest.ndim - 1)
+        yield np.pad(rest, padding), len(rest)
+
+
+def _fetch(outputs: dict[str, jax.Array], count: int) -> Outputs:
+    return {name: np.asarray(x)[:count] for name, x in outputs.items()}

@@ -1,0 +1,275 @@
+"""The protocol that travels with every number, and numbers over seeds.
+
+Two distances can be compared only if they were measured in the same way. ``Protocol``
+has two parts: ``MEASURING`` fields must agree, the others are what a study sweeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scm_jax.evaluation.frechet import sample_std
+
+# What a publication does not say.
+UNKNOWN = "unknown"
+
+MEASURING = (
+    "metric",
+    "extractor",
+    "extractor_sha256",
+    "resize",
+    "quantization",
+    "reference_sha256",
+    "num_samples",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a number was measured.
+
+    Attributes:
+      metric: name and what else changes the number, such as ``precision(k=3)``.
+      extractor: of the features, such as ``inception_2015`` or ``raw``.
+      extractor_sha256: of its weights; ``none`` for an extractor that has none.
+      resize: rule from samples to the extractor's input, such as ``tf1_bilinear_299``.
+      quantization: rule from floats to pixels, such as ``x*127.5+128, truncated``.
+      reference: name of the data or statistics compared with.
+      reference_sha256: of these; two files of one content may have two names.
+      reference_count: items behind the reference.
+      num_samples: samples of each seed.
+      seeds: of the sets of samples.
+      sampler: name of the sampler.
+      steps: of the sampler.
+      times: its intermediate times in ``(0, pi/2)``.
+      guidance: scale; 1 is none.
+      ema: relative width of the weight average; None for the raw weights.
+      source: where a published number stands; empty for one measured here.
+    """
+
+    metric: str
+    extractor: str
+    extractor_sha256: str
+    resize: str
+    quantization: str
+    reference: str
+    reference_sha256: str
+    reference_count: int
+    num_samples: int
+    seeds: tuple[int, ...]
+    sampler: str
+    steps: int
+    times: tuple[float, ...] = ()
+    guidance: float = 1.0
+    ema: float | None = None
+    source: str = ""
+
+    def __post_init__(self):
+        for name, kind in {"seeds": int, "times": float}.items():
+            values = tuple(kind(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+        if not self.source:
+            _check_measured(self)
+
+    def to_json(self) -> str:
+        """One line of JSON; ``from_json`` gives the same protocol back."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Protocol:
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          ValueError: not an object, or fields that are missing or unknown: a number
+            whose protocol is read in part is worse than one without.
+        """
+        entries = json.loads(text)
+        if not isinstance(entries, dict):
+            raise ValueError(f"a protocol is a JSON object, not {text[:60]!r}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if entries.keys() != fields:
+            raise ValueError(
+                f"protocol fields missing: {sorted(fields - entries.keys())},"
+                f" unknown: {sorted(entries.keys() - fields)}"
+            )
+        return cls(**entries)
+
+
+def published(source: str, metric: str, **known: Any) -> Protocol:
+    """The protocol of a published number; what it does not say stays ``UNKNOWN``.
+
+    >>> published("arXiv 2410.11081, Table 1", "fid", steps=2).resize
+    'unknown'
+
+    Args:
+      source: publication and table.
+      metric: as in ``Protocol``.
+      **known: further fields that the publication states.
+
+    Raises:
+      ValueError: no source.
+    """
+    if not source:
+        raise ValueError("a published number needs its source")
+    counts = {"reference_count": 0, "num_samples": 0, "steps": 0, "seeds": ()}
+    names = {name: UNKNOWN for name in (*MEASURING[1:-1], "reference", "sampler")}
+    return Protocol(**{**names, **counts, **known, "metric": metric, "source": source})
+
+
+def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two protocols differ: name -> value in ``a``, value in ``b``."""
+    names = [field.name for field in dataclasses.fields(Protocol)]
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def require_comparable(rows: Sequence[Protocol]) -> None:
+    """Refuses numbers that cannot stand in one table.
+
+    What is swept (seeds, sampler, steps, times, guidance, EMA width) may differ.
+
+    Raises:
+      ValueError: a published number, which can only be an overlay, or rows that differ
+        in a field of ``MEASURING``; the message lists field, value and value.
+    """
+    for row in rows:
+        if row.source:
+            raise ValueError(
+                f"the number of {row.source} was not measured here: it can be drawn"
+                " beside measured ones with overlay_note, not compared"
+            )
+    for index, row in enumerate(rows[1:], 1):
+        found = differences(rows[0], row)
+        lines = [
+            f"  {name}: {found[name][0]!r} there, {found[name][1]!r} here"
+            for name in MEASURING
+            if name in found
+        ]
+        if lines:
+            raise ValueError(
+                f"row {index} was measured in another way than row 0 and cannot be"
+                " compared with it:\n" + "\n".join(lines)
+            )
+
+
+def overlay_note(measured: Protocol, other: Protocol) -> str:
+    """The sentence that stands by a published number drawn beside measured ones.
+
+    Raises:
+      ValueError: ``other`` is not published, or of another metric.
+    """
+    if not other.source:
+        raise ValueError("only a published number is an overlay: it has a source")
+    if other.metric != measured.metric:
+        raise ValueError(
+            f"{other.source} has {other.metric!r}, not {measured.metric!r}"
+        )
+    found = differences(measured, other)
+    unlike = [name for name in MEASURING if name in found]
+    unstated = [name for name in unlike if found[name][1] in (UNKNOWN, 0)]
+    parts = [f"published in {other.source}, not measured here"]
+    parts += [
+        f"{name}: {found[name][1]!r} there, {found[name][0]!r} here"
+        for name in unlike
+        if name not in unstated
+    ]
+    if unstated:
+        parts.append("not stated: " + ", ".join(unstated))
+    return "; ".join(parts)
+
+
+# --- Numbers over seeds ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A number over seeds: its mean and spread.
+
+    There is no way to the best of the seeds alone: ``row(best=...)`` is the only one,
+    and it gives mean, spread and number of seeds with it.
+
+    Attributes:
+      values: one per seed.
+
+    Raises:
+      ValueError: no values, or values that are not finite.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        values = tuple(float(value) for value in self.values)
+        object.__setattr__(self, "values", values)
+        if not values or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"values over seeds are {values}: expected finite numbers")
+
+    @property
+    def value(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation over the seeds; 0 for a single one."""
+        return sample_std(list(self.values))
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds."""
+        return len(self.values)
+
+    def row(self, best: str | None = None) -> dict[str, Any]:
+        """``value``, ``std``, ``num_seeds``, ``values``, and on request ``best``.
+
+        >>> Measured((2.0, 4.0, 3.0)).row(best="least")["best"]
+        2.0
+
+        Args:
+          best: ``least`` or ``greatest`` adds that value, which the field reports as
+            "minimum of three".
+
+        Raises:
+          ValueError: another word, or fewer than two seeds, which have no spread.
+        """
+        row = {
+            "value": self.value,
+            "std": self.std,
+            "num_seeds": self.num_seeds,
+            "values": list(self.values),
+        }
+        if best is None:
+            return row
+        choose = {"least": min, "greatest": max}.get(best)
+        if choose is None:
+            raise ValueError(f"best = {best!r}: must be 'least' or 'greatest'")
+        if self.num_seeds < 2:
+            raise ValueError("the best of one seed has no spread: use two or more")
+        return {**row, "best": choose(self.values)}
+
+
+def _check_measured(protocol: Protocol) -> None:
+    """A number measured here knows all of its protocol."""
+    for name in (*MEASURING[:-1], "reference", "sampler"):
+        if getattr(protocol, name) in ("", UNKNOWN):
+            raise ValueError(f"protocol.{name} is {getattr(protocol, name)!r}")
+    for name in ("extractor_sha256", "reference_sha256"):
+        digest = getattr(protocol, name)
+        legal = digest == "none" and name == "extractor_sha256"
+        if not legal and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(
+                f"protocol.{name} is {digest!r}: expected 64 hexadecimal digits"
+            )
+    for name in ("reference_count", "num_samples", "steps"):
+        if getattr(protocol, name) < 1:
+            raise ValueError(
+                f"protocol.{name} = {getattr(protocol, name)}: must be at least 1"
+            )
+    if not protocol.seeds:
+        raise ValueError("protocol.seeds is empty")

@@ -1,0 +1,92 @@
+"""What evaluators are handed, and what they are: ``numbers = evaluator(subject)``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from scm_jax.trigflow import Time
+
+
+class Generate(Protocol):
+    """Samples with everything already chosen but these four."""
+
+    def __call__(
+        self, num: int, steps: int, seed: int, labels: np.ndarray | None
+    ) -> np.ndarray:
+        """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
+        ...
+
+
+class ClosedForm(Protocol):
+    """Data with a known consistency function, as in ``scm_jax.datasets.synthetic``.
+
+    Hashable, so that evaluations during training share one compiled function.
+    """
+
+    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """``(num, *sample_shape)`` float32 data."""
+        ...
+
+    def consistency(self, x: Any, t: Time, sigma_data: float) -> Any:
+        """The exact ``f(x_t, t)``, in the shape of ``x``; traced by JAX."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated. A field may be None where no chosen evaluator needs it.
+
+    Attributes:
+      sigma_data: standard deviation of the data, and of the noise.
+      generate: the sampler of the run.
+      f: ``(x_t (b, ...), t (b,), label (b,) or None) -> (b, ...)``, the consistency
+        function of a student; of a diffusion model its denoising guess.
+      reference: reads all real data: float32 ``(n, *sample_shape)``, and int labels
+        ``(n,)`` or None for unlabelled data.
+      to_pixels: float data -> uint8 pixels ``(n, h, w, c)``, of the dataset.
+      closed_form: the distribution of the data where it is known.
+      batch: ``(num, seed) -> (x0, label or None)``, held-out data where the data set
+        has a split of them.
+      validation_error: ``(x0, z, time, label) -> (validation, denoising)`` errors,
+        ``(b,)`` each, see ``validation.Validation``.
+      teacher_paths: ``(num, steps, seed) -> (times, x_t, label)``: times ``(k,)`` from
+        noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
+    """
+
+    sigma_data: float
+    generate: Generate | None = None
+    f: Callable[[Any, Any, Any], Any] | None = None
+    reference: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None
+    to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    closed_form: ClosedForm | None = None
+    batch: Callable[[int, int], tuple[jax.Array, jax.Array | None]] | None = None
+    validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
+
+    def need(self, field: str, by: str) -> Any:
+        """The value of ``field``, or an error that says who needs it."""
+        value = getattr(self, field)
+        if value is None:
+            raise ValueError(f"{by} needs Subject.{field}, which this run has not")
+        return value
+
+
+class Evaluator(Protocol):
+    """``metrics = evaluator(subject)``: numbers by name, ready for JSON."""
+
+    def __call__(self, subject: Subject) -> dict[str, Any]: ...
+
+
+def require_positive(evaluator: Any, *settings: str, least: int = 1) -> None:
+    """Raises ValueError for a setting of an evaluator that is below ``least``."""
+    for name in settings:
+        if getattr(evaluator, name) < least:
+            raise ValueError(
+                f"evaluator setting {name} = {getattr(evaluator, name)}:"
+                f" must be at least {least}"
+            )

@@ -1,0 +1,264 @@
+"""What the device makes of stored fields: chance, scaling, and what crosses to it."""
+
+import functools
+import itertools
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from scm_jax.datasets import images, latents, pipeline
+from scm_jax.types import DatasetInfo
+
+NUM_ITEMS = 12
+
+
+@functools.cache
+def flipped_images():
+    """Images without symmetry, half of them mirrored in every epoch."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (NUM_ITEMS, 3, 5, 3), np.uint8)
+    fields = {"image": image, "label": np.arange(NUM_ITEMS)}
+    info = DatasetInfo("pictures", (3, 5, 3), NUM_ITEMS, 0.5, NUM_ITEMS)
+    source = pipeline.MemorySource(fields)
+    return images.image_dataset(info, source, pathlib.Path(), flip=True)
+
+
+@functools.cache
+def posteriors(folder=pathlib.Path("/nowhere"), whitening="sd_vae_ft_mse_pm1"):
+    """Means and standard deviations of latents in eight channels."""
+    rng = np.random.default_rng(1)
+    mean = rng.standard_normal((NUM_ITEMS, 3, 3, 4)) * 3 + 1
+    std = rng.uniform(0.5, 2, (NUM_ITEMS, 3, 3, 4))
+    latent = np.concatenate([mean, std], axis=-1).astype(np.float16)
+    fields = {"latent": latent, "label": np.arange(NUM_ITEMS)}
+    info = DatasetInfo(latents.NAME, (3, 3, 4), NUM_ITEMS, 0.5, NUM_ITEMS)
+    source = pipeline.MemorySource(fields)
+    return latents.open_latents(info, source, folder, whitening=whitening)
+
+
+DATASETS = {"flips": flipped_images, "draws": posteriors}
+
+
+@pytest.fixture(params=sorted(DATASETS))
+def dataset(request):
+    return DATASETS[request.param]()
+
+
+def take(dataset, num, *arguments):
+    return list(itertools.islice(dataset.iterator(*arguments), num))
+
+
+@functools.cache
+def compiled(dataset):
+    options = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+    return jax.jit(dataset.to_batch, compiler_options=options)
+
+
+def decoded(dataset, raws):
+    """``(x, label)`` of all batches after one another."""
+    to_batch = compiled(dataset)
+    batches = [to_batch(raw) for raw in raws]
+    return tuple(
+        np.concatenate([getattr(b, k) for b in batches]) for k in ("x", "label")
+    )
+
+
+def by_item(dataset, epochs, seed=0):
+    """``x`` of each item in each epoch, ``(epochs, items, ...)``."""
+    x, label = decoded(dataset, take(dataset, epochs, NUM_ITEMS, seed))
+    rows = x.reshape(epochs, NUM_ITEMS, *x.shape[1:])
+    order = label.reshape(epochs, NUM_ITEMS).argsort(axis=1)
+    return np.stack([row[o] for row, o in zip(rows, order, strict=True)])
+
+
+# --- what crosses ---------------------------------------------------------------------
+
+
+def test_stored_types_cross_and_no_float32(dataset):
+    raw = take(dataset, 1, 4, 7)[0]
+    stored = dataset.source.fields
+    found = {name: values.dtype.name for name, values in raw.fields.items()}
+    floats = {"latent": "float16"} if "latent" in stored else {"image": "uint8"}
+    assert found == {**floats, "label": "int32"}
+    assert raw.items.dtype == np.uint32
+    for (seed, epoch, item), label in zip(raw.items, raw.fields["label"], strict=True):
+        assert (seed, epoch) == (7, 0) and item == label
+    x, _ = decoded(dataset, [raw])
+    assert x.dtype == np.float32
+
+
+def test_bytes_that_cross_are_a_quarter():
+    raw = take(flipped_images(), 1, 4, 0)[0]
+    x, _ = decoded(flipped_images(), [raw])
+    assert raw.fields["image"].nbytes * 4 == x.nbytes
+
+
+def test_seeds_and_items_beyond_int32(dataset):
+    """The largest seed is a number of its own, not a negative one."""
+    (raw,) = take(dataset, 1, 4, 2**32 - 1)
+    assert (raw.items[:, 0] == 2**32 - 1).all()
+    assert np.isfinite(decoded(dataset, [raw])[0]).all()
+
+
+# --- chance ---------------------------------------------------------------------------
+
+
+def test_half_of_the_images_are_mirrored():
+    dataset, epochs = flipped_images(), 200
+    plain, _ = dataset.arrays()
+    x = by_item(dataset, epochs)
+    same = (x == plain).all((2, 3, 4))
+    mirrored = (x == plain[:, :, ::-1]).all((2, 3, 4))
+    assert (same ^ mirrored).all()
+    num = mirrored.size  # four standard deviations of a fair coin, over all and by item
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
+    assert (abs(mirrored.mean(axis=0) - 0.5) < 4 * 0.5 / np.sqrt(epochs)).all()
+    neighbours = mirrored[1:] == mirrored[:-1]  # epochs know nothing of one another
+    assert abs(neighbours.mean() - 0.5) < 4 * 0.5 / np.sqrt(neighbours.size)
+
+
+def test_draws_have_the_stored_mean_and_standard_deviation():
+    dataset, epochs = posteriors(), 300
+    raw = latents.unwhiten(by_item(dataset, epochs), "sd_vae_ft_mse_pm1")
+    stored = dataset.source.fields["latent"].astype(np.float64)
+    mean, std = stored[..., :4], stored[..., 4:]
+    noise = (raw - mean) / std
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert (abs(noise.mean(axis=0)) < 5 / np.sqrt(epochs)).all()
+    assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * noise.size))
+    assert (abs(noise.std(axis=0) - 1) < 5 / np.sqrt(2 * epochs)).all()
+    means, _ = dataset.arrays()
+    np.testing.assert_array_equal(
+        means, latents.whiten(stored[..., :4].astype(np.float16), "sd_vae_ft_mse_pm1")
+    )
+
+
+def test_chance_is_a_function_of_seed_epoch_and_item_alone(dataset):
+    """Other batches, other neighbours and single rows give the same bits."""
+    (raw,) = take(dataset, 1, NUM_ITEMS, 3)
+    x, label = decoded(dataset, [raw])
+    smaller = decoded(dataset, take(dataset, 3, 4, 3))
+    np.testing.assert_array_equal(smaller[0], x)
+    np.testing.assert_array_equal(smaller[1], label)
+    backwards = jax.tree.map(lambda a: a[::-1], raw)
+    np.testing.assert_array_equal(decoded(dataset, [backwards])[0][::-1], x)
+    row = jax.tree.map(lambda a: a[5:6], raw)
+    np.testing.assert_array_equal(decoded(dataset, [row])[0], x[5:6])
+    assert (by_item(dataset, 1, seed=4)[0] != by_item(dataset, 1, seed=3)[0]).any()
+
+
+def test_processes_make_the_same_batch(dataset):
+    whole = take(dataset, 3, NUM_ITEMS, 1)  # over more than one epoch
+    shards = [take(dataset, 3, NUM_ITEMS, 1, index, 3) for index in range(3)]
+    x, label = decoded(dataset, whole)
+    parts = [raw for step in zip(*shards, strict=True) for raw in step]
+    together = decoded(dataset, parts)
+    np.testing.assert_array_equal(together[0], x)
+    np.testing.assert_array_equal(together[1], label)
+
+
+def test_restart_goes_on_bitwise(dataset):
+    through = dataset.iterator(4, seed=2)
+    list(itertools.islice(through, 4))
+    state = json.loads(json.dumps(through.get_state()))
+    restarted = dataset.iterator(4, seed=2)
+    restarted.set_state(state)
+    expected = decoded(dataset, itertools.islice(through, 4))
+    found = decoded(dataset, itertools.islice(restarted, 4))
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_chance_does_not_depend_on_the_default_generator(dataset):
+    (raw,) = take(dataset, 1, 4, 0)
+    expected = dataset.to_batch(raw).x
+    with jax.default_prng_impl("unsafe_rbg"):
+        found = dataset.to_batch(raw).x
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_keys_are_not_those_of_a_training():
+    """``fold_in(key(seed), number)`` is the key of a step and, split, of its noise."""
+    items = np.array([[s, e, i] for s in range(2) for e in range(3) for i in range(3)])
+    data = jax.random.key_data(pipeline.item_keys(items.astype(np.uint32)))
+    training = {
+        tuple(np.asarray(jax.random.key_data(jax.random.fold_in(key, i))).tolist())
+        for s in range(2)
+        for key in [jax.random.key(s), *jax.random.split(jax.random.key(s), 4)]
+        for k in range(3)
+        for key in [key, jax.random.fold_in(key, k)]
+        for i in range(3)
+    }
+    keys = {tuple(row) for row in np.asarray(data).tolist()}
+    assert len(keys) == len(items) and not keys & training
+
+
+# --- whitening ------------------------------------------------------------------------
+
+
+def manifest(folder, **content):
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_measured_whitening_gives_the_declared_moments(tmp_path):
+    stored = posteriors().source.fields["latent"].astype(np.float64)
+    flat = stored.reshape(-1, 8)
+    moments = {"mean": flat.mean(0).tolist(), "std": flat.std(0).tolist()}
+    folder = manifest(tmp_path, splits={"train": moments})
+    x = by_item(posteriors(folder, "measured"), 400).reshape(-1, 4)
+    np.testing.assert_allclose(x.mean(0), 0, atol=0.01)
+    np.testing.assert_allclose(x.std(0), 0.5, rtol=0.02)
+
+
+def test_measured_whitening_of_drawn_latents(tmp_path):
+    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    encoder = {"pixel_range": "[0, 1]"}
+    folder = manifest(tmp_path, mean=mean, std=std, encoder=encoder)
+    found = latents.find_whitening(folder, "measured")
+    assert found == (tuple(mean), tuple(std), "[0,1]")
+    # The split's come before those of the whole.
+    manifest(tmp_path, mean=mean, std=std, splits={"train": {"mean": std, "std": std}})
+    assert latents.find_whitening(folder, "measured").mean == tuple(std)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"mean": [1, 2, 3], "std": [1, 2, 3]},
+        {"mean": [1, 2, 3, 4], "std": [1, 2, 3, 0]},
+        {"mean": [1, 2, 3, None], "std": [1, 2, 3, 4]},
+        {"splits": {"train": {"mean": [1, 2, 3, 4]}}},
+    ],
+)
+def test_manifests_without_constants_are_refused(tmp_path, content):
+    manifest(tmp_path, **content)
+    with pytest.raises(ValueError, match=r"manifest.json must have under splits.train"):
+        latents.find_whitening(tmp_path, "measured")
+
+
+def test_measured_whitening_without_a_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'measured' needs .*manifest.json"):
+        latents.find_whitening(tmp_path, "measured")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is not JSON"):
+        latents.find_whitening(tmp_path, "edm2")
+
+
+@pytest.mark.parametrize("pixels", ["[0,1]", "[-1, 1]"])
+@pytest.mark.parametrize("whitening", sorted(latents.WHITENING))
+def test_pixel_range_of_the_recipe_must_be_that_of_the_data(
+    tmp_path, whitening, pixels
+):
+    constants = latents.WHITENING[whitening]
+    assert latents.find_whitening(tmp_path, whitening) == constants  # not recorded
+    manifest(tmp_path, encoder={"pixel_range": pixels})
+    if constants.pixel_range == pixels.replace(" ", ""):
+        assert latents.find_whitening(tmp_path, whitening) == constants
+        return
+    other = {"edm2": "sd_vae_ft_mse_pm1", "sd_vae_ft_mse_pm1": "edm2"}[whitening]
+    with pytest.raises(ValueError, match=rf"choose '{other}', or 'measured'"):
+        posteriors(tmp_path, whitening)

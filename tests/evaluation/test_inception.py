@@ -1,0 +1,299 @@
+"""The FID network against torch-fidelity's, with weights drawn from a seed.
+
+``golden/inception.npz`` holds what that network gave (``golden/make_inception.py``);
+neither PyTorch nor published weights are needed here.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax.evaluation import inception, inception_weights
+from scm_jax.exchange.torch_files import write_state_dict
+from tests.evaluation import inception_tensors as drawn
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden/inception.npz"
+OUTPUTS = ["pool3", "spatial", "logits_unbiased"]
+# The project's bound for a port: of the root mean square of what is compared.
+AGREEMENT = 1e-4
+FAST = {"xla_backend_optimization_level": 0}  # compiles faster
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    shapes = inception_weights.tensor_shapes()
+    return drawn.tensors({name: shapes[name] for name in sorted(shapes)})
+
+
+@pytest.fixture(scope="module")
+def net(tensors):
+    return inception_weights.from_state_dict(tensors)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def output(net):
+    """Of a small image, in which borders are a large part."""
+    run = jax.jit(inception.apply, compiler_options=FAST)
+    return run(net.params, drawn.image(139, 107))
+
+
+def assert_agrees(x, expected):
+    scale = expected[1]
+    np.testing.assert_allclose(drawn.summary(x), expected, 0, AGREEMENT * scale)
+
+
+# The network.
+
+
+@pytest.mark.parametrize("stage", list(inception.STAGES))
+def test_every_stage_agrees_with_torch_fidelity(output, golden, stage):
+    assert_agrees(output.stages[stage], golden[stage])
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_agree_with_torch_fidelity(output, golden, name):
+    assert_agrees(getattr(output, name), golden[name])
+
+
+def test_pixels_to_features_agree_with_torch_fidelity(net, golden):
+    """Resizing and quantization included; spatial features in ADM's order."""
+    run = jax.jit(inception.features, compiler_options=FAST)
+    got = run(net.params, drawn.pixels())
+    shapes = {name: x.shape for name, x in got.items()}
+    assert shapes == {"features": (1, 2048), "spatial": (1, 2023), "logits": (1, 1008)}
+    for name, x in got.items():
+        assert_agrees(x, golden[f"pixels_{name}"])
+
+
+def abstract(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def test_shapes_of_an_image_of_299():
+    params = {
+        name: {"kernel": abstract(*shape), "bias": abstract(shape[-1])}
+        for name, shape in inception.conv_shapes().items()
+    } | {"fc": {"kernel": abstract(2048, 1008), "bias": abstract(1008)}}
+    out = jax.eval_shape(inception.apply, params, abstract(2, 299, 299, 3))
+    sides = {name: x.shape[1:] for name, x in out.stages.items()}
+    assert sides["MaxPool_1"] == (73, 73, 64)
+    assert sides["MaxPool_2"] == (35, 35, 192)
+    for name, channels in {"5b": 256, "5c": 288, "5d": 288}.items():
+        assert sides[f"Mixed_{name}"] == (35, 35, channels)
+    for name in "abcde":
+        assert sides[f"Mixed_6{name}"] == (17, 17, 768)
+    for name, channels in {"7a": 1280, "7b": 2048, "7c": 2048}.items():
+        assert sides[f"Mixed_{name}"] == (8, 8, channels)
+    assert out.pool3.shape == (2, 2048)
+    assert out.spatial.shape == (2, 17, 17, 7)
+    assert out.logits_unbiased.shape == (2, 1008)
+
+
+def test_number_of_parameters():
+    """torchvision's 27,161,264 for 1000 classes, without its auxiliary head."""
+    auxiliary = 768 * 128 + 128 * 768 * 25 + 2 * (128 + 768) + 769 * 1000
+    expected = 27_161_264 - auxiliary + 8 * 2049
+    assert inception.num_parameters() == expected == 23_850_960
+    assert len(inception.conv_shapes()) == 94
+
+
+def test_the_epsilon_of_batch_norm_is_a_thousandth():
+    one, zero = np.ones(1), np.zeros(1)
+    folded = inception.fold_batch_norm(np.ones((1, 1, 1, 1)), one, zero, one, zero)
+    np.testing.assert_allclose(folded["kernel"], 1000**0.5, rtol=1e-6)
+    np.testing.assert_allclose(folded["bias"], [-(1000**0.5)], rtol=1e-6)
+
+
+def pool_branch(stage, x):
+    """What the first channel of the pool branch gives if it passes on the pool."""
+    params = {
+        name: {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[-1])}
+        for name, shape in inception.conv_shapes().items()
+        if name.startswith(stage)
+    }
+    kernel = params[f"{stage}.branch_pool"]["kernel"]
+    kernel[0, 0, 0, :] = 1
+    x = np.repeat(x[None, :, :, None], kernel.shape[2], axis=-1)
+    return inception.run_stage(stage, params, x)[0, :, :, -1]
+
+
+@pytest.mark.parametrize("stage", ["Mixed_5b", "Mixed_6b", "Mixed_7b"])
+def test_average_pools_leave_padding_out(stage):
+    got = pool_branch(stage, np.ones((4, 3), np.float32))
+    np.testing.assert_allclose(got, np.ones((4, 3)), rtol=1e-6)
+
+
+def test_the_pool_of_the_last_block_is_a_maximum():
+    x = np.zeros((5, 4), np.float32)
+    x[0, 0] = 2
+    expected = np.zeros_like(x)
+    expected[:2, :2] = 2
+    np.testing.assert_array_equal(pool_branch("Mixed_7c", x), expected)
+
+
+def test_logits_have_no_bias(net, output):
+    expected = output.pool3 @ net.params["fc"]["kernel"]
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(output.logits_unbiased, expected, 0, 1e-5 * scale)
+    assert np.abs(net.params["fc"]["bias"]).max() > 0.1  # would be seen
+
+
+# Weights.
+
+
+def test_a_file_of_pytorch_fid(tmp_path, tensors, net):
+    path = tmp_path / "inception.pth"
+    counters = {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(7)}
+    write_state_dict(path, tensors | counters)
+    assert_same_net(inception_weights.load(path), net)
+
+
+@pytest.mark.parametrize("prefix", ["pt_inception", "weights-inception"])
+def test_the_published_names_stand_for_the_published_bytes(tmp_path, prefix):
+    path = tmp_path / f"{prefix}-2015-12-05-6726825d.pth"
+    write_state_dict(path, {"fc.bias": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, .*6726825d0a.*get"):
+        inception_weights.load(path)
+
+
+def test_the_graph_of_tensorflow(tmp_path, tensors, net):
+    path = tmp_path / "classify_image_graph_def.pb"
+    path.write_bytes(graph_def(tensors))
+    assert_same_net(inception_weights.load(path), net)
+
+
+def assert_same_net(got, expected):
+    assert got.weights_sha256 == expected.weights_sha256
+    same = jax.tree.map(np.array_equal, got.params, expected.params)
+    assert jax.tree.all(same), same
+
+
+def graph_def(tensors):
+    """The tensors as constants of a frozen graph."""
+
+    def message(number, *parts):
+        content = b"".join(parts)
+        size, length = len(content), b""
+        while size > 127:
+            length += bytes([size & 127 | 128])
+            size >>= 7
+        return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+    def varint(number, value):
+        low, high = value & 127, value >> 7
+        return bytes([number << 3, low | 128, high] if high else [number << 3, low])
+
+    def constant(name, array):
+        dims = b"".join(message(2, varint(1, n)) for n in array.shape)
+        content = np.ascontiguousarray(array, "<f4").tobytes()
+        tensor = varint(1, 1) + message(2, dims) + message(4, content)
+        value = message(5, message(1, b"value"), message(2, message(8, tensor)))
+        return message(1, message(1, name.encode()), message(2, b"Const"), value)
+
+    nodes = [
+        constant("softmax/weights", tensors["fc.weight"].T),
+        constant("softmax/biases", tensors["fc.bias"]),
+    ]
+    parts = {"weight": "gamma", "bias": "beta"}
+    parts |= {"running_mean": "moving_mean", "running_var": "moving_variance"}
+    for name, scope in inception_weights.tensorflow_scopes().items():
+        kernel = tensors[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
+        nodes.append(constant(f"{scope}/conv2d_params", kernel))
+        for ours, theirs in parts.items():
+            array = tensors[f"{name}.bn.{ours}"]
+            nodes.append(constant(f"{scope}/batchnorm/{theirs}", array))
+    return b"".join(nodes)
+
+
+@pytest.mark.parametrize(
+    "name, scope",
+    [
+        ("Conv2d_1a_3x3", "conv"),
+        ("Conv2d_4a_3x3", "conv_4"),
+        ("Mixed_5b.branch1x1", "mixed/conv"),
+        ("Mixed_5b.branch5x5_1", "mixed/tower/conv"),
+        ("Mixed_5c.branch3x3dbl_3", "mixed_1/tower_1/conv_2"),
+        ("Mixed_5d.branch_pool", "mixed_2/tower_2/conv"),
+        ("Mixed_6a.branch3x3", "mixed_3/conv"),
+        ("Mixed_6a.branch3x3dbl_2", "mixed_3/tower/conv_1"),
+        ("Mixed_6d.branch1x1", "mixed_6/conv"),
+        ("Mixed_6e.branch7x7dbl_5", "mixed_7/tower_1/conv_4"),
+        ("Mixed_7a.branch3x3_2", "mixed_8/tower/conv_1"),
+        ("Mixed_7a.branch7x7x3_4", "mixed_8/tower_1/conv_3"),
+        ("Mixed_7b.branch3x3_2a", "mixed_9/tower/mixed/conv"),
+        ("Mixed_7c.branch3x3dbl_2", "mixed_10/tower_1/conv_1"),
+        ("Mixed_7c.branch3x3dbl_3b", "mixed_10/tower_1/mixed/conv_1"),
+        ("Mixed_7c.branch_pool", "mixed_10/tower_2/conv"),
+    ],
+)
+def test_names_in_the_graph_of_tensorflow(name, scope):
+    """As torch-fidelity lists them (utils/util_convert_inception_weights.py)."""
+    scopes = inception_weights.tensorflow_scopes()
+    assert scopes[name] == scope
+    assert list(scopes) == list(inception.conv_shapes())
+    assert len(set(scopes.values())) == len(scopes)
+
+
+def test_the_id_is_that_of_the_numbers(tensors, net):
+    again = {name: tensors[name] for name in reversed(tensors)}
+    assert inception_weights.weights_id(again) == net.weights_sha256
+    again["fc.bias"] = again["fc.bias"] + np.float32(1e-6)
+    assert inception_weights.weights_id(again) != net.weights_sha256
+
+
+def test_what_does_not_fit_is_named():
+    shapes = inception_weights.tensor_shapes()
+    state = {n: np.broadcast_to(np.float32(1), s) for n, s in shapes.items()}
+    state["extra"] = np.zeros(2)
+    state["fc.weight"] = state["fc.weight"][:1000]
+    state["Mixed_5b.branch1x1.bn.bias"] = np.full(64, np.nan)
+    del state["Mixed_7c.branch_pool.conv.weight"]
+    with pytest.raises(ValueError) as caught:
+        inception_weights.from_state_dict(state, where="weights.pth")
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        "weights.pth does not hold this network's weights:",
+        "  missing: Mixed_7c.branch_pool.conv.weight (192, 2048, 1, 1)",
+        "  unknown: extra (2,)",
+        "  wrong shape: fc.weight (1000, 2048), expected (1008, 2048)",
+        "  not finite: Mixed_5b.branch1x1.bn.bias",
+    ]
+
+
+def test_only_the_first_of_many_are_named():
+    with pytest.raises(ValueError, match=r"missing: 464 more"):
+        inception_weights.from_state_dict({})
+
+
+def test_files_of_other_names_are_told_what_to_take(tmp_path):
+    path = tmp_path / "inception.npz"
+    write_state_dict(path, {"layers.conv.weight": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"(?s)layers.conv.weight.*pt_inception-2015"):
+        inception_weights.load(path)
+
+
+def test_damaged_files_are_told_what_to_take(tmp_path):
+    path = tmp_path / "inception-2015-12-05.pkl"
+    path.write_bytes(b"\x80\x04cos\nsystem\n.")
+    with pytest.raises(ValueError, match=r"(?s)os.system.*pt_inception-2015"):
+        inception_weights.load(path)
+
+
+def test_a_graph_without_a_constant(tmp_path):
+    path = tmp_path / "graph.pb"
+    path.write_bytes(
+        (pathlib.Path(__file__).parents[1] / "golden/constants.pb").read_bytes()
+    )
+    with pytest.raises(
+        ValueError, match=r"graph.pb: the graph has no constant conv/conv2d"
+    ):
+        inception_weights.load(path)

@@ -1,0 +1,198 @@
+"""What can be compared, what is refused, and numbers over seeds."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from scm_jax.evaluation.protocol import (
+    MEASURING,
+    Measured,
+    Protocol,
+    differences,
+    overlay_note,
+    published,
+    require_comparable,
+)
+
+HASH = "0123456789abcdef" * 4
+PROTOCOL = Protocol(
+    metric="fid",
+    extractor="inception_2015",
+    extractor_sha256=HASH,
+    resize="tf1_bilinear_299",
+    quantization="x*127.5+128, truncated",
+    reference="cifar10-train",
+    reference_sha256=HASH[::-1],
+    reference_count=50000,
+    num_samples=50000,
+    seeds=(0, 1, 2),
+    sampler="consistency",
+    steps=2,
+    times=(1.1,),
+    guidance=1.5,
+    ema=0.05,
+)
+OTHER = {
+    "metric": "sfid",
+    "extractor": "dinov2",
+    "extractor_sha256": "f" * 64,
+    "resize": "pil_bicubic_224",
+    "quantization": "(x+1)/2*255",
+    "reference": "cifar10-test",
+    "reference_sha256": "e" * 64,
+    "reference_count": 10000,
+    "num_samples": 5000,
+    "seeds": (7,),
+    "sampler": "heun",
+    "steps": 18,
+    "times": (1.2, 0.3),
+    "guidance": 1.0,
+    "ema": None,
+    "source": "arXiv 2410.11081, Table 1",
+}
+
+
+def test_every_field_is_tried():
+    assert set(OTHER) == {field.name for field in dataclasses.fields(Protocol)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": None, "times": ()}, OTHER])
+def test_json_round_trip(changes):
+    protocol = dataclasses.replace(PROTOCOL, **changes)
+    text = protocol.to_json()
+    assert "\n" not in text
+    again = Protocol.from_json(text)
+    assert again == protocol
+    assert hash(again) == hash(protocol)
+
+
+def test_lists_and_numpy_numbers_become_plain():
+    seeds = np.arange(3)
+    protocol = dataclasses.replace(PROTOCOL, seeds=seeds, times=np.array([1.1]))
+    assert protocol == PROTOCOL
+    assert json.loads(protocol.to_json())["seeds"] == [0, 1, 2]
+
+
+def test_json_that_is_not_a_whole_protocol_is_refused():
+    entries = json.loads(PROTOCOL.to_json())
+    entries["colour"] = entries.pop("resize")
+    with pytest.raises(ValueError, match=r"missing: \['resize'\].*\['colour'\]"):
+        Protocol.from_json(json.dumps(entries))
+    with pytest.raises(ValueError, match="JSON object"):
+        Protocol.from_json("[1]")
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_another_way_of_measuring_is_refused(name):
+    other = dataclasses.replace(PROTOCOL, **{name: OTHER[name]})
+    there, here = getattr(PROTOCOL, name), OTHER[name]
+    assert differences(PROTOCOL, other) == {name: (there, here)}
+    with pytest.raises(ValueError) as error:
+        require_comparable([PROTOCOL, PROTOCOL, other])
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("row 2 was measured in another way than row 0")
+    assert lines[1:] == [f"  {name}: {there!r} there, {here!r} here"]
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER) - {*MEASURING, "source"}))
+def test_what_is_swept_may_differ(name):
+    other = dataclasses.replace(PROTOCOL, **{name: OTHER[name]})
+    assert list(differences(PROTOCOL, other)) == [name]
+    require_comparable([PROTOCOL, other])
+
+
+def test_all_differences_are_listed():
+    other = dataclasses.replace(PROTOCOL, **{**OTHER, "source": ""})
+    with pytest.raises(ValueError) as error:
+        require_comparable([PROTOCOL, other])
+    named = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
+    assert named == [
+        "metric",
+        "extractor",
+        "extractor_sha256",
+        "resize",
+        "quantization",
+        "reference_sha256",
+        "num_samples",
+    ]
+
+
+def test_nothing_and_one_row_are_comparable():
+    require_comparable([])
+    require_comparable([PROTOCOL])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("extractor_sha256", "", "extractor_sha256 is ''"),
+        ("extractor_sha256", "abc", "expected 64 hexadecimal"),
+        ("reference_sha256", "none", "expected 64 hexadecimal"),
+        ("resize", "unknown", "resize is 'unknown'"),
+        ("sampler", "", "sampler is ''"),
+        ("num_samples", 0, "num_samples = 0"),
+        ("steps", 0, "steps = 0"),
+        ("seeds", (), "seeds is empty"),
+    ],
+)
+def test_a_number_measured_here_knows_its_protocol(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PROTOCOL, **{name: value})
+
+
+def test_extractors_without_weights():
+    assert dataclasses.replace(PROTOCOL, extractor="raw", extractor_sha256="none")
+
+
+def test_published_numbers_are_overlays_only():
+    paper = published("arXiv 2410.11081, Table 1", "fid", steps=2, num_samples=50000)
+    assert Protocol.from_json(paper.to_json()) == paper
+    for rows in ([PROTOCOL, paper], [paper, PROTOCOL], [paper, paper], [paper]):
+        with pytest.raises(ValueError, match="Table 1 was not measured here"):
+            require_comparable(rows)
+    note = overlay_note(PROTOCOL, paper)
+    assert note.startswith("published in arXiv 2410.11081, Table 1, not measured here;")
+    assert note.endswith(
+        "not stated: extractor, extractor_sha256, resize, quantization,"
+        " reference_sha256"
+    )
+    fewer = published("a table", "fid", num_samples=5000)
+    assert "num_samples: 5000 there, 50000 here" in overlay_note(PROTOCOL, fewer)
+    with pytest.raises(ValueError, match="'sfid', not 'fid'"):
+        overlay_note(PROTOCOL, published("a table", "sfid"))
+    with pytest.raises(ValueError, match="has a source"):
+        overlay_note(PROTOCOL, PROTOCOL)
+    with pytest.raises(ValueError, match="needs its source"):
+        published("", "fid")
+
+
+def test_seeds_have_mean_and_spread():
+    measured = Measured((2.0, 4.0, 9.0))
+    assert measured.value == 5
+    assert measured.std == pytest.approx(np.sqrt(13), rel=1e-12)
+    assert measured.row() == {
+        "value": 5,
+        "std": measured.std,
+        "num_seeds": 3,
+        "values": [2, 4, 9],
+    }
+    assert Measured((3,)).row()["std"] == 0
+
+
+def test_the_best_never_comes_alone():
+    measured = Measured([3.0, 2.0, 4.0])
+    assert measured.row(best="least") == {**measured.row(), "best": 2}
+    assert measured.row(best="greatest") == {**measured.row(), "best": 4}
+    assert not [name for name in dir(measured) if "best" in name or "min" in name]
+    with pytest.raises(ValueError, match="no spread"):
+        Measured((1.0,)).row(best="least")
+    with pytest.raises(ValueError, match="'least' or 'greatest'"):
+        measured.row(best="best")
+
+
+@pytest.mark.parametrize("values", [(), (1.0, float("nan"))])
+def test_values_over_seeds_are_finite_numbers(values):
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        Measured(values)

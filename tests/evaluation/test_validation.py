@@ -1,0 +1,266 @@
+"""Errors at fixed data, noise and times, where the right number is known."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import objectives, sampling, trigflow
+from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
+from scm_jax.evaluation import (
+    MixtureConsistency,
+    Subject,
+    TeacherTrajectory,
+    Validation,
+)
+from scm_jax.evaluation.validation import exact_consistency
+from scm_jax.types import Cond
+
+SIGMA_DATA = 0.5
+MIXTURE = GaussianMixture(weights=(0.4, 0.6), means=((-0.5,), (0.4,)), stds=(0.1, 0.2))
+GAUSSIAN = Gaussian(mean=(0.25, -0.15), std=0.3)
+
+
+# --- Against the exact map ------------------------------------------------------------
+
+
+def with_error(error, data=GAUSSIAN):
+    """A student that misses the exact map of ``data`` by ``error(x_t, t)``."""
+
+    def f(x_t, t, label):
+        # The evaluator's own compiled map, at the sine and cosine of the angle.
+        time = trigflow.time_from_t(t)
+        return exact_consistency(data, x_t, time, SIGMA_DATA) + error(x_t, t)
+
+    return Subject(sigma_data=SIGMA_DATA, f=f, closed_form=data)
+
+
+def test_exact_map_has_no_error():
+    metrics = MixtureConsistency()(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
+    # t carries an absolute error of float32 epsilon, and f has slopes of a few units.
+    assert metrics["consistency_rmse"] < 1e-5
+    assert metrics["one_step_rmse"] < 1e-5
+    assert metrics["num_samples"] == 64 * 256
+
+
+def test_planted_error_is_found():
+    def alternate(x_t, t):
+        return 0.03 * np.where(np.arange(len(t)) % 2, 1, -1)[:, None]
+
+    metrics = MixtureConsistency()(with_error(alternate, MIXTURE))
+    assert metrics["consistency_rmse"] == pytest.approx(0.03, rel=1e-4)
+    assert metrics["one_step_rmse"] == pytest.approx(0.03, rel=1e-4)
+
+
+@pytest.mark.parametrize("P_mean, P_std", [(-1.0, 1.4), (-0.4, 2.0)])
+def test_times_follow_the_proposal(P_mean, P_std):
+    """An error above the 84 % quantile of ``sigma = sigma_data tan t`` weighs 16 %."""
+    threshold = np.arctan(np.exp(P_mean + P_std) / SIGMA_DATA)
+    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=16)
+    metrics = evaluator(with_error(lambda x_t, t: 0.1 * (t[:, None] > threshold)))
+    assert metrics["consistency_rmse"] ** 2 == pytest.approx(
+        0.01 * 0.158655, abs=0.01 / 200
+    )
+
+
+def test_points_follow_the_noised_data():
+    """The mean square of ``x_t``, here planted as the error, has a closed form."""
+    metrics = MixtureConsistency(num_points=2048)(with_error(lambda x_t, t: x_t))
+    eps = np.linspace(-6, 6, 4001)
+    weight = np.exp(-0.5 * eps**2) / np.exp(-0.5 * eps**2).sum()
+    t = np.arctan(np.exp(-1.0 + 1.4 * eps) / SIGMA_DATA)
+    data = 0.3**2 + (0.25**2 + 0.15**2) / 2
+    square = np.cos(t) ** 2 * data + np.sin(t) ** 2 * SIGMA_DATA**2
+    expected = np.sqrt((square * weight).sum())
+    assert metrics["consistency_rmse"] == pytest.approx(expected, rel=0.01)
+    assert metrics["one_step_rmse"] == pytest.approx(SIGMA_DATA, rel=0.05)
+
+
+def test_error_is_a_mean_over_elements():
+    error = np.array([[0.06, 0.0]], np.float32)
+    subject = with_error(lambda x_t, t: error)
+    metrics = MixtureConsistency(num_times=8, num_points=16)(subject)
+    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
+
+
+def test_student_is_compiled_once():
+    traces = []
+
+    @jax.jit
+    def student(x_t, t, label):
+        traces.append((x_t.shape, t.shape))
+        time = trigflow.time_from_t(t)
+        return trigflow.f_from_F(x_t, 0 * x_t, time, SIGMA_DATA)
+
+    subject = Subject(sigma_data=SIGMA_DATA, f=student, closed_form=GAUSSIAN)
+    metrics = MixtureConsistency(num_times=5, num_points=16)(subject)
+    assert traces == [((16, 2), (16,))]
+    assert metrics["consistency_rmse"] > 0.05
+
+
+# --- What an objective makes small ----------------------------------------------------
+
+
+def exact_F(x, cond):
+    return GAUSSIAN.velocity(x * SIGMA_DATA, cond.t, SIGMA_DATA) / SIGMA_DATA
+
+
+def student_F(slope, x, cond):
+    """``F`` of a student whose ``f`` is the exact map plus ``slope * t``."""
+    time, x_t = trigflow.time_from_t(cond.t), x * SIGMA_DATA
+    f = GAUSSIAN.consistency(x_t, time, SIGMA_DATA) + slope * cond.t[:, None]
+    return trigflow.F_from_f(x_t, f, time, SIGMA_DATA)
+
+
+def objective_error(objective, net, teacher=None):
+    """``Subject.validation_error`` of a network without parameters."""
+
+    @jax.jit
+    def errors(x0, z, time, label):
+        cond = Cond(t=time.t, label=label)
+        error = objective.validation_error(net, x0, z, time, cond, teacher)
+        x_t = trigflow.interpolate(x0, z, time)
+        F = net(x_t / SIGMA_DATA, cond)
+        f = trigflow.f_from_F(x_t, F, time, SIGMA_DATA)
+        return error, jnp.square(f - x0).mean(axis=-1)
+
+    return errors
+
+
+def gaussian_batch(num, seed):
+    x0 = GAUSSIAN.sample(np.random.default_rng([seed, 1]), num)
+    return jnp.asarray(x0), None
+
+
+def validation_subject(objective, net, teacher=None):
+    return Subject(
+        sigma_data=SIGMA_DATA,
+        batch=gaussian_batch,
+        validation_error=objective_error(objective, net, teacher),
+    )
+
+
+def quantile_times(num_times, mean=-1.0, std=1.4):
+    """Times of equally likely noise levels, without the evaluator's code."""
+    import statistics
+
+    levels = [(i + 0.5) / num_times for i in range(num_times)]
+    normal = statistics.NormalDist(mean, std)
+    return np.arctan(np.exp([normal.inv_cdf(p) for p in levels]) / SIGMA_DATA)
+
+
+def test_exact_diffusion_leaves_the_variance_of_the_velocity():
+    """Var(v_t | x_t) = s^2 sigma_data^2 / (s^2 cos^2 + sigma_data^2 sin^2)."""
+    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
+    evaluator = Validation(num_times=8, num_points=4096, batch_size=4096)
+    metrics = evaluator(validation_subject(objective, exact_F))
+    t = quantile_times(8)
+    variance = 0.09 * 0.25 / (0.09 * np.cos(t) ** 2 + 0.25 * np.sin(t) ** 2)
+    by_time = metrics["validation_error_by_time"]
+    # Means of 8,192 squares of normal numbers.
+    np.testing.assert_allclose(by_time, variance, rtol=5 * np.sqrt(2 / 8192))
+    assert metrics["validation_error"] == pytest.approx(np.mean(by_time), rel=1e-12)
+    # The denoiser misses x0 by sin(t) times what the velocity misses.
+    guess = (np.sin(t) ** 2 * variance).mean()
+    assert metrics["denoising_error"] == pytest.approx(guess, rel=0.03)
+
+
+def test_distillation_error_is_the_derivative_along_the_path():
+    objective = objectives.build(
+        "consistency", sigma_data=SIGMA_DATA, dx_dt="teacher", tangent_norm_eps=3.0
+    )
+    evaluator = Validation(num_times=8, num_points=64)
+    for slope in (0.0, 0.7):
+        net = functools.partial(student_F, slope)
+        metrics = evaluator(validation_subject(objective, net, exact_F))
+        expected = slope**2 * np.cos(quantile_times(8)) ** 2
+        by_time = metrics["validation_error_by_time"]
+        np.testing.assert_allclose(by_time, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_validation_ignores_how_an_objective_is_stabilized():
+    net = functools.partial(student_F, 0.3)
+    changed = {
+        "tangent_normalization": "clip",
+        "tangent_warmup_steps": 5,
+        "tangent_warmup_form": "rcm",
+        "prior_weighting": "none",
+        "tangent": "finite_difference",
+        "P_mean": 0.4,
+    }
+    plain, other = (
+        Validation(num_times=4, num_points=32)(
+            validation_subject(
+                objectives.build("consistency", sigma_data=SIGMA_DATA, **settings), net
+            )
+        )
+        for settings in ({}, changed)
+    )
+    assert plain["validation_error"] > 0
+    assert plain == other
+
+
+def test_validation_is_the_same_in_parts():
+    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
+    subject = validation_subject(objective, exact_F)
+    whole = Validation(num_times=3, num_points=64, batch_size=64)(subject)
+    parts = Validation(num_times=3, num_points=64, batch_size=16)(subject)
+    assert parts["validation_error"] == pytest.approx(
+        whole["validation_error"], rel=1e-6
+    )
+    assert parts["validation_points"] == whole["validation_points"] == 192
+
+
+def test_errors_that_are_not_finite_are_refused():
+    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
+    subject = validation_subject(objective, lambda x, cond: x * jnp.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        Validation(num_times=2, num_points=8)(subject)
+
+
+# --- Along a teacher's paths ----------------------------------------------------------
+
+
+def exact_paths(num, steps, seed):
+    grid = sampling.make_grid("heun", steps, SIGMA_DATA)
+    keys = sampling.sample_keys(seed, np.arange(num))
+    cond = Cond(t=jnp.zeros((num,)))
+    states = sampling.heun_path(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    return grid, states, None
+
+
+def test_a_perfect_student_takes_every_point_to_the_end_of_its_path():
+    evaluator = TeacherTrajectory(teacher_steps=64, num_paths=32)
+    perfect = dataclasses.replace(
+        with_error(lambda x_t, t: 0 * x_t), teacher_paths=exact_paths
+    )
+    # What is left is the error of 64 Heun steps.
+    assert evaluator(perfect)["trajectory_rmse"] < 3e-3
+    shifted = dataclasses.replace(perfect, f=with_error(lambda x_t, t: 0.2 + 0 * x_t).f)
+    metrics = evaluator(shifted)
+    assert metrics["trajectory_rmse"] == pytest.approx(0.2, rel=0.02)
+    assert metrics["trajectory_one_step_rmse"] == pytest.approx(0.2, rel=0.02)
+
+
+def test_one_step_is_measured_from_the_noise_alone():
+    def late(x_t, t):
+        return 0.3 * (t[:, None] > 1.55) + 0 * x_t
+
+    subject = dataclasses.replace(with_error(late), teacher_paths=exact_paths)
+    metrics = TeacherTrajectory(teacher_steps=64, num_paths=32)(subject)
+    assert metrics["trajectory_one_step_rmse"] == pytest.approx(0.3, rel=0.02)
+    assert metrics["trajectory_rmse"] < 0.15
+
+
+def test_paths_end_where_the_sampler_does():
+    grid, states, _ = exact_paths(4, 6, 3)
+    keys = sampling.sample_keys(3, np.arange(4))
+    cond = Cond(t=jnp.zeros((4,)))
+    end = sampling.heun_sample(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    assert states.shape == (7, 4, 2)
+    np.testing.assert_array_equal(states[-1], end)
+    start = sampling.sample_noise(keys, 0, (2,), SIGMA_DATA)
+    np.testing.assert_array_equal(states[0], start)
