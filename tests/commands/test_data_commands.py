@@ -164,6 +164,18 @@ def test_a_users_folder_with_a_recipe(tmp_path):
     assert manifest.read(tmp_path / "a/mine/1.0.0")["shape"] == [4, 4, 3]
 
 
+def test_classes_from_a_text_file(tmp_path):
+    names = [f"{k}.png" for k in range(4)]
+    files = {n: raw_data.encode(raw_data.picture(k)) for k, n in enumerate(names)}
+    raw_data.write_folder(tmp_path / "raw", files)
+    text = tmp_path / "labels.csv"
+    text.write_text("".join(f"{k},{k % 2 + 1}\n" for k in range(4)))
+    flags = ("--name=flat", f"--source={tmp_path / 'raw'}", f"--root={tmp_path}")
+    scm("data", "prepare", *flags, f"--label_file={text}", "--label_base=1")
+    found = manifest.read(tmp_path / "flat/1.0.0")
+    assert found["splits"]["train"]["items_per_class"] == [2, 2]
+
+
 def test_every_recipe_of_the_checkout_is_read_and_found():
     found = recipes.names()
     assert {"cifar10", "digits", "imagenet64", "imagenet512_latents"} <= set(found)
