@@ -90,6 +90,9 @@ def _prepare() -> int:
     flags.DEFINE_string(
         "source_split", None, "Part of the source, where it has several."
     )
+    flags.DEFINE_string(
+        "label_file", None, "Text with an image and its class in each line."
+    )
     flags.DEFINE_string("variant", "", "Of imagenet64: edm2, resized or downsampled.")
     flags.DEFINE_string("version", "1.0.0", "Of the prepared dataset.")
     _flags_of_recipe()
@@ -176,9 +179,14 @@ def _run_recipe(recipe: Recipe) -> Path:
     kind = recipe.kind
     if kind == "auto":
         kind = sources.detect_kind(Path(path))
-    options = recipes.open_options(recipe, kind)
+    options = recipes.open_options(recipe, kind, f.label_file)
     part = f.source_split or _source_split(kind, path, f.split)
     items = sources.open_items(path, kind=kind, split=part, **options)
+    if recipe.num_classes not in (0, len(items.class_names)):
+        raise ValueError(
+            f"{path} has {len(items.class_names)} classes, and {recipe.name!r} has "
+            f"{recipe.num_classes}"
+        )
     published = recipe.items.get(f.split, len(items))
     if published != len(items):
         print(

@@ -3,7 +3,7 @@
 Nothing is downloaded: ``sklearn.datasets.load_digits`` reads a file of its own package.
 The dataset card is README.md beside this file. Prepare it with::
 
-    python -m scm_jax prepare --dataset=digits
+    python -m scm_jax data prepare --dataset=digits
 """
 
 from __future__ import annotations

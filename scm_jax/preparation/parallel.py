@@ -60,7 +60,10 @@ class Work:
     def record(self, shard: int) -> dict[str, Any] | None:
         """The record of a whole shard, else None."""
         folders = (self.folder, self.target)  # while it is published it may be in both
-        return shards.read_record(self.items, self.plan, shard, self.state, folders)
+        found = shards.read_record(self.items, self.plan, shard, self.state, folders)
+        if found is not None and found["skipped"] and not self.skip_bad:
+            return None  # of a command that allowed it; its items may be mended now
+        return found
 
 
 def run(work: Work, workers: int, say: progress.Progress) -> None:

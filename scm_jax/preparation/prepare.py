@@ -61,7 +61,7 @@ def prepare(
         without it, but begin at different shards with it.
       process_count: how many calls these are.
       skip_bad: leave out up to so many items that cannot be used; the manifest names
-        them.
+        them. What one call left out a further one leaves out, too, unless it is 0.
       fresh: forget what an earlier, unfinished call with the same arguments has made.
       quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
@@ -143,15 +143,12 @@ def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> _First:
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
     for index in range(len(items)):
         try:
-            fields = items.read(index)
-            field = next((f for f in shards.FIELDS if f in fields), "image")
-            dtype = "uint8" if field == "image" else "float32"
-            value, label = shards.read_item(items, index, field, recipe, size, dtype)
+            item = shards.read_item(items, index, recipe, size, "float32")
         except ItemError:
             if index >= min(skip_bad, len(items) - 1):
                 raise
         else:
-            return _First(field, value.shape, label is not None)
+            return _First(item.field, item.value.shape, item.label is not None)
     raise AssertionError("the last item either returned or raised")
 
 

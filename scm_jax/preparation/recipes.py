@@ -117,13 +117,16 @@ def _varied(recipe: Recipe, variant: str) -> Recipe:
     )
 
 
-def open_options(recipe: Recipe, kind: str) -> dict[str, Any]:
+def open_options(
+    recipe: Recipe, kind: str, label_file: str | None = None
+) -> dict[str, Any]:
     """What ``preparation.sources.open_items`` is told besides path, kind and split."""
     # tfds counts classes from 0, and folders have names.
-    counted = kind not in ("tfds", "folder", "zip", "tar", "cifar10")
+    named = kind in ("tfds", "folder", "zip", "tar", "cifar10") and not label_file
     return {
         "labels": recipe.labels,
-        "label_base": recipe.label_base if counted else 0,
+        "label_file": label_file,
+        "label_base": 0 if named else recipe.label_base,
         "num_classes": recipe.num_classes or None,
         "channels": recipe.channels,
     }

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,29 +123,36 @@ def features(plan: Plan) -> Any:
 # --- one item -------------------------------------------------------------------------
 
 
-def read_item(
-    items: Items, index: int, field: str, recipe: str, size: int, dtype: str
-) -> tuple[np.ndarray, int | None]:
-    """One raw item, resized and cast: its value, and its class if it has one.
+class Item(NamedTuple):
+    """One raw item, resized and cast; ``label`` is None where it has none."""
+
+    field: str
+    value: np.ndarray
+    label: int | None
+
+
+def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> Item:
+    """Reads a raw item, resizes an image, casts a latent to ``dtype``.
 
     Raises:
       ItemError: it cannot be used.
     """
     fields = items.read(index)
-    if field not in fields:
-        raise ItemError(f"{items.name(index)} has no {field!r}: {sorted(fields)}")
+    field = next((name for name in FIELDS if name in fields), None)
+    if field is None:
+        raise ItemError(f"{items.name(index)} has none of {FIELDS}: {sorted(fields)}")
     value = np.asarray(fields[field])
     if field == "image":
         value = _resized(items.name(index), value, recipe, size)
     label = None if fields.get("label") is None else int(fields["label"])
     with np.errstate(over="ignore"):
-        value = np.ascontiguousarray(value, dtype)
+        value = np.ascontiguousarray(value, "uint8" if field == "image" else dtype)
     if not np.isfinite(value).all():
         raise ItemError(
             f"{items.name(index)} has values that are not finite in {dtype} (NaN, "
             "infinity, or too large)"
         )
-    return value, label
+    return Item(field, value, label)
 
 
 def _resized(name: str, image: np.ndarray, recipe: str, size: int) -> np.ndarray:
@@ -166,10 +173,10 @@ def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
     Raises:
       ItemError: it is not what the plan says.
     """
-    value, label = read_item(
-        items, index, plan.field, plan.recipe, plan.size, plan.dtype
-    )
+    field, value, label = read_item(items, index, plan.recipe, plan.size, plan.dtype)
     name = items.name(index)
+    if field != plan.field:
+        raise ItemError(f"{name} is of the kind {field!r}; the first is a {plan.field}")
     if value.shape != plan.shape:
         raise ItemError(
             f"{name} has shape {value.shape}, and the first item {plan.shape}; all "

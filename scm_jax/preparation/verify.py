@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,8 @@ def _check_items(
     try:
         options = "readahead_buffer_size:0,max_parallelism:0"
         reader = array_record.ArrayRecordReader(str(file), options)
+        if not reader.ok():
+            reader.close()  # raises what is wrong
         number = reader.num_records()
     except (RuntimeError, ValueError) as error:
         yield None, f"cannot be opened: {_first_line(error)}"
@@ -130,7 +133,8 @@ def _check_items(
             yield index, problem
         elif counts.size:
             counts[int(item["label"])] += 1
-    reader.close()
+    with contextlib.suppress(RuntimeError):  # of an item that was named already
+        reader.close()
 
 
 def _problem(item: dict[str, Any], found: dict[str, Any]) -> str:

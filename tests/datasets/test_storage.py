@@ -83,8 +83,8 @@ def test_another_process_may_finish_first(tmp_path, monkeypatch):
 
 
 def test_two_processes_at_once(tmp_path):
-    command = ["-m", "scm_jax", "prepare", "--dataset=digits", f"--root={tmp_path}"]
-    run = [sys.executable, *command]
+    command = ["-m", "scm_jax", "data", "prepare"]
+    run = [sys.executable, *command, "--dataset=digits", f"--root={tmp_path}"]
     checkout = str(Path(scm_jax.__path__[0]).parent)
     env = os.environ | {"PYTHONPATH": checkout}
     processes = [
@@ -118,7 +118,7 @@ def test_foreign_files_are_not_overwritten(tmp_path):
 def test_missing_data_name_the_command_that_prepares_them(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         make_dataset("digits", root=tmp_path)
-    run = f"python -m scm_jax prepare --dataset=digits --root={tmp_path}"
+    run = f"python -m scm_jax data prepare --dataset=digits --root={tmp_path}"
     assert f"`{run}`" in str(error.value)
     done = subprocess.run(
         [sys.executable, *run.split()[1:]], capture_output=True, text=True, check=True

@@ -1,0 +1,152 @@
+"""Images of any prepared dataset: what the manifest says is what a training gets."""
+
+import itertools
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from scm_jax.datasets import make_dataset
+from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
+from scm_jax.preparation.items import ArrayItems
+from scm_jax.preparation.prepare import prepare
+from tests.preparation.engine_program import arrays, run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    run(arrays(), root)
+    run(arrays(num=6, seed=5), root, split="test")
+    return root
+
+
+def open_images(root, split="train", **options):
+    return make_dataset("images", split, root=root, prepared="tiny", **options)
+
+
+def test_shape_classes_and_values_are_those_of_the_manifest(root):
+    dataset = open_images(root)
+    info = dataset.info
+    assert (info.sample_shape, info.num_classes, info.num_items) == ((8, 8, 3), 3, 23)
+    assert info.name == "images" and info.sigma_data == 0.5
+    assert "tiny" in info.description
+    x, label = dataset.arrays()
+    np.testing.assert_allclose(x, arrays().fields["image"] / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(label, arrays().fields["label"])
+    assert open_images(root, "test").info.num_items == 6
+    assert len(open_images(root, "train[:10]").arrays()[0]) == 10
+
+
+def test_without_classes(root):
+    dataset = open_images(root, conditional=False)
+    assert dataset.info.num_classes == 0 and dataset.arrays()[1] is None
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_measured_scaling_is_that_of_the_training_split(root, split):
+    dataset = open_images(root, split, scaling="measured")
+    x, _ = dataset.arrays()
+    train = arrays().fields["image"] / 127.5 - 1
+    raw = (arrays() if split == "train" else arrays(6, seed=5)).fields["image"]
+    centred = raw / 127.5 - 1 - train.mean((0, 1, 2))
+    np.testing.assert_allclose(x, centred * 0.5 / train.std((0, 1, 2)), atol=1e-6)
+    np.testing.assert_array_equal(dataset.info.to_pixels(x), raw)
+
+
+def test_measured_scaling_is_the_same_on_the_device(root):
+    dataset = open_images(root, scaling="measured")
+    raw = next(dataset.iterator(23, seed=0))
+    x, _ = dataset.arrays()
+    batch = jax.jit(dataset.to_batch)(raw)
+    np.testing.assert_array_equal(batch.x, x[raw.items[:, 2]])
+
+
+def test_flips_mirror_some_images(root):
+    plain, flipped = open_images(root), open_images(root, flip=True)
+    batches = zip(plain.iterator(8, 0), flipped.iterator(8, 0), strict=True)
+    ways = set()
+    for one, other in itertools.islice(batches, 3):
+        a, b = plain.to_batch(one).x, flipped.to_batch(other).x
+        for x, y in zip(np.asarray(a), np.asarray(b), strict=True):
+            mirrored = bool((x[:, ::-1] == y).all())
+            assert mirrored or (x == y).all()
+            ways.add(mirrored)
+    assert ways == {True, False}
+
+
+def test_missing_data_name_the_command(tmp_path, root):
+    with pytest.raises(FileNotFoundError) as error:
+        make_dataset("images", root=tmp_path, prepared="flowers")
+    command = "python -m scm_jax data prepare --name=flowers --source=PATH"
+    assert command in str(error.value) and f"--root={tmp_path}" in str(error.value)
+    with pytest.raises(ValueError, match=r"there are \['tiny'\]"):
+        make_dataset("images", root=root)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scaling": "std"}, "dataset.scaling = 'std'"),
+        ({"split": "val"}, "split of the prepared dataset 'tiny' = 'val'"),
+    ],
+)
+def test_illegal_arguments(root, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_images(root, **options)
+
+
+def test_latents_are_no_images(tmp_path):
+    run(ArrayItems({"latent": np.ones((2, 4, 4, 4), np.float32)}), tmp_path)
+    with pytest.raises(ValueError, match="'tiny' holds latents"):
+        open_images(tmp_path)
+
+
+def test_a_channel_of_one_value_cannot_be_scaled(tmp_path):
+    run(ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)}), tmp_path)
+    with pytest.raises(ValueError, match="a channel has one value only"):
+        open_images(tmp_path, scaling="measured")
+
+
+# --- variants of ImageNet 64x64 -------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", IMAGENET64_VARIANTS)
+def test_each_variant_has_a_folder_and_all_but_the_default_warn(
+    tmp_path, variant, caplog
+):
+    chosen = IMAGENET64_VARIANTS[variant]
+    fields = {"image": np.arange(3, dtype=np.uint8)[:, None, None, None]}
+    fields["image"] = np.broadcast_to(fields["image"], (3, 64, 64, 3))
+    if chosen.labelled:
+        fields["label"] = np.array([0, 999, 5])
+    raw = ArrayItems(fields, tuple(map(str, range(1000))), {"path": "x"})
+    prepare(raw, tmp_path / chosen.folder / "1.0.0", quiet=True)
+    with caplog.at_level(logging.WARNING):
+        dataset = make_dataset("imagenet64", root=tmp_path, variant=variant)
+    assert ("cannot be compared" in caplog.text) == (variant != "edm2")
+    x, label = dataset.arrays()
+    assert dataset.info.num_classes == (1000 if chosen.labelled else 0)
+    assert (label is None) == (not chosen.labelled)
+    np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 127.5, [0, 1, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, options, command",
+    [
+        ("cifar10", {}, "--dataset=cifar10 --source=cifar-10-python.tar.gz"),
+        ("imagenet64", {}, "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar"),
+        (
+            "imagenet64",
+            {"variant": "resized"},
+            "--dataset=imagenet64 --variant=resized",
+        ),
+        ("imagenet512_latents", {}, "--dataset=imagenet512_latents --source=img512-sd"),
+    ],
+)
+def test_missing_published_data_name_their_command(tmp_path, name, options, command):
+    dataset = make_dataset(name, root=tmp_path, **options)
+    with pytest.raises(FileNotFoundError) as error:
+        dataset.arrays()
+    assert f"python -m scm_jax data prepare {command}" in str(error.value)

@@ -1,0 +1,462 @@
+"""The engine: what it stores, and that kills and bad items do not change that."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from scm_jax.datasets import pipeline
+from scm_jax.preparation import files, parallel, prepare, progress, shards
+from scm_jax.preparation.items import ArrayItems, ItemError
+from tests.preparation import engine_program as engine
+from tests.preparation.engine_program import SHARD_ITEMS, arrays, run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def start(root, **options):
+    """The preparation in a process of its own."""
+    program = [sys.executable, "-m", "tests.preparation.engine_program", str(root)]
+    given = [f"{name}={value}" for name, value in options.items()]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*program, *given], cwd=ROOT, env=env)
+
+
+def contents(folder):
+    """File -> bytes; the manifest without when and with what it was made."""
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    manifest = json.loads(found["manifest.json"])
+    for split in manifest["splits"].values():
+        del split["made"]
+    return found | {"manifest.json": json.dumps(manifest)}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What one process stores without any trouble."""
+    return contents(run(arrays(), tmp_path_factory.mktemp("plain")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(ArrayItems):
+    """Items that remember which of them were read, and may refuse some."""
+
+    reads: list = dataclasses.field(default_factory=list)
+    bad: tuple = ()
+
+    def read(self, index):
+        self.reads.append(index)
+        if index in self.bad:
+            raise ItemError(f"a.zip: {index}.png does not decode")
+        return super().read(index)
+
+
+def counted(bad=(), raw=None):
+    return Counted(**vars(raw or arrays()), bad=bad)
+
+
+# --- layout ---------------------------------------------------------------------------
+
+LATENTS = np.random.default_rng(1).standard_normal((9, 4, 4, 8)).astype(np.float32)
+LAYOUTS = {
+    "images": (arrays(), {}, "uint8"),
+    "grey without classes": (arrays(shape=(5, 7, 1), classes=0), {}, "uint8"),
+    "float32 latents": (ArrayItems({"latent": LATENTS}), {}, "float32"),
+    "float16 latents": (
+        ArrayItems({"latent": LATENTS, "label": np.arange(9)}, tuple("abcdefghi")),
+        {"dtype": "float16"},
+        "float16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_is_read_by_tfds_and_by_the_pipeline(tmp_path, name):
+    raw, options, dtype = LAYOUTS[name]
+    folder = run(raw, tmp_path, **options)
+    field = "image" if "image" in raw.fields else "latent"
+    expected = raw.fields[field].astype(dtype)
+    info = tfds.builder_from_directory(folder).info
+    assert info.splits["train"].num_examples == len(raw) and info.name == "tiny"
+    assert info.splits["train"].num_shards == -(-len(raw) // SHARD_ITEMS)
+    if raw.class_names:
+        assert tuple(info.features["label"].names) == raw.class_names
+    assert set(info.features) == set(raw.fields)
+    for memory_limit in (0, pipeline.MEMORY_LIMIT):
+        source = pipeline.read_prepared(folder, "train", memory_limit)
+        stored = source.gather(np.arange(len(raw)))
+        assert stored[field].dtype == dtype
+        np.testing.assert_array_equal(stored[field], expected)
+        if raw.class_names:
+            np.testing.assert_array_equal(stored["label"], raw.fields["label"])
+    assert len(pipeline.read_prepared(folder, "train[3:5]")) == 2
+
+
+def test_class_names_that_tfds_cannot_store_are_in_the_manifest(tmp_path):
+    raw = dataclasses.replace(arrays(), class_names=("a", "a", " b"))
+    folder = run(raw, tmp_path)
+    assert tfds.builder_from_directory(folder).info.features["label"].num_classes == 3
+    names = json.loads((folder / "manifest.json").read_text())["class_names"]
+    assert names == ["a", "a", " b"]
+
+
+def test_records_are_the_same_in_every_process(tmp_path):
+    """Fields in alphabetical order: protobuf's own differs from process to process."""
+    from array_record.python import array_record_module as array_record
+
+    folder = run(arrays(num=1), tmp_path)
+    (shard,) = folder.glob("*array_record*")
+    record = array_record.ArrayRecordReader(str(shard)).read([0])[0]
+    assert 0 < record.index(b"image") < record.index(b"label")
+    # Bytes as they are, rather than each of them as a number.
+    assert arrays(num=1).fields["image"][0].tobytes() in record
+
+
+def test_shards_are_bounded_in_items_and_bytes():
+    assert prepare._shard_items((64, 64, 3), "uint8") == 4096
+    assert prepare._shard_items((64, 64, 8), "float32") == 2048
+    assert prepare._shard_items((10**5, 10**4, 3), "uint8") == 1
+
+
+def test_a_second_split_comes_into_the_same_folder(tmp_path):
+    folder = run(arrays(), tmp_path)
+    before = contents(folder)
+    other = arrays(num=6, seed=1)
+    assert run(other, tmp_path, split="test") == folder
+    both = contents(folder)
+    assert {k: both[k] for k in before if "array_record" in k} == {
+        k: v for k, v in before.items() if "array_record" in k
+    }
+    for split, raw in (("train", arrays()), ("test", other)):
+        stored = pipeline.read_prepared(folder, split).fields["image"]
+        np.testing.assert_array_equal(stored, raw.fields["image"])
+    assert os.listdir(folder.parent) == ["1.0.0"]
+    with pytest.raises(ValueError, match=r"shape = \[8, 8, 3\]; the new split has"):
+        run(arrays(shape=(4, 4, 3)), tmp_path, split="validation")
+
+
+def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
+    folder = run(arrays(), tmp_path)
+    write, written = files.write_json, []
+
+    def fail(file, value, indent=None):
+        written.append(file.parent)
+        if written.count(folder) == 2:  # between the first file and the second
+            raise KeyboardInterrupt
+        write(file, value, indent)
+
+    monkeypatch.setattr(files, "write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(arrays(seed=1), tmp_path, split="test")
+    monkeypatch.undo()
+    again = counted(raw=arrays(seed=1))
+    run(again, tmp_path, split="test")
+    assert again.reads == [0]  # for its shape; no shard is made again
+    stored = pipeline.read_prepared(folder, "test").fields["image"]
+    np.testing.assert_array_equal(stored, again.fields["image"])
+    assert os.listdir(folder.parent) == ["1.0.0"]
+
+
+# --- processes and kills --------------------------------------------------------------
+
+
+def test_three_workers_store_the_same_bytes(tmp_path, plain):
+    assert contents(run(arrays(), tmp_path, workers=3)) == plain
+
+
+def test_two_commands_at_once_store_the_same_bytes(tmp_path, plain):
+    both = [start(tmp_path, process_index=k, process_count=2) for k in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert contents(engine.target(tmp_path)) == plain
+    assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
+
+
+def test_a_killed_command_goes_on_where_it_stopped(tmp_path, plain):
+    killed = start(tmp_path, kill_at=14, mark=tmp_path / "mark")
+    assert killed.wait(timeout=120) == -9
+    assert not engine.target(tmp_path).exists()
+    again = counted()
+    folder = run(again, tmp_path)
+    # The first for its shape; then the shard in which it was killed, and the rest.
+    assert again.reads == [0, *range(12, engine.NUM)]
+    assert contents(folder) == plain
+    assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
+
+
+def test_a_killed_worker_is_an_error_and_a_rerun_goes_on(tmp_path, plain):
+    raw = engine.deadly(14, tmp_path / "mark")
+    with pytest.raises(
+        OSError, match=r"ended with code -9; run the same command again"
+    ):
+        run(raw, tmp_path, workers=2)
+    assert not engine.target(tmp_path).exists()
+    assert contents(run(arrays(), tmp_path)) == plain
+
+
+def test_a_claim_is_held_by_one(tmp_path):
+    with parallel.claimed(tmp_path / "a") as first:
+        with parallel.claimed(tmp_path / "a") as second:
+            assert (first, second) == (True, False)
+    with parallel.claimed(tmp_path / "a") as third:
+        assert third
+    with parallel.claimed(tmp_path / "gone/a") as nowhere:
+        assert not nowhere
+
+
+def test_leftovers_of_killed_processes_go(tmp_path):
+    own = files.temporary(tmp_path, "shard")
+    other = tmp_path / ".shard.another-host.1"
+    for file in (own, other):
+        file.touch()
+    files.remove_leftovers(tmp_path, "shard")
+    assert list(tmp_path.iterdir()) == [other]
+
+
+# --- what may not be mixed ------------------------------------------------------------
+
+
+def test_shards_of_another_recipe_are_not_used(tmp_path):
+    raw = counted(bad=(14,))
+    with pytest.raises(ItemError):
+        run(raw, tmp_path)
+    folder = run(arrays(), tmp_path, recipe="box", size=4)
+    stored = pipeline.read_prepared(folder).fields["image"]
+    assert stored.shape == (engine.NUM, 4, 4, 3)
+    with pytest.raises(ValueError, match=r"with shape = \[4, 4, 3\]"):
+        run(arrays(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"recipe": "center_crop_bicubic", "size": 8}, "recipe: none there, center"),
+        ({"shard_items": 5}, "shard_items: 4 there, 5 now"),
+        ({"options": {"label_base": 1}}, "options: {} there"),
+    ],
+)
+def test_a_split_made_otherwise_is_not_taken_for_this_one(tmp_path, change, message):
+    folder = run(arrays(), tmp_path)
+    before = contents(folder)
+    with pytest.raises(ValueError, match=message):
+        run(arrays(), tmp_path, **change)
+    with pytest.raises(ValueError, match="raw items: 23 there, 22 now"):
+        run(arrays(num=22), tmp_path)
+    assert contents(folder) == before
+    again = counted()
+    assert run(again, tmp_path) == folder
+    assert again.reads == [0]
+
+
+def test_foreign_files_are_not_overwritten(tmp_path):
+    mine = engine.target(tmp_path) / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(FileExistsError, match=r"1\.0\.0 is in the way"):
+        run(arrays(), tmp_path)
+    assert mine.read_text() == "keep" and os.listdir(tmp_path / "tiny") == ["1.0.0"]
+
+
+# --- bad items ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_item_stops_and_a_rerun_after_mending_goes_on(tmp_path, plain, workers):
+    with pytest.raises(ItemError, match=r"a\.zip: 14\.png does not decode"):
+        run(counted(bad=(14,)), tmp_path, workers=workers)
+    assert not engine.target(tmp_path).exists()
+    mended = counted()
+    assert contents(run(mended, tmp_path)) == plain
+    assert 14 in mended.reads
+    if workers == 1:
+        assert mended.reads == [0, *range(12, engine.NUM)]
+
+
+def test_items_that_moved_are_stored_again(tmp_path):
+    """A bad file was removed: what lies behind it has other names and is made anew."""
+
+    class Named(Counted):
+        def name(self, index):
+            return f"{self.fields['image'][index].tobytes()}"
+
+    with pytest.raises(ItemError):
+        run(Named(**vars(arrays()), bad=(21,)), tmp_path)
+    rest = {k: np.delete(v, 5, axis=0) for k, v in arrays().fields.items()}
+    again = Named(rest, arrays().class_names, arrays().origin)
+    folder = run(again, tmp_path)
+    assert again.reads == [0, *range(4, engine.NUM - 1)]
+    stored = pipeline.read_prepared(folder).fields["image"]
+    np.testing.assert_array_equal(stored, rest["image"])
+
+
+def test_changed_raw_data_are_said(tmp_path, caplog):
+    with pytest.raises(ItemError):
+        run(counted(bad=(14,)), tmp_path)
+    origin = arrays().origin | {"num_bytes": 5}
+    again = counted(raw=dataclasses.replace(arrays(), origin=origin))
+    folder = run(again, tmp_path)
+    assert "are not what they were" in caplog.text and "--fresh" in caplog.text
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["recipe"]["origin"] == origin
+
+
+def test_fresh_makes_all_shards_again(tmp_path):
+    with pytest.raises(ItemError):
+        run(counted(bad=(14,)), tmp_path)
+    again = counted()
+    run(again, tmp_path, fresh=True)
+    assert again.reads == [0, *range(engine.NUM)]
+
+
+@pytest.mark.parametrize("bad", [(14,), (0, 22)])
+def test_bad_items_may_be_skipped_and_are_recorded(tmp_path, bad):
+    with pytest.raises(ItemError, match=r"skip_bad = |does not decode"):
+        run(counted(bad=(1, *bad)), tmp_path / "another", skip_bad=len(bad))
+    folder = run(counted(bad=bad), tmp_path, skip_bad=len(bad))
+    split = json.loads((folder / "manifest.json").read_text())["splits"]["train"]
+    assert split["count"] == engine.NUM - len(bad)
+    assert [s["item"] for s in split["skipped"]] == [f"item {k}" for k in bad]
+    assert f"{bad[0]}.png does not decode" in split["skipped"][0]["why"]
+    rest = np.delete(arrays().fields["image"], bad, axis=0)
+    stored = pipeline.read_prepared(folder).fields["image"]
+    np.testing.assert_array_equal(stored, rest)
+
+
+def test_skipped_items_come_back_when_they_are_mended(tmp_path, plain):
+    with pytest.raises(ItemError, match="9.png"):
+        run(counted(bad=(1, 9)), tmp_path, skip_bad=1)
+    assert contents(run(arrays(), tmp_path)) == plain
+
+
+def test_too_many_bad_items_over_all_shards(tmp_path):
+    with pytest.raises(ItemError, match=r"19\.png .* 2 other bad items were skipped"):
+        run(counted(bad=(2, 9, 19)), tmp_path, skip_bad=2)
+    with pytest.raises(ItemError, match="none of the 2 items could be used|does not"):
+        run(counted(bad=(0, 1), raw=arrays(num=2)), tmp_path / "b", skip_bad=9)
+
+
+def changed(field, index, value):
+    fields = {k: list(v) for k, v in arrays().fields.items()}
+    fields[field][index] = value
+    return dataclasses.replace(arrays(), fields=fields)
+
+
+def latent(value):
+    values = LATENTS.copy()
+    values[7, 1, 2, 3] = value
+    return ArrayItems({"latent": values})
+
+
+@pytest.mark.parametrize(
+    "raw, options, message",
+    [
+        (changed("label", 7, 3), {}, r"item 7 has the label 3; legal are 0\.\.2"),
+        (changed("label", 7, -1), {}, r"item 7 has the label -1"),
+        (
+            changed("image", 7, np.zeros((8, 9, 3), np.uint8)),
+            {},
+            r"item 7 has shape \(8, 9, 3\).*--recipe=center_crop_dhariwal",
+        ),
+        (
+            changed("image", 7, np.zeros((8, 8, 4), np.uint8)),
+            {},
+            r"item 7 is uint8 \(8, 8, 4\); images are uint8",
+        ),
+        (changed("image", 7, np.zeros((8, 9, 3), np.uint8)), {"size": 8}, "item 7: "),
+        (latent(np.nan), {}, "item 7 has values that are not finite in float32"),
+        (latent(1e5), {"dtype": "float16"}, "item 7 has values .* in float16"),
+    ],
+)
+def test_items_that_cannot_be_meant_are_named(tmp_path, raw, options, message):
+    with pytest.raises(ItemError, match=message):
+        run(raw, tmp_path, **options)
+    assert not engine.target(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    "raw, options, message",
+    [
+        (arrays(num=0), {}, "there are no items at made"),
+        (arrays(), {"recipe": "box"}, "'box' needs a size"),
+        (arrays(), {"recipe": "bx", "size": 4}, r"recipe = 'bx' .* did you mean 'box'"),
+        (arrays(), {"dtype": "float16"}, "is for latents; images are uint8"),
+        (latent(0), {"dtype": "int8"}, "not one of float16, float32"),
+        (arrays(), {"split": "Train 1"}, "'Train 1' is no split"),
+        (
+            dataclasses.replace(arrays(), class_names=()),
+            {},
+            "number of classes is not known",
+        ),
+    ],
+)
+def test_illegal_arguments(tmp_path, raw, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(raw, tmp_path, **options)
+
+
+# --- disk and progress ----------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_a_rerun_goes_on(tmp_path):
+    raw = arrays(num=60, shape=(64, 64, 3))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*tiny-train.*Make room"):
+            run(raw, tmp_path, shard_items=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = [f for f in tmp_path.rglob("*tiny-train*") if ".claim" not in f.name]
+    assert left == [] and not engine.target(tmp_path).exists()
+    assert len(pipeline.read_prepared(run(raw, tmp_path, shard_items=30))) == 60
+
+
+def test_progress_in_words(capsys):
+    say = progress.Progress("flowers train", 2000)
+    say.start(before=500)
+    say.at(250)
+    assert say.text(5.0) == "750 of 2,000 items (38 %), 50 items/s, 25 s left"
+    say.end()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "flowers train: 500 of 2,000 items are there; going on"
+    assert len(lines) == 2 and "250 items in" in lines[1]
+
+
+def test_the_plan_decides_what_is_used_again():
+    plan = shards.Plan(
+        name="tiny",
+        split="train",
+        field="image",
+        shape=(8, 8, 3),
+        dtype="uint8",
+        class_names=(),
+        recipe="none",
+        size=0,
+        shard_items=4,
+        num_items=23,
+        origin={"kind": "folder", "path": "a", "num_bytes": 3},
+    )
+    kept = {"num_items": 22, "origin": plan.origin | {"num_bytes": 4}}
+    for name, value in kept.items():
+        assert dataclasses.replace(plan, **{name: value}).hash() == plan.hash()
+    new = {"size": 8, "recipe": "box", "dtype": "float16", "options": {"channels": 1}}
+    new |= {"origin": plan.origin | {"path": "b"}, "class_names": ("a",), "split": "t"}
+    hashes = {dataclasses.replace(plan, **{n: v}).hash() for n, v in new.items()}
+    assert len(hashes | {plan.hash()}) == len(new) + 1
+
+
+def test_nothing_is_imported_from_the_folder_of_recipes(tmp_path):
+    shutil.copy(ROOT / "data/cifar10/recipe.toml", tmp_path / "recipe.toml")
+    from scm_jax.preparation import recipes
+
+    assert recipes.read(tmp_path / "recipe.toml").items == {
+        "train": 50_000,
+        "test": 10_000,
+    }
