@@ -22,6 +22,7 @@ from scm_jax.datasets.pipeline import (
     LazyDataset,
 )
 from scm_jax.datasets.prepared import make_images
+from scm_jax.datasets.shapes import make_shapes
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (
     Gaussian,
@@ -40,6 +41,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "imagenet64": make_imagenet64,
     "mixture": make_mixture,
     "noise_images": make_noise_images,
+    "shapes": make_shapes,
 }
 
 __all__ = [
