@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from scm_jax.preparation.recipes import Recipe
 
 # Flags that fill a recipe where there is no file of one.
-_OWN = ("kind", "recipe", "size", "dtype", "labels", "label_base", "num_classes")
-_OWN = (*_OWN, "channels")
+_OWN = (
+    *("kind", "recipe", "size", "channels", "dtype"),
+    *("labels", "label_base", "num_classes"),
+)
 
 
 def _flag_dataset(what: str) -> None:

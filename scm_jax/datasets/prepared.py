@@ -79,9 +79,9 @@ def make_images(
     )
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":
-        whitening = Whitening(moments["mean"], moments["std"])
-        info = whitening.describe(info)
-        build = functools.partial(_whitened_dataset, flip=flip, whitening=whitening)
+        measured = Scaling(moments["mean"], moments["std"])
+        info = measured.describe(info)
+        build = functools.partial(_scaled_dataset, flip=flip, measured=measured)
     return images.make_prepared(
         info,
         split,
@@ -120,7 +120,7 @@ def read_manifest(name: str, root: Path) -> dict[str, Any]:
         ) from None
 
 
-class Whitening:
+class Scaling:
     """Levels 0..255 -> mean 0 and standard deviation 0.5 in each channel, and back.
 
     Args:
@@ -155,13 +155,13 @@ class Whitening:
         return dataclasses.replace(info, to_pixels=self.to_pixels)
 
 
-def _whitened_dataset(
+def _scaled_dataset(
     info: DatasetInfo,
     source: pipeline.Source,
     folder: Path,
     *,
     flip: bool,
-    whitening: Whitening,
+    measured: Scaling,
 ) -> pipeline.FiniteDataset:
     """As ``images.image_dataset``, scaled by measured moments."""
     del folder
@@ -169,7 +169,7 @@ def _whitened_dataset(
     def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
         image = images.stored(fields, "image", ("uint8",), info.name)
         label = images.stored_label(fields, info.name) if info.num_classes else None
-        return whitening.to_x(image), label
+        return measured.to_x(image), label
 
     randomize = images.flip_at_random if flip else None
     return pipeline.FiniteDataset(info, source, decode, randomize)

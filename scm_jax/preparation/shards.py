@@ -82,8 +82,8 @@ class Plan:
         mended or removed, and what was done before still counts. Each shard has the
         names of its items to itself, so a shard whose items moved is made again.
         """
-        own = ("name", "split", "field", "shape", "dtype", "recipe", "size")
-        own = (*own, "class_names", "shard_items", "options", "encoder")
+        own = ["name", "split", "field", "shape", "dtype", "recipe", "size"]
+        own += ["class_names", "shard_items", "options", "encoder"]
         where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
         return {
             "format": FORMAT,
