@@ -177,6 +177,10 @@ def format_table(
     return "\n".join(line.rstrip() for line in lines)
 
 
+# What fits into a cell.
+_CELL = (str, numbers.Number, type(None))
+
+
 def _results_section(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
@@ -258,7 +262,14 @@ def _commands_section(commands: Sequence[tuple[str, str]]) -> str:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
+    """What a table can show: no lists by time or seed, and no protocols."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [
+        name
+        for name in columns
+        if name != "key"
+        and all(isinstance(row.get(name), _CELL) for row in rows if name in row)
+    ]
 
 
 def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
