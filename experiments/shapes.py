@@ -8,48 +8,65 @@ Run:
 
 Expect: not yet measured.
 
-``size=tiny`` (the default) trains on two CPU cores, half an hour a run; ``small``
-and ``base`` are for an accelerator. ``resolution=64`` are larger images, ``quick`` is a
-smoke run of a few steps.
+``size=tiny`` (the default) trains on two CPU cores, a quarter of an hour a run: the
+shapes are there, and rough. ``small`` and ``base`` are for an accelerator.
+``resolution=64`` are larger images, ``quick`` is a smoke run of a few steps.
 """
+
+from typing import NamedTuple
 
 from scm_jax.config import base_config, parse_arg
 
 VARIANTS = ("teacher", "sct", "scd")
-# Transformers on patches of 4x4, 8x8 at resolution 64: 64 tokens each.
+
+
+class Size(NamedTuple):
+    """A U-Net and how long it is trained."""
+
+    width: int
+    num_blocks: int
+    batch: int
+    teacher_images: int
+    student_images: int
+    learning_rate: float  # of the teacher
+
+
+# fmt: off
 SIZES = {
-    #         width depth heads batch  images
-    "tiny": (128, 4, 2, 64, 128_000),
-    "small": (256, 8, 4, 128, 5_000_000),
-    "base": (512, 12, 8, 256, 20_000_000),
+    #            width blocks batch teacher_images student_images     lr
+    "tiny":  Size(  32,     1,   32,        32_000,        16_000, 1e-2),
+    "small": Size(  64,     2,  128,     2_000_000,     1_000_000, 1e-2),
+    "base":  Size( 128,     3,  256,    20_000_000,    10_000_000, 1e-2),
 }
+# fmt: on
 
 
 def get_config(arg: str = ""):
     """``teacher``, ``sct`` or ``scd``; options size, resolution and quick."""
     variant, options = parse_arg(arg, VARIANTS, size=tuple(SIZES), resolution=(32, 64))
-    size, quick = options["size"], options["quick"]
-    width, depth, heads, batch, images = SIZES[size]
+    name, quick, large = options["size"], options["quick"], options["resolution"] == 64
+    size = SIZES[name]
 
     def run_name(variant: str) -> str:
-        parts = ["shapes", variant]
-        parts += [size] if size != "tiny" else []
-        parts += ["64"] if options["resolution"] == 64 else []
+        parts = ["shapes", variant] + [name] * (name != "tiny") + ["64"] * large
         return "_".join(parts + ["quick"] * quick)
 
     student = variant != "teacher"
-    c = base_config("dit", "consistency" if student else "diffusion", "shapes")
+    c = base_config("unet", "consistency" if student else "diffusion", "shapes")
     c.name = run_name(variant)
     c.dataset.resolution = options["resolution"]
-    c.network.patch = options["resolution"] // 8
-    c.network.width = width
-    c.network.depth = depth
-    c.network.num_heads = heads
+    c.network.width = size.width
+    c.network.num_blocks = size.num_blocks
+    c.network.channel_mult = (1, 1, 2, 2) if large else (1, 2, 2)
+    c.network.attention_resolutions = (8,)
+    c.network.head_channels = 32
     c.optimizer.schedule = "cosine"
-    c.optimizer.rampup_images = 100.0 * batch
+    c.optimizer.b2 = 0.99
+    c.optimizer.rampup_images = 50.0 * size.batch
     c.ema.rel_std = (0.05, 0.10)
-    c.train.batch_size = batch
-    c.train.duration_images = images
+    c.train.batch_size = size.batch
+    c.train.duration_images = size.student_images if student else size.teacher_images
+    c.log.every_images = 10 * size.batch
     c.eval.evaluators = ("shapes",)
     c.eval.num_seeds = 3
     c.eval.split = "test"
@@ -57,17 +74,17 @@ def get_config(arg: str = ""):
     if not student:
         c.objective.P_mean = -0.8
         c.objective.P_std = 1.4
-        c.optimizer.learning_rate = 1e-3
+        c.optimizer.learning_rate = size.learning_rate
         c.eval.steps = (18,)
     else:
         c.objective.dx_dt = "teacher" if variant == "scd" else "data"
         c.objective.P_mean = -1.0
         c.objective.P_std = 1.4
-        c.objective.tangent_warmup_images = images // 10
+        c.objective.tangent_warmup_images = size.student_images // 10
         # As in digits.py: in short runs a learned weight drowns the low noise that
         # everything above builds on.
         c.objective.learned_weighting = False
-        c.optimizer.learning_rate = 5e-4
+        c.optimizer.learning_rate = size.learning_rate / 5
         # Alg. 1 starts both kinds of student at the teacher's average.
         c.init.run = f"runs/{run_name('teacher')}"
         if variant == "scd":
@@ -76,19 +93,24 @@ def get_config(arg: str = ""):
         c.sampling.sampler = "consistency"
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
-    c.optimizer.decay_images = float(c.train.duration_images)
     if quick:
-        c.dataset.num_items = 256
-        c.network.width = 32
-        c.network.depth = 1
-        c.network.num_heads = 2
-        c.train.batch_size = 16
-        c.train.duration_images = 6 * 16
-        if student:
-            c.objective.tangent_warmup_images = 4 * 16
-        c.log.every_images = 2 * 16
-        c.checkpoint.every_images = 3 * 16
-        c.eval.evaluators = ()
-        c.eval.num_seeds = 1
-        c.sampling.batch_size = 16
+        _shrink(c)
+    c.optimizer.decay_images = float(c.train.duration_images)
     return c
+
+
+def _shrink(c) -> None:
+    """Six steps of sixteen images with a tiny network: does it all work?"""
+    c.dataset.num_items = 256
+    c.network.channel_mult = (1,)
+    c.network.attention_resolutions = ()
+    c.train.batch_size = 16
+    c.train.duration_images = 6 * 16
+    c.optimizer.rampup_images = 2.0 * 16
+    if "tangent_warmup_images" in c.objective:
+        c.objective.tangent_warmup_images = 4 * 16
+    c.log.every_images = 2 * 16
+    c.checkpoint.every_images = 3 * 16
+    c.eval.evaluators = ()
+    c.eval.num_seeds = 1
+    c.sampling.batch_size = 16
