@@ -14,6 +14,7 @@ from absl import flags
 from scm_jax import cli
 
 if TYPE_CHECKING:
+    from scm_jax.preparation.items import Items
     from scm_jax.preparation.recipes import Recipe
 
 # Flags that fill a recipe where there is no file of one.
@@ -34,8 +35,8 @@ def _flags_of_recipe() -> None:
     flags.DEFINE_string(
         "kind",
         None,
-        "What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, tfds; "
-        "default: recognized.",
+        "What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, tfds, "
+        "drawn; default: recognized.",
     )
     flags.DEFINE_string(
         "recipe",
@@ -89,6 +90,12 @@ def _prepare() -> int:
     flags.DEFINE_string("name", None, "Name of the dataset, instead of --dataset.")
     flags.DEFINE_string("source", None, "The raw data: a file, folder or tfds:NAME.")
     flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
+    flags.DEFINE_integer(
+        "num_items",
+        None,
+        "How many items of a source that is drawn, such as shapes.",
+        lower_bound=1,
+    )
     flags.DEFINE_string(
         "source_split", None, "Part of the source, where it has several."
     )
@@ -127,7 +134,9 @@ def _run_builder(builder: str, root: str | None) -> Path:
                 f"no dataset {builder!r} in {storage.builders_folder()}; there are "
                 f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
             )
-    given = [name for name in (*_OWN, "source") if flags.FLAGS[name].present]
+    given = [
+        name for name in (*_OWN, "source", "num_items") if flags.FLAGS[name].present
+    ]
     if given:
         raise cli.UsageError(
             f"{builder} is a tfds builder, which decides itself about --{given[0]}"
@@ -170,30 +179,56 @@ def _chosen_recipe(file: Path | None) -> Recipe:
     return dataclasses.replace(recipe, source=f.source or recipe.source, **own)
 
 
-def _run_recipe(recipe: Recipe) -> Path:
-    from scm_jax.datasets import storage
-    from scm_jax.preparation import prepare, recipes, sources
+def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
+    """The raw data, and how they were opened."""
+    from scm_jax.preparation import drawn, recipes, sources
 
     f = flags.FLAGS
+    if recipe.kind == drawn.KIND:
+        return _draw_items(recipe), {}
+    if f.num_items is not None:
+        raise cli.UsageError(f"--num_items goes with data that are {drawn.KIND}")
+    is_tfds = recipe.source.startswith("tfds:")
     path: Any = recipe.source
-    is_tfds = path.startswith("tfds:")
     path = path if is_tfds else Path(path).expanduser().absolute()
     kind = recipe.kind
     if kind == "auto":
         kind = sources.detect_kind(Path(path))
     options = recipes.open_options(recipe, kind, f.label_file)
-    part = f.source_split or _source_split(kind, path, f.split)
-    items = sources.open_items(path, kind=kind, split=part, **options)
+    split = f.source_split or _source_split(kind, path, f.split)
+    return sources.open_items(path, kind=kind, split=split, **options), options
+
+
+def _draw_items(recipe: Recipe) -> Items:
+    from scm_jax.preparation import drawn
+
+    f = flags.FLAGS
+    number = f.num_items or recipe.items.get(f.split)
+    if number is None:
+        raise cli.UsageError("missing --num_items: how many items are drawn")
+    without = [n for n in ("label_file", "label_base", "channels") if f[n].present]
+    if without:
+        raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
+    part = f.source_split or f.split
+    return drawn.open_drawn(recipe.source, part, number, recipe.size)
+
+
+def _run_recipe(recipe: Recipe) -> Path:
+    from scm_jax.datasets import storage
+    from scm_jax.preparation import prepare
+
+    f = flags.FLAGS
+    items, options = _open_items(recipe)
     if recipe.num_classes not in (0, len(items.class_names)):
         raise ValueError(
-            f"{path} has {len(items.class_names)} classes, and {recipe.name!r} has "
-            f"{recipe.num_classes}"
+            f"{recipe.source} has {len(items.class_names)} classes, and "
+            f"{recipe.name!r} has {recipe.num_classes}"
         )
-    published = recipe.items.get(f.split, len(items))
+    published = f.num_items or recipe.items.get(f.split, len(items))
     if published != len(items):
         print(
-            f"{path} holds {len(items):,} items, and {recipe.name!r} has {published:,} "
-            f"in the split {f.split!r}: this is a part, or something else",
+            f"{recipe.source} holds {len(items):,} items, and {recipe.name!r} has "
+            f"{published:,} in the split {f.split!r}: this is a part, or another set",
             file=sys.stderr,
         )
     root = storage.default_root() if f.root is None else Path(f.root).expanduser()
@@ -210,6 +245,7 @@ def _run_recipe(recipe: Recipe) -> Path:
         process_count=f.num_processes,
         skip_bad=f.skip_bad,
         fresh=f.fresh,
+        labelled=recipe.labels != "none",
         options=options,
         encoder=recipe.encoder,
     )

@@ -22,6 +22,7 @@ from scm_jax.types import lookup
 # Known-good settings by name; ``build`` changes single ones.
 EVALUATORS: dict[str, Evaluator] = {
     "digits": SampleQuality(features="digits_classifier"),
+    "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
     "fid": PretrainedQuality("inception", ("fid",)),
     "fd_dinov2": PretrainedQuality("dinov2", ("fid",)),

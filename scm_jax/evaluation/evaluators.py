@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.evaluation import classifier, frechet, neighbours
+from scm_jax.evaluation import classifier, frechet, neighbours, shapes_classifier
 from scm_jax.evaluation.protocol import Protocol
 from scm_jax.evaluation.subject import Subject, require_positive
 from scm_jax.types import lookup
@@ -49,6 +49,17 @@ def digits_classifier(subject: Subject) -> Extractor:
     )
 
 
+def shapes_features(subject: Subject) -> Extractor:
+    """The frozen network for shapes on quantized pixels, in float32 by JAX."""
+    to_pixels = subject.need("to_pixels", "features 'shapes_classifier'")
+    weights = shapes_classifier.load_weights()
+    return Extractor(
+        features=lambda x: shapes_classifier.features(weights, to_pixels(x)),
+        classify=lambda h: shapes_classifier.logits(weights, h).argmax(-1),
+        sha256=shapes_classifier.WEIGHTS_SHA256,
+    )
+
+
 def raw(subject: Subject) -> Extractor:
     """The values themselves: for vectors, and a baseline that needs no classifier."""
     del subject
@@ -57,6 +68,7 @@ def raw(subject: Subject) -> Extractor:
 
 FEATURES: dict[str, Callable[[Subject], Extractor]] = {
     "digits_classifier": digits_classifier,
+    "shapes_classifier": shapes_features,
     "raw": raw,
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_jax.evaluation.classifier import weights_hash as weights_id
+from scm_jax.evaluation.frozen_weights import weights_hash as weights_id
 
 __all__ = ["check_tensors", "find_weights", "weights_id"]
 

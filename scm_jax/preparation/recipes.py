@@ -10,6 +10,7 @@ from typing import Any
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
+from scm_jax.preparation import drawn
 from scm_jax.types import lookup
 
 FILE = "recipe.toml"
@@ -24,8 +25,9 @@ class Recipe:
     Attributes:
       name: of the prepared dataset.
       source: path of the raw data, relative to the file; empty where the command gives
-        it.
-      kind: of the source, a key of ``preparation.sources.SOURCES``, or ``auto``.
+        it. Of the kind ``drawn`` a key of ``preparation.drawn.DRAWN``.
+      kind: of the source, a key of ``preparation.sources.SOURCES``, ``auto``, or
+        ``drawn``.
       recipe: a key of ``preparation.resize.RECIPES``.
       size: side of the images in pixels; 0 for as they are, with the recipe ``none``.
       dtype: of stored latents; empty for images.
@@ -93,7 +95,8 @@ def read(file: Path, variant: str = "") -> Recipe:
     if not values.get("name"):
         raise ValueError(f"{file}: has no name")
     recipe = Recipe(**values)
-    if recipe.source and not recipe.source.startswith("tfds:"):
+    is_name = recipe.kind == drawn.KIND or recipe.source.startswith("tfds:")
+    if recipe.source and not is_name:
         source = str((file.parent / Path(recipe.source).expanduser()).resolve())
         recipe = dataclasses.replace(recipe, source=source)
     return _varied(recipe, variant)
