@@ -8,7 +8,6 @@ machines and of two years can be compared. Evaluation runs in numpy float64.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from scm_jax.weight_files import tensors_sha256
+
 WEIGHTS_PATH = Path(__file__).parent / "weights" / "digits_classifier.npz"
-# Of the arrays, see weights_hash; printed by data/digits/train_classifier.py.
+# Of the arrays, see tensors_sha256; printed by data/digits/train_classifier.py.
 WEIGHTS_SHA256 = "21c9d6b91f0bdf50fbe761e3626177ca911f87d5dd34b74384efcc243d4179c4"
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -83,7 +84,7 @@ def load_weights(
     shapes = {name: array.shape for name, array in weights.items()}
     if shapes != WEIGHT_SHAPES:
         raise ValueError(f"{path} holds {shapes}: expected {WEIGHT_SHAPES}")
-    found = weights_hash(weights)
+    found = tensors_sha256(weights)
     if found != sha256:
         raise ValueError(
             f"{path} has sha256 {found}, expected {sha256}: distances in other features"
@@ -91,16 +92,3 @@ def load_weights(
             " into WEIGHTS_SHA256 of scm_jax/evaluation/classifier.py."
         )
     return {name: array.astype(np.float64) for name, array in weights.items()}
-
-
-def weights_hash(weights: Weights) -> str:
-    """sha256 over names, shapes and little-endian float32 values, sorted by name.
-
-    Arrays rather than the file, as zip files differ by the system that wrote them.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name], "<f4")
-        digest.update(f"{name}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
