@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from scm_jax import quantize, weights_files
+from scm_jax import quantize, weight_files
 from scm_jax.datasets import latents
 from scm_jax.exchange.autoencoder import load_autoencoder
 from scm_jax.networks import autoencoder
@@ -67,16 +67,16 @@ def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
     if info.whitening is None or decoder == NONE:
         return None
     try:
-        path = weights_files.find_weights(AUTOENCODER, decoder)
+        path = weight_files.find_weights(AUTOENCODER, decoder)
     except FileNotFoundError:
         if decoder:
             raise
+        place = next(weight_files.accepted_paths(AUTOENCODER))
         logger.warning(
             "dataset %r holds latents, and without %s (of %s) they are shown as they "
             "are: three channels as colours. sampling.decoder or --vae names another "
             "file",
-            *(info.name, weights_files.expected_path(AUTOENCODER)),
-            weights_files.PUBLISHED[AUTOENCODER].url,
+            *(info.name, place, weight_files.PUBLISHED[AUTOENCODER][place.name]),
         )
         return None
     module, params = load_autoencoder(path)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax import quantize, weights_files
+from scm_jax import quantize, weight_files
 from scm_jax.decoding import AUTOENCODER
 from scm_jax.exchange.autoencoder import load_autoencoder
 from scm_jax.networks import autoencoder
@@ -39,7 +39,7 @@ def make_encoder(
         cannot share.
     """
     pixels = lookup(quantize.PIXEL_RANGES, pixel_range, "pixel_range")
-    path = weights_files.find_weights(AUTOENCODER, vae)
+    path = weight_files.find_weights(AUTOENCODER, vae)
     module, params = load_autoencoder(path, dtype=jnp.dtype(dtype))
     mesh = sharding.make_mesh(sharding.MeshSpec(), jax.local_devices())
     batch_size = batch_size or autoencoder.SLICE_SIZE * mesh.size
@@ -60,6 +60,6 @@ def make_encoder(
     identity = {
         "pixel_range": pixels.interval,
         "name": AUTOENCODER if not os.fspath(vae) else path.name,
-        "sha256": weights_files.sha256(path),
+        "sha256": weight_files.file_sha256(path),
     }
     return Encoder(encode, batch_size, identity)

@@ -72,6 +72,7 @@ class Generator:
         guidance: float | None = None,
         times: tuple[float, ...] | None = None,
         pixels: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """The samples in order, ``sampling.batch_size`` of them at a time.
 
@@ -86,6 +87,8 @@ class Generator:
           pixels: also make pixels. Latents are decoded inside the compiled sampler by
             the autoencoder of ``config.sampling.decoder``, which is read at the first
             such call.
+          part: ``(index, count)``: of the batches only every ``count``-th, from
+            ``index`` on, so that ``count`` processes share the work. It may be none.
 
         Yields:
           ``x`` float32 ``(n, *sample_shape)``, and pixels uint8 ``(n, h, w, c)`` or
@@ -110,17 +113,18 @@ class Generator:
         labels = _labels(info.num_classes, num, labels)
         count = len(self._devices)
         size = -(-min(num, config.sampling.batch_size) // count) * count
-        for start in range(0, num, size):
+        index, parts = part
+        for start in range(index * size, num, parts * size):
             # The last batch is filled up with samples that are cut off again, so that
             # every batch has one shape.
-            index = np.arange(start, start + size)
+            numbers = np.arange(start, start + size)
             cond = Cond(t=jnp.zeros((size,)))
             if labels is not None:
-                cond = cond.replace(label=jnp.asarray(labels[index % num], jnp.int32))
+                cond = cond.replace(label=jnp.asarray(labels[numbers % num], jnp.int32))
             if takes_guidance or guided:
                 cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
             split = self._placed(PartitionSpec("samples"))
-            drawn = jax.device_put((sampling.sample_keys(seed, index), cond), split)
+            drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
             found = jax.tree.map(
                 lambda a, rows=num - start: np.asarray(a)[:rows], run(params, *drawn)
             )

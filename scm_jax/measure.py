@@ -153,11 +153,13 @@ class Rows:
     ) -> dict[str, Any]:
         """The row of a point: how it was sampled, then the numbers.
 
-        Under ``protocol`` stands by each evaluator's name how its numbers came to be.
+        Under ``protocol`` stands by each evaluator's name how its numbers came to be,
+        under ``measured_by`` by each number's name which evaluator gave it.
         """
         row = sampling_facts(self.experiment, point)
         subject = self._sampled(point, row)
         protocols: dict[str, Any] = {}
+        measured_by: dict[str, str] = {}
         for name, evaluator in evaluators.items():
             if hasattr(evaluator, "steps"):
                 found = dataclasses.replace(evaluator, steps=point.steps)(subject)
@@ -166,8 +168,10 @@ class Rows:
                     self.fixed[evaluator] = evaluator(subject)
                 found = dict(self.fixed[evaluator])
             protocols[name] = found.pop("protocol", dataclasses.asdict(evaluator))
+            numbers = (k for k, value in found.items() if isinstance(value, float))
+            measured_by |= dict.fromkeys(numbers, name)
             row |= found
-        return row | {"protocol": protocols}
+        return row | {"protocol": protocols, "measured_by": measured_by}
 
     def _sampled(self, point: SamplingPoint, facts: dict[str, Any]) -> Subject:
         """The subject, drawing samples as the point says."""
@@ -176,8 +180,11 @@ class Rows:
             return self.subject
         options = {"times": point.times, "guidance": point.guidance}
 
-        def pixels(num: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-            for _, batch in generate.batches(num, steps, seed, pixels=True, **options):
+        def pixels(
+            num: int, steps: int, seed: int, part: tuple[int, int]
+        ) -> Iterator[np.ndarray]:
+            asked = {"pixels": True, "part": part, **options}
+            for _, batch in generate.batches(num, steps, seed, **asked):
                 if batch is None:
                     raise ValueError("the samples are no pictures")
                 yield batch

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax import runs
+from scm_jax.evaluation import protocol as protocol_lib
 from scm_jax.published import PublishedResult, load_published
 from scm_jax.records import read_rows, require
 
@@ -43,7 +44,8 @@ def plot_runs(
       metric: what to draw; default is the first of ``METRICS`` that is there.
 
     Raises:
-      ValueError: no run has a row with such a metric.
+      ValueError: no run has a row with such a metric, or rows were measured in
+        different ways, see ``require_comparable``.
     """
     figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
     rows: list[dict[str, Any]] = []
@@ -54,6 +56,7 @@ def plot_runs(
         rows += [{"run": name} | row for row in read_rows(run_dir.results_path)]
         datasets.add(run_dir.read_config()["dataset"]["name"].removesuffix("_latents"))
     metric = metric or _first_metric(rows)
+    require_comparable(rows, metric)
     published = []
     if len(datasets) == 1:
         published = load_published(datasets.pop(), metric)
@@ -63,6 +66,51 @@ def plot_runs(
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.savefig(out, dpi=120)
+
+
+def require_comparable(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Refuses rows whose numbers of one metric were measured in different ways.
+
+    Rows that do not have the metric, or do not say how it was measured, pass.
+
+    Args:
+      rows: results, as ``evaluate`` writes them; ``run``, where they have it, stands in
+        the message.
+      metric: their key.
+
+    Raises:
+      ValueError: two rows differ in a field of ``protocol.MEASURING``; lists the
+        fields.
+    """
+    known = [
+        (row, found)
+        for row in rows
+        if row.get(metric) is not None and (found := _protocol_of(row, metric))
+    ]
+    for row, found in known[1:]:
+        try:
+            protocol_lib.require_comparable([known[0][1], found])
+        except ValueError as error:
+            names = [str(r.get("run", r.get("method", ""))) for r in (known[0][0], row)]
+            raise ValueError(
+                f"{metric} of {names[0]!r} (row 0) and of {names[1]!r} (row 1): {error}"
+            ) from error
+
+
+def _protocol_of(row: Mapping[str, Any], metric: str) -> protocol_lib.Protocol | None:
+    """How a row's number came to be; None where the row does not say.
+
+    Evaluators that measure several metrics at once name them all in ``metric``: that of
+    two such is the column itself, so that ``fid`` alone and among others is the same.
+    """
+    protocols = row.get("protocol") or {}
+    name = (row.get("measured_by") or {}).get(metric)
+    if name is None and len(protocols) == 1:
+        (name,) = protocols
+    entries = protocols.get(name)
+    if not entries or "extractor_sha256" not in entries:
+        return None
+    return protocol_lib.Protocol(**{**entries, "metric": metric})
 
 
 def plot_quality(

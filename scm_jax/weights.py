@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import runs, scaling, weights_files
+from scm_jax import runs, scaling, weight_files
 from scm_jax.exchange import edm, torch_files
 from scm_jax.generation import load_generate, without_teacher
 from scm_jax.training import checkpoint
@@ -57,7 +57,7 @@ def import_run(
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
-        "sha256": weights_files.sha256(weights),
+        "sha256": weight_files.file_sha256(weights),
         "network": name,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "parameterization": parameterization,

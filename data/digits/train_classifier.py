@@ -30,7 +30,8 @@ import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from scm_jax.evaluation import classifier, frozen_weights
+from scm_jax.evaluation import classifier
+from scm_jax.weight_files import tensors_sha256
 
 SEED = 0
 NUM_STEPS = 3000
@@ -136,7 +137,7 @@ def main() -> None:
     print(
         f"held-out accuracy {accuracy(weights, pixels[held_out], labels[held_out]):.4f}"
     )
-    print(f"sha256 {frozen_weights.weights_hash(weights)}")
+    print(f"sha256 {tensors_sha256(weights)}")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         np.savez(output, **weights)

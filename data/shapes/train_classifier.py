@@ -26,8 +26,8 @@ import numpy as np
 import optax
 
 from scm_jax.datasets.shapes import ShapeSource
-from scm_jax.evaluation import frozen_weights
 from scm_jax.evaluation import shapes_classifier as classifier
+from scm_jax.weight_files import tensors_sha256
 
 DATA_SEED = 1  # the data set's is 0
 NUM_ITEMS = 40_000
@@ -134,7 +134,7 @@ def main() -> None:
     held_out = load_items(ShapeSource("test", NUM_TEST))
     for head, share in accuracy(weights, *held_out).items():
         print(f"held-out accuracy of {head} {share:.4f}")
-    print(f"sha256 {frozen_weights.weights_hash(weights)}")
+    print(f"sha256 {tensors_sha256(weights)}")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         np.savez(output, **weights)

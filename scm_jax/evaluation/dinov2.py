@@ -20,25 +20,15 @@ import PIL.Image
 
 from scm_jax.evaluation import dinov2_weights
 from scm_jax.evaluation.extraction import FeatureNet, unchanged
-from scm_jax.evaluation.weight_files import find_weights, weights_id
 from scm_jax.exchange.torch_files import read_state_dict
 from scm_jax.types import lookup
+from scm_jax.weight_files import find_weights, tensors_sha256
 
 IMAGE_SIZE = 224
 # Of the colours of ImageNet, for values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NORM_EPS = 1e-6
-
-# Accepted file -> where it is published.
-FILES = {
-    "dinov2_vitl14_pretrain.pth": (
-        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-    ),
-    "model.safetensors": (
-        "https://huggingface.co/facebook/dinov2-large/resolve/main/model.safetensors"
-    ),
-}
 
 Params = Mapping[str, Any]
 
@@ -51,7 +41,7 @@ def extractor(
     """DINOv2 as a feature network, from a public weight file.
 
     Args:
-      path: the file; None looks for one of ``FILES``, see ``find_weights``.
+      path: the file; None looks where published ones are kept, see ``find_weights``.
       resize: a key of ``RESIZES``. Numbers of the two rules are close, but not the
         same. EDM2's code (2312.02696) takes ``tensor_bicubic`` if not told otherwise
         and calls ``pil_bicubic`` the slow reference, as it is that of 2306.04675.
@@ -63,12 +53,12 @@ def extractor(
       ValueError: an unknown resize rule, or a file that holds other weights.
     """
     prepare = lookup(RESIZES, resize, "resize")
-    file = find_weights("dinov2", FILES, path)
+    file = find_weights("dinov2", path)
     tensors = dinov2_weights.published(read_state_dict(file), str(file))
     params = dinov2_weights.convert(tensors, IMAGE_SIZE)
     return FeatureNet(
         name=dinov2_weights.network_name(tensors),
-        weights_sha256=weights_id(tensors),
+        weights_sha256=tensors_sha256(tensors),
         resize=resize,
         num_features=params["norm"]["scale"].size,
         apply=apply,

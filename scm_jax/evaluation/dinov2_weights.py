@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.evaluation.weight_files import check_tensors
+from scm_jax.weight_files import check_tensors
 
 # Channels of a head, in all published sizes. No shape in a file says it.
 HEAD_WIDTH = 64

@@ -179,9 +179,14 @@ def sample_std(values: list[float]) -> float:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """A matrix ``R`` with ``R R^T = covariance``: eigenvectors, scaled."""
+    """A matrix ``R`` with ``R R^T = covariance``: eigenvectors, scaled.
+
+    Columns of zeros are left out: of a few samples in many dimensions nearly all are.
+    """
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    return np.sqrt(_positive(eigenvalues)) * vectors
+    eigenvalues = _positive(eigenvalues)
+    kept = eigenvalues > 0
+    return np.sqrt(eigenvalues[kept]) * vectors[:, kept]
 
 
 def _positive(eigenvalues: np.ndarray) -> np.ndarray:

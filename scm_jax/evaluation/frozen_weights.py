@@ -6,13 +6,13 @@ other features are other numbers.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from scm_jax.weight_files import tensors_sha256
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -25,7 +25,7 @@ def load(
     Args:
       path: of the ``.npz``.
       shapes: of all arrays, by name.
-      sha256: what ``weights_hash`` must give.
+      sha256: what ``weight_files.tensors_sha256`` must give.
       module: file whose ``WEIGHTS_SHA256`` this is, for messages.
 
     Raises:
@@ -40,7 +40,7 @@ def load(
     found_shapes = {name: array.shape for name, array in weights.items()}
     if found_shapes != dict(shapes):
         raise ValueError(f"{path} holds {found_shapes}: expected {dict(shapes)}")
-    found = weights_hash(weights)
+    found = tensors_sha256(weights)
     if found != sha256:
         raise ValueError(
             f"{path} has sha256 {found}, expected {sha256}: distances in other features"
@@ -48,16 +48,3 @@ def load(
             f" into WEIGHTS_SHA256 of scm_jax/evaluation/{module}."
         )
     return weights
-
-
-def weights_hash(weights: Mapping[str, Any]) -> str:
-    """sha256 over names, shapes and little-endian float32 values, sorted by name.
-
-    Arrays rather than the file, as zip files differ by the system that wrote them.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name], "<f4")
-        digest.update(f"{name}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,22 +11,18 @@ import numpy as np
 from scm_jax.evaluation import inception
 from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.inception import Conv, Fork
-from scm_jax.evaluation.weight_files import check_tensors, find_weights, weights_id
 from scm_jax.exchange.graph_def import read_constants
 from scm_jax.exchange.torch_files import read_state_dict
+from scm_jax.weight_files import (
+    PUBLISHED,
+    check_tensors,
+    file_sha256,
+    find_weights,
+    tensors_sha256,
+    where_to_get,
+)
 
-# Accepted file -> where it is published. All hold the same numbers.
-FILES = {
-    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/"
-    "releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/"
-    "torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    "classify_image_graph_def.pb": "in http://download.tensorflow.org/models/image/"
-    "imagenet/inception-2015-12-05.tgz",
-    "inception-2015-12-05.safetensors": "the tensors of a .pth above, as"
-    " scm_jax.exchange.torch_files.write_state_dict writes them",
-    "inception-2015-12-05.npz": "likewise",
-}
+NAME = "inception"  # of its weights
 
 # Of both .pth files, which are the same bytes under two names (size 95,628,359).
 PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -47,16 +42,16 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
     """The network with its weights. Nothing in the file is executed.
 
     Args:
-      path: a file of one of the kinds of ``FILES``; None looks for these, see
-        ``weight_files.find_weights``.
+      path: a file of one of the kinds of ``weight_files.PUBLISHED``; None looks for
+        these, see ``weight_files.find_weights``.
 
     Raises:
       FileNotFoundError: no weights; says where they are published and belong.
       ValueError: the file is damaged, is not the published one though it has its name,
         or holds other tensors, which are named.
     """
-    path = find_weights("inception", FILES, path)
-    if path.suffix == ".pth" and path.name in FILES:
+    path = find_weights(NAME, path)
+    if path.suffix == ".pth" and path.name in PUBLISHED[NAME]:
         _check_sha256(path)
     if path.suffix == ".pb":
         return from_state_dict(_from_graph(path), where=str(path))
@@ -71,20 +66,18 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
 
 
 def _check_sha256(path: Path) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != PTH_SHA256:
         raise ValueError(
             f"{path} has sha256 {found}, the published file has {PTH_SHA256}: get it"
-            f" again from {FILES[path.name]}"
+            f" again from {PUBLISHED[NAME][path.name]}"
         )
 
 
 def _advice() -> str:
     return (
         "NVIDIA's inception-2015-12-05.pkl and .pt name their tensors differently and"
-        " cannot be read; take one of\n"
-        + "\n".join(f"  {name}: {where}" for name, where in FILES.items())
+        f" cannot be read. {where_to_get(NAME)}"
     )
 
 
@@ -105,7 +98,7 @@ def from_state_dict(
     tensors = check_tensors(where, state, tensor_shapes(), ignored=_UNUSED)
     return FeatureNet(
         name="inception-2015-12-05",
-        weights_sha256=weights_id(tensors),
+        weights_sha256=tensors_sha256(tensors),
         resize="tf1_bilinear_299",
         num_features=inception.NUM_FEATURES,
         apply=inception.features,

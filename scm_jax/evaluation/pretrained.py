@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from scm_jax.evaluation import dinov2, feature_metrics, frechet, inception_weights
-from scm_jax.evaluation.extraction import FeatureNet
+from scm_jax.evaluation.extraction import FeatureNet, Outputs
 from scm_jax.evaluation.feature_metrics import FeatureSet
+from scm_jax.evaluation.gathering import all_processes
 from scm_jax.evaluation.protocol import Measured, Protocol
 from scm_jax.evaluation.references import (
     Reference,
@@ -47,6 +49,8 @@ _NEED_FEATURES = {"kid", "cmmd", "prdc", "sw", "mind"}
 
 # Of a reference, for metrics that compare single items; ADM's evaluator keeps as many.
 KEPT_FEATURES = 10_000
+# Rows that are summed up at a time.
+BLOCK = 1024
 
 
 def spaces_of(net: FeatureNet) -> dict[str, str]:
@@ -96,30 +100,67 @@ def collect(
     images: Iterable[np.ndarray],
     moments: Sequence[str],
     kept: Sequence[str] = (),
+    rows: np.ndarray | None = None,
 ) -> Collected:
-    """Moments and, where asked for, all rows of some outputs of a network.
+    """Moments and, where asked for, rows of some outputs of a network.
 
     Args:
       net: the network.
       images: batches of uint8 ``(n, h, w, c)``.
       moments: outputs whose mean and covariance are accumulated in float64.
       kept: outputs that are kept.
+      rows: numbers of the images whose outputs are kept, rising; None for all.
     """
     stats: dict[str, frechet.FeatureStats] = {}
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in kept}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     count = 0
-    for outputs in net.batches(images):
-        count += len(outputs["features"])
+    for outputs in _in_blocks(net.batches(images)):
+        before, count = count, count + len(outputs["features"])
         for name in moments:
             flat = outputs[name].reshape(len(outputs[name]), -1)
             part = frechet.feature_stats(flat)
             seen = stats.get(name, frechet.empty_stats(flat.shape[1]))
             stats[name] = frechet.merge_stats(seen, part)
         for name in kept:
-            rows[name].append(outputs[name])
-    if not count:
-        raise ValueError(f"{net.name}: no images to extract features of")
-    return Collected(count, stats, {k: np.concatenate(v) for k, v in rows.items()})
+            here: Any = slice(None)
+            if rows is not None:
+                here = rows[(rows >= before) & (rows < count)] - before
+            found[name].append(outputs[name][here])
+    outputs = {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    return Collected(count, stats, outputs)
+
+
+def _in_blocks(batches: Iterable[Outputs]) -> Iterator[Outputs]:
+    """Joins batches to blocks of ``BLOCK`` rows or more, but for the last.
+
+    To merge the moments of a batch costs as much as the products of hundreds of rows.
+    """
+    held: list[Outputs] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(len(part["features"]) for part in held) >= BLOCK:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def of_all_processes(part: Collected, widths: Mapping[str, int]) -> Collected:
+    """Moments of what all processes collected; all must call it, and get the same.
+
+    Args:
+      part: of this process.
+      widths: numbers per image of each output, for a process that had no images.
+    """
+    stats = {
+        name: all_processes(part.stats.get(name, frechet.empty_stats(width)))
+        for name, width in widths.items()
+    }
+    return Collected(stats["features"].count, stats, {})
 
 
 # --- References -----------------------------------------------------------------------
@@ -145,11 +186,11 @@ def measure_reference(
       notes: further entries of its protocol.
     """
     names = spaces_of(net)
-    found = collect(net, images, list(names), ["features"])
-    if found.count != num_images:
-        raise ValueError(f"{dataset}: {found.count} images came, not {num_images}")
     keep = min(num_images, KEPT_FEATURES)
     rows = np.arange(keep) * num_images // keep
+    found = collect(net, images, list(names), ["features"], rows)
+    if found.count != num_images:
+        raise ValueError(f"{dataset}: {found.count} images came, not {num_images}")
     about = {
         "extractor": net.name,
         "extractor_sha256": net.weights_sha256,
@@ -157,7 +198,7 @@ def measure_reference(
     }
     spaces: dict[str, Space] = {}
     for output, name in names.items():
-        features = found.outputs["features"][rows] if output == "features" else None
+        features = found.outputs.get(output)
         spaces[name] = space_of(found.stats[output], features, about)
     write_reference(path, spaces, dataset=dataset, notes=notes)
 
@@ -186,6 +227,7 @@ class PretrainedQuality:
 
     Labels are all classes in turn. With several seeds every number is the mean over
     sets of samples, with ``_std`` and ``_values`` beside it; there is no best alone.
+    Several processes share the work where the metrics need moments only.
 
     Attributes:
       network: a key of ``FEATURE_NETS``.
@@ -230,10 +272,19 @@ class PretrainedQuality:
         outputs = [o for o in spaces_of(net) if o == "features" or "sfid" in self._all]
         kept = ["features"] * bool(_NEED_FEATURES & self._all)
         kept += ["logits"] * ("is" in self._all)
+        # Moments add up; what needs the rows themselves each process draws for itself.
+        part = (0, 1) if kept else (jax.process_index(), jax.process_count())
+        gaussians = {"features": real.gaussian, "spatial": real.spatial_gaussian}
+        widths = {name: len(gaussians[name][0]) for name in outputs}
         rows = []
         for seed in range(self.seed, self.seed + self.num_seeds):
-            images = draw(self.num_samples, self.steps, seed)
-            fake = collect(net, images, outputs, kept).feature_set("the samples")
+            images = draw(self.num_samples, self.steps, seed, part)
+            found = collect(net, images, outputs, kept)
+            if part[1] > 1:
+                found = of_all_processes(found, widths)
+            if found.count != self.num_samples:
+                raise ValueError(f"{found.count} samples came, not {self.num_samples}")
+            fake = found.feature_set("the samples")
             rows.append(feature_metrics.compare(real, fake, self.metrics))
         row: dict[str, Any] = {}
         for key in rows[0]:

@@ -9,7 +9,6 @@ DINOv2; our own files may hold further ones. ``reference_files`` lists the forma
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from scm_jax.evaluation.reference_files import (
     quoted,
 )
 from scm_jax.exchange.torch_files import write_state_dict
+from scm_jax.weight_files import file_sha256
 
 # Features of the spaces that published files have.
 DIMENSIONS = {"fid": 2048, "sfid": 2023, "fd_dinov2": 1024}
@@ -113,7 +113,7 @@ def read_reference(
         features=space.features,
         images=images,
         format=file.format,
-        sha256=_sha256(path),
+        sha256=file_sha256(path),
         protocol=protocol or None,
     )
 
@@ -195,7 +195,7 @@ def convert_reference(source: str | os.PathLike, target: str | os.PathLike) -> N
         spaces = {name: _read_space(file, name) for name in file.spaces}
         images = _read_images(file)
         notes = {"dataset": source.stem, **file.protocol}
-    origin = {"name": source.name, "format": file.format, "sha256": _sha256(source)}
+    origin = {"name": source.name, "format": file.format, "sha256": file_sha256(source)}
     dataset = notes.pop("dataset")
     notes["converted_from"] = origin
     write_reference(target, spaces, dataset=dataset, images=images, notes=notes)
@@ -281,8 +281,3 @@ def _checked_images(where: str, name: str, images: np.ndarray) -> np.ndarray:
             "(n, h, w, c)"
         )
     return images
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,8 +55,9 @@ class Subject:
         has a split of them.
       validation_error: ``(x0, z, time, label) -> (validation, denoising)`` errors,
         ``(b,)`` each, see ``validation.Validation``.
-      pixels: ``(num, steps, seed) -> batches``, uint8 ``(n, h, w, c)`` each, of samples
-        of all classes in turn.
+      pixels: ``(num, steps, seed, part) -> batches``, uint8 ``(n, h, w, c)`` each, of
+        samples of all classes in turn; of ``part = (index, count)`` only every
+        ``count``-th batch, from ``index`` on.
       quantization: gives the rule by which they became uint8.
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
@@ -76,7 +77,9 @@ class Subject:
     batch: Callable[[int, int], tuple[jax.Array, jax.Array | None]] | None = None
     validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
-    pixels: Callable[[int, int, int], Iterator[np.ndarray]] | None = None
+    pixels: Callable[[int, int, int, tuple[int, int]], Iterator[np.ndarray]] | None = (
+        None
+    )
     quantization: Callable[[], str] | None = None
     dataset: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from scm_jax.evaluation import dinov2, dinov2_weights
-from scm_jax.evaluation.weight_files import weights_id
 from scm_jax.exchange.torch_files import write_state_dict
+from scm_jax.weight_files import tensors_sha256
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dinov2_tiny.npz"
 # Of a sum of some hundred products in float32; asked for are 1e-4.
@@ -158,7 +158,7 @@ def test_names_of_hugging_face_give_the_same_weights():
     weights, _ = golden()
     found = dinov2_weights.published(hugging_face(weights), "file")
     assert found.keys() == weights.keys()
-    assert weights_id(found) == weights_id(weights)
+    assert tensors_sha256(found) == tensors_sha256(weights)
 
 
 def drop(name):
@@ -237,7 +237,7 @@ def test_extractor_reads_a_file_and_batches(tmp_path, monkeypatch, resize):
     net = dinov2.extractor(resize=resize, batch_size=2)
     assert net.name == "dinov2_width64_depth1_patch56"
     assert (net.resize, net.num_features) == (resize, 64)
-    assert net.weights_sha256 == weights_id(weights)
+    assert net.weights_sha256 == tensors_sha256(weights)
     images = np.random.default_rng(4).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     found = net(images)["features"]
     alone = net(images[2:])["features"]
@@ -250,7 +250,7 @@ def test_extractor_reads_safetensors(tmp_path):
     weights = random_file()
     file = tmp_path / "other.safetensors"
     safetensors.numpy.save_file(weights, file)
-    assert dinov2.extractor(file).weights_sha256 == weights_id(weights)
+    assert dinov2.extractor(file).weights_sha256 == tensors_sha256(weights)
 
 
 def test_no_weights_says_where_to_get_them(tmp_path, monkeypatch):

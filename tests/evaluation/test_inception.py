@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scm_jax import weight_files
 from scm_jax.evaluation import inception, inception_weights
 from scm_jax.exchange.torch_files import write_state_dict
 from tests.evaluation import inception_tensors as drawn
@@ -245,9 +246,9 @@ def test_names_in_the_graph_of_tensorflow(name, scope):
 
 def test_the_id_is_that_of_the_numbers(tensors, net):
     again = {name: tensors[name] for name in reversed(tensors)}
-    assert inception_weights.weights_id(again) == net.weights_sha256
+    assert weight_files.tensors_sha256(again) == net.weights_sha256
     again["fc.bias"] = again["fc.bias"] + np.float32(1e-6)
-    assert inception_weights.weights_id(again) != net.weights_sha256
+    assert weight_files.tensors_sha256(again) != net.weights_sha256
 
 
 def test_what_does_not_fit_is_named():

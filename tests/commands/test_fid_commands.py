@@ -1,0 +1,176 @@
+"""FID by the commands that a user types, with the whole network and drawn weights.
+
+From images on disk over their statistics to a row of results. Only the distance of two
+Gaussians is replaced, which in 2048 dimensions takes half a minute and has its own
+tests; and batches are small.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from scm_jax import experiment, quality_plots, runs
+from scm_jax.config import base_config, to_dict
+from scm_jax.evaluation import frechet, inception_weights, pretrained, references
+from scm_jax.exchange.torch_files import write_state_dict
+from scm_jax.generation import load_generate
+from scm_jax.training import checkpoint
+from tests.commands.in_process import scm
+from tests.evaluation import inception_tensors
+
+NUM_IMAGES, NUM_SAMPLES, BATCH = 8, 4, 4
+NAME = "inception-2015-12-05"
+
+
+def small_batches(path=None):
+    return dataclasses.replace(inception_weights.load(path), batch_size=BATCH)
+
+
+def distance_of_means(mean_a, cov_a, mean_b, cov_b):
+    return float(((mean_a - mean_b) ** 2).sum())
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """A machine with weights, 24 images, their statistics, and a run on them."""
+    folder = tmp_path_factory.mktemp("machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
+        patch.setenv("SCM_JAX_DATA", str(folder / "data"))
+        patch.setenv("HOME", str(folder / "home"))
+        patch.setitem(pretrained.FEATURE_NETS, "inception", small_batches)
+        patch.setattr(frechet, "gaussian_frechet", distance_of_means)
+        pretrained.load_net.cache_clear()
+        jax.config.update("jax_disable_most_optimizations", True)
+        write_weights(folder)
+        write_images(folder)
+        write_run(folder)
+        yield folder
+        jax.config.update("jax_disable_most_optimizations", False)
+        pretrained.load_net.cache_clear()
+
+
+def write_weights(folder):
+    shapes = inception_weights.tensor_shapes()
+    tensors = inception_tensors.tensors({name: shapes[name] for name in sorted(shapes)})
+    place = folder / "weights/inception"
+    place.mkdir(parents=True)
+    write_state_dict(place / f"{NAME}.safetensors", tensors)
+
+
+def write_images(folder):
+    rng = np.random.default_rng(0)
+    (folder / "raw").mkdir()
+    for index in range(NUM_IMAGES):
+        image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+        image.save(folder / f"raw/{index}.png")
+    scm("data", "prepare", "--name=dots", f"--source={folder / 'raw'}")
+
+
+def write_run(folder):
+    """Untrained: its numbers say nothing of consistency models."""
+    c = base_config("dit", "diffusion", "images")
+    c.dataset.prepared = "dots"
+    c.network.patch = 8
+    c.network.width = 16
+    c.network.depth = 1
+    c.network.num_heads = 1
+    c.sampling.batch_size = BATCH
+    built = experiment.build(c)
+    directory = runs.RunDir(folder / "run")
+    directory.write_config(to_dict(c))
+    params = built.network.init(jax.random.key(0))
+    checkpoint.save_average(directory.checkpoints_dir, built.sampling_ema, params)
+
+
+@pytest.fixture(scope="module")
+def stats(machine):
+    return scm("data", "stats", "--dataset=dots").stdout.strip()
+
+
+def evaluate(machine, *flags, check=0):
+    flags = (f"--run={machine / 'run'}", "--metrics=fid", "--steps=1", *flags)
+    return scm("evaluate", f"--num_samples={NUM_SAMPLES}", *flags, check=check)
+
+
+@pytest.fixture(scope="module")
+def row(machine, stats):
+    """Of the run, against the data's own statistics, measured for the first time."""
+    return json.loads(evaluate(machine).stdout)
+
+
+def test_statistics_are_those_of_all_images(machine, stats):
+    found = references.read_reference(stats, "fid")
+    folder = machine / "data/stats"
+    assert [str(path) for path in folder.iterdir()] == [stats]
+    assert found.count == NUM_IMAGES and found.features.shape == (NUM_IMAGES, 2048)
+    np.testing.assert_allclose(found.mean, found.features.mean(0), rtol=1e-5)
+    assert references.read_reference(stats, "sfid").mean.shape == (2023,)
+
+
+def test_a_row_has_the_number_and_how_it_came_to_be(machine, stats, row):
+    loaded = load_generate(machine / "run")
+    _, pixels = loaded.generate(NUM_SAMPLES, 1, 0, pixels=True)
+    features = small_batches()(pixels)["features"]
+    mean = references.read_reference(stats, "fid").mean
+    expected = ((features.mean(0) - mean) ** 2).sum()
+    assert row["fid"] == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert row["measured_by"] == {"fid": "fid"}
+    said = row["protocol"]["fid"]
+    net = small_batches()
+    assert (said["extractor"], said["extractor_sha256"]) == (NAME, net.weights_sha256)
+    assert said["reference_sha256"] == references.read_reference(stats).sha256
+    assert (said["reference_count"], said["num_samples"]) == (NUM_IMAGES, NUM_SAMPLES)
+    assert said["resize"] == "tf1_bilinear_299" and "127.5" in said["quantization"]
+
+
+def test_nothing_is_measured_twice(machine, stats, row, monkeypatch):
+    def fails(*_):
+        pytest.fail("measured again")
+
+    monkeypatch.setattr(pretrained, "collect", fails)
+    assert scm("data", "stats", "--dataset=dots").stdout.strip() == stats
+    assert json.loads(evaluate(machine).stdout) == row
+    lines = (machine / "run/results.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["key"] == row["key"] for line in lines) == 1
+
+
+def test_a_published_file_as_reference(machine, stats, row, tmp_path):
+    own = references.read_reference(stats, "fid")
+    path = tmp_path / "edm.npz"
+    np.savez(path, mu=own.mean, sigma=own.covariance)
+    other = json.loads(evaluate(machine, f"--reference={path}").stdout)
+    assert other["fid"] == pytest.approx(row["fid"], rel=1e-6)
+    assert other["protocol"]["fid"]["reference"] == "edm.npz"
+    assert other["protocol"]["fid"]["reference_count"] == 0
+    # Two files: their numbers cannot be drawn together.
+    with pytest.raises(ValueError, match="reference_sha256"):
+        quality_plots.plot_runs([machine / "run"], tmp_path / "picture.png")
+
+
+def test_a_reference_of_another_network_is_refused(machine, stats, tmp_path):
+    path = tmp_path / "short.npz"
+    np.savez(path, mu=np.zeros(1024), sigma=np.eye(1024))
+    said = evaluate(machine, f"--reference={path}", check=1).stderr
+    assert "'mu' has shape (1024,), expected (2048,)" in said and str(path) in said
+
+
+def test_a_reference_of_other_weights_is_refused(machine, tmp_path):
+    about = {"extractor": NAME, "extractor_sha256": "ab" * 32}
+    path = tmp_path / "other.npz"
+    space = references.Space(np.zeros(2048), np.eye(2048), 5, None, about)
+    references.write_reference(path, {"fid": space}, dataset="dots")
+    said = evaluate(machine, f"--reference={path}", check=1).stderr
+    assert "extractor_sha256 abab" in said and "scm data stats" in said
+
+
+def test_without_weights_the_message_says_what_to_get(machine, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
+    pretrained.load_net.cache_clear()
+    said = evaluate(machine, "--seed=1", check=1).stderr
+    assert "pt_inception-2015-12-05-6726825d.pth: https://github.com/mseitzer" in said
+    assert str(tmp_path / "inception") in said
