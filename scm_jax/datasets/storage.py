@@ -200,7 +200,7 @@ def prepared_folder(
         return prepare(name, root)
     raise FileNotFoundError(
         f"the dataset {name!r} is not prepared in {root}. Prepare it with "
-        f"`python -m scm_jax data prepare --dataset={name} --root={root}`, data of your "
-        f"own with --name={name} --source=PATH in place of --dataset, or name another "
-        "folder in the environment variable SCM_JAX_DATA"
+        f"`python -m scm_jax data prepare --dataset={name} --root={root}`, data of "
+        f"your own with --name={name} --source=PATH in place of --dataset, or name "
+        "another folder in the environment variable SCM_JAX_DATA"
     )
