@@ -25,8 +25,8 @@ mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 
 # Each prints JSON lines, the last with the ratio it is about: about 10 minutes.
-BENCHMARKS := step_cost compile_time sampling input_pipeline checkpoint_stall \
-  attention precision
+BENCHMARKS := step_cost compile_time sampling input_pipeline input_wait \
+  checkpoint_stall attention precision frechet feature_metrics
 
 bench: $(STAMP)
 	set -e; for name in $(BENCHMARKS); do \

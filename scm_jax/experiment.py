@@ -313,6 +313,18 @@ def saved_network(
     return build_network(saved, dataset), average or sampling_average(saved)
 
 
+def average_name(text: str) -> str:
+    """An average as runs name it, a relative width without needless digits.
+
+    >>> average_name("0.10"), average_name("half_life_500000")
+    ('0.1', 'half_life_500000')
+    """
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
 def load_average(
     directory: str | os.PathLike, name: str, abstract: Any, step: int | None = None
 ) -> Any:

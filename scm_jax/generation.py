@@ -17,7 +17,13 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import decoding, quantize, sampling
-from scm_jax.experiment import Experiment, build, ema_profiles, load_average
+from scm_jax.experiment import (
+    Experiment,
+    average_name,
+    build,
+    ema_profiles,
+    load_average,
+)
 from scm_jax.runs import RunDir
 from scm_jax.training import checkpoint, ema, manifest
 from scm_jax.types import Cond
@@ -245,7 +251,7 @@ def load_generate(
     if decoder is not None:
         config.sampling.decoder = decoder
     experiment = build(without_teacher(config))
-    average = average or experiment.sampling_ema
+    average = average_name(average) or experiment.sampling_ema
     abstract = experiment.abstract_params()["net"]
     if step is None:
         step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]

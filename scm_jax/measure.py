@@ -435,6 +435,7 @@ def evaluate_run(
         if "key" in row and not rerun
     }
     for average in averages:
+        average = experiment_lib.average_name(average)
         name = average or experiment_lib.sampling_average(config)
         rows = None
         for point in points:

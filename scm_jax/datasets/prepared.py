@@ -68,7 +68,7 @@ def make_images(
     labelled = conditional and manifest["num_classes"] > 0
     moments = manifest["splits"].get("train", manifest["splits"][base])
     info = DatasetInfo(
-        name="images",
+        name=prepared,
         sample_shape=tuple(manifest["shape"]),
         num_classes=manifest["num_classes"] if labelled else 0,
         sigma_data=SIGMA_DATA,

@@ -200,6 +200,7 @@ def prepared_folder(
         return prepare(name, root)
     raise FileNotFoundError(
         f"the dataset {name!r} is not prepared in {root}. Prepare it with "
-        f"`python -m scm_jax data prepare --dataset={name} --root={root}`, or name "
+        f"`python -m scm_jax data prepare --dataset={name} --root={root}`, data of "
+        f"your own with --name={name} --source=PATH in place of --dataset, or name "
         "another folder in the environment variable SCM_JAX_DATA"
     )

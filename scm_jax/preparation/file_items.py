@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ SPLITS = {
 }
 _SPLIT_FOLDERS = {folder for folders in SPLITS.values() for folder in folders}
 DATASET_JSON = "dataset.json"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 _LISTED = "image files end in " + " ".join(SUFFIXES)
 
 
@@ -307,7 +309,7 @@ def _parse_json(content: bytes, where: str) -> Any:
 
 
 def read_webdataset(path: Path, options: Options) -> FileItems:
-    """Webdataset shards: a folder of tars, one tar, or a pattern such as ``a-*.tar``.
+    """Webdataset shards: a folder of tars, one tar, or a pattern; ``find_shards``.
 
     Files with one name up to the first dot are one item: its image, and its label in
     ``.cls`` (a number) or in ``.json`` under ``label_key`` (a number or a name). Shards
@@ -342,12 +344,35 @@ def read_webdataset(path: Path, options: Options) -> FileItems:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The tars in a folder, the tar itself, or those that a pattern names, sorted."""
+    """The tars in a folder, the tar itself, or those that a pattern names, sorted.
+
+    Patterns are the shell's ``a-*.tar`` and webdataset's ``a-{000..146}.tar``; of the
+    second kind all must be there.
+
+    Raises:
+      FileNotFoundError: shards of a range are missing; names the first.
+    """
     if path.is_dir():
         return sorted(path.glob("*.tar"))
     if path.exists():
         return [path]
+    if found := _RANGE.search(str(path)):
+        return _shards_of_range(str(path), found)
     return sorted(Path(name) for name in glob.glob(str(path)))
+
+
+def _shards_of_range(pattern: str, found: re.Match[str]) -> list[Path]:
+    first, last = found.groups()
+    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    start, end = pattern[: found.start()], pattern[found.end() :]
+    paths = [Path(f"{start}{number}{end}") for number in numbers]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{pattern}: {len(missing)} of {len(paths)} shards do not exist; the first "
+            f"is {missing[0]}"
+        )
+    return paths
 
 
 def _shard_label(files: ArchiveFiles, group: dict[str, int], options: Options) -> Any:

@@ -111,6 +111,12 @@ def prepare(
     parallel.run(work, workers, say)
     _publish(work)
     say.end()
+    skipped = manifest.read(target)["splits"][split]["skipped"]
+    if skipped:
+        logger.warning(
+            "%d of these items were left out; %s names them, the first: %s",
+            *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
+        )
     return target
 
 

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import scm_jax
-from scm_jax import measure, quality_plots, runs
+from scm_jax import experiment, measure, quality_plots, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -145,6 +145,12 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
         sweep(averages=("0.07",))
     with pytest.raises(ValueError, match=r"'half' is neither kept in .*0.05.*0.1"):
         sweep(averages=("half",))
+
+
+def test_widths_are_read_as_numbers():
+    assert experiment.average_name("0.10") == "0.1"
+    assert experiment.average_name("half_life_5e+05") == "half_life_5e+05"
+    assert experiment.average_name("") == ""
 
 
 def test_report_of_runs(demo, tmp_path):

@@ -30,7 +30,7 @@ def test_shape_classes_and_values_are_those_of_the_manifest(root):
     dataset = open_images(root)
     info = dataset.info
     assert (info.sample_shape, info.num_classes, info.num_items) == ((8, 8, 3), 3, 23)
-    assert info.name == "images" and info.sigma_data == 0.5
+    assert info.name == "tiny" and info.sigma_data == 0.5
     assert "tiny" in info.description
     x, label = dataset.arrays()
     np.testing.assert_allclose(x, arrays().fields["image"] / 127.5 - 1, atol=1e-6)

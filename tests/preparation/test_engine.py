@@ -316,10 +316,13 @@ def test_fresh_makes_all_shards_again(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [(14,), (0, 22)])
-def test_bad_items_may_be_skipped_and_are_recorded(tmp_path, bad):
+def test_bad_items_may_be_skipped_and_are_recorded(tmp_path, bad, caplog):
     with pytest.raises(ItemError, match=r"skip_bad = |does not decode"):
         run(counted(bad=(1, *bad)), tmp_path / "another", skip_bad=len(bad))
+    caplog.clear()
     folder = run(counted(bad=bad), tmp_path, skip_bad=len(bad))
+    assert f"{len(bad)} of these items were left out" in caplog.text
+    assert f"{bad[0]}.png does not decode" in caplog.text
     split = json.loads((folder / "manifest.json").read_text())["splits"]["train"]
     assert split["count"] == engine.NUM - len(bad)
     assert [s["item"] for s in split["skipped"]] == [f"item {k}" for k in bad]

@@ -217,7 +217,8 @@ def test_webdataset_shards(tmp_path, label):
         tmp_path / "raw",
         {f"x-{n}.tar": tar_bytes(shard(2 * n, label)) for n in (1, 0)},
     )
-    for path in (tmp_path / "raw", tmp_path / "raw" / "x-*.tar"):
+    for name in ("", "x-*.tar", "x-{0..1}.tar"):
+        path = tmp_path / "raw" / name
         items = open_items(path, label_key="y")
         assert items.origin["kind"] == "webdataset"
         assert_pictures(items, [0, 1, 2, 3])
@@ -226,6 +227,12 @@ def test_webdataset_shards(tmp_path, label):
         if label:
             assert labels_of(items) == [0, 1, 2, 0]
     assert items.name(2).endswith("x-1.tar: 0002.jpg")
+
+
+def test_a_range_of_shards_has_all_of_its_numbers(tmp_path):
+    write_folder(tmp_path, {f"x-{n:03d}.tar": tar_bytes(shard(n)) for n in (8, 10)})
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 shards .*x-009\.tar"):
+        open_items(tmp_path / "x-{008..010}.tar")
 
 
 def test_one_tar_is_shards_where_labels_lie_beside_images(tmp_path):
