@@ -128,6 +128,16 @@ def test_a_row_has_the_number_and_how_it_came_to_be(machine, stats, row):
     assert said["resize"] == "tf1_bilinear_299" and "127.5" in said["quantization"]
 
 
+def test_parts_of_the_samples_are_their_batches_in_turn(machine):
+    generate = load_generate(machine / "run").generate
+    batches = [x for x, _ in generate.batches(NUM_SAMPLES + 6, 1, 3)]
+    assert [len(x) for x in batches] == [BATCH, BATCH, 2]
+    for index, expected in ((0, batches[::2]), (1, batches[1::2])):
+        found = [x for x, _ in generate.batches(NUM_SAMPLES + 6, 1, 3, part=(index, 2))]
+        np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+    assert not list(generate.batches(BATCH, 1, 3, part=(1, 2)))
+
+
 def test_nothing_is_measured_twice(machine, stats, row, monkeypatch):
     def fails(*_):
         pytest.fail("measured again")
