@@ -36,7 +36,7 @@ def distance_of_means(mean_a, cov_a, mean_b, cov_b):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """A machine with weights, 24 images, their statistics, and a run on them."""
+    """A machine with weights, a few images, and a run on them."""
     folder = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
