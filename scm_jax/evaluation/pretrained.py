@@ -275,7 +275,7 @@ class PretrainedQuality:
         # Moments add up; what needs the rows themselves each process draws for itself.
         part = (0, 1) if kept else (jax.process_index(), jax.process_count())
         gaussians = {"features": real.gaussian, "spatial": real.spatial_gaussian}
-        widths = {name: len(gaussians[name][0]) for name in outputs}
+        widths = {k: len(g[0]) for k, g in gaussians.items() if k in outputs and g}
         rows = []
         for seed in range(self.seed, self.seed + self.num_seeds):
             images = draw(self.num_samples, self.steps, seed, part)

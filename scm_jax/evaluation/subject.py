@@ -77,9 +77,7 @@ class Subject:
     batch: Callable[[int, int], tuple[jax.Array, jax.Array | None]] | None = None
     validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
-    pixels: Callable[[int, int, int, tuple[int, int]], Iterator[np.ndarray]] | None = (
-        None
-    )
+    pixels: Callable[..., Iterator[np.ndarray]] | None = None
     quantization: Callable[[], str] | None = None
     dataset: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -36,7 +36,7 @@ def distance_of_means(mean_a, cov_a, mean_b, cov_b):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """A machine with weights, 24 images, their statistics, and a run on them."""
+    """A machine with weights, a few images, and a run on them."""
     folder = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
@@ -126,6 +126,16 @@ def test_a_row_has_the_number_and_how_it_came_to_be(machine, stats, row):
     assert said["reference_sha256"] == references.read_reference(stats).sha256
     assert (said["reference_count"], said["num_samples"]) == (NUM_IMAGES, NUM_SAMPLES)
     assert said["resize"] == "tf1_bilinear_299" and "127.5" in said["quantization"]
+
+
+def test_parts_of_the_samples_are_their_batches_in_turn(machine):
+    generate = load_generate(machine / "run").generate
+    batches = [x for x, _ in generate.batches(NUM_SAMPLES + 6, 1, 3)]
+    assert [len(x) for x in batches] == [BATCH, BATCH, 2]
+    for index, expected in ((0, batches[::2]), (1, batches[1::2])):
+        found = [x for x, _ in generate.batches(NUM_SAMPLES + 6, 1, 3, part=(index, 2))]
+        np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+    assert not list(generate.batches(BATCH, 1, 3, part=(1, 2)))
 
 
 def test_nothing_is_measured_twice(machine, stats, row, monkeypatch):

@@ -1,12 +1,15 @@
 """Metrics over a pretrained network, with a small network in its place."""
 
 import dataclasses
+import functools
+import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import Subject, frechet, pretrained
+from scm_jax.evaluation import Subject, frechet, gathering, pretrained
 from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.pretrained import PretrainedQuality
 from scm_jax.evaluation.protocol import Protocol, require_comparable
@@ -52,6 +55,11 @@ def in_batches(images, size=37):
     return (images[i : i + size] for i in range(0, len(images), size))
 
 
+def every(part, batches):
+    index, count = part
+    return itertools.islice(batches, index, None, count)
+
+
 @pytest.fixture
 def reference(tmp_path):
     images = colours(300, 1)
@@ -65,7 +73,9 @@ def reference(tmp_path):
 def subject(reference):
     return Subject(
         sigma_data=0.5,
-        pixels=lambda num, steps, seed: in_batches(colours(num, 10 + seed, shift=9)),
+        pixels=lambda num, steps, seed, part: every(
+            part, in_batches(colours(num, 10 + seed, shift=9))
+        ),
         quantization=lambda: "127.5x+128, truncated",
         sampling={"sampler": "heun", "times": (), "guidance": 1.0, "ema": "0.05"},
         reference_file=lambda net: reference[0],
@@ -96,6 +106,48 @@ def test_distance_is_that_of_samples_and_reference_in_one_piece(subject, referen
     expected = frechet.frechet_distance(real, fake)
     assert row["fd_tiny"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
+
+
+@pytest.mark.parametrize("num", [120, 60], ids=["all have some", "one has none"])
+def test_processes_share_the_samples(subject, monkeypatch, num):
+    evaluator = PretrainedQuality("tiny", ("fid", "sfid"), num_samples=num)
+    alone = evaluator(subject)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    sent = {}
+
+    def run_process(index, gather):
+        monkeypatch.setattr(pretrained.jax, "process_index", lambda: index)
+        merge = functools.partial(gathering.all_processes, gather=gather)
+        monkeypatch.setattr(pretrained, "all_processes", merge)
+        return evaluator(subject)
+
+    for index in range(3):  # to see what each sends; alone its samples are too few
+        sent[index] = []
+        with pytest.raises(ValueError, match=f"samples came, not {num}"):
+            run_process(index, lambda bits, i=index: sent[i].append(bits) or bits[None])
+    together = [np.stack(parts) for parts in zip(*sent.values(), strict=True)]
+    assert len(together) == 2
+    for index in range(3):
+        answers = iter(together)
+        row = run_process(index, lambda bits, answers=answers: next(answers))
+        assert row["fd_tiny"] == pytest.approx(alone["fd_tiny"], rel=1e-9)
+        assert row["sfid_tiny"] == pytest.approx(alone["sfid_tiny"], rel=1e-9)
+
+
+def test_features_themselves_each_process_draws_alone(subject, monkeypatch):
+    evaluator = PretrainedQuality("tiny", ("fid", "sw"), num_samples=60)
+    alone = evaluator(subject)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    assert evaluator(subject) == alone
+
+
+def test_of_many_images_features_are_kept_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "KEPT_FEATURES", 4)
+    monkeypatch.setattr(pretrained, "BLOCK", 50)
+    images, path = colours(200, 3), tmp_path / "r.npz"
+    pretrained.measure_reference(tiny_net(), in_batches(images), 200, path, "colours")
+    kept = read_reference(path, "fd_tiny").features
+    np.testing.assert_allclose(kept, features_of(images)[::50], rtol=1e-6)
 
 
 def test_seeds_give_mean_spread_and_values_and_no_best(subject):

@@ -72,6 +72,31 @@ def test_published_table_is_the_paper_s():
     assert xxl.sampling_compute / teacher == pytest.approx(0.016, abs=0.0005)
 
 
+def measured(name, **changed):
+    """A row of FID with its protocol."""
+    protocol = {
+        **{"metric": "fid", "extractor": "inception", "extractor_sha256": "ab" * 32},
+        **{"resize": "none", "quantization": "truncated", "reference": "cifar10"},
+        **{"reference_sha256": "cd" * 32, "reference_count": 50, "num_samples": 100},
+        **{"seeds": [0], "sampler": "heun", "steps": 2},
+    }
+    protocols = {name: protocol | changed, "validation": {"num_samples": name}}
+    return row(2, 3.0, run=name, protocol=protocols, measured_by={"fid": name})
+
+
+def test_rows_that_were_measured_in_different_ways_are_refused():
+    first = measured("fid")
+    sampled = measured("inception", seeds=[1], steps=4, metric="fid, sfid")
+    quality_plots.require_comparable([first, row(1, 2.0), sampled], "fid")
+    other = measured("other", num_samples=200, extractor="dinov2")
+    with pytest.raises(ValueError, match="(?s)fid of 'fid' .*'other'") as caught:
+        quality_plots.require_comparable([first, sampled, other], "fid")
+    assert "extractor: 'inception' there, 'dinov2' here" in str(caught.value)
+    assert "num_samples: 100 there, 200 here" in str(caught.value)
+    quality_plots.require_comparable([first, other | {"fid": None}], "fid")
+    quality_plots.require_comparable([first, other], "validation_error")
+
+
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no row has the metric 'fid'"):
         quality_plots.plot_quality([row(1, None)], "fid")
