@@ -61,9 +61,6 @@ def _flags_of_recipe() -> None:
 
 def _flags_of_processes() -> None:
     flags.DEFINE_integer(
-        "workers", 1, "Processes that this command starts.", lower_bound=1
-    )
-    flags.DEFINE_integer(
         "num_processes",
         1,
         "How many such commands run, where there are several.",
@@ -72,6 +69,13 @@ def _flags_of_processes() -> None:
     flags.DEFINE_integer(
         "process_id", 0, "Which of them this is, from 0.", lower_bound=0
     )
+
+
+def _flags_of_writing() -> None:
+    flags.DEFINE_integer(
+        "workers", 1, "Processes that this command starts.", lower_bound=1
+    )
+    _flags_of_processes()
     flags.DEFINE_integer(
         "shard_items",
         0,
@@ -105,7 +109,7 @@ def _prepare() -> int:
     flags.DEFINE_string("variant", "", "Of imagenet64: edm2, resized or downsampled.")
     flags.DEFINE_string("version", "1.0.0", "Of the prepared dataset.")
     _flags_of_recipe()
-    _flags_of_processes()
+    _flags_of_writing()
     cli.parse()
     f = flags.FLAGS
     if (f.dataset is None) == (f.name is None):
@@ -285,7 +289,7 @@ def _encode() -> int:
     flags.DEFINE_integer(
         "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
     )
-    _flags_of_processes()
+    _flags_of_writing()
     cli.parse()
     cli.required("dataset", "out_name")
     from scm_jax import compile_cache, encoding
@@ -329,6 +333,7 @@ def _stats() -> int:
     flags.DEFINE_string("weights", "", "File of the network, where it is one.")
     flags.DEFINE_string("out", None, "File; default: where evaluate looks for it.")
     flags.DEFINE_string("convert", None, "Instead: write this published file as --out.")
+    _flags_of_processes()
     cli.parse()
     from scm_jax import compile_cache, reference_stats
     from scm_jax.evaluation import pretrained, references
@@ -346,8 +351,11 @@ def _stats() -> int:
     dataset = reference_stats.open_dataset(f.dataset, f.split, f.root)
     for name in f.features:
         net = pretrained.load_net(name, f.weights)
-        path = f.out or reference_stats.default_path(dataset, net, f.root)
-        print(reference_stats.measure(dataset, net, Path(path)))
+        path = Path(f.out or reference_stats.default_path(dataset, net, f.root))
+        if reference_stats.measure(dataset, net, path, f.process_id, f.num_processes):
+            print(path)
+        else:
+            print(f"{path} appears when the other processes have measured their parts")
     return 0
 
 

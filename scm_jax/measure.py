@@ -266,7 +266,8 @@ def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
     """The statistics of the training data, measured where they are not kept yet."""
     dataset, root = experiment.dataset, experiment.config.dataset.root
     path = reference_stats.default_path(dataset, net, root)
-    return reference_stats.measure(dataset, net, path)
+    reference_stats.measure(dataset, net, path)
+    return path
 
 
 def _condition(experiment: Experiment, label: jax.Array | None, t: jax.Array) -> Cond:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ import numpy as np
 
 from scm_jax.datasets import DATASETS, make_dataset, storage
 from scm_jax.datasets.pipeline import Dataset
-from scm_jax.evaluation import pretrained
+from scm_jax.evaluation import collecting
 from scm_jax.evaluation.extraction import FeatureNet
-
-logger = logging.getLogger(__name__)
+from scm_jax.preparation.progress import Progress
 
 BATCH = 256
 # Items that tell two data sets of one name apart.
@@ -33,15 +30,11 @@ def open_dataset(
     return make_dataset("images", split, root=root, prepared=name)
 
 
-def pixel_batches(dataset: Dataset) -> Iterator[np.ndarray]:
-    """All items in stored order as uint8 ``(n, h, w, c)``, no chance in it.
-
-    Raises:
-      ValueError: the items are no pictures.
-    """
+def pixel_batches(dataset: Dataset, first: int, end: int) -> Iterator[np.ndarray]:
+    """Items in stored order as uint8 ``(n, h, w, c)``, no chance in it."""
     info = _pictures(dataset)
-    for start in range(0, info.num_items, BATCH):
-        rows = np.arange(start, min(start + BATCH, info.num_items))
+    for start in range(first, end, BATCH):
+        rows = np.arange(start, min(start + BATCH, end))
         yield info.to_pixels(dataset.items(rows)[0])
 
 
@@ -77,19 +70,48 @@ def default_path(
     return folder / "stats" / f"{name}-{net.name}-{net.weights_sha256[:10]}.npz"
 
 
-def measure(dataset: Dataset, net: FeatureNet, path: Path) -> Path:
-    """Writes the statistics of all items, unless they are there."""
+def measure(
+    dataset: Dataset,
+    net: FeatureNet,
+    path: Path,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> bool:
+    """Writes the statistics of all items, unless they are there.
+
+    A killed measurement goes on when it is called again; of several processes each
+    measures its own parts, and the last one writes the file.
+
+    Args:
+      dataset: whose items.
+      net: the network.
+      path: the file.
+      process_index: which of several calls this is.
+      process_count: how many there are.
+
+    Returns:
+      Whether the file is there.
+    """
     if path.is_file():
-        return path
+        return True
     info = _pictures(dataset)
-    logger.warning(
-        "measuring the statistics of %s images of %r with %s, once: %s",
-        *(f"{info.num_items:,}", info.name, net.name, path),
-    )
-    started = time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    say = Progress(f"{info.name} in {net.name}", info.num_items)
+
+    def images(first: int, end: int) -> Iterator[np.ndarray]:
+        for batch in pixel_batches(dataset, first, end):
+            yield batch
+            say.add(len(batch))
+
     notes = {"fingerprint": fingerprint(dataset)}
-    images = pixel_batches(dataset)
-    pretrained.measure_reference(net, images, info.num_items, path, info.name, notes)
-    logger.warning("measured in %.0f s", time.monotonic() - started)
-    return path
+    whole = collecting.measure_reference(
+        net,
+        images,
+        info.num_items,
+        path,
+        info.name,
+        notes,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    say.end()
+    return whole

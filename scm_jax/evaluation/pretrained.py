@@ -10,24 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
-from scm_jax.evaluation import dinov2, feature_metrics, frechet, inception_weights
-from scm_jax.evaluation.extraction import FeatureNet, Outputs
+from scm_jax.evaluation import dinov2, feature_metrics, inception_weights
+from scm_jax.evaluation.collecting import collect, of_all_processes, spaces_of
+from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.feature_metrics import FeatureSet
-from scm_jax.evaluation.gathering import all_processes
 from scm_jax.evaluation.protocol import Measured, Protocol
-from scm_jax.evaluation.references import (
-    Reference,
-    Space,
-    read_reference,
-    space_of,
-    write_reference,
-)
+from scm_jax.evaluation.references import Reference, read_reference
 from scm_jax.evaluation.subject import Subject, require_positive
 from scm_jax.types import lookup
 
@@ -37,25 +30,10 @@ FEATURE_NETS: dict[str, Callable[[str | None], FeatureNet]] = {
     "dinov2": dinov2.extractor,
 }
 
-# Output of a network -> name of the distance in it, for those with a name of their own.
-SPACES = {
-    "inception-2015-12-05": {"features": "fid", "spatial": "sfid"},
-    "dinov2_vitl14": {"features": "fd_dinov2"},
-}
 # What other metrics of a network are called.
 _SUFFIXES = {"inception-2015-12-05": "", "dinov2_vitl14": "_dinov2"}
 # Metrics that need the features of both sides, and not only their moments.
 _NEED_FEATURES = {"kid", "cmmd", "prdc", "sw", "mind"}
-
-# Of a reference, for metrics that compare single items; ADM's evaluator keeps as many.
-KEPT_FEATURES = 10_000
-# Rows that are summed up at a time.
-BLOCK = 1024
-
-
-def spaces_of(net: FeatureNet) -> dict[str, str]:
-    """Outputs of a network that distances are measured in, and their names."""
-    return SPACES.get(net.name, {"features": f"fd_{net.name}"})
 
 
 @functools.lru_cache(maxsize=2)
@@ -67,140 +45,6 @@ def load_net(network: str, weights: str = "") -> FeatureNet:
       ValueError: an unknown network, or another file.
     """
     return lookup(FEATURE_NETS, network, "feature network")(weights or None)
-
-
-# --- Features of many images ----------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Collected:
-    """What was kept of the outputs of a network, and how many images they are of."""
-
-    count: int
-    stats: dict[str, frechet.FeatureStats]
-    outputs: dict[str, np.ndarray]
-
-    def feature_set(self, name: str) -> FeatureSet:
-        """For ``feature_metrics.compare``."""
-        gaussians = {
-            output: (stats.mean, stats.covariance)
-            for output, stats in self.stats.items()
-        }
-        return FeatureSet(
-            features=self.outputs.get("features"),
-            logits=self.outputs.get("logits"),
-            gaussian=gaussians.get("features"),
-            spatial_gaussian=gaussians.get("spatial"),
-            name=name,
-        )
-
-
-def collect(
-    net: FeatureNet,
-    images: Iterable[np.ndarray],
-    moments: Sequence[str],
-    kept: Sequence[str] = (),
-    rows: np.ndarray | None = None,
-) -> Collected:
-    """Moments and, where asked for, rows of some outputs of a network.
-
-    Args:
-      net: the network.
-      images: batches of uint8 ``(n, h, w, c)``.
-      moments: outputs whose mean and covariance are accumulated in float64.
-      kept: outputs that are kept.
-      rows: numbers of the images whose outputs are kept, rising; None for all.
-    """
-    stats: dict[str, frechet.FeatureStats] = {}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in kept}
-    count = 0
-    for outputs in _in_blocks(net.batches(images)):
-        before, count = count, count + len(outputs["features"])
-        for name in moments:
-            flat = outputs[name].reshape(len(outputs[name]), -1)
-            part = frechet.feature_stats(flat)
-            seen = stats.get(name, frechet.empty_stats(flat.shape[1]))
-            stats[name] = frechet.merge_stats(seen, part)
-        for name in kept:
-            here: Any = slice(None)
-            if rows is not None:
-                here = rows[(rows >= before) & (rows < count)] - before
-            found[name].append(outputs[name][here])
-    outputs = {name: np.concatenate(parts) for name, parts in found.items() if parts}
-    return Collected(count, stats, outputs)
-
-
-def _in_blocks(batches: Iterable[Outputs]) -> Iterator[Outputs]:
-    """Joins batches to blocks of ``BLOCK`` rows or more, but for the last.
-
-    To merge the moments of a batch costs as much as the products of hundreds of rows.
-    """
-    held: list[Outputs] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(len(part["features"]) for part in held) >= BLOCK:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
-
-
-def _joined(parts: Sequence[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def of_all_processes(part: Collected, widths: Mapping[str, int]) -> Collected:
-    """Moments of what all processes collected; all must call it, and get the same.
-
-    Args:
-      part: of this process.
-      widths: numbers per image of each output, for a process that had no images.
-    """
-    stats = {
-        name: all_processes(part.stats.get(name, frechet.empty_stats(width)))
-        for name, width in widths.items()
-    }
-    return Collected(stats["features"].count, stats, {})
-
-
-# --- References -----------------------------------------------------------------------
-
-
-def measure_reference(
-    net: FeatureNet,
-    images: Iterable[np.ndarray],
-    num_images: int,
-    path: str | os.PathLike,
-    dataset: str,
-    notes: dict[str, Any] | None = None,
-) -> None:
-    """Writes the statistics of real images in all feature spaces of a network.
-
-    Args:
-      net: the network.
-      images: batches of uint8 ``(n, h, w, c)``.
-      num_images: how many there are; of ``KEPT_FEATURES`` of them, evenly spaced, the
-        features themselves are written, too.
-      path: the file, ``.npz``; it appears whole or not at all.
-      dataset: name of the set.
-      notes: further entries of its protocol.
-    """
-    names = spaces_of(net)
-    keep = min(num_images, KEPT_FEATURES)
-    rows = np.arange(keep) * num_images // keep
-    found = collect(net, images, list(names), ["features"], rows)
-    if found.count != num_images:
-        raise ValueError(f"{dataset}: {found.count} images came, not {num_images}")
-    about = {
-        "extractor": net.name,
-        "extractor_sha256": net.weights_sha256,
-        "resize": net.resize,
-    }
-    spaces: dict[str, Space] = {}
-    for output, name in names.items():
-        features = found.outputs.get(output)
-        spaces[name] = space_of(found.stats[output], features, about)
-    write_reference(path, spaces, dataset=dataset, notes=notes)
 
 
 def _check_protocol(reference: Reference, net: FeatureNet, path: str) -> None:

@@ -41,7 +41,11 @@ class Progress:
 
     def count(self) -> None:
         """One more item."""
-        self.at(self._done + 1)
+        self.add(1)
+
+    def add(self, items: int) -> None:
+        """So many more."""
+        self.at(self._done + items)
 
     def at(self, done: int) -> None:
         """So many items since ``start``."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import Subject, frechet, gathering, pretrained
+from scm_jax.evaluation import Subject, collecting, frechet, gathering, pretrained
 from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.pretrained import PretrainedQuality
 from scm_jax.evaluation.protocol import Protocol, require_comparable
@@ -40,7 +40,7 @@ def small_network(monkeypatch):
     pretrained.load_net.cache_clear()
     monkeypatch.setitem(pretrained.FEATURE_NETS, "tiny", tiny_net)
     spaces = {"features": "fd_tiny", "spatial": "sfd_tiny"}
-    monkeypatch.setitem(pretrained.SPACES, "tiny", spaces)
+    monkeypatch.setitem(collecting.SPACES, "tiny", spaces)
     yield
     pretrained.load_net.cache_clear()
 
@@ -60,12 +60,17 @@ def every(part, batches):
     return itertools.islice(batches, index, None, count)
 
 
+def between(images):
+    """The images as ``measure_reference`` asks for them."""
+    return lambda first, end: in_batches(images[first:end])
+
+
 @pytest.fixture
 def reference(tmp_path):
     images = colours(300, 1)
     path = tmp_path / "reference.npz"
     net = tiny_net()
-    pretrained.measure_reference(net, in_batches(images), 300, path, "colours")
+    collecting.measure_reference(net, between(images), 300, path, "colours")
     return path, images
 
 
@@ -118,7 +123,7 @@ def test_processes_share_the_samples(subject, monkeypatch, num):
     def run_process(index, gather):
         monkeypatch.setattr(pretrained.jax, "process_index", lambda: index)
         merge = functools.partial(gathering.all_processes, gather=gather)
-        monkeypatch.setattr(pretrained, "all_processes", merge)
+        monkeypatch.setattr(collecting, "all_processes", merge)
         return evaluator(subject)
 
     for index in range(3):  # to see what each sends; alone its samples are too few
@@ -142,10 +147,10 @@ def test_features_themselves_each_process_draws_alone(subject, monkeypatch):
 
 
 def test_of_many_images_features_are_kept_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "KEPT_FEATURES", 4)
-    monkeypatch.setattr(pretrained, "BLOCK", 50)
+    monkeypatch.setattr(collecting, "KEPT_FEATURES", 4)
+    monkeypatch.setattr(collecting, "BLOCK", 50)
     images, path = colours(200, 3), tmp_path / "r.npz"
-    pretrained.measure_reference(tiny_net(), in_batches(images), 200, path, "colours")
+    collecting.measure_reference(tiny_net(), between(images), 200, path, "colours")
     kept = read_reference(path, "fd_tiny").features
     np.testing.assert_allclose(kept, features_of(images)[::50], rtol=1e-6)
 
@@ -193,10 +198,46 @@ def test_a_reference_of_other_weights_is_refused(subject, monkeypatch):
 
 
 def test_images_that_are_missing_are_noticed(tmp_path):
-    images = in_batches(colours(100, 1))
-    with pytest.raises(ValueError, match="100 images came, not 120"):
-        pretrained.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
-    assert not list(tmp_path.iterdir())
+    images = between(colours(100, 1))
+    with pytest.raises(ValueError, match="of the images 0 to 119 100 came, not 120"):
+        collecting.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_measurement_in_parts_goes_on_and_is_shared(tmp_path, monkeypatch):
+    """Bit by bit the same for one process, for two, and after a kill."""
+    monkeypatch.setattr(collecting, "PART_IMAGES", 40)
+    images, asked = colours(200, 2), []
+
+    def source(first, end):
+        asked.append(first)
+        if first == 120 and "broken" in state:
+            raise KeyboardInterrupt
+        return in_batches(images[first:end])
+
+    def measure(name, **process):
+        path = tmp_path / name
+        done = collecting.measure_reference(
+            tiny_net(), source, 200, path, "colours", **process
+        )
+        return path.read_bytes() if done else None
+
+    state = set()
+    whole = measure("whole.npz")
+    assert asked == [0, 40, 80, 120, 160]
+    assert measure("two.npz", process_index=1, process_count=2) is None
+    assert measure("two.npz", process_index=0, process_count=2) == whole
+    state.add("broken")
+    with pytest.raises(KeyboardInterrupt):
+        measure("killed.npz")
+    state.clear(), asked.clear()
+    assert measure("killed.npz") == whole
+    assert asked == [120, 160]
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "whole.npz",
+        "two.npz",
+        "killed.npz",
+    }
 
 
 def test_settings_are_checked():
