@@ -471,7 +471,7 @@ class ShapeSource:
         """One item in words.
 
         >>> ShapeSource().caption(7)
-        'a'
+        'a medium blue heart on yellow stripes, upper left'
         """
         return caption(self.attributes(np.array([index])))
 
