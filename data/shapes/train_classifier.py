@@ -1,8 +1,8 @@
 """Train the small network in whose features samples of ``shapes`` are measured.
 
 Run: python data/shapes/train_classifier.py
-Expect: held-out accuracy of shape 0.6877, of colour 0.9946, of background 0.5975, in 90
-seconds of processor time.
+Expect: held-out accuracy of shape 0.7221, of colour 0.9959, of background 0.7092, in
+150 seconds of processor time.
 
 60,000 items of another seed than the data set's, so that its training items are as new
 to the network as its test items and copies of them earn nothing. Two cycles in batches

@@ -66,7 +66,7 @@ def test_changed_weights_are_refused(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "least"), [("shape", 0.63), ("color", 0.97), ("background", 0.54)]
+    ("head", "least"), [("shape", 0.65), ("color", 0.97), ("background", 0.64)]
 )
 def test_accuracy_on_fresh_items(weights, fresh, head, least):
     pixels, seen = fresh
@@ -121,7 +121,7 @@ def test_larger_images_are_averaged(weights, fresh):
     expected = shapes_classifier.features(weights, fresh[0][:4])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     # Means of levels, not one of them.
-    doubled[:, ::2] = 0
+    doubled[:, 1::2] = 0
     half = shapes_classifier.features(weights, doubled)
     assert abs(half - expected).max() > 1
 
