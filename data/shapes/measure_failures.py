@@ -1,7 +1,7 @@
 """How far known failures are from ``shapes``, in the features of its frozen network.
 
 Run: python data/shapes/measure_failures.py
-Expect: the table of README.md, in five minutes on 2 CPU cores.
+Expect: the table of README.md, in a minute on 2 CPU cores.
 
 Every failure is made of the same held-out items (the Gaussian of the moments of as many
 training items), so the number of samples and the choice of items play no part.
@@ -16,8 +16,8 @@ import numpy as np
 from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.evaluation import frechet, neighbours, shapes_classifier
 
-NUM_REAL = 20_000
-NUM_SAMPLES = 5_000
+NUM_REAL = 4_000
+NUM_SAMPLES = 2_000
 
 
 def failures(

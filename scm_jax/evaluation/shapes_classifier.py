@@ -23,7 +23,7 @@ from scm_jax.evaluation import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_classifier.npz"
 # Of the arrays, see frozen_weights; printed by data/shapes/train_classifier.py.
-WEIGHTS_SHA256 = "e170dd2bcf6e04894621d5572ff87b86f8e312557439bed0b4e82d84b04840b3"
+WEIGHTS_SHA256 = "b928b152c59c59731218fac1df00548b27fecfb9fb69132bb6836d8eb1a1bc70"
 
 SIDES = (32, 64)
 NUM_FEATURES = 64

@@ -17,8 +17,9 @@ from PIL import Image
 
 from scm_jax import cli, data_commands, training_run
 from scm_jax.config import base_config
-from scm_jax.datasets import storage
+from scm_jax.datasets import pipeline, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
+from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.preparation import manifest, recipes
 from tests.preparation import raw_data
 
@@ -272,3 +273,18 @@ def test_help_lists_the_flags_of_a_command():
     listed = [line.split()[0] for line in done.stdout.splitlines() if "--" in line]
     assert {"--dataset", "--source", "--workers", "--skip_bad"} <= set(listed)
     assert "--verbosity" not in listed  # absl's own
+
+
+def test_shapes_are_prepared_as_they_are_drawn(tmp_path):
+    flags = ("--dataset=shapes", f"--root={tmp_path}")
+    scm("data", "prepare", *flags, "--num_items=20", "--split=test")
+    source = pipeline.read_prepared(tmp_path / "shapes/1.0.0", "test")
+    expected = ShapeSource("test", 20).gather(np.arange(20))
+    found = source.gather(np.arange(20))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    done = scm("data", "inspect", *flags, "--split=test", f"--out={tmp_path}/a.png")
+    assert json.loads(done.stdout.splitlines()[0])["num_classes"] == 10
+    own = ("--name=mine", "--kind=drawn", "--source=shapes", f"--root={tmp_path}")
+    done = scm("data", "prepare", *own, check=2)
+    assert "--num_items" in done.stderr

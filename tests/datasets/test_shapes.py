@@ -151,11 +151,11 @@ def test_larger_images_show_the_same():
 
 def test_drawn_when_needed_gives_what_is_drawn_at_once(monkeypatch):
     settings = {"num_items": 96, "resolution": 32}
-    at_once = make_dataset("shapes", **settings)
+    at_once = make_dataset("shapes", **settings).opened
     monkeypatch.setattr(pipeline, "MEMORY_LIMIT", 96 * 32**2 * 3 - 1)
-    when_needed = make_dataset("shapes", **settings)
-    assert isinstance(at_once.opened.source, pipeline.MemorySource)
-    assert isinstance(when_needed.opened.source, ShapeSource)
+    when_needed = make_dataset("shapes", **settings).opened
+    assert isinstance(at_once.source, pipeline.MemorySource)
+    assert isinstance(when_needed.source, ShapeSource)
     for a, b in zip(at_once.arrays(), when_needed.arrays(), strict=True):
         np.testing.assert_array_equal(a, b)
     batches = [next(d.iterator(8, seed=3)) for d in (at_once, when_needed)]
