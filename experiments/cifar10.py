@@ -80,6 +80,7 @@ def get_config(arg: str = ""):
     c.train.duration_images = row.iterations * BATCH
     c.log.every_images = 100 * BATCH
     c.checkpoint.every_images = 5_000 * BATCH
+    c.eval.split = "" if quick else "test"  # of validation errors
     if variant == "teacher":
         c.optimizer.rampup_images = 10e6  # EDM's
         c.sampling.sampler = "heun"

@@ -164,6 +164,7 @@ def get_config(arg: str = ""):
     c.train.duration_images = row.iterations * BATCH
     c.log.every_images = 100 * BATCH
     c.checkpoint.every_images = 2_500 * BATCH
+    c.eval.split = "" if quick else "validation"  # of validation errors
     c.sampling.batch_size = 64
     c.sampling.guidance = row.guidance
     if variant == "teacher":

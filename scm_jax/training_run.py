@@ -44,6 +44,7 @@ def train_and_evaluate(
 
     Raises:
       ValueError: bad settings, or a directory of another config.
+      FileNotFoundError: an evaluator's weights or reference are not there.
       loop.NonFiniteError: the training was stopped; the state before is saved.
     """
     run_dir = runs.RunDir(workdir)
@@ -53,6 +54,9 @@ def train_and_evaluate(
     experiment = experiment_lib.build(config)
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
+    for evaluator in measure.configured_evaluators(config).values():
+        if hasattr(evaluator, "check"):
+            evaluator.check()
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
     with Checkpointer(

@@ -145,6 +145,15 @@ class PretrainedQuality:
             "protocol": self._protocol(subject, net, path, reference),
         }
 
+    def check(self) -> None:
+        """Raises what a call would for missing weights or a reference that is not one.
+
+        For before a training: at its end it would be late to learn of these.
+        """
+        net = load_net(self.network, self.weights)
+        if self.reference:
+            self._reference(net, self.reference)
+
     @property
     def _all(self) -> set[str]:
         return set(self.metrics)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scm_jax import experiment, quality_plots, runs
+from scm_jax import experiment, quality_plots, runs, training_run
 from scm_jax.config import base_config, to_dict
 from scm_jax.evaluation import frechet, inception_weights, pretrained, references
 from scm_jax.exchange.torch_files import write_state_dict
@@ -184,3 +184,14 @@ def test_without_weights_the_message_says_what_to_get(machine, tmp_path, monkeyp
     said = evaluate(machine, "--seed=1", check=1).stderr
     assert "pt_inception-2015-12-05-6726825d.pth: https://github.com/mseitzer" in said
     assert str(tmp_path / "inception") in said
+
+
+def test_a_training_that_could_not_be_measured_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pretrained.load_net.cache_clear()
+    config = base_config("dit", "diffusion", "noise_images")
+    config.eval.evaluators = ("fid",)
+    with pytest.raises(FileNotFoundError, match="pt_inception-2015-12-05"):
+        training_run.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
