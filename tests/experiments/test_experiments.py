@@ -265,7 +265,7 @@ def test_dataset_arguments_are_config_keys():
     info = experiment.build_dataset(c).info
     assert "edm2" in info.description
     with pytest.raises(AttributeError):
-        c.dataset.flip = True
+        c.dataset.mirror = True
     c.dataset.whitening = "edm"
     with pytest.raises(ValueError, match=r"dataset\.whitening = 'edm'"):
         experiment.build_dataset(c)
