@@ -356,7 +356,9 @@ class FiniteDataset:
 
     def _check_decoded(self, specs: tuple, item: int) -> None:
         """Decodes shapes, not values: that costs little, and nothing on the device."""
-        one = {k: jax.ShapeDtypeStruct((1, *shape), d) for k, shape, d in specs}
+        # Arrays, whose int64 becomes JAX's int32 silently; of a ShapeDtypeStruct's
+        # newer versions warn.
+        one = {k: np.empty((1, *shape), d) for k, shape, d in specs}
         x, label = jax.eval_shape(self.decode, one)
         info = self.info
         if x.shape[1:] != info.sample_shape or x.dtype != np.float32:
