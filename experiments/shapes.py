@@ -6,11 +6,17 @@ Run:
   python -m scm_jax train --config=experiments/shapes.py:scd --workdir=runs/shapes_scd
   python -m scm_jax train --config=experiments/shapes.py:sct --workdir=runs/shapes_sct
 
-Expect: not yet measured.
+Expect (tiny; Frechet distance, floor 13.9, means of 3 sets of 1,000 samples; 2 busy CPU
+cores, seed 0): patches of the right colours and no shapes yet, teacher and students
+alike.
+  teacher  18 Heun steps 2282
+  scd      1 step 2598, 2 steps 2868; validation error 0.0041
+  sct      1 step 2751, 2 steps 2893
+Sizes small and base: not yet measured.
 
-``size=tiny`` (the default) trains on two CPU cores, a quarter of an hour a run: the
-shapes are there, and rough. ``small`` and ``base`` are for an accelerator.
-``resolution=64`` are larger images, ``quick`` is a smoke run of a few steps.
+``size=tiny`` (the default) trains on two CPU cores, a quarter of an hour a run, to see
+that everything works. ``small`` and ``base`` are for an accelerator. ``resolution=64``
+are larger images, ``quick`` is a smoke run of a few steps.
 """
 
 from typing import NamedTuple
