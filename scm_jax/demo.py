@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax import datasets, generation, report, runs, training_run
+from scm_jax import comparable, datasets, generation, report, runs, training_run
+from scm_jax.records import read_rows
 from scm_jax.training import loop
 
 COLUMNS = (
@@ -165,7 +166,7 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
         workdir / "report.html",
         title="Two-step digits: teacher, sCD and sCT",
         runs=[training_run.load_run(workdir / v) for v in VARIANTS],
-        results_rows=rows,
+        results=[("", rows)],
         grids=grids,
         commands=_commands(workdir),
         intro=(
@@ -210,7 +211,7 @@ def report_runs(directories: Sequence[str], out: str) -> None:
     loaded = [training_run.load_run(d) for d in directories]
     grids, rows = {}, []
     for run_ in loaded:
-        rows += [{"run": run_.name, **row} for row in run_.results.to_dict("records")]
+        rows += [{"run": run_.name, **r} for r in read_rows(run_.dir.results_path)]
         samples = run_.sample(GRID_SAMPLES, steps=int(run_.config.sampling.steps))
         if samples.pixels is not None:
             grids[run_.name] = samples.grid(10)
@@ -218,7 +219,7 @@ def report_runs(directories: Sequence[str], out: str) -> None:
         Path(out),
         title="Runs: " + ", ".join(run_.name for run_ in loaded),
         runs=loaded,
-        results_rows=rows,
+        results=comparable.tables(rows),
         grids=grids,
         commands=[
             ("This page", f"python -m scm_jax report --runs={','.join(directories)}")

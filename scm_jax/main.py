@@ -169,7 +169,7 @@ def _evaluate() -> int:
     flags.DEFINE_integer("num_seeds", None, "Sets of samples; default: the run's.")
     flags.DEFINE_integer("seed", None, "Seed of the first set.")
     flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
-    flags.DEFINE_string("plot", None, "PNG of the metric against evaluations.")
+    flags.DEFINE_string("plot", None, "PNG of these rows against evaluations.")
     cli.parse()
     cli.required("run")
     from scm_jax import measure
@@ -190,12 +190,15 @@ def _evaluate() -> int:
         num_seeds=f.num_seeds,
         seed=f.seed,
     )
+    measured = []
     for row in rows:
         print(json.dumps(row), flush=True)
+        measured.append(row)
     if f.plot:
-        from scm_jax import quality_plots
+        from scm_jax import quality_plots, runs
 
-        quality_plots.plot_runs([f.run], f.plot)
+        dataset = runs.RunDir(f.run).read_config()["dataset"]["name"]
+        quality_plots.plot_rows(measured, f.plot, dataset=dataset)
         print(f"plot: {f.plot}", file=sys.stderr)
     return 0
 

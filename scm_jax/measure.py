@@ -35,6 +35,7 @@ from scm_jax.experiment import Experiment, Teacher
 from scm_jax.generation import Generator, load_generate
 from scm_jax.training import manifest
 from scm_jax.types import Cond, lookup
+from scm_jax.weight_files import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,7 +441,7 @@ def evaluate_run(
         name = average or experiment_lib.sampling_average(config)
         rows = None
         for point in points:
-            key = _row_key(step, name, point, built)
+            key = _row_key(config, step, name, point, built)
             if key not in done:
                 rows = rows or _open_run(directory, config, name, step)
                 row = rows.measure(point, built) | {"key": key}
@@ -459,20 +460,35 @@ def _open_run(
 
 
 def _row_key(
-    step: int, average: str, point: SamplingPoint, evaluators: dict[str, Evaluator]
+    config: ConfigDict,
+    step: int,
+    average: str,
+    point: SamplingPoint,
+    evaluators: dict[str, Evaluator],
 ) -> str:
-    """What a row is the answer to, as ten hexadecimal digits."""
+    """What a row is the answer to, as ten hexadecimal digits.
+
+    Keys of the config that a resumed run may change are in it where they change a
+    number, and so are the files that evaluators read.
+    """
     asked = {
         "step": step,
         "ema": average,
         "point": dataclasses.asdict(point),
+        "sampling": [config.sampling[k] for k in ("sampler", "guidance", "decoder")],
+        "split": config.eval.split,
         "evaluators": {
-            name: dataclasses.asdict(evaluator)
+            name: [dataclasses.asdict(evaluator), _files(evaluator)]
             for name, evaluator in evaluators.items()
         },
     }
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _files(evaluator: Evaluator) -> list[str]:
+    """Hashes of the files that an evaluator reads."""
+    return [file_sha256(path) for path in getattr(evaluator, "files", list)()]
 
 
 def labelled(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax import runs
-from scm_jax.evaluation import protocol as protocol_lib
+from scm_jax.comparable import Row, require_comparable
 from scm_jax.published import PublishedResult, load_published
 from scm_jax.records import read_rows, require
 
@@ -36,7 +36,7 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 def plot_runs(
     directories: Sequence[str | os.PathLike], out: str | os.PathLike, metric: str = ""
 ) -> None:
-    """Draws the results of some runs against both costs, into one picture.
+    """Draws all results of some runs against both costs, into one picture.
 
     Args:
       directories: run directories with a ``results.jsonl``.
@@ -45,21 +45,37 @@ def plot_runs(
 
     Raises:
       ValueError: no run has a row with such a metric, or rows were measured in
-        different ways, see ``require_comparable``.
+        different ways, see ``comparable``.
     """
-    figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     datasets = set()
     for directory in directories:
         run_dir = runs.RunDir(directory)
         name = Path(directory).resolve().name
-        rows += [{"run": name} | row for row in read_rows(run_dir.results_path)]
-        datasets.add(run_dir.read_config()["dataset"]["name"].removesuffix("_latents"))
+        rows += [{"run": name, **row} for row in read_rows(run_dir.results_path)]
+        datasets.add(run_dir.read_config()["dataset"]["name"])
+    plot_rows(rows, out, metric, datasets.pop() if len(datasets) == 1 else "")
+
+
+def plot_rows(
+    rows: Sequence[Row], out: str | os.PathLike, metric: str = "", dataset: str = ""
+) -> None:
+    """Draws rows against both costs, into one picture.
+
+    Args:
+      rows: results, as ``evaluate`` writes them; ``run`` tells lines apart.
+      out: the picture, a PNG, PDF or SVG.
+      metric: what to draw; default is the first of ``METRICS`` that is there.
+      dataset: whose published results are drawn behind; empty for none.
+
+    Raises:
+      ValueError: no row has such a metric, or they were measured in different ways.
+    """
+    figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
     metric = metric or _first_metric(rows)
     require_comparable(rows, metric)
-    published = []
-    if len(datasets) == 1:
-        published = load_published(datasets.pop(), metric)
+    name = dataset.removesuffix("_latents")
+    published = load_published(name, metric) if name else []
     figure = figures.Figure(figsize=(10, 4.2), layout="constrained")
     for axes, cost in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
         plot_quality(rows, metric, cost, published, axes)
@@ -68,53 +84,8 @@ def plot_runs(
     figure.savefig(out, dpi=120)
 
 
-def require_comparable(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Refuses rows whose numbers of one metric were measured in different ways.
-
-    Rows that do not have the metric, or do not say how it was measured, pass.
-
-    Args:
-      rows: results, as ``evaluate`` writes them; ``run``, where they have it, stands in
-        the message.
-      metric: their key.
-
-    Raises:
-      ValueError: two rows differ in a field of ``protocol.MEASURING``; lists the
-        fields.
-    """
-    known = [
-        (row, found)
-        for row in rows
-        if row.get(metric) is not None and (found := _protocol_of(row, metric))
-    ]
-    for row, found in known[1:]:
-        try:
-            protocol_lib.require_comparable([known[0][1], found])
-        except ValueError as error:
-            names = [str(r.get("run", r.get("method", ""))) for r in (known[0][0], row)]
-            raise ValueError(
-                f"{metric} of {names[0]!r} (row 0) and of {names[1]!r} (row 1): {error}"
-            ) from error
-
-
-def _protocol_of(row: Mapping[str, Any], metric: str) -> protocol_lib.Protocol | None:
-    """How a row's number came to be; None where the row does not say.
-
-    Evaluators that measure several metrics at once name them all in ``metric``: that of
-    two such is the column itself, so that ``fid`` alone and among others is the same.
-    """
-    protocols = row.get("protocol") or {}
-    name = (row.get("measured_by") or {}).get(metric)
-    if name is None and len(protocols) == 1:
-        (name,) = protocols
-    entries = protocols.get(name)
-    if not entries or "extractor_sha256" not in entries:
-        return None
-    return protocol_lib.Protocol(**{**entries, "metric": metric})
-
-
 def plot_quality(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     metric: str,
     cost: str = "nfe",
     published: Sequence[PublishedResult] = (),
@@ -174,7 +145,7 @@ def plot_quality(
     return axes
 
 
-def _first_metric(rows: Sequence[Mapping[str, Any]]) -> str:
+def _first_metric(rows: Sequence[Row]) -> str:
     for metric in METRICS:
         if any(row.get(metric) is not None for row in rows):
             return metric
@@ -190,13 +161,13 @@ def _plain_numbers(axes: Axes) -> None:
         axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by what is the same along a line, in the order of steps.
 
     Of rows that were sampled alike the last one counts.
     """
     swept = [k for k in ("guidance", "ema") if len({r.get(k) for r in rows}) > 1]
-    lines: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    lines: dict[str, dict[Any, Row]] = {}
     for row in rows:
         details = [f"{key} {row.get(key)}" for key in swept]
         name = str(row.get("run", row.get("method", "")))

@@ -102,7 +102,7 @@ def write_report(
     *,
     title: str,
     runs: Sequence[Run] = (),
-    results_rows: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
     grids: Mapping[str, Picture] | None = None,
     commands: Sequence[tuple[str, str]] = (),
     intro: str = "",
@@ -113,7 +113,7 @@ def write_report(
       path: the HTML file; its folder is made.
       title: heading of the page.
       runs: whose curves and facts are shown, each in its own colour.
-      results_rows: the table of results, one dict per row.
+      results: caption and rows of each table of results.
       grids: caption -> picture (PIL, or the path of a PNG), shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
@@ -123,7 +123,7 @@ def write_report(
     """
     path = Path(path)
     sections = [
-        ("Results", _results_section(results_rows)),
+        ("Results", "".join(_results_section(*table) for table in results)),
         ("Samples", _samples_section(grids or {})),
         ("Curves", _curves_section(runs)),
         ("Runs", _runs_section(runs)),
@@ -181,9 +181,10 @@ def format_table(
 _CELL = (str, numbers.Number, type(None))
 
 
-def _results_section(rows: Sequence[Mapping[str, Any]]) -> str:
+def _results_section(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
+    about = f"<pre>{_text(caption)}</pre>" if caption else ""
     columns = _columns(rows)
     classes = ["number" if _is_numeric(rows, name) else "word" for name in columns]
     head = "".join(
@@ -201,7 +202,8 @@ def _results_section(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in zip(*cells, strict=True)
     )
     return (
-        f'<div class="wide"><table class="results"><thead><tr>{head}</tr></thead>'
+        f'{about}<div class="wide"><table class="results">'
+        f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -156,7 +156,7 @@ class SampleQuality:
         """How the numbers came to be."""
         pixels = extractor.sha256 != "none"
         protocol = Protocol(
-            metric=f"frechet_distance, precision and recall(k={self.num_neighbours})",
+            metric=f"frechet_distance, prdc(k={self.num_neighbours})",
             extractor=self.features,
             extractor_sha256=extractor.sha256,
             resize="none",

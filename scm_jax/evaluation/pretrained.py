@@ -23,6 +23,7 @@ from scm_jax.evaluation.protocol import Measured, Protocol
 from scm_jax.evaluation.references import Reference, read_reference
 from scm_jax.evaluation.subject import Subject, require_positive
 from scm_jax.types import lookup
+from scm_jax.weight_files import PUBLISHED, find_weights
 
 # Loads a network: from a file, or from where published weights are kept.
 FEATURE_NETS: dict[str, Callable[[str | None], FeatureNet]] = {
@@ -144,6 +145,17 @@ class PretrainedQuality:
             "seed": self.seed,
             "protocol": self._protocol(subject, net, path, reference),
         }
+
+    def files(self) -> list[str]:
+        """Paths of what a call reads besides the data: the number depends on them.
+
+        Raises:
+          FileNotFoundError: no weights; says where they are published and belong.
+        """
+        found = [self.reference] if self.reference else []
+        if self.network in PUBLISHED:
+            found.append(str(find_weights(self.network, self.weights)))
+        return found
 
     def check(self) -> None:
         """Raises what a call would for missing weights or a reference that is not one.

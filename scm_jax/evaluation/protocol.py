@@ -130,6 +130,12 @@ def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def measured_differently(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+    """``differences`` in ``MEASURING``: with any, two numbers do not compare."""
+    found = differences(a, b)
+    return {name: found[name] for name in MEASURING if name in found}
+
+
 def require_comparable(rows: Sequence[Protocol]) -> None:
     """Refuses numbers that cannot stand in one table.
 
@@ -146,11 +152,9 @@ def require_comparable(rows: Sequence[Protocol]) -> None:
                 " beside measured ones with overlay_note, not compared"
             )
     for index, row in enumerate(rows[1:], 1):
-        found = differences(rows[0], row)
         lines = [
-            f"  {name}: {found[name][0]!r} there, {found[name][1]!r} here"
-            for name in MEASURING
-            if name in found
+            f"  {name}: {there!r} there, {here!r} here"
+            for name, (there, here) in measured_differently(rows[0], row).items()
         ]
         if lines:
             raise ValueError(

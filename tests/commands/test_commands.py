@@ -137,6 +137,15 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
     quality_plots.plot_runs([workdir / "sct"], tmp_path / "quality.png")
     with PIL.Image.open(tmp_path / "quality.png") as picture:
         assert picture.width > 600
+    # Held-out data may change in a run's config, and with it the answer.
+    config = run_dir.read_config()
+    held_out = {**config, "eval": {**config["eval"], "split": "train[:50%]"}}
+    run_dir.write_config(held_out)
+    one = {"averages": ("0.05",), "steps": (1,), "times": []}
+    (half,) = sweep(**one)
+    assert half["validation_error"] != rows[0]["validation_error"]
+    run_dir.write_config(config)
+    assert sweep(**one) == rows[:1]
     with pytest.raises(ValueError, match=r"times 1.3/0.7 go with 3 steps"):
         sweep(times=[(1.3, 0.7)])
     with pytest.raises(ValueError, match=r"must decrease within \(0, 1.56"):

@@ -157,6 +157,10 @@ def test_a_published_file_as_reference(machine, stats, row, tmp_path):
     assert other["fid"] == pytest.approx(row["fid"], rel=1e-6)
     assert other["protocol"]["fid"]["reference"] == "edm.npz"
     assert other["protocol"]["fid"]["reference_count"] == 0
+    # The same path with other content is another question.
+    np.savez(path, mu=own.mean + 1, sigma=own.covariance)
+    shifted = json.loads(evaluate(machine, f"--reference={path}").stdout)
+    assert shifted["key"] != other["key"] and shifted["fid"] > other["fid"] + 1000
     # Two files: their numbers cannot be drawn together.
     with pytest.raises(ValueError, match="reference_sha256"):
         quality_plots.plot_runs([machine / "run"], tmp_path / "picture.png")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax import quality_plots
+from scm_jax import quality_plots, runs
 from scm_jax.published import load_published
 
 
@@ -72,29 +72,22 @@ def test_published_table_is_the_paper_s():
     assert xxl.sampling_compute / teacher == pytest.approx(0.016, abs=0.0005)
 
 
-def measured(name, **changed):
-    """A row of FID with its protocol."""
+def test_runs_that_were_measured_differently_are_not_drawn_together(tmp_path):
     protocol = {
         **{"metric": "fid", "extractor": "inception", "extractor_sha256": "ab" * 32},
         **{"resize": "none", "quantization": "truncated", "reference": "cifar10"},
         **{"reference_sha256": "cd" * 32, "reference_count": 50, "num_samples": 100},
         **{"seeds": [0], "sampler": "heun", "steps": 2},
     }
-    protocols = {name: protocol | changed, "validation": {"num_samples": name}}
-    return row(2, 3.0, run=name, protocol=protocols, measured_by={"fid": name})
-
-
-def test_rows_that_were_measured_in_different_ways_are_refused():
-    first = measured("fid")
-    sampled = measured("inception", seeds=[1], steps=4, metric="fid, sfid")
-    quality_plots.require_comparable([first, row(1, 2.0), sampled], "fid")
-    other = measured("other", num_samples=200, extractor="dinov2")
-    with pytest.raises(ValueError, match="(?s)fid of 'fid' .*'other'") as caught:
-        quality_plots.require_comparable([first, sampled, other], "fid")
-    assert "extractor: 'inception' there, 'dinov2' here" in str(caught.value)
-    assert "num_samples: 100 there, 200 here" in str(caught.value)
-    quality_plots.require_comparable([first, other | {"fid": None}], "fid")
-    quality_plots.require_comparable([first, other], "validation_error")
+    for name, num in (("a", 100), ("b", 200)):
+        run_dir = runs.RunDir(tmp_path / name)
+        run_dir.write_config({"dataset": {"name": "digits"}})
+        about = {"fid": protocol | {"num_samples": num}}
+        run_dir.append_result(row(2, 3.0, protocol=about, measured_by={"fid": "fid"}))
+    quality_plots.plot_runs([tmp_path / "a"], tmp_path / "one.png")
+    with pytest.raises(ValueError, match="num_samples: 100 there, 200 here"):
+        quality_plots.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "two.png")
+    assert not (tmp_path / "two.png").exists()
 
 
 def test_nothing_to_draw_is_an_error():

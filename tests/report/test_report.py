@@ -76,9 +76,21 @@ def text(tmp_path_factory):
         folder / "deep" / "report.html",
         title="Digits & <numbers>",
         runs=[make_run(folder / "scd", -1.0), make_run(folder / "sct", 0.0)],
-        results_rows=[
-            {"method": "scd", "steps": 2, "frechet_distance": 0.4471},
-            {"method": "sct", "steps": 2, "frechet_distance": 0.5, "note": "<b>"},
+        results=[
+            (
+                "",
+                [
+                    {"method": "scd", "steps": 2, "frechet_distance": 0.4471},
+                    {
+                        "method": "sct",
+                        "steps": 2,
+                        "frechet_distance": 0.5,
+                        "note": "<b>",
+                        "protocol": {"sampler": "hidden"},
+                    },
+                ],
+            ),
+            ("another way: <k>", [{"method": "other", "frechet_distance": 7.25}]),
         ],
         grids={"real": png, "scd, 2 steps": image_grid(PIXELS[::-1])},
         commands=[("Train it.", "scm train --config='a & b'")],
@@ -122,6 +134,8 @@ def test_everything_given_is_on_the_page(page):
         "0.4471",
         "0.5000",
         "<b>",
+        "another way: <k>",
+        "7.250",
         "scm train --config='a & b'",
         "loss: scd",
         "loss: sct",

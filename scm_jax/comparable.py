@@ -1,0 +1,108 @@
+"""Which rows of results may stand in one table or picture: those measured alike.
+
+A row says under ``protocol``, by evaluator, how its numbers came to be, and under
+``measured_by`` which evaluator gave which number. Numbers that do not say how they were
+measured go with all others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scm_jax.evaluation.protocol import Protocol, measured_differently
+
+Row = Mapping[str, Any]
+
+
+def require_comparable(rows: Sequence[Row], metric: str) -> None:
+    """Refuses rows whose numbers of one metric were measured in different ways.
+
+    Args:
+      rows: results, as ``evaluate`` writes them; ``run``, where they have it, stands in
+        the message.
+      metric: their key.
+
+    Raises:
+      ValueError: two rows differ in a field of ``protocol.MEASURING``; lists the
+        fields.
+    """
+    known = [row for row in rows if _protocol_of(row, metric) is not None]
+    for row in known[1:]:
+        found = _differences(known[0], row, metric)
+        if found:
+            names = [str(r.get("run", r.get("method", ""))) for r in (known[0], row)]
+            raise ValueError(
+                f"{metric} of {names[0]!r} and of {names[1]!r} cannot be compared, as "
+                "they were measured in different ways:\n" + _lines(found)
+            )
+
+
+def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows in as many tables as there are ways in which they were measured.
+
+    Returns:
+      Caption and rows of each. The caption of the first is empty, a further one says
+      what differs from the first.
+    """
+    found: list[tuple[str, list[Row]]] = []
+    for row in rows:
+        first: dict[str, tuple[Any, Any]] = {}
+        for _, table in found:
+            differences = _from_table(table, row)
+            if not differences:
+                table.append(row)
+                break
+            first = first or differences
+        else:
+            note = "measured in another way, not to be compared:\n" + _lines(first)
+            found.append((note if first else "", [row]))
+    return found
+
+
+def _from_table(table: Sequence[Row], row: Row) -> dict[str, tuple[Any, Any]]:
+    """What tells a row from a table's, over all numbers that both have."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for other in table:
+        for metric in other.get("measured_by") or {}:
+            found |= _differences(other, row, metric)
+    return found
+
+
+def _differences(a: Row, b: Row, metric: str) -> dict[str, tuple[Any, Any]]:
+    first, second = _protocol_of(a, metric), _protocol_of(b, metric)
+    if first is None or second is None:
+        return {}
+    found = measured_differently(first, second)
+    # Evaluators that measure several metrics at once name them all, with settings: of
+    # two evaluators those of the metrics that both have must agree.
+    ours, theirs = _settings(first.metric), _settings(second.metric)
+    alike = all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+    if alike:
+        found.pop("metric", None)
+    return found
+
+
+def _settings(metrics: str) -> dict[str, str]:
+    """``fid, is(split_size=5000)`` -> settings by metric."""
+    return dict(re.findall(r"(\w+)((?:\([^)]*\))?)", metrics))
+
+
+def _lines(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    return "\n".join(
+        f"  {name}: {there!r} there, {here!r} here"
+        for name, (there, here) in differences.items()
+    )
+
+
+def _protocol_of(row: Row, metric: str) -> Protocol | None:
+    """How a row's number came to be; None where it has none or does not say."""
+    protocols = row.get("protocol") or {}
+    name = (row.get("measured_by") or {}).get(metric)
+    if name is None and len(protocols) == 1:
+        (name,) = protocols
+    entries = protocols.get(name)
+    if row.get(metric) is None or not entries or "extractor_sha256" not in entries:
+        return None
+    return Protocol(**entries)
