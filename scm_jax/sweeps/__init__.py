@@ -1,0 +1,32 @@
+"""What a sweep file is made of, and nothing that needs an accelerator to import.
+
+>>> from scm_jax.sweeps import cross, grid, seeds
+>>> len(list(cross(grid({"network.width": (32, 64)}), seeds(3))))
+6
+"""
+
+from scm_jax.sweeps.combinators import (
+    chain,
+    cross,
+    grid,
+    loguniform,
+    of_duration,
+    run_dir,
+    sample,
+    seeds,
+    uniform,
+    zipped,
+)
+
+__all__ = [
+    "chain",
+    "cross",
+    "grid",
+    "loguniform",
+    "of_duration",
+    "run_dir",
+    "sample",
+    "seeds",
+    "uniform",
+    "zipped",
+]

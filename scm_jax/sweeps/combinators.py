@@ -1,0 +1,176 @@
+"""Building blocks of sweep files: lists of flat overrides, and what stands in for them.
+
+An override is a dict of dotted config keys. ``grid``, ``zipped``, ``sample`` and
+``seeds`` make lists of them, ``chain`` puts lists behind each other and ``cross``
+combines them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Override = dict[str, Any]
+Draw = Callable[[np.random.Generator], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfDuration:
+    """A number of images that is a share of the run's training length."""
+
+    fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirOf:
+    """The directory of another run of the sweep, by its label."""
+
+    label: str
+
+
+def of_duration(fraction: float) -> OfDuration:
+    """``fraction`` of ``train.duration_images``, for schedules that scale with it.
+
+    >>> {"train.flops": 1e12, "optimizer.decay_images": of_duration(1.0)}
+    {'train.flops': 1000000000000.0, 'optimizer.decay_images': OfDuration(fraction=1.0)}
+    """
+    if not fraction >= 0:
+        raise ValueError(f"of_duration({fraction}): must be at least 0")
+    return OfDuration(float(fraction))
+
+
+def run_dir(label: str) -> RunDirOf:
+    """The directory of the entry with this ``label``; the run then depends on it.
+
+    >>> {"base": ":scd", "teacher.run": run_dir("teacher_32")}
+    {'base': ':scd', 'teacher.run': RunDirOf(label='teacher_32')}
+    """
+    return RunDirOf(label)
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> list[Override]:
+    """Every combination of the values of several keys; the last key varies fastest.
+
+    >>> grid({"network.width": (32, 64), "seed": (0, 1)})[1]
+    {'network.width': 32, 'seed': 1}
+    """
+    return [
+        dict(zip(axes, values, strict=True))
+        for values in itertools.product(*_lists(axes).values())
+    ]
+
+
+def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Override]:
+    """The i-th values of several keys together.
+
+    Raises:
+      ValueError: keys with different numbers of values.
+
+    >>> zipped({"network.width": (32, 64), "network.num_heads": (1, 2)})
+    [{'network.width': 32, 'network.num_heads': 1}, \
+{'network.width': 64, 'network.num_heads': 2}]
+    """
+    lists = _lists(axes)
+    lengths = {key: len(values) for key, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"zipped: keys have different numbers of values: {lengths}")
+    columns = zip(*lists.values(), strict=True)
+    return [dict(zip(axes, values, strict=True)) for values in columns]
+
+
+def chain(*parts: Iterable[Override]) -> list[Override]:
+    """The overrides of all parts, one part after the other."""
+    return [dict(override) for part in parts for override in part]
+
+
+def cross(*parts: Iterable[Override]) -> list[Override]:
+    """Every combination of one override of each part; the last part varies fastest.
+
+    Raises:
+      ValueError: two parts set one key.
+
+    >>> cross(zipped({"network.width": (32, 64), "tags": ("a", "b")}), seeds(2))[1]
+    {'network.width': 32, 'tags': 'a', 'seed': 1}
+    """
+    combined = []
+    for chosen in itertools.product(*(list(part) for part in parts)):
+        merged: Override = {}
+        for override in chosen:
+            if both := merged.keys() & override.keys():
+                raise ValueError(f"cross: two parts set {sorted(both)}")
+            merged |= override
+        combined.append(merged)
+    return combined
+
+
+def seeds(count: int, first: int = 0) -> list[Override]:
+    """``count`` training seeds.
+
+    >>> seeds(2)
+    [{'seed': 0}, {'seed': 1}]
+    """
+    if count < 1:
+        raise ValueError(f"seeds({count}): must be at least 1")
+    return [{"seed": first + i} for i in range(count)]
+
+
+def sample(
+    count: int, seed: int, axes: Mapping[str, Sequence[Any] | Draw]
+) -> list[Override]:
+    """Random search: ``count`` independent draws of every key.
+
+    Draw i depends on ``seed``, i and the key only, so a longer list begins with the
+    shorter one and another key changes no value: what has run stays.
+
+    Args:
+      count: how many.
+      seed: of the draws.
+      axes: key -> values to choose from, or ``uniform(...)``, ``loguniform(...)``.
+
+    >>> len(sample(3, 0, {"optimizer.learning_rate": loguniform(1e-4, 1e-2)}))
+    3
+    """
+    return [
+        {key: _draw(axis, _rng(seed, i, key)) for key, axis in axes.items()}
+        for i in range(count)
+    ]
+
+
+def uniform(low: float, high: float) -> Draw:
+    """A number between the two, for ``sample``."""
+    return lambda rng: _rounded(rng.uniform(low, high))
+
+
+def loguniform(low: float, high: float) -> Draw:
+    """A positive number, uniform in its logarithm, for ``sample``."""
+    if not 0 < low <= high:
+        raise ValueError(f"loguniform({low}, {high}): needs 0 < low <= high")
+    return lambda rng: _rounded(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _rng(seed: int, index: int, key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, index, *key.encode()])
+
+
+def _draw(axis: Sequence[Any] | Draw, rng: np.random.Generator) -> Any:
+    return axis(rng) if callable(axis) else axis[int(rng.integers(len(axis)))]
+
+
+def _rounded(value: float) -> float:
+    """Four digits: names and tables stay readable."""
+    return float(f"{value:.4g}")
+
+
+def _lists(axes: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    for key, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ValueError(
+                f"{key!r} needs a list of values; {values!r} is one value: write "
+                f"({values!r},)"
+            )
+    return {key: list(values) for key, values in axes.items()}
