@@ -15,7 +15,7 @@ and ``FlopsPerImage`` says how they grow with N.
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -257,7 +257,7 @@ class Points:
         center = log_x.mean(0)
         return cls(kind, log_x - center, log_y, center)
 
-    def law(self, theta: np.ndarray) -> PowerLaw | ChinchillaLaw:
+    def law(self, theta: np.ndarray) -> Any:
         """The law of ``theta``, ``(..., 1 + 2K)``; an offset at its bound is 0."""
         count = len(self.center)
         exponents = theta[..., count + 1 :]

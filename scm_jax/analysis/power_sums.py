@@ -78,6 +78,30 @@ def fit(log_x: np.ndarray, log_y: np.ndarray, delta: float = HUBER_DELTA) -> np.
     return polish(log_x, log_y, near, delta)
 
 
+def noise_delta(log_x: np.ndarray, log_y: np.ndarray) -> float:
+    """A delta that follows the noise: 1.345 robust standard deviations of residuals.
+
+    At 1e-3 and a noise of some percent nearly every point lies in the linear part: the
+    fit is a median, with a fifth more error than needed. At this delta it has 95 % of
+    the efficiency of least squares, and one bad run still cannot move it far.
+    """
+    once = np.ones((1, len(log_y)))
+    (near,) = refit(log_x, log_y, once, project(log_x, log_y), np.inf)
+    return max(HUBER_DELTA, 1.345 * noise(near, log_x, log_y))
+
+
+def noise(theta: np.ndarray, log_x: np.ndarray, log_y: np.ndarray) -> float:
+    """Robust standard deviation of the log residuals, for the parameters that it cost.
+
+    Zero where there are no more points than parameters.
+    """
+    spare = len(log_y) - theta.size
+    if spare <= 0:
+        return 0.0
+    residual = log_y - evaluate(theta, log_x)[0]
+    return float(1.4826 * np.median(np.abs(residual)) * np.sqrt(len(log_y) / spare))
+
+
 def project(log_x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """The best ``theta`` of a grid of exponents, by relative least squares."""
     best, found = np.inf, None
