@@ -55,12 +55,16 @@ def interval(estimate: ArrayLike, replicates: ArrayLike, level: float = LEVEL) -
 
     Example:
       >>> print(interval(5.0, np.arange(101) / 10))
-      5 [0.25, 9.75]
+      5 [0.2, 9.8]
     """
     values = np.asarray(replicates, float)
     tail = (1 - level) / 2
-    low = np.quantile(np.where(np.isnan(values), -np.inf, values), tail, axis=0)
-    high = np.quantile(np.where(np.isnan(values), np.inf, values), 1 - tail, axis=0)
+    missing = np.isnan(values)
+    # The next replicate outwards: between a number and infinity there is no other.
+    low = np.quantile(np.where(missing, -np.inf, values), tail, axis=0, method="lower")
+    high = np.quantile(
+        np.where(missing, np.inf, values), 1 - tail, axis=0, method="higher"
+    )
     if np.ndim(estimate) == 0:
         return Interval(float(np.asarray(estimate)), float(low), float(high))
     rows = zip(*(np.ravel(v) for v in (estimate, low, high)), strict=True)

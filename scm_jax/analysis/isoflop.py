@@ -221,14 +221,16 @@ def _valley(
         along = _through(log_n, log_y, fine)
     else:
         along = np.polyval(np.polyfit(log_n - fine[0], log_y, 2), fine - fine[0])
+    with np.errstate(over="ignore"):  # a flat valley may end at infinity
+        optima, depths = np.exp(low), np.exp(depth)
     return Valley(
         flops=budget,
         parameters=np.exp(log_n),
         losses=np.exp(log_y),
         curve_parameters=np.exp(fine),
         curve_losses=np.exp(along),
-        best_parameters=interval(np.exp(best), np.exp(low)),
-        best_loss=interval(np.exp(lowest), np.exp(depth)),
+        best_parameters=interval(np.exp(best), optima),
+        best_loss=interval(np.exp(lowest), depths),
         problem=problem,
         message=message,
     )

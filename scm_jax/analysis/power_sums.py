@@ -21,7 +21,7 @@ MAX_EXPONENT = 4.0
 # The offset may fall this far below the smallest y before it counts as zero.
 OFFSET_DECADES = 8.0
 # Exponents at which variable projection solves for the coefficients.
-_GRID = np.geomspace(0.02, 2.0, 24)
+_GRID = np.geomspace(0.02, 2.0, 16)
 
 
 def evaluate(theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

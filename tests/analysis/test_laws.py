@@ -15,33 +15,18 @@ from scm_jax.analysis.laws import (
     fit_power_law,
     flops_per_image_error,
 )
-
-LAW = ChinchillaLaw(E=0.4, A=60.0, B=900.0, a=0.45, b=0.55)
-COST = FlopsPerImage(12.0, 0.9)
-
-
-def study(seeds=2, noise=0.0, seed=0):
-    """N, D and loss of 5 sizes, 4 budgets and some seeds."""
-    sizes, budgets = np.geomspace(3e4, 5e5, 5), np.geomspace(2e11, 5e12, 4)
-    n, c = (v.ravel() for v in np.meshgrid(sizes, budgets))
-    n, c = np.repeat(n, seeds), np.repeat(c, seeds)
-    d = c / COST(n)
-    rng = np.random.default_rng(seed)
-    return n, d, LAW(n, d) * np.exp(noise * rng.normal(size=n.shape))
-
-
-def values(law):
-    return np.array([law.E, law.A, law.B, law.a, law.b])
+from tests.analysis.studies import COST, LAW, study, values
 
 
 def test_the_planted_law_is_found_exactly_without_noise():
-    found = fit_chinchilla(*study())
+    n, d, _, loss = study()
+    found = fit_chinchilla(n, d, loss)
     np.testing.assert_allclose(values(found), values(LAW), rtol=1e-4)
 
 
 @pytest.mark.parametrize("delta", [1e-3, np.inf])
 def test_with_noise_no_other_start_reaches_a_smaller_sum(delta):
-    n, d, loss = study(noise=0.02)
+    n, d, _, loss = study(noise=0.02)
     points = Points.of(ChinchillaLaw, loss, n, d)
 
     def total(theta):
@@ -57,7 +42,7 @@ def test_with_noise_no_other_start_reaches_a_smaller_sum(delta):
 
 def test_a_mean_with_default_tolerances_stops_short():
     """The trap of Chinchilla's own fit: a sum and tight tolerances do not."""
-    n, d, loss = study()
+    n, d, _, loss = study()
     points = Points.of(ChinchillaLaw, loss, n, d)
     delta = power_sums.HUBER_DELTA
     start = np.array([-1.0, -1.0, -1.0, 1.0, 1.0])
@@ -79,14 +64,14 @@ def test_a_mean_with_default_tolerances_stops_short():
 
 
 def test_an_outlier_moves_the_huber_fit_less_than_least_squares():
-    n, d, loss = study(noise=0.01)
+    n, d, _, loss = study(noise=0.01)
     loss[7] *= 2.0
     robust, squares = (fit_chinchilla(n, d, loss, delta) for delta in (1e-3, np.inf))
     assert abs(robust.a - LAW.a) < 0.05 < abs(squares.a - LAW.a)
 
 
 def test_batched_refits_agree_with_single_fits():
-    n, d, loss = study(noise=0.02)
+    n, d, _, loss = study(noise=0.02)
     points = Points.of(ChinchillaLaw, loss, n, d)
     start = points.theta(fit_chinchilla(n, d, loss))
     rng = np.random.default_rng(1)
