@@ -119,6 +119,8 @@ def write_proposals(
     path: str | os.PathLike,
     proposals: Sequence[Proposal],
     base: str,
+    *,
+    common: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = (),
     about: str = "",
 ) -> Path:
@@ -129,6 +131,7 @@ def write_proposals(
       proposals: from ``propose``.
       base: config file and argument of all runs, such as
         ``experiments/digits.py:sct``.
+      common: config keys that all runs share.
       metrics: columns shown by default.
       about: a line of the file's text, such as where the fit came from.
 
@@ -142,9 +145,9 @@ def write_proposals(
         raise ValueError("there are no proposals to write")
     lines = []
     for proposal in proposals:
-        overrides = dict(proposal.candidate.overrides)
+        overrides = {**(common or {}), **proposal.candidate.overrides}
         if taken := sorted(set(overrides) & set(_SET_HERE)):
-            raise ValueError(f"overrides of a candidate set {taken}: proposals do that")
+            raise ValueError(f"overrides set {taken}: proposals do that")
         row = overrides | {
             "train.flops": float(f"{proposal.flops:.6g}"),
             "seed": proposal.seed,
