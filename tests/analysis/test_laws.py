@@ -1,5 +1,8 @@
 """Laws against planted ones, and against what is known of their optimum."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -165,3 +168,20 @@ def test_bad_measurements_are_named(change, message):
 def test_fewer_points_than_parameters_are_refused():
     with pytest.raises(ValueError, match="5 parameters need"):
         fit_chinchilla([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 0.9, 0.8])
+
+
+def test_analysis_needs_neither_jax_nor_pandas_to_be_imported():
+    modules = (
+        *("power_sums", "laws", "bootstrap", "isoflop", "envelope", "extrapolation"),
+        *("scaling_fit", "ratio", "frontier", "proposals", "law_plots"),
+    )
+    code = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module("scm_jax.analysis." + name)
+print([m for m in ("jax", "pandas", "matplotlib") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

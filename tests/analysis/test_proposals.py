@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.analysis.proposals import Candidate, propose, write_proposals
+from scm_jax.analysis.proposals import Candidate, _given, propose, write_proposals
 from scm_jax.analysis.scaling_fit import fit_study
 from scm_jax.sweeps.files import load_sweep
 from tests.analysis.studies import COST, LAW, study
@@ -84,6 +84,21 @@ def test_uncertain_runs_narrow_the_prediction_more_than_random_ones():
             best = refitted.optimum(2 * spend / 6)["parameters"]
             narrowed[name].append(np.log(best.high / best.low))
     assert np.mean(narrowed["proposed"]) < np.mean(narrowed["random"])
+
+
+def test_knowing_a_run_leaves_less_to_learn():
+    """The ensemble's update against the exact one of two correlated normals."""
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=(2, 4000))
+    losses[1] = 0.6 * losses[0] + 0.8 * losses[1]
+    losses -= losses.mean(1, keepdims=True)
+    target = 2.0 * losses[0]
+    noise = 0.5
+    after, rest = _given(target, losses, 0, noise)
+    whole = np.mean(losses[0] ** 2) + noise
+    for before, then in ((target, after), (losses[0], rest[0]), (losses[1], rest[1])):
+        known = np.mean(before * losses[0]) ** 2 / whole
+        assert np.mean(then**2) == pytest.approx(np.mean(before**2) - known)
 
 
 def test_seeds_count_on_from_the_runs_that_are_there(fit):
