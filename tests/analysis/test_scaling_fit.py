@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis.extrapolation import leave_largest_out
+from scm_jax.analysis import bootstrap, power_sums
+from scm_jax.analysis.extrapolation import leave_largest_out, prediction_interval
 from scm_jax.analysis.isoflop import group_budgets
+from scm_jax.analysis.laws import ChinchillaLaw, Points
 from scm_jax.analysis.scaling_fit import fit_scaling, fit_study
 from tests.analysis.studies import COST, LAW, study, values
 
@@ -87,6 +89,19 @@ def test_new_runs_fall_into_their_interval_as_often_as_promised():
         )
         inside.append(left.inside.mean())
     assert 0.92 <= np.mean(inside)
+
+
+def test_intervals_of_a_run_hold_new_runs_of_measured_configurations():
+    """There the law is sure: the noise of a run is nearly all of the interval."""
+    n, d, _, loss = study(noise=0.02)
+    points = Points.of(ChinchillaLaw, loss, n, d)
+    theta = power_sums.fit(points.log_x, points.log_y, np.inf)
+    groups = bootstrap.configurations(n, d)
+    laws = bootstrap.bootstrap(points, theta, groups, delta=np.inf, count=300)
+    low, high = prediction_interval(points, theta, laws, n, d)
+    rng = np.random.default_rng(1)
+    new = LAW(n, d) * np.exp(0.02 * rng.normal(size=(200, len(n))))
+    assert 0.92 < np.mean((low <= new) & (new <= high)) < 0.99
 
 
 def test_unusable_runs_are_left_out_and_counted():
