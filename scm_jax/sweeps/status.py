@@ -7,15 +7,14 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.sweeps import planned, states, submissions
 from scm_jax.sweeps.states import RunState
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.text import Text
 
 # What needs a look comes first, and what is cut off is done or waits.
 _ORDER = (
@@ -36,15 +35,34 @@ _STYLES = {
     states.QUEUED: "blue",
     states.MISSING: "dim",
 }
+# Title -> width.
+_COLUMNS = {
+    "state": 9,
+    "done": 4,
+    "img/s": 6,
+    "left": 6,
+    "beat": 5,
+    "try": 3,
+}
 DEFAULT_LIMIT = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run: its state, what its sweep changed, and how often it may fail."""
+    """A run: its state, what its sweep changed, and how often it may fail.
+
+    Attributes:
+      state: from its directory.
+      label: its name in the sweep file, or "".
+      variant: argument of its experiment file, where runs differ in it, or "".
+      overrides: what the sweep changed.
+      tags: of the sweep file.
+      max_attempts: failures after which it is not started again.
+    """
 
     state: RunState
     label: str
+    variant: str
     overrides: Mapping[str, Any]
     tags: tuple[str, ...]
     max_attempts: int
@@ -70,18 +88,19 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
     """
     run_dirs = submissions.run_dirs(root)
     found = states.read_states(run_dirs, now, submissions.queue(root))
-    rows = []
-    for run_dir, state in zip(run_dirs, found, strict=True):
-        facts = json.loads((run_dir / planned.RUN_FILE).read_text(encoding="utf-8"))
-        rows.append(
-            Row(
-                state,
-                facts.get("label") or "",
-                facts.get("overrides") or {},
-                tuple(facts.get("tags") or ()),
-                states.max_attempts(run_dir),
-            )
+    facts = [json.loads((path / planned.RUN_FILE).read_text()) for path in run_dirs]
+    bases = {fact.get("base") for fact in facts}
+    rows = [
+        Row(
+            state,
+            fact.get("label") or "",
+            (fact.get("base") or "").rpartition(":")[2] if len(bases) > 1 else "",
+            fact.get("overrides") or {},
+            tuple(fact.get("tags") or ()),
+            fact.get("max_attempts", planned.PlannedRun.max_attempts),
         )
+        for state, fact in zip(found, facts, strict=True)
+    ]
     return Overview(os.fspath(root), tuple(rows))
 
 
@@ -103,42 +122,41 @@ def to_json(overview: Overview) -> str:
     return json.dumps(whole, indent=1)
 
 
-def render(overview: Overview, limit: int = DEFAULT_LIMIT) -> Group:
+def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> Text:
     """Counts, a line per run (two for an error), and a sentence on what is hidden.
 
     Args:
       overview: what to show.
       limit: lines of runs; 0 for all.
+      width: of a line.
     """
-    from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
     shown = _first(rows, limit)
     names = changed_keys([row.overrides for row in overview.rows])
-    table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
-    for name in ("state", "done", "image/s", "left", "beat", "try"):
-        justify = "left" if name == "state" else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
-    table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
+    lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
-        table.add_row(*_cells(row, names))
-        if error := _error_line(row.state):
-            table.add_row(*[""] * 6, Text(error, style="red"))
-    parts: list[Any] = [_heading(overview), table]
+        line = Text(_line(_cells(row)) + _name(row, names))
+        line.stylize(_STYLES[row.state.state], 0, len(row.state.state))
+        lines.append(line)
+        if error := _error_line(row):
+            lines.append(Text(f"  {error}", style="red"))
     if hidden := rows[len(shown) :]:
         count = submissions.count_states(row.state for row in hidden)
-        parts.append(Text(f"{len(hidden)} more not shown: {count}", style="dim"))
-    return Group(*parts)
+        lines.append(Text(f"{len(hidden)} more not shown: {count}", style="dim"))
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return Text("\n").join([_heading(overview), *lines])
 
 
 def show(root: str | os.PathLike, limit: int = DEFAULT_LIMIT) -> None:
     """Prints the table."""
     from rich.console import Console
 
-    # Where nobody looks at a terminal, eighty columns.
-    Console(highlight=False).print(render(gather(root), limit))
+    console = Console(highlight=False)
+    text = render(gather(root), limit, console.width)
+    console.print(text, soft_wrap=True)
 
 
 def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None:
@@ -151,7 +169,7 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
         while True:
             overview = gather(root)
             room = limit or max(3, console.height - 5)
-            live.update(render(overview, room), refresh=True)
+            live.update(render(overview, room, console.width), refresh=True)
             active = (states.RUNNING, states.QUEUED)
             if not any(state.state in active for state in overview.states):
                 return
@@ -165,7 +183,9 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
 
 
 def changed_keys(overrides: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Dotted key -> short name, of the keys that differ between runs.
+    """Dotted key -> short name, of the keys whose value differs between runs.
+
+    Places of other runs are left out: they follow from the rest.
 
     >>> changed_keys([{"network.width": 32, "seed": 0}, {"network.width": 64,
     ...                                                  "seed": 0}])
@@ -175,8 +195,7 @@ def changed_keys(overrides: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for override in overrides:
         for key, value in override.items():
             values.setdefault(key, set()).add(json.dumps(value))
-    everywhere = {k for k in values if all(k in override for override in overrides)}
-    keys = [k for k in values if len(values[k]) > 1 or k not in everywhere]
+    keys = [k for k in values if len(values[k]) > 1 and not k.endswith(".run")]
     last = collections.Counter(key.rpartition(".")[2] for key in keys)
     return {
         key: name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys
@@ -202,44 +221,45 @@ def duration(seconds: float | None) -> str:
     return f"{days}d{hours % 24:02d}h" if days < 100 else f"{days}d"
 
 
-def _cells(row: Row, names: Mapping[str, str]) -> list[Any]:
-    from rich.text import Text
-
+def _cells(row: Row) -> list[str]:
     state = row.state
-    attempts = f"{state.attempt}" if state.attempt else ""
-    if state.failures:
-        attempts = f"{state.attempt} ({state.failures}/{row.max_attempts})"
-    style = _STYLES[state.state]
-    beat = (
-        state.heartbeat_age if state.state in (states.RUNNING, states.STALE) else None
-    )
+    begun = state.state in (states.RUNNING, states.STALE)
     return [
-        Text(state.state, style=style),
+        state.state,
         _percent(state),
-        _rate(state.images_per_second),
+        _short(state.images_per_second),
         duration(state.eta_seconds),
-        duration(beat),
-        attempts,
-        Text(_name(row, names)),
+        duration(state.heartbeat_age if begun else None),
+        f"{state.attempt}" if state.attempt else "",
     ]
+
+
+def _line(cells: Iterable[str]) -> str:
+    """The state at the left of its column, the others at the right of theirs."""
+    first, *rest = zip(cells, _COLUMNS.values(), strict=True)
+    parts = [f"{first[0]:<{first[1]}}"] + [f"{text:>{size}}" for text, size in rest]
+    return " ".join(parts) + "  "
 
 
 def _name(row: Row, names: Mapping[str, str]) -> str:
     """The end of the id, by which ``--only`` knows the run, and what is special."""
+    digits = row.state.id.rpartition("-")[2]
+    if row.label:
+        return f"{digits} {row.label}"
     changed = [
         f"{names[key]}={_value(value)}"
         for key, value in row.overrides.items()
         if key in names
     ]
-    return " ".join([row.state.id.rpartition("-")[2], *(changed or [row.label])])
+    return " ".join(filter(None, [digits, row.variant, *changed]))
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return "/".join(_value(v) for v in value)
-    return Path(value).name if isinstance(value, str) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 100_000:
+        return _short(float(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(state: RunState) -> str:
@@ -250,10 +270,10 @@ def _percent(state: RunState) -> str:
     return f"{state.step / state.steps:.0%}"
 
 
-def _rate(rate: float | None) -> str:
+def _short(rate: float | None) -> str:
     """Three digits.
 
-    >>> [_rate(r) for r in (0.123, 45.6, 7890.0, 1.2e6)]
+    >>> [_short(r) for r in (0.123, 45.6, 7890.0, 1.2e6)]
     ['0.123', '45.6', '7.89k', '1.2M']
     """
     if rate is None:
@@ -264,9 +284,13 @@ def _rate(rate: float | None) -> str:
     return f"{rate:.3g}"
 
 
-def _error_line(state: RunState) -> str:
+def _error_line(row: Row) -> str:
+    state = row.state
     lines = (state.error or "").strip().splitlines()
-    return lines[0] if lines else ""
+    if not lines:
+        return ""
+    count = f"{state.failures} of {row.max_attempts} times: " if state.failures else ""
+    return f"{count}{lines[0]}"
 
 
 def _first(rows: Sequence[Row], limit: int) -> list[Row]:
@@ -275,21 +299,21 @@ def _first(rows: Sequence[Row], limit: int) -> list[Row]:
         return list(rows)
     shown, lines = [], 0
     for row in rows:
-        lines += 2 if _error_line(row.state) else 1
+        lines += 2 if _error_line(row) else 1
         if lines > limit:
             break
         shown.append(row)
     return shown
 
 
-def _heading(overview: Overview) -> Any:
+def _heading(overview: Overview) -> Text:
     from rich.text import Text
 
     found = collections.Counter(state.state for state in overview.states)
-    text = Text(f"{overview.root}: {len(overview.rows)} runs\n", style="bold")
     parts = [
         Text(f"{found[name]} {name}", style=_STYLES[name])
         for name in states.STATES
         if found[name]
     ]
-    return text.append_text(Text("  ").join(parts)).append("\n")
+    title = Text(f"{overview.root}: {len(overview.rows)} runs\n", style="bold")
+    return Text.assemble(title, Text("  ").join(parts), "\n")
