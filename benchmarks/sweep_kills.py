@@ -24,12 +24,13 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT)]
 
-from benchmarks.resume_kills import last_checkpoint
-from scm_jax import config as config_lib
-from scm_jax import runs
-from scm_jax.sweeps import planned, states
+from benchmarks.resume_kills import last_checkpoint  # noqa: E402
+from scm_jax import config as config_lib  # noqa: E402
+from scm_jax import runs  # noqa: E402
+from scm_jax.sweeps import planned, states  # noqa: E402
 
 BATCH = 32
 
@@ -41,7 +42,7 @@ def tiny_config(seed: int, steps: int) -> dict:
     c.network.width, c.network.depth = 16, 2
     c.train.batch_size = BATCH
     c.train.duration_images = steps * BATCH
-    c.log.every_images = c.checkpoint.every_images = 50 * BATCH
+    c.log.every_images = c.checkpoint.every_images = steps // 10 * BATCH
     c.log.writers = ("jsonl",)
     c.eval.steps = ()
     return config_lib.to_dict(c)
@@ -82,19 +83,29 @@ def kill_workers(
     kills: int,
     seed: int,
 ) -> list[str]:
-    """Kills running workers until so many are dead; id and last step of each."""
+    """Kills running workers until so many are dead; id, age and last step of each."""
     rng, killed = random.Random(seed), []
-    dead: set[int] = set()
+    moments: dict[int, float] = {}  # process -> age at which it is killed
     while len(killed) < kills and launcher.poll() is None:
-        time.sleep(rng.uniform(0.0, 3.0))
-        found = [states.read_state(root / run_id) for run_id in ids]
-        live = [s for s in found if s.state == states.RUNNING and s.pid not in dead]
-        if live:
-            victim = rng.choice(live)
-            os.kill(victim.pid, signal.SIGKILL)
-            dead.add(victim.pid)
-            killed.append(f"{victim.id} at {victim.step}")
+        time.sleep(0.05)
+        for state in [states.read_state(root / run_id) for run_id in ids]:
+            if state.state != states.RUNNING or len(killed) == kills:
+                continue
+            # From the first status, before anything is compiled, into the training.
+            moment = moments.setdefault(state.pid, rng.uniform(0.0, 15.0))
+            age = time.time() - state.started
+            if age < moment:
+                continue
+            os.kill(state.pid, signal.SIGKILL)
+            moments[state.pid] = float("inf")
+            killed.append(f"{state.id} after {age:.1f} s, {reached(root / state.id)}")
     return killed
+
+
+def reached(run_dir: pathlib.Path) -> str:
+    """The newest checkpoint at the moment of the kill."""
+    names = [p.name for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit()]
+    return f"checkpoint {max(map(int, names))}" if names else "no checkpoint"
 
 
 def differences(one: pathlib.Path, other: pathlib.Path, ids: list[str]) -> list[str]:
@@ -141,7 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--max_parallel", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -63,6 +63,7 @@ class RunState:
       retry: whether starting it again can help.
       job: what the scheduler calls its newest job.
       host: where it ran last, as process ``pid``.
+      started: when its newest attempt began, in unix seconds.
     """
 
     id: str
@@ -79,6 +80,7 @@ class RunState:
     job: str | None = None
     host: str | None = None
     pid: int | None = None
+    started: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
@@ -129,6 +131,7 @@ def read_state(
         job=status.get("job") if state == RUNNING else submission and submission.job,
         host=status.get("host"),
         pid=status.get("pid"),
+        started=status.get("started"),
     )
 
 
