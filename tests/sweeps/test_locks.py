@@ -57,9 +57,7 @@ class TestHold:
     def test_another_machine_holds_it_for_three_heartbeats(
         self, tmp_path, age, refused
     ):
-        planted.write_status(
-            tmp_path, **planted.ELSEWHERE, heartbeat=time.time() - age
-        )
+        planted.write_status(tmp_path, **planted.ELSEWHERE, heartbeat=time.time() - age)
         if not refused:
             with locks.hold(tmp_path):
                 return
