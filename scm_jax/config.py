@@ -97,6 +97,7 @@ def base_config(
     c.eval.evaluators = ()  # keys of EVALUATORS
     c.eval.every_images = 0  # images between evaluations; 0: at the end only
     c.eval.steps = (18,)  # sampler steps, one result row each
+    c.eval.times = ()  # besides: intermediate times, ((1.1,), (1.2, 0.6))
     c.eval.num_seeds = 1  # sets of samples; mean and spread are reported
     c.eval.num_samples = 0  # samples in a set; 0 is the evaluator's own choice
     c.eval.reference = ""  # file of reference statistics; "" measures the training data

@@ -20,15 +20,12 @@ from scm_jax import describe, experiment, runs, scaling, training_run
 from scm_jax.records import canonical_json
 from scm_jax.sweeps.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.files import SweepFile, base_config
+from scm_jax.sweeps.plan import RUN_KEYS
 from scm_jax.sweeps.planned import RUN_FILE, PlannedRun, read_run
 from scm_jax.types import lookup
 
 BUDGET = "train.flops"
 RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", BUDGET)
-
-# Config keys that name the run directory of another run, and what must be set for them
-# to be read.
-_RUN_KEYS = ("init.run", "teacher.run")
 
 # Fields of an objective that change numbers only, not the program that is counted.
 _NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
@@ -154,7 +151,7 @@ class _Resolver:
     def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
         """Key -> config of the runs that this one begins with or learns from."""
         found = {}
-        for key in _RUN_KEYS:
+        for key in RUN_KEYS:
             directory = config_value(config, key)
             if directory and (key != "teacher.run" or config.teacher.source == "run"):
                 found[key] = config_lib.from_dict(self._config_at(key, directory))
