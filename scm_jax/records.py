@@ -142,7 +142,9 @@ def merge_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             last = row["resume_step"]
             steps = {step: kept for step, kept in steps.items() if step <= last}
         else:
-            steps.setdefault(row["step"], {}).update(row)
+            merged = steps.setdefault(row["step"], {})
+            lost = [*merged.get("nonfinite", ()), *row.get("nonfinite", ())]
+            merged.update(row, **({"nonfinite": lost} if lost else {}))
     return [steps[step] for step in sorted(steps)]
 
 
