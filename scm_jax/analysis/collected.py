@@ -21,6 +21,7 @@ from scm_jax.analysis.run_files import (
     FACT_FILES,
     METRICS_FILE,
     RESULTS_FILE,
+    ROW_COLUMNS,
     RunFiles,
 )
 from scm_jax.records import require
@@ -61,26 +62,58 @@ def read_results(runs: Sequence[RunFiles]) -> dict[str, list[dict[str, Any]]]:
 
 def read_metrics(
     runs: Sequence[RunFiles], wanted: set[str] | None
-) -> tuple[list[pa.Table], set[str]]:
-    """``metric_rows.read_table`` of the collected runs, and the paths of these.
+) -> tuple[list[pa.Table], set[str], set[str]]:
+    """``metric_rows.read_table`` of the collected runs.
 
-    The tables have a further column ``run``, the index into ``runs``; the keys of their
-    metadata are the columns that the file has, whether they are wanted or not.
+    Args:
+      runs: which; those that are not collected are left out.
+      wanted: columns to read beside those of every row; None for all.
+
+    Returns:
+      Tables with a further column ``run``, the index into ``runs``; the paths of their
+      runs; and the names of all columns that these runs have.
     """
-    tables, paths = [], set()
+    tables, paths, known = [], set(), set()
     codes = {run.path: code for code, run in enumerate(runs)}
     for own, file in _by_root(runs, METRICS):
-        names = file.schema_arrow.names
-        columns = names
-        if wanted is not None:
-            always = {"run_id", "step", "images", "wall_time", "nonfinite"}
-            columns = [name for name in names if name in always | wanted]
-        table = _only(
-            file.read(columns=columns), {n: codes[r.path] for n, r in own.items()}
-        )
-        tables.append(table.replace_schema_metadata(dict.fromkeys(names, "")))
+        has = _metadata(file)["columns"]
+        names = {name for directory in own for name in has[directory]}
+        columns = [
+            n for n in names if wanted is None or n in ROW_COLUMNS or n in wanted
+        ]
+        table = file.read(columns=["run_id", *columns])
+        own_codes = {directory: codes[run.path] for directory, run in own.items()}
+        tables.append(_only(table, own_codes))
         paths |= {run.path for run in own.values()}
-    return tables, paths
+        known |= names
+    return tables, paths, known
+
+
+def metric_groups(
+    runs: Sequence[RunFiles],
+) -> tuple[set[str], dict[str, list[str]], Iterator[pa.Table]]:
+    """What of one root's collected metrics can be copied.
+
+    Returns:
+      Paths of the runs; their columns by directory; tables with their rows.
+    """
+    found = list(_by_root(runs, METRICS))
+    if not found:
+        return set(), {}, iter(())
+    ((own, file),) = found
+    has = _metadata(file)["columns"]
+    columns = {directory: has[directory] for directory in own}
+    return {run.path for run in own.values()}, columns, _groups(file, own)
+
+
+def _groups(file: Any, own: dict[str, RunFiles]) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.compute
+
+    kept = pa.array(list(own))
+    for number in range(file.num_row_groups):
+        table = file.read_row_group(number)
+        yield table.filter(pyarrow.compute.is_in(table["run_id"].cast("string"), kept))
 
 
 def with_code(table: pa.Table, code: int) -> pa.Table:
@@ -92,13 +125,19 @@ def with_code(table: pa.Table, code: int) -> pa.Table:
 
 
 def in_order(table: pa.Table) -> pa.Table:
-    """Rows by run; those of one run stay in order."""
+    """Rows by run; those of one run, which lie together, stay in order."""
     import numpy as np
+    import pyarrow as pa
 
     codes = table["run"].to_numpy()
-    if (np.diff(codes) < 0).any():
-        return table.take(np.argsort(codes, kind="stable"))
-    return table
+    if not (np.diff(codes) < 0).any():
+        return table
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    lengths = np.diff(starts, append=len(codes))
+    order = np.argsort(codes[starts], kind="stable")
+    return pa.concat_tables(
+        [table.slice(starts[place], lengths[place]) for place in order]
+    )
 
 
 def runs_without_directories(root: str) -> list[RunFiles]:
@@ -106,26 +145,34 @@ def runs_without_directories(root: str) -> list[RunFiles]:
     files: dict[str, dict[str, tuple[int, int]]] = {}
     for name in SOURCES:
         opened = _open(os.path.join(root, name))
-        for run, text in (signatures(opened) if opened else {}).items():
+        kept = _metadata(opened)["signatures"] if opened else {}
+        for run, text in kept.items():
             files.setdefault(run, {}).update(_parse(text))
     known = _open(os.path.join(root, RUNS))
     return [
         RunFiles(name, os.path.join(root, name), files[name], root)
-        for name in sorted(signatures(known) if known else ())
+        for name in sorted(_metadata(known)["signatures"] if known else ())
     ]
 
 
-def signatures(file: Any) -> dict[str, str]:
-    """Directory's name -> ``RunFiles.signature`` of what a file holds."""
-    metadata = file.schema_arrow.metadata or {}
-    found = json.loads(metadata.get(_KEY, b"{}"))
-    return found.get("signatures", {}) if found.get("format") == FORMAT else {}
+def metadata(
+    name: str, runs: Sequence[RunFiles], columns: dict[str, list[str]] | None = None
+) -> dict[bytes, bytes]:
+    """The metadata of a file with the rows of some runs.
+
+    ``columns`` are those of each run in ``metrics.parquet``, by directory.
+    """
+    signatures = {run.id: run.signature(SOURCES[name]) for run in runs}
+    found = {"format": FORMAT, "signatures": signatures, "columns": columns or {}}
+    return {_KEY: json.dumps(found).encode()}
 
 
-def metadata(signatures: dict[str, str]) -> dict[bytes, bytes]:
-    """The metadata of a file whose rows come from files with these signatures."""
-    text = json.dumps({"format": FORMAT, "signatures": signatures})
-    return {_KEY: text.encode()}
+def _metadata(file: Any) -> dict[str, Any]:
+    text = (file.schema_arrow.metadata or {}).get(_KEY, b"{}")
+    found = json.loads(text)
+    if found.get("format") != FORMAT:
+        return {"signatures": {}, "columns": {}}
+    return found
 
 
 def _by_root(
@@ -139,7 +186,7 @@ def _by_root(
         file = _open(os.path.join(root, name))
         if file is None:
             continue
-        kept = signatures(file)
+        kept = _metadata(file)["signatures"]
         named = {os.path.basename(run.path): run for run in below}
         own = {
             directory: run
@@ -156,8 +203,8 @@ def _open(path: str) -> Any:
         return None
     parquet = require("pyarrow.parquet", f"reading {path}", "scm_jax[analysis]")
     try:
-        return parquet.ParquetFile(path, read_dictionary=["run_id", "nonfinite"])
-    except (OSError, ValueError) as error:
+        return parquet.ParquetFile(path, read_dictionary=["run_id"])
+    except (OSError, ValueError, KeyError) as error:
         warnings.warn(
             f"{path} cannot be read and is not used ({error}): collect it again",
             stacklevel=4,

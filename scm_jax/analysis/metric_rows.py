@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.analysis import collected
-from scm_jax.analysis.run_files import METRICS_FILE, READ_ERRORS, RunFiles, warn_of
+from scm_jax.analysis.run_files import (
+    METRICS_FILE,
+    READ_ERRORS,
+    ROW_COLUMNS,
+    RunFiles,
+    warn_of,
+)
 from scm_jax.records import merge_steps, read_rows, require
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-# What every row has; metrics may not use these names (``writers.ROW_KEYS``).
-ROW_COLUMNS = ("step", "images", "wall_time", "nonfinite")
 _RESERVED = (*ROW_COLUMNS, "resume_step", "run_id", "run")
 
 
@@ -69,8 +73,7 @@ def frame(runs: Sequence[RunFiles], names: list[str] | None) -> pd.DataFrame:
     pa = require("pyarrow", "a table of metrics", "scm_jax[analysis]")
     pandas = require("pandas", "a table of metrics", "scm_jax[analysis]")
     wanted = None if names is None else {*names, *(f"{name}[]" for name in names)}
-    tables, kept = collected.read_metrics(runs, wanted)
-    known = {name for table in tables for name in table.schema.metadata or ()}
+    tables, kept, known = collected.read_metrics(runs, wanted)
     errors = {}
     for code, run in enumerate(runs):
         if run.path in kept:
@@ -80,10 +83,11 @@ def frame(runs: Sequence[RunFiles], names: list[str] | None) -> pd.DataFrame:
         except READ_ERRORS as error:
             errors[run.id] = str(error)
             continue
-        known |= {name.encode() for name in table.column_names}
+        known |= set(table.column_names)
         tables.append(collected.with_code(_select(table, wanted), code))
     warn_of(errors)
-    _check_names(names, {name.decode() for name in known})
+    _check_names(names, known)
+    tables = tables or [collected.with_code(as_table([]), 0)]
     whole = pa.concat_tables(tables, promote_options="default")
     found = collected.in_order(whole).to_pandas(split_blocks=True, self_destruct=True)
     codes = found.pop("run").to_numpy()

@@ -28,6 +28,8 @@ FACT_FILES = (
     "summary.json",
 )
 METRICS_FILE = "metrics.jsonl"
+# What every row of metrics has; metrics may not use these names.
+ROW_COLUMNS = ("step", "images", "wall_time", "nonfinite")
 RESULTS_FILE = "results.jsonl"
 _KNOWN = {*FACT_FILES, METRICS_FILE, "submissions.jsonl"}
 

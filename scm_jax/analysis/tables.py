@@ -66,8 +66,24 @@ def load_runs(roots: Roots) -> pd.DataFrame:
       >>> runs = load_runs("runs/*")  # doctest: +SKIP
       >>> runs.groupby("state").size()  # doctest: +SKIP
     """
+    runs = find(roots)
+    kept = collected.read_facts(runs)
+    return frame_of(
+        runs,
+        [kept.get(run.path) or run_files.read_facts(run) for run in runs],
+    )
+
+
+def frame_of(
+    runs: Sequence[RunFiles], facts: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The frame of ``load_runs``.
+
+    Args:
+      runs: where the runs are.
+      facts: of each, see ``run_files.read_facts``.
+    """
     pandas = require("pandas", "a table of runs", "scm_jax[analysis]")
-    runs, facts = _runs_and_facts(roots)
     now = run_files.now()
     configs = [found["config"] for found in facts]
     varying, constant = split_configs(configs)
@@ -146,7 +162,6 @@ def load_results(roots: Roots) -> pd.DataFrame:
     Raises:
       FileNotFoundError: as in ``load_runs``.
     """
-    pandas = require("pandas", "a table of results", "scm_jax[analysis]")
     errors: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     found = find(roots)
@@ -159,14 +174,20 @@ def load_results(roots: Roots) -> pd.DataFrame:
             continue
         rows += [{"run_id": run.id, **row} for row in _newest(own)]
     run_files.warn_of(errors)
+    frame = results_frame(rows)
+    frame.attrs["errors"] = errors
+    return frame
+
+
+def results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of ``results.jsonl`` with their ``run_id`` as a table."""
+    pandas = require("pandas", "a table of results", "scm_jax[analysis]")
     names = dict.fromkeys(("run_id", "steps", "times", "guidance", "ema"))
     names |= dict.fromkeys(name for row in rows for name in row if name != "nonfinite")
     columns = {
         name: _series([_cell(row.get(name)) for row in rows], name) for name in names
     }
-    frame = pandas.DataFrame(columns)
-    frame.attrs["errors"] = errors
-    return frame
+    return pandas.DataFrame(columns)
 
 
 def find(roots: Roots) -> list[RunFiles]:
@@ -207,15 +228,6 @@ def split_configs(
         else:
             varying[key] = [config.get(key) for config in configs]
     return varying, constant
-
-
-def _runs_and_facts(roots: Roots) -> tuple[list[RunFiles], list[dict[str, Any]]]:
-    runs = find(roots)
-    kept = collected.read_facts(runs)
-    return runs, [
-        kept[run.path] if run.path in kept else run_files.read_facts(run)
-        for run in runs
-    ]
 
 
 # --- Columns --------------------------------------------------------------------------
