@@ -129,9 +129,9 @@ def measure(root: str, part: str, repeats: int) -> None:
     before = peak_mb()
     took = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         found = PARTS[part](root)
-        took.append(time.perf_counter() - began)
+        took.append((time.perf_counter() - began, time.process_time() - began_cpu))
     rows = found.runs if part == "collect" else len(found)
     print(json.dumps({"seconds": took, "rows": rows, "mb": [before, peak_mb()]}))
 
@@ -146,15 +146,17 @@ def measured(root: pathlib.Path, part: str, source: str, repeats: int = 2) -> fl
     command += [f"--measure={part}", f"--repeats={repeats}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
+    seconds, cpu_seconds = found["seconds"][-1]
     common.emit(
         part=part,
         source=source,
-        first_seconds=found["seconds"][0],
-        seconds=found["seconds"][-1],
+        first_seconds=found["seconds"][0][0],
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
         rows=found["rows"],
         memory_mb=found["mb"][1] - found["mb"][0],
     )
-    return found["seconds"][-1]
+    return seconds
 
 
 def run(root: pathlib.Path, num_runs: int, num_rows: int) -> None:

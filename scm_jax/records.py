@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Asked before the slow question whether something is a Mapping.
+_LEAVES = (str, int, float, list, tuple)
+
+
 def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can carry it: plain values, null for NaN and infinity.
 
@@ -63,7 +67,7 @@ def flatten(
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if value and not isinstance(value, _LEAVES) and isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}.", leaf=leaf))
         else:
             flat[f"{prefix}{key}"] = leaf(value)
@@ -118,10 +122,11 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       ValueError: another line is not JSON.
     """
-    path = Path(path)
-    if not path.exists():
+    try:
+        with open(path, "rb", buffering=0) as file:
+            lines = file.readall().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

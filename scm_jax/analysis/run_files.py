@@ -180,6 +180,8 @@ def read_facts(run: RunFiles) -> dict[str, Any]:
         rows = summary.pop("results", None) or []
         facts["summary"] = _summary(summary)
         facts |= _attempts(run, facts["summary"])
+        if not summary:
+            facts["failure"] = _read_object(run, "status.json").get("error")
         if RESULTS_FILE in run.files:
             rows = result_rows(run)
         facts |= default_results(rows, facts["config"])
@@ -318,11 +320,9 @@ def _attempts(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
     )
     if not ended and summary.get("seconds") is not None:
         seconds = summary["seconds"] * (summary.get("device_count") or 1)
-    status = _read_object(run, "status.json")
     return {
         "device_seconds": seconds or None,
         "device": summary.get("device") or last.get("device"),
-        "failure": status.get("error"),
     }
 
 
@@ -331,8 +331,8 @@ def _read_object(run: RunFiles, name: str) -> dict[str, Any]:
     if name not in run.files:
         return {}
     path = os.path.join(run.path, name)
-    with open(path, "rb") as file:
-        content = file.read()
+    with open(path, "rb", buffering=0) as file:
+        content = file.readall()
     try:
         found = json.loads(content)
     except ValueError as error:

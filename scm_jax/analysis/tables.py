@@ -310,12 +310,11 @@ def _duplicates(
     Keys whose values do not vary cannot tell two runs apart, so only the others are
     compared; hashing whole configs would take longer than reading them.
     """
-    # 1 and 1.0 are one value in a table and two in a hash.
+    keys = dict.fromkeys(key for config in configs for key in config)
     mixed = {
         key
-        for key in dict.fromkeys(key for config in configs for key in config)
-        if key not in varying and not is_neutral(key)
-        if len({_text(config, key) for config in configs if config}) > 1
+        for key in keys
+        if key not in varying and not is_neutral(key) and _is_mixed(configs, key)
     }
     telling = [key for key in varying if not is_neutral(key)] + sorted(mixed)
     first: dict[str, str] = {}
@@ -328,6 +327,14 @@ def _duplicates(
         owner = first.setdefault(text, run_id)
         found.append(None if owner == run_id else owner)
     return found
+
+
+def _is_mixed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether equal values have several texts: 1 and 1.0 are two in a hash."""
+    values = [config[key] for config in configs if config]
+    if isinstance(values[0], list):
+        return len(set(map(json.dumps, values))) > 1
+    return len(set(map(type, values))) > 1
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:
