@@ -114,6 +114,18 @@ def mend_tail(path: str | os.PathLike) -> None:
             file.truncate(start)
 
 
+def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line in one write, on disk when this returns; NaN becomes null.
+
+    What a killed writer left behind is mended first (``mend_tail``).
+    """
+    line = json.dumps(encode_row(row), allow_nan=False) + "\n"
+    mend_tail(path)
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+        os.fsync(file.fileno())
+
+
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; none if it does not exist.
 

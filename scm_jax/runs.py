@@ -31,10 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.records import (
+    append_row,
     canonical_json,
-    encode_row,
     flatten,
-    mend_tail,
     merge_steps,
     read_rows,
     to_frame,
@@ -162,11 +161,7 @@ class RunDir:
     def append_result(self, row: Mapping[str, Any]) -> None:
         """Appends one evaluated row to ``results.jsonl``; NaN becomes null."""
         self.path.mkdir(parents=True, exist_ok=True)
-        mend_tail(self.results_path)
-        with self.results_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(encode_row(row), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_row(self.results_path, row)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``: the mark that the run is done."""
@@ -441,7 +436,7 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
 
 @functools.cache
 def is_neutral(key: str) -> bool:
-    """Whether a dotted config key cannot change the result, see ``NEUTRAL_KEYS``."""
+    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 

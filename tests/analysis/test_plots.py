@@ -275,7 +275,8 @@ class TestSampling:
         }
         axes = rendered(plot_sampling(shown, "frechet_distance", "time"))
         assert sorted(labels(axes)) == ["a", "default time"]
-        assert 2.0 in [line.get_ydata()[0] for line in axes.get_lines()]
+        dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert list(dashed[0].get_ydata()) == [2.0, 2.0]
 
     def test_seeds_of_a_setting_are_one_line_with_their_range(self, tmp_path):
         for seed, value in enumerate((1.0, 2.0, 6.0)):
