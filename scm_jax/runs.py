@@ -31,10 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.records import (
+    append_row,
     canonical_json,
-    encode_row,
     flatten,
-    mend_tail,
     merge_steps,
     read_rows,
     to_frame,
@@ -162,11 +161,7 @@ class RunDir:
     def append_result(self, row: Mapping[str, Any]) -> None:
         """Appends one evaluated row to ``results.jsonl``; NaN becomes null."""
         self.path.mkdir(parents=True, exist_ok=True)
-        mend_tail(self.results_path)
-        with self.results_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(encode_row(row), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_row(self.results_path, row)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``: the mark that the run is done."""
@@ -182,7 +177,7 @@ class RunDir:
             f"  {key}: {theirs.get(key, '(absent)')} there, "
             f"{ours.get(key, '(absent)')} here"
             for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key) and not _is_neutral(key)
+            if ours.get(key) != theirs.get(key) and not is_neutral(key)
         ]
         if differing:
             raise ValueError(
@@ -197,7 +192,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     SHA-256 over the canonical text of all keys but ``NEUTRAL_KEYS``.
     """
-    texts = {key: text for key, text in _texts(config).items() if not _is_neutral(key)}
+    texts = {key: text for key, text in _texts(config).items() if not is_neutral(key)}
     return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
 
 
@@ -439,7 +434,9 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     return flatten(json.loads(canonical_json(config)), leaf=json.dumps)
 
 
-def _is_neutral(key: str) -> bool:
+@functools.cache
+def is_neutral(key: str) -> bool:
+    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 

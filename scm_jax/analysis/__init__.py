@@ -1,1 +1,4 @@
-"""From finished runs to tables, laws and figures; nothing here imports jax."""
+"""From finished runs to tables, laws and figures.
+
+It reads run directories and never runs anything; nothing here imports jax.
+"""

@@ -1,0 +1,93 @@
+"""What all launchers have in common: their options and what they must be able to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from scm_jax.sweeps.planned import PlannedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to launch; every launcher reads what concerns it.
+
+    Attributes:
+      max_parallel: runs at once; 0 is the launcher's choice.
+      devices_per_run: accelerators for each run of the local launcher; 0 pins none,
+        None divides those that are there.
+      profile: file that describes a cluster.
+    """
+
+    max_parallel: int = 0
+    devices_per_run: int | None = None
+    profile: str = ""
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """A module of this package, or anything else with these four functions.
+
+    ``root`` is the directory of the sweep; the directories of the ``runs`` exist in it,
+    with ``config.json`` and ``run.json``. A job runs ``worker_command``.
+    """
+
+    def submit(
+        self, root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
+    ) -> int:
+        """Sends the runs, each within ``journal.sending``; returns an exit code.
+
+        Raises:
+          ValueError: a setting that cannot work, before anything is sent.
+        """
+        ...
+
+    def queue(self, root: str | os.PathLike) -> Mapping[str, str]:
+        """The jobs of ``journal.sent_jobs`` that exist, by run id.
+
+        ``states.QUEUED`` (also held, suspended or about to be requeued), ``RUNNING``.
+        A run that is missing here has no job any more. Where the scheduler cannot be
+        asked, all of them are ``UNKNOWN``.
+        """
+        ...
+
+    def cancel(self, root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
+        """Takes back the jobs of these runs and records it; the ids that had one.
+
+        A run that is training is asked to save (SIGTERM), not killed.
+        """
+        ...
+
+    def script(
+        self, root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
+    ) -> str:
+        """Exactly what ``submit`` would send, as text; writes and sends nothing."""
+        ...
+
+
+def worker_command(run_dir: str | os.PathLike, python: str) -> list[str]:
+    """The command of a job: trains one run, or goes on with it.
+
+    >>> worker_command("runs/s/t32-0123456789", "python")
+    ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
+    """
+    return [python, "-m", "scm_jax", "sweep", "work", f"--run={os.fspath(run_dir)}"]
+
+
+def in_order(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs as given, but each behind those of them that it depends on.
+
+    Raises:
+      ValueError: runs depend on each other in a circle.
+    """
+    left, ordered = {run.id: run for run in runs}, []
+    while left:
+        ready = [r for r in left.values() if not any(d in left for d in r.depends_on)]
+        if not ready:
+            raise ValueError(f"runs depend on each other in a circle: {sorted(left)}")
+        ordered += ready
+        for run in ready:
+            del left[run.id]
+    return ordered
