@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "experiments/sweeps"
 # Argument that keeps the test short, number of runs with it.
 SWEEPS = {
     "ablate_stabilizers": ("sct,quick", 2 + 3 * 3),
-    "isoflop_digits": ("scd,quick", 3 + 3 * 2 * 2),
+    "isoflop_digits": ("scd,quick", 3 + 3 * 2),
     "isoflop_shapes": ("sct,quick", 2 * 2 * 2),
     "proposal_grid": ("scd,quick", 1 + 2 * 2),
     "sampling_times": ("sct,quick", 1 + 1),
