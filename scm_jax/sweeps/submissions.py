@@ -38,10 +38,12 @@ def submit(
         in ``submissions.jsonl`` of each run.
     """
     launchers.get(launcher)
-    by_id = {run.id: run for run in reversed(runs)}
-    for run_id in by_id:
-        planned.write_run(root, by_id[run_id])
-    return _send(root, [by_id[run.id] for run in runs], launcher, options, force)
+    by_id: dict[str, PlannedRun] = {}
+    for run in runs:
+        by_id.setdefault(run.id, run)
+    for run in by_id.values():
+        planned.write_run(root, run)
+    return _send(root, list(by_id.values()), launcher, options, force)
 
 
 def resubmit(
