@@ -434,8 +434,9 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     return flatten(json.loads(canonical_json(config)), leaf=json.dumps)
 
 
+@functools.cache
 def is_neutral(key: str) -> bool:
-    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
+    """Whether a dotted config key cannot change the result, see ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 
