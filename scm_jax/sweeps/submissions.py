@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -137,9 +138,9 @@ def _send(
 ) -> int:
     send, rest = selection(root, runs, force=force)
     if rest:
-        print(f"not sent: {count_states(rest)}")
+        print(f"not sent: {count_states(rest)}", file=sys.stderr)
     if not send:
-        print("nothing to send")
+        print("nothing to send", file=sys.stderr)
         return 0
     for run in send if force else ():
         states.forgive(Path(root) / run.id)

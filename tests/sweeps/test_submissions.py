@@ -104,7 +104,7 @@ class TestResubmit:
     def test_through_the_command(self, root, sent):
         said = scm("sweep", "resubmit", f"--root={root}", "--launcher=fake")
         assert len(sent[0]) == 5
-        assert "not sent: 1 done, 2 running, 1 stale, 2 failed, 1 queued" in said.stdout
+        assert "not sent: 1 done, 2 running, 1 stale, 2 failed, 1 queued" in said.stderr
 
 
 class TestSubmit:
