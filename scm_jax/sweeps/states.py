@@ -128,7 +128,7 @@ def read_state(
         heartbeat_age=now - status["heartbeat"] if status.get("heartbeat") else None,
         error=_error(state, status, submission),
         retry=bool(status.get("retry", True)) or _forgiven(status, attempts),
-        job=status.get("job") if state == RUNNING else submission and submission.job,
+        job=_job(state, status, submission),
         host=status.get("host"),
         pid=status.get("pid"),
         started=status.get("started"),
@@ -214,6 +214,14 @@ def _decide(
     if recorded or RunDir(run_dir).metrics_path.exists():
         return STALE
     return MISSING
+
+
+def _job(
+    state: str, status: Mapping[str, Any], submission: journal.Submission | None
+) -> str | None:
+    if state == RUNNING:
+        return status.get("job")
+    return None if submission is None else submission.job
 
 
 def _recorded_job(

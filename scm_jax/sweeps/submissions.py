@@ -43,7 +43,7 @@ def submit(
     for run in runs:
         by_id.setdefault(run.id, run)
     for run in by_id.values():
-        planned.write_run(root, run)
+        planned.write_run(Path(root), run)
     return _send(root, list(by_id.values()), launcher, options, force)
 
 
@@ -113,13 +113,13 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
     Raises:
       FileNotFoundError: there are none; the message names an unknown id.
     """
-    found = planned.sweep_runs(root)
+    found = planned.sweep_runs(Path(root))
     if not found:
         raise FileNotFoundError(f"no runs of a sweep in {root}")
     wanted = list(only)
     if not wanted:
         return found
-    chosen = {}
+    chosen: dict[Path, None] = {}
     for name in wanted:
         # The ten digits at the end of an id are enough.
         paths = [p for p in found if name in (p.name, p.name.rpartition("-")[2])]
