@@ -12,6 +12,9 @@ from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.planned import PlannedRun
 from scm_jax.sweeps.states import RunState
 
+# So many of the digits of an id stand in tables, and are enough to name a run.
+SHOWN_DIGITS = 6
+
 
 def submit(
     root: str | os.PathLike,
@@ -108,7 +111,7 @@ def queue(root: str | os.PathLike) -> dict[str, str]:
 
 
 def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
-    """The directories of a sweep's runs, or of those with these ids (or their ends).
+    """The directories of a sweep's runs, or of those with these ids or digits.
 
     Raises:
       FileNotFoundError: there are none; the message names an unknown id.
@@ -121,12 +124,22 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
         return found
     chosen: dict[Path, None] = {}
     for name in wanted:
-        # The ten digits at the end of an id are enough.
-        paths = [p for p in found if name in (p.name, p.name.rpartition("-")[2])]
+        paths = [p for p in found if _is_called(p.name, name)]
         if not paths:
             raise FileNotFoundError(f"no run {name!r} in {root}")
-        chosen |= dict.fromkeys(paths)
+        if len(paths) > 1:
+            ids = ", ".join(path.name for path in paths)
+            raise FileNotFoundError(f"{name!r} in {root} may be each of {ids}")
+        chosen[paths[0]] = None
     return list(chosen)
+
+
+def _is_called(run_id: str, name: str) -> bool:
+    """By its id, or by six or more of the digits at its end."""
+    digits = run_id.rpartition("-")[2]
+    return name == run_id or (
+        len(name) >= SHOWN_DIGITS and digits.startswith(name) and digits != run_id
+    )
 
 
 def _send(

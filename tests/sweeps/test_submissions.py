@@ -85,11 +85,16 @@ class TestResubmit:
             submissions.resubmit(root, "fake", Options(), only=["stale", "mising"])
         assert sent == []
 
-    def test_the_digits_of_an_id_are_enough(self, tmp_path, sent):
+    def test_some_digits_of_an_id_are_enough(self, tmp_path, sent):
         for name in ("t32-0123456789", "t64-abcdef0123"):
             planted.make_run(tmp_path, name)
-        submissions.resubmit(tmp_path, "fake", Options(), only=["abcdef0123"])
+        submissions.resubmit(tmp_path, "fake", Options(), only=["abcdef"])
         assert sent == [["t64-abcdef0123"]]
+        planned_twice = planted.make_run(tmp_path, "t96-0123450000")
+        with pytest.raises(FileNotFoundError, match=f"each of .*{planned_twice.id}"):
+            submissions.resubmit(tmp_path, "fake", Options(), only=["012345"])
+        with pytest.raises(FileNotFoundError, match="no run '01234'"):
+            submissions.resubmit(tmp_path, "fake", Options(), only=["01234"])
 
     def test_a_directory_without_runs(self, tmp_path, sent):
         with pytest.raises(FileNotFoundError, match="no runs of a sweep in"):
