@@ -54,8 +54,8 @@ class TestRender:
             for width in (32, 64)
         ]
         lines = self.lines(rows)
-        assert lines[4].endswith("  32 width=32")
-        assert lines[5].endswith("  64 width=64")
+        assert lines[4].endswith(" 2 32 width=32")
+        assert lines[5].endswith(" 2 64 width=64")
 
     def test_an_error_has_a_line_of_its_own(self):
         failed = states.RunState(
