@@ -83,29 +83,49 @@ def kill_workers(
     kills: int,
     seed: int,
 ) -> list[str]:
-    """Kills running workers until so many are dead; id, age and last step of each."""
+    """Kills running workers until so many are dead; what each of them had reached.
+
+    Three of four are killed after their first new checkpoint, while they train or save;
+    the others at any moment from their first sign of life on.
+    """
     rng, killed = random.Random(seed), []
-    moments: dict[int, float] = {}  # process -> age at which it is killed
+    moments: dict[int, float | None] = {}  # process -> unix seconds, once known
+    dead: set[int] = set()
     while len(killed) < kills and launcher.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.02)
         for state in [states.read_state(root / run_id) for run_id in ids]:
-            if state.state != states.RUNNING or len(killed) == kills:
+            if state.state != states.RUNNING or state.pid in dead:
                 continue
-            # From the first status, before anything is compiled, into the training.
-            moment = moments.setdefault(state.pid, rng.uniform(0.0, 15.0))
-            age = time.time() - state.started
-            if age < moment:
+            if state.pid not in moments:
+                early = rng.random() < 0.25
+                moments[state.pid] = time.time() + rng.uniform(0, 5) if early else None
+            if moments[state.pid] is None and saved_since(root / state.id, state):
+                moments[state.pid] = time.time() + rng.uniform(0, 1.5)
+            moment = moments[state.pid]
+            if moment is None or time.time() < moment or len(killed) == kills:
                 continue
             os.kill(state.pid, signal.SIGKILL)
-            moments[state.pid] = float("inf")
-            killed.append(f"{state.id} after {age:.1f} s, {reached(root / state.id)}")
+            dead.add(state.pid)
+            killed.append(f"{state.id} attempt {state.attempt}: {reached(root, state)}")
     return killed
 
 
-def reached(run_dir: pathlib.Path) -> str:
+def checkpoints(run_dir: pathlib.Path) -> list[pathlib.Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [p for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def saved_since(run_dir: pathlib.Path, state: states.RunState) -> bool:
+    """Whether this attempt has written a checkpoint."""
+    found = checkpoints(run_dir)
+    return bool(found) and found[-1].stat().st_mtime > state.started
+
+
+def reached(root: pathlib.Path, state: states.RunState) -> str:
     """The newest checkpoint at the moment of the kill."""
-    names = [p.name for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit()]
-    return f"checkpoint {max(map(int, names))}" if names else "no checkpoint"
+    found = checkpoints(root / state.id)
+    return f"checkpoint {found[-1].name}" if found else "no checkpoint"
 
 
 def differences(one: pathlib.Path, other: pathlib.Path, ids: list[str]) -> list[str]:

@@ -44,6 +44,8 @@ FORGIVEN = "forgiven"
 
 # A submission that has begun and not ended is believed for so long.
 _SENDING_SECONDS = 60.0
+# A training without a worker gives no other sign of life than its metrics.
+_UNWATCHED_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +127,14 @@ def read_state(
         images_per_second=(
             status.get("images_per_second") if state == RUNNING else None
         ),
-        heartbeat_age=now - status["heartbeat"] if status.get("heartbeat") else None,
+        heartbeat_age=(
+            now - status["heartbeat"]
+            if status.get("heartbeat")
+            else _age_of_metrics(run_dir, now)
+        ),
         error=_error(state, status, submission),
         retry=bool(status.get("retry", True)) or _forgiven(status, attempts),
-        job=status.get("job") if state == RUNNING else submission and submission.job,
+        job=_job(state, status, submission),
         host=status.get("host"),
         pid=status.get("pid"),
         started=status.get("started"),
@@ -210,10 +216,28 @@ def _decide(
         return QUEUED
     if recorded in (PREEMPTED, FAILED):
         return recorded
-    # Left without an end; or a training without a worker, which says no more than that.
-    if recorded or RunDir(run_dir).metrics_path.exists():
-        return STALE
-    return MISSING
+    if recorded:
+        return STALE  # left without an end
+    age = _age_of_metrics(run_dir, now)
+    if age is None:
+        return MISSING
+    return RUNNING if age <= _UNWATCHED_SECONDS else STALE
+
+
+def _age_of_metrics(run_dir: Path, now: float) -> float | None:
+    """Seconds since ``scm train`` wrote a row: all that is known without a worker."""
+    try:
+        return now - RunDir(run_dir).metrics_path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _job(
+    state: str, status: Mapping[str, Any], submission: journal.Submission | None
+) -> str | None:
+    if state == RUNNING:
+        return status.get("job")
+    return None if submission is None else submission.job
 
 
 def _recorded_job(
@@ -251,6 +275,8 @@ def _error(
         return status.get("error")
     if state == STALE and status:
         return "vanished without a word: killed, or its machine went down"
+    if state == STALE:
+        return "trained without a worker, and wrote no metrics lately"
     if state == MISSING and submission is not None:
         if submission.event == journal.SENDING:
             return f"sending it to {submission.launcher} was broken off"

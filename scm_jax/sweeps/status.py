@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,7 +40,7 @@ _STYLES = {
 _COLUMNS = {
     "state": 9,
     "done": 4,
-    "img/s": 6,
+    "img/s": 5,
     "left": 6,
     "beat": 5,
     "try": 3,
@@ -165,7 +166,10 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
     from rich.live import Live
 
     console = Console(highlight=False)
-    with Live(console=console, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(console=console, auto_refresh=False) as live,
+    ):
         while True:
             overview = gather(root)
             room = limit or max(3, console.height - 5)
@@ -173,10 +177,7 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
             active = (states.RUNNING, states.QUEUED)
             if not any(state.state in active for state in overview.states):
                 return
-            try:
-                time.sleep(seconds)
-            except KeyboardInterrupt:
-                return
+            time.sleep(seconds)
 
 
 # ------------------------------------------------------------------ cells
@@ -196,10 +197,9 @@ def changed_keys(overrides: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for key, value in override.items():
             values.setdefault(key, set()).add(json.dumps(value))
     keys = [k for k in values if len(values[k]) > 1 and not k.endswith(".run")]
-    last = collections.Counter(key.rpartition(".")[2] for key in keys)
-    return {
-        key: name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys
-    }
+    short = {key: key.rpartition(".")[2].removesuffix("_images") for key in keys}
+    count = collections.Counter(short.values())
+    return {key: name if count[name] == 1 else key for key, name in short.items()}
 
 
 def duration(seconds: float | None) -> str:
@@ -238,12 +238,14 @@ def _line(cells: Iterable[str]) -> str:
     """The state at the left of its column, the others at the right of theirs."""
     first, *rest = zip(cells, _COLUMNS.values(), strict=True)
     parts = [f"{first[0]:<{first[1]}}"] + [f"{text:>{size}}" for text, size in rest]
-    return " ".join(parts) + "  "
+    return " ".join(parts) + " "
 
 
 def _name(row: Row, names: Mapping[str, str]) -> str:
-    """The end of the id, by which ``--only`` knows the run, and what is special."""
+    """Digits of the id, by which ``--only`` knows the run, and what is special."""
     digits = row.state.id.rpartition("-")[2]
+    if digits != row.state.id:
+        digits = digits[: submissions.SHOWN_DIGITS]
     if row.label:
         return f"{digits} {row.label}"
     changed = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from scm_jax.sweeps import launchers, planned, states
 from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.planned import PlannedRun
 from scm_jax.sweeps.states import RunState
+
+# So many of the digits of an id stand in tables, and are enough to name a run.
+SHOWN_DIGITS = 6
 
 
 def submit(
@@ -38,10 +42,12 @@ def submit(
         in ``submissions.jsonl`` of each run.
     """
     launchers.get(launcher)
-    by_id = {run.id: run for run in reversed(runs)}
-    for run_id in by_id:
-        planned.write_run(root, by_id[run_id])
-    return _send(root, [by_id[run.id] for run in runs], launcher, options, force)
+    by_id: dict[str, PlannedRun] = {}
+    for run in runs:
+        by_id.setdefault(run.id, run)
+    for run in by_id.values():
+        planned.write_run(Path(root), run)
+    return _send(root, list(by_id.values()), launcher, options, force)
 
 
 def resubmit(
@@ -105,25 +111,35 @@ def queue(root: str | os.PathLike) -> dict[str, str]:
 
 
 def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
-    """The directories of a sweep's runs, or of those with these ids (or their ends).
+    """The directories of a sweep's runs, or of those with these ids or digits.
 
     Raises:
       FileNotFoundError: there are none; the message names an unknown id.
     """
-    found = planned.sweep_runs(root)
+    found = planned.sweep_runs(Path(root))
     if not found:
         raise FileNotFoundError(f"no runs of a sweep in {root}")
     wanted = list(only)
     if not wanted:
         return found
-    chosen = {}
+    chosen: dict[Path, None] = {}
     for name in wanted:
-        # The ten digits at the end of an id are enough.
-        paths = [p for p in found if name in (p.name, p.name.rpartition("-")[2])]
+        paths = [p for p in found if _is_called(p.name, name)]
         if not paths:
             raise FileNotFoundError(f"no run {name!r} in {root}")
-        chosen |= dict.fromkeys(paths)
+        if len(paths) > 1:
+            ids = ", ".join(path.name for path in paths)
+            raise FileNotFoundError(f"{name!r} in {root} may be each of {ids}")
+        chosen[paths[0]] = None
     return list(chosen)
+
+
+def _is_called(run_id: str, name: str) -> bool:
+    """By its id, or by six or more of the digits at its end."""
+    digits = run_id.rpartition("-")[2]
+    return name == run_id or (
+        len(name) >= SHOWN_DIGITS and digits.startswith(name) and digits != run_id
+    )
 
 
 def _send(
@@ -135,9 +151,9 @@ def _send(
 ) -> int:
     send, rest = selection(root, runs, force=force)
     if rest:
-        print(f"not sent: {count_states(rest)}")
+        print(f"not sent: {count_states(rest)}", file=sys.stderr)
     if not send:
-        print("nothing to send")
+        print("nothing to send", file=sys.stderr)
         return 0
     for run in send if force else ():
         states.forgive(Path(root) / run.id)

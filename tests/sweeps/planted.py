@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from scm_jax import config as config_lib
-from scm_jax.records import append_row, write_json
+from scm_jax.records import append_row
 from scm_jax.sweeps import locks, planned
 
 ROOT = Path(__file__).parents[2]
@@ -41,20 +41,22 @@ def make_run(root, name="run", **facts):
 def write_status(run_dir, **fields):
     """``status.json`` of a worker of this process, changed by ``fields``."""
     now = time.time()
-    write_json(
-        Path(run_dir) / "status.json",
-        {
-            "state": "running",
-            "attempt": 1,
-            "started": now - 100,
-            "heartbeat": now,
-            "heartbeat_seconds": 10.0,
-            "retry": True,
-            "error": None,
-            **locks.identity(),
-            **fields,
-        },
-    )
+    status = {
+        "state": "running",
+        "attempt": 1,
+        "started": now - 100,
+        "heartbeat": now,
+        "heartbeat_seconds": 10.0,
+        "retry": True,
+        "error": None,
+        **locks.identity(),
+        **fields,
+    }
+    # Not with ``write_json``, whose unfinished file is named after the process: here
+    # a heartbeat of this one may be writing its own.
+    unfinished = Path(run_dir) / ".planted"
+    unfinished.write_text(json.dumps(status))
+    unfinished.rename(Path(run_dir) / "status.json")
 
 
 def write_attempts(run_dir, *outcomes):

@@ -1,3 +1,4 @@
+import os
 import time
 
 import pytest
@@ -60,9 +61,16 @@ class TestReadState:
         assert (found.state, found.error, found.retry) == (state, "boom", False)
         assert found.failures == (state == "failed")
 
-    def test_a_training_without_a_worker_is_stale(self, run_dir):
-        (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
-        assert state_of(run_dir).state == "stale"
+    @pytest.mark.parametrize(("age", "state"), [(60, "running"), (180, "stale")])
+    def test_a_training_without_a_worker_lives_while_it_writes(
+        self, run_dir, age, state
+    ):
+        metrics = run_dir / "metrics.jsonl"
+        metrics.write_text('{"step": 1}\n')
+        os.utime(metrics, times=(0, time.time() - age))
+        found = state_of(run_dir)
+        assert found.state == state
+        assert found.heartbeat_age == pytest.approx(age, abs=5)
 
 
 class TestSubmissions:
