@@ -229,5 +229,12 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     return config
 
 
+def as_saved(saved: dict[str, Any]) -> ConfigDict:
+    """The config of a run directory with exactly its keys, to go on with that run."""
+    return ConfigDict(_tuples(saved)).lock()
+
+
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(v) for key, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -62,8 +62,14 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def build_abstract(config: ConfigDict) -> Experiment:
-    """As ``experiment.build``, also before the teacher has been trained."""
+def build_abstract(
+    config: ConfigDict, teacher_config: ConfigDict | None = None
+) -> Experiment:
+    """As ``experiment.build``, also before the teacher has been trained.
+
+    A teacher without a run directory has the network of ``teacher_config``, or without
+    that the student's.
+    """
     experiment = experiment_lib.build(without_teacher(config))
     if "dx_dt" not in config.objective or config.objective.dx_dt != "teacher":
         return experiment
@@ -72,9 +78,11 @@ def build_abstract(config: ConfigDict) -> Experiment:
         sigma_data=experiment.dataset.info.sigma_data,
         **config_lib.objective_settings(config),
     )
-    teacher = experiment_lib.build_teacher(
-        config, experiment.dataset, stand_in=_unguided(experiment).network
-    )
+    if teacher_config is None:
+        stand_in = _unguided(experiment).network
+    else:
+        stand_in = experiment_lib.build_network(teacher_config, experiment.dataset)
+    teacher = experiment_lib.build_teacher(config, experiment.dataset, stand_in)
     return dataclasses.replace(experiment, objective=objective, teacher=teacher)
 
 

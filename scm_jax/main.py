@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax import cli, compile_cache, data_commands
+from scm_jax import cli, compile_cache, data_commands, process_flags, sweep_commands
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from scm_jax.training.peers import Peers
-
-# Imported for what it registers.
-__all__ = ["data_commands", "main"]
+# Imported for what they register.
+__all__ = ["data_commands", "main", "sweep_commands"]
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
@@ -46,40 +42,6 @@ def _flag_run() -> None:
     flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
 
 
-def _flag_cluster() -> None:
-    flags.DEFINE_enum(
-        "distributed",
-        "auto",
-        ["auto", "off"],
-        "auto: with the other processes that flags, SLURM, TPU or Kubernetes name; "
-        "off: alone.",
-    )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
-    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    flags.DEFINE_float(
-        "join_timeout", 45.0, "Seconds in which the processes must meet."
-    )
-
-
-def _processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
-    """The other processes of this training, while it lasts."""
-    from scm_jax import config as config_lib
-    from scm_jax import runs
-    from scm_jax.training import cluster, multihost
-
-    f = flags.FLAGS
-    found = cluster.find_cluster(
-        os.environ,
-        distributed=f.distributed,
-        coordinator=f.coordinator,
-        num_processes=f.num_processes,
-        process_id=f.process_id,
-    )
-    identity = {} if found is None else runs.identity(config_lib.to_dict(config))
-    return multihost.joined(found, identity, cli.explain, timeout=f.join_timeout)
-
-
 # --- Commands -------------------------------------------------------------------------
 
 
@@ -93,7 +55,7 @@ def _train() -> int:
     flags.DEFINE_bool(
         "dry_run", False, "Print config, accounts and sharding, and stop."
     )
-    _flag_cluster()
+    process_flags.define()
     cli.parse()
     cli.required("config")
     config = flags.FLAGS.config
@@ -105,7 +67,7 @@ def _train() -> int:
     cli.required("workdir")
     compile_cache.enable()
     workdir = flags.FLAGS.workdir
-    with _processes(config) as peers:
+    with process_flags.processes(config) as peers:
         multihost.check_shared(peers, workdir)
         status = training_run.train_and_evaluate(config, workdir)
     return EXIT_PREEMPTED if status == "preempted" else 0

@@ -27,7 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | os.PathLike, *, label: str = ""
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    label: str = "",
+    progress: Any = None,
 ) -> str:
     """Trains ``config`` in ``workdir``; the same call again goes on where it stopped.
 
@@ -38,6 +42,8 @@ def train_and_evaluate(
       config: a complete config, see ``scm_jax/config.py``.
       workdir: the run directory. One that belongs to another config is refused.
       label: name in the progress line; default is the config's.
+      progress: is told of the steps on the first process; default is a
+        ``training.progress.Progress`` with this label.
 
     Returns:
       ``done``, or ``preempted`` after a signal, when everything is saved.
@@ -64,7 +70,7 @@ def train_and_evaluate(
         max_to_keep=config.checkpoint.max_to_keep,
         snapshots_directory=run_dir.ema_snapshots_dir,
     ) as checkpointer:
-        return _train(config, run_dir, experiment, mesh, checkpointer, label)
+        return _train(config, run_dir, experiment, mesh, checkpointer, label, progress)
 
 
 def _train(
@@ -74,6 +80,7 @@ def _train(
     mesh: Any,
     checkpointer: Checkpointer,
     label: str,
+    progress: Any,
 ) -> str:
     started = time.monotonic()
     # Asked before the training: later a faster process may have written it.
@@ -106,7 +113,7 @@ def _train(
         hooks=_hooks(experiment, config),
         step_args=(experiment_lib.load_teacher(experiment, mesh),),
         metadata={"config_hash": runs.config_hash(config_lib.to_dict(config))},
-        progress=_progress(settings, label or config.name or "train"),
+        progress=_progress(settings, label or config.name or "train", progress),
     )
     if result.status == loop.DONE and not measured:
         summary = {
@@ -167,9 +174,11 @@ def _writer(
     )
 
 
-def _progress(settings: loop.LoopSettings, label: str) -> Any:
+def _progress(settings: loop.LoopSettings, label: str, progress: Any) -> Any:
     if jax.process_index():
         return NoProgress()
+    if progress is not None:
+        return progress
     return Progress(settings.num_steps, settings.batch_size, label=label)
 
 

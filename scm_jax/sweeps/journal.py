@@ -108,9 +108,19 @@ def record_cancelled(
 ) -> None:
     """Records that jobs (run id -> job) were taken back."""
     for run_id, job in jobs.items():
-        newest = newest_submission(Path(root) / run_id)
-        stamp = newest.submission if newest else ""
-        Sending(Path(root), launcher, stamp, []).record(run_id, CANCELLED, job)
+        _latest_sending(root, launcher, run_id).record(run_id, CANCELLED, job)
+
+
+def record_failed(
+    root: str | os.PathLike, launcher: str, run_id: str, job: str, error: str
+) -> None:
+    """Records that a job will not begin (again), and why."""
+    _latest_sending(root, launcher, run_id).record(run_id, FAILED, job, error)
+
+
+def _latest_sending(root: str | os.PathLike, launcher: str, run_id: str) -> Sending:
+    newest = newest_submission(Path(root) / run_id)
+    return Sending(Path(root), launcher, newest.submission if newest else "", [])
 
 
 def newest_submission(run_dir: str | os.PathLike) -> Submission | None:

@@ -9,9 +9,6 @@ from typing import Protocol, runtime_checkable
 
 from scm_jax.sweeps.planned import PlannedRun
 
-# What ``queue`` says of a job. UNKNOWN: the scheduler cannot be asked from here.
-QUEUED, RUNNING, UNKNOWN = "queued", "running", "unknown"
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -48,10 +45,11 @@ class Launcher(Protocol):
         ...
 
     def queue(self, root: str | os.PathLike) -> Mapping[str, str]:
-        """Run id -> QUEUED, RUNNING or UNKNOWN for ``journal.sent_jobs`` that exist.
+        """The jobs of ``journal.sent_jobs`` that exist, by run id.
 
+        ``states.QUEUED`` (also held, suspended or about to be requeued), ``RUNNING``.
         A run that is missing here has no job any more. Where the scheduler cannot be
-        asked, all of them are UNKNOWN.
+        asked, all of them are ``UNKNOWN``.
         """
         ...
 
@@ -76,3 +74,20 @@ def worker_command(run_dir: str | os.PathLike, python: str) -> list[str]:
     ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
     """
     return [python, "-m", "scm_jax", "sweep", "work", f"--run={os.fspath(run_dir)}"]
+
+
+def in_order(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs as given, but each behind those of them that it depends on.
+
+    Raises:
+      ValueError: runs depend on each other in a circle.
+    """
+    left, ordered = {run.id: run for run in runs}, []
+    while left:
+        ready = [r for r in left.values() if not any(d in left for d in r.depends_on)]
+        if not ready:
+            raise ValueError(f"runs depend on each other in a circle: {sorted(left)}")
+        ordered += ready
+        for run in ready:
+            del left[run.id]
+    return ordered

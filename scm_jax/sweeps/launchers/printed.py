@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.sweeps.launchers.options import Options, worker_command
+from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
 from scm_jax.sweeps.planned import PlannedRun
 
 
@@ -40,7 +40,7 @@ def script(
     A command waits until the runs that its own depends on are done.
     """
     lines = []
-    for run in runs:
+    for run in in_order(runs):
         command = worker_command(Path(root) / run.id, "python")
         lines.append(shlex.join(command + ["--wait"] * bool(run.depends_on)))
     return "".join(f"{line}\n" for line in lines)

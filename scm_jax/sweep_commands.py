@@ -1,0 +1,97 @@
+"""The commands ``sweep ...``: many runs from one file, on one machine or a cluster."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from scm_jax import cli, compile_cache, process_flags
+
+# --- Flags ----------------------------------------------------------------------------
+
+
+def _flag_root() -> None:
+    flags.DEFINE_string("root", None, "Directory of the sweep: a directory per run.")
+
+
+def _flag_only() -> None:
+    flags.DEFINE_list("only", [], "Ids of runs; default: all.")
+
+
+def _flags_of_launching() -> None:
+    flags.DEFINE_string("launcher", "local", "Where: local, slurm, kubernetes, print.")
+    flags.DEFINE_string("profile", "", "File that describes the cluster.")
+    flags.DEFINE_integer(
+        "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "devices_per_run",
+        None,
+        "Of local: accelerators for each run; 0 lets runs share them all.",
+        lower_bound=0,
+    )
+    flags.DEFINE_bool("force", False, "Also runs that failed for good.")
+
+
+def _options():
+    from scm_jax.sweeps.launchers.options import Options
+
+    f = flags.FLAGS
+    return Options(
+        max_parallel=f.max_parallel,
+        devices_per_run=f.devices_per_run,
+        profile=f.profile,
+    )
+
+
+# --- Commands -------------------------------------------------------------------------
+
+
+@cli.command("sweep work", "Trains one run of a sweep; what a launcher starts.")
+def _work() -> int:
+    flags.DEFINE_string("run", None, "Directory of the run.")
+    flags.DEFINE_bool("wait", False, "Wait for the runs that it depends on.")
+    flags.DEFINE_float(
+        "heartbeat_seconds", 10.0, "Seconds between signs of life.", lower_bound=0.01
+    )
+    process_flags.define()
+    cli.parse()
+    cli.required("run")
+    from scm_jax.sweeps import worker
+
+    compile_cache.enable()
+    f = flags.FLAGS
+    return worker.work(
+        f.run,
+        f.heartbeat_seconds,
+        wait=f.wait,
+        processes=process_flags.processes,
+    )
+
+
+@cli.command("sweep resubmit", "Starts what is missing, stale, preempted or failed.")
+def _resubmit() -> int:
+    _flag_root()
+    _flag_only()
+    _flags_of_launching()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    return submissions.resubmit(
+        f.root, f.launcher, _options(), only=f.only, force=f.force
+    )
+
+
+@cli.command("sweep cancel", "Takes jobs back; runs that are training save first.")
+def _cancel() -> int:
+    _flag_root()
+    _flag_only()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    cancelled = submissions.cancel(f.root, f.only)
+    print("\n".join([*cancelled, f"{len(cancelled)} cancelled"]))
+    return 0

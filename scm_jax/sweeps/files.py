@@ -1,0 +1,150 @@
+"""Sweep files and experiment files, loaded as the Python modules that they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFile:
+    """What a sweep file says, not yet resolved.
+
+    Attributes:
+      name: name of the sweep: the file's, with its argument.
+      text: file and argument, as typed.
+      path: the file.
+      base: experiment file and argument that every entry starts from.
+      entries: flat overrides.
+      metrics: columns of ``load_runs`` to show by default.
+    """
+
+    name: str
+    text: str
+    path: Path
+    base: str
+    entries: tuple[Mapping[str, Any], ...]
+    metrics: tuple[str, ...] = ()
+
+
+def load_sweep(text: str) -> SweepFile:
+    """Loads ``FILE`` or ``FILE:ARG``.
+
+    The file defines ``BASE``, an experiment file with its argument, ``sweep(arg)``,
+    which yields dicts of dotted config keys, and optionally ``METRICS``.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it lacks a part, fails, or yields something else.
+    """
+    path, _, arg = text.partition(":")
+    module = _load_module(path)
+    missing = [name for name in ("BASE", "sweep") if not hasattr(module, name)]
+    if missing:
+        raise ValueError(
+            f"{path} is no sweep file: it defines no {' and no '.join(missing)}"
+        )
+    entries = _call(path, "sweep", lambda: list(_iterable(path, module.sweep(arg))))
+    if not entries:
+        raise ValueError(f"{text}: sweep({arg!r}) yields no entry")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or any(type(k) is not str for k in entry):
+            raise ValueError(
+                f"{text}, entry {number}: {entry!r} is not a dict of dotted keys"
+            )
+    suffix = f"_{_plain(arg)}" if arg else ""
+    return SweepFile(
+        name=Path(path).stem + suffix,
+        text=text,
+        path=Path(path),
+        base=module.BASE,
+        entries=tuple(dict(entry) for entry in entries),
+        metrics=tuple(getattr(module, "METRICS", ())),
+    )
+
+
+def base_config(file: SweepFile, base: str) -> tuple[str, ConfigDict]:
+    """The config that an entry starts from, and where it comes from.
+
+    Args:
+      file: the sweep file.
+      base: the entry's ``base``: "" for ``BASE``, ``:ARG`` for another argument of its
+        file, or another file.
+
+    Raises:
+      FileNotFoundError: no such experiment file, here or beside the sweep file's
+        parents.
+      ValueError: the file fails, or does not know the argument.
+    """
+    if not base:
+        text = file.base
+    elif base.startswith(":"):
+        text = file.base.partition(":")[0] + base
+    else:
+        text = base
+    path, _, arg = text.partition(":")
+    module = _load_module(_find(path, file.path))
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} is no experiment file: it defines no get_config")
+    return text, _call(text, "get_config", lambda: module.get_config(arg))
+
+
+def _find(path: str, sweep: Path) -> str:
+    """``path`` from here, or from a folder above the sweep file: from a notebook."""
+    candidates = [Path(path)]
+    candidates += [parent / path for parent in sweep.resolve().parents]
+    for candidate in candidates:
+        if candidate.is_file():
+            return str(candidate)
+    raise FileNotFoundError(
+        f"{sweep}: there is no experiment file {path}, neither here nor above the "
+        "sweep file"
+    )
+
+
+def _load_module(path: str) -> ModuleType:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    # A file that changes while a notebook lives is loaded again.
+    return _module(path, Path(path).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _module(path: str, changed: int) -> ModuleType:
+    del changed
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    _call(path, "import", lambda: spec.loader.exec_module(module))
+    return module
+
+
+def _call(path: str, what: str, fn: Any) -> Any:
+    """``fn()``; an error of the file is told with its line."""
+    try:
+        return fn()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        file = path.partition(":")[0]
+        line = [f.lineno for f in frames if Path(f.filename).name == Path(file).name]
+        at = f", line {line[-1]}" if line else ""
+        raise ValueError(f"{path}{at} ({what}): {error}") from error
+
+
+def _iterable(path: str, entries: Any) -> Iterable[Any]:
+    if entries is None or isinstance(entries, Mapping):
+        raise ValueError(f"{path}: sweep() must yield dicts, or return a list of them")
+    return entries
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text)

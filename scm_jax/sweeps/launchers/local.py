@@ -1,0 +1,331 @@
+"""Runs of a sweep on this machine: so many at once, started again when they die.
+
+The launcher keeps nothing in mind that is not in the run directories: it may be killed
+and started again, and two of them on one directory share the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from scm_jax.sweeps import journal, states
+from scm_jax.sweeps.launchers import slots as slots_lib
+from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
+from scm_jax.sweeps.launchers.slots import Slot
+from scm_jax.sweeps.planned import PlannedRun
+
+NAME = "local"
+EXIT_INTERRUPTED = 75
+_POLL_SECONDS = 0.2
+# Runs that wait, for others or for another launcher, are looked at so often.
+_LOOK_SECONDS = 1.0
+
+
+def submit(
+    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
+) -> int:
+    """Trains the runs, and returns when all have ended.
+
+    Runs that failed, vanished or were preempted are started again, as often as their
+    ``max_attempts`` allows. SIGINT and SIGTERM ask the workers to save and wait for
+    them; a second one kills them.
+
+    Returns:
+      0 when all are done, 75 after a signal, 1 when some failed or cannot start.
+
+    Raises:
+      ValueError: more devices are asked for than there are; nothing is started.
+    """
+    slots = slots_lib.make_slots(options, os.environ, slots_lib.usable_cores())
+    runs = in_order(runs)
+    with journal.sending(root, NAME, [run.id for run in runs]) as batch:
+        batch.sent({run.id: _this_process() for run in runs})
+    return _Launch(Path(root), runs, slots).run()
+
+
+def queue(root: str | os.PathLike) -> Mapping[str, str]:
+    """Runs whose launcher still lives; one on another machine cannot be asked."""
+    here = socket.gethostname()
+    found = {}
+    for run_id, job in journal.sent_jobs(root, NAME).items():
+        host, pid, start = [*job.split(":"), "", ""][:3]
+        if host != here:
+            found[run_id] = states.UNKNOWN
+        elif _start_of(pid) == start:
+            found[run_id] = states.QUEUED
+    return found
+
+
+def cancel(root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
+    """Asks the workers of this machine to save; their launcher starts them no more."""
+    jobs, waiting = journal.sent_jobs(root, NAME), queue(root)
+    cancelled = {}
+    for run_id in jobs.keys() & set(run_ids):
+        state = states.read_state(Path(root) / run_id)
+        if run_id in waiting or state.state == states.RUNNING:
+            cancelled[run_id] = jobs[run_id]
+    journal.record_cancelled(root, NAME, cancelled)
+    for run_id in cancelled:
+        _ask_to_save(Path(root) / run_id)
+    return list(cancelled)
+
+
+def script(
+    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
+) -> str:
+    """The commands, in the order in which they would be started."""
+    slots = slots_lib.make_slots(options, os.environ, slots_lib.usable_cores())
+    lines = [f"# {len(slots)} at once: " + "; ".join(slot.text for slot in slots)]
+    lines += [shlex.join(_command(Path(root) / run.id)) for run in in_order(runs)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+@dataclasses.dataclass
+class _Worker:
+    run: PlannedRun
+    process: subprocess.Popen
+    attempt: int
+
+
+class _Launch:
+    """One call of ``submit``."""
+
+    def __init__(self, root: Path, runs: Sequence[PlannedRun], slots: Sequence[Slot]):
+        self._root, self._slots = root, slots
+        self._left = {run.id: run for run in runs}
+        self._workers: dict[int, _Worker] = {}
+        self._ends: dict[str, str] = {}
+        # Starts that ended before the worker could record anything, by run.
+        self._mute: dict[str, int] = {}
+        self._elsewhere: set[str] = set()
+        self._signals = 0
+        self._next_look = 0.0
+        self._total = len(runs)
+
+    def run(self) -> int:
+        said = "" if self._total == 1 else "s"
+        _say(f"{self._total} run{said} in {len(self._slots)} slots; root {self._root}")
+        with self._handlers():
+            while self._workers or (self._left and not self._signals):
+                self._reap()
+                self._fill()
+                time.sleep(_POLL_SECONDS)
+        return self._conclude()
+
+    # ------------------------------------------------------------ starting
+
+    def _fill(self) -> None:
+        """Starts what can start, where there is room."""
+        free = [slot for slot in self._slots if slot.index not in self._workers]
+        now = time.monotonic()
+        if not free or self._signals or now < self._next_look:
+            return
+        busy = {worker.run.id for worker in self._workers.values()}
+        for run in list(self._left.values()):
+            if not free:
+                return
+            if run.id not in busy and self._is_ready(run):
+                self._start(run, free.pop(0))
+        self._next_look = now + _LOOK_SECONDS
+
+    def _is_ready(self, run: PlannedRun) -> bool:
+        """Whether to start it now; takes it off the list when nothing is left to do."""
+        # No launcher's queue: whoever gets the lock of the run trains it.
+        state = states.read_state(self._root / run.id, queue={})
+        if state.state == states.DONE:
+            self._end(run, states.DONE)
+        elif state.state == states.RUNNING:
+            if run.id not in self._elsewhere:
+                self._elsewhere.add(run.id)
+                _say(f"{run.id} is trained by another launcher, on {state.host}")
+        elif not states.retryable(state, run.max_attempts):
+            self._end(run, "failed for good", _first_line(state.error))
+        elif _was_cancelled(self._root / run.id):
+            self._end(run, "cancelled")
+        elif self._mute.get(run.id, 0) >= run.max_attempts:
+            self._end(run, "failed for good", "its worker does not even begin")
+        else:
+            return self._dependencies_are_done(run)
+        return False
+
+    def _dependencies_are_done(self, run: PlannedRun) -> bool:
+        for run_id in run.depends_on:
+            state = states.read_state(self._root / run_id)
+            if state.state == states.DONE:
+                continue
+            ended = self._ends.get(run_id)
+            awaited = run_id in self._left or state.state in (
+                states.RUNNING,
+                states.QUEUED,
+            )
+            if ended or not awaited:
+                self._end(run, "blocked", f"{run_id} is {ended or state.state}")
+            return False
+        return True
+
+    def _start(self, run: PlannedRun, slot: Slot) -> None:
+        directory = self._root / run.id
+        attempt = states.read_state(directory, queue={}).attempt + 1
+        log = directory / "logs" / f"attempt-{attempt}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output, _cores(slot.cores):
+            process = subprocess.Popen(
+                _command(directory),
+                env={**os.environ, **slot.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this launcher only
+            )
+        self._workers[slot.index] = _Worker(run, process, attempt)
+        self._elsewhere.discard(run.id)
+        _say(f"{run.id} starts, attempt {attempt}, {slot.text}")
+
+    # ------------------------------------------------------------ ending
+
+    def _reap(self) -> None:
+        for index, worker in list(self._workers.items()):
+            code = worker.process.poll()
+            if code is not None:
+                del self._workers[index]
+                self._ended(worker, code)
+                self._next_look = 0.0
+
+    def _ended(self, worker: _Worker, code: int) -> None:
+        run = worker.run
+        state = states.read_state(self._root / run.id, queue={})
+        if state.state == states.DONE:
+            self._end(run, states.DONE)
+            return
+        if state.state == states.RUNNING:
+            return  # another launcher was faster
+        if state.attempt < worker.attempt:
+            self._mute[run.id] = self._mute.get(run.id, 0) + 1
+        log = self._root / run.id / "logs" / f"attempt-{worker.attempt}.log"
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        why = _first_line(state.error) if state.state == states.FAILED else f"{how}"
+        _say(f"{run.id} {state.state}: {why}; log {log}")
+        # Behind all others: what failed for want of memory may find it later.
+        self._left[run.id] = self._left.pop(run.id)
+
+    def _end(self, run: PlannedRun, how: str, why: str = "") -> None:
+        del self._left[run.id]
+        self._ends[run.id] = how
+        _say(f"{run.id} {how}{f': {why}' if why else ''} ({self._count()})")
+        if how not in (states.DONE, "cancelled"):
+            text = f"{how}: {why}" if why else how
+            journal.record_failed(self._root, NAME, run.id, _this_process(), text)
+
+    def _count(self) -> str:
+        return f"{len(self._ends)}/{self._total}"
+
+    def _conclude(self) -> int:
+        ends = list(self._ends.values())
+        counts = [f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)]
+        if self._left:
+            counts.append(f"{len(self._left)} not done")
+        _say(", ".join(counts))
+        if self._left:
+            root = shlex.quote(str(self._root))
+            _say(
+                "to go on: python -m scm_jax sweep resubmit "
+                f"--root={root} --launcher=local --max_parallel={len(self._slots)}"
+            )
+            return EXIT_INTERRUPTED
+        return 0 if all(end == states.DONE for end in ends) else 1
+
+    # ------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _handlers(self) -> Iterator[None]:
+        signums = (signal.SIGINT, signal.SIGTERM)
+        before = {s: signal.signal(s, self._on_signal) for s in signums}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        processes = [worker.process for worker in self._workers.values()]
+        if self._signals == 1:
+            _say(
+                f"asked to leave: {len(processes)} runs save what they have; once more "
+                "kills them"
+            )
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(
+                    signal.SIGTERM if self._signals == 1 else signal.SIGKILL
+                )
+
+
+def _command(directory: Path) -> list[str]:
+    return worker_command(directory, sys.executable)
+
+
+@contextlib.contextmanager
+def _cores(cores: tuple[int, ...]) -> Iterator[None]:
+    """Children started here run on these cores: they inherit them from the thread."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _ask_to_save(directory: Path) -> None:
+    """SIGTERM to the worker of a run, if it is on this machine."""
+    state = states.read_state(directory)
+    if state.state == states.RUNNING and state.host == socket.gethostname():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(state.pid or 0), signal.SIGTERM)
+
+
+def _was_cancelled(directory: Path) -> bool:
+    newest = journal.newest_submission(directory)
+    return newest is not None and newest.event == journal.CANCELLED
+
+
+def _this_process() -> str:
+    """The job of all runs of a launcher: its machine, id and time of start."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_start_of(str(os.getpid()))}"
+
+
+def _start_of(pid: str) -> str | None:
+    """Time of start of a process in ticks: ids are used again; None without one."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return None
+    except PermissionError:
+        pass
+    try:
+        # The name of the program, in parentheses, may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""  # not Linux
+
+
+def _first_line(error: str | None) -> str:
+    return (error or "").strip().splitlines()[0] if (error or "").strip() else ""
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

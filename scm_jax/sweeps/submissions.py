@@ -1,0 +1,149 @@
+"""Sends runs to a launcher, and never those that are done, running or sent already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from scm_jax.sweeps import launchers, planned, states
+from scm_jax.sweeps.launchers.options import Options
+from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.states import RunState
+
+
+def submit(
+    root: str | os.PathLike,
+    runs: Sequence[PlannedRun],
+    launcher: str,
+    options: Options,
+    *,
+    force: bool = False,
+) -> int:
+    """Writes the directories of the runs and sends those that need to run.
+
+    Args:
+      root: directory of the sweep; made if it is not there.
+      runs: all runs of the sweep; of equal ones the first counts.
+      launcher: a key of ``LAUNCHERS``.
+      options: for the launcher.
+      force: also those that failed for good.
+
+    Returns:
+      The exit code of the launcher; 0 where there was nothing to send.
+
+    Raises:
+      ValueError: an unknown launcher, or a directory that belongs to another config;
+        nothing has been sent then. What was sent when the launcher itself fails stands
+        in ``submissions.jsonl`` of each run.
+    """
+    launchers.get(launcher)
+    by_id = {run.id: run for run in reversed(runs)}
+    for run_id in by_id:
+        planned.write_run(root, by_id[run_id])
+    return _send(root, [by_id[run.id] for run in runs], launcher, options, force)
+
+
+def resubmit(
+    root: str | os.PathLike,
+    launcher: str,
+    options: Options,
+    *,
+    only: Iterable[str] = (),
+    force: bool = False,
+) -> int:
+    """Sends the runs of ``root`` that are missing, stale, preempted or failed.
+
+    Args:
+      root: directory of a sweep.
+      launcher: a key of ``LAUNCHERS``.
+      options: for the launcher.
+      only: ids; default is all runs.
+      force: also those that failed for good: too often, or by their config.
+
+    Raises:
+      FileNotFoundError: there are no runs, or none of one of these ids.
+    """
+    launchers.get(launcher)
+    runs = [planned.read_run(path) for path in run_dirs(root, only)]
+    return _send(root, runs, launcher, options, force)
+
+
+def cancel(root: str | os.PathLike, only: Iterable[str] = ()) -> list[str]:
+    """Takes back the jobs of runs, whichever launcher sent them; the ids that had one.
+
+    Runs that are training are asked to save.
+    """
+    ids = [path.name for path in run_dirs(root, only)]
+    cancelled: list[str] = []
+    for launcher in launchers.LAUNCHERS.values():
+        cancelled += launcher.cancel(root, ids)
+    return cancelled
+
+
+def selection(
+    root: str | os.PathLike, runs: Sequence[PlannedRun], *, force: bool = False
+) -> tuple[list[PlannedRun], list[RunState]]:
+    """Of planned runs those to send, and the states of the others."""
+    jobs, send, rest = queue(root), [], []
+    for run in runs:
+        state = states.read_state(Path(root) / run.id, queue=jobs)
+        again = force and state.state in (states.STALE, states.FAILED)
+        if again or states.retryable(state, run.max_attempts):
+            send.append(run)
+        else:
+            rest.append(state)
+    return send, rest
+
+
+def queue(root: str | os.PathLike) -> dict[str, str]:
+    """Run id -> job state, from every launcher that has sent runs of ``root``."""
+    jobs: dict[str, str] = {}
+    for launcher in launchers.LAUNCHERS.values():
+        jobs.update(launcher.queue(root))
+    return jobs
+
+
+def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
+    """The directories of a sweep's runs, or of those with these ids.
+
+    Raises:
+      FileNotFoundError: there are none; the message names an unknown id.
+    """
+    found = planned.sweep_runs(root)
+    if not found:
+        raise FileNotFoundError(f"no runs of a sweep in {root}")
+    wanted = list(only)
+    if unknown := sorted(set(wanted) - {path.name for path in found}):
+        raise FileNotFoundError(f"no run {unknown[0]!r} in {root}")
+    return [path for path in found if not wanted or path.name in wanted]
+
+
+def _send(
+    root: str | os.PathLike,
+    runs: Sequence[PlannedRun],
+    launcher: str,
+    options: Options,
+    force: bool,
+) -> int:
+    send, rest = selection(root, runs, force=force)
+    if rest:
+        print(f"not sent: {count_states(rest)}")
+    if not send:
+        print("nothing to send")
+        return 0
+    for run in send if force else ():
+        states.forgive(Path(root) / run.id)
+    return launchers.get(launcher).submit(root, send, options)
+
+
+def count_states(found: Iterable[RunState]) -> str:
+    """How many runs are in each state.
+
+    >>> count_states([RunState("a", "done"), RunState("b", "done")])
+    '2 done'
+    """
+    names = [state.state for state in found]
+    return ", ".join(
+        f"{names.count(name)} {name}" for name in states.STATES if name in names
+    )

@@ -1,0 +1,266 @@
+"""Trains one run of a sweep, so that whatever happens can be read from its directory.
+
+Exit codes: 0 done, or another worker has the run; 75 saved and preempted, or a run that
+this one depends on is not done yet; 1 failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scm_jax.runs import RunDir
+from scm_jax.sweeps import locks, planned, states
+from scm_jax.sweeps.heartbeat import Heartbeat, ReportedProgress
+from scm_jax.sweeps.signals import Watch
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from scm_jax.training.peers import Peers
+
+
+EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 75
+# Set by launchers whose jobs cannot be told from variables of the scheduler.
+JOB_VARIABLE = "SCM_JAX_JOB"
+_WAIT_SECONDS = 5.0
+_LOCK_SECONDS = 60.0
+
+Processes = Callable[["ConfigDict"], AbstractContextManager["Peers | None"]]
+
+
+def work(
+    run_dir: str | os.PathLike,
+    heartbeat_seconds: float = 10.0,
+    *,
+    wait: bool = False,
+    processes: Processes = lambda config: contextlib.nullcontext(),
+) -> int:
+    """Trains the run, or goes on with it; the main program of a job.
+
+    SIGTERM, SIGINT and SIGUSR1 ask it to save and leave. Of several processes of one
+    run (``processes``) the first locks the directory and writes its status.
+
+    Args:
+      run_dir: directory of a planned run.
+      heartbeat_seconds: between two writes of ``status.json``.
+      wait: wait for the runs that this one depends on, instead of leaving with 75.
+      processes: config -> context of the other processes of this training.
+
+    Returns:
+      The exit code, see above.
+
+    Raises:
+      FileNotFoundError: there is no run; nothing is written.
+      ValueError: its config cannot be read by this version.
+    """
+    run_dir = Path(run_dir)
+    leave = _Leave()
+    with Watch(leave).installed():
+        if RunDir(run_dir).summary_path.exists():
+            _say(f"{run_dir} is done")
+            return EXIT_DONE
+        depends_on = planned.read_run(run_dir).depends_on
+        if (code := _wait_for(run_dir, depends_on, wait)) is not None:
+            return code
+        config = _read_config(run_dir, heartbeat_seconds)
+        with processes(config) as peers:
+            if peers is None or peers.cluster.process_id == 0:
+                return _lead(run_dir, config, heartbeat_seconds, peers, leave)
+            return _follow(run_dir, config, peers)
+
+
+def job_name(environ: Mapping[str, str]) -> str | None:
+    """What the scheduler calls the job of a process with these variables.
+
+    >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+    '7_3'
+    """
+    if JOB_VARIABLE in environ:
+        return environ[JOB_VARIABLE]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        task = environ.get("SLURM_ARRAY_TASK_ID", "")
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    return environ.get("SLURM_JOB_ID")
+
+
+def explain(error: BaseException) -> tuple[str, bool]:
+    """An error as text that begins with what matters, and whether a retry can help.
+
+    What the config or the data causes would happen again. Everything else may be the
+    machine, and comes with its traceback.
+    """
+    from scm_jax.training.loop import NonFiniteError
+
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, NonFiniteError):
+        return text, False
+    retry = not isinstance(error, ValueError | FileNotFoundError)
+    frames = "".join(traceback.format_tb(error.__traceback__)[-8:])
+    return f"{text}\n\n{frames}", retry
+
+
+# ------------------------------------------------------------------ before
+
+
+def _wait_for(run_dir: Path, run_ids: tuple[str, ...], wait: bool) -> int | None:
+    """None when all runs are done, else the exit code."""
+    said = False
+    while True:
+        found = states.read_states([run_dir.parent / i for i in run_ids])
+        open_runs = [state for state in found if state.state != states.DONE]
+        if not open_runs:
+            return None
+        text = ", ".join(f"{state.id} ({state.state})" for state in open_runs)
+        if lost := [s for s in open_runs if states.is_final(run_dir.parent / s.id, s)]:
+            _say(
+                f"{run_dir} depends on {lost[0].id}, which has failed: {lost[0].error}"
+            )
+            return EXIT_FAILED
+        if not wait:
+            _say(f"{run_dir} depends on runs that are not done yet: {text}")
+            return EXIT_PREEMPTED
+        if not said:
+            _say(f"{run_dir} waits for {text}")
+            said = True
+        time.sleep(_WAIT_SECONDS)
+
+
+def _read_config(run_dir: Path, seconds: float) -> ConfigDict:
+    """The config of the run; one that this version cannot read is a failed attempt."""
+    from scm_jax import config as config_lib
+
+    try:
+        return config_lib.as_saved(RunDir(run_dir).read_config())
+    except Exception as error:
+        with contextlib.suppress(locks.HeldError), locks.hold(run_dir):
+            heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
+            heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
+        raise
+
+
+# ------------------------------------------------------------------ training
+
+
+class _Leave:
+    """Ends this process after a signal, from any thread, unless the loop will do so."""
+
+    def __init__(self) -> None:
+        self.heartbeat: Heartbeat | None = None
+        self.progress: ReportedProgress | None = None
+        self._signum: int | None = None
+
+    def __call__(self, signum: int) -> None:
+        self._signum = signum
+        if self.progress is not None and self.progress.stepping:
+            return
+        _say("asked to leave, and nothing is left to save")
+        if self.heartbeat is not None:
+            self.heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
+        _end_process(EXIT_PREEMPTED)
+
+    def after_the_loop(self) -> None:
+        """For a signal that the loop saw too late."""
+        if self._signum is not None:
+            self(self._signum)
+
+
+def _lead(
+    run_dir: Path, config: ConfigDict, seconds: float, peers: Any, leave: _Leave
+) -> int:
+    """The process that writes: locks, trains, records the outcome."""
+    try:
+        with locks.hold(run_dir):
+            if RunDir(run_dir).summary_path.exists():
+                _tell(peers, EXIT_DONE)
+                return EXIT_DONE  # another worker ended it just now
+            heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
+            heartbeat.start()
+            leave.heartbeat = heartbeat
+            _tell(peers, None)
+            return _attempt(run_dir, config, heartbeat, peers, leave)
+    except locks.HeldError as error:
+        _say(str(error))
+        _tell(peers, EXIT_DONE)
+        return EXIT_DONE
+
+
+def _follow(run_dir: Path, config: ConfigDict, peers: Any) -> int:
+    """Another process of the same run: trains along, and writes nothing of its own."""
+    from scm_jax import training_run
+    from scm_jax.training import multihost
+
+    code = peers.exchange("lock", None, _LOCK_SECONDS)[0]
+    if code is not None:
+        return code
+    multihost.check_shared(peers, run_dir)
+    return _exit_code(training_run.train_and_evaluate(config, run_dir))
+
+
+def _attempt(
+    run_dir: Path, config: ConfigDict, heartbeat: Heartbeat, peers: Any, leave: _Leave
+) -> int:
+    try:
+        from scm_jax import runs, training_run
+        from scm_jax.training import multihost
+
+        heartbeat.started(runs.environment())
+        multihost.check_shared(peers, run_dir)
+        leave.progress = _progress(config, run_dir, heartbeat, leave.after_the_loop)
+        outcome = training_run.train_and_evaluate(
+            config, run_dir, progress=leave.progress
+        )
+    except KeyboardInterrupt:  # the second SIGINT: the last checkpoint must do
+        heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
+    except Exception as error:
+        text, retry = explain(error)
+        heartbeat.end(states.FAILED, EXIT_FAILED, text, retry)
+        if peers is not None:
+            raise  # the others must hear of it
+        _say(text)
+        return EXIT_FAILED
+    heartbeat.end(outcome, _exit_code(outcome))
+    return _exit_code(outcome)
+
+
+def _progress(
+    config: ConfigDict,
+    run_dir: Path,
+    heartbeat: Heartbeat,
+    on_leave_loop: Callable[[], Any],
+) -> ReportedProgress:
+    from scm_jax.training.progress import Progress
+
+    batch_size = config.train.batch_size
+    steps = -(-config.train.duration_images // batch_size)
+    shown = Progress(steps, batch_size, label=run_dir.name)
+    return ReportedProgress(shown, heartbeat, steps, batch_size, on_leave_loop)
+
+
+def _exit_code(outcome: str) -> int:
+    return EXIT_PREEMPTED if outcome == states.PREEMPTED else EXIT_DONE
+
+
+def _tell(peers: Any, code: int | None) -> None:
+    """To the other processes: to go on, or the code to leave with."""
+    if peers is not None:
+        peers.exchange("lock", code, _LOCK_SECONDS)
+
+
+def _say(text: str) -> None:
+    print(f"scm sweep work: {text}", file=sys.stderr, flush=True)
+
+
+def _end_process(code: int) -> None:
+    """Leaves at once, from any thread, whatever the main thread waits for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
