@@ -45,12 +45,12 @@ def submit(
             if manifest["kind"] == "Job":
                 lines = "".join(f"{root / run.id}\n" for run in members)
                 name = manifest["metadata"]["name"]
-                write_atomically(folder / f"{name}.txt", lines)
+                write_atomically(folder / f"{name}.list", lines)
         path = folder / f"{batch.submission}.yaml"
         write_atomically(path, _text([manifest for manifest, _ in jobs]))
         batch.sent(
             {
-                run.id: f"{manifest['kind']}/{manifest['metadata']['name']}"
+                run.id: _job(manifest)
                 for manifest, members in jobs
                 for run in members
             }
@@ -89,7 +89,8 @@ def cancel(root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
     if jobs:
         print("delete these in the cluster; pods get SIGTERM and save:")
         for job in sorted(set(jobs.values())):
-            print(f"  kubectl delete {shlex.quote(job.lower())}")
+            namespace, _, name = job.partition("/")
+            print(f"  kubectl delete --namespace={namespace} {name}")
     journal.record_cancelled(root, NAME, jobs)
     return list(jobs)
 
@@ -148,13 +149,20 @@ def _objects(
             made = manifests.job(
                 name,
                 members,
-                str(root / FOLDER / f"{name}.txt"),
+                str(root / FOLDER / f"{name}.list"),
                 site,
                 need,
                 options.max_parallel,
             )
         objects.append((made, members))
     return objects
+
+
+def _job(manifest: Manifest) -> str:
+    """NAMESPACE/KIND/NAME, as the journal has it."""
+    metadata = manifest["metadata"]
+    kind = manifest["kind"].lower()
+    return f"{metadata['namespace']}/{kind}/{metadata['name']}"
 
 
 def _text(objects: Sequence[Manifest]) -> str:

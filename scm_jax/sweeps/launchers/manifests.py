@@ -77,7 +77,10 @@ def job_set(
     failure policy, and the JobSet starts again without counting.
     """
     environment = {"JAX_NUM_PROCESSES": str(need.nodes), "JOBSET_NAME": name}
-    command = _command(site, shlex.quote(os.fspath(run_dir)), bool(run.depends_on))
+    # Pods may start minutes apart.
+    join = ("--join_timeout=600",)
+    wait = bool(run.depends_on)
+    command = _command(site, shlex.quote(os.fspath(run_dir)), wait, join)
     workers = {
         "completionMode": "Indexed",
         "completions": need.nodes,
@@ -145,10 +148,13 @@ def _preempted() -> Manifest:
     return {"containerName": "train", "operator": "In", "values": [EXIT_PREEMPTED]}
 
 
-def _command(site: Kubernetes, run_dir: str, wait: bool) -> list[str]:
+def _command(
+    site: Kubernetes, run_dir: str, wait: bool, more: Sequence[str] = ()
+) -> list[str]:
     """Of a container; ``run_dir`` is shell text. ``exec``: signals reach Python."""
     *command, _ = worker_command("", site.python)
-    words = f"exec {shlex.join(command)} --run={run_dir}" + " --wait" * wait
+    words = shlex.join([*command, *more, *["--wait"] * wait])
+    words = f"exec {words} --run={run_dir}"
     return ["/bin/sh", "-c", words]
 
 

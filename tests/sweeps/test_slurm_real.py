@@ -1,0 +1,211 @@
+"""A real SLURM runs real trainings: preempted, killed, lost, and resubmitted."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+
+from benchmarks.resume_kills import last_checkpoint
+from experiments import mixture
+from scm_jax import config as config_lib
+from scm_jax import runs
+from scm_jax.records import read_rows
+from scm_jax.sweeps import planned, states, submissions
+from scm_jax.sweeps.launchers import slurm
+from scm_jax.sweeps.launchers.options import Options
+from tests.sweeps import slurm_cluster
+from tests.sweeps.slurm_cluster import HOST, SECOND, wait_for
+
+ROOT = pathlib.Path(__file__).parents[2]
+BATCH = 64
+PROFILE = f"""
+[slurm]
+partition = "low"
+python = "{sys.executable}"
+signal_seconds = 50
+
+[resources.pair]
+nodes = 2
+
+[resources.minute]
+time = "00:01:00"
+"""
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        bool(slurm_cluster.missing_programs()) or os.geteuid() != 0,
+        reason="needs root and the packages slurm-wlm and munge",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster, which all commands of SLURM in this process talk to."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        # What jobs inherit.
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        # Sockets lie there, and their paths may not be long.
+        with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+            with slurm_cluster.running_cluster(pathlib.Path(folder)) as running:
+                patch.setenv("SLURM_CONF", running.environ["SLURM_CONF"])
+                yield running
+
+
+@pytest.fixture
+def options(tmp_path):
+    profile = tmp_path / "profile.toml"
+    profile.write_text(PROFILE)
+    return Options(profile=str(profile))
+
+
+def tiny_run(seed, steps=600, resources=""):
+    """Some seconds of training, a row every ten steps, a checkpoint every fifty."""
+    config = mixture.get_config("sct,quick")
+    config.seed = seed
+    config.train.batch_size = BATCH
+    config.train.duration_images = steps * BATCH
+    config.log.every_images = 10 * BATCH
+    config.log.writers = ("jsonl",)
+    config.checkpoint.every_images = 50 * BATCH
+    config.eval.evaluators = ()
+    plain = config_lib.to_dict(config)
+    return planned.PlannedRun(
+        id=f"sct-{runs.config_hash(plain)}",
+        sweep="test",
+        file="test.py",
+        base="experiments/mixture.py:sct,quick",
+        label="",
+        config=plain,
+        overrides={"seed": seed},
+        resources=resources,
+    )
+
+
+def state(root, run):
+    return states.read_state(root / run, queue=slurm.queue(root)).state
+
+
+def has_rows(root, run):
+    return (root / run / "metrics.jsonl").exists()
+
+
+def nodes(cluster):
+    """Node -> indices of the array elements that run there."""
+    found = {HOST: [], SECOND: []}
+    for line in cluster.call(
+        "squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N %K"
+    ).splitlines():
+        node, index = line.split()
+        found[node].append(int(index))
+    return found
+
+
+def pid(root, run):
+    return states.read_state(root / run).pid
+
+
+def tail_of_logs(root):
+    return "\n".join(
+        f"{path}:\n{path.read_text()[-1500:]}" for path in root.rglob("*.log")
+    )
+
+
+def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
+    cluster, options, tmp_path
+):
+    root = tmp_path / "sweep"
+    sent = [tiny_run(seed) for seed in range(6)]
+    ids = [run.id for run in sent]
+    assert submissions.submit(root, sent, "slurm", options) == 0
+    wait_for(lambda: len(nodes(cluster)[HOST]) == 2, "two runs on one node")
+
+    # A node goes down: SLURM starts its run again on another one.
+    lost = ids[nodes(cluster)[SECOND][0]]
+    wait_for(lambda: has_rows(root, lost), f"{lost} to train")
+    cluster.lose_node(SECOND)
+
+    # A process is killed: the job has failed, and stays away until it is sent again.
+    killed = ids[nodes(cluster)[HOST][0]]
+    wait_for(lambda: has_rows(root, killed), f"{killed} to train")
+    os.kill(pid(root, killed), signal.SIGKILL)
+    wait_for(lambda: state(root, killed) == "stale", f"{killed} to be stale")
+
+    # A more important job comes. Frozen runs cannot end before SLURM preempts one;
+    # it wakes what it asks to leave.
+    wait_for(
+        lambda: all(has_rows(root, ids[i]) for i in nodes(cluster)[HOST])
+        and len(nodes(cluster)[HOST]) == 2,
+        "two other runs to train",
+    )
+    frozen = {ids[i]: pid(root, ids[i]) for i in nodes(cluster)[HOST]}
+    for process in frozen.values():
+        os.kill(process, signal.SIGSTOP)
+    urgent = ("--partition=urgent", f"--nodelist={HOST}", "--output=/dev/null")
+    cluster.call("sbatch", *urgent, "--wrap=sleep 1")
+    wait_for(
+        lambda: any(outcomes(root, run) for run in frozen), "a run to be preempted"
+    )
+    preempted = next(run for run in frozen if outcomes(root, run))
+    for process in frozen.values():
+        if process != frozen[preempted]:
+            os.kill(process, signal.SIGCONT)
+    cluster.restore_node(SECOND)
+
+    assert submissions.resubmit(root, "slurm", options) == 0
+    wait_for(
+        lambda: all(state(root, run) == "done" for run in ids), "all runs to be done"
+    )
+    again = {run: len(read_rows(root / run / "submissions.jsonl")) for run in ids}
+    assert again == {run: 4 if run == killed else 2 for run in ids}
+    assert len({lost, killed, preempted}) == 3
+    assert outcomes(root, lost) == ["lost", "done"]
+    assert outcomes(root, killed) == ["lost", "done"]
+    assert outcomes(root, preempted) == ["preempted", "done"]
+    for run in (lost, killed, preempted):
+        assert resumed(root, run) > 0, f"{run} began again at the beginning"
+    assert_undisturbed(root, (lost, killed, preempted), tmp_path / "undisturbed")
+
+
+def outcomes(root, run):
+    rows = read_rows(root / run / "attempts.jsonl")
+    return [row["outcome"] for row in rows if row["event"] == "ended"]
+
+
+def resumed(root, run):
+    """The step at which the last attempt went on."""
+    rows = read_rows(root / run / "metrics.jsonl")
+    return [row["resume_step"] for row in rows if "resume_step" in row][-1]
+
+
+def assert_undisturbed(root, ids, other):
+    """Every array of the last checkpoints equals that of a run that nobody disturbed."""
+    for run in ids:
+        planned.write_run(other, planned.read_run(root / run))
+    code = "import sys; from scm_jax.sweeps.worker import work\n"
+    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
+    folders = [str(other / run) for run in ids]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=ROOT)
+    for run in ids:
+        (step, arrays), (_, expected) = (
+            last_checkpoint(folder / run) for folder in (root, other)
+        )
+        assert step == 600
+        assert arrays.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(arrays[name], value, err_msg=name)
