@@ -68,6 +68,30 @@ def _work() -> int:
     )
 
 
+@cli.command("sweep status", "What became of every run of a sweep.")
+def _status() -> int:
+    _flag_root()
+    flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")
+    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
+    flags.DEFINE_integer(
+        "limit", None, "Lines of runs; 0: all [30, or what the terminal shows]."
+    )
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import status
+
+    f = flags.FLAGS
+    if f.json:
+        if f.watch:
+            raise cli.UsageError("--json and --watch exclude each other")
+        print(status.to_json(status.gather(f.root)))
+    elif f.watch:
+        status.watch(f.root, f.limit or 0)
+    else:
+        status.show(f.root, status.DEFAULT_LIMIT if f.limit is None else f.limit)
+    return 0
+
+
 @cli.command("sweep resubmit", "Starts what is missing, stale, preempted or failed.")
 def _resubmit() -> int:
     _flag_root()

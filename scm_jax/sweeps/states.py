@@ -243,7 +243,7 @@ def _error(
     if state in (FAILED, PREEMPTED):
         return status.get("error")
     if state == STALE and status:
-        return "the worker vanished without a word: killed, or its machine went down"
+        return "vanished without a word: killed, or its machine went down"
     if state == MISSING and submission is not None:
         if submission.event == journal.SENDING:
             return f"sending it to {submission.launcher} was broken off"

@@ -105,7 +105,7 @@ def queue(root: str | os.PathLike) -> dict[str, str]:
 
 
 def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
-    """The directories of a sweep's runs, or of those with these ids.
+    """The directories of a sweep's runs, or of those with these ids (or their ends).
 
     Raises:
       FileNotFoundError: there are none; the message names an unknown id.
@@ -114,9 +114,16 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"no runs of a sweep in {root}")
     wanted = list(only)
-    if unknown := sorted(set(wanted) - {path.name for path in found}):
-        raise FileNotFoundError(f"no run {unknown[0]!r} in {root}")
-    return [path for path in found if not wanted or path.name in wanted]
+    if not wanted:
+        return found
+    chosen = {}
+    for name in wanted:
+        # The ten digits at the end of an id are enough.
+        paths = [p for p in found if name in (p.name, p.name.rpartition("-")[2])]
+        if not paths:
+            raise FileNotFoundError(f"no run {name!r} in {root}")
+        chosen |= dict.fromkeys(paths)
+    return list(chosen)
 
 
 def _send(

@@ -1,0 +1,163 @@
+"""Kills workers of a sweep at random with SIGKILL; the end must be bitwise the same.
+
+    python benchmarks/sweep_kills.py --kills=20
+
+A few tiny runs go through the local launcher twice: once undisturbed, once while
+workers that train are killed. At the end all runs must be done, and parameters,
+moments, averages, key and data position of their last checkpoints are compared bit by
+bit. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.resume_kills import last_checkpoint
+from scm_jax import config as config_lib
+from scm_jax import runs
+from scm_jax.sweeps import planned, states
+
+BATCH = 32
+
+
+def tiny_config(seed: int, steps: int) -> dict:
+    """A teacher of a few thousand parameters that saves often."""
+    c = config_lib.base_config("mlp", "diffusion", "mixture")
+    c.name, c.seed = "tiny", seed
+    c.network.width, c.network.depth = 16, 2
+    c.train.batch_size = BATCH
+    c.train.duration_images = steps * BATCH
+    c.log.every_images = c.checkpoint.every_images = 50 * BATCH
+    c.log.writers = ("jsonl",)
+    c.eval.steps = ()
+    return config_lib.to_dict(c)
+
+
+def write_runs(root: pathlib.Path, number: int, steps: int, kills: int) -> list[str]:
+    """The directories of the runs; each may vanish as often as there are kills."""
+    ids = []
+    for seed in range(number):
+        config = tiny_config(seed, steps)
+        run_id = f"tiny-{runs.config_hash(config)}"
+        run = planned.PlannedRun(
+            id=run_id,
+            sweep="kills",
+            file="benchmarks/sweep_kills.py",
+            base="",
+            label=f"seed{seed}",
+            config=config,
+            overrides={"seed": seed},
+            max_attempts=kills + 3,
+        )
+        planned.write_run(root, run)
+        ids.append(run_id)
+    return ids
+
+
+def launch(root: pathlib.Path, parallel: int) -> subprocess.Popen:
+    """The command that a user would type to go on with a sweep."""
+    command = [sys.executable, "-m", "scm_jax", "sweep", "resubmit", f"--root={root}"]
+    command += ["--launcher=local", f"--max_parallel={parallel}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr)
+
+
+def kill_workers(
+    root: pathlib.Path,
+    ids: list[str],
+    launcher: subprocess.Popen,
+    kills: int,
+    seed: int,
+) -> list[str]:
+    """Kills running workers until so many are dead; id and last step of each."""
+    rng, killed = random.Random(seed), []
+    dead: set[int] = set()
+    while len(killed) < kills and launcher.poll() is None:
+        time.sleep(rng.uniform(0.0, 3.0))
+        found = [states.read_state(root / run_id) for run_id in ids]
+        live = [s for s in found if s.state == states.RUNNING and s.pid not in dead]
+        if live:
+            victim = rng.choice(live)
+            os.kill(victim.pid, signal.SIGKILL)
+            dead.add(victim.pid)
+            killed.append(f"{victim.id} at {victim.step}")
+    return killed
+
+
+def differences(one: pathlib.Path, other: pathlib.Path, ids: list[str]) -> list[str]:
+    """Arrays of last checkpoints that are not the same bits, by run."""
+    different = []
+    for run_id in ids:
+        (step_a, a), (step_b, b) = (last_checkpoint(r / run_id) for r in (one, other))
+        if step_a != step_b or a.keys() != b.keys():
+            different.append(f"{run_id}: step {step_a} and {step_b}")
+        different += [
+            f"{run_id}: {name}"
+            for name in a
+            if a[name].tobytes() != b.get(name, np.array([])).tobytes()
+        ]
+    return different
+
+
+def study(
+    folder: pathlib.Path, number: int, kills: int, steps: int, parallel: int, seed: int
+) -> dict:
+    """Both sweeps and their comparison."""
+    whole, disturbed = folder / "whole", folder / "disturbed"
+    ids = write_runs(whole, number, steps, 0)
+    write_runs(disturbed, number, steps, kills)
+    if code := launch(whole, parallel).wait():
+        raise SystemExit(f"the undisturbed sweep ended with {code}")
+    launcher = launch(disturbed, parallel)
+    killed = kill_workers(disturbed, ids, launcher, kills, seed)
+    code = launcher.wait()
+    found = [states.read_state(disturbed / run_id) for run_id in ids]
+    return {
+        "runs": number,
+        "kills": len(killed),
+        "exit_code": code,
+        "states": [state.state for state in found],
+        "attempts": [state.attempt for state in found],
+        "different": differences(whole, disturbed, ids) if code == 0 else None,
+        "killed": killed,
+    }
+
+
+def main() -> int:
+    """Exit code 0 when all runs are done and equal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--max_parallel", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = study(
+            pathlib.Path(folder),
+            args.runs,
+            args.kills,
+            args.steps,
+            args.max_parallel,
+            args.seed,
+        )
+    print(json.dumps(found))
+    complete = found["kills"] == args.kills and found["exit_code"] == 0
+    return 0 if complete and found["different"] == [] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
