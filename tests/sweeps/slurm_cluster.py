@@ -188,7 +188,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         cluster.stop()
 
 
-def wait_for(condition, what: str, seconds: float = 120) -> None:
+def wait_for(condition, what: str, seconds: float = 300) -> None:
     """Until ``condition()``; a hang ends here, with a message."""
     end = time.monotonic() + seconds
     while not condition():

@@ -15,19 +15,21 @@ from experiments import mixture
 from scm_jax import config as config_lib
 from scm_jax import runs
 from scm_jax.records import read_rows
-from scm_jax.sweeps import planned, states, submissions
+from scm_jax.sweeps import journal, planned, states, submissions
 from scm_jax.sweeps.launchers import slurm
 from scm_jax.sweeps.launchers.options import Options
+from scm_jax.training import manifest
 from tests.sweeps import slurm_cluster
 from tests.sweeps.slurm_cluster import HOST, SECOND, wait_for
 
 ROOT = pathlib.Path(__file__).parents[2]
-BATCH = 64
+BATCH, STEPS = 64, 240
 PROFILE = f"""
 [slurm]
 partition = "low"
 python = "{sys.executable}"
 signal_seconds = 50
+max_array_size = 4  # six runs are two arrays
 
 [resources.pair]
 nodes = 2
@@ -74,15 +76,15 @@ def options(tmp_path):
     return Options(profile=str(profile))
 
 
-def tiny_run(seed, steps=600, resources=""):
-    """Some seconds of training, a row every ten steps, a checkpoint every fifty."""
+def tiny_run(seed, steps=STEPS, resources=""):
+    """Some seconds of training; a checkpoint every forty steps."""
     config = mixture.get_config("sct,quick")
     config.seed = seed
     config.train.batch_size = BATCH
     config.train.duration_images = steps * BATCH
-    config.log.every_images = 10 * BATCH
+    config.log.every_images = 40 * BATCH
     config.log.writers = ("jsonl",)
-    config.checkpoint.every_images = 50 * BATCH
+    config.checkpoint.every_images = 40 * BATCH
     config.eval.evaluators = ()
     plain = config_lib.to_dict(config)
     return planned.PlannedRun(
@@ -101,29 +103,27 @@ def state(root, run):
     return states.read_state(root / run, queue=slurm.queue(root)).state
 
 
-def has_rows(root, run):
-    return (root / run / "metrics.jsonl").exists()
+def has_saved(root, run):
+    return manifest.newest_whole(root / run / "checkpoints") is not None
 
 
-def nodes(cluster):
-    """Node -> indices of the array elements that run there."""
+def running_on(root, cluster):
+    """Node -> ids of the runs whose jobs run there."""
+    runs_of = {job: run for run, job in journal.sent_jobs(root, "slurm").items()}
+    lines = cluster.call("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N %i")
     found = {HOST: [], SECOND: []}
-    for line in cluster.call(
-        "squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N %K"
-    ).splitlines():
-        node, index = line.split()
-        found[node].append(int(index))
+    for line in lines.splitlines():
+        node, job = line.split()
+        found[node].append(runs_of.get(job, job))
     return found
+
+
+def training_on_host(root, cluster):
+    return [run for run in running_on(root, cluster)[HOST] if has_saved(root, run)]
 
 
 def pid(root, run):
     return states.read_state(root / run).pid
-
-
-def tail_of_logs(root):
-    return "\n".join(
-        f"{path}:\n{path.read_text()[-1500:]}" for path in root.rglob("*.log")
-    )
 
 
 def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
@@ -133,27 +133,23 @@ def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
     sent = [tiny_run(seed) for seed in range(6)]
     ids = [run.id for run in sent]
     assert submissions.submit(root, sent, "slurm", options) == 0
-    wait_for(lambda: len(nodes(cluster)[HOST]) == 2, "two runs on one node")
+    wait_for(lambda: len(running_on(root, cluster)[HOST]) == 2, "two runs")
 
     # A node goes down: SLURM starts its run again on another one.
-    lost = ids[nodes(cluster)[SECOND][0]]
-    wait_for(lambda: has_rows(root, lost), f"{lost} to train")
+    lost = running_on(root, cluster)[SECOND][0]
+    wait_for(lambda: has_saved(root, lost), f"{lost} to train")
     cluster.lose_node(SECOND)
 
     # A process is killed: the job has failed, and stays away until it is sent again.
-    killed = ids[nodes(cluster)[HOST][0]]
-    wait_for(lambda: has_rows(root, killed), f"{killed} to train")
+    killed = running_on(root, cluster)[HOST][0]
+    wait_for(lambda: has_saved(root, killed), f"{killed} to train")
     os.kill(pid(root, killed), signal.SIGKILL)
     wait_for(lambda: state(root, killed) == "stale", f"{killed} to be stale")
 
     # A more important job comes. Frozen runs cannot end before SLURM preempts one;
     # it wakes what it asks to leave.
-    wait_for(
-        lambda: all(has_rows(root, ids[i]) for i in nodes(cluster)[HOST])
-        and len(nodes(cluster)[HOST]) == 2,
-        "two other runs to train",
-    )
-    frozen = {ids[i]: pid(root, ids[i]) for i in nodes(cluster)[HOST]}
+    wait_for(lambda: len(training_on_host(root, cluster)) == 2, "two runs to train")
+    frozen = {run: pid(root, run) for run in training_on_host(root, cluster)}
     for process in frozen.values():
         os.kill(process, signal.SIGSTOP)
     urgent = ("--partition=urgent", f"--nodelist={HOST}", "--output=/dev/null")
@@ -193,6 +189,55 @@ def resumed(root, run):
     return [row["resume_step"] for row in rows if "resume_step" in row][-1]
 
 
+def test_the_time_limit_and_a_cancelled_run_save_first(cluster, options, tmp_path):
+    run = tiny_run(7, steps=1_000_000, resources="minute")
+    submissions.submit(tmp_path, [run], "slurm", options)
+    job = journal.sent_jobs(tmp_path, "slurm")[run.id]
+    # SLURM signals 50 s before the limit of a minute, and has the run start again.
+    wait_for(lambda: outcomes(tmp_path, run.id) == ["preempted"], "the time limit")
+    wait_for(
+        lambda: "Restarts=1 " in cluster.call("scontrol", "show", "job", job),
+        "the run to be requeued",
+    )
+    assert state(tmp_path, run.id) == "queued"
+    wait_for(lambda: state(tmp_path, run.id) == "running", "the run to start again")
+
+    assert submissions.cancel(tmp_path) == [run.id]
+    wait_for(lambda: not slurm.queue(tmp_path), "the job to be gone")
+    assert outcomes(tmp_path, run.id) == ["preempted", "preempted"]
+    assert state(tmp_path, run.id) == "preempted"
+
+
+def test_two_nodes_train_one_run(cluster, options, tmp_path):
+    run = tiny_run(8, steps=10, resources="pair")
+    submissions.submit(tmp_path, [run], "slurm", options)
+    wait_for(lambda: not slurm.queue(tmp_path), "the run to end")
+    log = (tmp_path / run.id / "logs" / "slurm.log").read_text()
+    assert state(tmp_path, run.id) == "done", log
+    started = read_rows(tmp_path / run.id / "attempts.jsonl")[0]
+    assert started["environment"]["process_count"] == 2, started
+
+
+def test_a_partition_that_does_not_exist_is_named_and_nothing_is_sent(
+    cluster, options, tmp_path
+):
+    profile = pathlib.Path(options.profile)
+    profile.write_text(PROFILE.replace('"low"', '"lwo"'))
+    with pytest.raises(ValueError, match=r"'lwo' does not exist.*'low', 'urgent'"):
+        submissions.submit(tmp_path, [tiny_run(9)], "slurm", options)
+    assert slurm.queue(tmp_path) == {}
+    assert not list(tmp_path.glob("*/submissions.jsonl"))
+
+
+def test_what_slurm_refuses_in_a_test_is_not_sent(cluster, options, tmp_path):
+    profile = pathlib.Path(options.profile)
+    profile.write_text(PROFILE.replace("max_array_size = 4", "max_array_size = 9"))
+    with pytest.raises(ValueError, match="Invalid job array specification"):
+        submissions.submit(tmp_path, [tiny_run(s) for s in range(9)], "slurm", options)
+    assert slurm.queue(tmp_path) == {}
+    assert not list(tmp_path.glob("*/submissions.jsonl"))
+
+
 def assert_undisturbed(root, ids, other):
     """Every array of the last checkpoints equals that of a run that nobody disturbed."""
     for run in ids:
@@ -205,7 +250,7 @@ def assert_undisturbed(root, ids, other):
         (step, arrays), (_, expected) = (
             last_checkpoint(folder / run) for folder in (root, other)
         )
-        assert step == 600
+        assert step == STEPS
         assert arrays.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(arrays[name], value, err_msg=name)
