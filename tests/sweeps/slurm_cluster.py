@@ -16,8 +16,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
@@ -59,7 +60,6 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MaxArraySize=5
-KillWait=5
 ReturnToService=2
 SlurmdTimeout=300
 """
@@ -76,6 +76,13 @@ class Cluster:
         self.folder = folder
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: list[subprocess.Popen] = []
+        # Not even a test run that is killed leaves a daemon or a job behind: then the
+        # pipe closes, and this process ends them.
+        self.guard = subprocess.Popen(
+            [sys.executable, __file__, self.environ["SLURM_CONF"]],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def call(self, *command: str) -> str:
         """Output of a command; fails as the command does."""
@@ -111,12 +118,8 @@ class Cluster:
 
     def lose_node(self, node: str) -> None:
         """As a power cut: everything of SLURM on the node is gone at once."""
-        marks = (f"TEST_NODE={node}\0", f"SLURMD_NODENAME={node}\0")
-        _kill(
-            process
-            for process in self._processes()
-            if any(mark in _read(process / "environ") for mark in marks)
-        )
+        for mark in (f"TEST_NODE={node}", f"SLURMD_NODENAME={node}"):
+            kill_all(self.environ["SLURM_CONF"], mark)
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def restore_node(self, node: str) -> None:
@@ -126,24 +129,16 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends the daemons and every process of a job."""
-        _kill(self._processes())
-        for daemon in reversed(self.daemons):
-            daemon.kill()
+        self.guard.stdin.close()
+        self.guard.wait()
+        for daemon in self.daemons:
             daemon.wait()
-
-    def _processes(self) -> Iterator[Path]:
-        """Processes of this cluster's jobs: they inherited its ``SLURM_CONF``."""
-        mine = f"SLURM_CONF={self.environ['SLURM_CONF']}\0"
-        for process in Path("/proc").glob("[0-9]*"):
-            if mine in _read(process / "environ"):
-                yield process
 
     def _daemon(self, *command: str, node: str = "") -> None:
         with (self.folder / "daemons.log").open("a") as log:
             self.daemons.append(
                 subprocess.Popen(
-                    # Not even a test run that is killed leaves a daemon behind.
-                    ("setpriv", "--pdeathsig", "KILL", "--", *command),
+                    command,
                     # slurmd hands it on to the helpers of its jobs
                     env={**self.environ, "TEST_NODE": node},
                     stdin=subprocess.DEVNULL,
@@ -154,9 +149,7 @@ class Cluster:
             )
 
     def _config(self) -> str:
-        text = CONFIG.format(
-            host=HOST, folder=self.folder, controller_port=free_port()
-        )
+        text = CONFIG.format(host=HOST, folder=self.folder, controller_port=free_port())
         for node, cpus in NODES.items():
             text += (
                 f"NodeName={node} NodeHostname={HOST} NodeAddr=127.0.0.1 "
@@ -203,14 +196,22 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
+def kill_all(config: str, mark: str = "") -> None:
+    """Kills the processes of one cluster: all inherited its ``SLURM_CONF``.
+
+    ``mark`` is another variable that they must have.
+    """
+    needed = {f"SLURM_CONF={config}", *filter(None, [mark])}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            text = (process / "environ").read_bytes().decode(errors="replace")
+            if needed <= set(text.split("\0")):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
-def _kill(processes: Iterable[Path]) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process.name), signal.SIGKILL)
+if __name__ == "__main__":
+    sys.stdin.read()
+    # What a dying process has just started is there when all others are gone.
+    for _ in range(3):
+        kill_all(sys.argv[1])
+        time.sleep(0.05)

@@ -28,14 +28,14 @@ PROFILE = f"""
 [slurm]
 partition = "low"
 python = "{sys.executable}"
-signal_seconds = 50
+signal_seconds = 1800
 max_array_size = 4  # six runs are two arrays
 
 [resources.pair]
 nodes = 2
 
-[resources.minute]
-time = "00:01:00"
+[resources.hour]
+time = "01:00:00"
 """
 
 pytestmark = [
@@ -104,26 +104,14 @@ def state(root, run):
 
 
 def has_saved(root, run):
-    return manifest.newest_whole(root / run / "checkpoints") is not None
+    return bool(manifest.list_steps(root / run / "checkpoints"))
 
 
-def running_on(root, cluster):
-    """Node -> ids of the runs whose jobs run there."""
+def running(root, cluster):
+    """Run -> node, of the jobs that run."""
     runs_of = {job: run for run, job in journal.sent_jobs(root, "slurm").items()}
-    lines = cluster.call("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N %i")
-    found = {HOST: [], SECOND: []}
-    for line in lines.splitlines():
-        node, job = line.split()
-        found[node].append(runs_of.get(job, job))
-    return found
-
-
-def training_on_host(root, cluster):
-    return [run for run in running_on(root, cluster)[HOST] if has_saved(root, run)]
-
-
-def pid(root, run):
-    return states.read_state(root / run).pid
+    lines = cluster.call("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i %N")
+    return {runs_of[job]: node for job, node in map(str.split, lines.splitlines())}
 
 
 def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
@@ -133,34 +121,26 @@ def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
     sent = [tiny_run(seed) for seed in range(6)]
     ids = [run.id for run in sent]
     assert submissions.submit(root, sent, "slurm", options) == 0
-    wait_for(lambda: len(running_on(root, cluster)[HOST]) == 2, "two runs")
+    wait_for(lambda: len(running(root, cluster)) == 3, "three runs to start")
+    first = running(root, cluster)
+    # Frozen as soon as they have saved, they cannot end before their turn comes.
+    for run in first:
+        wait_for(lambda run=run: has_saved(root, run), f"{run} to save")
+        os.kill(states.read_state(root / run).pid, signal.SIGSTOP)
+    lost = next(run for run, node in first.items() if node == SECOND)
+    others = [run for run in first if run != lost]
 
-    # A node goes down: SLURM starts its run again on another one.
-    lost = running_on(root, cluster)[SECOND][0]
-    wait_for(lambda: has_saved(root, lost), f"{lost} to train")
-    cluster.lose_node(SECOND)
-
-    # A process is killed: the job has failed, and stays away until it is sent again.
-    killed = running_on(root, cluster)[HOST][0]
-    wait_for(lambda: has_saved(root, killed), f"{killed} to train")
-    os.kill(pid(root, killed), signal.SIGKILL)
-    wait_for(lambda: state(root, killed) == "stale", f"{killed} to be stale")
-
-    # A more important job comes. Frozen runs cannot end before SLURM preempts one;
-    # it wakes what it asks to leave.
-    wait_for(lambda: len(training_on_host(root, cluster)) == 2, "two runs to train")
-    frozen = {run: pid(root, run) for run in training_on_host(root, cluster)}
-    for process in frozen.values():
-        os.kill(process, signal.SIGSTOP)
+    # A more important job comes: SLURM wakes a run, asks it to leave and requeues it.
     urgent = ("--partition=urgent", f"--nodelist={HOST}", "--output=/dev/null")
     cluster.call("sbatch", *urgent, "--wrap=sleep 1")
-    wait_for(
-        lambda: any(outcomes(root, run) for run in frozen), "a run to be preempted"
-    )
-    preempted = next(run for run in frozen if outcomes(root, run))
-    for process in frozen.values():
-        if process != frozen[preempted]:
-            os.kill(process, signal.SIGCONT)
+    wait_for(lambda: any(outcomes(root, run) for run in others), "a preemption")
+    preempted, killed = sorted(others, key=lambda run: not outcomes(root, run))
+    # A process is killed: its job has failed, and stays away until it is sent again.
+    os.kill(states.read_state(root / killed).pid, signal.SIGKILL)
+    wait_for(lambda: state(root, killed) == "stale", f"{killed} to be stale")
+    # A node goes down: SLURM requeues its run.
+    cluster.lose_node(SECOND)
+    wait_for(lambda: state(root, lost) == "queued", f"{lost} to be requeued")
     cluster.restore_node(SECOND)
 
     assert submissions.resubmit(root, "slurm", options) == 0
@@ -169,12 +149,11 @@ def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
     )
     again = {run: len(read_rows(root / run / "submissions.jsonl")) for run in ids}
     assert again == {run: 4 if run == killed else 2 for run in ids}
-    assert len({lost, killed, preempted}) == 3
     assert outcomes(root, lost) == ["lost", "done"]
     assert outcomes(root, killed) == ["lost", "done"]
     assert outcomes(root, preempted) == ["preempted", "done"]
     for run in (lost, killed, preempted):
-        assert resumed(root, run) > 0, f"{run} began again at the beginning"
+        assert has_resumed(root, run), f"{run} began again at the beginning"
     assert_undisturbed(root, (lost, killed, preempted), tmp_path / "undisturbed")
 
 
@@ -183,24 +162,27 @@ def outcomes(root, run):
     return [row["outcome"] for row in rows if row["event"] == "ended"]
 
 
-def resumed(root, run):
-    """The step at which the last attempt went on."""
+def has_resumed(root, run):
+    """Whether an attempt went on where another had saved."""
     rows = read_rows(root / run / "metrics.jsonl")
-    return [row["resume_step"] for row in rows if "resume_step" in row][-1]
+    return any(row.get("resume_step", 0) > 0 for row in rows)
 
 
 def test_the_time_limit_and_a_cancelled_run_save_first(cluster, options, tmp_path):
-    run = tiny_run(7, steps=1_000_000, resources="minute")
+    run = tiny_run(7, steps=1_000_000, resources="hour")
     submissions.submit(tmp_path, [run], "slurm", options)
     job = journal.sent_jobs(tmp_path, "slurm")[run.id]
-    # SLURM signals 50 s before the limit of a minute, and has the run start again.
-    wait_for(lambda: outcomes(tmp_path, run.id) == ["preempted"], "the time limit")
+    wait_for(lambda: has_saved(tmp_path, run.id), "the run to train")
+    # Less than half an hour is left: SLURM looks every 30 s whom to signal.
+    cluster.call("scontrol", "update", f"jobid={job}", "timelimit=30")
     wait_for(
         lambda: "Restarts=1 " in cluster.call("scontrol", "show", "job", job),
         "the run to be requeued",
     )
+    assert outcomes(tmp_path, run.id) == ["preempted"]
     assert state(tmp_path, run.id) == "queued"
-    wait_for(lambda: state(tmp_path, run.id) == "running", "the run to start again")
+    cluster.call("scontrol", "update", f"jobid={job}", "timelimit=60")
+    wait_for(lambda: has_resumed(tmp_path, run.id), "the run to train again")
 
     assert submissions.cancel(tmp_path) == [run.id]
     wait_for(lambda: not slurm.queue(tmp_path), "the job to be gone")
@@ -239,7 +221,7 @@ def test_what_slurm_refuses_in_a_test_is_not_sent(cluster, options, tmp_path):
 
 
 def assert_undisturbed(root, ids, other):
-    """Every array of the last checkpoints equals that of a run that nobody disturbed."""
+    """Every array of the last checkpoint equals that of an undisturbed run."""
     for run in ids:
         planned.write_run(other, planned.read_run(root / run))
     code = "import sys; from scm_jax.sweeps.worker import work\n"

@@ -50,11 +50,7 @@ def submit(
         path = folder / f"{batch.submission}.yaml"
         write_atomically(path, _text([manifest for manifest, _ in jobs]))
         batch.sent(
-            {
-                run.id: _job(manifest)
-                for manifest, members in jobs
-                for run in members
-            }
+            {run.id: _job(manifest) for manifest, members in jobs for run in members}
         )
     print(f"{len(jobs)} manifests for {len(runs)} runs; now send them:")
     print(f"  kubectl apply --filename={shlex.quote(str(path))}")
@@ -113,8 +109,6 @@ def _check(root: Path, runs: Sequence[PlannedRun], profile: Profile) -> None:
                 f"resources {run.resources!r}: tasks = {need.tasks}, but a pod runs "
                 "one process with all GPUs of its host: must be 1"
             )
-        if need.time:
-            manifests.seconds(need.time)
 
 
 def _objects(

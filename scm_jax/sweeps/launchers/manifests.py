@@ -6,11 +6,10 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from scm_jax.sweeps.launchers.options import worker_command
-from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources
+from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources, seconds
 from scm_jax.sweeps.planned import PlannedRun
 
 Manifest = dict[str, Any]
@@ -205,19 +204,3 @@ def _quantity(memory: str) -> str:
     ('64Gi', '64Gi')
     """
     return f"{memory}i" if memory[-1:] in "KMGT" else memory
-
-
-def seconds(time: str) -> int:
-    """Seconds of ``HH:MM:SS`` or ``D-HH:MM:SS``.
-
-    Raises:
-      ValueError: it is neither.
-
-    >>> seconds("1-00:00:10")
-    86410
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
-    if not found:
-        raise ValueError(f"time = {time!r}: must be HH:MM:SS or D-HH:MM:SS")
-    days, hours, minutes, rest = (int(text or 0) for text in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,6 +167,25 @@ def load_profile(path: str | os.PathLike) -> Profile:
     )
 
 
+def seconds(time: str) -> int:
+    """Seconds of ``HH:MM:SS`` or ``D-HH:MM:SS``.
+
+    Raises:
+      ValueError: it is neither.
+
+    >>> seconds("1-00:00:10")
+    86410
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
+    if not found:
+        raise ValueError(f"{time!r} must be HH:MM:SS or D-HH:MM:SS")
+    days, hours, minutes, rest = (int(text or 0) for text in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+# Whole numbers that make no sense as 0.
+_POSITIVE = ("nodes", "tasks", "cpus", "max_array_size")
+
 Section = TypeVar("Section", Slurm, Kubernetes, Resources)
 
 
@@ -189,18 +209,24 @@ def _value(value: Any, default: Any, where: str) -> Any:
         if not legal or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where} = {value!r}: must be a {_kind(default)}")
         return tuple(value) if isinstance(default, tuple) else value
+    least = int(where.rpartition(".")[2] in _POSITIVE)
     # bool is an int to Python
-    if type(value) is not type(default) or (isinstance(value, int) and value < 0):
-        raise ValueError(f"{where} = {value!r}: must be a {_kind(default)}")
+    if type(value) is not type(default) or (isinstance(value, int) and value < least):
+        raise ValueError(f"{where} = {value!r}: must be a {_kind(default, least)}")
     if isinstance(value, str) and "\n" in value:
         raise ValueError(f"{where} = {value!r}: must be one line")
+    if where.endswith(".time") and value:
+        try:
+            seconds(value)
+        except ValueError as error:
+            raise ValueError(f"{where} = {error}") from None
     return value
 
 
-def _kind(default: Any) -> str:
+def _kind(default: Any, least: int = 0) -> str:
     return {
         str: "text",
-        int: "whole number, 0 or more",
+        int: f"whole number, {least} or more",
         tuple: "list of texts",
         dict: "table of texts",
     }[type(default)]

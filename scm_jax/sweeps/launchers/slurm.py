@@ -1,7 +1,8 @@
 """Sends runs to SLURM as job arrays, and asks it what became of them.
 
-Everything that is sent lies in ``ROOT/submissions``: ``ID.sh`` is the script, ``ID.txt``
-lists the run directories, ``ID.log`` has what the script said before it knew its run.
+Everything that is sent lies in ``ROOT/submissions``: ``ID.sh`` is the script,
+``ID.txt`` lists the run directories, ``ID.log`` has what the script said before it knew
+its run.
 Jobs are named after the submission, so that ``squeue`` alone tells which runs have one,
 also where the submitting process died before it could write that down.
 """
@@ -19,7 +20,7 @@ from scm_jax.records import write_atomically
 from scm_jax.sweeps import journal
 from scm_jax.sweeps.launchers import slurm_arrays
 from scm_jax.sweeps.launchers.options import Options, in_order
-from scm_jax.sweeps.launchers.profiles import Profile, load_profile
+from scm_jax.sweeps.launchers.profiles import Profile, load_profile, seconds
 from scm_jax.sweeps.launchers.slurm_arrays import Array
 from scm_jax.sweeps.planned import PlannedRun
 from scm_jax.sweeps.states import QUEUED, RUNNING, UNKNOWN
@@ -147,7 +148,7 @@ def _within_limit(
 def _check(root: str | os.PathLike, arrays: Sequence[Array], profile: Profile) -> None:
     """Raises ValueError for what SLURM would refuse; nothing has been sent then."""
     for array in arrays:
-        profile.resources_of(array.resources)
+        _check_time(array.resources, profile)
     if shutil.which("sbatch") is None:
         raise SlurmError("sbatch was not found: is this a login node of the cluster?")
     partitions = sorted(set(_call("sinfo", "-h", "-o", "%R").split()))
@@ -161,6 +162,18 @@ def _check(root: str | os.PathLike, arrays: Sequence[Array], profile: Profile) -
         _call("sbatch", "--test-only", text=text)
 
 
+def _check_time(resources: str, profile: Profile) -> None:
+    """A job that is asked to save as soon as it starts would never get anywhere."""
+    time = profile.resources_of(resources).time
+    # SLURM looks every 30 s whom to signal, and asks up to a minute early.
+    least = profile.slurm.signal_seconds + 60
+    if time and profile.slurm.signal_seconds and seconds(time) <= least:
+        raise ValueError(
+            f"resources {resources or 'default'!r}: time = {time!r} must be more than "
+            f"{least} s, as slurm.signal_seconds = {profile.slurm.signal_seconds}"
+        )
+
+
 def _send(
     root: str | os.PathLike, array: Array, profile: Profile, jobs: Sequence[str]
 ) -> str:
@@ -171,9 +184,7 @@ def _send(
         stem = folder / batch.submission
         text = slurm_arrays.render(array, profile, root, batch.submission)
         write_atomically(stem.with_suffix(".sh"), text)
-        write_atomically(
-            stem.with_suffix(".txt"), slurm_arrays.list_text(array, root)
-        )
+        write_atomically(stem.with_suffix(".txt"), slurm_arrays.list_text(array, root))
         wait = slurm_arrays.dependency(array, jobs)
         answer = _call("sbatch", "--parsable", *wait, str(stem.with_suffix(".sh")))
         job = answer.strip().partition(";")[0]  # JOB;CLUSTER in a federation

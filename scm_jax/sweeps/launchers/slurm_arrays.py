@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import sys
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def job_name(submission: str) -> str:
 
 
 def list_text(array: Array, root: str | os.PathLike) -> str:
-    """The directory of the run with index i in line i + 1; blank where there is none."""
+    """The directory of the run with index i in line i + 1; blank without one."""
     lines = [""] * (max(array.runs) + 1)
     for index, run_id in array.runs.items():
         lines[index] = os.fspath(Path(root).absolute() / run_id)
@@ -206,19 +207,13 @@ def _options(array: Array, profile: Profile) -> list[str]:
 
 
 def _srun(need: Resources, profile: Profile) -> str:
-    """The step; srun does not inherit --cpus-per-task from the job since SLURM 22.05."""
-    python = profile.slurm.python or _interpreter()
+    # Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
+    python = profile.slurm.python or sys.executable
     *command, _ = worker_command("", python)
     options = [f"--cpus-per-task={need.cpus}", *profile.slurm.srun]
     if need.processes > 1:
         options.append("--label")
     return shlex.join(["srun", *options, *command]) + ' --run="$run"'
-
-
-def _interpreter() -> str:
-    import sys
-
-    return sys.executable
 
 
 def _ranges(indices: Sequence[int]) -> str:
