@@ -24,12 +24,13 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT)]
 
-from benchmarks.resume_kills import last_checkpoint
-from scm_jax import config as config_lib
-from scm_jax import runs
-from scm_jax.sweeps import planned, states
+from benchmarks.resume_kills import last_checkpoint  # noqa: E402
+from scm_jax import config as config_lib  # noqa: E402
+from scm_jax import runs  # noqa: E402
+from scm_jax.sweeps import planned, states  # noqa: E402
 
 BATCH = 32
 
@@ -41,7 +42,7 @@ def tiny_config(seed: int, steps: int) -> dict:
     c.network.width, c.network.depth = 16, 2
     c.train.batch_size = BATCH
     c.train.duration_images = steps * BATCH
-    c.log.every_images = c.checkpoint.every_images = 50 * BATCH
+    c.log.every_images = c.checkpoint.every_images = steps // 10 * BATCH
     c.log.writers = ("jsonl",)
     c.eval.steps = ()
     return config_lib.to_dict(c)
@@ -82,19 +83,49 @@ def kill_workers(
     kills: int,
     seed: int,
 ) -> list[str]:
-    """Kills running workers until so many are dead; id and last step of each."""
+    """Kills running workers until so many are dead; what each of them had reached.
+
+    Three of four are killed after their first new checkpoint, while they train or save;
+    the others at any moment from their first sign of life on.
+    """
     rng, killed = random.Random(seed), []
+    moments: dict[int, float | None] = {}  # process -> unix seconds, once known
     dead: set[int] = set()
     while len(killed) < kills and launcher.poll() is None:
-        time.sleep(rng.uniform(0.0, 3.0))
-        found = [states.read_state(root / run_id) for run_id in ids]
-        live = [s for s in found if s.state == states.RUNNING and s.pid not in dead]
-        if live:
-            victim = rng.choice(live)
-            os.kill(victim.pid, signal.SIGKILL)
-            dead.add(victim.pid)
-            killed.append(f"{victim.id} at {victim.step}")
+        time.sleep(0.02)
+        for state in [states.read_state(root / run_id) for run_id in ids]:
+            if state.state != states.RUNNING or state.pid in dead:
+                continue
+            if state.pid not in moments:
+                early = rng.random() < 0.25
+                moments[state.pid] = time.time() + rng.uniform(0, 5) if early else None
+            if moments[state.pid] is None and saved_since(root / state.id, state):
+                moments[state.pid] = time.time() + rng.uniform(0, 1.5)
+            moment = moments[state.pid]
+            if moment is None or time.time() < moment or len(killed) == kills:
+                continue
+            os.kill(state.pid, signal.SIGKILL)
+            dead.add(state.pid)
+            killed.append(f"{state.id} attempt {state.attempt}: {reached(root, state)}")
     return killed
+
+
+def checkpoints(run_dir: pathlib.Path) -> list[pathlib.Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [p for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def saved_since(run_dir: pathlib.Path, state: states.RunState) -> bool:
+    """Whether this attempt has written a checkpoint."""
+    found = checkpoints(run_dir)
+    return bool(found) and found[-1].stat().st_mtime > state.started
+
+
+def reached(root: pathlib.Path, state: states.RunState) -> str:
+    """The newest checkpoint at the moment of the kill."""
+    found = checkpoints(root / state.id)
+    return f"checkpoint {found[-1].name}" if found else "no checkpoint"
 
 
 def differences(one: pathlib.Path, other: pathlib.Path, ids: list[str]) -> list[str]:
@@ -141,7 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--max_parallel", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

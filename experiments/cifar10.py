@@ -18,7 +18,7 @@ Adding ``conditional`` trains on the ten classes, for which the paper has no num
 
 from typing import NamedTuple
 
-from scm_jax.config import base_config, parse_arg
+from scm_jax.config import base_config, parse_arg, shrink
 
 VARIANTS = ("teacher", "sct", "scd")
 BATCH = 512
@@ -103,24 +103,7 @@ def get_config(arg: str = ""):
     if quick:
         c.dataset.sample_shape = (16, 16, 3)
         c.dataset.num_classes = 10 if options["conditional"] else 0
-        c.network.width = 32
-        c.network.channel_mult = (1,)
-        c.network.num_blocks = 1
-        c.network.attention_resolutions = ()
-        _shorten(c)
+        shrink(c)
     else:
         c.dataset.conditional = options["conditional"]
     return c
-
-
-def _shorten(c) -> None:
-    """Six steps of eight images: does everything work?"""
-    c.train.batch_size = 8
-    c.train.duration_images = 6 * 8
-    c.optimizer.rampup_images = 2.0 * 8
-    if "tangent_warmup_images" in c.objective:
-        c.objective.tangent_warmup_images = 4 * 8
-    c.log.every_images = 2 * 8
-    c.log.writers = ("jsonl",)
-    c.checkpoint.every_images = 3 * 8
-    c.sampling.batch_size = 16

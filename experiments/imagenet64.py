@@ -24,7 +24,7 @@ in ``runs/imagenet64_teacher_s_quick``. ``describe`` needs neither data nor teac
 
 from typing import NamedTuple
 
-from scm_jax.config import base_config, parse_arg
+from scm_jax.config import base_config, parse_arg, shrink
 from scm_jax.networks import PRESETS as NETWORK_PRESETS
 from scm_jax.types import lookup
 
@@ -142,30 +142,7 @@ def get_config(arg: str = ""):
         c.sampling.steps = 2
         c.eval.steps = (1, 2)
     if quick:
-        _shrink(c)
+        c.dataset.sample_shape = (16, 16, 3)
+        c.dataset.num_classes = 10
+        shrink(c)
     return c
-
-
-def _shrink(c) -> None:
-    """Six steps of eight images of noise with a tiny network: does it all work?"""
-    c.dataset.sample_shape = (16, 16, 3)
-    c.dataset.num_classes = 10
-    c.network.width = 32
-    if c.network.name == "unet":
-        c.network.channel_mult = (1,)
-        c.network.num_blocks = 1
-        c.network.attention_resolutions = ()
-        c.network.head_channels = 32
-    else:
-        c.network.depth = 2
-        c.network.num_heads = 2
-    c.train.batch_size = 8
-    c.train.duration_images = 6 * 8
-    c.optimizer.decay_images = 4.0 * 8
-    c.optimizer.rampup_images = 2.0 * 8
-    if "tangent_warmup_images" in c.objective:
-        c.objective.tangent_warmup_images = 4 * 8
-    c.log.every_images = 2 * 8
-    c.log.writers = ("jsonl",)
-    c.checkpoint.every_images = 3 * 8
-    c.sampling.batch_size = 16

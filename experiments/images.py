@@ -16,7 +16,7 @@ Expect: not yet measured. The settings are the paper's for ImageNet 64, with a b
 smoke run of a few steps, on noise where no name is given.
 """
 
-from scm_jax.config import base_config, parse_arg
+from scm_jax.config import base_config, parse_arg, shrink
 from scm_jax.networks import PRESETS as NETWORK_PRESETS
 from scm_jax.types import lookup
 
@@ -93,28 +93,5 @@ def get_config(arg: str = ""):
         c.sampling.steps = 2
         c.eval.steps = (1, 2)
     if quick:
-        _shrink(c)
+        shrink(c)
     return c
-
-
-def _shrink(c) -> None:
-    """Six steps of eight images with a tiny network: does it all work?"""
-    c.network.width = 32
-    if c.network.name == "unet":
-        c.network.channel_mult = (1,)
-        c.network.num_blocks = 1
-        c.network.attention_resolutions = ()
-        c.network.head_channels = 32
-    else:
-        c.network.depth = 2
-        c.network.num_heads = 2
-    c.train.batch_size = 8
-    c.train.duration_images = 6 * 8
-    c.optimizer.decay_images = 4.0 * 8
-    c.optimizer.rampup_images = 2.0 * 8
-    if "tangent_warmup_images" in c.objective:
-        c.objective.tangent_warmup_images = 4 * 8
-    c.log.every_images = 2 * 8
-    c.log.writers = ("jsonl",)
-    c.checkpoint.every_images = 3 * 8
-    c.sampling.batch_size = 16

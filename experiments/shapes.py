@@ -21,7 +21,7 @@ are larger images, ``quick`` is a smoke run of a few steps.
 
 from typing import NamedTuple
 
-from scm_jax.config import base_config, parse_arg
+from scm_jax.config import base_config, parse_arg, shrink
 
 VARIANTS = ("teacher", "sct", "scd")
 
@@ -100,23 +100,11 @@ def get_config(arg: str = ""):
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
     if quick:
-        _shrink(c)
+        c.dataset.num_items = 256
+        c.eval.evaluators = ()
+        c.eval.num_seeds = 1
+        # Of the chosen size, on one level.
+        one_level = {"channel_mult": (1,), "attention_resolutions": ()}
+        shrink(c, batch_size=16, network=one_level, writers=c.log.writers)
     c.optimizer.decay_images = float(c.train.duration_images)
     return c
-
-
-def _shrink(c) -> None:
-    """Six steps of sixteen images with a tiny network: does it all work?"""
-    c.dataset.num_items = 256
-    c.network.channel_mult = (1,)
-    c.network.attention_resolutions = ()
-    c.train.batch_size = 16
-    c.train.duration_images = 6 * 16
-    c.optimizer.rampup_images = 2.0 * 16
-    if "tangent_warmup_images" in c.objective:
-        c.objective.tangent_warmup_images = 4 * 16
-    c.log.every_images = 2 * 16
-    c.checkpoint.every_images = 3 * 16
-    c.eval.evaluators = ()
-    c.eval.num_seeds = 1
-    c.sampling.batch_size = 16

@@ -10,13 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_run", "train_and_evaluate"]
+__all__ = [
+    "__version__",
+    "load_metrics",
+    "load_results",
+    "load_run",
+    "load_runs",
+    "train_and_evaluate",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """``load_run`` and ``train_and_evaluate``, imported when they are used."""
+    """What a notebook calls, imported when it is used."""
     if name in ("load_run", "train_and_evaluate"):
         from scm_jax import training_run
 
         return getattr(training_run, name)
+    if name in ("load_runs", "load_metrics", "load_results"):
+        from scm_jax.analysis import tables
+
+        return getattr(tables, name)
     raise AttributeError(f"module 'scm_jax' has no attribute {name!r}")

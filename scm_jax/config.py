@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -31,6 +31,25 @@ _DERIVED = {
     "placement",
 }
 _STEPS_SUFFIX = "_steps"
+
+# Networks of smoke runs, by key of NETWORKS: U-Nets of one level without attention, and
+# transformers of two blocks.
+TINY_NETWORKS: dict[str, dict[str, Any]] = {
+    "ddpmpp": {
+        "width": 32,
+        "channel_mult": (1,),
+        "num_blocks": 1,
+        "attention_resolutions": (),
+    },
+    "dit": {"width": 32, "depth": 2, "num_heads": 2},
+    "unet": {
+        "width": 32,
+        "channel_mult": (1,),
+        "num_blocks": 1,
+        "attention_resolutions": (),
+        "head_channels": 32,
+    },
+}
 
 
 def base_config(
@@ -97,6 +116,7 @@ def base_config(
     c.eval.evaluators = ()  # keys of EVALUATORS
     c.eval.every_images = 0  # images between evaluations; 0: at the end only
     c.eval.steps = (18,)  # sampler steps, one result row each
+    c.eval.times = ()  # besides: intermediate times, ((1.1,), (1.2, 0.6))
     c.eval.num_seeds = 1  # sets of samples; mean and spread are reported
     c.eval.num_samples = 0  # samples in a set; 0 is the evaluator's own choice
     c.eval.reference = ""  # file of reference statistics; "" measures the training data
@@ -193,6 +213,50 @@ def parse_arg(
         else:
             values[key] = type(default)(text)
     return first, values
+
+
+def shrink(
+    config: ConfigDict,
+    *,
+    batch_size: int = 8,
+    network: Mapping[str, Any] | None = None,
+    writers: Sequence[str] = ("jsonl",),
+) -> None:
+    """Makes an experiment a smoke run, in place: does it all work?
+
+    Six steps, metric rows after every second and checkpoints after every third; no
+    schedule warms up for longer than the first four. What is special to an experiment,
+    such as noise in place of its data, or no evaluation, stands in its file.
+
+    Args:
+      config: the experiment.
+      batch_size: images per step.
+      network: what changes in ``config.network``; default is the network of
+        ``TINY_NETWORKS``.
+      writers: of metrics, ``config.log.writers``.
+
+    Raises:
+      ValueError: no tiny network is known, and none is given.
+
+    >>> c = base_config("unet", "consistency")
+    >>> shrink(c)
+    >>> c.network.width, c.train.batch_size, c.train.duration_images
+    (32, 8, 48)
+    """
+    if network is None:
+        network = lookup(TINY_NETWORKS, config.network.name, "network.name")
+    config.network.update(network)
+    config.train.batch_size = batch_size
+    config.train.duration_images = 6 * batch_size
+    config.optimizer.rampup_images = 2.0 * batch_size
+    if config.optimizer.schedule == "inverse_sqrt":
+        config.optimizer.decay_images = 4.0 * batch_size
+    if "tangent_warmup_images" in config.objective:
+        config.objective.tangent_warmup_images = 4 * batch_size
+    config.log.every_images = 2 * batch_size
+    config.log.writers = tuple(writers)
+    config.checkpoint.every_images = 3 * batch_size
+    config.sampling.batch_size = 16
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

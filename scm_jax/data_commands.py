@@ -85,7 +85,11 @@ def _flags_of_writing() -> None:
     flags.DEFINE_integer(
         "skip_bad", 0, "Leave out up to so many bad items.", lower_bound=0
     )
-    flags.DEFINE_bool("fresh", False, "Forget what an unfinished command has made.")
+    flags.DEFINE_bool(
+        "fresh",
+        False,
+        "Forget what an unfinished command has made; not with --num_processes.",
+    )
 
 
 @cli.command("data prepare", "Raw files to a prepared dataset; goes on after a kill.")

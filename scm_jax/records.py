@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Asked before the slow question whether something is a Mapping.
+_LEAVES = (str, int, float, list, tuple)
+
+
 def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can carry it: plain values, null for NaN and infinity.
 
@@ -63,7 +67,7 @@ def flatten(
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if value and not isinstance(value, _LEAVES) and isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}.", leaf=leaf))
         else:
             flat[f"{prefix}{key}"] = leaf(value)
@@ -130,10 +134,11 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       ValueError: another line is not JSON.
     """
-    path = Path(path)
-    if not path.exists():
+    try:
+        with open(path, "rb", buffering=0) as file:
+            lines = file.readall().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -154,7 +159,9 @@ def merge_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             last = row["resume_step"]
             steps = {step: kept for step, kept in steps.items() if step <= last}
         else:
-            steps.setdefault(row["step"], {}).update(row)
+            merged = steps.setdefault(row["step"], {})
+            lost = [*merged.get("nonfinite", ()), *row.get("nonfinite", ())]
+            merged.update(row, **({"nonfinite": lost} if lost else {}))
     return [steps[step] for step in sorted(steps)]
 
 

@@ -177,7 +177,7 @@ class RunDir:
             f"  {key}: {theirs.get(key, '(absent)')} there, "
             f"{ours.get(key, '(absent)')} here"
             for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key) and not _is_neutral(key)
+            if ours.get(key) != theirs.get(key) and not is_neutral(key)
         ]
         if differing:
             raise ValueError(
@@ -192,7 +192,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     SHA-256 over the canonical text of all keys but ``NEUTRAL_KEYS``.
     """
-    texts = {key: text for key, text in _texts(config).items() if not _is_neutral(key)}
+    texts = {key: text for key, text in _texts(config).items() if not is_neutral(key)}
     return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
 
 
@@ -434,7 +434,9 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     return flatten(json.loads(canonical_json(config)), leaf=json.dumps)
 
 
-def _is_neutral(key: str) -> bool:
+@functools.cache
+def is_neutral(key: str) -> bool:
+    """Whether a dotted config key cannot change the result, see ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 

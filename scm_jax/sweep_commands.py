@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from scm_jax import cli, compile_cache, process_flags
+
+if TYPE_CHECKING:
+    from scm_jax.sweeps.planned import PlannedRun
 
 # --- Flags ----------------------------------------------------------------------------
 
 
 def _flag_root() -> None:
-    flags.DEFINE_string("root", None, "Directory of the sweep: a directory per run.")
+    flags.DEFINE_string(
+        "root",
+        None,
+        "Directory of the sweep: a directory per run; default of plan and submit: "
+        "runs/NAME.",
+    )
+
+
+def _flag_sweep() -> None:
+    flags.DEFINE_string(
+        "sweep", None, "Sweep file and argument: experiments/sweeps/scale_dit.py:4"
+    )
 
 
 def _flag_only() -> None:
@@ -43,7 +61,68 @@ def _options():
     )
 
 
+def _planned() -> tuple[str, list[PlannedRun]]:
+    """The root, and the runs of ``--sweep``, all checked; nothing is written."""
+    from scm_jax.sweeps import files, resolve
+
+    cli.required("sweep")
+    file = files.load_sweep(flags.FLAGS.sweep)
+    root = flags.FLAGS.root or f"runs/{file.name}"
+    return root, resolve.resolve(file, root)
+
+
 # --- Commands -------------------------------------------------------------------------
+
+
+@cli.command("sweep plan", "What a sweep would run: checks all of it, sends nothing.")
+def _plan() -> int:
+    _flag_sweep()
+    _flag_root()
+    _flags_of_launching()
+    flags.DEFINE_list(
+        "measured", [], "Finished runs whose rates give the hours; default: the root's."
+    )
+    flags.DEFINE_bool("show_script", False, "Also print what would be sent.")
+    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
+    flags.DEFINE_integer("limit", 40, "Lines of runs; 0: all.", lower_bound=0)
+    cli.parse()
+    from scm_jax.sweeps import launchers, plan, states, submissions
+
+    f = flags.FLAGS
+    launcher = launchers.get(f.launcher)
+    root, runs = _planned()
+    jobs = submissions.queue(root)
+    found = {r.id: states.read_state(Path(root) / r.id, queue=jobs).state for r in runs}
+    measured = plan.measured_runs(f.measured or [Path(root) / r.id for r in runs])
+    if f.measured and not measured:
+        raise cli.UsageError(
+            f"--measured={','.join(f.measured)}: none of them is a finished run with "
+            "logged rates"
+        )
+    rows = plan.plan_rows(runs, found, measured)
+    if f.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        plan.print_plan(rows, root, measured, limit=f.limit or None)
+    if f.show_script:
+        send, _ = submissions.selection(root, runs, force=f.force)
+        print(launcher.script(root, send, _options()))
+    return 0
+
+
+@cli.command(
+    "sweep submit", "Sends every run of a sweep that is not done or on its way."
+)
+def _submit() -> int:
+    _flag_sweep()
+    _flag_root()
+    _flags_of_launching()
+    cli.parse()
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    root, runs = _planned()
+    return submissions.submit(root, runs, f.launcher, _options(), force=f.force)
 
 
 @cli.command("sweep work", "Trains one run of a sweep; what a launcher starts.")

@@ -10,6 +10,9 @@ of 128, AdamW with warmup and cosine decay, the sum of the cross entropies of th
 heads: shape, colour of the shape, kind of background. ``--start PATH`` goes on after
 the first cycle with the weights that it has written.
 
+The frozen weights were trained in two parts, the second with ``--start``; the README
+beside this file says more.
+
 The result repeats bitwise with the same versions on the same kind of CPU. Elsewhere the
 training ends at other weights of the same quality; the frozen file is what counts, and
 this script never overwrites it unless told to: ``--output PATH``.

@@ -62,7 +62,8 @@ def prepare(
       process_count: how many calls these are.
       skip_bad: leave out up to so many items that cannot be used; the manifest names
         them. What one call left out a further one leaves out, too, unless it is 0.
-      fresh: forget what an earlier, unfinished call with the same arguments has made.
+      fresh: forget what an earlier, unfinished call with the same arguments has made;
+        for a single call only.
       quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
       encoder: what made latents, for the manifest; with ``pixel_range``, ``[-1, 1]`` or
@@ -79,6 +80,12 @@ def prepare(
       OSError: a shard could not be written.
     """
     _check_names(target, split)
+    if fresh and process_count > 1:
+        raise ValueError(
+            "fresh = True: each of several processes would remove what the others have "
+            f"made. Delete the hidden folders {target.parent}/.{target.name}-{split}-* "
+            "instead, before the first of them starts"
+        )
     first = _first_item(items, recipe, size, skip_bad)
     stored = _stored_dtype(first.field, dtype)
     classes = _stored_classes(items, first, labelled)

@@ -344,9 +344,11 @@ def read_record(
         record = json.loads(record_file(state, plan, shard).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    sizes = [
-        file.stat().st_size for f in folders if (file := f / record["file"]).exists()
-    ]
+    sizes = []
+    for folder in folders:
+        # One look: another process may publish the file between two.
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((folder / record["file"]).stat().st_size)
     if record["bytes"] not in sizes or record["names"] != names_hash(
         items, plan, shard
     ):

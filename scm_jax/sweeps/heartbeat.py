@@ -44,7 +44,7 @@ class Heartbeat:
     ):
         self._dir = Path(run_dir)
         self._on_replaced = on_replaced
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._wake, self._lock = threading.Event(), threading.Lock()
         self._points: collections.deque[tuple[float, int]] = collections.deque()
         self._seconds, self._ended = seconds, False
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -98,6 +98,10 @@ class Heartbeat:
                 "images_per_second": rate,
             }
 
+    def beat_soon(self) -> None:
+        """Writes the status without waiting for its time."""
+        self._wake.set()
+
     def pause(self) -> None:
         """The time from the last step to the next is no training."""
         self._points.clear()
@@ -124,7 +128,7 @@ class Heartbeat:
                 "retry": retry,
                 "images_per_second": None,
             }
-        self._stop.set()
+        self._wake.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
         self._try(self._write, "the end of the attempt")
@@ -135,7 +139,11 @@ class Heartbeat:
         )
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._seconds):
+        while True:
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+            if self._ended:
+                return
             self._try(self._beat_once, "the heartbeat")
 
     def _beat_once(self) -> None:
@@ -225,6 +233,7 @@ class ReportedProgress:
     def start(self, step: int) -> None:
         self._heartbeat.at(step, self._steps, self._batch_size)
         self._heartbeat.pause()
+        self._heartbeat.beat_soon()
         self._shown.start(step)
 
     def update(self, step: int, loss: float | None = None) -> None:

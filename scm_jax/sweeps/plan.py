@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.records import flatten, read_rows
-from scm_jax.runs import RunDir
+from scm_jax.runs import RunDir, is_neutral
 from scm_jax.sweeps.planned import PlannedRun
+
+# Config keys that hold the run directory of another run.
+RUN_KEYS = ("init.run", "teacher.run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +86,28 @@ def estimated_device_hours(
 
 
 def varying_keys(planned: Sequence[PlannedRun]) -> list[str]:
-    """Overridden keys whose values are not the same for all runs, in their order.
+    """Overridden keys that tell the runs apart, in their order.
 
-    What only follows from others, such as a schedule that scales with the training
-    length, is left out where it varies with ``train.duration_images``.
+    Left out is what cannot change a result, directories of other runs, and numbers of
+    images where a budget or a training length decides them.
     """
     keys = dict.fromkeys(key for run in planned for key in run.overrides)
     configs = [flatten(run.config) for run in planned]
     return [
         key
         for key in keys
-        if len({json.dumps(config.get(key)) for config in configs}) > 1
+        if not (is_neutral(key) or key in RUN_KEYS or key.endswith("_images"))
+        and len({json.dumps(config.get(key)) for config in configs}) > 1
     ]
 
 
 def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
-    """What tells each run from the others: ``width=64 seed=1``, without paths' heads.
+    """What tells each run from the others, such as ``scd width=64 seed=1``.
 
-    A key is shortened to its last part where that is unambiguous.
+    The argument of the experiment file stands first where it is not the same for all;
+    a key is shortened to its last part where that is unambiguous.
     """
-    keys = [k for k in varying_keys(planned) if not k.endswith("_images")]
+    keys = varying_keys(planned)
     bases = len({run.base for run in planned}) > 1
     short = short_names(keys)
     texts = []
@@ -112,7 +118,6 @@ def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
             f"{short[key]}={short_value(config[key])}"
             for key in keys
             if key in run.overrides
-            and not (key == "teacher.run" and "init.run" in keys)
         ]
         texts.append(" ".join(part for part in parts if part) or run.label or "-")
     return texts
@@ -156,3 +161,94 @@ def plan_rows(
         }
         for run, text in zip(planned, texts, strict=True)
     ]
+
+
+def print_plan(
+    rows: Sequence[Mapping[str, Any]],
+    root: str | Path,
+    measured: Sequence[Measured] = (),
+    *,
+    limit: int | None = None,
+    console: Any = None,
+) -> None:
+    """The rows as a table for a terminal of any width, and what they add up to.
+
+    Args:
+      rows: of ``plan_rows``.
+      root: directory of the runs.
+      measured: where the hours come from, for the last lines.
+      limit: how many rows to show; None for all.
+      console: a rich console; None for the terminal.
+    """
+    import rich.console
+    import rich.table
+
+    console = console or rich.console.Console(highlight=False)
+    # The name is mostly in what changed; the hash alone finds a directory.
+    full = console.width >= 110
+    table = rich.table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("changed", overflow="fold")
+    for name in ("params", "images", "FLOPs", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for row in rows[:limit]:
+        table.add_row(
+            row["id"] if full else row["id"].rpartition("-")[2],
+            row["changed"],
+            short_count(row["parameters"]),
+            short_count(row["images"]),
+            f"{row['train_flops']:.3g}",
+            short_hours(row["device_hours"]),
+            row["state"],
+        )
+    console.print(table)
+    hidden = len(rows) - len(rows[:limit])
+    if hidden:
+        console.print(f"and {hidden} more: --limit=0 shows all, --json everything")
+    for line in plan_totals(rows, root, measured):
+        console.print(line, soft_wrap=True)
+
+
+def plan_totals(
+    rows: Sequence[Mapping[str, Any]], root: str | Path, measured: Sequence[Measured]
+) -> list[str]:
+    """Sentences on all runs together."""
+    counts = collections.Counter(row["state"] for row in rows)
+    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
+    flops = sum(row["train_flops"] for row in rows)
+    lines = [f"{len(rows)} runs in {root} ({states}), {flops:.3g} FLOPs of training"]
+    if not measured:
+        return [
+            *lines,
+            "hours: unknown, since no run of this sweep is finished; name a finished "
+            "run of the same devices with --measured=DIR",
+        ]
+    kinds = sorted({f"{m.device_count} x {m.device}" for m in measured})
+    todo = [row for row in rows if row["state"] != "done"]
+    left = sum(row["device_hours"] for row in todo)
+    total = sum(row["device_hours"] for row in rows)
+    return [
+        *lines,
+        f"{short_hours(total)} device hours, {short_hours(left)} of them to come, by "
+        f"the rates of {len(measured)} finished runs on {', '.join(kinds)}",
+    ]
+
+
+def short_count(number: float) -> str:
+    """Three digits and a suffix.
+
+    >>> short_count(1_523_200_000), short_count(417_412), short_count(128)
+    ('1.52G', '417k', '128')
+    """
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def short_hours(hours: float | None) -> str:
+    """Hours with three digits, below one in minutes; ``?`` where unknown."""
+    if hours is None:
+        return "?"
+    return f"{hours:.3g}" if hours >= 1 else f"{60 * hours:.2g}min"

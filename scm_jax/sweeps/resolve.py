@@ -20,15 +20,12 @@ from scm_jax import describe, experiment, runs, scaling, training_run
 from scm_jax.records import canonical_json
 from scm_jax.sweeps.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.files import SweepFile, base_config
+from scm_jax.sweeps.plan import RUN_KEYS
 from scm_jax.sweeps.planned import RUN_FILE, PlannedRun, read_run
 from scm_jax.types import lookup
 
 BUDGET = "train.flops"
 RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", BUDGET)
-
-# Config keys that name the run directory of another run, and what must be set for them
-# to be read.
-_RUN_KEYS = ("init.run", "teacher.run")
 
 # Fields of an objective that change numbers only, not the program that is counted.
 _NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
@@ -112,7 +109,7 @@ class _Resolver:
             overrides={key: config_value(config, key) for key in changed},
             tags=_strings(entry, "tags"),
             resources=entry.get("resources", ""),
-            depends_on=self._depends_on(entry, ids),
+            depends_on=self._depends_on(entry, places),
             teacher_id=ids.get("teacher.run"),
             parameters=account.parameters,
             images=images,
@@ -154,7 +151,7 @@ class _Resolver:
     def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
         """Key -> config of the runs that this one begins with or learns from."""
         found = {}
-        for key in _RUN_KEYS:
+        for key in RUN_KEYS:
             directory = config_value(config, key)
             if directory and (key != "teacher.run" or config.teacher.source == "run"):
                 found[key] = config_lib.from_dict(self._config_at(key, directory))
@@ -187,11 +184,11 @@ class _Resolver:
         return runs.config_hash(runs.RunDir(directory).read_config())
 
     def _depends_on(
-        self, entry: Mapping[str, Any], ids: Mapping[str, str]
+        self, entry: Mapping[str, Any], places: Mapping[str, str]
     ) -> tuple[str, ...]:
         named = [self._labelled(label) for label in _strings(entry, "depends_on")]
-        own = [id_ for id_ in ids.values() if id_ in self.runs]
-        return tuple(dict.fromkeys((*named, *own)))
+        own = [self._planned_at(place) for place in places.values()]
+        return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
     def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
         """Accounts of a training; equal programs are traced once."""
@@ -236,7 +233,10 @@ def _parent(config: ConfigDict, key: str) -> ConfigDict:
       ValueError: there is no such key.
     """
     if key not in (known := runs.flatten(config.to_dict())):
-        lookup({**known, **dict.fromkeys(RESERVED)}, key, "config key")
+        head = key.rpartition(".")[0]
+        near = {k: None for k in known if head and k.startswith(f"{head}.")}
+        sections = dict.fromkeys(k.partition(".")[0] for k in known)
+        lookup(near or {**sections, **dict.fromkeys(RESERVED)}, key, "config key")
     section = config
     for part in key.split(".")[:-1]:
         section = section[part]

@@ -63,6 +63,7 @@ class RunState:
       retry: whether starting it again can help.
       job: what the scheduler calls its newest job.
       host: where it ran last, as process ``pid``.
+      started: when its newest attempt began, in unix seconds.
     """
 
     id: str
@@ -79,6 +80,7 @@ class RunState:
     job: str | None = None
     host: str | None = None
     pid: int | None = None
+    started: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
@@ -126,9 +128,10 @@ def read_state(
         heartbeat_age=now - status["heartbeat"] if status.get("heartbeat") else None,
         error=_error(state, status, submission),
         retry=bool(status.get("retry", True)) or _forgiven(status, attempts),
-        job=status.get("job") if state == RUNNING else submission and submission.job,
+        job=_job(state, status, submission),
         host=status.get("host"),
         pid=status.get("pid"),
+        started=status.get("started"),
     )
 
 
@@ -169,11 +172,15 @@ def is_final(run_dir: str | os.PathLike, state: RunState) -> bool:
 
 def max_attempts(run_dir: str | os.PathLike) -> int:
     """How often a run may fail, from its ``run.json``."""
-    try:
-        text = (Path(run_dir) / planned.RUN_FILE).read_text(encoding="utf-8")
-        return int(json.loads(text)["max_attempts"])
-    except (FileNotFoundError, KeyError):
-        return planned.PlannedRun.max_attempts  # trained without a sweep
+    return int(facts(run_dir).get("max_attempts", planned.PlannedRun.max_attempts))
+
+
+def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """``run.json``; empty for a run that was trained without a sweep."""
+    path = Path(run_dir) / planned.RUN_FILE
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def forgive(run_dir: str | os.PathLike) -> None:
@@ -207,6 +214,14 @@ def _decide(
     if recorded or RunDir(run_dir).metrics_path.exists():
         return STALE
     return MISSING
+
+
+def _job(
+    state: str, status: Mapping[str, Any], submission: journal.Submission | None
+) -> str | None:
+    if state == RUNNING:
+        return status.get("job")
+    return None if submission is None else submission.job
 
 
 def _recorded_job(

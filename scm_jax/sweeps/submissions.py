@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -38,10 +39,12 @@ def submit(
         in ``submissions.jsonl`` of each run.
     """
     launchers.get(launcher)
-    by_id = {run.id: run for run in reversed(runs)}
-    for run_id in by_id:
-        planned.write_run(root, by_id[run_id])
-    return _send(root, [by_id[run.id] for run in runs], launcher, options, force)
+    by_id: dict[str, PlannedRun] = {}
+    for run in runs:
+        by_id.setdefault(run.id, run)
+    for run in by_id.values():
+        planned.write_run(Path(root), run)
+    return _send(root, list(by_id.values()), launcher, options, force)
 
 
 def resubmit(
@@ -110,13 +113,13 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
     Raises:
       FileNotFoundError: there are none; the message names an unknown id.
     """
-    found = planned.sweep_runs(root)
+    found = planned.sweep_runs(Path(root))
     if not found:
         raise FileNotFoundError(f"no runs of a sweep in {root}")
     wanted = list(only)
     if not wanted:
         return found
-    chosen = {}
+    chosen: dict[Path, None] = {}
     for name in wanted:
         # The ten digits at the end of an id are enough.
         paths = [p for p in found if name in (p.name, p.name.rpartition("-")[2])]
@@ -135,9 +138,9 @@ def _send(
 ) -> int:
     send, rest = selection(root, runs, force=force)
     if rest:
-        print(f"not sent: {count_states(rest)}")
+        print(f"not sent: {count_states(rest)}", file=sys.stderr)
     if not send:
-        print("nothing to send")
+        print("nothing to send", file=sys.stderr)
         return 0
     for run in send if force else ():
         states.forgive(Path(root) / run.id)

@@ -17,6 +17,7 @@ from scm_jax.exchange import torch_files
 from scm_jax.networks import autoencoder
 from scm_jax.preparation import encode, prepare, sources
 from scm_jax.preparation.items import ArrayItems, ItemError
+from tests.commands.in_process import scm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM, BATCH = 7, 3
@@ -248,3 +249,42 @@ def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
     np.testing.assert_allclose(items.read(3)["latent"], expected["latent"], rtol=1e-5)
     measured = latents.read_measured(folder / "manifest.json")
     assert measured.pixel_range == "[0,1]"
+
+
+def contents(folder):
+    """File -> bytes; the manifest without when and with what it was made."""
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    manifest = json.loads(found["manifest.json"])
+    for split in manifest["splits"].values():
+        del split["made"]
+    return found | {"manifest.json": json.dumps(manifest)}
+
+
+def test_two_commands_at_once_store_the_same_bytes(vae, tmp_path):
+    """Each has a shard in its hands at the same time; see ``encode_program``."""
+    folder, log = tmp_path / "pictures" / "1.0.0", tmp_path / "log"
+    log.mkdir()
+    prepare.prepare(pictures(), folder, quiet=True)
+    common = [f"--dataset={folder}", f"--vae={vae}", "--batch_size=2", "--flips"]
+    common += ["--out_name=latents", "--shard_items=4"]  # 14 items
+    program = [sys.executable, "-m", "tests.preparation.encode_program", str(log)]
+    program += [*common, f"--root={tmp_path / 'two'}", "--num_processes=2"]
+    both = [
+        subprocess.Popen(
+            [*program, f"--process_id={k}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    scm("data", "encode", *common, f"--root={tmp_path / 'one'}")
+    target = tmp_path / "two" / "latents" / "1.0.0"
+    for process in both:
+        said = process.communicate(timeout=240)[0]
+        assert (process.returncode, said.strip()) == (0, str(target))
+    wrote = sorted(file.name for file in log.glob("wrote-*"))
+    assert wrote == ["wrote-0-0", "wrote-1-0", "wrote-2-1", "wrote-3-0"]
+    assert contents(target) == contents(tmp_path / "one" / "latents" / "1.0.0")
+    assert os.listdir(target.parent) == ["1.0.0"]

@@ -20,6 +20,19 @@ from tests.preparation import engine_program as engine
 from tests.preparation.engine_program import SHARD_ITEMS, arrays, run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PLAN = shards.Plan(
+    name="tiny",
+    split="train",
+    field="image",
+    shape=(8, 8, 3),
+    dtype="uint8",
+    class_names=(),
+    recipe="none",
+    size=0,
+    shard_items=SHARD_ITEMS,
+    num_items=engine.NUM,
+    origin={"kind": "folder", "path": "a", "num_bytes": 3},
+)
 
 
 def start(root, **options):
@@ -211,6 +224,26 @@ def test_a_claim_is_held_by_one(tmp_path):
         assert not nowhere
 
 
+class Moving(type(pathlib.Path())):
+    """A folder whose files go to ``published`` when they are looked at once."""
+
+    def stat(self, **options):
+        found = super().stat(**options)
+        shutil.move(str(self), self.parent.with_name("published"))
+        return found
+
+
+def test_a_shard_that_another_process_publishes_meanwhile_is_whole(tmp_path):
+    made, published, state = (tmp_path / n for n in ("made", "published", "state"))
+    for folder in (made, published, state):
+        folder.mkdir()
+    shards.write_shard(arrays(), PLAN, 0, made, state, on_bad=lambda *_: None)
+    look = (arrays(), PLAN, 0, state)
+    assert shards.read_record(*look, (Moving(made), published)) is not None
+    assert os.listdir(published) == [PLAN.file(0)]
+    assert shards.read_record(*look, (made,)) is None
+
+
 def test_leftovers_of_killed_processes_go(tmp_path):
     own = files.temporary(tmp_path, "shard")
     other = tmp_path / ".shard.another-host.1"
@@ -392,6 +425,7 @@ def test_items_that_cannot_be_meant_are_named(tmp_path, raw, options, message):
         (arrays(), {"dtype": "float16"}, "is for latents; images are uint8"),
         (latent(0), {"dtype": "int8"}, "not one of float16, float32"),
         (arrays(), {"split": "Train 1"}, "'Train 1' is no split"),
+        (arrays(), {"fresh": True, "process_count": 2}, "what the others have made"),
         (
             dataclasses.replace(arrays(), class_names=()),
             {},
@@ -433,26 +467,13 @@ def test_progress_in_words(capsys):
 
 
 def test_the_plan_decides_what_is_used_again():
-    plan = shards.Plan(
-        name="tiny",
-        split="train",
-        field="image",
-        shape=(8, 8, 3),
-        dtype="uint8",
-        class_names=(),
-        recipe="none",
-        size=0,
-        shard_items=4,
-        num_items=23,
-        origin={"kind": "folder", "path": "a", "num_bytes": 3},
-    )
-    kept = {"num_items": 22, "origin": plan.origin | {"num_bytes": 4}}
+    kept = {"num_items": 22, "origin": PLAN.origin | {"num_bytes": 4}}
     for name, value in kept.items():
-        assert dataclasses.replace(plan, **{name: value}).hash() == plan.hash()
+        assert dataclasses.replace(PLAN, **{name: value}).hash() == PLAN.hash()
     new = {"size": 8, "recipe": "box", "dtype": "float16", "options": {"channels": 1}}
-    new |= {"origin": plan.origin | {"path": "b"}, "class_names": ("a",), "split": "t"}
-    hashes = {dataclasses.replace(plan, **{n: v}).hash() for n, v in new.items()}
-    assert len(hashes | {plan.hash()}) == len(new) + 1
+    new |= {"origin": PLAN.origin | {"path": "b"}, "class_names": ("a",), "split": "t"}
+    hashes = {dataclasses.replace(PLAN, **{n: v}).hash() for n, v in new.items()}
+    assert len(hashes | {PLAN.hash()}) == len(new) + 1
 
 
 def test_nothing_is_imported_from_the_folder_of_recipes(tmp_path):

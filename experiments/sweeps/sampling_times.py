@@ -1,0 +1,50 @@
+"""Sampling steps and intermediate times, on three seeds of each student.
+
+Run (2 CPU cores):
+  python -m scm_jax sweep submit --sweep=experiments/sweeps/sampling_times.py \\
+    --root=runs/sampling_times --max_parallel=2
+
+Expect: not yet measured. The paper samples two steps through t = 1.1 on CIFAR-10 and
+ImageNet 64 and through 0.6 or 1.1 on ImageNet 512.
+
+How samples are drawn changes no parameter: this is one training per kind and seed, and
+``eval.times`` measures each at all points when it is done. To measure runs that exist,
+``evaluate --steps --times``. The argument is ``both``, ``sct`` or ``scd``, and
+``quick``.
+"""
+
+from scm_jax.sweeps import cross, of_duration, run_dir, seeds
+from scm_jax.sweeps.studies import parse_kinds
+
+BASE = "experiments/digits.py:sct"
+METRICS = ("1_steps/frechet_distance", "2_steps/frechet_distance")
+
+BATCH = 128
+TWO_STEPS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+THREE_STEPS = ((1.2, 0.6), (1.2, 0.9), (1.4, 0.8), (1.4, 1.1))
+
+
+def sweep(arg=""):
+    """``both``, ``sct`` or ``scd``, and ``quick``."""
+    kinds, quick = parse_kinds(arg)
+    size = {"network.width": 16} if quick else {}
+    teacher = {"base": ":teacher", "label": "teacher", "tags": "teacher", **size}
+    if quick:
+        teacher |= {"train.duration_images": 20 * BATCH}
+    yield {**teacher, "optimizer.decay_images": of_duration(1.0)}
+    two, three = (TWO_STEPS[::4], ()) if quick else (TWO_STEPS, THREE_STEPS)
+    student = {
+        **size,
+        "train.duration_images": (20 if quick else 1_500) * BATCH,
+        "optimizer.decay_images": of_duration(1.0),
+        "objective.tangent_warmup_images": of_duration(0.1),
+        "init.run": run_dir("teacher"),
+        "eval.steps": (1, 2, 3, 4),
+        "eval.times": (*((t,) for t in two), *three),
+        "eval.num_seeds": 2,
+    }
+    for kind in kinds:
+        own = {"base": f":{kind}", "tags": kind}
+        if kind == "scd":
+            own["teacher.run"] = run_dir("teacher")
+        yield from cross([{**student, **own}], seeds(1 if quick else 3))

@@ -1,0 +1,1 @@
+"""Many runs at once: tables, curves, ablations. Reads run directories, runs nothing."""

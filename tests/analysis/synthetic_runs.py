@@ -1,0 +1,171 @@
+"""Writes small run directories with numbers that a test knows, through the package's
+own writers, so that they cannot drift from what a training writes.
+
+    write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.evaluation.protocol import Protocol
+from scm_jax.runs import RunDir, config_hash
+from scm_jax.sweeps import planned
+from scm_jax.writers import JsonlWriter
+
+CONFIG = {
+    "name": "sct",
+    "seed": 0,
+    "dataset": {"name": "digits", "root": ""},
+    "network": {"name": "dit", "width": 16, "patch": 2},
+    "objective": {
+        "name": "consistency",
+        "dx_dt": "data",
+        "tangent_normalization": "l2",
+        "tangent_warmup_images": 1000,
+        "learned_weighting": True,
+        "guidance_range": None,
+    },
+    "ema": {"rel_std": [0.1, 0.05], "half_life_images": [], "sampling": ""},
+    "sampling": {"guidance": 1.0, "steps": 2},
+    "train": {"batch_size": 10, "duration_images": 1000},
+    "log": {"every_images": 100},
+}
+MACS_PER_IMAGE = 1_000_000
+PARAMETERS = 5_000
+
+
+def config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``CONFIG`` with dotted keys replaced or added."""
+    found = {k: dict(v) if isinstance(v, dict) else v for k, v in CONFIG.items()}
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return found
+
+
+def protocol(**fields: Any) -> dict[str, Any]:
+    """How ``result`` was measured."""
+    usual: dict[str, Any] = {
+        "metric": "frechet_distance",
+        "extractor": "digits_classifier",
+        "extractor_sha256": "a" * 64,
+        "resize": "none",
+        "quantization": "none",
+        "reference": "digits",
+        "reference_sha256": "b" * 64,
+        "reference_count": 1797,
+        "num_samples": 1000,
+        "seeds": (0, 1, 2),
+        "sampler": "consistency",
+        "steps": 2,
+    }
+    return dataclasses.asdict(Protocol(**{**usual, **fields}))
+
+
+def result(steps: int, value: float, std: float | None = None, **entries: Any):
+    """A row of ``results.jsonl``; ``measured`` are fields of its protocol."""
+    measured = entries.pop("measured", {})
+    row = {
+        "method": "sct",
+        "sampler": "consistency",
+        "steps": steps,
+        "times": None,
+        "guidance": 1.0,
+        "nfe": steps,
+        "frechet_distance": value,
+        "num_samples": 1000,
+        "num_seeds": 3,
+        "ema": "0.1",
+        "step": 100,
+        "images": 1000,
+        "protocol": {"digits": protocol(steps=steps, **measured)},
+        "measured_by": {"frechet_distance": "digits"},
+    }
+    if std is not None:
+        row["frechet_distance_std"] = std
+    return row | entries
+
+
+def write(
+    root: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+    results: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[Mapping[str, Any]] = (),
+    done: bool = True,
+    plan: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes one run.
+
+    Args:
+      root: directory of runs.
+      overrides: dotted config keys.
+      name: of the run directory; default is ``run-HASH``.
+      results: rows of ``results.jsonl``, see ``result``.
+      rows: of ``metrics.jsonl``, each with ``step``; a list is written as one.
+      done: whether there is a summary.
+      plan: further fields of ``run.json``; None for a run without a sweep.
+      summary: further entries of the summary.
+
+    Returns:
+      The run directory.
+    """
+    resolved = config(overrides)
+    path = root / (name or f"run-{config_hash(resolved)}")
+    run = RunDir(path)
+    images = resolved["train"]["duration_images"]
+    if plan is None:
+        run.write_config(resolved)
+    else:
+        known = {"sweep": "study", "file": "study.py", "base": "digits.py:sct"}
+        facts = {"images": images, "label": "", "overrides": {}, **known, **plan}
+        planned.write_run(
+            root, planned.PlannedRun(id=path.name, config=resolved, **facts)
+        )
+    write_metrics(path, rows)
+    for row in results:
+        run.append_result(row)
+    if done:
+        accounts = {
+            "parameters": PARAMETERS,
+            "images": images,
+            "train_macs_per_image": MACS_PER_IMAGE,
+            "total_train_macs": MACS_PER_IMAGE * images,
+            "seconds": 36.0,
+            "results": list(results),
+            "environment": {
+                "device": "cpu",
+                "device_count": 2,
+                "commit": "abc",
+                "dirty": False,
+            },
+        }
+        run.write_summary({**accounts, **(summary or {})})
+    return path
+
+
+def write_metrics(
+    path: Path, rows: Sequence[Mapping[str, Any]], resume_step: int | None = None
+) -> None:
+    """Appends rows to a run's metrics, numbers and lists apart as a training does."""
+    if not rows and resume_step is None:
+        return
+    writer = JsonlWriter(RunDir(path).metrics_path, resume_step=resume_step)
+    for row in rows:
+        values = {name: value for name, value in row.items() if name != "step"}
+        lists = {name: v for name, v in values.items() if np.ndim(v)}
+        numbers = {name: v for name, v in values.items() if name not in lists}
+        if numbers:
+            writer.write_scalars(row["step"], numbers)
+        if lists:
+            writer.write_arrays(row["step"], lists)
+    writer.close()

@@ -1,0 +1,307 @@
+"""Paired differences with known answers, and what is said where runs are missing."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import scm_jax
+from scm_jax.analysis import ablation
+from scm_jax.analysis.ablation import compare, estimate
+from tests.analysis.synthetic_runs import protocol, result, write
+
+METRIC = "2_steps/frechet_distance"
+NORM = "objective.tangent_normalization"
+
+
+def table(values, **columns):
+    """A frame as ``load_runs`` gives it: a run per (normalization, seed)."""
+    rows = []
+    for (norm, seed), value in values.items():
+        rows.append({"state": "done", "seed": seed, NORM: norm, METRIC: value})
+    frame = pd.DataFrame(rows, index=[f"r{i}" for i in range(len(rows))])
+    return frame.assign(**columns)
+
+
+def three_seeds(difference=2.0, noise=(0.0, 0.0, 0.0), seeds=(1.0, 1.1, 0.9)):
+    values = {("l2", seed): base for seed, base in enumerate(seeds)}
+    for seed, base in enumerate(seeds):
+        values["none", seed] = base + difference + noise[seed]
+    return table(values)
+
+
+def only_arm(frame, metric=METRIC, **options):
+    options.setdefault("baseline", {NORM: "l2"})
+    found = compare(frame, metric, **options)
+    (arm,) = found.arms
+    return found, arm
+
+
+class TestNumbers:
+    def test_differences_are_paired_by_seed(self):
+        """Seeds spread ten times wider than the difference cancel in pairs."""
+        frame = three_seeds(0.1, (0.01, -0.01, 0.0), seeds=(1.0, 3.0, 5.0))
+        _, arm = only_arm(frame.sample(frac=1, random_state=0))
+        assert arm.num_pairs == 3
+        assert arm.difference.value == pytest.approx(0.1)
+        half = stats.t.ppf(0.975, 2) * 0.01 / math.sqrt(3)
+        assert arm.difference.interval == pytest.approx((0.1 - half, 0.1 + half))
+
+    def test_ratio_is_of_pairs_and_geometric(self):
+        values = {("l2", 0): 1.0, ("l2", 1): 10.0, ("none", 0): 2.0, ("none", 1): 80.0}
+        _, arm = only_arm(table(values))
+        assert arm.ratio.value == pytest.approx(4.0)
+        logs = estimate(np.log([2.0, 8.0]))
+        assert arm.ratio.interval == pytest.approx(np.exp(logs.interval))
+
+    def test_ratios_need_positive_values(self):
+        _, arm = only_arm(table({("l2", 0): -1.0, ("none", 0): 2.0}))
+        assert math.isnan(arm.ratio.value) and arm.difference.value == 3.0
+
+    def test_interval_is_that_of_students_t(self):
+        values = np.array([1.0, 4.0, 2.5, 3.0])
+        expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
+        assert estimate(values, 0.9).interval == pytest.approx(tuple(expected))
+
+    def test_three_seeds_cover_as_often_as_they_say(self):
+        """A percentile bootstrap or a normal interval of three covers far less."""
+        rng = np.random.default_rng(0)
+        covered = [
+            low <= 1.0 <= high
+            for low, high in (
+                estimate(rng.normal(1.0, 2.0, 3), 0.9).interval for _ in range(400)
+            )
+        ]
+        assert 0.86 < np.mean(covered) < 0.94
+
+    def test_bootstrap_stays_between_the_pairs(self):
+        found = estimate([1.0, 2.0, 6.0])
+        low, high = found.bootstrap
+        assert 1.0 <= low < found.value < high <= 6.0
+        assert found.interval[0] < low and high < found.interval[1]
+
+    def test_one_pair_has_no_interval(self):
+        _, arm = only_arm(table({("l2", 0): 1.0, ("none", 0): 9.0}))
+        assert arm.difference.interval == (-math.inf, math.inf)
+        assert arm.verdict == "unknown: one pair"
+
+    def test_shared_config_makes_pairs_of_its_own(self):
+        rows = [
+            (norm, width, seed, width + seed + 5 * (norm == "none") * (1 + 0.01 * seed))
+            for norm in ("l2", "none")
+            for width in (10.0, 1000.0)
+            for seed in (0, 1)
+        ]
+        columns = [NORM, "network.width", "seed", METRIC]
+        frame = pd.DataFrame(rows, columns=columns).assign(state="done")
+        found, arm = only_arm(frame, factors=[NORM])
+        assert arm.num_pairs == 4
+        assert arm.difference.value == pytest.approx(5.025)
+        assert found.seed_noise == pytest.approx(math.sqrt(0.5))  # not that of widths
+
+
+class TestNoise:
+    def test_seed_noise_is_the_spread_of_the_baseline(self):
+        found, _ = only_arm(three_seeds(seeds=(1.0, 3.0, 2.0)))
+        assert found.seed_noise == pytest.approx(1.0)
+        assert math.isnan(found.metric_noise)
+
+    def test_metric_noise_is_that_of_a_mean_over_sets(self):
+        known = {METRIC: protocol(seeds=(0, 1, 2, 3))}
+        columns = {f"{METRIC}_std": 0.5, "protocols": [known] * 6}
+        found, _ = only_arm(three_seeds().assign(**columns))
+        assert found.metric_noise == pytest.approx(0.5 / math.sqrt(4))
+
+    @pytest.mark.parametrize(
+        ("difference", "seeds", "std", "verdict"),
+        [
+            (2.0, (1.0, 1.1, 0.9), 0.01, "yes"),
+            (2.0, (1.0, 3.0, 5.0), 0.01, "no: within seed noise"),
+            (2.0, (1.0, 1.1, 0.9), 4.0, "no: within metric noise"),
+            (0.001, (1.0, 1.1, 0.9), None, "no: within seed noise, interval contains"),
+            (2.0, (1.0, 1.1, 0.9), None, "yes (metric noise not known)"),
+        ],
+    )
+    def test_verdicts(self, difference, seeds, std, verdict):
+        frame = three_seeds(difference, (0.01, -0.01, 0.0), seeds)
+        if std is not None:
+            known = {METRIC: protocol()}
+            columns = {f"{METRIC}_std": std, "protocols": [known] * 6}
+            frame = frame.assign(**columns)
+        _, arm = only_arm(frame)
+        assert arm.verdict.startswith(verdict)
+
+    def test_noise_alone_is_rarely_called_a_difference(self):
+        rng = np.random.default_rng(1)
+        called = []
+        for _ in range(200):
+            noise = rng.normal(size=3)
+            frame = three_seeds(0.0, noise, tuple(rng.normal(size=3)))
+            called.append(only_arm(frame)[1].verdict.startswith("yes"))
+        assert np.mean(called) < 0.05
+
+
+class TestMissing:
+    def test_every_missing_pair_says_why(self):
+        values = {
+            **{("l2", seed): 1.0 + 0.1 * seed for seed in range(4)},
+            **{("none", 0): 2.0, ("none", 1): math.nan, ("none", 2): math.nan},
+        }
+        frame = table(values)
+        frame.loc["r6", "state"] = "failed"
+        found, arm = only_arm(frame)
+        assert arm.num_pairs == 1
+        assert arm.missing == (
+            "seed 1: no finite value",
+            "seed 2: failed",
+            "seed 3: no run",
+        )
+        assert "1 of 4" in found.to_markdown() and "seed 2: failed" in found.to_latex()
+
+    def test_the_baselines_own_gaps_are_said(self):
+        values = {("l2", 0): math.nan, ("l2", 1): 1.0, ("none", 0): 2.0}
+        found, arm = only_arm(table(values))
+        assert set(arm.missing) == {
+            "seed 0: no finite value in the baseline",
+            "seed 1: no run",
+        }
+        assert any("baseline: seed 0" in note for note in found.notes)
+        assert arm.verdict == "no pairs"
+
+    def test_unreadable_runs_and_repeated_configs_are_named(self):
+        frame = three_seeds()
+        frame.loc["bad"] = {"state": "unreadable", "seed": math.nan}
+        frame.loc["again"] = frame.loc["r0"]
+        frame["duplicate_of"] = None
+        frame.loc["again", "duplicate_of"] = "r0"
+        found, arm = only_arm(frame)
+        assert arm.num_pairs == 3
+        assert "read: bad" in found.notes[0] and "already: again" in found.notes[1]
+
+
+class TestArms:
+    def test_switches_are_found_and_named(self, tmp_path):
+        switches = [
+            {"tags": ("baseline",)},
+            {NORM: "none"},
+            {"objective.learned_weighting": False},
+            {NORM: "clip", "objective.tangent_warmup_images": 0},
+        ]
+        for switch in switches:
+            for seed in range(2):
+                tags = switch.get("tags", ())
+                keys = {k: v for k, v in switch.items() if k != "tags"}
+                rows = [result(2, 1.0 + 0.1 * seed + len(keys), std=0.01)]
+                overrides = {**keys, "seed": seed, "log.every_images": seed + 1}
+                write(tmp_path, overrides, results=rows, plan={"tags": tags})
+        found = compare(scm_jax.load_runs(tmp_path), METRIC)
+        assert {arm.name: arm.difference.value for arm in found.arms} == pytest.approx(
+            {
+                "tangent_normalization = none": 1.0,
+                "learned_weighting = off": 1.0,
+                "tangent_normalization = clip, tangent_warmup_images = 0": 2.0,
+            }
+        )
+        assert found.metric_noise == pytest.approx(0.01 / math.sqrt(3))
+
+    def test_without_a_tag_the_most_frequent_values_are_the_baseline(self):
+        frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("none", 0): 2.0})
+        assert compare(frame, METRIC).baseline == {NORM: "l2"}
+
+    def test_a_teacher_of_each_seed_is_no_switch(self):
+        frame = three_seeds().assign(**{"teacher.run": list("abcabc")})
+        _, arm = only_arm(frame)
+        assert arm.num_pairs == 3
+
+    def test_gaps_in_a_factor_are_one_arm(self):
+        values = {(None, 0): 2.0, (None, 1): 2.0, ("l2", 0): 1.0, ("l2", 1): 1.0}
+        frame = table(values)
+        frame[NORM] = frame[NORM].where(frame[NORM].notna(), math.nan)
+        _, arm = only_arm(frame)
+        assert arm.name == "tangent_normalization = None" and arm.num_pairs == 2
+
+    @pytest.mark.parametrize(
+        ("frame", "options", "message"),
+        [
+            (three_seeds(), {}, "as often as .*give baseline"),
+            (three_seeds(), {"metric": "x"}, "no column 'x'.*2_steps/frechet"),
+            (three_seeds(), {"factors": ["net"]}, "no column 'net'"),
+            (three_seeds(), {"baseline": {NORM: "x"}}, "no run has the values"),
+            (three_seeds(), {"baseline": {"seed": 1}}, "one of each factor"),
+            (three_seeds().query("seed > 5"), {}, "no runs to compare"),
+            (three_seeds()[:3], {}, "nothing was switched"),
+            (
+                three_seeds().assign(tags=[("baseline",)] * 4 + [()] * 2),
+                {},
+                "runs tagged 'baseline' differ",
+            ),
+            (
+                three_seeds().assign(**{"teacher.run": list("abcabc"), "seed": 0}),
+                {"baseline": {NORM: "l2"}},
+                r"'r0' and 'r1' have the same .* \['teacher.run'\]",
+            ),
+        ],
+    )
+    def test_what_is_not_clear_is_refused(self, frame, options, message):
+        options = {"metric": METRIC, **options}
+        with pytest.raises(ValueError, match=message):
+            compare(frame, **options)
+
+    def test_rows_measured_in_different_ways_are_refused(self):
+        known = [{METRIC: protocol(num_samples=n)} for n in [1000] * 5 + [5000]]
+        with pytest.raises(ValueError, match="num_samples: 1000 there, 5000 here"):
+            only_arm(three_seeds().assign(protocols=known))
+
+
+class TestTables:
+    def test_markdown(self):
+        found, _ = only_arm(three_seeds(2.0, (0.01, -0.01, 0.0)))
+        lines = found.to_markdown().splitlines()
+        assert lines[0].split("|")[1].strip() == "arm"
+        assert lines[2].split("|")[2].strip() == "1"
+        cells = [cell.strip() for cell in lines[3].split("|")]
+        assert cells[1:4] == ["tangent_normalization = none", "3", "+2 [+1.98, +2.02]"]
+        text = "\n".join(lines)
+        assert "with 3 pairs it has 2 degrees of freedom and reaches 4.30" in text
+        assert "over training seeds: 0.1." in text
+
+    def test_latex_escapes_and_has_as_many_cells(self):
+        found, _ = only_arm(three_seeds())
+        text = found.to_latex()
+        assert r"tangent\_normalization = none" in text and r"95 \%" in text
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert {row.count(" & ") for row in rows} == {5}
+
+    def test_html_escapes(self):
+        values = {("l2", 0): 1.0, ("<b>", 0): 2.0, ("l2", 1): 1.0}
+        text = compare(table(values), METRIC)._repr_html_()
+        assert "&lt;b&gt;" in text and "<b>" not in text
+
+    def test_frame_has_all_numbers(self):
+        found, arm = only_arm(three_seeds(2.0, (0.01, -0.01, 0.0)))
+        row = found.to_frame().loc["tangent_normalization = none"]
+        assert (
+            row["difference_low"],
+            row["difference_high"],
+        ) == arm.difference.interval
+        assert row["verdict"] == arm.verdict and row["num_pairs"] == 3
+
+    def test_infinite_intervals_and_missing_ratios_have_signs(self):
+        found, _ = only_arm(table({("l2", 0): -1.0, ("none", 0): 9.0}))
+        assert "[−∞, ∞]" in found.to_markdown().replace("+", "")
+        assert r"$-$$\infty$" in found.to_latex().replace("+", "")
+
+    def test_many_arms_say_that_intervals_are_not_adjusted(self):
+        values = {("l2", seed): 1.0 for seed in range(3)}
+        values |= {(arm, seed): 2.0 for arm in ("a", "b") for seed in range(2)}
+        assert (
+            "not adjusted for 2 comparisons"
+            in compare(table(values), METRIC).to_markdown()
+        )
+
+
+def test_long_keys_stay_apart():
+    assert ablation._short("a.width", ["a.width", "b.width"]) == "a.width"
+    assert ablation._short("a.width", ["a.width", "b.depth"]) == "width"

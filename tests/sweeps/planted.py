@@ -1,0 +1,112 @@
+"""Run directories in every state, and processes that hold them."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from scm_jax import config as config_lib
+from scm_jax.records import append_row, write_json
+from scm_jax.sweeps import locks, planned
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = {"host": "elsewhere", "boot": "another-boot", "pid": 1}
+
+
+def tiny_config(seed=0, steps=40):
+    """A network of a few hundred parameters on closed-form data."""
+    c = config_lib.base_config("mlp", "diffusion", "mixture")
+    c.name, c.seed = "tiny", seed
+    c.network.width, c.network.depth = 8, 1
+    c.train.batch_size, c.train.duration_images = 16, steps * 16
+    c.log.every_images = c.checkpoint.every_images = steps // 4 * 16
+    c.log.writers = ("jsonl",)
+    c.eval.steps = ()
+    return config_lib.to_dict(c)
+
+
+def make_run(root, name="run", **facts):
+    """Plans a run and makes its directory; ``name`` stands for SLUG-HASH."""
+    facts.setdefault("config", {"seed": 0})
+    common = {"sweep": "s", "file": "s.py", "base": "", "label": "", "overrides": {}}
+    run = planned.PlannedRun(id=name, **{**common, **facts})
+    planned.write_run(root, run)
+    return run
+
+
+def write_status(run_dir, **fields):
+    """``status.json`` of a worker of this process, changed by ``fields``."""
+    now = time.time()
+    write_json(
+        Path(run_dir) / "status.json",
+        {
+            "state": "running",
+            "attempt": 1,
+            "started": now - 100,
+            "heartbeat": now,
+            "heartbeat_seconds": 10.0,
+            "retry": True,
+            "error": None,
+            **locks.identity(),
+            **fields,
+        },
+    )
+
+
+def write_attempts(run_dir, *outcomes):
+    """Ended attempts, or other events by name."""
+    for number, outcome in enumerate(outcomes, start=1):
+        event = {"event": "ended", "outcome": outcome}
+        if outcome == "forgiven":
+            event = {"event": "forgiven"}
+        append_row(
+            Path(run_dir) / "attempts.jsonl",
+            {"attempt": number, "time": time.time(), **event},
+        )
+
+
+def write_submission(run_dir, event="sent", **fields):
+    row = {"time": time.time(), "launcher": "fake", "submission": "1", "job": "7"}
+    append_row(Path(run_dir) / "submissions.jsonl", {**row, "event": event, **fields})
+
+
+def finish(run_dir):
+    (Path(run_dir) / "summary.json").write_text("{}")
+
+
+@contextlib.contextmanager
+def python(code, *args, **variables):
+    """A Python process that runs ``code`` with this checkout; stdout is a pipe."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_for(condition, process=None, seconds=60):
+    """Until ``condition()`` is true; fails when it never is, or the process ends."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {process.stdout}")
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def rows(run_dir, name="attempts.jsonl"):
+    text = (Path(run_dir) / name).read_text()
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,70 @@
+"""Combinators: what they list, in which order, and what they refuse."""
+
+import pytest
+
+from scm_jax.sweeps import (
+    chain,
+    cross,
+    grid,
+    loguniform,
+    of_duration,
+    sample,
+    seeds,
+    uniform,
+    zipped,
+)
+
+
+def test_a_grid_has_every_combination_and_the_last_key_varies_fastest():
+    found = grid({"a": (1, 2), "b": ("x", "y", "z")})
+    assert found == [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
+
+
+def test_zipped_pairs_and_refuses_different_lengths():
+    assert zipped({"a": (1, 2), "b": (3, 4)}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    with pytest.raises(ValueError, match=r"'a': 1, 'b': 2"):
+        zipped({"a": (1,), "b": (3, 4)})
+
+
+def test_one_value_is_not_a_list_of_values():
+    for wrong in ("sct", 3):
+        with pytest.raises(ValueError, match="write"):
+            grid({"a": wrong})
+
+
+def test_cross_merges_and_refuses_a_key_of_two_parts():
+    assert cross(grid({"a": (1, 2)}), seeds(2)) == [
+        {"a": a, "seed": s} for a in (1, 2) for s in (0, 1)
+    ]
+    with pytest.raises(ValueError, match=r"\['a'\]"):
+        cross(grid({"a": (1, 2)}), grid({"a": (3,)}))
+
+
+def test_chain_copies_what_it_lists():
+    first = [{"a": 1}]
+    both = chain(first, [{"b": 2}])
+    both[0]["a"] = 5
+    assert both[1] == {"b": 2}
+    assert first == [{"a": 1}]
+
+
+def test_a_longer_sample_begins_with_the_shorter_and_keys_do_not_disturb():
+    axes = {"lr": loguniform(1e-4, 1e-2), "mean": uniform(-2, 0), "norm": ("l2", "no")}
+    few, many = sample(5, 7, axes), sample(40, 7, axes)
+    assert many[:5] == few
+    alone = sample(5, 7, {"mean": axes["mean"]})
+    assert [d["mean"] for d in alone] == [d["mean"] for d in few]
+    assert sample(5, 8, axes) != few
+    assert all(1e-4 <= d["lr"] <= 1e-2 and -2 <= d["mean"] <= 0 for d in many)
+    assert {d["norm"] for d in many} == {"l2", "no"}
+    # Uniform in the logarithm: about half of them below the geometric mean.
+    assert 10 <= sum(d["lr"] < 1e-3 for d in many) <= 30
+
+
+def test_seeds_and_shares_have_limits():
+    with pytest.raises(ValueError, match="at least 1"):
+        seeds(0)
+    with pytest.raises(ValueError, match="at least 0"):
+        of_duration(-0.1)
+    with pytest.raises(ValueError, match="0 < low"):
+        loguniform(0.0, 1.0)

@@ -1,0 +1,113 @@
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+
+from scm_jax.sweeps import locks
+from tests.sweeps import planted
+
+HOLD = """
+    import sys, time
+    from scm_jax.sweeps import locks
+    try:
+        with locks.hold(sys.argv[1]):
+            print("held", flush=True)
+            time.sleep(float(sys.argv[2]))
+    except locks.HeldError as error:
+        print("refused", flush=True)
+"""
+
+
+class TestHold:
+    def test_another_process_is_refused_and_kill_frees_at_once(self, tmp_path):
+        with planted.python(HOLD, tmp_path, 60) as holder:
+            assert holder.stdout.readline() == "held\n"
+            assert locks.is_held(tmp_path)
+            with pytest.raises(locks.HeldError), locks.hold(tmp_path):
+                pass
+            os.kill(holder.pid, signal.SIGKILL)
+        assert not locks.is_held(tmp_path)
+        with locks.hold(tmp_path):
+            pass
+
+    def test_of_processes_that_race_one_wins(self, tmp_path):
+        with contextlib.ExitStack() as stack:
+            racers = [
+                stack.enter_context(planted.python(HOLD, tmp_path, 4)) for _ in range(3)
+            ]
+            said = sorted(racer.communicate()[0] for racer in racers)
+        assert said == ["held\n", "refused\n", "refused\n"]
+
+    def test_it_is_free_after_the_block(self, tmp_path):
+        for _ in range(2):
+            with locks.hold(tmp_path):
+                assert locks.is_held(tmp_path)
+        assert not locks.is_held(tmp_path)
+
+    def test_a_look_does_not_keep_a_worker_out(self, tmp_path):
+        """Somebody holds it for an instant, as ``is_held`` does."""
+        with planted.python(HOLD, tmp_path, 0.3) as holder:
+            assert holder.stdout.readline() == "held\n"
+            with locks.hold(tmp_path):
+                pass
+
+    @pytest.mark.parametrize(
+        ("age", "refused"), [(0.0, True), (29.0, True), (31.0, False)]
+    )
+    def test_another_machine_holds_it_for_three_heartbeats(
+        self, tmp_path, age, refused
+    ):
+        planted.write_status(tmp_path, **planted.ELSEWHERE, heartbeat=time.time() - age)
+        if not refused:
+            with locks.hold(tmp_path):
+                return
+        with (
+            pytest.raises(locks.HeldError, match="process 1 on elsewhere.* 30 s"),
+            locks.hold(tmp_path),
+        ):
+            pass
+
+    @pytest.mark.parametrize("state", ["failed", "preempted", "done"])
+    def test_another_machine_that_has_ended_holds_nothing(self, tmp_path, state):
+        planted.write_status(tmp_path, **planted.ELSEWHERE, state=state)
+        with locks.hold(tmp_path):
+            pass
+
+    def test_this_machine_needs_no_heartbeat_to_be_free(self, tmp_path):
+        """A worker that was killed a moment ago wrote that it is running."""
+        planted.write_status(tmp_path, pid=2**22 + 1)
+        with locks.hold(tmp_path):
+            pass
+
+
+class TestIsAlive:
+    def test_of_this_machine_the_lock_decides(self, tmp_path):
+        planted.write_status(tmp_path, heartbeat=0.0)
+        status = locks.read_status(tmp_path)
+        assert not locks.is_alive(tmp_path, status, time.time())
+        with locks.hold(tmp_path):
+            assert locks.is_alive(tmp_path, status, time.time())
+
+    def test_machines_of_one_name_are_told_apart(self, tmp_path):
+        planted.write_status(tmp_path, boot="another-boot")
+        status = locks.read_status(tmp_path)
+        assert locks.is_alive(tmp_path, status, time.time())
+
+    @pytest.mark.parametrize(("seconds", "alive"), [(10.0, False), (60.0, True)])
+    def test_the_limit_is_of_the_workers_own_interval(self, tmp_path, seconds, alive):
+        planted.write_status(
+            tmp_path,
+            **planted.ELSEWHERE,
+            heartbeat=time.time() - 100,
+            heartbeat_seconds=seconds,
+        )
+        status = locks.read_status(tmp_path)
+        assert locks.is_alive(tmp_path, status, time.time()) is alive
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_broken_status_is_none(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    assert locks.read_status(tmp_path) == {}

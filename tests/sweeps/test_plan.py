@@ -1,0 +1,112 @@
+"""The plan: estimates from measured rates, and a table that fits a terminal."""
+
+import contextlib
+import io
+
+import pytest
+import rich.console
+
+from scm_jax.records import write_json
+from scm_jax.runs import RunDir
+from scm_jax.sweeps import plan
+from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.writers import JsonlWriter
+
+
+def make_run(number, flops_per_image=1e6, **changes):
+    config = {"seed": number, "eval": {"steps": [number]}, "network": {"width": 8}}
+    values = {
+        "id": f"some_rather_long_name-{number:010x}",
+        "sweep": "s",
+        "file": "s.py",
+        "base": "e.py:sct",
+        "label": "",
+        "config": config,
+        "overrides": {"seed": number, "eval.steps": [number], "network.width": 8},
+        "parameters": 1_523_200_000,
+        "images": 204_800_000,
+        "train_flops": flops_per_image * 204_800_000,
+    }
+    return PlannedRun(**{**values, **changes})
+
+
+def finished(directory, macs_per_image, rate, seconds, **summary):
+    """A finished run of 1,000 images at ``rate`` images per second."""
+    with contextlib.closing(JsonlWriter(directory / "metrics.jsonl")) as writer:
+        for step, value in enumerate((rate / 10, rate, rate), 1):
+            writer.write_scalars(step, {"images_per_second": value})
+    facts = {
+        "train_macs_per_image": macs_per_image,
+        "total_train_macs": macs_per_image * 1000,
+        "images": 1000,
+        "seconds": seconds,
+        "environment": {"device": "cpu", "device_count": 2},
+        **summary,
+    }
+    write_json(RunDir(directory).summary_path, facts)
+
+
+def test_hours_come_from_the_run_whose_images_cost_most_alike(tmp_path):
+    finished(tmp_path / "small", macs_per_image=1e3, rate=500.0, seconds=12.0)
+    finished(tmp_path / "large", macs_per_image=1e6, rate=100.0, seconds=40.0)
+    (tmp_path / "unfinished").mkdir()
+    names = ("small", "large", "unfinished")
+    measured = plan.measured_runs([tmp_path / name for name in names])
+    assert [m.flops_per_second for m in measured] == [1e6, 2e8]
+    assert [m.overhead_seconds for m in measured] == [10.0, 30.0]
+    run = make_run(0, flops_per_image=3e6)
+    seconds = 3e6 * 204_800_000 / 2e8 + 30.0
+    found = plan.estimated_device_hours(run, measured)
+    assert found == pytest.approx(2 * seconds / 3600)
+    assert plan.estimated_device_hours(run, []) is None
+
+
+def test_a_resumed_run_measures_nothing(tmp_path):
+    finished(tmp_path, macs_per_image=1e3, rate=500.0, seconds=12.0, resumed_at_step=1)
+    assert plan.measured_run(tmp_path) is None
+
+
+def test_only_what_tells_runs_apart_is_shown():
+    planned = [make_run(n) for n in range(3)]
+    assert plan.varying_keys(planned) == ["seed"]
+    assert plan.changed_texts(planned) == ["seed=0", "seed=1", "seed=2"]
+    other = make_run(3, base="e.py:scd")
+    assert plan.changed_texts([*planned, other])[3] == "scd seed=3"
+
+
+def test_names_are_short_where_they_are_clear():
+    assert plan.short_names(["a.name", "b.name", "c.width"]) == {
+        "a.name": "a.name",
+        "b.name": "b.name",
+        "c.width": "width",
+    }
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_fits_the_terminal(tmp_path, width):
+    finished(tmp_path, macs_per_image=1e6, rate=100.0, seconds=40.0)
+    measured = plan.measured_runs([tmp_path])
+    planned = [make_run(n) for n in range(50)]
+    states = {run.id: "missing" for run in planned} | {planned[0].id: "done"}
+    rows = plan.plan_rows(planned, states, measured)
+    out = io.StringIO()
+    console = rich.console.Console(file=out, width=width, highlight=False)
+    plan.print_plan(rows, "runs/s", measured, limit=20, console=console)
+    lines = out.getvalue().splitlines()
+    table = lines[:21]
+    assert all(len(line) <= width for line in table)
+    assert "0000000001" in table[2]
+    assert ("some_rather_long_name" in table[2]) == (width >= 110)
+    assert "1.52G" in table[1] and "205M" in table[1] and "2.05e+14" in table[1]
+    assert "and 30 more" in lines[21]
+    assert "50 runs in runs/s (49 missing, 1 done), 1.02e+16 FLOPs" in lines[22]
+    each = rows[0]["device_hours"]
+    assert f"{plan.short_hours(50 * each)} device hours" in lines[23]
+    assert f"{plan.short_hours(49 * each)} of them to come" in lines[23]
+    assert "2 x cpu" in lines[23]
+
+
+def test_unknown_hours_say_how_to_know_them():
+    rows = plan.plan_rows([make_run(0)], {make_run(0).id: "missing"})
+    assert rows[0]["device_hours"] is None
+    assert "--measured" in plan.plan_totals(rows, "r", [])[-1]

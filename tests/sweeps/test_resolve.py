@@ -1,0 +1,215 @@
+"""Sweep files: from entries to runs, ids, budgets, teachers, and errors that help."""
+
+import dataclasses
+import json
+import textwrap
+
+import pytest
+
+from scm_jax import config as config_lib
+from scm_jax import describe, runs
+from scm_jax.sweeps.files import load_sweep
+from scm_jax.sweeps.planned import read_run, write_run
+from scm_jax.sweeps.resolve import resolve
+
+HEAD = """
+from scm_jax.sweeps import *
+BASE = "experiments/mixture.py:scd,quick"
+METRICS = ("consistency_rmse",)
+"""
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """``planned(body, arg, root)``: the runs of a sweep file with this text."""
+
+    def make(body, arg="", root=tmp_path / "runs"):
+        path = tmp_path / "tiny.py"
+        path.write_text(HEAD + textwrap.dedent(body))
+        return resolve(load_sweep(f"{path}:{arg}" if arg else str(path)), root)
+
+    return make
+
+
+GRID = """
+def sweep(arg=""):
+    yield from cross(grid({"network.width": (16, 32)}), seeds(2))
+"""
+
+
+def test_entries_become_complete_configs(planned):
+    found = planned(GRID)
+    assert [r.overrides for r in found] == [
+        {"network.width": w, "seed": s} for w in (16, 32) for s in (0, 1)
+    ]
+    for run in found:
+        config = config_lib.from_dict(dict(run.config))
+        assert config.network.width == run.overrides["network.width"]
+        accounts = describe.describe(config)
+        assert run.parameters == accounts["parameters"]
+        assert run.images == accounts["images"]
+        assert run.train_flops == 2 * accounts["total_train_macs"]
+    assert found[0].metrics == ("consistency_rmse",)
+    assert found[0].sweep == "tiny"
+
+
+def test_the_id_is_that_of_the_config_alone(planned, tmp_path):
+    first = [r.id for r in planned(GRID)]
+    assert len(set(first)) == 4
+    assert first == [r.id for r in planned(GRID, root=tmp_path / "elsewhere")]
+    changed = GRID.replace("seeds(2)", 'seeds(2), [{"tags": "t", "resources": "big"}]')
+    assert first == [r.id for r in planned(changed)]
+    longer = GRID.replace("seeds(2)", 'seeds(2), [{"train.batch_size": 64}]')
+    assert not set(first) & {r.id for r in planned(longer)}
+    for run in planned(GRID):
+        assert run.id.rpartition("-")[2] == runs.config_hash(run.config)
+
+
+def test_equal_entries_are_one_run_with_the_tags_of_both(planned):
+    (run,) = planned("""
+        def sweep(arg=""):
+            yield {"seed": 1, "tags": "a"}
+            yield {"seed": 1, "tags": ("b",)}
+    """)
+    assert run.tags == ("a", "b")
+
+
+def test_entries_that_differ_in_what_changes_no_result_are_refused(planned):
+    with pytest.raises(ValueError, match=r"entry 1: duplicate id .* eval\.steps"):
+        planned("""
+            def sweep(arg=""):
+                yield {"seed": 1}
+                yield {"seed": 1, "eval.steps": (1, 2, 3)}
+        """)
+
+
+def test_a_budget_is_a_whole_number_of_steps(planned):
+    (run,) = planned("""
+        def sweep(arg=""):
+            yield {"train.flops": 1e10, "optimizer.decay_images": of_duration(0.5),
+                   "objective.tangent_warmup_images": of_duration(0.25)}
+    """)
+    batch = run.config["train"]["batch_size"]
+    assert run.images % batch == 0
+    assert abs(run.train_flops - 1e10) <= run.train_flops / (run.images / batch)
+    assert run.config["optimizer"]["decay_images"] == 0.5 * run.images
+    warmup = run.config["objective"]["tangent_warmup_images"]
+    assert warmup == round(run.images / 4)
+    assert type(warmup) is int
+    assert run.overrides["train.duration_images"] == run.images
+
+
+TEACHERS = """
+def sweep(arg=""):
+    digits = "experiments/digits.py:{},quick"
+    for width in (16, 32):
+        yield {"base": digits.format("teacher"), "label": f"t{width}",
+               "network.width": width}
+    yield {"base": digits.format("scd"), "network.width": 16,
+           "teacher.run": run_dir("t32"), "init.run": run_dir("t16")}
+"""
+
+
+def test_a_student_names_its_teacher_and_waits_for_it(planned, tmp_path):
+    small, large, student = planned(TEACHERS)
+    root = tmp_path / "runs"
+    assert student.config["teacher"]["run"] == str(root / large.id)
+    assert student.config["init"]["run"] == str(root / small.id)
+    assert set(student.depends_on) == {small.id, large.id}
+    assert student.teacher_id == large.id
+    # The teacher's network is counted, not the student's twice.
+    config = config_lib.from_dict(dict(student.config))
+    teacher = config_lib.from_dict(dict(large.config))
+    other = config_lib.from_dict(dict(small.config))
+    counted = [
+        describe.training_run.train_macs(describe.build_abstract(config, t), 16)
+        for t in (teacher, other)
+    ]
+    assert counted[0] > counted[1]
+    assert student.train_flops == 2 * counted[0] * student.images
+
+
+def test_a_students_id_holds_its_teacher_but_not_the_place(planned, tmp_path):
+    *_, here = planned(TEACHERS)
+    *_, there = planned(TEACHERS, root=tmp_path / "other")
+    assert here.id == there.id
+    *_, other = planned(TEACHERS.replace('run_dir("t32")', 'run_dir("t16")'))
+    assert here.id != other.id
+    # A teacher that exists is known by its config as well.
+    _, large, _ = planned(TEACHERS)
+    directory = write_run(tmp_path / "moved", large)
+    *_, named = planned(TEACHERS.replace('run_dir("t32")', repr(str(directory))))
+    assert named.id == here.id
+    assert large.id not in named.depends_on
+
+
+def test_what_is_written_is_read_back(planned, tmp_path):
+    run = planned(TEACHERS)[-1]
+    directory = write_run(tmp_path / "runs", run)
+    assert read_run(directory) == dataclasses.replace(
+        run, config=json.loads(json.dumps(run.config))
+    )
+    facts = json.loads((directory / "run.json").read_text())
+    (directory / "run.json").write_text(json.dumps({**facts, "of_later": 1}))
+    assert read_run(directory).id == run.id
+
+
+ERRORS = [
+    ('{"network.widht": 3}', r"entry 0.*'network.widht'.*did you mean 'network.width'"),
+    ('{"widht": 3}', "not one of"),
+    ('{"network.width": "wide"}', "network.width = 'wide'"),
+    ('{"objective.name": "sct"}', "objective.name"),
+    ('{"network.num_layers": -3}', "num_layers"),
+    ('{"label": 3}', "label = 3: must be str"),
+    ('{"tags": (1,)}', "tags"),
+    ('{"train.flops": -1.0}', "above 0"),
+    ('{"train.flops": 1.0}', "less than one step"),
+    ('{"train.flops": 1e9, "train.duration_images": 64}', "exclude"),
+    ('{"depends_on": "t"}', "label of an earlier entry = 't'"),
+    ('{"init.run": run_dir("t")}', "label of an earlier entry = 't'"),
+    ('{"init.run": "runs/no_such_teacher"}', "there is no such run"),
+    ('{"base": "experiments/none.py"}', "no experiment file experiments/none.py"),
+    ('{"base": ":student"}', "experiment variant = 'student'"),
+    ("3", "not a dict"),
+]
+
+
+@pytest.mark.parametrize(("entry", "message"), ERRORS)
+def test_errors_name_the_file_the_entry_and_the_cause(planned, entry, message):
+    body = f"def sweep(arg=''):\n    yield {entry}\n"
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        planned(body)
+    assert "tiny.py" in str(caught.value)
+
+
+def test_a_start_of_other_shapes_is_refused(planned):
+    body = TEACHERS.replace('run_dir("t16")', 'run_dir("t32")')
+    with pytest.raises(ValueError, match="init.run: its network has other shapes"):
+        planned(body)
+
+
+def test_two_entries_with_one_label_are_refused(planned):
+    with pytest.raises(ValueError, match="'t' stands at two"):
+        planned("""
+            def sweep(arg=""):
+                yield {"label": "t"}
+                yield {"label": "t", "seed": 1}
+        """)
+
+
+def test_files_that_are_no_sweep_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_sweep(str(tmp_path / "none.py"))
+    path = tmp_path / "wrong.py"
+    path.write_text("BASE = 'x'\n")
+    with pytest.raises(ValueError, match="defines no sweep"):
+        load_sweep(str(path))
+    path.write_text("BASE = 'x'\ndef sweep(arg):\n    return []\n# longer\n")
+    with pytest.raises(ValueError, match="yields no entry"):
+        load_sweep(str(path))
+    path.write_text("BASE = 'x'\n\ndef sweep(arg):\n    raise KeyError('size')\n")
+    with pytest.raises(ValueError, match=r"wrong\.py, line 4 .*size"):
+        load_sweep(str(path))
+    path.write_text("BASE = 'x'\ndef sweep(arg):\n    return {'seed': 1}\n# a dict\n")
+    with pytest.raises(ValueError, match="must yield dicts"):
+        load_sweep(str(path))

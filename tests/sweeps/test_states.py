@@ -1,0 +1,193 @@
+import time
+
+import pytest
+
+from scm_jax.sweeps import journal, locks, states
+from tests.sweeps import planted
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    planted.make_run(tmp_path, "run")
+    return tmp_path / "run"
+
+
+def state_of(run_dir, queue=None):
+    return states.read_state(run_dir, queue=queue)
+
+
+class TestReadState:
+    def test_without_any_file_it_is_missing(self, run_dir):
+        assert state_of(run_dir) == states.RunState("run", "missing")
+
+    def test_the_summary_alone_makes_it_done(self, run_dir):
+        planted.write_status(run_dir, state="failed")
+        planted.finish(run_dir)
+        assert state_of(run_dir).state == "done"
+
+    def test_a_status_of_done_without_a_summary_is_not_believed(self, run_dir):
+        planted.write_status(run_dir, state="done")
+        assert state_of(run_dir).state == "stale"
+
+    def test_it_runs_as_long_as_its_worker_lives(self, run_dir):
+        planted.write_status(run_dir, step=5, steps=20, images=80, attempt=2)
+        with locks.hold(run_dir):
+            found = state_of(run_dir)
+        assert (found.state, found.step, found.images) == ("running", 5, 80)
+        assert found.attempt == 2 and found.failures == 0
+
+    def test_it_is_stale_as_soon_as_its_worker_is_gone(self, run_dir):
+        planted.write_status(run_dir)
+        found = state_of(run_dir)
+        assert found.state == "stale" and found.failures == 1
+        assert "vanished" in found.error
+
+    @pytest.mark.parametrize(("age", "state"), [(20, "running"), (40, "stale")])
+    def test_another_machine_is_believed_for_three_heartbeats(
+        self, run_dir, age, state
+    ):
+        heartbeat = time.time() - age
+        planted.write_status(run_dir, **planted.ELSEWHERE, heartbeat=heartbeat)
+        found = state_of(run_dir)
+        assert found.state == state
+        assert found.heartbeat_age == pytest.approx(age, abs=5)
+
+    @pytest.mark.parametrize("state", ["failed", "preempted"])
+    def test_the_end_of_a_worker_is_told(self, run_dir, state):
+        planted.write_status(run_dir, state=state, error="boom", retry=False)
+        planted.write_attempts(run_dir, state)
+        found = state_of(run_dir)
+        assert (found.state, found.error, found.retry) == (state, "boom", False)
+        assert found.failures == (state == "failed")
+
+    def test_a_training_without_a_worker_is_stale(self, run_dir):
+        (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+        assert state_of(run_dir).state == "stale"
+
+
+class TestSubmissions:
+    def test_what_was_sent_is_queued_until_it_begins(self, run_dir):
+        planted.write_submission(run_dir)
+        assert state_of(run_dir).state == "queued"
+        planted.write_status(run_dir, state="preempted", started=time.time() + 1)
+        assert state_of(run_dir).state == "preempted"
+        planted.write_submission(run_dir, time=time.time() + 2)
+        assert state_of(run_dir).state == "queued"
+
+    @pytest.mark.parametrize("event", ["cancelled", "failed"])
+    def test_what_was_not_sent_is_not_queued(self, run_dir, event):
+        planted.write_submission(run_dir)
+        planted.write_submission(run_dir, event, error="no such partition")
+        found = state_of(run_dir)
+        assert found.state == "missing" and found.error == "no such partition"
+
+    @pytest.mark.parametrize(("age", "state"), [(0, "queued"), (100, "missing")])
+    def test_a_sending_that_broke_off_is_believed_for_a_minute(
+        self, run_dir, age, state
+    ):
+        planted.write_submission(run_dir, "sending", time=time.time() - age)
+        found = state_of(run_dir)
+        assert found.state == state
+        if state == "missing":
+            assert "broken off" in found.error
+
+    def test_the_scheduler_knows_better_than_the_record(self, run_dir):
+        planted.write_submission(run_dir)
+        assert state_of(run_dir, queue={}).state == "missing"
+        assert state_of(run_dir, queue={"run": "queued"}).state == "queued"
+        assert state_of(run_dir, queue={"run": "running"}).state == "queued"
+        assert state_of(run_dir, queue={"run": "unknown"}).state == "queued"
+
+    def test_a_requeued_job_is_queued_whatever_became_of_it_before(self, run_dir):
+        planted.write_status(run_dir)
+        assert state_of(run_dir, queue={"run": "queued"}).state == "queued"
+        assert state_of(run_dir, queue={"run": "running"}).state == "running"
+
+    def test_a_live_worker_counts_more_than_a_waiting_job(self, run_dir):
+        planted.write_status(run_dir)
+        with locks.hold(run_dir):
+            assert state_of(run_dir, queue={"run": "queued"}).state == "running"
+
+
+class TestRetryable:
+    @pytest.mark.parametrize(
+        ("state", "failures", "retry", "expected"),
+        [
+            ("missing", 0, True, True),
+            ("preempted", 9, True, True),
+            ("stale", 2, True, True),
+            ("stale", 3, True, False),
+            ("failed", 2, True, True),
+            ("failed", 3, True, False),
+            ("failed", 1, False, False),
+            ("running", 0, True, False),
+            ("queued", 0, True, False),
+            ("done", 0, True, False),
+        ],
+    )
+    def test_every_state(self, state, failures, retry, expected):
+        found = states.RunState("run", state, failures=failures, retry=retry)
+        assert states.retryable(found, max_attempts=3) is expected
+
+    def test_preempted_attempts_are_no_failures(self, run_dir):
+        planted.write_attempts(run_dir, "preempted", "failed", "lost", "preempted")
+        planted.write_status(run_dir, state="preempted", attempt=4)
+        found = state_of(run_dir)
+        assert (found.attempt, found.failures) == (4, 2)
+
+    def test_a_forgiven_run_begins_anew(self, run_dir):
+        planted.write_attempts(run_dir, "failed", "failed", "failed")
+        planted.write_status(run_dir, state="failed", retry=False, attempt=3)
+        assert states.is_final(run_dir, state_of(run_dir))
+        states.forgive(run_dir)
+        found = state_of(run_dir)
+        assert (found.failures, found.attempt) == (0, 3)
+        assert not states.is_final(run_dir, found)
+
+    def test_the_limit_stands_in_the_file_of_the_run(self, tmp_path):
+        planted.make_run(tmp_path, "run", max_attempts=7)
+        assert states.max_attempts(tmp_path / "run") == 7
+        assert states.max_attempts(tmp_path) == 3
+
+
+def test_left_seconds_follow_from_the_rate():
+    found = states.RunState(
+        "run", "running", step=10, steps=40, images=320, images_per_second=16.0
+    )
+    assert found.eta_seconds == 60.0
+
+
+class TestJournal:
+    def test_a_failure_in_the_middle_leaves_a_record_of_both(self, tmp_path):
+        for name in ("a", "b", "c"):
+            planted.make_run(tmp_path, name)
+        with (
+            pytest.raises(OSError, match="gone"),
+            journal.sending(tmp_path, "slurm", ["a", "b", "c"]) as batch,
+        ):
+            assert journal.newest_submission(tmp_path / "c").event == "sending"
+            batch.sent({"a": "11"})
+            raise OSError("the controller is gone")
+        events = {
+            name: journal.newest_submission(tmp_path / name) for name in ("a", "b", "c")
+        }
+        assert events["a"].event == "sent" and events["a"].job == "11"
+        assert [events[name].event for name in ("b", "c")] == ["failed", "failed"]
+        assert events["b"].error == "OSError: the controller is gone"
+        assert journal.sent_jobs(tmp_path, "slurm") == {"a": "11"}
+
+    def test_jobs_are_those_that_were_sent_and_not_taken_back(self, tmp_path):
+        for name in ("a", "b", "c", "d"):
+            planted.make_run(tmp_path, name)
+        with journal.sending(tmp_path, "slurm", ["a", "b", "c"]) as batch:
+            batch.sent({"a": "1", "b": "2", "c": "3"})
+        planted.write_submission(tmp_path / "d", launcher="local")
+        journal.record_cancelled(tmp_path, "slurm", {"b": "2"})
+        planted.finish(tmp_path / "c")
+        assert journal.sent_jobs(tmp_path, "slurm") == {"a": "1"}
+
+    def test_a_torn_last_line_is_no_submission(self, tmp_path):
+        planted.write_submission(tmp_path, job="1")
+        with (tmp_path / "submissions.jsonl").open("a") as file:
+            file.write('{"time": 1, "event": "canc')
+        assert journal.newest_submission(tmp_path).event == "sent"
