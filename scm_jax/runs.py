@@ -436,7 +436,7 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
 
 @functools.cache
 def is_neutral(key: str) -> bool:
-    """Whether a dotted config key cannot change the result, see ``NEUTRAL_KEYS``."""
+    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 

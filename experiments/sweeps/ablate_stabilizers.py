@@ -59,7 +59,8 @@ def sweep(arg=""):
     for kind in kinds:
         for name, changes in {**objectives, **networks}.items():
             teacher = run_dir(f"teacher_{name if name in networks else 'paper'}")
-            arm = {"base": f":{kind}", "tags": (kind, name), "init.run": teacher}
+            tags = (kind, name, *(["baseline"] if name == "paper" else []))
+            arm = {"base": f":{kind}", "tags": tags, "init.run": teacher}
             if kind == "scd":
                 arm["teacher.run"] = teacher
             yield from cross([{**common, **student, **arm, **changes}], seeds(3))

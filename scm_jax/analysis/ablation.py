@@ -85,16 +85,19 @@ class Arm:
             return "no pairs"
         if self.num_pairs < 2:
             return "unknown: one pair"
+        noise = [
+            name
+            for name, exceeds in (
+                ("seed", self.exceeds_seed_noise),
+                ("metric", self.exceeds_metric_noise),
+            )
+            if exceeds is False
+        ]
+        if noise:
+            return f"no: within {' and '.join(noise)} noise"
         low, high = self.difference.interval
-        reasons = []
-        if self.exceeds_seed_noise is False:
-            reasons.append("within seed noise")
-        if self.exceeds_metric_noise is False:
-            reasons.append("within metric noise")
         if low <= 0 <= high:
-            reasons.append("interval contains 0")
-        if reasons:
-            return "no: " + ", ".join(reasons)
+            return "no: interval contains 0"
         unknown = [
             name
             for name, known in [
@@ -269,6 +272,30 @@ def varying_keys(runs: pd.DataFrame) -> list[str]:
     keys = (name for name in runs.columns if "." in name and "/" not in name)
     keys = (name for name in keys if name not in _NO_FACTORS and not is_neutral(name))
     return [name for name in keys if len({_key(value) for value in runs[name]}) > 1]
+
+
+def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str]:
+    """Run -> what tells its setting from others, such as ``width = 32``.
+
+    Of several keys those with the value of most runs are left out; a run with these
+    alone is the ``baseline``.
+    """
+    usual: dict[str, Hashable] = {}
+    for key in keys if len(keys) > 1 else ():
+        counts = collections.Counter(_key(value) for value in runs[key])
+        value, count = counts.most_common(1)[0]
+        if 2 * count > len(runs):
+            usual[key] = value
+    names = {}
+    for place, run in enumerate(runs.index):
+        values = {key: _key(runs[key].iloc[place]) for key in keys}
+        other = [
+            f"{_short(key, keys)} = {_value(value)}"
+            for key, value in values.items()
+            if key not in usual or usual[key] != value
+        ]
+        names[run] = ", ".join(other) or ("baseline" if usual else "all runs")
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -623,8 +650,15 @@ def _number(value: float, sign: str = "") -> str:
 
 
 def _text(found: Estimate, sign: str = "") -> str:
-    """``+0.5 [−0.1, +1.1]``."""
+    """``+0.5 [−0.1, +1.1]``: two digits of the interval's half width."""
     if math.isnan(found.value):
         return "–"
-    low, high = (_number(end, sign) for end in found.interval)
-    return f"{_number(found.value, sign)} [{low}, {high}]"
+    low, high = found.interval
+    half = (high - low) / 2
+    if not 0 < half < math.inf:
+        ends = ", ".join(_number(end, sign) for end in (low, high))
+        return f"{_number(found.value, sign)} [{ends}]"
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    texts = [f"{x:{sign}.{decimals}f}" for x in (found.value, low, high)]
+    value, *ends = (text.replace("-", "−") for text in texts)
+    return f"{value} [{', '.join(ends)}]"

@@ -13,10 +13,10 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from scm_jax.records import flatten, read_rows
+from scm_jax.sweeps import states
 
 # Files that a row of ``load_runs`` is made of.
 FACT_FILES = (
@@ -167,9 +167,9 @@ def read_facts(run: RunFiles) -> dict[str, Any]:
 
     Returns:
       Plain data that JSON can carry: ``config`` (flat), ``plan`` (of ``run.json``),
-      ``summary``, ``device_seconds``, ``device``, ``failure`` (the worker's message),
-      ``results`` (column -> value), ``protocols`` and ``measured_by`` (column -> index
-      into them), and ``error``: why the run cannot be read, or None.
+      ``summary``, ``device_seconds``, ``device``, ``results`` (column ->
+      value), ``protocols`` and ``measured_by`` (column -> index into them), and
+      ``error``: why the run cannot be read, or None.
     """
     facts: dict[str, Any] = {"error": None, "config": {}, "results": {}}
     try:
@@ -180,8 +180,6 @@ def read_facts(run: RunFiles) -> dict[str, Any]:
         rows = summary.pop("results", None) or []
         facts["summary"] = _summary(summary)
         facts |= _attempts(run, facts["summary"])
-        if not summary:
-            facts["failure"] = _read_object(run, "status.json").get("error")
         if RESULTS_FILE in run.files:
             rows = result_rows(run)
         facts |= default_results(rows, facts["config"])
@@ -354,26 +352,19 @@ def _is_number(value: Any) -> bool:
 # --- State ----------------------------------------------------------------------------
 
 
-def read_state(run: RunFiles, facts: Mapping[str, Any], now: float) -> str:
-    """State of a run: ``unreadable``, or one of the states of a sweep."""
+def read_state(
+    run: RunFiles, facts: Mapping[str, Any], now: float
+) -> tuple[str, str | None]:
+    """State of a run, ``unreadable`` or one of ``states.STATES``, and its error."""
     if facts["error"]:
-        return "unreadable"
+        return "unreadable", facts["error"]
     if "summary.json" in run.files:
-        return "done"
-    return _unfinished_state(Path(run.path), run, now)
-
-
-def _unfinished_state(directory: Path, run: RunFiles, now: float) -> str:
-    if "status.json" in run.files:
-        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-        age = now - status.get("heartbeat", 0.0)
-        old = age > 3 * status.get("heartbeat_seconds", 10.0)
-        return "stale" if status["state"] == "running" and old else status["state"]
-    if (directory / "nonfinite").is_dir() and any((directory / "nonfinite").iterdir()):
-        return "failed"
-    if "submissions.jsonl" in run.files:
-        return "queued"
-    return "stale" if METRICS_FILE in run.files else "missing"
+        return states.DONE, None
+    try:
+        found = states.read_state(run.path, now)
+    except READ_ERRORS as error:
+        return "unreadable", _message(error, run)
+    return found.state, found.error
 
 
 def now() -> float:

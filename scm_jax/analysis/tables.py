@@ -85,19 +85,21 @@ def frame_of(
     """
     pandas = require("pandas", "a table of runs", "scm_jax[analysis]")
     now = run_files.now()
+    states = [
+        run_files.read_state(run, found, now)
+        for run, found in zip(runs, facts, strict=True)
+    ]
     configs = [found["config"] for found in facts]
     varying, constant = split_configs(configs)
     columns: dict[str, Any] = {
-        "state": [
-            run_files.read_state(run, found, now)
-            for run, found in zip(runs, facts, strict=True)
-        ],
+        "state": [state for state, _ in states],
         **_descriptions(facts),
     }
     for key, values in varying.items():
         if key not in _NAMED:
             columns[key] = [_cell(value) for value in values]
     columns |= _accounts(facts)
+    columns["error"] = [error for _, error in states]
     columns["path"] = [run.path for run in runs]
     columns["duplicate_of"] = _duplicates([run.id for run in runs], configs, varying)
     columns |= _results(facts)
@@ -285,7 +287,6 @@ def _account(
         "device_hours": None if seconds is None else seconds / 3600,
         "commit": commit and f"{commit}{'+dirty' if summary.get('dirty') else ''}",
         "teacher_id": plan.get("teacher_id"),
-        "error": facts["error"] or facts.get("failure"),
     }
 
 

@@ -120,7 +120,7 @@ class TestNoise:
             (2.0, (1.0, 1.1, 0.9), 0.01, "yes"),
             (2.0, (1.0, 3.0, 5.0), 0.01, "no: within seed noise"),
             (2.0, (1.0, 1.1, 0.9), 4.0, "no: within metric noise"),
-            (0.001, (1.0, 1.1, 0.9), None, "no: within seed noise, interval contains"),
+            (0.2, (1.0, 1.1, 0.9), 4.0, "no: within seed and metric noise"),
             (2.0, (1.0, 1.1, 0.9), None, "yes (metric noise not known)"),
         ],
     )
@@ -132,6 +132,10 @@ class TestNoise:
             frame = frame.assign(**columns)
         _, arm = only_arm(frame)
         assert arm.verdict.startswith(verdict)
+
+    def test_an_interval_with_0_is_no_difference(self):
+        frame = three_seeds(2.0, (4.0, -2.0, 0.0), (1.0, 1.1, 0.9))
+        assert only_arm(frame)[1].verdict == "no: interval contains 0"
 
     def test_noise_alone_is_rarely_called_a_difference(self):
         rng = np.random.default_rng(1)
@@ -262,7 +266,11 @@ class TestTables:
         assert lines[0].split("|")[1].strip() == "arm"
         assert lines[2].split("|")[2].strip() == "1"
         cells = [cell.strip() for cell in lines[3].split("|")]
-        assert cells[1:4] == ["tangent_normalization = none", "3", "+2 [+1.98, +2.02]"]
+        assert cells[1:4] == [
+            "tangent_normalization = none",
+            "3",
+            "+2.000 [+1.975, +2.025]",
+        ]
         text = "\n".join(lines)
         assert "with 3 pairs it has 2 degrees of freedom and reaches 4.30" in text
         assert "over training seeds: 0.1." in text
@@ -300,6 +308,19 @@ class TestTables:
             "not adjusted for 2 comparisons"
             in compare(table(values), METRIC).to_markdown()
         )
+
+
+def test_names_of_settings_leave_out_what_most_have():
+    frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("none", 0): 2.0})
+    frame["network.width"] = [8, 16, 8]
+    names = ablation.setting_names(frame, [NORM, "network.width"])
+    assert list(names.values()) == [
+        "baseline",
+        "width = 16",
+        "tangent_normalization = none",
+    ]
+    names = ablation.setting_names(frame, ["network.width"])
+    assert list(names.values()) == ["width = 8", "width = 16", "width = 8"]
 
 
 def test_long_keys_stay_apart():

@@ -12,6 +12,7 @@ import pytest
 
 import scm_jax
 from scm_jax.analysis import run_files, tables
+from scm_jax.analysis.collect import collect
 from scm_jax.runs import RunDir, config_hash
 from tests.analysis import synthetic_runs
 from tests.analysis.synthetic_runs import result, write, write_metrics
@@ -329,13 +330,28 @@ class TestMetrics:
 
 
 class TestState:
-    def test_heartbeats_go_stale(self, root, monkeypatch):
-        path = write(root, done=False, plan={})
-        status = {"state": "running", "heartbeat": 100.0, "heartbeat_seconds": 10.0}
-        (path / "status.json").write_text(json.dumps(status))
+    def test_unfinished_runs_say_what_became_of_them(self, root, monkeypatch):
+        status = {"heartbeat": 100.0, "heartbeat_seconds": 10.0, "host": "elsewhere"}
+        for name, found in {
+            "r0": {"state": "running"},
+            "r1": {"state": "failed", "error": "boom", "retry": False},
+        }.items():
+            path = write(root, name=name, done=False, plan={})
+            (path / "status.json").write_text(json.dumps({**status, **found}))
         for now, state in [(125.0, "running"), (135.0, "stale")]:
             monkeypatch.setattr(run_files, "now", lambda now=now: now)
-            assert scm_jax.load_runs(root)["state"].tolist() == [state]
+            frame = scm_jax.load_runs(root)
+            assert frame["state"].to_dict() == {"r0": state, "r1": "failed"}
+            assert frame.loc["r1", "error"] == "boom"
+
+    def test_collected_runs_go_on_living(self, root, monkeypatch):
+        """States of unfinished runs are read anew, whatever was collected."""
+        path = write(root, done=False, plan={})
+        status = {"state": "running", "heartbeat": 100.0, "host": "elsewhere"}
+        (path / "status.json").write_text(json.dumps(status))
+        collect(root)
+        monkeypatch.setattr(run_files, "now", lambda: 110.0)
+        assert scm_jax.load_runs(root)["state"].tolist() == ["running"]
 
 
 def test_the_package_imports_no_pandas():

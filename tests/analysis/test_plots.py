@@ -1,0 +1,321 @@
+"""Pictures of synthetic runs: what is drawn, where the numbers are known."""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scm_jax
+from scm_jax.analysis.ablation import compare
+from scm_jax.analysis.ablation_plots import plot_ablation
+from scm_jax.analysis.curve_plots import (
+    bin_values,
+    plot_bins,
+    plot_curves,
+    plot_spikes,
+    run_curves,
+    spikes,
+)
+from scm_jax.analysis.sampling_plots import plot_sampling, sampling_lines
+from tests.analysis.synthetic_runs import result, write
+from tests.analysis.test_ablation import METRIC, NORM, table, three_seeds
+
+
+def rendered(axes):
+    """The axes, drawn: labels and texts are made then."""
+    axes.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    return axes
+
+
+def line_of(axes, label):
+    (line,) = [line for line in axes.get_lines() if line.get_label() == label]
+    return line
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+class TestCurves:
+    @pytest.fixture
+    def study(self, tmp_path):
+        """Two widths, two seeds each: loss = width + seed + step."""
+        for width in (16, 32):
+            for seed in (0, 2):
+                rows = [
+                    {"step": s, "images": 10 * s, "loss": width + seed + float(s)}
+                    for s in range(0, 101, 10)
+                ]
+                write(tmp_path, {"network.width": width, "seed": seed}, rows=rows)
+        return tmp_path
+
+    def draw(self, root, column="loss", **options):
+        frames = scm_jax.load_metrics(root), column, scm_jax.load_runs(root)
+        return rendered(plot_curves(*frames, **options))
+
+    def test_the_line_is_the_mean_and_the_band_its_range(self, study):
+        axes = self.draw(study)
+        assert sorted(labels(axes)) == ["width = 16 (2 seeds)", "width = 32 (2 seeds)"]
+        line = line_of(axes, "width = 16 (2 seeds)")
+        np.testing.assert_allclose(line.get_xdata(), np.arange(0, 1001, 100))
+        np.testing.assert_allclose(line.get_ydata(), 17 + np.arange(0, 101, 10))
+        bands = [c.get_datalim(axes.transData) for c in axes.collections]
+        assert {(b.y0, b.y1) for b in bands} == {(16, 118), (32, 134)}
+
+    @pytest.mark.parametrize(
+        ("x", "last"),
+        [
+            ("steps", 100),
+            ("images", 1000),
+            ("flops", 2e6 * 1000),
+            ("device_hours", 2 * 36 / 3600),
+        ],
+    )
+    def test_scales(self, study, x, last):
+        axes = self.draw(study, x=x)
+        line = line_of(axes, "width = 32 (2 seeds)")
+        assert line.get_xdata()[-1] == pytest.approx(last)
+
+    def test_other_steps_are_interpolated_where_both_ran(self, tmp_path):
+        steps = {0: range(0, 101, 20), 1: range(10, 71, 20)}
+        for seed, logged in steps.items():
+            rows = [
+                {"step": s, "images": s, "loss": 2.0 * s + 10 * seed} for s in logged
+            ]
+            write(tmp_path, {"seed": seed}, rows=rows)
+        axes = self.draw(tmp_path)
+        (line,) = [line for line in axes.get_lines() if len(line.get_xdata()) == 7]
+        np.testing.assert_allclose(line.get_xdata(), np.arange(10, 71, 10))
+        np.testing.assert_allclose(line.get_ydata(), 2 * np.arange(10, 71, 10) + 5)
+
+    def test_a_value_that_was_not_finite_is_a_cross(self, tmp_path):
+        rows = [{"step": 1, "images": 1, "loss": 4.0}]
+        rows += [{"step": 2, "images": 2, "loss": math.nan}]
+        write(tmp_path, rows=[*rows, {"step": 3, "images": 3, "eval/x": 1.0}])
+        axes = self.draw(tmp_path)
+        crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
+        assert [line.get_xydata().tolist() for line in crosses] == [[[2.0, 4.0]]]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"x": "epochs"}, "'device_hours', 'flops', 'images', 'steps'"),
+            ({"column": "los"}, "no metric 'los'"),
+        ],
+    )
+    def test_what_cannot_be_drawn_is_named(self, study, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.draw(study, **options)
+
+    def test_runs_without_the_accounts_are_left_out(self, study):
+        write(
+            study, {"seed": 9}, done=False, rows=[{"step": 1, "images": 1, "loss": 0}]
+        )
+        metrics, runs = scm_jax.load_metrics(study), scm_jax.load_runs(study)
+        assert len(run_curves(metrics, "loss", runs, "flops")) == 4
+        assert len(run_curves(metrics, "loss", runs, "images")) == 5
+
+
+class TestBins:
+    @pytest.fixture
+    def metrics(self, tmp_path):
+        """The norm in bin b is (b + 1) times the step; the last bin is first empty."""
+        rows = []
+        for step in range(1, 11):
+            values = [(b + 1.0) * step for b in range(4)]
+            values[3] = math.nan if step <= 5 else values[3]
+            rows.append(
+                {"step": step, "images": 10 * step, "bins/tangent_norm": values}
+            )
+        write(tmp_path, rows=rows)
+        return scm_jax.load_metrics(tmp_path)
+
+    def test_a_line_for_each_bin_over_training(self, metrics):
+        axes = rendered(plot_bins(metrics))
+        lines = axes.get_lines()
+        assert len(lines) == 4
+        np.testing.assert_allclose(lines[1].get_ydata(), 2 * np.arange(1, 11))
+        np.testing.assert_allclose(lines[3].get_xdata(), np.arange(60, 101, 10))
+
+    def test_a_line_for_each_stage_over_t(self, metrics):
+        axes = rendered(plot_bins(metrics, x="t", stages=2))
+        early, late = axes.get_lines()
+        np.testing.assert_allclose(
+            early.get_xdata(), np.pi / 2 * np.arange(1, 8, 2) / 8
+        )
+        np.testing.assert_allclose(early.get_ydata(), [3, 6, 9, math.nan])
+        np.testing.assert_allclose(late.get_ydata(), [8, 16, 24, 32])
+        assert labels(axes) == ["until 50", "until 100"]
+
+    def test_one_run_with_such_values(self, metrics, tmp_path):
+        write(tmp_path, {"seed": 1}, rows=[{"step": 1, "loss": 1.0}])
+        both = scm_jax.load_metrics(tmp_path)
+        with pytest.raises(ValueError, match="of one run"):
+            bin_values(both, "bins/tangent_norm")
+        with pytest.raises(ValueError, match="no metric 'bins/x'"):
+            plot_bins(metrics, "bins/x")
+        with pytest.raises(ValueError, match="x = 'steps'"):
+            plot_bins(metrics, x="steps")
+
+
+class TestSpikes:
+    @pytest.fixture
+    def metrics(self, tmp_path):
+        """Smooth but for jumps at step 30 and 31 and a NaN at 40."""
+        rng = np.random.default_rng(0)
+        rows = []
+        for step in range(60):
+            norm = (10.0 - 0.1 * step) * rng.uniform(0.9, 1.1)
+            norm = {30: 100.0, 31: 90.0, 40: math.nan}.get(step, norm)
+            rows.append({"step": step, "images": 10 * step, "grad_norm": norm})
+            rows.append({"step": step, "images": 10 * step, "loss": 1.0})
+        write(tmp_path, name="wild", rows=rows)
+        return scm_jax.load_metrics(tmp_path)
+
+    def test_only_the_planted_ones(self, metrics):
+        found = spikes(metrics, "grad_norm")
+        assert found["step"].tolist() == [30, 31, 40]
+        assert found["finite"].tolist() == [True, True, False]
+        assert found["ratio"].iloc[0] == pytest.approx(100 / 8, rel=0.1)
+        assert spikes(metrics, "loss").empty
+
+    def test_they_are_marked_and_counted(self, metrics):
+        axes = rendered(plot_spikes(metrics))
+        assert labels(axes) == ["wild: 2 spikes, 1 not finite"]
+        (marks,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert marks.get_xdata().tolist() == [300.0, 310.0]
+        (lost,) = [line for line in axes.get_lines() if line.get_marker() == "x"]
+        assert lost.get_xdata().tolist() == [400.0]
+
+    @pytest.mark.parametrize(
+        ("column", "factor", "message"),
+        [("x", 3.0, "no metric 'x'"), ("loss", 1.0, "more than 1")],
+    )
+    def test_bad_questions(self, metrics, column, factor, message):
+        with pytest.raises(ValueError, match=message):
+            spikes(metrics, column, factor=factor)
+
+
+class TestForest:
+    def test_points_intervals_and_bands(self):
+        frame = three_seeds(2.0, (0.01, -0.01, 0.0))
+        found = compare(frame, METRIC, baseline={NORM: "l2"})
+        axes = rendered(plot_ablation(found))
+        (arm,) = found.arms
+        points = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert [p.get_xdata().tolist() for p in points] == [[arm.difference.value]]
+        assert points[0].get_markerfacecolor() != "white"
+        intervals = [tuple(line.get_xdata()) for line in axes.get_lines()]
+        assert arm.difference.interval in intervals
+        (band,) = axes.patches
+        reach = math.sqrt(2) * found.seed_noise
+        assert (band.get_x(), band.get_width()) == pytest.approx((-reach, 2 * reach))
+        assert [t.get_text() for t in axes.get_yticklabels()] == [arm.name]
+
+    def test_one_pair_reaches_the_edges_and_none_says_why(self):
+        frame = table(
+            {("l2", 0): 1.0, ("l2", 1): 1.1, ("a", 0): 3.0, ("b", 0): math.nan}
+        )
+        frame.loc["r3", "state"] = "failed"
+        axes = rendered(plot_ablation(compare(frame, METRIC)))
+        (dotted,) = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert tuple(dotted.get_xdata()) == axes.get_xlim()
+        notes = [text.get_text() for text in axes.texts]
+        assert notes == ["1 of 2 pairs", "seed 0: failed; seed 1: no run"]
+        (point,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert point.get_markerfacecolor() == "white"
+
+    def test_ratios(self):
+        found = compare(three_seeds(2.0), METRIC, baseline={NORM: "l2"})
+        axes = rendered(plot_ablation(found, ratio=True))
+        (point,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert point.get_xdata()[0] == found.arms[0].ratio.value
+        low, high = axes.get_xlim()
+        assert low < 1.0 and high > found.arms[0].ratio.interval[1]
+
+    def test_nothing_to_draw(self):
+        frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("a", 2): 3.0})
+        with pytest.raises(ValueError, match="no arm has a pair"):
+            plot_ablation(compare(frame, METRIC))
+
+
+class TestSampling:
+    @pytest.fixture
+    def results(self, tmp_path):
+        rows = [
+            result(1, 4.0, 0.5),
+            result(2, 2.0, 0.25),
+            result(2, 3.0, times=[0.4]),
+            result(2, 1.0, times=[1.2]),
+            result(2, 1.5, guidance=2.0, nfe=4),
+        ]
+        write(tmp_path, name="a", results=rows)
+        return scm_jax.load_results(tmp_path)
+
+    def test_evaluations(self, results):
+        lines = sampling_lines(results, "frechet_distance", "nfe")
+        assert lines == {
+            "a, guidance 1.0": {1.0: (4.0, 3.5, 4.5), 2.0: (2.0, 1.75, 2.25)},
+            "a, guidance 2.0": {4.0: (1.5, 1.5, 1.5)},
+        }
+
+    def test_guidance(self, results):
+        lines = sampling_lines(results, "frechet_distance", "guidance")
+        assert lines == {"a, steps 2": {1.0: (2.0, 1.75, 2.25), 2.0: (1.5, 1.5, 1.5)}}
+
+    def test_intermediate_time(self, results):
+        shown = results[results["guidance"] == 1.0]
+        lines = sampling_lines(shown, "frechet_distance", "time")
+        assert {t: p[0] for t, p in lines["a"].items()} == {
+            None: 2.0,
+            0.4: 3.0,
+            1.2: 1.0,
+        }
+        axes = rendered(plot_sampling(shown, "frechet_distance", "time"))
+        assert sorted(labels(axes)) == ["a", "default time"]
+        dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert list(dashed[0].get_ydata()) == [2.0, 2.0]
+
+    def test_seeds_of_a_setting_are_one_line_with_their_range(self, tmp_path):
+        for seed, value in enumerate((1.0, 2.0, 6.0)):
+            write(tmp_path, {"seed": seed}, results=[result(1, value, 0.1)])
+        results = scm_jax.load_results(tmp_path).assign(method="sct")
+        lines = sampling_lines(results, "frechet_distance", "nfe", by=["method"])
+        assert lines == {"sct": {1.0: (3.0, 1.0, 6.0)}}
+        axes = rendered(plot_sampling(results, "frechet_distance", by=["method"]))
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["1"]
+
+    def test_other_protocols_are_refused(self, tmp_path):
+        rows = [result(1, 1.0), result(2, 1.0, measured={"num_samples": 5})]
+        write(tmp_path, results=rows)
+        with pytest.raises(ValueError, match="num_samples: 1000 there, 5 here"):
+            sampling_lines(scm_jax.load_results(tmp_path), "frechet_distance", "nfe")
+
+    @pytest.mark.parametrize(
+        ("metric", "x", "by", "message"),
+        [
+            ("fid", "nfe", ["run_id"], "no column 'fid'"),
+            ("frechet_distance", "cost", ["run_id"], "x = 'cost'"),
+            ("frechet_distance", "nfe", ["width"], "no column 'width'"),
+        ],
+    )
+    def test_bad_questions(self, results, metric, x, by, message):
+        with pytest.raises(ValueError, match=message):
+            sampling_lines(results, metric, x, by)
+
+    def test_nothing_to_draw(self, results):
+        shown = results[results["steps"] == 1]
+        with pytest.raises(ValueError, match="no row has"):
+            sampling_lines(shown, "frechet_distance", "time")
+
+
+def test_given_axes_are_drawn_into():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    found = compare(three_seeds(), METRIC, baseline={NORM: "l2"})
+    assert plot_ablation(found, axes=axes) is axes
+    frame = pd.DataFrame({"run_id": ["r"], "step": [1], "images": [1.0], "loss": [1.0]})
+    assert plot_spikes(frame.assign(nonfinite=""), "loss", axes=axes) is axes
