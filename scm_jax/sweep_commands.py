@@ -36,7 +36,7 @@ def _flag_only() -> None:
 
 
 def _flags_of_launching() -> None:
-    flags.DEFINE_string("launcher", "local", "Where: local, slurm, kubernetes, print.")
+    flags.DEFINE_string("launcher", "local", "Where: local, slurm, k8s, print.")
     flags.DEFINE_string("profile", "", "File that describes the cluster.")
     flags.DEFINE_integer(
         "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0

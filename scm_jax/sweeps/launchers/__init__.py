@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from scm_jax.sweeps.launchers import local, printed
+from scm_jax.sweeps.launchers import kubernetes, local, printed, slurm
 from scm_jax.sweeps.launchers.options import Launcher
 from scm_jax.types import lookup
 
 LAUNCHERS: dict[str, Launcher] = {
     "local": local,
+    "slurm": slurm,
+    "k8s": kubernetes,
     "print": printed,
 }
 

@@ -1,0 +1,232 @@
+"""A real SLURM runs real trainings: preempted, killed, lost, and resubmitted."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from benchmarks import sweep_kills
+from experiments import mixture
+from scm_jax import config as config_lib
+from scm_jax import runs
+from scm_jax.records import read_rows
+from scm_jax.sweeps import journal, planned, states, submissions
+from scm_jax.sweeps.launchers import slurm
+from scm_jax.sweeps.launchers.options import Options
+from scm_jax.training import manifest
+from tests.sweeps import slurm_cluster
+from tests.sweeps.slurm_cluster import HOST, SECOND, wait_for
+
+ROOT = pathlib.Path(__file__).parents[2]
+BATCH, STEPS = 64, 120
+PROFILE = f"""
+[slurm]
+partition = "low"
+python = "{sys.executable}"
+signal_seconds = 1800
+max_array_size = 4  # six runs are two arrays
+
+[resources.pair]
+nodes = 2
+
+[resources.hour]
+time = "01:00:00"
+"""
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # Orbax, of arrays that are read without a mesh.
+    pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning"),
+    pytest.mark.skipif(
+        bool(slurm_cluster.missing_programs()) or os.geteuid() != 0,
+        reason="needs root and the packages slurm-wlm and munge",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster, which all commands of SLURM in this process talk to."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        # What jobs inherit.
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        # Sockets lie there, and their paths may not be long.
+        with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+            with slurm_cluster.running_cluster(pathlib.Path(folder)) as running:
+                patch.setenv("SLURM_CONF", running.environ["SLURM_CONF"])
+                yield running
+
+
+@pytest.fixture
+def options(tmp_path):
+    profile = tmp_path / "profile.toml"
+    profile.write_text(PROFILE)
+    return Options(profile=str(profile))
+
+
+def tiny_run(seed, steps=STEPS, resources=""):
+    """Some seconds of training; a checkpoint every twenty steps."""
+    config = mixture.get_config("sct,quick")
+    config.seed = seed
+    config.train.batch_size = BATCH
+    config.train.duration_images = steps * BATCH
+    config.log.every_images = 20 * BATCH
+    config.log.writers = ("jsonl",)
+    config.checkpoint.every_images = 20 * BATCH
+    config.eval.evaluators = ()
+    plain = config_lib.to_dict(config)
+    return planned.PlannedRun(
+        id=f"sct-{runs.config_hash(plain)}",
+        sweep="test",
+        file="test.py",
+        base="experiments/mixture.py:sct,quick",
+        label="",
+        config=plain,
+        overrides={"seed": seed},
+        resources=resources,
+    )
+
+
+def state(root, run):
+    return states.read_state(root / run, queue=slurm.queue(root)).state
+
+
+def has_saved(root, run):
+    return bool(manifest.list_steps(root / run / "checkpoints"))
+
+
+def running(root, cluster):
+    """Run -> node, of the jobs that run."""
+    runs_of = {job: run for run, job in journal.sent_jobs(root, "slurm").items()}
+    lines = cluster.call("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i %N")
+    return {runs_of[job]: node for job, node in map(str.split, lines.splitlines())}
+
+
+def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
+    cluster, options, tmp_path
+):
+    root = tmp_path / "sweep"
+    sent = [tiny_run(seed) for seed in range(6)]
+    ids = [run.id for run in sent]
+    assert submissions.submit(root, sent, "slurm", options) == 0
+    wait_for(lambda: len(running(root, cluster)) == 3, "three runs to start")
+    first = running(root, cluster)
+    # Frozen as soon as they have saved, they cannot end before their turn comes.
+    for run in first:
+        wait_for(lambda run=run: has_saved(root, run), f"{run} to save")
+        os.kill(states.read_state(root / run).pid, signal.SIGSTOP)
+    lost = next(run for run, node in first.items() if node == SECOND)
+    others = [run for run in first if run != lost]
+
+    # A more important job comes: SLURM wakes a run, asks it to leave and requeues it.
+    urgent = ("--partition=urgent", f"--nodelist={HOST}", "--output=/dev/null")
+    cluster.call("sbatch", *urgent, "--wrap=sleep 1")
+    wait_for(lambda: any(outcomes(root, run) for run in others), "a preemption")
+    preempted, killed = sorted(others, key=lambda run: not outcomes(root, run))
+    # A process is killed: its job has failed, and stays away until it is sent again.
+    os.kill(states.read_state(root / killed).pid, signal.SIGKILL)
+    wait_for(lambda: state(root, killed) == "stale", f"{killed} to be stale")
+    # A node goes down: SLURM requeues its run.
+    cluster.lose_node(SECOND)
+    wait_for(lambda: state(root, lost) == "queued", f"{lost} to be requeued")
+    cluster.restore_node(SECOND)
+
+    assert submissions.resubmit(root, "slurm", options) == 0
+    wait_for(
+        lambda: all(state(root, run) == "done" for run in ids), "all runs to be done"
+    )
+    again = {run: len(read_rows(root / run / "submissions.jsonl")) for run in ids}
+    assert again == {run: 4 if run == killed else 2 for run in ids}
+    assert outcomes(root, lost) == ["lost", "done"]
+    assert outcomes(root, killed) == ["lost", "done"]
+    assert outcomes(root, preempted) == ["preempted", "done"]
+    for run in (lost, killed, preempted):
+        assert has_resumed(root, run), f"{run} began again at the beginning"
+    assert_undisturbed(root, (lost, killed, preempted), tmp_path / "undisturbed")
+
+
+def outcomes(root, run):
+    rows = read_rows(root / run / "attempts.jsonl")
+    return [row["outcome"] for row in rows if row["event"] == "ended"]
+
+
+def has_resumed(root, run):
+    """Whether an attempt went on where another had saved."""
+    rows = read_rows(root / run / "metrics.jsonl")
+    return any(row.get("resume_step", 0) > 0 for row in rows)
+
+
+def test_the_time_limit_and_a_cancelled_run_save_first(cluster, options, tmp_path):
+    run = tiny_run(7, steps=1_000_000, resources="hour")
+    submissions.submit(tmp_path, [run], "slurm", options)
+    job = journal.sent_jobs(tmp_path, "slurm")[run.id]
+    wait_for(lambda: has_saved(tmp_path, run.id), "the run to train")
+    # Less than half an hour is left: SLURM looks every 30 s whom to signal.
+    cluster.call("scontrol", "update", f"jobid={job}", "timelimit=30")
+    wait_for(
+        lambda: "Restarts=1 " in cluster.call("scontrol", "show", "job", job),
+        "the run to be requeued",
+    )
+    assert outcomes(tmp_path, run.id) == ["preempted"]
+    assert state(tmp_path, run.id) == "queued"
+    cluster.call("scontrol", "update", f"jobid={job}", "timelimit=60")
+    wait_for(lambda: has_resumed(tmp_path, run.id), "the run to train again")
+
+    assert submissions.cancel(tmp_path) == [run.id]
+    wait_for(lambda: not slurm.queue(tmp_path), "the job to be gone")
+    assert outcomes(tmp_path, run.id) == ["preempted", "preempted"]
+    assert state(tmp_path, run.id) == "preempted"
+
+
+def test_two_nodes_train_one_run(cluster, options, tmp_path):
+    run = tiny_run(8, steps=10, resources="pair")
+    submissions.submit(tmp_path, [run], "slurm", options)
+    wait_for(lambda: not slurm.queue(tmp_path), "the run to end")
+    log = (tmp_path / run.id / "logs" / "slurm.log").read_text()
+    assert state(tmp_path, run.id) == "done", log
+    started = read_rows(tmp_path / run.id / "attempts.jsonl")[0]
+    assert started["environment"]["process_count"] == 2, started
+
+
+def test_a_partition_that_does_not_exist_is_named_and_nothing_is_sent(
+    cluster, options, tmp_path
+):
+    profile = pathlib.Path(options.profile)
+    profile.write_text(PROFILE.replace('"low"', '"lwo"'))
+    with pytest.raises(ValueError, match=r"'lwo' does not exist.*'low', 'urgent'"):
+        submissions.submit(tmp_path, [tiny_run(9)], "slurm", options)
+    assert slurm.queue(tmp_path) == {}
+    assert not list(tmp_path.glob("*/submissions.jsonl"))
+
+
+def test_what_slurm_refuses_in_a_test_is_not_sent(cluster, options, tmp_path):
+    profile = pathlib.Path(options.profile)
+    profile.write_text(PROFILE.replace("max_array_size = 4", "max_array_size = 9"))
+    with pytest.raises(ValueError, match="Invalid job array specification"):
+        submissions.submit(tmp_path, [tiny_run(s) for s in range(9)], "slurm", options)
+    assert slurm.queue(tmp_path) == {}
+    assert not list(tmp_path.glob("*/submissions.jsonl"))
+
+
+def assert_undisturbed(root, ids, other):
+    """Every array of the last checkpoint equals that of an undisturbed run."""
+    for run in ids:
+        planned.write_run(other, planned.read_run(root / run))
+    code = "import sys; from scm_jax.sweeps.worker import work\n"
+    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
+    folders = [str(other / run) for run in ids]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=ROOT)
+    assert sweep_kills.differences(root, other, list(ids)) == []
