@@ -68,6 +68,12 @@ def sampling_points(
     return points
 
 
+def configured_points(config: ConfigDict) -> list[SamplingPoint]:
+    """What a run measures at its end: ``eval.steps``, and ``eval.times`` besides."""
+    own = [SamplingPoint(len(times) + 1, tuple(times)) for times in config.eval.times]
+    return [*sampling_points(config.eval.steps), *own]
+
+
 # --- One set of parameters ------------------------------------------------------------
 
 
@@ -84,14 +90,14 @@ def evaluate(
     Args:
       experiment: what was trained.
       net_params: the parameters to measure.
-      points: how to sample; default is ``eval.steps``.
+      points: how to sample; default is ``configured_points``.
       evaluators: what to measure, by name; default is ``configured_evaluators``.
       generate: sampler that is compiled already.
     """
     if evaluators is None:
         evaluators = configured_evaluators(experiment.config)
     if points is None:
-        points = sampling_points(experiment.config.eval.steps)
+        points = configured_points(experiment.config)
     if not evaluators:
         return []
     subject = subjects.make_subject(experiment, net_params, generate)
@@ -240,7 +246,8 @@ def evaluate_run(
       averages: names or relative widths; one that was not kept is reconstructed from
         the run's snapshots. Empty is the run's own choice.
       step: which checkpoint; default is the newest.
-      steps: sampler steps; default is ``eval.steps``.
+      steps: sampler steps; default is ``eval.steps``. Without ``times`` and
+        ``guidance`` as well it is all of ``configured_points``.
       times: intermediate times, see ``sampling_points``.
       guidance: guidance scales; default is the run's.
       evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
@@ -258,7 +265,10 @@ def evaluate_run(
             f"nothing to measure: eval.evaluators of {directory} is empty; name some "
             f"with --metrics, of {sorted(evaluation.EVALUATORS)}"
         )
-    points = sampling_points(tuple(steps or config.eval.steps), times, guidance)
+    if steps or times or guidance:
+        points = sampling_points(tuple(steps or config.eval.steps), times, guidance)
+    else:
+        points = configured_points(config)
     if step is None:
         step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
     done = {

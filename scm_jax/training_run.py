@@ -278,7 +278,8 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
         if images >= config.train.duration_images:
             return {}  # measured once more for the summary, right after the loop
         average = multihost.local_copy(state.ema[experiment.sampling_ema])
-        rows = measure.evaluate(experiment, average)
+        points = measure.sampling_points(config.eval.steps)
+        rows = measure.evaluate(experiment, average, points=points)
         return {
             f"{row['steps']}_steps/{name}": value
             for row in rows

@@ -1,1 +1,4 @@
-"""Many runs at once: tables, curves, ablations. Reads run directories, runs nothing."""
+"""From finished runs to tables, laws and figures.
+
+It reads run directories and never runs anything; nothing here imports jax.
+"""

@@ -172,11 +172,15 @@ def is_final(run_dir: str | os.PathLike, state: RunState) -> bool:
 
 def max_attempts(run_dir: str | os.PathLike) -> int:
     """How often a run may fail, from its ``run.json``."""
-    try:
-        text = (Path(run_dir) / planned.RUN_FILE).read_text(encoding="utf-8")
-        return int(json.loads(text)["max_attempts"])
-    except (FileNotFoundError, KeyError):
-        return planned.PlannedRun.max_attempts  # trained without a sweep
+    return int(facts(run_dir).get("max_attempts", planned.PlannedRun.max_attempts))
+
+
+def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """``run.json``; empty for a run that was trained without a sweep."""
+    path = Path(run_dir) / planned.RUN_FILE
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def forgive(run_dir: str | os.PathLike) -> None:

@@ -88,7 +88,7 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
     """
     run_dirs = submissions.run_dirs(root)
     found = states.read_states(run_dirs, now, submissions.queue(root))
-    facts = [json.loads((path / planned.RUN_FILE).read_text()) for path in run_dirs]
+    facts = [states.facts(run_dir) for run_dir in run_dirs]
     bases = {fact.get("base") for fact in facts}
     rows = [
         Row(

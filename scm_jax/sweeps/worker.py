@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +67,12 @@ def work(
         if RunDir(run_dir).summary_path.exists():
             _say(f"{run_dir} is done")
             return EXIT_DONE
-        depends_on = planned.read_run(run_dir).depends_on
-        if (code := _wait_for(run_dir, depends_on, wait)) is not None:
+        facts = states.facts(run_dir)
+        if not facts:
+            raise FileNotFoundError(
+                f"{run_dir} is no run of a sweep: it holds no {planned.RUN_FILE}"
+            )
+        if (code := _wait_for(run_dir, facts["depends_on"], wait)) is not None:
             return code
         config = _read_config(run_dir, heartbeat_seconds)
         with processes(config) as peers:
@@ -110,7 +114,7 @@ def explain(error: BaseException) -> tuple[str, bool]:
 # ------------------------------------------------------------------ before
 
 
-def _wait_for(run_dir: Path, run_ids: tuple[str, ...], wait: bool) -> int | None:
+def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
     """None when all runs are done, else the exit code."""
     said = False
     while True:
@@ -139,11 +143,11 @@ def _read_config(run_dir: Path, seconds: float) -> ConfigDict:
 
     try:
         return config_lib.as_saved(RunDir(run_dir).read_config())
-    except Exception as error:
+    except ValueError as error:
         with contextlib.suppress(locks.HeldError), locks.hold(run_dir):
             heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
             heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
-        raise
+        raise ValueError(f"{RunDir(run_dir).config_path}: {error}") from error
 
 
 # ------------------------------------------------------------------ training

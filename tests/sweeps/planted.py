@@ -1,5 +1,6 @@
 """Run directories in every state, and processes that hold them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -77,9 +78,10 @@ def finish(run_dir):
     (Path(run_dir) / "summary.json").write_text("{}")
 
 
+@contextlib.contextmanager
 def python(code, *args, **variables):
     """A Python process that runs ``code`` with this checkout; stdout is a pipe."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
@@ -87,6 +89,12 @@ def python(code, *args, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for(condition, process=None, seconds=60):

@@ -56,6 +56,8 @@ def test_a_longer_sample_begins_with_the_shorter_and_keys_do_not_disturb():
     assert [d["mean"] for d in alone] == [d["mean"] for d in few]
     assert sample(5, 8, axes) != few
     assert all(1e-4 <= d["lr"] <= 1e-2 and -2 <= d["mean"] <= 0 for d in many)
+    pairs = sample(8, 0, {"a": uniform(0, 1), "b": uniform(0, 1)})
+    assert all(d["a"] != d["b"] for d in pairs)
     assert {d["norm"] for d in many} == {"l2", "no"}
     # Uniform in the logarithm: about half of them below the geometric mean.
     assert 10 <= sum(d["lr"] < 1e-3 for d in many) <= 30

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import time
@@ -21,20 +22,22 @@ HOLD = """
 
 class TestHold:
     def test_another_process_is_refused_and_kill_frees_at_once(self, tmp_path):
-        holder = planted.python(HOLD, tmp_path, 60)
-        assert holder.stdout.readline() == "held\n"
-        assert locks.is_held(tmp_path)
-        with pytest.raises(locks.HeldError), locks.hold(tmp_path):
-            pass
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.communicate()
+        with planted.python(HOLD, tmp_path, 60) as holder:
+            assert holder.stdout.readline() == "held\n"
+            assert locks.is_held(tmp_path)
+            with pytest.raises(locks.HeldError), locks.hold(tmp_path):
+                pass
+            os.kill(holder.pid, signal.SIGKILL)
         assert not locks.is_held(tmp_path)
         with locks.hold(tmp_path):
             pass
 
     def test_of_processes_that_race_one_wins(self, tmp_path):
-        racers = [planted.python(HOLD, tmp_path, 4) for _ in range(3)]
-        said = sorted(racer.communicate()[0] for racer in racers)
+        with contextlib.ExitStack() as stack:
+            racers = [
+                stack.enter_context(planted.python(HOLD, tmp_path, 4)) for _ in range(3)
+            ]
+            said = sorted(racer.communicate()[0] for racer in racers)
         assert said == ["held\n", "refused\n", "refused\n"]
 
     def test_it_is_free_after_the_block(self, tmp_path):
@@ -45,11 +48,10 @@ class TestHold:
 
     def test_a_look_does_not_keep_a_worker_out(self, tmp_path):
         """Somebody holds it for an instant, as ``is_held`` does."""
-        holder = planted.python(HOLD, tmp_path, 0.3)
-        assert holder.stdout.readline() == "held\n"
-        with locks.hold(tmp_path):
-            pass
-        holder.communicate()
+        with planted.python(HOLD, tmp_path, 0.3) as holder:
+            assert holder.stdout.readline() == "held\n"
+            with locks.hold(tmp_path):
+                pass
 
     @pytest.mark.parametrize(
         ("age", "refused"), [(0.0, True), (29.0, True), (31.0, False)]

@@ -1,0 +1,22 @@
+"""Synthetic studies with a known law."""
+
+import numpy as np
+
+from scm_jax.analysis.laws import ChinchillaLaw, FlopsPerImage
+
+LAW = ChinchillaLaw(E=0.4, A=60.0, B=900.0, a=0.45, b=0.55)
+COST = FlopsPerImage(12.0, 0.9)
+
+
+def study(seeds=2, noise=0.0, seed=0, sizes=5, budgets=4):
+    """N, D, FLOPs and loss of a grid of sizes and budgets, some seeds of each."""
+    n, c = np.meshgrid(np.geomspace(3e4, 5e5, sizes), np.geomspace(2e11, 5e12, budgets))
+    n, c = np.repeat(n.ravel(), seeds), np.repeat(c.ravel(), seeds)
+    d = c / COST(n)
+    rng = np.random.default_rng(seed)
+    return n, d, c, LAW(n, d) * np.exp(noise * rng.normal(size=n.shape))
+
+
+def values(law):
+    """The five numbers of a law."""
+    return np.array([law.E, law.A, law.B, law.a, law.b])

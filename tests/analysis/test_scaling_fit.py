@@ -1,0 +1,162 @@
+"""A table of runs in, a law with everything a reader must know out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scm_jax.analysis.extrapolation import leave_largest_out
+from scm_jax.analysis.isoflop import group_budgets
+from scm_jax.analysis.scaling_fit import fit_scaling, fit_study
+from tests.analysis.studies import COST, LAW, study, values
+
+LOSS = "2_steps/frechet_distance"
+
+
+def table(**settings):
+    n, d, c, loss = study(**settings)
+    return pd.DataFrame(
+        {"parameters": n, "images": d, "flops": c, LOSS: loss, "objective": "sct"}
+        | {"state": "done", "seed": np.arange(len(n)) % 2}
+    )
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return fit_scaling(table(noise=0.01), LOSS, count=300)
+
+
+def test_the_law_and_its_numbers(fit):
+    found = fit.intervals()
+    assert list(found) == ["E", "A", "B", "a", "b", "p", "q"]
+    for name, true in zip("EABab", values(LAW), strict=True):
+        assert true in found[name]
+    assert LAW.parameters_exponent(0.9) in found["p"]
+    assert found["p"].estimate == pytest.approx(fit.law.parameters_exponent(0.9))
+    assert (fit.flops_per_image.coefficient, fit.flops_per_image.exponent) == (
+        pytest.approx(COST.coefficient),
+        pytest.approx(COST.exponent),
+    )
+    assert fit.noise == pytest.approx(0.01, rel=0.4)
+
+
+def test_predictions_have_intervals(fit):
+    best = fit.optimum(5e13)
+    true = LAW.optimum(5e13, COST)
+    assert true.parameters in best["parameters"] and true.loss in best["loss"]
+    assert true.images in best["images"]
+    assert LAW(1e6, 1e7) in fit.predict(1e6, 1e7)
+    assert fit.predict(1e6, 1e7).estimate == float(fit.law(1e6, 1e7))
+
+
+def test_the_summary_has_what_a_paper_needs(fit):
+    text, page = str(fit), fit._repr_html_()
+    for needed in ("E ", "N_opt ~ C^p", "40 of 20 configurations, 4 budgets", LOSS):
+        assert needed in text and needed.strip() in page
+    left = fit.extrapolation
+    assert f"{100 * left.median_error:.2g} % median" in text
+    assert f"{fit.law.a:.4g} [" in text
+
+
+def test_the_largest_budget_is_predicted_from_the_others(fit):
+    left = fit.extrapolation
+    assert left.flops == pytest.approx(5e12)
+    assert left.times_larger == pytest.approx(25 ** (1 / 3))
+    assert len(left.measured) == 10 and left.inside.sum() >= 8
+    assert left.median_error < 0.05
+    np.testing.assert_allclose(left.errors, left.predicted / left.measured - 1)
+
+
+def test_the_left_out_runs_do_not_reach_the_fit_that_predicts_them():
+    n, d, c, loss = study(noise=0.01)
+    budgets, groups = group_budgets(c), np.unique(n * d, return_inverse=True)[1]
+    largest = budgets == 3
+    arrays = (budgets, groups)
+    before = leave_largest_out(n, d, c, loss, *arrays, count=20)
+    after = leave_largest_out(n, d, c, np.where(largest, 9.0, loss), *arrays, count=20)
+    np.testing.assert_array_equal(before.predicted, after.predicted)
+    assert not after.inside.any()
+
+
+def test_new_runs_fall_into_their_interval_as_often_as_promised():
+    inside = []
+    for seed in range(15):
+        n, d, c, loss = study(noise=0.02, seed=seed)
+        groups = np.unique(n, return_inverse=True)[1] * 4 + group_budgets(c)
+        left = leave_largest_out(
+            n, d, c, loss, group_budgets(c), groups, count=100, seed=seed
+        )
+        inside.append(left.inside.mean())
+    assert 0.92 <= np.mean(inside)
+
+
+def test_unusable_runs_are_left_out_and_counted():
+    frame = table(noise=0.01)
+    frame.loc[0, "state"] = "failed"
+    frame.loc[[1, 2], LOSS] = np.nan
+    frame.loc[3, LOSS] = -0.1
+    fit = fit_scaling(frame, LOSS, count=20)
+    assert len(fit.loss) == 36
+    said = " | ".join(fit.warnings)
+    assert "1 runs left out: they are not done" in said
+    assert f"2 runs left out: they have no {LOSS}" in said
+    assert f"1 runs left out: their {LOSS} is not positive" in said
+
+
+def test_minima_at_the_edge_reach_the_summary():
+    frame = table()
+    fit = fit_scaling(frame[frame.parameters > 1e5], LOSS, count=20)
+    assert any("smallest of the sizes" in w for w in fit.warnings)
+    assert any("rests on" in w for w in fit.warnings)
+    assert "warning: " in str(fit)
+
+
+def test_one_budget_has_no_extrapolation():
+    n, d, c, loss = study(budgets=1, sizes=8, noise=0.01)
+    fit = fit_study(n, d, c, loss, count=20)
+    assert fit.extrapolation is None
+    assert any("one budget only" in w for w in fit.warnings)
+    assert any("intervals are too narrow" in w for w in fit.warnings)
+
+
+def test_too_few_configurations_leave_estimates_without_intervals():
+    n, d, c, loss = study(budgets=1, seeds=2)
+    fit = fit_study(n, d, c, loss, count=20)
+    assert fit.replicates is None
+    assert np.isnan(fit.intervals()["a"].low)
+    assert np.isnan(fit.optimum(1e13)["loss"].low)
+    assert any("no intervals" in w for w in fit.warnings)
+
+
+def test_flops_that_are_no_power_law_are_reported():
+    n, d, c, loss = study()
+    odd = np.where(n == n.max(), 1.5, 1.0)
+    fit = fit_study(n, d, c * odd, loss, count=20)
+    assert any("no power law of the sizes" in w for w in fit.warnings)
+
+
+def test_an_offset_that_cannot_be_told_from_zero_is_reported():
+    n, d, c, loss = study(noise=0.03)
+    fit = fit_study(n, d, c, loss - 0.395, count=100)
+    assert any("need no offset E" in w for w in fit.warnings)
+
+
+def test_seeds_are_configurations_where_the_caller_says_so():
+    frame = table(noise=0.01)
+    fit = fit_scaling(frame, LOSS, group=("parameters", "images", "seed"), count=20)
+    assert fit.groups.max() + 1 == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.rename(columns={LOSS: "1_steps/fid"}), "no column.*1_steps/fid"),
+        (
+            lambda f: f.assign(objective=["sct", "scd"] * 20),
+            r"several objectives.*\['scd', 'sct'\]",
+        ),
+        (lambda f: f.assign(state="failed"), "needs 3 different values of parameters"),
+    ],
+)
+def test_bad_tables_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit_scaling(change(table()), LOSS)

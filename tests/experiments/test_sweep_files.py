@@ -1,0 +1,94 @@
+"""Every shipped sweep file resolves; a run of sampling times measures all of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scm_jax import config as config_lib
+from scm_jax import training_run
+from scm_jax.sweeps.files import load_sweep
+from scm_jax.sweeps.resolve import resolve
+
+FOLDER = Path(__file__).parents[2] / "experiments/sweeps"
+# Argument that keeps the test short, number of runs with it.
+SWEEPS = {
+    "ablate_stabilizers": ("sct,quick", 2 + 3 * 3),
+    "isoflop_digits": ("scd,quick", 3 + 3 * 2 * 2),
+    "isoflop_shapes": ("sct,quick", 2 * 2 * 2),
+    "proposal_grid": ("scd,quick", 1 + 2 * 2),
+    "sampling_times": ("sct,quick", 1 + 1),
+    "scale_dit": ("8", 6 * 3),
+    "scale_imagenet512": ("s", 3),
+}
+ENTRIES = {
+    "ablate_stabilizers": 4 + 2 * 10 * 3,
+    "isoflop_digits": 5 + 2 * 5 * 4 * 2,
+    "isoflop_shapes": 5 + 2 * 5 * 4 * 2,
+    "proposal_grid": 1 + 2 * 5 * 5,
+    "sampling_times": 1 + 2 * 3,
+    "scale_dit": 6 * 3,
+    "scale_imagenet512": 5 * 3,
+}
+
+
+def test_every_sweep_file_is_tested():
+    assert (
+        SWEEPS.keys() == {path.stem for path in FOLDER.glob("*.py")} == ENTRIES.keys()
+    )
+
+
+@pytest.mark.parametrize("name", list(SWEEPS))
+def test_a_sweep_file_resolves(name, tmp_path):
+    arg, number = SWEEPS[name]
+    file = load_sweep(f"{FOLDER / name}.py:{arg}")
+    found = resolve(file, tmp_path)
+    assert len(found) == number
+    assert len({run.id for run in found}) == number
+    assert all(run.train_flops > 0 and run.parameters > 0 for run in found)
+    known = {run.id for run in found}
+    assert all(set(run.depends_on) <= known for run in found)
+
+
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_the_whole_sweep_has_all_its_entries(name):
+    file = load_sweep(f"{FOLDER / name}.py")
+    assert len(file.entries) == ENTRIES[name]
+    assert file.metrics
+
+
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_an_unknown_argument_is_refused(name):
+    with pytest.raises(ValueError, match="nonsense"):
+        resolve(load_sweep(f"{FOLDER / name}.py:nonsense"), "runs/none")
+
+
+def test_budgets_of_an_isoflop_study_are_kept(tmp_path):
+    file = load_sweep(f"{FOLDER / 'isoflop_digits'}.py:sct,quick")
+    for run in resolve(file, tmp_path):
+        assert min(abs(run.train_flops / c - 1) for c in (4e9, 8e9)) < 0.02
+        assert run.config["init"]["run"] == ""
+
+
+def test_a_run_of_sampling_times_measures_all_of_them(tmp_path):
+    file = load_sweep(f"{FOLDER / 'sampling_times'}.py:sct,quick")
+    run = resolve(file, tmp_path)[-1]
+    config = config_lib.from_dict(dict(run.config))
+    with config.unlocked():
+        config.init.run = ""
+        config.network.width, config.network.depth = 8, 1
+        config.eval.num_seeds = 1
+        config.train.duration_images = 2 * 128
+        config.eval.steps = (1, 2)
+        config.eval.times = ((0.2,), (1.0,))
+    training_run.train_and_evaluate(config, tmp_path / "run")
+    lines = (tmp_path / "run/results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["steps"], row["times"]) for row in rows] == [
+        (1, None),
+        (2, None),
+        (2, [0.2]),
+        (2, [1.0]),
+    ]
+    distances = [row["frechet_distance"] for row in rows[1:]]
+    assert len(set(distances)) == 3
