@@ -19,7 +19,7 @@ program, compiled once.
 from scm_jax.sweeps.studies import isoflop, parse_kinds, widths
 
 BASE = "experiments/digits.py:sct"
-METRICS = ("validation_error", "1_steps/frechet_distance", "2_steps/frechet_distance")
+METRICS = ("1_steps/validation_error", "2_steps/frechet_distance")
 
 BATCH = 128
 COMMON = {

@@ -14,7 +14,7 @@ twice unless ``dataset.num_items`` is less than the training length.
 from scm_jax.sweeps.studies import isoflop, parse_kinds, widths
 
 BASE = "experiments/shapes.py:sct"
-METRICS = ("validation_error", "1_steps/frechet_distance", "2_steps/frechet_distance")
+METRICS = ("1_steps/validation_error", "2_steps/frechet_distance")
 
 BATCH = 32
 COMMON = {

@@ -14,7 +14,7 @@ are those of experiments/imagenet512.py for family=dit.
 from scm_jax.sweeps import cross, grid
 
 BASE = "experiments/imagenet512.py:sct,family=dit,size=s"
-METRICS = ("validation_error", "2_steps/fid")
+METRICS = ("1_steps/validation_error", "2_steps/fid")
 
 # Name -> size in the experiment, changes to it, kind of allocation.
 SIZES = {
