@@ -23,6 +23,7 @@ import os
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 import scm_jax
 from scm_jax.analysis import ablation, curve_plots
@@ -74,13 +75,19 @@ for name, run in list(first.items())[:NUM_SETTINGS]:
 
 # %%
 spikes = curve_plots.spikes(curves, "grad_norm")
-spikes["setting"] = [names[run] for run in spikes["run_id"]]
-counts = spikes.groupby("setting")["finite"].agg(
-    spikes="sum", not_finite=lambda f: (~f).sum()
-)
-settings = sorted(set(names.values()))
-counts.reindex(settings, fill_value=0).assign(
-    runs=[list(names.values()).count(name) for name in settings]
+settings = runs.assign(setting=names).groupby("setting").groups
+pd.DataFrame(
+    {
+        "runs": {name: len(ids) for name, ids in settings.items()},
+        "spikes": {
+            name: int((spikes["run_id"].isin(ids) & spikes["finite"]).sum())
+            for name, ids in settings.items()
+        },
+        "not finite": {
+            name: int((spikes["run_id"].isin(ids) & ~spikes["finite"]).sum())
+            for name, ids in settings.items()
+        },
+    }
 )
 
 # %%
