@@ -44,9 +44,7 @@ runs = scm_jax.load_runs(ROOT)
 print(runs["state"].value_counts().to_string())
 students = runs[runs["objective"].isin(OBJECTIVES)]
 results = scm_jax.load_results(ROOT)
-results = results.join(
-    students[["objective", "seed"]], on="run_id", how="inner", rsuffix="_run"
-)
+results = results.join(students[["objective"]], on="run_id", how="inner")
 keys = ["objective", "steps", "times", "guidance"]
 results.groupby(keys, dropna=False)[METRIC].agg(["mean", "std", "count"])
 
