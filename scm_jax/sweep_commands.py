@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,4 +198,19 @@ def _cancel() -> int:
     f = flags.FLAGS
     cancelled = submissions.cancel(f.root, f.only)
     print("\n".join([*cancelled, f"{len(cancelled)} cancelled"]))
+    return 0
+
+
+@cli.command("sweep collect", "Compacts all runs into Parquet files, for analysis.")
+def _collect() -> int:
+    _flag_root()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.analysis.collect import collect
+
+    try:
+        print(collect(flags.FLAGS.root))
+    except OSError as error:
+        print(f"scm sweep collect: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from scm_jax.analysis import collect as collect_lib
 from scm_jax.analysis import collected, metric_rows, run_files
 from scm_jax.analysis.collect import collect
 from tests.analysis.synthetic_runs import result, write, write_metrics
+from tests.commands.in_process import scm
 
 FILES = ("runs.parquet", "metrics.parquet", "results.parquet")
 
@@ -217,3 +219,29 @@ class TestFiles:
     def test_nothing_to_collect(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nothing to collect"):
             collect(tmp_path)
+
+
+class TestCommand:
+    def test_says_what_it_did(self, root):
+        assert scm("sweep", "collect", f"--root={root}").stdout.splitlines() == [
+            "6 runs, 5 of them new or changed; 1 cannot be read and are left out:",
+            f"  bad: {root / 'bad' / 'summary.json'} is not JSON: Expecting property "
+            "name enclosed in double quotes: line 1 column 2 (char 1)",
+        ]
+        again = scm("sweep", "collect", f"--root={root}").stdout
+        assert again.startswith("6 runs, 0 of them")
+
+    def test_a_write_that_fails_for_real(self, root):
+        """No file of the process may grow beyond 3 kB, as on a disk that is full."""
+        collect(root)
+        before = {name: (root / name).read_bytes() for name in FILES}
+        write(root, {"seed": 50}, rows=rows())
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            said = scm("sweep", "collect", f"--root={root}", check=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert said.stderr.startswith("scm sweep collect: cannot collect into")
+        assert {name: (root / name).read_bytes() for name in FILES} == before
+        assert sorted(p.name for p in root.iterdir() if p.is_file()) == sorted(FILES)

@@ -259,6 +259,15 @@ class TestPlaces:
         expected = {r: ids[0] for ids in hashes.values() for r in ids[1:]}
         assert expected and frame["duplicate_of"].dropna().to_dict() == expected
 
+    @pytest.mark.parametrize(("a", "b"), [(1, 1.0), ([1, 2], [1, 2.0])])
+    def test_types_alone_tell_configs_apart(self, root, a, b):
+        """To a table these are equal, so no column shows it; to a hash they are two."""
+        for number, value in enumerate([a, b, b]):
+            write(root, {"train.lr": value}, name=f"r{number}")
+        frame = scm_jax.load_runs(root)
+        assert "train.lr" not in frame
+        assert frame["duplicate_of"].dropna().to_dict() == {"r2": "r1"}
+
 
 class TestMetrics:
     def test_rows_lists_and_gaps(self, root):
