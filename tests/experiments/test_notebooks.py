@@ -1,4 +1,4 @@
-"""Every notebook runs on real runs, made here by the digits sweeps at their smallest."""
+"""Every notebook runs, on real runs of the digits sweeps at their smallest."""
 
 import importlib.util
 from pathlib import Path
