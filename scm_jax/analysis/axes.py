@@ -16,11 +16,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 
 
 def new_axes(axes: Axes | None, size: tuple[float, float] = (6.0, 3.8)) -> Axes:
-    """The given axes, or those of a new figure."""
+    """The given axes, or those of a new figure, which a notebook shows by itself."""
     if axes is not None:
         return axes
-    figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
-    return figures.Figure(figsize=size, layout="constrained").subplots()
+    pyplot = require("matplotlib.pyplot", "plots", "scm_jax[analysis]")
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
 def tidy(axes: Axes, x: str, y: str) -> Axes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scm_jax.analysis.axes import new_axes
 from scm_jax.analysis.bootstrap import LEVEL, Interval
 from scm_jax.analysis.envelope import Curve, Envelope
 from scm_jax.analysis.extrapolation import Extrapolation
@@ -312,9 +313,7 @@ def _draw_ratio(
 
 
 def _axes(axes: Axes | None, x: str, y: str) -> Axes:
-    if axes is None:
-        figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
-        axes = figures.Figure(figsize=(6, 4.2), layout="constrained").subplots()
+    axes = new_axes(axes, (6, 4.2))
     axes.set_xscale(x)
     axes.set_yscale(y)
     return axes
