@@ -42,7 +42,8 @@ def write_page(notebook: nbformat.NotebookNode, out: pathlib.Path) -> None:
         (folder / name).write_bytes(data)
         text = text.replace(f"({name})", f"({folder.name}/{name})")
     # Tables come with a style sheet that no page of Markdown shows.
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r"<style.*?</style>\n?", "", text, flags=re.S)
+    text = re.sub(r' style="[^"]*"', "", text)
     out.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 

@@ -51,9 +51,17 @@ print(
 
 # %%
 students = runs[runs["objective"].isin(["sct", "scd"])]
-keys = ["objective", "parameters", "images", "flops"]
-table = students.groupby(keys)[[LOSS, QUALITY]].agg(["mean", "std"])
-table.style.format(precision=4)
+budgets = [f"{flops:.1e} FLOPs" for flops in students["flops"]]
+sizes = students.assign(budget=budgets).groupby(["objective", "parameters", "budget"])
+
+# %% [markdown]
+# Means over seeds of the loss that is fitted, and of the quality of samples:
+
+# %%
+sizes[LOSS].mean().unstack().map("{:.4g}".format)
+
+# %%
+sizes[QUALITY].mean().unstack().map("{:.4g}".format)
 
 # %% [markdown]
 # ## The laws
@@ -170,10 +178,10 @@ plt.show()
 
 # %%
 kind = kinds[0]
-sizes = students[students["objective"] == kind].drop_duplicates("parameters")
+rows = students[students["objective"] == kind].drop_duplicates("parameters")
 candidates = [
     proposals.Candidate(row["parameters"], {"network.width": int(row["network.width"])})
-    for _, row in sizes.iterrows()
+    for _, row in rows.iterrows()
 ]
 budget = 10 * fits[kind].flops.max()
 try:

@@ -5,7 +5,9 @@ Run (2 CPU cores):
     --root=runs/isoflop_digits --max_parallel=2
   python -m scm_jax sweep status --root=runs/isoflop_digits --watch
 
-Expect: not yet measured.
+Expect (85 runs, 2.7 hours of a CPU core; docs/isoflop_digits): valleys over size at
+every budget; two-step Frechet distances from 32 to 3.4 (sCT) and 11.4 to 2.49 (sCD);
+laws that miss the largest budget by 12 and 21 %.
 
 The argument is ``both``, ``sct`` or ``scd``; with ``quick`` it is a study of three
 sizes, two budgets and one seed that shows nothing but that everything works.

@@ -72,17 +72,21 @@ def measured_runs(directories: Sequence[str | Path]) -> list[Measured]:
 def estimated_device_hours(
     planned: PlannedRun, measured: Sequence[Measured]
 ) -> float | None:
-    """Device hours by the rate of the measured run whose images cost most alike.
+    """Device hours by the rate of the measured runs whose images cost most alike.
 
-    Smaller networks reach less of a device, so the nearest one in the logarithm of
-    FLOPs per image decides. None where nothing was measured.
+    Smaller networks reach less of a device, so the nearest in the logarithm of FLOPs
+    per image count; of several that cost the same, the medians of rate and overhead.
+    None where nothing was measured.
     """
     if not measured:
         return None
     cost = math.log(planned.train_flops / planned.images)
-    nearest = min(measured, key=lambda m: abs(math.log(m.flops_per_image) - cost))
-    seconds = planned.train_flops / nearest.flops_per_second
-    return (seconds + nearest.overhead_seconds) * nearest.device_count / 3600
+    distances = [abs(math.log(m.flops_per_image) - cost) for m in measured]
+    least = min(distances) + 1e-2
+    near = [m for m, d in zip(measured, distances, strict=True) if d <= least]
+    rate = statistics.median(m.flops_per_second for m in near)
+    overhead = statistics.median(m.overhead_seconds for m in near)
+    return (planned.train_flops / rate + overhead) * near[0].device_count / 3600
 
 
 def varying_keys(planned: Sequence[PlannedRun]) -> list[str]:

@@ -4,6 +4,7 @@ from benchmarks import sweep_kills
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.timeout(600)
 def test_kills_change_no_bit_of_the_result(tmp_path):
     found = sweep_kills.study(

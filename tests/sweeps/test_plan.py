@@ -61,6 +61,15 @@ def test_hours_come_from_the_run_whose_images_cost_most_alike(tmp_path):
     assert plan.estimated_device_hours(run, []) is None
 
 
+def test_runs_that_cost_the_same_are_joined_by_the_median(tmp_path):
+    for name, rate in (("a", 10.0), ("b", 100.0), ("c", 120.0)):
+        finished(tmp_path / name, macs_per_image=1e6, rate=rate, seconds=1000 / rate)
+    measured = plan.measured_runs([tmp_path / name for name in "abc"])
+    run = make_run(0, flops_per_image=2e6)
+    hours = 204_800_000 / 100.0 / 3600
+    assert plan.estimated_device_hours(run, measured) == pytest.approx(2 * hours)
+
+
 def test_a_resumed_run_measures_nothing(tmp_path):
     finished(tmp_path, macs_per_image=1e3, rate=500.0, seconds=12.0, resumed_at_step=1)
     assert plan.measured_run(tmp_path) is None
