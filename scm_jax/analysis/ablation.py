@@ -267,9 +267,14 @@ def compare(
     return _compared(metric, cells, base, factors, shared, confidence, notes)
 
 
+def _is_config_key(column: str) -> bool:
+    """Dotted, but for the one switch that is in no section."""
+    return column == "parameterization" or ("." in column and "/" not in column)
+
+
 def varying_keys(runs: pd.DataFrame) -> list[str]:
     """The config keys of ``load_runs`` that vary and can be switches."""
-    keys = (name for name in runs.columns if "." in name and "/" not in name)
+    keys = (name for name in runs.columns if _is_config_key(name))
     keys = (name for name in keys if name not in _NO_FACTORS and not is_neutral(name))
     return [name for name in keys if len({_key(value) for value in runs[name]}) > 1]
 
@@ -384,7 +389,8 @@ def _cells(
             differing = [
                 key
                 for key in runs.columns
-                if "." in key and _key(runs[key][run]) != _key(runs[key][other.run])
+                if _is_config_key(key)
+                and _key(runs[key][run]) != _key(runs[key][other.run])
             ]
             raise ValueError(
                 f"runs {other.run!r} and {run!r} have the same factors and seed; they "

@@ -210,6 +210,18 @@ class TestArms:
         )
         assert found.metric_noise == pytest.approx(0.01 / math.sqrt(3))
 
+    def test_the_parameterization_is_a_switch_though_in_no_section(self):
+        values = {("l2", seed): float(seed) for seed in range(3)}
+        frame = pd.concat(
+            [
+                table(values, parameterization="trigflow"),
+                table(values, parameterization="edm").add_prefix("e", axis=0),
+            ]
+        )
+        assert ablation.varying_keys(frame) == ["parameterization"]
+        found = compare(frame, METRIC, baseline={"parameterization": "trigflow"})
+        assert [arm.num_pairs for arm in found.arms] == [3]
+
     def test_without_a_tag_the_most_frequent_values_are_the_baseline(self):
         frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("none", 0): 2.0})
         assert compare(frame, METRIC).baseline == {NORM: "l2"}

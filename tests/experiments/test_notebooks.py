@@ -30,10 +30,14 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
     """Runs that differ in budget or seed are one program: compile it once."""
-    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
-    before = {name: getattr(jax.config, name) for name in names}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in zip(names, (True, folder), strict=True):
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield

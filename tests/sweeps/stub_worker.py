@@ -17,11 +17,12 @@ from scm_jax.sweeps import locks  # noqa: E402
 
 
 def main(run_dir):
-    if (run_dir / "summary.json").exists():
-        return 0
     words = (run_dir / "behaviour").read_text().split()
     try:
         with locks.hold(run_dir):
+            # Asked with the lock: another worker may have ended it just now.
+            if (run_dir / "summary.json").exists():
+                return 0
             return attempt(run_dir, words)
     except locks.HeldError as error:
         print(error)

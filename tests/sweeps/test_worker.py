@@ -57,6 +57,22 @@ class TestOutcomes:
         assert len(planted.rows(run_dir)) == 2
         assert "is done" in capfd.readouterr().err
 
+    def test_what_another_worker_ended_meanwhile_is_not_trained_again(
+        self, run_dir, trains, monkeypatch
+    ):
+        hold = locks.hold
+
+        @contextlib.contextmanager
+        def hold_late(path):
+            planted.finish(run_dir)  # after the worker looked, before it has the lock
+            with hold(path):
+                yield
+
+        monkeypatch.setattr(locks, "hold", hold_late)
+        trains(lambda run_dir, progress: pytest.fail("trained twice"))
+        assert worker.work(run_dir) == 0
+        assert not (run_dir / "attempts.jsonl").exists()
+
     def test_preempted_is_75_and_no_failure(self, run_dir, trains):
         trains(lambda run_dir, progress: "preempted")
         for attempt in (1, 2):
