@@ -9,8 +9,8 @@ Expect (85 runs, 2.7 hours of a CPU core; docs/isoflop_digits): valleys over siz
 every budget; two-step Frechet distances from 32 to 3.4 (sCT) and 11.4 to 2.49 (sCD);
 laws that miss the largest budget by 12 and 21 %.
 
-The argument is ``both``, ``sct`` or ``scd``; with ``quick`` it is a study of two
-sizes, three budgets and one seed that shows nothing but that everything works.
+The argument is ``both``, ``sct`` or ``scd``; with ``quick`` it is a study of three
+sizes, two budgets and one seed that shows nothing but that everything works.
 
 Which compute counts: ``scm_jax/sweeps/studies.py``. The learning rate and the warmup of
 the tangent are the same everywhere and the schedule is constant: the power-function
@@ -39,10 +39,10 @@ def sweep(arg=""):
     """``both``, ``sct`` or ``scd``, and ``quick``."""
     kinds, quick = parse_kinds(arg)
     return isoflop(
-        widths(8, 16) if quick else widths(16, 24, 36, 56, 84),
-        (2e9, 4e9, 8e9) if quick else (1e11, 2.5e11, 6.3e11, 1.6e12),
+        widths(8, 16, 24) if quick else widths(16, 24, 36, 56, 84),
+        (4e9, 8e9) if quick else (1e11, 2.5e11, 6.3e11, 1.6e12),
         num_seeds=1 if quick else 2,
-        teacher_flops=2e9 if quick else 6e11,
+        teacher_flops=4e9 if quick else 6e11,
         kinds=kinds,
         common=COMMON,
         student=STUDENT,
