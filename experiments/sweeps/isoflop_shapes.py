@@ -1,11 +1,10 @@
 """IsoFLOP study of sCT and sCD on coloured shapes, 32x32: five sizes, four budgets.
 
-Run (one accelerator, or a patient laptop):
+Run:
   python -m scm_jax sweep submit --sweep=experiments/sweeps/isoflop_shapes.py \\
     --root=runs/isoflop_shapes
 
-Expect: not yet measured. On 2 CPU cores the smallest budget takes minutes a run and
-the largest an hour; ``sweep plan`` tells once one run is done.
+Expect: not yet measured; ``sweep plan`` tells how long it takes once one run is done.
 
 The argument is that of ``isoflop_digits.py``. Shapes are drawn, so no image comes
 twice unless ``dataset.num_items`` is less than the training length.

@@ -4,8 +4,8 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/proposal_grid.py:sct \\
     --root=runs/proposal_grid --max_parallel=2
 
-Expect: not yet measured. The paper takes (-1.0, 1.4) on CIFAR-10 and ImageNet 64 and
-(-0.8, 1.6) on ImageNet 512.
+Expect: not yet measured. The paper takes (-1.0, 1.4) on CIFAR-10, (-1.0, 1.6) on
+ImageNet 64 and (-0.8, 1.6) on ImageNet 512.
 
 The argument is ``both``, ``sct`` or ``scd``, and ``quick``. The students of
 experiments/digits.py at a fifth of their length.

@@ -4,8 +4,7 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/sampling_times.py \\
     --root=runs/sampling_times --max_parallel=2
 
-Expect: not yet measured. The paper samples two steps through t = 1.1 on CIFAR-10 and
-ImageNet 64 and through 0.6 or 1.1 on ImageNet 512.
+Expect: not yet measured. The paper samples two steps through t = 1.1 everywhere.
 
 How samples are drawn changes no parameter: this is one training per kind and seed, and
 ``eval.times`` measures each at all points when it is done. To measure runs that exist,
