@@ -6,8 +6,8 @@ Run:
 
 Expect: not yet measured; ``sweep plan`` tells how long it takes once one run is done.
 
-The argument is that of ``isoflop_digits.py``. Shapes are drawn, so no image comes
-twice unless ``dataset.num_items`` is less than the training length.
+The argument is that of ``isoflop_digits.py``. The longest run passes the 20,000 drawn
+images eight times: raise ``dataset.num_items`` for fresh ones.
 """
 
 from scm_jax.sweeps.studies import isoflop, parse_kinds, widths
