@@ -27,7 +27,8 @@ from scm_jax import config as config_lib
 from scm_jax import writers
 from scm_jax.analysis import collect, tables
 from scm_jax.evaluation import protocol
-from scm_jax.runs import RunDir, config_hash
+from scm_jax.run_configs import config_hash
+from scm_jax.runs import RunDir
 from scm_jax.sweeps import planned
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 from benchmarks.resume_kills import last_checkpoint  # noqa: E402
 from scm_jax import config as config_lib  # noqa: E402
-from scm_jax import runs  # noqa: E402
+from scm_jax import run_configs  # noqa: E402
 from scm_jax.sweeps import planned, states  # noqa: E402
 
 BATCH = 32
@@ -53,7 +53,7 @@ def write_runs(root: pathlib.Path, number: int, steps: int, kills: int) -> list[
     ids = []
     for seed in range(number):
         config = tiny_config(seed, steps)
-        run_id = f"tiny-{runs.config_hash(config)}"
+        run_id = f"tiny-{run_configs.config_hash(config)}"
         run = planned.PlannedRun(
             id=run_id,
             sweep="kills",

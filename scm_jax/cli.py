@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from scm_jax.types import real_number, whole_number
+
 # Name, of one word or two, -> function and summary.
 _COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
 
@@ -27,6 +29,47 @@ class UsageError(Exception):
     """The command line is wrong; the message says how."""
 
 
+# Flags declared through functions of this module belong to their callers.
+flags.disclaim_key_flags()
+
+
+class _WholeNumbers(flags.IntegerParser):
+    """Whole numbers as people type them, such as 1e6."""
+
+    def convert(self, argument: int | str) -> int:
+        text = isinstance(argument, str)
+        return whole_number(argument) if text else super().convert(argument)
+
+
+class _RealNumbers(flags.FloatParser):
+    """Finite numbers, with an error that says what to write."""
+
+    def convert(self, argument: float | str) -> float:
+        text = isinstance(argument, str)
+        return real_number(argument) if text else super().convert(argument)
+
+
+def integer(
+    name: str,
+    default: int | None,
+    text: str,
+    lower_bound: int | None = None,
+    upper_bound: int | None = None,
+) -> None:
+    """Declares a flag that takes whole numbers."""
+    parser = _WholeNumbers(lower_bound, upper_bound)
+    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
+
+
+def config_file(name: str, text: str) -> None:
+    """Declares a flag that takes an experiment file, and its overrides."""
+    from ml_collections import config_flags
+
+    config_flags.register_flag_parser_for_type(int, _WholeNumbers())
+    config_flags.register_flag_parser_for_type(float, _RealNumbers())
+    config_flags.DEFINE_config_file(name, None, text)
+
+
 def required(*names: str) -> None:
     """Raises UsageError where a flag has no value."""
     missing = [name for name in names if not getattr(flags.FLAGS, name)]
@@ -43,6 +86,8 @@ def parse() -> None:
         raise SystemExit(0)
     try:
         left = flags.FLAGS(["scm " + name, *rest])
+    except (KeyError, AttributeError) as error:  # of an override's key
+        raise UsageError(_unknown_key(rest)) from error
     except flags.Error as error:
         text = str(error)
         if "Traceback" in text:  # of an experiment file: its last line says it all
@@ -52,6 +97,25 @@ def parse() -> None:
         raise UsageError(
             f"unexpected argument {left[1]!r}; flags look like --name=value"
         )
+
+
+def _unknown_key(args: Sequence[str]) -> str:
+    """Which override of ``--config`` names no key of it, and which keys there are."""
+    from ml_collections.config_flags import config_flags
+
+    from scm_jax import config_values
+
+    names = [arg.lstrip("-").partition("=") for arg in args]
+    file = next(value for name, _, value in names if name == "config")
+    config = config_flags.ConfigFileFlagParser("config").parse(file)
+    for name, _, _ in names:
+        section, _, key = name.partition(".")
+        if section in ("config", "noconfig") and key:
+            try:
+                config_values.parent(config, key)
+            except ValueError as error:
+                return f"--{name}: {error}"
+    return f"one of the overrides of {file} cannot be set"
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -125,19 +189,30 @@ def run(argv: Sequence[str] | None = None) -> int:
 def explain(error: BaseException) -> str:
     """What to print: the message alone where the user can mend it."""
     if isinstance(error, _expected_errors()):
-        return f"scm {_split(_ARGV)[0]}: {error}"
+        return f"scm {_split(_ARGV)[0]}: {_sentence(error)}"
     return "".join(traceback.format_exception(error))
+
+
+def _sentence(error: BaseException) -> str:
+    """The message; of an error of the operating system, with what could not be used."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    files = [str(f) for f in (error.filename, error.filename2) if f is not None]
+    reason = error.strerror
+    return f"cannot use {' and '.join(files)}: {reason}" if files else reason
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: shown as a message, without a traceback."""
-    errors: list[type[Exception]] = [ValueError, FileNotFoundError, AttributeError]
+    errors: list[type[Exception]] = [ValueError, OSError, AttributeError]
     if "scm_jax.training.loop" in sys.modules:
         from scm_jax.training import checkpoint, loop
 
         errors += [loop.NonFiniteError, checkpoint.CheckpointError]
-    if "scm_jax.preparation.shards" in sys.modules:
-        errors.append(OSError)  # a full disk, a file that cannot be read
+    if "scm_jax.records" in sys.modules:
+        from scm_jax import records
+
+        errors.append(records.MissingPackageError)
     if "scm_jax.training.peers" in sys.modules:
         from scm_jax.training import peers
 

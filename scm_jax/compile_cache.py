@@ -9,6 +9,8 @@ import platform
 import tempfile
 from pathlib import Path
 
+from scm_jax import user_paths
+
 logger = logging.getLogger(__name__)
 
 # What compiles faster than this is not worth a file.
@@ -22,7 +24,7 @@ def default_folder() -> Path:
     for one can fail on another that shares the home directory.
     """
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "scm_jax" / "xla" / _processor()
+    return user_paths.expand(root) / "scm_jax" / "xla" / _processor()
 
 
 def _processor() -> str:
@@ -53,12 +55,12 @@ def enable() -> Path | None:
         return None
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
-    folder = default_folder()
     try:
+        folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning("compiled programs are not kept: %s", error)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))

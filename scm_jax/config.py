@@ -19,7 +19,7 @@ from scm_jax.datasets import DATASETS
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
 from scm_jax.training.state import OptimizerConfig
-from scm_jax.types import lookup
+from scm_jax.types import lookup, real_number, whole_number, yes_or_no
 
 # Given by the dataset, or derived from other keys: never set in a config.
 _DERIVED = {
@@ -137,12 +137,17 @@ def _objective_section(name: str) -> ConfigDict:
     fields = _fields(lookup(OBJECTIVES, name, "objective.name"))
     section: dict[str, Any] = {"name": name}
     for field, default in fields.items():
-        if field.endswith(_STEPS_SUFFIX):
-            # The paper counts steps of 2048 images; short runs set their own length.
-            section[field.removesuffix(_STEPS_SUFFIX) + "_images"] = default * 2048
-        else:
-            section[field] = default
+        # The paper counts steps of 2048 images; short runs set their own length.
+        scale = 2048 if field.endswith(_STEPS_SUFFIX) else None
+        section[key_of(field)] = default * scale if scale else default
     return ConfigDict(section)
+
+
+def key_of(field: str) -> str:
+    """The config key of an objective's field: one counted in steps is in images."""
+    if field.endswith(_STEPS_SUFFIX):
+        return field.removesuffix(_STEPS_SUFFIX) + "_images"
+    return field
 
 
 def _fields(cls: type) -> dict[str, Any]:
@@ -168,11 +173,9 @@ def objective_settings(config: ConfigDict) -> dict[str, Any]:
     fields = _fields(lookup(OBJECTIVES, config.objective.name, "objective.name"))
     settings = {}
     for field in fields:
-        if field.endswith(_STEPS_SUFFIX):
-            images = config.objective[field.removesuffix(_STEPS_SUFFIX) + "_images"]
-            settings[field] = round(images / config.train.batch_size)
-        else:
-            settings[field] = config.objective[field]
+        value = config.objective[key_of(field)]
+        in_steps = field.endswith(_STEPS_SUFFIX)
+        settings[field] = round(value / config.train.batch_size) if in_steps else value
     return settings
 
 
@@ -208,10 +211,12 @@ def parse_arg(
         if key in legal:
             by_text = {str(value): value for value in legal[key]}
             values[key] = lookup(by_text, text, f"experiment option {key}")
-        elif isinstance(default, bool):
-            values[key] = text in ("", "1", "true", "True")
         else:
-            values[key] = type(default)(text)
+            kinds = {bool: yes_or_no, int: whole_number, float: real_number}
+            try:
+                values[key] = kinds.get(type(default), str)(text)
+            except ValueError as error:
+                raise ValueError(f"experiment option {key} = {error}") from error
     return first, values
 
 

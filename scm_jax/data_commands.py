@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scm_jax import cli
+from scm_jax import cli, user_paths
 
 if TYPE_CHECKING:
     from scm_jax.preparation.items import Items
@@ -44,7 +44,7 @@ def _flags_of_recipe() -> None:
         "How images get their size: center_crop_dhariwal, center_crop_bicubic, box; "
         "default: they have it.",
     )
-    flags.DEFINE_integer("size", None, "Side of the images in pixels.", lower_bound=1)
+    cli.integer("size", None, "Side of the images in pixels.", lower_bound=1)
     flags.DEFINE_enum(
         "dtype", None, ["float32", "float16"], "Of stored latents; default float32."
     )
@@ -54,37 +54,31 @@ def _flags_of_recipe() -> None:
         ["auto", "required", "none"],
         "Whether classes are stored; default: where there are any.",
     )
-    flags.DEFINE_integer("label_base", None, "Number of the first class in the source.")
-    flags.DEFINE_integer("num_classes", None, "How many classes there must be.")
-    flags.DEFINE_integer("channels", None, "3 for RGB (default), 1 for grey.")
+    cli.integer("label_base", None, "Number of the first class in the source.")
+    cli.integer("num_classes", None, "How many classes there must be.")
+    cli.integer("channels", None, "3 for RGB (default), 1 for grey.")
 
 
 def _flags_of_processes() -> None:
-    flags.DEFINE_integer(
+    cli.integer(
         "num_processes",
         1,
         "How many such commands run, where there are several.",
         lower_bound=1,
     )
-    flags.DEFINE_integer(
-        "process_id", 0, "Which of them this is, from 0.", lower_bound=0
-    )
+    cli.integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
 
 
 def _flags_of_writing() -> None:
-    flags.DEFINE_integer(
-        "workers", 1, "Processes that this command starts.", lower_bound=1
-    )
+    cli.integer("workers", 1, "Processes that this command starts.", lower_bound=1)
     _flags_of_processes()
-    flags.DEFINE_integer(
+    cli.integer(
         "shard_items",
         0,
         "Items in a shard; default: at most 4,096 and 256 MiB.",
         lower_bound=0,
     )
-    flags.DEFINE_integer(
-        "skip_bad", 0, "Leave out up to so many bad items.", lower_bound=0
-    )
+    cli.integer("skip_bad", 0, "Leave out up to so many bad items.", lower_bound=0)
     flags.DEFINE_bool(
         "fresh",
         False,
@@ -98,7 +92,7 @@ def _prepare() -> int:
     flags.DEFINE_string("name", None, "Name of the dataset, instead of --dataset.")
     flags.DEFINE_string("source", None, "The raw data: a file, folder or tfds:NAME.")
     flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
-    flags.DEFINE_integer(
+    cli.integer(
         "num_items",
         None,
         "How many items of a source that is drawn, such as shapes.",
@@ -198,7 +192,7 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
         raise cli.UsageError(f"--num_items goes with data that are {drawn.KIND}")
     is_tfds = recipe.source.startswith("tfds:")
     path: Any = recipe.source
-    path = path if is_tfds else Path(path).expanduser().absolute()
+    path = path if is_tfds else user_paths.expand(path).absolute()
     kind = recipe.kind
     if kind == "auto":
         kind = sources.detect_kind(Path(path))
@@ -239,7 +233,7 @@ def _run_recipe(recipe: Recipe) -> Path:
             f"{published:,} in the split {f.split!r}: this is a part, or another set",
             file=sys.stderr,
         )
-    root = storage.default_root() if f.root is None else Path(f.root).expanduser()
+    root = storage.data_root(f.root)
     return prepare.prepare(
         items,
         root / recipe.name / f.version,
@@ -290,7 +284,7 @@ def _encode() -> int:
     flags.DEFINE_enum(
         "compute_dtype", "float32", ["float32", "bfloat16"], "Of the autoencoder."
     )
-    flags.DEFINE_integer(
+    cli.integer(
         "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
     )
     _flags_of_writing()
@@ -311,7 +305,7 @@ def _encode() -> int:
     encoder = encoding.make_encoder(
         f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
     )
-    root = storage.default_root() if f.root is None else Path(f.root).expanduser()
+    root = storage.data_root(f.root)
     folder = encode.encode_dataset(
         images,
         encoder,
@@ -373,7 +367,7 @@ def _folder() -> Path:
     cli.required("dataset")
     dataset = flags.FLAGS.dataset
     if os.sep in dataset:
-        return Path(dataset).expanduser()
+        return user_paths.expand(dataset)
     return storage.prepared_folder(dataset, flags.FLAGS.root)
 
 
@@ -382,7 +376,7 @@ def _inspect() -> int:
     _flag_dataset("Name of a prepared dataset, or the path of its folder.")
     flags.DEFINE_string("split", "train", "Which split.")
     flags.DEFINE_string("out", "page.png", "The page.")
-    flags.DEFINE_integer("num", 60, "How many items the grid has.", lower_bound=1)
+    cli.integer("num", 60, "How many items the grid has.", lower_bound=1)
     cli.parse()
     from scm_jax.preparation import inspection
 

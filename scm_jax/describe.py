@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import objectives, runs, sampling, scaling, training_run
+from scm_jax import measure, objectives, runs, sampling, scaling, training_run
 from scm_jax.experiment import Experiment
 from scm_jax.generation import without_teacher
 from scm_jax.training import sharding
@@ -104,6 +104,7 @@ def _unguided(experiment: Experiment) -> Experiment:
 def dry_run(config: ConfigDict) -> str:
     """The resolved config, accounts, and where each parameter would lie."""
     experiment = build_abstract(config)
+    measure.check(experiment.config, files=False)
     mesh = sharding.make_mesh(
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )

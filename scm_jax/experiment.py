@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import networks, objectives, sampling, trigflow
+from scm_jax import config_values, linked_runs, networks, objectives, sampling, trigflow
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
@@ -165,7 +165,9 @@ def build(config: ConfigDict) -> Experiment:
         has the config path and the legal values.
       FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
     """
+    config = config_values.checked(config)
     dataset = build_dataset(config)
+    _check_sampling(config, dataset.info.sigma_data)
     objective = objectives.build(
         config.objective.name,
         sigma_data=dataset.info.sigma_data,
@@ -179,9 +181,6 @@ def build(config: ConfigDict) -> Experiment:
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
     teacher = build_teacher(config, dataset) if objective.needs_teacher else None
-    lookup(
-        dict.fromkeys(sampling.SAMPLERS), config.sampling.sampler, "sampling.sampler"
-    )
     experiment = Experiment(
         config=config,
         dataset=dataset,
@@ -195,6 +194,33 @@ def build(config: ConfigDict) -> Experiment:
     )
     lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
     return experiment
+
+
+def with_moved_runs(config: ConfigDict, directory: str | os.PathLike) -> ConfigDict:
+    """``config`` of the run in ``directory``, with its other runs where they are now.
+
+    A teacher that is gone from its place is looked for beside ``directory``.
+    """
+    moved = linked_runs.find_moved(directory, config.to_dict())
+    config = config.copy_and_resolve_references()
+    for key, place in moved.items():
+        config_values.set_value(config, key, place)
+    return config
+
+
+def _check_sampling(config: ConfigDict, sigma_data: float) -> None:
+    """Raises ValueError for steps or times that the sampler cannot take."""
+    sampler = config.sampling.sampler
+    lookup(dict.fromkeys(sampling.SAMPLERS), sampler, "sampling.sampler")
+    asked = {"sampling.steps": [(config.sampling.steps, None)]}
+    asked["eval.steps"] = [(steps, None) for steps in config.eval.steps]
+    asked["eval.times"] = [(len(times) + 1, times) for times in config.eval.times]
+    for key, points in asked.items():
+        for steps, times in points:
+            try:
+                sampling.make_grid(sampler, steps, sigma_data, times)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
 
 
 def build_dataset(config: ConfigDict, split: str = "train") -> Dataset:

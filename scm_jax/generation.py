@@ -23,10 +23,11 @@ from scm_jax.experiment import (
     build,
     ema_profiles,
     load_average,
+    with_moved_runs,
 )
 from scm_jax.runs import RunDir
 from scm_jax.training import checkpoint, ema, manifest
-from scm_jax.types import Cond
+from scm_jax.types import Cond, check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,14 +104,15 @@ class Generator:
         Raises:
           ValueError: labels, times or names that do not fit.
         """
+        check_seed(seed)
         config, info = self.experiment.config, self.experiment.dataset.info
         takes_guidance = "guidance" in self.experiment.network.consumes
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
         decoder = self._decoder if pixels else None
         run = self._compiled(
-            sampler or config.sampling.sampler,
-            steps or config.sampling.steps,
+            config.sampling.sampler if sampler is None else sampler,
+            config.sampling.steps if steps is None else steps,
             guided,
             times,
             decoder is not None,
@@ -247,7 +249,7 @@ def load_generate(
     ``decoder`` takes the place of ``config.sampling.decoder``.
     """
     run_dir = RunDir(Path(directory))
-    config = config_lib.from_dict(run_dir.read_config())
+    config = with_moved_runs(config_lib.from_dict(run_dir.read_config()), directory)
     if decoder is not None:
         config.sampling.decoder = decoder
     experiment = build(without_teacher(config))

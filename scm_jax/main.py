@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax import cli, compile_cache, data_commands, process_flags, sweep_commands
+from scm_jax import (
+    cli,
+    compile_cache,
+    data_commands,
+    process_flags,
+    sweep_commands,
+    user_paths,
+)
+from scm_jax.types import MAX_SEED, real_number, whole_number
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -25,11 +33,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
 
 def _flag_config() -> None:
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file and argument: experiments/digits.py:scd"
-    )
+    cli.config_file("config", "Experiment file and argument: experiments/digits.py:scd")
 
 
 def _flag_workdir(default: str | None = None) -> None:
@@ -39,7 +43,7 @@ def _flag_workdir(default: str | None = None) -> None:
 def _flag_run() -> None:
     flags.DEFINE_string("run", None, "Run directory of a trained model.")
     flags.DEFINE_string("ema", "", "Which average; default is the run's own choice.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
+    cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
 
 
 # --- Commands -------------------------------------------------------------------------
@@ -76,10 +80,10 @@ def _train() -> int:
 @cli.command("sample", "Draws samples from a run into a PNG grid.")
 def _sample() -> int:
     _flag_run()
-    flags.DEFINE_integer("num", 64, "How many samples.", lower_bound=1)
-    flags.DEFINE_integer("steps", None, "Sampler steps; default is the run's.")
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-    flags.DEFINE_integer("class", None, "Class of all samples; default: all in turn.")
+    cli.integer("num", 64, "How many samples.", lower_bound=1)
+    cli.integer("steps", None, "Sampler steps; default is the run's.", lower_bound=1)
+    cli.integer("seed", 0, "Seed of the noise.", 0, MAX_SEED)
+    cli.integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
     flags.DEFINE_string(
@@ -92,6 +96,7 @@ def _sample() -> int:
 
     compile_cache.enable()
     f = flags.FLAGS
+    runs.samples_file(f.out)  # before the work, not after it
     loaded = generation.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
     x, pixels = loaded.generate(
@@ -115,7 +120,7 @@ def _evaluate() -> int:
     flags.DEFINE_list(
         "ema", [""], "Averages or relative widths; default is the run's own choice."
     )
-    flags.DEFINE_integer("step", None, "Which checkpoint; default is the newest.")
+    cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
     flags.DEFINE_list("steps", None, "Sampler steps; default: the run's.")
     flags.DEFINE_list(
         "times", [], "Intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3; several."
@@ -127,9 +132,13 @@ def _evaluate() -> int:
         None,
         "Reference statistics; default: the run's, or the data's own.",
     )
-    flags.DEFINE_integer("num_samples", None, "Samples in a set; default: the metric's")
-    flags.DEFINE_integer("num_seeds", None, "Sets of samples; default: the run's.")
-    flags.DEFINE_integer("seed", None, "Seed of the first set.")
+    cli.integer(
+        "num_samples", None, "Samples in a set; default: the metric's.", lower_bound=0
+    )
+    cli.integer(
+        "num_seeds", None, "Sets of samples; default: the run's.", lower_bound=1
+    )
+    cli.integer("seed", None, "Seed of the first set.", 0, MAX_SEED)
     flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
     flags.DEFINE_string("plot", None, "PNG of these rows against evaluations.")
     cli.parse()
@@ -138,13 +147,15 @@ def _evaluate() -> int:
 
     compile_cache.enable()
     f = flags.FLAGS
+    if f.plot:
+        user_paths.writable(f.plot)
     rows = measure.evaluate_run(
         f.run,
         averages=f.ema,
         step=f.step,
-        steps=_numbers("steps", int),
+        steps=_numbers("steps", whole_number),
         times=[_number_tuple(text) for text in f.times],
-        guidance=_numbers("guidance", float) or (),
+        guidance=_numbers("guidance", real_number) or (),
         evaluators=None if f.metrics is None else tuple(f.metrics),
         rerun=f.rerun,
         reference=f.reference,
@@ -165,7 +176,7 @@ def _evaluate() -> int:
     return 0
 
 
-def _numbers(flag: str, kind: type) -> tuple | None:
+def _numbers(flag: str, kind: Callable[[str], float]) -> tuple | None:
     """A list flag as numbers."""
     texts = flags.FLAGS[flag].value
     if texts is None:
@@ -178,7 +189,7 @@ def _numbers(flag: str, kind: type) -> tuple | None:
 
 def _number_tuple(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split("/"))
+        return tuple(real_number(part) for part in text.split("/"))
     except ValueError as error:
         raise cli.UsageError(f"--times={text}: {error}") from error
 
@@ -243,6 +254,7 @@ def _report() -> int:
     cli.required("runs")
     from scm_jax import demo
 
+    user_paths.writable(flags.FLAGS.out)
     demo.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
     print(f"report: {flags.FLAGS.out}")
     return 0
@@ -299,6 +311,7 @@ def _export() -> int:
     from scm_jax import weights
 
     f = flags.FLAGS
+    user_paths.writable(f.out)
     count = weights.export_run(f.run, f.out, ema=f.ema, step=f.step)
     print(f"{count} tensors: {f.out}")
     return 0

@@ -62,6 +62,8 @@ def sampling_points(
             )
     points = []
     for n in steps:
+        if n < 1:
+            raise ValueError(f"steps {n}: must be at least 1")
         fitting = [t for t in times if len(t) == n - 1 and n > 1] or [None]
         for chosen, scale in itertools.product(fitting, guidance or [None]):
             points.append(SamplingPoint(n, chosen, scale))
@@ -131,6 +133,26 @@ def configured_evaluators(
             chosen.setdefault("num_samples", config.eval.num_samples)
         built[name] = evaluation.build(name, **chosen)
     return built
+
+
+def check(config: ConfigDict, *, files: bool = True) -> None:
+    """Raises what the end of a run would raise, before its training begins.
+
+    Args:
+      config: of the run.
+      files: also look for files of weights and references, which may be on another
+        machine while a sweep is planned.
+
+    Raises:
+      ValueError: an unknown evaluator, a setting that it cannot take, or a split of the
+        data that is not there.
+      FileNotFoundError: an evaluator's weights or reference are not there.
+    """
+    for evaluator in configured_evaluators(config).values():
+        if files and hasattr(evaluator, "check"):
+            evaluator.check()
+    if config.eval.split:
+        experiment_lib.build_dataset(config, config.eval.split)
 
 
 @dataclasses.dataclass

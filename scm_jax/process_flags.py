@@ -26,8 +26,8 @@ def define() -> None:
         "off: alone.",
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
-    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    cli.integer("num_processes", None, "How many processes train together.", 1)
+    cli.integer("process_id", None, "Which of them this is, from 0.", 0)
     flags.DEFINE_float(
         "join_timeout", 45.0, "Seconds in which the processes must meet."
     )

@@ -175,17 +175,21 @@ def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pandas.DataFrame(decoded)
 
 
+class MissingPackageError(ImportError):
+    """An optional package is not installed; the message says which."""
+
+
 def require(module: str, purpose: str, package: str) -> Any:
     """Imports an optional module.
 
     Raises:
-      ImportError: it is missing; the message says what to install, and what for.
+      MissingPackageError: it is missing; the message says what to install.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = error.name or module
-        raise ImportError(
+        raise MissingPackageError(
             f"{purpose} needs {missing!r}, which cannot be imported: "
             f"pip install {package!r}"
         ) from error

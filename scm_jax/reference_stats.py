@@ -65,7 +65,7 @@ def default_path(
     dataset: Dataset, net: FeatureNet, root: str | os.PathLike[str] | None = None
 ) -> Path:
     """Where the statistics of a data set in the features of a network are kept."""
-    folder = Path(root).expanduser() if root else storage.default_root()
+    folder = storage.data_root(root or None)
     name = f"{_pictures(dataset).name}-{fingerprint(dataset)}"
     return folder / "stats" / f"{name}-{net.name}-{net.weights_sha256[:10]}.npz"
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fnmatch
 import functools
 import hashlib
 import html
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scm_jax import linked_runs, user_paths
 from scm_jax.records import (
     append_row,
     canonical_json,
@@ -40,26 +40,14 @@ from scm_jax.records import (
     write_atomically,
     write_json,
 )
+from scm_jax.run_configs import config_texts, is_neutral
+from scm_jax.types import check_seed
 from scm_jax.writers import image_grid
 
 if TYPE_CHECKING:
     import ml_collections
     import pandas as pd
     import PIL.Image
-
-# Config keys (patterns over dotted names) that cannot change the result of a run: they
-# are left out of its hash, and a resumed run may change them.
-NEUTRAL_KEYS = (
-    "name",
-    "dataset.root",
-    "log.*",
-    "checkpoint.*",
-    # What is measured on the way and how samples are drawn changes no parameter.
-    "eval.*",
-    "sampling.*",
-    # Another layout over devices changes rounding only, and a run may move to others.
-    "mesh.*",
-)
 
 # Packages whose versions can change numbers.
 _PACKAGES = (
@@ -123,10 +111,11 @@ class RunDir:
         return self.path / "nonfinite"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Makes the directory and claims it for ``config``; the first thing a run does.
+        """Makes the directory and claims it for ``config``, before the first step.
 
         Running the same config again is a resume and changes nothing. ``NEUTRAL_KEYS``
-        may differ: the file then holds their newest values.
+        may differ, and the places of other runs as long as they are the same runs: the
+        file then holds their newest values.
 
         Raises:
           ValueError: the directory belongs to another config (the message lists the
@@ -135,17 +124,19 @@ class RunDir:
         """
         text = canonical_json(config)
         self.check_config(config)
-        if self.config_path.exists() and (
-            self.config_path.read_text(encoding="utf-8") == text
-        ):
-            return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_path, text)
+        linked_runs.write_links(self.path, config)
+        if not self.config_path.exists() or (
+            self.config_path.read_text(encoding="utf-8") != text
+        ):
+            write_atomically(self.config_path, text)
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError where ``write_config`` would; writes nothing."""
         # In this order: another process may be making both just now, the config first.
-        has_checkpoints = self.checkpoints_dir.exists()
+        has_checkpoints = self.checkpoints_dir.is_dir() and any(
+            path.name.isdigit() for path in self.checkpoints_dir.iterdir()
+        )
         if self.config_path.exists():
             self._refuse_other_config(config)
         elif has_checkpoints:
@@ -172,28 +163,26 @@ class RunDir:
             found = self.read_config()
         except ValueError as error:
             raise ValueError(f"{self.config_path} is not JSON: {error}") from error
-        ours, theirs = _texts(config), _texts(found)
+        ours, theirs = config_texts(config), config_texts(found)
         differing = [
             f"  {key}: {theirs.get(key, '(absent)')} there, "
             f"{ours.get(key, '(absent)')} here"
             for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key) and not is_neutral(key)
+            if ours.get(key) != theirs.get(key)
+            and not is_neutral(key)
+            and key not in linked_runs.RUN_KEYS
         ]
+        here, there = map(linked_runs.run_places, (config, found))
+        for key in linked_runs.RUN_KEYS:
+            places = there.get(key, ""), here.get(key, "")
+            if other := linked_runs.other_run(self.path, key, *places):
+                differing.append(f"  {key}: {other}")
         if differing:
             raise ValueError(
                 f"{self.path} belongs to another config; these keys differ:\n"
                 + "\n".join(differing)
                 + "\nTake another work directory, or undo these changes to resume."
             )
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that tell apart configs with different results.
-
-    SHA-256 over the canonical text of all keys but ``NEUTRAL_KEYS``.
-    """
-    texts = {key: text for key, text in _texts(config).items() if not is_neutral(key)}
-    return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
 
 
 def environment() -> dict[str, Any]:
@@ -221,7 +210,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, str]:
     that compute, and a hash of each source file of this one. Needs no device.
     """
     source = Path(__file__).parent
-    facts = {f"config.{k}": v for k, v in _texts(config).items() if k != "dataset.root"}
+    facts = {
+        f"config.{k}": v for k, v in config_texts(config).items() if k != "dataset.root"
+    }
     facts["python"] = platform.python_version()
     facts |= {f"version of {name}": str(v) for name, v in _versions().items()}
     for file in sorted(source.rglob("*.py")):
@@ -270,12 +261,7 @@ class Samples:
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``."""
-        path = Path(path)
-        if path.suffix not in (".png", ".npy"):
-            raise ValueError(
-                f"cannot save samples as {path.name!r}: legal are .png, .npy"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = samples_file(path)
         if path.suffix == ".png":
             self.grid(columns).save(path)
         else:
@@ -296,6 +282,20 @@ class Samples:
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
         data = base64.b64encode(png).decode()
         return f'<img alt="{about}" src="data:image/png;base64,{data}">'
+
+
+def samples_file(path: str | os.PathLike) -> Path:
+    """``path`` of a file of samples, which can be written.
+
+    Raises:
+      ValueError: it ends neither in ``.png`` nor in ``.npy``.
+      OSError: no file can be made there.
+    """
+    if Path(path).suffix not in (".png", ".npy"):
+        raise ValueError(
+            f"cannot save samples as {Path(path).name!r}: legal are .png, .npy"
+        )
+    return user_paths.writable(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -379,6 +379,7 @@ class Run:
         """
         if num < 1 or steps < 1:
             raise ValueError(f"{num=} and {steps=} must be at least 1")
+        check_seed(seed)
         x, pixels = self._sampler(num, steps=steps, seed=seed, label=label, ema=ema)
         return Samples(np.asarray(x, np.float32), pixels)
 
@@ -427,17 +428,6 @@ def load_run(
         hint = f"; runs below it: {', '.join(below[:10])}" if below else ""
         raise FileNotFoundError(f"no run at {path}: it holds no config.json{hint}")
     return Run(path, make_sampler)
-
-
-def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> JSON text of its value, so that 1 and 1.0 stay different."""
-    return flatten(json.loads(canonical_json(config)), leaf=json.dumps)
-
-
-@functools.cache
-def is_neutral(key: str) -> bool:
-    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
 
 
 def _git_state() -> tuple[str | None, bool | None]:

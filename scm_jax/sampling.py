@@ -17,13 +17,15 @@ import numpy as np
 
 from scm_jax import trigflow
 from scm_jax.trigflow import Time, expand
-from scm_jax.types import NULL_LABEL, Cond, lookup
+from scm_jax.types import NULL_LABEL, Cond, check_seed, lookup
 
 Fn = Callable[[jax.Array, Cond], jax.Array]
 
 
 def sample_keys(seed: int | jax.Array, indices: jax.typing.ArrayLike) -> jax.Array:
     """One key per sample: ``fold_in(key(seed), index)``, shape ``(n,)``."""
+    if not isinstance(seed, jax.Array):
+        check_seed(seed)
     key = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
 

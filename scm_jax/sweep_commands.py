@@ -39,10 +39,10 @@ def _flag_only() -> None:
 def _flags_of_launching() -> None:
     flags.DEFINE_string("launcher", "local", "Where: local, slurm, k8s, print.")
     flags.DEFINE_string("profile", "", "File that describes the cluster.")
-    flags.DEFINE_integer(
+    cli.integer(
         "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0
     )
-    flags.DEFINE_integer(
+    cli.integer(
         "devices_per_run",
         None,
         "Of local: accelerators for each run; 0 lets runs share them all.",
@@ -85,7 +85,7 @@ def _plan() -> int:
     )
     flags.DEFINE_bool("show_script", False, "Also print what would be sent.")
     flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
-    flags.DEFINE_integer("limit", 40, "Lines of runs; 0: all.", lower_bound=0)
+    cli.integer("limit", 40, "Lines of runs; 0: all.", lower_bound=0)
     cli.parse()
     from scm_jax.sweeps import launchers, plan, states, submissions
 
@@ -153,7 +153,7 @@ def _status() -> int:
     _flag_root()
     flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")
     flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
-    flags.DEFINE_integer(
+    cli.integer(
         "limit", None, "Lines of runs; 0: all [30, or what the terminal shows]."
     )
     cli.parse()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import measure, runs, scaling, writers
+from scm_jax import measure, run_configs, runs, scaling, writers
 from scm_jax.experiment import Experiment
 from scm_jax.generation import Generator, Loaded, load_generate
 from scm_jax.training import loop, multihost, sharding
@@ -54,17 +54,15 @@ def train_and_evaluate(
       loop.NonFiniteError: the training was stopped; the state before is saved.
     """
     run_dir = runs.RunDir(workdir)
+    config = experiment_lib.with_moved_runs(config, workdir)
     mesh = sharding.make_mesh(
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )
     experiment = experiment_lib.build(config)
+    config = experiment.config
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
-    for evaluator in measure.configured_evaluators(config).values():
-        if hasattr(evaluator, "check"):
-            evaluator.check()
-    if jax.process_index() == 0:
-        run_dir.write_config(config_lib.to_dict(config))
+    measure.check(config)
     with Checkpointer(
         run_dir.checkpoints_dir,
         max_to_keep=config.checkpoint.max_to_keep,
@@ -90,6 +88,11 @@ def _train(
         config.train.batch_size, config.seed, process_index=index, process_count=count
     )
     state, restored_step = _place_state(experiment, mesh, checkpointer, data)
+    teacher = experiment_lib.load_teacher(experiment, mesh)
+    accounts = training_accounts(experiment)
+    # From here on the directory is this config's: whatever is refused comes before.
+    if jax.process_index() == 0:
+        run_dir.write_config(config_lib.to_dict(config))
     writer = _writer(config, run_dir, restored_step)
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
@@ -101,7 +104,6 @@ def _train(
     )
     if restored_step is None:
         _write_overview(writer, state.params, config)
-    accounts = training_accounts(experiment)
     result = loop.train(
         settings,
         state=state,
@@ -111,8 +113,8 @@ def _train(
         checkpointer=checkpointer,
         writer=writer,
         hooks=_hooks(experiment, config),
-        step_args=(experiment_lib.load_teacher(experiment, mesh),),
-        metadata={"config_hash": runs.config_hash(config_lib.to_dict(config))},
+        step_args=(teacher,),
+        metadata={"config_hash": run_configs.config_hash(config_lib.to_dict(config))},
         progress=_progress(settings, label or config.name or "train", progress),
     )
     if result.status == loop.DONE and not measured:

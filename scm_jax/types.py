@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,9 @@ import numpy as np
 
 # A label below zero is the null class: the network's own unconditional embedding.
 NULL_LABEL = -1
+
+# Seeds are 32 bits wide: a larger one would be cut and draw what a smaller one draws.
+MAX_SEED = 2**32 - 1
 
 
 @flax.struct.dataclass
@@ -120,6 +124,76 @@ class Placement(Protocol):
     def batch(self, h: jax.Array) -> jax.Array:
         """``(b, ...)`` activations with ``b`` split over the devices."""
         ...
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises ValueError unless ``0 <= seed <= MAX_SEED``; ``name`` is for the message.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    ValueError: seed = -1 must be a whole number in 0..4294967295
+    """
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{name} = {seed!r} must be a whole number in 0..{MAX_SEED}")
+
+
+def whole_number(text: str) -> int:
+    """An int as people type it.
+
+    >>> whole_number("1e6"), whole_number("1_000")
+    (1000000, 1000)
+
+    Raises:
+      ValueError: not a whole number.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = _float(text)
+    if not number.is_integer():
+        raise ValueError(
+            f"{text!r} is not a whole number: write digits, such as 1000000 or 1e6"
+        )
+    return int(number)
+
+
+def real_number(text: str) -> float:
+    """A finite float from text.
+
+    >>> real_number("none")
+    Traceback (most recent call last):
+    ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
+    """
+    number = _float(text)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{text!r} is not a finite number: write for example 0.001 or 1e-3"
+        )
+    return number
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def yes_or_no(text: str) -> bool:
+    """A flag's word as a bool; an empty one means yes.
+
+    >>> yes_or_no("TRUE"), yes_or_no("off")
+    (True, False)
+
+    Raises:
+      ValueError: another word.
+    """
+    words = {"yes": True, "true": True, "on": True, "1": True, "": True}
+    words |= {"no": False, "false": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(f"{text!r} is not one of {sorted(words)}")
+    return words[text.lower()]
 
 
 def lookup(registry: dict[str, Any], name: str, path: str) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scm_jax import user_paths
 from scm_jax.types import lookup
 
 # Network -> accepted files, the most usual first, and where each is published. All of
@@ -63,8 +64,10 @@ def roots() -> list[Path]:
 
     ``$SCM_JAX_WEIGHTS`` and ``~/.cache/scm_jax/weights``.
     """
-    named = [os.environ.get("SCM_JAX_WEIGHTS"), "~/.cache/scm_jax/weights"]
-    return [Path(root).expanduser() for root in named if root]
+    named = os.environ.get("SCM_JAX_WEIGHTS")
+    folders = [user_paths.expand(named) if named else None]
+    folders.append(user_paths.cache_folder("weights"))
+    return [folder for folder in folders if folder is not None]
 
 
 def accepted_paths(name: str) -> Iterator[Path]:
@@ -89,7 +92,7 @@ def find_weights(name: str, path: str | os.PathLike[str] | None = None) -> Path:
     places = list(accepted_paths(name))
     missing = f"no weights of {name}"
     if path is not None and os.fspath(path):
-        places = [Path(path).expanduser()]
+        places = [user_paths.expand(path)]
         missing += f" at {places[0]}"
     for place in places:
         if place.is_file():

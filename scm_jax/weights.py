@@ -15,6 +15,7 @@ from scm_jax import experiment as experiment_lib
 from scm_jax import runs, scaling, weight_files
 from scm_jax.exchange import edm, torch_files
 from scm_jax.generation import load_generate, without_teacher
+from scm_jax.linked_runs import IMPORTED_FILE
 from scm_jax.training import checkpoint
 
 EXTRAS = "imported_extras.npz"
@@ -68,7 +69,7 @@ def import_run(
         run_dir.checkpoints_dir, experiment.sampling_ema, params, metadata=found
     )
     np.savez(run_dir.path / EXTRAS, **extras)
-    (run_dir.path / "imported.json").write_text(json.dumps(found, indent=1))
+    (run_dir.path / IMPORTED_FILE).write_text(json.dumps(found, indent=1))
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scm_jax.analysis.ablation_tables import Table
 from scm_jax.analysis.tables import is_missing
 from scm_jax.comparable import require_comparable
-from scm_jax.runs import is_neutral
+from scm_jax.run_configs import is_neutral
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scm_jax.analysis import collected, metric_rows, run_files
 from scm_jax.analysis.run_files import Roots, RunFiles
 from scm_jax.records import require
-from scm_jax.runs import is_neutral
+from scm_jax.run_configs import is_neutral
 
 if TYPE_CHECKING:
     import pandas as pd

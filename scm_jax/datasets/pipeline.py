@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from scm_jax.datasets.records import RecordSource
-from scm_jax.types import Batch, DatasetInfo, lookup
+from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
 
 # Fields of some items, stacked: name -> (n, ...).
 Fields = Mapping[str, Any]
@@ -146,12 +146,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
-
-
-def check_seed(seed: int) -> None:
-    """Raises ValueError unless ``0 <= seed < 2**32``."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} must be in 0..{2**32 - 1}")
 
 
 # --- iterators ---------------------------------------------------------------------

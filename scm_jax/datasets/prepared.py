@@ -55,7 +55,7 @@ def make_images(
     """
     del prepare
     lookup(SCALINGS, scaling, "dataset.scaling")
-    root = Path(root).expanduser() if root is not None else storage.default_root()
+    root = storage.data_root(root)
     manifest = read_manifest(prepared, root)
     if manifest["field"] != "image":
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, pipeline
-from scm_jax.types import DatasetInfo, lookup
+from scm_jax.types import DatasetInfo, check_seed, lookup
 
 RESOLUTIONS = (32, 64)
 SIGMA_DATA = 0.5
@@ -432,7 +432,7 @@ class ShapeSource:
                 f"dataset.num_items = {self.num_items} of dataset 'shapes' must be at "
                 "least 1"
             )
-        pipeline.check_seed(self.seed)
+        check_seed(self.seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -17,17 +17,33 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scm_jax import user_paths
+
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+
+def data_root(root: str | os.PathLike[str] | None) -> Path:
+    """``root``, or without one ``default_root()``."""
+    return default_root() if root is None else user_paths.expand(root)
 
 
 def default_root() -> Path:
     """Folder of prepared datasets: ``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``.
 
     An empty variable counts as not set.
+
+    Raises:
+      ValueError: no variable, and no home directory.
     """
-    root = os.environ.get("SCM_JAX_DATA") or "~/.cache/scm_jax/datasets"
-    return Path(root).expanduser()
+    if root := os.environ.get("SCM_JAX_DATA"):
+        return user_paths.expand(root)
+    if (folder := user_paths.cache_folder("datasets")) is not None:
+        return folder
+    raise ValueError(
+        "there is no home directory for prepared datasets: set HOME or SCM_JAX_DATA, "
+        "or name a folder with --config.dataset.root=DIR (of `data` commands: --root)"
+    )
 
 
 def builders_folder() -> Path:
@@ -46,7 +62,7 @@ def find_builder(builder: str | os.PathLike[str]) -> Path:
       FileNotFoundError: there is none; the message says where it was looked for.
     """
     is_name = isinstance(builder, str) and os.sep not in builder
-    folder = builders_folder() / builder if is_name else Path(builder).expanduser()
+    folder = builders_folder() / builder if is_name else user_paths.expand(builder)
     files = [folder] if folder.is_file() else sorted(folder.glob("*.py"))
     # The file's name is where tfds takes the dataset's name from.
     files = [file for file in files if file.name.endswith("_dataset_builder.py")]
@@ -124,7 +140,7 @@ def prepare(
     >>> prepare("digits")  # doctest: +SKIP
     PosixPath('/home/me/.cache/scm_jax/datasets/digits/1.0.0')
     """
-    root = Path(root).expanduser() if root is not None else default_root()
+    root = data_root(root)
     builder_class = load_builder_class(find_builder(builder))
     version = builder_class(data_dir=root).data_path.relative_to(root)
     target = root / version
@@ -188,7 +204,7 @@ def prepared_folder(
     Raises:
       FileNotFoundError: none is prepared; the message has the command that does it.
     """
-    root = Path(root).expanduser() if root is not None else default_root()
+    root = data_root(root)
     versions = [
         path
         for path in (root / name).glob("*")

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from scm_jax.datasets.pipeline import BatchIterator, check_seed, process_rows
-from scm_jax.types import Batch, DatasetInfo
+from scm_jax.datasets.pipeline import BatchIterator, process_rows
+from scm_jax.types import Batch, DatasetInfo, check_seed
 
 # An array of angles, a pair (cos, sin), or an object with attributes cos and sin.
 Times = Any

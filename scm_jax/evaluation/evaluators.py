@@ -19,7 +19,7 @@ import numpy as np
 
 from scm_jax.evaluation import classifier, frechet, neighbours, shapes_classifier
 from scm_jax.evaluation.protocol import Protocol
-from scm_jax.evaluation.subject import Subject, require_positive
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 from scm_jax.types import lookup
 
 
@@ -107,6 +107,7 @@ class SampleQuality:
         positive = ("steps", "num_seeds", "num_neighbours", "floor_splits")
         require_positive(self, *positive)
         require_positive(self, "num_samples", least=0)
+        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         """Metrics of ``subject``, which needs ``generate`` and ``reference``.

@@ -21,7 +21,7 @@ from scm_jax.evaluation.extraction import FeatureNet
 from scm_jax.evaluation.feature_metrics import FeatureSet
 from scm_jax.evaluation.protocol import Measured, Protocol
 from scm_jax.evaluation.references import Reference, read_reference
-from scm_jax.evaluation.subject import Subject, require_positive
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 from scm_jax.types import lookup
 from scm_jax.weight_files import PUBLISHED, find_weights
 
@@ -101,6 +101,7 @@ class PretrainedQuality:
         for metric in self.metrics:
             lookup(feature_metrics.METRICS, metric, "evaluator setting metrics")
         require_positive(self, "steps", "num_seeds")
+        require_seeds(self)
         require_positive(self, "num_samples", least=2)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from scm_jax.trigflow import Time
+from scm_jax.types import check_seed
 
 
 class Generate(Protocol):
@@ -105,3 +106,10 @@ def require_positive(evaluator: Any, *settings: str, least: int = 1) -> None:
                 f"evaluator setting {name} = {getattr(evaluator, name)}:"
                 f" must be at least {least}"
             )
+
+
+def require_seeds(evaluator: Any) -> None:
+    """Raises ValueError where a set of samples would have an illegal seed."""
+    check_seed(evaluator.seed, "evaluator setting seed")
+    last = evaluator.seed + getattr(evaluator, "num_seeds", 1) - 1
+    check_seed(last, "last seed of the evaluator, seed + num_seeds - 1,")

@@ -16,7 +16,12 @@ import numpy as np
 from scipy.special import ndtri
 
 from scm_jax import trigflow
-from scm_jax.evaluation.subject import ClosedForm, Subject, require_positive
+from scm_jax.evaluation.subject import (
+    ClosedForm,
+    Subject,
+    require_positive,
+    require_seeds,
+)
 from scm_jax.trigflow import Time
 
 
@@ -72,6 +77,7 @@ class Validation:
 
     def __post_init__(self):
         require_positive(self, "num_times", "num_points", "batch_size")
+        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, float | list[float]]:
         """``validation_error``, ``denoising_error`` and the first one by time.
@@ -135,6 +141,7 @@ class TeacherTrajectory:
 
     def __post_init__(self):
         require_positive(self, "teacher_steps", "num_paths")
+        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Root mean square distances, in units of the data.
@@ -184,6 +191,7 @@ class MixtureConsistency:
 
     def __post_init__(self):
         require_positive(self, "num_times", "num_points")
+        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """``consistency_rmse`` and ``one_step_rmse`` of ``f``; see the class."""

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from scm_jax import user_paths
 from scm_jax.datasets import storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.preparation import drawn
@@ -56,7 +57,7 @@ class Recipe:
 def find(dataset: str) -> Path | None:
     """The recipe file of a dataset: by its name or folder in ``data/``, or by path."""
     if os.sep in dataset:
-        path = Path(dataset).expanduser()
+        path = user_paths.expand(dataset)
         file = path if path.suffix == ".toml" else path / FILE
         return file if file.is_file() else None
     for file in sorted(storage.builders_folder().glob(f"*/{FILE}")):
@@ -97,7 +98,7 @@ def read(file: Path, variant: str = "") -> Recipe:
     recipe = Recipe(**values)
     is_name = recipe.kind == drawn.KIND or recipe.source.startswith("tfds:")
     if recipe.source and not is_name:
-        source = str((file.parent / Path(recipe.source).expanduser()).resolve())
+        source = str((file.parent / user_paths.expand(recipe.source)).resolve())
         recipe = dataclasses.replace(recipe, source=source)
     return _varied(recipe, variant)
 

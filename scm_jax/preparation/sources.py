@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from scm_jax import user_paths
 from scm_jax.preparation import arrays, file_items, tfds_items
 from scm_jax.preparation.archives import COMPRESSED, zip_members
 from scm_jax.preparation.images import is_image
@@ -121,7 +122,7 @@ def open_items(
         upright=upright,
     )
     is_name = str(path).startswith(tfds_items.PREFIX)
-    path = Path(path) if is_name else Path(path).expanduser()
+    path = Path(path) if is_name else user_paths.expand(path)
     if kind == "auto":
         kind = detect_kind(path)
     source = lookup(SOURCES, kind, "kind")

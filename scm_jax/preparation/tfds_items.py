@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -187,7 +188,11 @@ def find_prepared(path: str) -> Path:
 
 def _roots() -> list[Path]:
     tfds_root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [storage.default_root(), Path(tfds_root).expanduser()]
+    roots = []
+    for root in (None, tfds_root):
+        with contextlib.suppress(ValueError):  # no home directory
+            roots.append(storage.data_root(root))
+    return roots
 
 
 def _how_to_prepare(name: str) -> str:

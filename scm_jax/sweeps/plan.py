@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scm_jax.linked_runs import RUN_KEYS
 from scm_jax.records import flatten, read_rows
-from scm_jax.runs import RunDir, is_neutral
+from scm_jax.run_configs import is_neutral
+from scm_jax.runs import RunDir
 from scm_jax.sweeps.planned import PlannedRun
-
-# Config keys that hold the run directory of another run.
-RUN_KEYS = ("init.run", "teacher.run")
 
 
 @dataclasses.dataclass(frozen=True)

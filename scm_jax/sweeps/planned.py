@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scm_jax.linked_runs import RUN_FILE
 from scm_jax.records import write_json
 from scm_jax.runs import RunDir
-
-RUN_FILE = "run.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ shapes (the training step is traced, nothing is allocated), teachers, double ent
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,21 @@ import jax
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import describe, experiment, runs, scaling, training_run
+from scm_jax import (
+    config_values,
+    describe,
+    experiment,
+    measure,
+    run_configs,
+    runs,
+    scaling,
+    training_run,
+)
+from scm_jax.linked_runs import RUN_KEYS, identity
 from scm_jax.records import canonical_json
 from scm_jax.sweeps.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.files import SweepFile, base_config
-from scm_jax.sweeps.plan import RUN_KEYS
-from scm_jax.sweeps.planned import RUN_FILE, PlannedRun, read_run
+from scm_jax.sweeps.planned import PlannedRun
 from scm_jax.types import lookup
 
 BUDGET = "train.flops"
@@ -92,10 +102,12 @@ class _Resolver:
         account = self._account(config, teachers.get("teacher.run"))
         self._set_budget(config, entry, account)
         _scale_schedules(config, changed)
+        config = config_values.checked(config)
+        measure.check(config, files=False)
         plain = config_lib.to_dict(config)
         steps = -(-config.train.duration_images // config.train.batch_size)
         images = steps * config.train.batch_size
-        places = {key: config_value(config, key) for key in teachers}
+        places = {key: config_values.get_value(config, key) for key in teachers}
         ids = {key: Path(place).name for key, place in places.items()}
         if BUDGET in entry:
             changed["train.duration_images"] = None  # resolved
@@ -106,7 +118,7 @@ class _Resolver:
             base=base,
             label=label,
             config=plain,
-            overrides={key: config_value(config, key) for key in changed},
+            overrides={key: config_values.get_value(config, key) for key in changed},
             tags=_strings(entry, "tags"),
             resources=entry.get("resources", ""),
             depends_on=self._depends_on(entry, places),
@@ -115,7 +127,7 @@ class _Resolver:
             images=images,
             train_flops=2.0 * account.macs_per_image * images,
             metrics=self.file.metrics,
-            max_attempts=entry.get("max_attempts", 3),
+            max_attempts=int(entry.get("max_attempts", 3)),
         )
         self._insert(planned)
         if label:
@@ -138,12 +150,12 @@ class _Resolver:
 
     def _override(self, config: ConfigDict, changed: Mapping[str, Any]) -> None:
         for key, value in changed.items():
+            config_values.parent(config, key, RESERVED)  # must exist
             if isinstance(value, RunDirOf):
                 value = str(self.root / self._labelled(value.label))
             if isinstance(value, OfDuration):
-                _parent(config, key)  # resolved later, but must exist
-            else:
-                _set(config, key, value)
+                continue  # resolved when the training length is known
+            config_values.set_value(config, key, value)
 
     def _labelled(self, label: str) -> str:
         return lookup(self._labels, label, "label of an earlier entry")
@@ -152,7 +164,7 @@ class _Resolver:
         """Key -> config of the runs that this one begins with or learns from."""
         found = {}
         for key in RUN_KEYS:
-            directory = config_value(config, key)
+            directory = config_values.get_value(config, key)
             if directory and (key != "teacher.run" or config.teacher.source == "run"):
                 found[key] = config_lib.from_dict(self._config_at(key, directory))
         if "init.run" in found:
@@ -173,15 +185,16 @@ class _Resolver:
 
     def _planned_at(self, directory: str) -> PlannedRun | None:
         path = Path(directory)
-        return self.runs.get(path.name) if path.parent == self.root else None
+        same = path.parent == self.root or path.parent.resolve() == self.root.resolve()
+        return self.runs.get(path.name) if same else None
 
     def _hash_at(self, directory: str) -> str:
         """What tells a run from others, wherever its directory lies."""
         if planned := self._planned_at(directory):
             return planned.id.rpartition("-")[2]
-        if (Path(directory) / RUN_FILE).is_file():
-            return read_run(directory).id.rpartition("-")[2]
-        return runs.config_hash(runs.RunDir(directory).read_config())
+        found = identity(directory)
+        assert found is not None  # its config was read already
+        return found
 
     def _depends_on(
         self, entry: Mapping[str, Any], places: Mapping[str, str]
@@ -220,55 +233,26 @@ class _Resolver:
         config.train.duration_images = steps * config.train.batch_size
 
 
-def config_value(config: ConfigDict, key: str) -> Any:
-    """The value at a dotted key, tuples as lists."""
-    value = _parent(config, key)[key.rpartition(".")[2]]
-    return config_lib.to_dict(ConfigDict({"value": value}))["value"]
-
-
-def _parent(config: ConfigDict, key: str) -> ConfigDict:
-    """The section that holds a dotted key.
-
-    Raises:
-      ValueError: there is no such key.
-    """
-    if key not in (known := runs.flatten(config.to_dict())):
-        head = key.rpartition(".")[0]
-        near = {k: None for k in known if head and k.startswith(f"{head}.")}
-        sections = dict.fromkeys(k.partition(".")[0] for k in known)
-        lookup(near or {**sections, **dict.fromkeys(RESERVED)}, key, "config key")
-    section = config
-    for part in key.split(".")[:-1]:
-        section = section[part]
-    return section
-
-
-def _set(config: ConfigDict, key: str, value: Any) -> None:
-    section, name = _parent(config, key), key.rpartition(".")[2]
-    value = tuple(value) if isinstance(value, list) else value
-    try:
-        canonical_json({key: value})
-        section[name] = value
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} = {value!r}: {error}") from error
-
-
 def _scale_schedules(config: ConfigDict, changed: Mapping[str, Any]) -> None:
     duration = config.train.duration_images
     for key, value in changed.items():
         if isinstance(value, OfDuration):
             images = value.fraction * duration
-            kind = type(config_value(config, key))
-            _set(config, key, round(images) if kind is int else images)
+            kind = type(config_values.get_value(config, key))
+            config_values.set_value(
+                config, key, round(images) if kind is int else images
+            )
 
 
 def _check_reserved(entry: Mapping[str, Any]) -> None:
-    kinds = {"base": str, "label": str, "resources": str, "max_attempts": int}
-    for key, kind in kinds.items():
-        if not isinstance(entry.get(key, kind()), kind):
-            raise ValueError(f"{key} = {entry[key]!r}: must be {kind.__name__}")
+    for key in ("base", "label", "resources"):
+        if not isinstance(entry.get(key, ""), str):
+            raise ValueError(f"{key} = {entry[key]!r}: must be text")
+    attempts = entry.get("max_attempts", 1)
+    if not isinstance(attempts, numbers.Integral) or attempts < 1:
+        raise ValueError(f"max_attempts = {attempts!r}: must be at least 1")
     budget = entry.get(BUDGET, 1.0)
-    if not isinstance(budget, int | float) or not 0 < budget < float("inf"):
+    if not isinstance(budget, numbers.Real) or not 0 < budget < float("inf"):
         raise ValueError(f"{BUDGET} = {budget!r}: must be a number above 0")
 
 
@@ -287,7 +271,7 @@ def _run_id(config: dict[str, Any], hashes: Mapping[str, str]) -> str:
         section, _, name = key.partition(".")
         named[section][name] = digits
     slug = re.sub(r"[^A-Za-z0-9_.]+", "_", config["name"]).strip("._") or "run"
-    return f"{slug}-{runs.config_hash({**config, **named})}"
+    return f"{slug}-{run_configs.config_hash({**config, **named})}"
 
 
 def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:

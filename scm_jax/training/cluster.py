@@ -14,6 +14,7 @@ Everything here is a pure function of a mapping of environment variables.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -162,10 +163,23 @@ def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     counts = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     node = _integer(environ.get("SLURM_NODEID", "0"), "SLURM_NODEID")
     tasks_here = counts[min(node, len(counts) - 1)]
-    visible = [d for d in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    visible = visible_devices(environ.get("CUDA_VISIBLE_DEVICES", ""))
     if tasks_here == 1 or len(visible) != tasks_here:
         return None
     return (_integer(environ.get("SLURM_LOCALID", "0"), "SLURM_LOCALID"),)
+
+
+def visible_devices(text: str) -> list[str]:
+    """The devices of a variable such as ``CUDA_VISIBLE_DEVICES``.
+
+    As CUDA reads it: the list ends at the first name that cannot be a device.
+
+    >>> visible_devices("2,GPU-8932f937"), visible_devices("-1")
+    (['2', 'GPU-8932f937'], [])
+    """
+    names = [name.strip() for name in text.split(",")]
+    legal = re.compile(r"\d+|(GPU|MIG)-.+")
+    return list(itertools.takewhile(legal.fullmatch, names))
 
 
 def expand_hosts(text: str) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from scm_jax.evaluation.protocol import Protocol
-from scm_jax.runs import RunDir, config_hash
+from scm_jax.run_configs import config_hash
+from scm_jax.runs import RunDir
 from scm_jax.sweeps import planned
 from scm_jax.writers import JsonlWriter
 

@@ -13,7 +13,8 @@ import pytest
 import scm_jax
 from scm_jax.analysis import run_files, tables
 from scm_jax.analysis.collect import collect
-from scm_jax.runs import RunDir, config_hash
+from scm_jax.run_configs import config_hash
+from scm_jax.runs import RunDir
 from tests.analysis import synthetic_runs
 from tests.analysis.synthetic_runs import result, write, write_metrics
 

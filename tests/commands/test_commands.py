@@ -205,7 +205,7 @@ def test_dry_run_trains_nothing(tmp_path):
                 "--config.train.batchsize=3",
                 "--workdir=x",
             ],
-            'Did you mean "batch_size"',
+            "did you mean 'train.batch_size'",
         ),
         (["train", "--config=experiments/digits.py:sdc", "--workdir=x"], "'scd'"),
         (

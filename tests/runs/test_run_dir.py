@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax import runs
+from scm_jax import run_configs, runs
 from scm_jax.writers import make_writer
 
 CONFIG = {
@@ -66,7 +66,7 @@ class TestWriteConfig:
         assert run_dir.read_config()["log"]["every_images"] == 10
 
     def test_checkpoints_without_a_config_are_nobodys(self, tmp_path):
-        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "40").mkdir(parents=True)
         with pytest.raises(ValueError, match="checkpoints but no config"):
             runs.RunDir(tmp_path).write_config(CONFIG)
 
@@ -84,14 +84,14 @@ class TestWriteConfig:
 class TestConfigHash:
     def test_golden(self):
         # changing this value orphans every run directory that a sweep made before
-        assert runs.config_hash(CONFIG) == "32fc879b54"
+        assert run_configs.config_hash(CONFIG) == "32fc879b54"
 
     def test_only_keys_that_change_results_count(self):
         same = changed(log={"every_images": 1}, train={"betas": [0.9, 0.99]})
         same["name"] = "other"
-        assert runs.config_hash(same) == runs.config_hash(CONFIG)
+        assert run_configs.config_hash(same) == run_configs.config_hash(CONFIG)
         other = changed(train={"batch_size": 128.0})
-        assert runs.config_hash(other) != runs.config_hash(CONFIG)
+        assert run_configs.config_hash(other) != run_configs.config_hash(CONFIG)
 
 
 class TestLoadRun:

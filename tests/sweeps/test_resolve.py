@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import describe, runs
+from scm_jax import describe, run_configs
 from scm_jax.sweeps.files import load_sweep
 from scm_jax.sweeps.planned import read_run, write_run
 from scm_jax.sweeps.resolve import resolve
@@ -62,7 +62,7 @@ def test_the_id_is_that_of_the_config_alone(planned, tmp_path):
     longer = GRID.replace("seeds(2)", 'seeds(2), [{"train.batch_size": 64}]')
     assert not set(first) & {r.id for r in planned(longer)}
     for run in planned(GRID):
-        assert run.id.rpartition("-")[2] == runs.config_hash(run.config)
+        assert run.id.rpartition("-")[2] == run_configs.config_hash(run.config)
 
 
 def test_equal_entries_are_one_run_with_the_tags_of_both(planned):

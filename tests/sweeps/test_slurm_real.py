@@ -12,7 +12,7 @@ import pytest
 from benchmarks import sweep_kills
 from experiments import mixture
 from scm_jax import config as config_lib
-from scm_jax import runs
+from scm_jax import run_configs
 from scm_jax.records import read_rows
 from scm_jax.sweeps import journal, planned, states, submissions
 from scm_jax.sweeps.launchers import slurm
@@ -89,7 +89,7 @@ def tiny_run(seed, steps=STEPS, resources=""):
     config.eval.evaluators = ()
     plain = config_lib.to_dict(config)
     return planned.PlannedRun(
-        id=f"sct-{runs.config_hash(plain)}",
+        id=f"sct-{run_configs.config_hash(plain)}",
         sweep="test",
         file="test.py",
         base="experiments/mixture.py:sct,quick",

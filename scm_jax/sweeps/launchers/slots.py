@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scm_jax.sweeps.launchers.options import Options
+from scm_jax.training.cluster import visible_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def accelerators(environ: Mapping[str, str]) -> tuple[str, list[str]]:
     for kind, found in present.items():
         listed = visible[kind]
         if found and listed is not None:
-            found = [name.strip() for name in listed.split(",") if name.strip()]
+            found = visible_devices(listed)
         if found:
             return kind, found
     return "cpu", []

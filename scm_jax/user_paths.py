@@ -1,0 +1,48 @@
+"""Paths that users give or that lie in their home directory, which may not exist."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """``path`` with ``~`` and ``~name`` replaced.
+
+    Raises:
+      ValueError: that home directory is not known, as in a container with a bare user
+        id.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{os.fspath(path)}: this user's home directory is not known; set HOME, or "
+            "write an absolute path"
+        ) from error
+
+
+def cache_folder(*parts: str) -> Path | None:
+    """``~/.cache/scm_jax/PARTS``; None where the user has no home directory."""
+    try:
+        return expand("~/.cache/scm_jax").joinpath(*parts)
+    except ValueError:
+        return None
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """``path`` of a file to write later: its folder is made and tried now.
+
+    Raises:
+      OSError: no file can be made there.
+    """
+    path = expand(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    with path.open("ab"):
+        return path
