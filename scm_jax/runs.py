@@ -262,10 +262,13 @@ class Samples:
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``."""
         path = samples_file(path)
-        if path.suffix == ".png":
-            self.grid(columns).save(path)
-        else:
-            np.save(path, self.x)
+        try:
+            if path.suffix == ".png":
+                self.grid(columns).save(path)
+            else:
+                np.save(path, self.x)
+        except OSError as error:  # a full disk; NumPy's does not name the file
+            raise OSError(f"cannot write {path}: {error}") from error
 
     def _repr_png_(self) -> bytes | None:
         if self.pixels is None:

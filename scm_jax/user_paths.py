@@ -38,11 +38,12 @@ def writable(path: str | os.PathLike[str]) -> Path:
       OSError: no file can be made there.
     """
     path = expand(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
-    with path.open("ab"):
-        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return path

@@ -275,3 +275,15 @@ def test_runs_come_behind_those_that_they_depend_on(tmp_path):
         for name, needs in (("c", ("b", "a")), ("b", ("a",)), ("a", ()), ("d", ("x",)))
     ]
     assert [run.id for run in options.in_order(chain)] == ["a", "d", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "listed, found", [("-1", []), ("", []), ("NoDevFiles", []), ("1,-1,2", ["1"])]
+)
+def test_a_hidden_accelerator_is_none(monkeypatch, listed, found):
+    monkeypatch.setattr(
+        slots, "_numbers", lambda prefix: list("0123" if prefix == "nvidia" else "")
+    )
+    kind = "cuda" if found else "cpu"
+    environ = {"CUDA_VISIBLE_DEVICES": listed}
+    assert slots.accelerators(environ) == (kind, found)

@@ -1,0 +1,147 @@
+"""Paths and numbers that users give: what cannot be used is told in a sentence."""
+
+import errno
+import logging
+import pwd
+
+import jax
+import numpy as np
+import pytest
+
+from scm_jax import (
+    cli,
+    compile_cache,
+    experiment,
+    generation,
+    main,
+    runs,
+    user_paths,
+    weight_files,
+)
+from scm_jax.config import base_config
+from scm_jax.datasets import storage
+
+assert main  # registers the commands
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user id that no table knows, as containers have it."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "SCM_JAX_DATA", "SCM_JAX_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_home_the_cache_is_off(no_home, caplog):
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert compile_cache.enable() is None
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    assert len(caplog.messages) == 1 and "home directory" in caplog.messages[0]
+
+
+def test_without_a_home_data_need_a_folder(no_home, tmp_path):
+    with pytest.raises(ValueError, match="SCM_JAX_DATA"):
+        storage.default_root()
+    assert storage.data_root(tmp_path) == tmp_path
+    assert weight_files.roots() == []
+    with pytest.raises(ValueError, match=r"~/x: .*absolute path"):
+        user_paths.expand("~/x")
+
+
+def said(capsys, *args):
+    code = cli.run(args)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/srv/runs"),
+            "scm x: cannot use /srv/runs: Permission denied",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "scm x: No space left on device",
+        ),
+        (FileNotFoundError("no run at /srv"), "scm x: no run at /srv"),
+    ],
+)
+def test_an_error_of_the_system_is_a_sentence(monkeypatch, capsys, error, text):
+    def fail():
+        raise error
+
+    monkeypatch.setitem(cli._COMMANDS, "x", (fail, ""))
+    assert said(capsys, "x") == (1, text + "\n")
+
+
+def test_targets_are_tried_before_the_work(tmp_path, capsys, monkeypatch):
+    def load(*_):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(generation, "load_generate", load)
+    (tmp_path / "file").touch()
+    for out, words in (
+        (tmp_path / "file" / "a.png", "cannot use"),
+        (tmp_path / "a.jpg", "legal are .png, .npy"),
+    ):
+        with flags_of_their_own():
+            code, text = said(capsys, "sample", f"--run={tmp_path}", f"--out={out}")
+        assert code == 1 and words in text
+
+
+class flags_of_their_own:
+    """absl keeps flags for good, but those of a command are its own."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        from absl import flags
+
+        for flag in list(flags.FLAGS.flags_by_module_dict().get(main.__name__, [])):
+            delattr(flags.FLAGS, flag.name)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--steps=0", "--seed=-1", "--seed=4294967296", "--num=1.5", "--num=0"]
+)
+def test_numbers_of_flags_are_in_their_range(capsys, flag):
+    with flags_of_their_own():
+        code, text = said(capsys, "sample", "--run=x", flag)
+    assert code == 2 and flag in text
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/a"):
+        user_paths.writable(tmp_path / "file" / "a")
+    with pytest.raises(IsADirectoryError):
+        user_paths.writable(tmp_path)
+    assert user_paths.writable(tmp_path / "new" / "a").parent.is_dir()
+    assert not (tmp_path / "new" / "a").exists()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("100 requested and 7 written")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*a\.npy: 100 requested"):
+        runs.Samples(np.zeros((1, 2))).save(tmp_path / "a.npy")
+
+
+def test_no_steps_are_no_default():
+    config = base_config("mlp", "diffusion", "mixture")
+    built = experiment.build(config)
+    generate = generation.Generator(built, built.init_params()["net"])
+    with pytest.raises(ValueError, match="steps"):
+        generate(1, steps=0)
