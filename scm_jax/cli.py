@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,6 +48,28 @@ class _RealNumbers(flags.FloatParser):
     def convert(self, argument: float | str) -> float:
         text = isinstance(argument, str)
         return real_number(argument) if text else super().convert(argument)
+
+
+class _Directories(flags.ListParser):
+    """Comma-separated directories, whose names may have commas themselves."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        """The longest pieces that are directories; what is none stays a piece."""
+        pieces = super().parse(argument) if argument else []
+        found = []
+        while pieces:
+            lengths = range(len(pieces), 1, -1)
+            fits = (n for n in lengths if os.path.isdir(",".join(pieces[:n])))
+            length = next(fits, 1)
+            found.append(",".join(pieces[:length]))
+            pieces = pieces[length:]
+        return found
+
+
+def directories(name: str, default: list[str] | None, text: str) -> None:
+    """Declares a flag that takes a list of directories."""
+    serializer = flags.CsvListSerializer(",")
+    flags.DEFINE(_Directories(), name, default, text, serializer=serializer)
 
 
 def integer(

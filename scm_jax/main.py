@@ -248,7 +248,7 @@ def _accounts(
 
 @cli.command("report", "Writes an HTML page on one or more runs.")
 def _report() -> int:
-    flags.DEFINE_list("runs", None, "Run directories, comma-separated.")
+    cli.directories("runs", None, "Run directories, comma-separated.")
     flags.DEFINE_string("out", "report.html", "The page.")
     cli.parse()
     cli.required("runs")

@@ -80,7 +80,7 @@ def _plan() -> int:
     _flag_sweep()
     _flag_root()
     _flags_of_launching()
-    flags.DEFINE_list(
+    cli.directories(
         "measured", [], "Finished runs whose rates give the hours; default: the root's."
     )
     flags.DEFINE_bool("show_script", False, "Also print what would be sent.")

@@ -1,7 +1,8 @@
 """Plants the faults of mutations/ one by one; each must turn its test red.
 
     python tests/run_mutations.py            all of them, in a copy of the tree
-    python tests/run_mutations.py --only=sigma   those with "sigma" in the name
+    python tests/run_mutations.py --only=sigma   those with "sigma" in the name, or
+                                                 those of mutations/sigma.toml
     python tests/run_mutations.py --check    that each still applies and names a test
 
 A fault is ``file``, ``search`` (occurs exactly once), ``replace`` and ``test``. A fault
@@ -31,7 +32,11 @@ RED, GREEN = 1, 0  # pytest: some tests failed; all passed
 def load() -> list[dict[str, str]]:
     """The planted faults."""
     files = sorted((ROOT / "tests/mutations").glob("*.toml"))
-    return [f for file in files for f in tomllib.loads(file.read_text())["fault"]]
+    return [
+        {**fault, "group": file.stem}
+        for file in files
+        for fault in tomllib.loads(file.read_text())["fault"]
+    ]
 
 
 def problem(fault: dict[str, str]) -> str | None:
@@ -97,7 +102,7 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    faults = [f for f in load() if args.only in f["name"]]
+    faults = [f for f in load() if args.only in f["name"] or args.only == f["group"]]
     broken = [(f["name"], why) for f in faults if (why := problem(f))]
     for name, why in broken:
         print(f"cannot be planted: {name}: {why}")

@@ -145,3 +145,13 @@ def test_no_steps_are_no_default():
     generate = generation.Generator(built, built.init_params()["net"])
     with pytest.raises(ValueError, match="steps"):
         generate(1, steps=0)
+
+
+def test_names_of_directories_may_have_commas(tmp_path, monkeypatch):
+    for name in ("a", "betas=[0.9,0.99]", "b,c", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    read = cli._Directories().parse
+    assert read("a,betas=[0.9,0.99],b,c") == ["a", "betas=[0.9,0.99]", "b,c"]
+    assert read("b,a,nowhere") == ["b", "a", "nowhere"]
+    assert read("") == read([]) == []
