@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from scm_jax import user_paths
 from scm_jax.types import real_number, whole_number
 
 # Name, of one word or two, -> function and summary.
@@ -48,6 +49,18 @@ class _RealNumbers(flags.FloatParser):
     def convert(self, argument: float | str) -> float:
         text = isinstance(argument, str)
         return real_number(argument) if text else super().convert(argument)
+
+
+class _Paths(flags.ArgumentParser):
+    """Paths; a shell leaves the ``~`` of ``--flag=~/x`` as it is."""
+
+    def parse(self, argument: str) -> str:
+        return str(user_paths.expand(argument)) if argument else argument
+
+
+def path(name: str, default: str | None, text: str) -> None:
+    """Declares a flag that takes a path."""
+    flags.DEFINE(_Paths(), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 class _Directories(flags.ListParser):

@@ -37,11 +37,11 @@ def _flag_config() -> None:
 
 
 def _flag_workdir(default: str | None = None) -> None:
-    flags.DEFINE_string("workdir", default, "Run directory; made if it is not there.")
+    cli.path("workdir", default, "Run directory; made if it is not there.")
 
 
 def _flag_run() -> None:
-    flags.DEFINE_string("run", None, "Run directory of a trained model.")
+    cli.path("run", None, "Run directory of a trained model.")
     flags.DEFINE_string("ema", "", "Which average; default is the run's own choice.")
     cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
 
@@ -86,10 +86,8 @@ def _sample() -> int:
     cli.integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
-    flags.DEFINE_string(
-        "vae", None, "Of latents: weights that decode them, or none to show them."
-    )
-    flags.DEFINE_string("out", "grid.png", "PNG grid, or .npy with the raw samples.")
+    cli.path("vae", None, "Of latents: weights that decode them, or none to show them.")
+    cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     cli.parse()
     cli.required("run")
     from scm_jax import generation, runs
@@ -116,7 +114,7 @@ def _sample() -> int:
 
 @cli.command("evaluate", "Measures a run; appends rows to its results.jsonl.")
 def _evaluate() -> int:
-    flags.DEFINE_string("run", None, "Run directory of a trained model.")
+    cli.path("run", None, "Run directory of a trained model.")
     flags.DEFINE_list(
         "ema", [""], "Averages or relative widths; default is the run's own choice."
     )
@@ -127,7 +125,7 @@ def _evaluate() -> int:
     )
     flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
-    flags.DEFINE_string(
+    cli.path(
         "reference",
         None,
         "Reference statistics; default: the run's, or the data's own.",
@@ -140,7 +138,7 @@ def _evaluate() -> int:
     )
     cli.integer("seed", None, "Seed of the first set.", 0, MAX_SEED)
     flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
-    flags.DEFINE_string("plot", None, "PNG of these rows against evaluations.")
+    cli.path("plot", None, "PNG of these rows against evaluations.")
     cli.parse()
     cli.required("run")
     from scm_jax import measure
@@ -249,7 +247,7 @@ def _accounts(
 @cli.command("report", "Writes an HTML page on one or more runs.")
 def _report() -> int:
     cli.directories("runs", None, "Run directories, comma-separated.")
-    flags.DEFINE_string("out", "report.html", "The page.")
+    cli.path("out", "report.html", "The page.")
     cli.parse()
     cli.required("runs")
     from scm_jax import demo
@@ -278,7 +276,7 @@ def _demo() -> int:
 def _import() -> int:
     _flag_config()
     _flag_workdir()
-    flags.DEFINE_string("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
+    cli.path("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
     flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
     flags.DEFINE_enum(
         "parameterization",
@@ -305,7 +303,7 @@ def _import() -> int:
 @cli.command("export", "Writes a run's weights as a file of the EDM family.")
 def _export() -> int:
     _flag_run()
-    flags.DEFINE_string("out", None, "File: .safetensors, .npz or .pt.")
+    cli.path("out", None, "File: .safetensors, .npz or .pt.")
     cli.parse()
     cli.required("run", "out")
     from scm_jax import weights

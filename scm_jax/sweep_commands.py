@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _flag_root() -> None:
-    flags.DEFINE_string(
+    cli.path(
         "root",
         None,
         "Directory of the sweep: a directory per run; default of plan and submit: "
@@ -27,7 +27,7 @@ def _flag_root() -> None:
 
 
 def _flag_sweep() -> None:
-    flags.DEFINE_string(
+    cli.path(
         "sweep", None, "Sweep file and argument: experiments/sweeps/scale_dit.py:4"
     )
 
@@ -38,7 +38,7 @@ def _flag_only() -> None:
 
 def _flags_of_launching() -> None:
     flags.DEFINE_string("launcher", "local", "Where: local, slurm, k8s, print.")
-    flags.DEFINE_string("profile", "", "File that describes the cluster.")
+    cli.path("profile", "", "File that describes the cluster.")
     cli.integer(
         "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0
     )
@@ -128,7 +128,7 @@ def _submit() -> int:
 
 @cli.command("sweep work", "Trains one run of a sweep; what a launcher starts.")
 def _work() -> int:
-    flags.DEFINE_string("run", None, "Directory of the run.")
+    cli.path("run", None, "Directory of the run.")
     flags.DEFINE_bool("wait", False, "Wait for the runs that it depends on.")
     flags.DEFINE_float(
         "heartbeat_seconds", 10.0, "Seconds between signs of life.", lower_bound=0.01

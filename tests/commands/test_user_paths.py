@@ -155,3 +155,9 @@ def test_names_of_directories_may_have_commas(tmp_path, monkeypatch):
     assert read("a,betas=[0.9,0.99],b,c") == ["a", "betas=[0.9,0.99]", "b,c"]
     assert read("b,a,nowhere") == ["b", "a", "nowhere"]
     assert read("") == read([]) == []
+
+
+def test_a_tilde_that_the_shell_left_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli._Paths().parse("~/run") == str(tmp_path / "run")
+    assert cli._Paths().parse("run/~") == "run/~"
