@@ -75,7 +75,6 @@ _RANGES = {
     "objective.finite_difference_step": _POSITIVE,
     "objective.tangent_*": _NOT_NEGATIVE,
 }
-_NOT_EMPTY = ("eval.steps", "network.channel_mult")
 
 # Tuples of ``base_config`` whose default does not show what they hold.
 _TUPLES: dict[str, Any] = {
@@ -119,6 +118,11 @@ def checked(config: ConfigDict) -> ConfigDict:
             value = _plain(key, section[name], kinds.get(key, Any))
             _check_range(key, value)
             section[name] = value
+    if config.eval.evaluators and not (config.eval.steps or config.eval.times):
+        raise ValueError(
+            "eval.steps = (): must have at least one value, or eval.times, for the "
+            f"evaluators {', '.join(config.eval.evaluators)} to measure something"
+        )
     return config.lock()
 
 
@@ -256,7 +260,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_range(key: str, value: Any) -> None:
-    if key in _NOT_EMPTY and not value:
+    if key == "network.channel_mult" and not value:
         raise ValueError(f"{key} = {value!r}: must have at least one value")
     for pattern, legal in _RANGES.items():
         if fnmatch.fnmatchcase(key, pattern):

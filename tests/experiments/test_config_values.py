@@ -27,7 +27,6 @@ BAD = [
     ("eval.steps", (1.5,), "whole number"),
     ("eval.steps", (True,), "whole number"),
     ("eval.steps", (0,), "at least 1"),
-    ("eval.steps", (), "at least one value"),
     ("eval.times", (1.1,), "write ((1.1,),)"),
     ("eval.times", ((0.5, 1.1),), "decreasing"),
     ("eval.times", ((2.0,),), "in (0, pi/2)"),
@@ -128,6 +127,17 @@ class TestConversions:
     def test_an_unknown_key_is_an_error_with_the_near_ones(self):
         with pytest.raises(ValueError, match=r"did you mean 'train\.batch_size'"):
             config_values.set_value(tiny(), "train.batchsize", 3)
+
+
+def test_evaluators_need_something_to_measure():
+    config = tiny()
+    config.eval.steps = ()
+    config_values.checked(config)
+    config.eval.evaluators = ("validation",)
+    with pytest.raises(ValueError, match=r"eval\.steps = \(\).*validation"):
+        config_values.checked(config)
+    config.eval.times = ((1.1,),)
+    config_values.checked(config)
 
 
 def test_times_are_refused_for_a_sampler_without_them():

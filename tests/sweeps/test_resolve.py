@@ -160,7 +160,7 @@ ERRORS = [
     ('{"network.width": "wide"}', "network.width = 'wide'"),
     ('{"objective.name": "sct"}', "objective.name"),
     ('{"network.num_layers": -3}', "num_layers"),
-    ('{"label": 3}', "label = 3: must be str"),
+    ('{"label": 3}', "label = 3: must be text"),
     ('{"tags": (1,)}', "tags"),
     ('{"train.flops": -1.0}', "above 0"),
     ('{"train.flops": 1.0}', "less than one step"),
