@@ -136,6 +136,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         from scm_jax.training import checkpoint, loop
 
         errors += [loop.NonFiniteError, checkpoint.CheckpointError]
+    if "scm_jax.sweeps.locks" in sys.modules:
+        from scm_jax.sweeps import locks
+
+        errors.append(locks.HeldError)
     if "scm_jax.preparation.shards" in sys.modules:
         errors.append(OSError)  # a full disk, a file that cannot be read
     if "scm_jax.training.peers" in sys.modules:

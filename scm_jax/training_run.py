@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from scm_jax import experiment as experiment_lib
 from scm_jax import measure, runs, scaling, writers
 from scm_jax.experiment import Experiment
 from scm_jax.generation import Generator, Loaded, load_generate
+from scm_jax.sweeps import locks
 from scm_jax.training import loop, multihost, sharding
 from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
@@ -51,6 +53,7 @@ def train_and_evaluate(
     Raises:
       ValueError: bad settings, or a directory of another config.
       FileNotFoundError: an evaluator's weights or reference are not there.
+      locks.HeldError: another process trains in ``workdir``.
       loop.NonFiniteError: the training was stopped; the state before is saved.
     """
     run_dir = runs.RunDir(workdir)
@@ -63,13 +66,18 @@ def train_and_evaluate(
     for evaluator in measure.configured_evaluators(config).values():
         if hasattr(evaluator, "check"):
             evaluator.check()
-    if jax.process_index() == 0:
-        run_dir.write_config(config_lib.to_dict(config))
-    with Checkpointer(
-        run_dir.checkpoints_dir,
-        max_to_keep=config.checkpoint.max_to_keep,
-        snapshots_directory=run_dir.ema_snapshots_dir,
-    ) as checkpointer:
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locks.hold(run_dir.path))
+            run_dir.write_config(config_lib.to_dict(config))
+        checkpointer = held.enter_context(
+            Checkpointer(
+                run_dir.checkpoints_dir,
+                max_to_keep=config.checkpoint.max_to_keep,
+                snapshots_directory=run_dir.ema_snapshots_dir,
+            )
+        )
         return _train(config, run_dir, experiment, mesh, checkpointer, label, progress)
 
 
