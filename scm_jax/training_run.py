@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import measure, runs, scaling, writers
+from scm_jax import measure, runs, scaling, training_data, writers
 from scm_jax.experiment import Experiment
 from scm_jax.generation import Generator, Loaded, load_generate
 from scm_jax.sweeps import locks
@@ -98,6 +98,11 @@ def _train(
         config.train.batch_size, config.seed, process_index=index, process_count=count
     )
     state, restored_step = _place_state(experiment, mesh, checkpointer, data)
+    entries = None  # a run that is done reads no data
+    if not measured:
+        entries = training_data.check(
+            config, run_dir.path, experiment.dataset, restored_step
+        )
     writer = _writer(config, run_dir, restored_step)
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
@@ -110,6 +115,9 @@ def _train(
     if restored_step is None:
         _write_overview(writer, state.params, config)
     accounts = training_accounts(experiment)
+    teacher = experiment_lib.load_teacher(experiment, mesh)
+    if entries and jax.process_index() == 0:
+        training_data.write(run_dir.path, entries)
     result = loop.train(
         settings,
         state=state,
@@ -119,7 +127,7 @@ def _train(
         checkpointer=checkpointer,
         writer=writer,
         hooks=_hooks(experiment, config),
-        step_args=(experiment_lib.load_teacher(experiment, mesh),),
+        step_args=(teacher,),
         metadata={"config_hash": runs.config_hash(config_lib.to_dict(config))},
         progress=_progress(settings, label or config.name or "train", progress),
     )
@@ -155,7 +163,9 @@ def _measure(
     first = jax.process_index() == 0
     for row in rows if first else ():
         run_dir.append_result(
-            measure.labelled(row, experiment, int(state.step), experiment.sampling_ema)
+            measure.labelled(
+                row, experiment, int(state.step), experiment.sampling_ema, run_dir
+            )
         )
     _write_samples(experiment, average, int(state.step), writer)
     if not first:
@@ -166,6 +176,7 @@ def _measure(
             "seconds": time.monotonic() - started,
             "results": rows,
             "seed": experiment.config.seed,
+            "data": training_data.describe(run_dir.path),
             "environment": runs.environment(),
         }
     )
