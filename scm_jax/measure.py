@@ -285,7 +285,7 @@ def evaluate_run(
     )
     done = {
         row["key"]: row
-        for row in records.read_rows(run_dir.results_path)
+        for row in records.read_whole_rows(run_dir.results_path)
         if "key" in row and not rerun
     }
     for average in averages:

@@ -161,6 +161,7 @@ def _compare(what: str, then: Identity, now: Identity, changed: str) -> None:
     if changed != "accept":
         raise ValueError(
             f"{text}\nPrepare the former data again or name their folder in "
-            "dataset.root; to go on with these, set dataset.changed = 'accept'."
+            "dataset.root; to go on with these, set dataset.changed = 'accept' "
+            "(--config.dataset.changed=accept)."
         )
     logger.warning("%s\nGoing on, as dataset.changed = 'accept'.", text)

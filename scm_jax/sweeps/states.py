@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scm_jax.records import append_row, read_rows
+from scm_jax.records import append_row, read_whole_rows
 from scm_jax.runs import RunDir
 from scm_jax.sweeps import journal, locks, planned
 
@@ -109,7 +109,7 @@ def read_state(
     run_dir = Path(run_dir)
     now = time.time() if now is None else now
     status = _status(run_dir)
-    attempts = read_rows(run_dir / ATTEMPTS_FILE)
+    attempts = read_whole_rows(run_dir / ATTEMPTS_FILE)
     submission = journal.newest_submission(run_dir)
     job_state = UNKNOWN if queue is None else queue.get(run_dir.name)
     if job_state == UNKNOWN:
@@ -186,13 +186,16 @@ def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
     path = Path(run_dir) / planned.RUN_FILE
     if not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def forgive(run_dir: str | os.PathLike) -> None:
     """Lets a run that failed for good be started again, as often as a new one."""
     path = Path(run_dir) / ATTEMPTS_FILE
-    attempt = last_attempt(locks.read_status(run_dir), read_rows(path))
+    attempt = last_attempt(locks.read_status(run_dir), read_whole_rows(path))
     append_row(path, {"attempt": attempt, "event": FORGIVEN, "time": time.time()})
 
 
