@@ -249,6 +249,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         from scm_jax import records
 
         errors.append(records.MissingPackageError)
+    if "scm_jax.sweeps.locks" in sys.modules:
+        from scm_jax.sweeps import locks
+
+        errors.append(locks.HeldError)
     if "scm_jax.training.peers" in sys.modules:
         from scm_jax.training import peers
 

@@ -69,6 +69,7 @@ def base_config(
     c.dataset = ConfigDict(_arguments(lookup(DATASETS, dataset, "dataset.name")))
     c.dataset.name = dataset  # a key of DATASETS
     c.dataset.root = ""  # where prepared data lies; "" is the user's cache
+    c.dataset.changed = "refuse"  # data that changed since the training began: | accept
 
     c.network = ConfigDict(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -13,9 +14,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax import comparable, datasets, generation, report, runs, training_run
-from scm_jax.records import read_rows
+from scm_jax import (
+    comparable,
+    datasets,
+    generation,
+    report,
+    runs,
+    salvage,
+    training_run,
+)
 from scm_jax.training import loop
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     "method",
@@ -208,16 +218,24 @@ def _commands(workdir: Path) -> list[tuple[str, str]]:
 
 def report_runs(directories: Sequence[str], out: str) -> None:
     """An HTML page on any runs: curves, sample grids, results."""
-    loaded = [training_run.load_run(d) for d in directories]
+    loaded = [salvage.salvage(training_run.load_run(d)) for d in directories]
     grids, rows = {}, []
-    for run_ in loaded:
-        rows += [{"run": run_.name, **r} for r in read_rows(run_.dir.results_path)]
-        samples = run_.sample(GRID_SAMPLES, steps=int(run_.config.sampling.steps))
-        if samples.pixels is not None:
-            grids[run_.name] = samples.grid(10)
+    for found in loaded:
+        run_ = found.run
+        rows += [{"run": run_.name, **row} for row in found.results]
+        if found.config:
+            try:
+                steps = int(found.config["sampling.steps"])
+                samples = run_.sample(GRID_SAMPLES, steps=steps)
+                if samples.pixels is not None:
+                    grids[run_.name] = samples.grid(10)
+            except (OSError, ValueError, RuntimeError, LookupError) as error:
+                found.problems.append(f"samples of {run_.path}: {error}")
+        for problem in found.problems:
+            logger.warning("left out, as it cannot be read: %s", problem)
     report.write_report(
         Path(out),
-        title="Runs: " + ", ".join(run_.name for run_ in loaded),
+        title="Runs: " + ", ".join(found.run.name for found in loaded),
         runs=loaded,
         results=comparable.tables(rows),
         grids=grids,

@@ -227,6 +227,7 @@ def build_dataset(config: ConfigDict, split: str = "train") -> Dataset:
     """The dataset of ``config.dataset``, prepared where that needs no network."""
     settings = dict(config.dataset)
     name, root = settings.pop("name"), settings.pop("root") or None
+    settings.pop("changed", None)  # for ``training_data``
     return make_dataset(name, split, root=root, prepare=True, **settings)
 
 

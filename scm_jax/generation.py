@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ from scm_jax.experiment import (
 from scm_jax.runs import RunDir
 from scm_jax.training import checkpoint, ema, manifest
 from scm_jax.types import Cond, check_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,6 +284,8 @@ def _reconstruct_average(
     """
     kept = [f"{rel_std:g}" for rel_std in config.ema.rel_std]
     snapshots = [s for s in manifest.list_steps(run_dir.ema_snapshots_dir) if s < step]
+    if strays := manifest.strays_text(run_dir.ema_snapshots_dir):
+        logger.warning("using %s snapshots%s", len(snapshots), strays)
     try:
         rel_std = float(width)
         ema.rel_std_to_gamma(rel_std)

@@ -15,8 +15,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import evaluation, records, runs, sampling, scaling, subjects
+from scm_jax import (
+    evaluation,
+    records,
+    runs,
+    sampling,
+    scaling,
+    subjects,
+    training_data,
+)
 from scm_jax import experiment as experiment_lib
+from scm_jax.datasets.identity import Identity
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.experiment import Experiment
 from scm_jax.generation import Generator, load_generate
@@ -293,9 +302,12 @@ def evaluate_run(
         points = configured_points(config)
     if step is None:
         step = manifest.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
+    changed = training_data.changed_since(
+        directory, functools.partial(experiment_lib.build_dataset, config)
+    )
     done = {
         row["key"]: row
-        for row in records.read_rows(run_dir.results_path)
+        for row in records.read_whole_rows(run_dir.results_path)
         if "key" in row and not rerun
     }
     for average in averages:
@@ -303,11 +315,13 @@ def evaluate_run(
         name = average or experiment_lib.sampling_average(config)
         rows = None
         for point in points:
-            key = _row_key(config, step, name, point, built)
+            key = _row_key(config, step, name, point, built, changed)
             if key not in done:
                 rows = rows or _open_run(directory, config, name, step)
                 row = rows.measure(point, built) | {"key": key}
-                row = labelled(row, rows.experiment, step, name)
+                row = labelled(row, rows.experiment, step, name, run_dir)
+                if changed is not None:
+                    row["measured_on"] = str(changed)
                 run_dir.append_result(row)
                 done[key] = row
             yield done[key]
@@ -329,11 +343,13 @@ def _row_key(
     average: str,
     point: SamplingPoint,
     evaluators: dict[str, Evaluator],
+    changed: Identity | None,
 ) -> str:
     """What a row is the answer to, as ten hexadecimal digits.
 
     Keys of the config that a resumed run may change are in it where they change a
-    number, and so are the files that evaluators read.
+    number, and so are the files that evaluators read, and data other than those that
+    the run was trained on.
     """
     asked = {
         "step": step,
@@ -346,6 +362,8 @@ def _row_key(
             for name, evaluator in evaluators.items()
         },
     }
+    if changed is not None:
+        asked["data"] = changed.sha256
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -356,8 +374,14 @@ def _files(evaluator: Evaluator) -> list[str]:
 
 
 def labelled(
-    row: dict[str, Any], experiment: Experiment, step: int, average: str
+    row: dict[str, Any],
+    experiment: Experiment,
+    step: int,
+    average: str,
+    run_dir: runs.RunDir,
 ) -> dict[str, Any]:
-    """A row with what it was measured on."""
+    """A row with what it was measured on, and the data that this was trained on."""
     images = step * experiment.config.train.batch_size
-    return {**row, "ema": average, "step": step, "images": images}
+    row = {**row, "ema": average, "step": step, "images": images}
+    data = training_data.describe(run_dir.path)
+    return row if data is None else {**row, "data": data}

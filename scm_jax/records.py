@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+
+logger = logging.getLogger(__name__)
 
 # Asked before the slow question whether something is a Mapping.
 _LEAVES = (str, int, float, list, tuple)
@@ -126,10 +129,17 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_rows(
+    path: str | os.PathLike, damaged: list[str] | None = None
+) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; none if it does not exist.
 
     A last line that was cut off while it was written is dropped.
+
+    Args:
+      path: the file.
+      damaged: takes a sentence on each line that is no JSON object, instead of an
+        error, and on a file that cannot be read.
 
     Raises:
       ValueError: another line is not JSON.
@@ -139,15 +149,37 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
             lines = file.readall().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        if damaged is None:
+            raise
+        damaged.append(f"{path}: {error}")
+        return []
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
-            if number < len(lines):
+            if number == len(lines):
+                continue
+            if damaged is None:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+            damaged.append(f"{path}, line {number}: {error}")
+            continue
+        if damaged is not None and not isinstance(row, dict):
+            damaged.append(f"{path}, line {number}: not an object")
+            continue
+        rows.append(row)
+    return rows
+
+
+def read_whole_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """``read_rows`` with a warning in the log for each damaged line."""
+    damaged: list[str] = []
+    rows = read_rows(path, damaged)
+    for problem in damaged:
+        logger.warning("left out, as it is damaged: %s", problem)
     return rows
 
 

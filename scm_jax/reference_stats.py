@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets import DATASETS, make_dataset, storage
+from scm_jax.datasets import DATASETS, identity, make_dataset, storage
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.evaluation import collecting
 from scm_jax.evaluation.extraction import FeatureNet
@@ -52,12 +52,14 @@ def _pictures(dataset: Dataset) -> Any:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Ten hexadecimal digits of the number of items and of the pixels of 64 of them."""
+    """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
     info = _pictures(dataset)
     rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))
     pixels = info.to_pixels(dataset.items(rows.astype(np.int64))[0])
     digest = hashlib.sha256(f"{info.num_items} {pixels.shape}".encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
+    if (stored := identity.of_dataset(dataset)) is not None:
+        digest.update(stored.sha256.encode())
     return digest.hexdigest()[:10]
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.curves import NUM_COLOURS, curve_panels
-from scm_jax.records import flatten, write_atomically
+from scm_jax.records import write_atomically
 from scm_jax.runs import Run
+from scm_jax.salvage import Salvaged, salvage
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -89,6 +90,8 @@ dl { display: grid; grid-template-columns: auto minmax(5rem, 1fr); gap: 0.15rem 
   margin: 0; font-size: 0.85rem; }
 dt { color: var(--soft); }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.warning { color: var(--run-7); font-size: 0.85rem; margin: 0 0 0.6rem;
+  overflow-wrap: anywhere; }
 details { margin-top: 0.75rem; font-size: 0.85rem; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 0.4rem; }
 pre { background: var(--card); border-radius: 6px; padding: 0.7rem 0.9rem;
@@ -101,7 +104,7 @@ def write_report(
     path: str | os.PathLike,
     *,
     title: str,
-    runs: Sequence[Run] = (),
+    runs: Sequence[Run | Salvaged] = (),
     results: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
     grids: Mapping[str, Picture] | None = None,
     commands: Sequence[tuple[str, str]] = (),
@@ -112,7 +115,8 @@ def write_report(
     Args:
       path: the HTML file; its folder is made.
       title: heading of the page.
-      runs: whose curves and facts are shown, each in its own colour.
+      runs: whose curves and facts are shown, each in its own colour; one with damaged
+        files with what can be read, and a warning.
       results: caption and rows of each table of results.
       grids: caption -> picture (PIL, or the path of a PNG), shown side by side.
       commands: (what it does, command line) to repeat each part.
@@ -122,11 +126,12 @@ def write_report(
       ``path``.
     """
     path = Path(path)
+    shown = [r if isinstance(r, Salvaged) else salvage(r) for r in runs]
     sections = [
         ("Results", "".join(_results_section(*table) for table in results)),
         ("Samples", _samples_section(grids or {})),
-        ("Curves", _curves_section(runs)),
-        ("Runs", _runs_section(runs)),
+        ("Curves", _curves_section(shown)),
+        ("Runs", _runs_section(shown)),
         ("Repeat it", _commands_section(commands)),
     ]
     body = "".join(
@@ -144,7 +149,8 @@ def write_report(
         + f"</header><main>{body}</main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    # A path in another encoding than the locale's has characters that are none.
+    write_atomically(path, page.encode(errors="replace").decode())
     return path
 
 
@@ -217,14 +223,14 @@ def _samples_section(grids: Mapping[str, Picture]) -> str:
     return f'<div class="grids">{figures}</div>' if figures else ""
 
 
-def _curves_section(runs: Sequence[Run]) -> str:
-    panels = curve_panels([(run.name, run.metrics) for run in runs])
+def _curves_section(runs: Sequence[Salvaged]) -> str:
+    panels = curve_panels([(found.run.name, found.metrics) for found in runs])
     if not panels:
         return ""
     legend = "".join(
         f'<span><i style="background:var(--run-{i % NUM_COLOURS})"></i>'
-        f"{_text(run.name)}</span>"
-        for i, run in enumerate(runs)
+        f"{_text(found.run.name)}</span>"
+        for i, found in enumerate(runs)
     )
     plots = "".join(
         f'<figure class="plot"><figcaption>{_text(caption)}</figcaption>{svg}</figure>'
@@ -235,25 +241,29 @@ def _curves_section(runs: Sequence[Run]) -> str:
     return f'<div class="legend">{legend}{note}</div><div class="plots">{plots}</div>'
 
 
-def _runs_section(runs: Sequence[Run]) -> str:
+def _runs_section(runs: Sequence[Salvaged]) -> str:
     cards = []
-    for i, run in enumerate(runs):
-        summary = run.summary
-        summary |= summary.get("environment", {})
+    for i, found in enumerate(runs):
+        run = found.run
+        summary = found.summary | (found.summary.get("environment") or {})
         facts = {"state": run.state, "directory": str(run.path)}
         facts |= {
             label: _fact(summary[key])
             for key, label in _FACTS.items()
             if summary.get(key) is not None
         }
-        config = flatten(run.config.to_dict())
+        config, warnings = found.config, "".join(map(_warning, found.problems))
         cards.append(
             f'<article style="border-top-color:var(--run-{i % NUM_COLOURS})">'
-            f"<h3>{_text(run.name)}</h3>{_definitions(facts)}"
+            f"<h3>{_text(run.name)}</h3>{warnings}{_definitions(facts)}"
             f"<details><summary>config ({len(config)} keys)</summary>"
             f"{_definitions(config)}</details></article>"
         )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _warning(problem: str) -> str:
+    return f'<p class="warning">Left out, as it cannot be read: {_text(problem)}</p>'
 
 
 def _commands_section(commands: Sequence[tuple[str, str]]) -> str:

@@ -16,6 +16,7 @@ from scm_jax.records import canonical_json, flatten
 NEUTRAL_KEYS = (
     "name",
     "dataset.root",
+    "dataset.changed",
     "log.*",
     "checkpoint.*",
     # What is measured on the way and how samples are drawn changes no parameter.

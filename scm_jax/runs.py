@@ -3,6 +3,7 @@
     DIR/config.json      resolved config, written first: whose directory this is
     DIR/metrics.jsonl    one object a line, see ``writers.JsonlWriter``
     DIR/results.jsonl    one object per evaluated row
+    DIR/data.json        which data it was trained on, see ``training_data``
     DIR/summary.json     written last and atomically: the run is done
     DIR/events/, checkpoints/, ema_snapshots/, samples/, nonfinite/
 
@@ -89,6 +90,10 @@ class RunDir:
     @property
     def summary_path(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def data_path(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def events_dir(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -15,9 +16,10 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import experiment as experiment_lib
-from scm_jax import measure, run_configs, runs, scaling, writers
+from scm_jax import measure, run_configs, runs, scaling, training_data, writers
 from scm_jax.experiment import Experiment
 from scm_jax.generation import Generator, Loaded, load_generate
+from scm_jax.sweeps import locks
 from scm_jax.training import loop, multihost, sharding
 from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
@@ -51,6 +53,7 @@ def train_and_evaluate(
     Raises:
       ValueError: bad settings, or a directory of another config.
       FileNotFoundError: an evaluator's weights or reference are not there.
+      locks.HeldError: another process trains in ``workdir``.
       loop.NonFiniteError: the training was stopped; the state before is saved.
     """
     run_dir = runs.RunDir(workdir)
@@ -63,11 +66,17 @@ def train_and_evaluate(
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
     measure.check(config)
-    with Checkpointer(
-        run_dir.checkpoints_dir,
-        max_to_keep=config.checkpoint.max_to_keep,
-        snapshots_directory=run_dir.ema_snapshots_dir,
-    ) as checkpointer:
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locks.hold(run_dir.path))
+        checkpointer = held.enter_context(
+            Checkpointer(
+                run_dir.checkpoints_dir,
+                max_to_keep=config.checkpoint.max_to_keep,
+                snapshots_directory=run_dir.ema_snapshots_dir,
+            )
+        )
         return _train(config, run_dir, experiment, mesh, checkpointer, label, progress)
 
 
@@ -88,11 +97,17 @@ def _train(
         config.train.batch_size, config.seed, process_index=index, process_count=count
     )
     state, restored_step = _place_state(experiment, mesh, checkpointer, data)
+    entries = None  # a run that is done reads no data
+    if not measured:
+        entries = training_data.check(
+            config, run_dir.path, experiment.dataset, restored_step
+        )
     teacher = experiment_lib.load_teacher(experiment, mesh)
     accounts = training_accounts(experiment)
     # From here on the directory is this config's: whatever is refused comes before.
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
+        training_data.write(run_dir.path, entries or [])
     writer = _writer(config, run_dir, restored_step)
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
@@ -149,7 +164,9 @@ def _measure(
     first = jax.process_index() == 0
     for row in rows if first else ():
         run_dir.append_result(
-            measure.labelled(row, experiment, int(state.step), experiment.sampling_ema)
+            measure.labelled(
+                row, experiment, int(state.step), experiment.sampling_ema, run_dir
+            )
         )
     _write_samples(experiment, average, int(state.step), writer)
     if not first:
@@ -160,6 +177,7 @@ def _measure(
             "seconds": time.monotonic() - started,
             "results": rows,
             "seed": experiment.config.seed,
+            "data": training_data.describe(run_dir.path),
             "environment": runs.environment(),
         }
     )

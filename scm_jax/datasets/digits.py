@@ -5,6 +5,7 @@ The card with source, licence and counts is ``data/digits/README.md``.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax.datasets import pipeline, storage
+from scm_jax.datasets import identity, pipeline, storage
 from scm_jax.types import DatasetInfo
 
 # Mean and standard deviation of the stored levels over all pixels of all 1,797 items,
@@ -86,4 +87,5 @@ def make_digits(
         to_pixels=to_pixels,
         quantization="17 levels, rounded",
     )
-    return pipeline.FiniteDataset(info, source, _decode)
+    identify = functools.partial(identity.of_prepared, folder, split)
+    return pipeline.FiniteDataset(info, source, _decode, identify=identify)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax import quantize
-from scm_jax.datasets import pipeline, storage
+from scm_jax.datasets import identity, pipeline, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.types import DatasetInfo, lookup
 
@@ -112,11 +112,14 @@ def make_prepared(
     declared = lookup(num_items, base, f"split of dataset {info.name!r}")
     info = dataclasses.replace(info, num_items=declared)
 
-    def open_data() -> pipeline.FiniteDataset:
+    def find() -> Path:
         try:
-            where = storage.prepared_folder(prepared, root)
+            return storage.prepared_folder(prepared, root)
         except FileNotFoundError:
             raise FileNotFoundError(_missing(prepared, root, features)) from None
+
+    def open_data() -> pipeline.FiniteDataset:
+        where = find()
         source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(
@@ -130,7 +133,9 @@ def make_prepared(
         dataset.gather(np.arange(1))  # bad data are an error here, not in some batch
         return dataset
 
-    return pipeline.LazyDataset(info, open_data)
+    return pipeline.LazyDataset(
+        info, open_data, lambda: identity.of_prepared(find(), split)
+    )
 
 
 def _missing(name: str, root: str | os.PathLike[str] | None, features: str) -> str:

@@ -29,6 +29,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from scm_jax.datasets.identity import Identity
 from scm_jax.datasets.records import RecordSource
 from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
 
@@ -283,12 +284,15 @@ class FiniteDataset:
       randomize: what chance does to stored fields before they are decoded, such as
         flips: ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
         leaves it out.
+      identify: what tells the stored items from others, see ``identity.of_dataset``;
+        None for data that are drawn.
     """
 
     info: DatasetInfo
     source: Source
     decode: Decode
     randomize: Callable[[Fields, jax.Array], Fields] | None = None
+    identify: Callable[[], Identity] | None = None
 
     @property
     def closed_form(self) -> None:
@@ -374,10 +378,12 @@ class LazyDataset:
     Attributes:
       info: what the data are, ``num_items`` as published.
       open: opens them; called once, when the first item is asked for.
+      identify: as in ``FiniteDataset``.
     """
 
     info: DatasetInfo
     open: Callable[[], FiniteDataset]
+    identify: Callable[[], Identity] | None = None
 
     @property
     def closed_form(self) -> None:

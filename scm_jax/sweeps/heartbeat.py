@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scm_jax.records import append_row, read_rows, write_json
+from scm_jax.records import append_row, read_whole_rows, write_json
 from scm_jax.sweeps import locks, states
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Heartbeat:
         """Gives an attempt that vanished its end; the number of the newest attempt."""
         path = self._dir / states.ATTEMPTS_FILE
         status = locks.read_status(self._dir)
-        rows = read_rows(path)
+        rows = read_whole_rows(path)
         last = states.last_attempt(status, rows)
         closed = any(r["event"] == "ended" and r["attempt"] == last for r in rows)
         if status.get("state") != states.RUNNING or closed:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from scm_jax.records import append_row, read_rows
+from scm_jax.records import append_row, read_whole_rows
 
 SUBMISSIONS_FILE = "submissions.jsonl"
 SENDING, SENT, FAILED, CANCELLED = "sending", "sent", "failed", "cancelled"
@@ -125,7 +125,7 @@ def _latest_sending(root: str | os.PathLike, launcher: str, run_id: str) -> Send
 
 def newest_submission(run_dir: str | os.PathLike) -> Submission | None:
     """The last line of ``submissions.jsonl``; None without one."""
-    rows = read_rows(Path(run_dir) / SUBMISSIONS_FILE)
+    rows = read_whole_rows(Path(run_dir) / SUBMISSIONS_FILE)
     if not rows:
         return None
     known = {f.name for f in dataclasses.fields(Submission)}

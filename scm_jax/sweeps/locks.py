@@ -1,10 +1,11 @@
-"""One worker per run directory.
+"""One training per run directory, with a worker or without.
 
 On one machine a lock of the kernel on the file ``LOCK`` decides: it goes with the
-process, however that ends. File systems may not share such locks between machines, so
-the heartbeat in ``status.json`` counts as well: while another machine's is younger than
-three of its intervals, the run is taken. After that it is free, and a worker that comes
-back from a long pause finds the other's name in ``status.json`` and leaves.
+process, however that ends. The file says who has it and since when. File systems may
+not share such locks between machines, so a worker's heartbeat in ``status.json`` counts
+as well: while another machine's is younger than three of its intervals, the run is
+taken. After that it is free, and a worker that comes back from a long pause finds the
+other's name in ``status.json`` and leaves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import functools
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ RUNNING = "running"
 MISSED_HEARTBEATS = 3
 # A look at a lock (``is_held``) takes it for an instant: a worker tries again.
 _TRIES, _PAUSE_SECONDS = 20, 0.05
+# Directory -> thread of this process that holds it: a worker trains in what it holds.
+_HOLDERS: dict[str, int] = {}
 
 
 class HeldError(RuntimeError):
@@ -34,13 +38,17 @@ class HeldError(RuntimeError):
 
 @contextlib.contextmanager
 def hold(run_dir: str | os.PathLike) -> Iterator[None]:
-    """The run directory for this process alone.
+    """The run directory for this process alone; for a thread that has it, nothing new.
 
     Raises:
       HeldError: another process of this machine has it, or one of another machine whose
         heartbeat is fresh.
     """
     run_dir = Path(run_dir)
+    place = os.path.realpath(run_dir)
+    if _HOLDERS.get(place) == threading.get_ident():
+        yield
+        return
     descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _lock(descriptor):
@@ -48,10 +56,15 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
         status = read_status(run_dir)
         if _is_elsewhere(status) and is_fresh(status, time.time()):
             raise HeldError(
-                f"{run_dir} is held by {_owner(run_dir)}; it counts as dead when it "
+                f"{run_dir} is held by {_described(status)}; it counts as dead when it "
                 f"was silent for {_limit_seconds(status):g} s"
             )
-        yield
+        _write_owner(descriptor)
+        _HOLDERS[place] = threading.get_ident()
+        try:
+            yield
+        finally:
+            del _HOLDERS[place]
     finally:
         os.close(descriptor)
 
@@ -87,6 +100,14 @@ def is_held(run_dir: str | os.PathLike) -> bool | None:
     return False
 
 
+def read_owner(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """Who holds the run, and since when: ``identity`` and ``started``, unix seconds.
+
+    Empty where nobody does, or where the file does not say.
+    """
+    return _read_object(Path(run_dir) / LOCK_FILE) if is_held(run_dir) else {}
+
+
 def is_fresh(status: Mapping[str, Any], now: float) -> bool:
     """Whether a running worker gave a sign of life lately."""
     if status.get("state") != RUNNING:
@@ -101,16 +122,32 @@ def identity() -> dict[str, Any]:
 
 def is_mine(status: Mapping[str, Any]) -> bool:
     """Whether this process wrote ``status``."""
-    return all(status.get(key) == value for key, value in identity().items())
+    return same_process(status, identity())
+
+
+def same_process(status: Mapping[str, Any], owner: Mapping[str, Any]) -> bool:
+    """Whether two records are of one process."""
+    return all(status.get(key) == owner.get(key) for key in ("host", "pid", "boot"))
 
 
 def read_status(run_dir: str | os.PathLike) -> dict[str, Any]:
     """``status.json``; empty where there is none, or where it is not JSON."""
+    return _read_object(Path(run_dir) / STATUS_FILE)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((Path(run_dir) / STATUS_FILE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _write_owner(descriptor: int) -> None:
+    text = json.dumps({**identity(), "started": time.time()})
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _lock(descriptor: int) -> bool:
@@ -142,15 +179,28 @@ def _limit_seconds(status: Mapping[str, Any]) -> float:
 
 
 def _owner(run_dir: Path) -> str:
-    status = read_status(run_dir)
-    if status.get("state") != RUNNING:
-        return "another process, which is just starting or ending"
-    job = f", job {status['job']}" if status.get("job") else ""
-    age = max(0.0, time.time() - float(status.get("heartbeat") or 0))
+    status, owner = read_status(run_dir), read_owner(run_dir)
+    if status.get("state") == RUNNING and same_process(status, owner or status):
+        return _described(status)
     return (
-        f"process {status.get('pid')} on {status.get('host')}{job}, whose heartbeat is "
-        f"{age:.0f} s old"
+        _described(owner)
+        if owner
+        else "another process, which is just starting or ending"
     )
+
+
+def _described(status: Mapping[str, Any]) -> str:
+    text = f"process {status.get('pid')} on {status.get('host')}"
+    if started := status.get("started"):
+        text += (
+            f" since {time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(started))}"
+        )
+    if status.get("job"):
+        text += f", job {status['job']}"
+    if "heartbeat" in status:
+        age = max(0.0, time.time() - float(status["heartbeat"] or 0))
+        text += f", whose heartbeat is {age:.0f} s old"
+    return text
 
 
 def _process_exists(pid: Any) -> bool:

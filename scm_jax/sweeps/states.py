@@ -1,7 +1,7 @@
 """What became of a run, read from its directory.
 
 done        summary.json is there: it is written last
-running     a worker has the run, and lives
+running     a worker, or ``scm train``, has the run, and lives
 stale       a worker had it and vanished, or left without an end
 preempted   saved and left, to be started again
 failed      ended with an error
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scm_jax.records import append_row, read_rows
+from scm_jax.records import append_row, read_whole_rows
 from scm_jax.runs import RunDir
 from scm_jax.sweeps import journal, locks, planned
 
@@ -108,8 +108,8 @@ def read_state(
     """
     run_dir = Path(run_dir)
     now = time.time() if now is None else now
-    status = locks.read_status(run_dir)
-    attempts = read_rows(run_dir / ATTEMPTS_FILE)
+    status = _status(run_dir)
+    attempts = read_whole_rows(run_dir / ATTEMPTS_FILE)
     submission = journal.newest_submission(run_dir)
     job_state = UNKNOWN if queue is None else queue.get(run_dir.name)
     if job_state == UNKNOWN:
@@ -186,13 +186,16 @@ def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
     path = Path(run_dir) / planned.RUN_FILE
     if not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def forgive(run_dir: str | os.PathLike) -> None:
     """Lets a run that failed for good be started again, as often as a new one."""
     path = Path(run_dir) / ATTEMPTS_FILE
-    attempt = last_attempt(locks.read_status(run_dir), read_rows(path))
+    attempt = last_attempt(locks.read_status(run_dir), read_whole_rows(path))
     append_row(path, {"attempt": attempt, "event": FORGIVEN, "time": time.time()})
 
 
@@ -202,13 +205,23 @@ def last_attempt(status: Mapping[str, Any], attempts: Sequence[Mapping]) -> int:
     return max([status.get("attempt") or 0, *numbers])
 
 
+def _status(run_dir: Path) -> dict[str, Any]:
+    """``status.json``; of a run that is trained without a worker, who does so."""
+    status, owner = locks.read_status(run_dir), locks.read_owner(run_dir)
+    if not owner or locks.same_process(status, owner):
+        return status
+    return {"state": RUNNING, "attempt": status.get("attempt"), **owner, "held": True}
+
+
 def _decide(
     run_dir: Path, status: Mapping[str, Any], job: str | None, now: float
 ) -> str:
     if RunDir(run_dir).summary_path.exists():
         return DONE
     recorded = status.get("state")
-    if recorded == RUNNING and locks.is_alive(run_dir, status, now):
+    if recorded == RUNNING and (
+        status.get("held") or locks.is_alive(run_dir, status, now)
+    ):
         return RUNNING
     if recorded == RUNNING and job == RUNNING:
         return RUNNING  # its heartbeat is late, but the scheduler says so

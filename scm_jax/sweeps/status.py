@@ -6,9 +6,11 @@ import collections
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.sweeps import planned, states, submissions
@@ -16,6 +18,8 @@ from scm_jax.sweeps.states import RunState
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+logger = logging.getLogger(__name__)
 
 # What needs a look comes first, and what is cut off is done or waits.
 _ORDER = (
@@ -89,7 +93,7 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
     """
     run_dirs = submissions.run_dirs(root)
     found = states.read_states(run_dirs, now, submissions.queue(root))
-    facts = [states.facts(run_dir) for run_dir in run_dirs]
+    facts = [_facts(run_dir) for run_dir in run_dirs]
     bases = {fact.get("base") for fact in facts}
     rows = [
         Row(
@@ -103,6 +107,15 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
         for state, fact in zip(found, facts, strict=True)
     ]
     return Overview(os.fspath(root), tuple(rows))
+
+
+def _facts(run_dir: Path) -> dict[str, Any]:
+    """``run.json``; nothing, with a warning, where that is damaged."""
+    try:
+        return states.facts(run_dir)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def to_json(overview: Overview) -> str:

@@ -19,12 +19,9 @@ thread does that, too.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 import pathlib
-import shutil
-import threading
 from typing import Any
 
 import jax
@@ -32,11 +29,13 @@ import orbax.checkpoint as ocp
 
 from scm_jax.training import manifest, sharding
 from scm_jax.training.manifest import CheckpointError
-
-# The kind of memory in which JAX keeps arrays beside the devices.
-_HOST = "pinned_host"
-# Orbax numbers the saves of a process: two must not begin at once.
-_BEGINNING = threading.Lock()
+from scm_jax.training.store import (
+    Store,
+    read_arrays,
+    read_json,
+    stored_arrays,
+    with_sharding,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +49,6 @@ class Restored:
 
 
 # ------------------------------------------------------------------ shapes
-
-
-def _stored_arrays(path: pathlib.Path) -> Any:
-    """The tree of array metadata (shape, dtype) of one saved item; {} if not saved."""
-    if not path.is_dir():
-        return {}
-    return ocp.PyTreeCheckpointHandler().metadata(path).tree
 
 
 def _leaf_table(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -100,136 +92,6 @@ def check_shapes(
         )
 
 
-def _with_sharding(tree: Any) -> Any:
-    """Abstract leaves; those without a sharding go to the first local device."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def abstract(x):
-        where = getattr(x, "sharding", None) or device
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    return jax.tree.map(abstract, tree)
-
-
-# ------------------------------------------------------------------ saving
-
-
-def _copies_on_host(tree: Any) -> Any:
-    """The arrays of ``tree`` in host memory, sharded as they were.
-
-    Copies also where the devices are the host: the next step reuses the buffers.
-    """
-
-    def where(x):
-        return x.sharding.with_memory_kind(_HOST) if isinstance(x, jax.Array) else None
-
-    places = jax.tree.map(where, tree)
-    return jax.block_until_ready(jax.device_put(tree, places, may_alias=False))
-
-
-def _saves_in_a_thread() -> bool:
-    # Of several processes Orbax aligns the beginning of a save by collectives, which
-    # must not mix with those of the steps.
-    memories = jax.local_devices()[0].addressable_memories()
-    return jax.process_count() == 1 and _HOST in {m.kind for m in memories}
-
-
-class _Store:
-    """One directory of sealed steps: an Orbax manager and the thread that drives it."""
-
-    def __init__(self, directory: pathlib.Path, items, max_to_keep: int | None):
-        self.directory = directory
-        self._step: int | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._under_way: concurrent.futures.Future | None = None
-        self._manager = ocp.CheckpointManager(
-            directory,
-            item_names=items,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=max_to_keep,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            ),
-        )
-
-    def _unfinished(self) -> list[pathlib.Path]:
-        suffix = ocp.utils.TMP_DIR_SUFFIX
-        return sorted(self.directory.glob(f"{self._step}{suffix}*"))
-
-    def _seal(self) -> None:
-        """Runs in the saving thread when all files are written, before the rename."""
-        if jax.process_index() == 0:
-            manifest.write_manifest(self._unfinished()[-1])
-
-    def save(self, step: int, *, json: dict[str, Any], **trees: Any) -> None:
-        """Saves trees of arrays, and JSON, by item; returns when these are copied."""
-        self.wait()
-        self._step = step
-        items = {name: ocp.args.JsonSave(dict(value)) for name, value in json.items()}
-        try:
-            if _saves_in_a_thread():
-                trees = _copies_on_host(trees)
-                self._under_way = self._thread.submit(self._write, step, items, trees)
-            else:
-                self._begin(step, items, trees)
-                self._under_way = self._thread.submit(self._manager.wait_until_finished)
-        except Exception as error:
-            raise self._failure(error) from error
-
-    def _begin(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        arguments = ocp.args.Composite(**items, **arrays)
-        with _BEGINNING:
-            self._manager.save(step, args=arguments, force=True)
-
-    def _write(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
-        self._begin(step, items, trees)
-        self._manager.wait_until_finished()
-
-    def wait(self) -> None:
-        """Until the save under way is on disk; raises what went wrong in it."""
-        if self._under_way is None:
-            return
-        save, self._under_way = self._under_way, None
-        try:
-            save.result()
-        except Exception as error:
-            raise self._failure(error) from error
-
-    def check(self) -> None:
-        """Raises what went wrong in a save that has ended; never waits."""
-        if self._under_way is not None and self._under_way.done():
-            self.wait()
-
-    def _failure(self, error: Exception) -> CheckpointError:
-        # The unfinished folder stays: other threads of this save may still write to
-        # it. The next start removes it.
-        free = shutil.disk_usage(self.directory).free
-        kept = manifest.list_steps(self.directory)
-        # The array library appends its whole configuration to the cause.
-        cause = str(error).split(" [tensorstore_spec=")[0]
-        return CheckpointError(
-            f"could not save step {self._step} in {self.directory}, a disk with "
-            f"{free / 2**20:.1f} MiB free: {cause}\nThe earlier checkpoints {kept} are "
-            "untouched: once the cause is gone, the same command resumes."
-        )
-
-    def restore(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-    def set_aside(self, steps) -> None:
-        if jax.process_index() == 0:
-            for step in steps:
-                manifest.set_aside(self.directory / str(step))
-        self._manager.reload()
-
-    def close(self) -> None:
-        self.wait()
-        # In the thread that has seen the errors: Orbax raises them again in others.
-        self._thread.submit(self._manager.close).result()
-        self._thread.shutdown()
-
-
 class Checkpointer:
     """Saves and restores the checkpoints of one run.
 
@@ -260,10 +122,10 @@ class Checkpointer:
         self.snapshots_directory = pathlib.Path(
             snapshots_directory or self.directory.parent / "ema_snapshots"
         ).absolute()
-        self._store = _Store(
+        self._store = Store(
             self.directory, ("state", "ema", "data", "metadata"), max_to_keep
         )
-        self._snapshots: _Store | None = None  # most runs never write one
+        self._snapshots: Store | None = None  # most runs never write one
 
     def save(
         self,
@@ -307,18 +169,24 @@ class Checkpointer:
           reported by a warning in the log and renamed to ``STEP.damaged``.
 
         Raises:
-          CheckpointError: there are checkpoints, and none is whole.
+          CheckpointError: there are checkpoints, and none is whole; or folders that
+            may have been some before they were renamed.
           ValueError: an array has another shape or type than ``abstract_state``.
         """
         self._store.wait()
         if not manifest.list_steps(self.directory):
+            if strays := manifest.strays_text(self.directory):
+                raise CheckpointError(
+                    f"no checkpoint in {self.directory}{strays}; to start again from "
+                    "step 0, move it away"
+                )
             return None
         step, damaged = manifest.newest_whole(self.directory)
-        abstract = _with_sharding(abstract_state)
+        abstract = with_sharding(abstract_state)
         path = self.directory / str(step)
         check_shapes(
             f"checkpoint {path}",
-            {**_stored_arrays(path / "state"), "ema": _stored_arrays(path / "ema")},
+            {**stored_arrays(path / "state"), "ema": stored_arrays(path / "ema")},
             {**_state_item(abstract), "ema": abstract.ema},
         )
         self._store.set_aside(damaged)
@@ -345,7 +213,7 @@ class Checkpointer:
     ) -> None:
         """Keeps the averages of this step for ever, for post-hoc reconstruction."""
         if self._snapshots is None:
-            self._snapshots = _Store(
+            self._snapshots = Store(
                 self.snapshots_directory, ("ema", "metadata"), max_to_keep=None
             )
         self._snapshots.wait()
@@ -415,7 +283,7 @@ def save_average(
     Raises:
       CheckpointError: it could not be written.
     """
-    store = _Store(pathlib.Path(directory).absolute(), ("ema", "metadata"), None)
+    store = Store(pathlib.Path(directory).absolute(), ("ema", "metadata"), None)
     store.save(step, json={"metadata": metadata or {}}, ema={profile: params})
     store.close()
 
@@ -445,7 +313,7 @@ def load_ema(
     """
     directory = pathlib.Path(directory).absolute()
     path = directory / str(_chosen_step(directory, step, "ema/")) / "ema"
-    stored = _stored_arrays(path)
+    stored = stored_arrays(path)
     if profile not in stored:
         raise ValueError(
             f"{path} holds no average {profile!r}; stored are {sorted(stored)}"
@@ -458,14 +326,7 @@ def load_ema(
         wanted = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
         )
-    item = {profile: _with_sharding(wanted)}
-    restore = ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-    )
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(path, args=restore)[profile]
+    return read_arrays(path, {profile: with_sharding(wanted)})[profile]
 
 
 def load_metadata(
@@ -474,7 +335,7 @@ def load_metadata(
     """The metadata of a checkpoint, by default of the newest whole one."""
     directory = pathlib.Path(directory).absolute()
     path = directory / str(_chosen_step(directory, step, "metadata/")) / "metadata"
-    return ocp.JsonCheckpointHandler().restore(path)
+    return read_json(path)
 
 
 def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
@@ -484,6 +345,7 @@ def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
     if step not in present:
         raise FileNotFoundError(
             f"no checkpoint {step} in {directory}; present are {present}"
+            + manifest.strays_text(directory)
         )
     problem = manifest.find_damage(directory / str(step), item)
     if problem:

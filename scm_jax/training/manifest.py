@@ -11,13 +11,20 @@ import json
 import logging
 import os
 import pathlib
+import re
 import zlib
+from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Orbax writes these after the manifest; they hold times, no training state.
 _UNSEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+# Without these nobody can read the arrays of an item: their names, and the index that
+# joins what processes wrote.
+_INDEX = ("_METADATA", "manifest.ocdbt")
+# Folders that are no checkpoints by intent: set aside, or not saved to their end.
+_NO_STEP = re.compile(r"\..*|\d+\.(damaged|orbax-checkpoint-tmp).*")
 
 
 class CheckpointError(RuntimeError):
@@ -26,10 +33,22 @@ class CheckpointError(RuntimeError):
 
 def list_steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the finished checkpoints in ``directory``, in ascending order."""
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    names = _names(directory)
+    return sorted(int(name) for name in names if _is_step(name))
+
+
+def find_strays(directory: str | os.PathLike) -> list[str]:
+    """Folders beside the checkpoints that their names keep from being any."""
+    found = [n for n in _names(directory) if not _is_step(n) and not _NO_STEP.match(n)]
+    return sorted(name for name in found if (pathlib.Path(directory) / name).is_dir())
+
+
+def _names(directory: str | os.PathLike) -> list[str]:
+    return os.listdir(directory) if os.path.isdir(directory) else []
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and name.isascii() and str(int(name)) == name
 
 
 def _checksum(path: pathlib.Path) -> int:
@@ -41,13 +60,33 @@ def _checksum(path: pathlib.Path) -> int:
 
 
 def write_manifest(directory: pathlib.Path) -> None:
-    """Seals a folder: size and CRC-32 of every file in it, as ``manifest.json``."""
+    """Seals a folder: size and CRC-32 of every file in it, as ``manifest.json``.
+
+    Raises:
+      CheckpointError: a file is missing that reading needs.
+    """
     files = {
         str(path.relative_to(directory)): [path.stat().st_size, _checksum(path)]
         for path in sorted(directory.rglob("*"))
         if path.is_file() and str(path.relative_to(directory)) not in _UNSEALED
     }
+    if missing := _missing_index(files):
+        raise CheckpointError(f"{missing} was not written: nobody could read its item")
     (directory / MANIFEST).write_text(json.dumps(files, indent=0))
+
+
+def _missing_index(files: Iterable[str], item: str = "") -> str | None:
+    """A file without which the arrays of an item of ``files`` cannot be read."""
+    files = set(files)
+    for name in sorted(files):
+        folder, _, rest = name.partition("/")
+        is_part = rest in _INDEX or rest.startswith("ocdbt.process_")
+        if not is_part or not name.startswith(item):
+            continue
+        for needed in _INDEX:
+            if f"{folder}/{needed}" not in files:
+                return f"{folder}/{needed}"
+    return None
 
 
 def find_damage(directory: pathlib.Path, item: str = "") -> str | None:
@@ -55,6 +94,13 @@ def find_damage(directory: pathlib.Path, item: str = "") -> str | None:
 
     Reads every file once, at the speed of CRC-32 (about 1 GB/s).
     """
+    try:
+        return _find_damage(directory, item)
+    except OSError as error:
+        return f"it cannot be read: {error}"
+
+
+def _find_damage(directory: pathlib.Path, item: str) -> str | None:
     manifest = directory / MANIFEST
     if not manifest.is_file():
         return f"no {MANIFEST} (not saved to its end, or not by this program)"
@@ -62,6 +108,8 @@ def find_damage(directory: pathlib.Path, item: str = "") -> str | None:
         files = json.loads(manifest.read_text())
     except ValueError as error:
         return f"{MANIFEST} is damaged: {error}"
+    if missing := _missing_index(files, item):
+        return f"{missing} was never written"
     for name, (size, crc) in files.items():
         path = directory / name
         if not name.startswith(item):
@@ -84,7 +132,7 @@ def newest_whole(directory: pathlib.Path, item: str = "") -> tuple[int, dict[int
     """
     steps = list_steps(directory)
     if not steps:
-        raise FileNotFoundError(f"no checkpoint in {directory}")
+        raise FileNotFoundError(f"no checkpoint in {directory}{strays_text(directory)}")
     damaged: dict[int, str] = {}
     for step in reversed(steps):
         problem = find_damage(directory / str(step), item)
@@ -96,12 +144,25 @@ def newest_whole(directory: pathlib.Path, item: str = "") -> tuple[int, dict[int
                     why,
                     directory / str(step),
                 )
+            if strays := strays_text(directory):
+                logger.warning("using checkpoint %s%s", directory / str(step), strays)
             return step, damaged
         damaged[step] = problem
     listed = "\n".join(f"  {step}: {why}" for step, why in damaged.items())
     raise CheckpointError(
         f"none of the {len(damaged)} checkpoints in {directory} is whole:\n{listed}\n"
         "Put a copy back, or move that folder away to start again from step 0."
+    )
+
+
+def strays_text(directory: pathlib.Path) -> str:
+    """What a message on ``directory`` says of its strays; empty if there are none."""
+    names = ", ".join(repr(name) for name in find_strays(directory))
+    if not names:
+        return ""
+    return (
+        f"; not used: {names} (the name of a checkpoint is its step number; "
+        "rename a folder to use it)"
     )
 
 

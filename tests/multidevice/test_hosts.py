@@ -146,7 +146,7 @@ def alone(cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(cache, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("two") / "run"
+    workdir = tmp_path_factory.mktemp("two") / "hosts=[0,1]"  # a pattern to Orbax
     outputs = train(cache, workdir, 2, *SHARDED)
     assert "steps" in outputs[0] and "images" not in outputs[1], "one shows progress"
     return workdir

@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax import report, runs
+from scm_jax import demo, report, runs
+from scm_jax.training.manifest import CheckpointError
 from scm_jax.writers import image_grid, make_writer
 
 PIXELS = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
@@ -163,6 +164,84 @@ def test_parts_without_content_are_left_out(tmp_path):
     text = path.read_text()
     assert Page(text).open == []
     assert "<h2>" not in text
+
+
+class TestDamagedRuns:
+    """One run's damage costs nobody else's page."""
+
+    @pytest.fixture
+    def pair(self, tmp_path):
+        return [make_run(tmp_path / name, 0.0) for name in ("whole", "hurt")]
+
+    def page_of(self, tmp_path, pair):
+        path = report.write_report(tmp_path / "r.html", title="T", runs=pair)
+        page = Page(path.read_text())
+        assert page.open == []
+        return [text for text in page.texts if text.strip()]
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            (b'{"step": 3, "lo', "line 3: "),
+            (b'{"a": "\xff"}', "line 3: 'utf-8' codec can't decode"),
+            (b"[1]", "line 3: not an object"),
+        ],
+    )
+    def test_a_damaged_line_is_left_out_and_named(self, tmp_path, pair, line, why):
+        path = pair[1].dir.metrics_path
+        lines = path.read_bytes().split(b"\n")
+        lines[2] = line
+        path.write_bytes(b"\n".join(lines))
+        shown = self.page_of(tmp_path, pair)
+        (warning,) = (text for text in shown if "Left out" in text)
+        assert f"{path}, {why}" in warning
+        # Both are shown with all their curves, the other one without a warning.
+        assert {"loss: whole", "loss: hurt"} <= set(shown)
+        assert shown.count("235,408") == 2
+
+    @pytest.mark.parametrize("name", ["summary.json", "config.json"])
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": "\xff"}'])
+    def test_a_damaged_object_is_left_out_and_named(
+        self, tmp_path, pair, name, content
+    ):
+        (pair[1].path / name).write_bytes(content)
+        shown = self.page_of(tmp_path, pair)
+        (warning,) = (text for text in shown if "Left out" in text)
+        assert str(pair[1].path / name) in warning
+        assert {"loss: whole", "loss: hurt"} <= set(shown)
+
+    def test_an_empty_file_of_metrics_is_no_damage(self, tmp_path, pair):
+        pair[1].dir.metrics_path.write_bytes(b"")
+        shown = self.page_of(tmp_path, pair)
+        assert not any("Left out" in text for text in shown)
+        assert "loss: whole" in shown and "loss: hurt" not in shown
+
+    def test_a_path_in_another_encoding_can_be_shown(self, tmp_path):
+        self.page_of(tmp_path, [make_run(tmp_path / "d\udce9", 0.0)])
+
+    def test_the_command_shows_every_run(self, tmp_path, pair, monkeypatch, caplog):
+        """Rows of results with a damaged line, and samples that cannot be drawn."""
+        for run in pair:
+            run.dir.append_result({"steps": 1, "frechet_distance": 0.25})
+        with pair[1].dir.results_path.open("ab") as file:
+            file.write(b'{"steps": 2, \n{"steps": 4, "frechet_distance": 0.125}\n')
+
+        def sample(run, num, steps):
+            if run.name == "hurt":
+                raise CheckpointError("none of the 2 checkpoints is whole")
+            return runs.Samples(np.zeros((4, 8, 8, 1), np.float32), PIXELS)
+
+        monkeypatch.setattr(runs.Run, "sample", sample)
+        for run in pair:
+            run.dir.config_path.write_text('{"sampling": {"steps": 2}}')
+        out = tmp_path / "page.html"
+        demo.report_runs([str(run.path) for run in pair], str(out))
+        page = Page(out.read_text())
+        shown = " ".join(page.texts)
+        assert f"{pair[1].dir.results_path}, line 2: " in shown
+        assert f"samples of {pair[1].path}: none of the 2" in shown
+        assert "0.1250" in shown and page.tags.count("img") == 1
+        assert "line 2: " in caplog.text and "none of the 2" in caplog.text
 
 
 class TestFormatTable:

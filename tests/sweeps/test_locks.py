@@ -1,6 +1,8 @@
+import concurrent.futures
 import contextlib
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -80,6 +82,37 @@ class TestHold:
         planted.write_status(tmp_path, pid=2**22 + 1)
         with locks.hold(tmp_path):
             pass
+
+    def test_the_refusal_says_who_has_it_and_since_when(self, tmp_path):
+        """A worker that was killed left its name; the one that holds it is another."""
+        planted.write_status(tmp_path, pid=2**22 + 1)
+        with planted.python(HOLD, tmp_path, 60) as holder:
+            assert holder.stdout.readline() == "held\n"
+            owner = locks.read_owner(tmp_path)
+            who = rf"process {holder.pid} on {socket.gethostname()} since 20\d\d-"
+            with pytest.raises(locks.HeldError, match=who), locks.hold(tmp_path):
+                pass
+            holder.kill()
+        assert owner["pid"] == holder.pid
+        assert time.time() - 60 < owner["started"] <= time.time()
+        assert locks.read_owner(tmp_path) == {}
+
+    def test_who_holds_it_may_hold_it_again(self, tmp_path):
+        """A worker trains with the function that also trains without one."""
+        with locks.hold(tmp_path):
+            with locks.hold(os.path.relpath(tmp_path)):
+                assert locks.is_held(tmp_path)
+            assert locks.is_held(tmp_path)
+        assert not locks.is_held(tmp_path)
+
+    def test_another_thread_of_the_same_process_is_refused(self, tmp_path):
+        def hold():
+            with locks.hold(tmp_path):
+                pass
+
+        with locks.hold(tmp_path), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with pytest.raises(locks.HeldError):
+                pool.submit(hold).result()
 
 
 class TestIsAlive:

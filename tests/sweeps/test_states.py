@@ -37,6 +37,18 @@ class TestReadState:
         assert (found.state, found.step, found.images) == ("running", 5, 80)
         assert found.attempt == 2 and found.failures == 0
 
+    def test_a_training_without_a_worker_runs_while_it_holds_the_lock(self, run_dir):
+        """Whatever the worker before it left behind."""
+        for left in ({}, {"state": "failed"}, {"step": 5, "images_per_second": 9.0}):
+            if left:
+                planted.write_status(run_dir, pid=2**22 + 1, **left)
+            with locks.hold(run_dir):
+                found = state_of(run_dir)
+            assert (found.state, found.pid) == ("running", os.getpid())
+            assert found.started == pytest.approx(time.time(), abs=60)
+            assert found.step is found.images_per_second is found.error is None
+        assert state_of(run_dir).state == "stale"
+
     def test_it_is_stale_as_soon_as_its_worker_is_gone(self, run_dir):
         planted.write_status(run_dir)
         found = state_of(run_dir)

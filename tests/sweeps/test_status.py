@@ -89,6 +89,28 @@ class TestRender:
         assert lines[-1] == "7 more not shown: 7 failed"
 
 
+class TestDamagedRuns:
+    @pytest.mark.parametrize("name", ["attempts.jsonl", "submissions.jsonl"])
+    def test_a_damaged_line_of_one_run_hides_no_run(self, tmp_path, name, caplog):
+        for run in ("a", "b"):
+            planted.make_run(tmp_path, run)
+        planted.write_attempts(tmp_path / "b", "failed")
+        path = tmp_path / "b" / name
+        path.write_bytes(
+            b'{"\xff": 1}\n' + (path.read_bytes() if path.exists() else b"")
+        )
+        found = status.gather(tmp_path)
+        assert [state.id for state in found.states] == ["a", "b"]
+        assert f"{path}, line 1: " in caplog.text
+
+    def test_a_damaged_plan_of_one_run_hides_no_run(self, tmp_path, caplog):
+        for run in ("a", "b"):
+            planted.make_run(tmp_path, run, label=f"label {run}")
+        (tmp_path / "b" / "run.json").write_text("{")
+        assert [r.label for r in status.gather(tmp_path).rows] == ["label a", ""]
+        assert f"{tmp_path / 'b' / 'run.json'} is not JSON" in caplog.text
+
+
 class TestCommand:
     def test_a_table_of_a_sweep(self, tmp_path, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")

@@ -1,7 +1,10 @@
 import errno
+import gc
+import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 
 import jax
@@ -241,33 +244,175 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
     with checkpoint.Checkpointer(run / "checkpoints", max_to_keep=2) as checkpointer:
+        checkpointer.save(4, state_at(4))  # the first one is waited for
         with monkeypatch.context() as patch:
             patch.setattr(manifest, "write_manifest", write_manifest)
-            checkpointer.save(4, state_at(4))
+            checkpointer.save(5, state_at(5))
             with pytest.raises(
                 checkpoint.CheckpointError,
-                match=r"could not save step 4 .* MiB free: .*No space left(?s:.*)"
-                r"\[2, 3\] are untouched",
+                match=r"could not save step 5 .* MiB free: .*No space left(?s:.*)"
+                r"\[3, 4\] are untouched",
             ):
                 checkpointer.wait()
         toy.assert_same(
-            checkpointer.restore_latest(jax.eval_shape(toy.init)).state, state_at(3)
+            checkpointer.restore_latest(jax.eval_shape(toy.init)).state, state_at(4)
         )
-        checkpointer.save(4, state_at(4))  # room was made
-    toy.assert_same(restore(run).state, state_at(4))
+        checkpointer.save(5, state_at(5))  # room was made
+    toy.assert_same(restore(run).state, state_at(5))
 
 
 def test_a_failed_save_is_noticed_without_waiting(run, monkeypatch):
     def write_manifest(directory):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
-    monkeypatch.setattr(manifest, "write_manifest", write_manifest)
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         checkpointer.save(4, state_at(4))
+        monkeypatch.setattr(manifest, "write_manifest", write_manifest)
+        checkpointer.save(5, state_at(5))
         with pytest.raises(checkpoint.CheckpointError, match="No space left"):
             for _ in range(1000):
                 checkpointer.check()
                 time.sleep(0.02)
+
+
+# --- Paths ----------------------------------------------------------------------------
+
+NAMES = (
+    *(
+        "betas=[0.9,0.99]",
+        "a*b",
+        "wh?y",
+        "back\\slash",
+        "gs:",
+        "M\u00fcller",
+        "d\udce9",
+    ),
+    *(" spaces ", "100%", "#1", "'quoted\"", "line\nbreak", "n" * 250),
+)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_run_can_be_read_whatever_its_path_is_called(tmp_path, name):
+    run = tmp_path / name / "deeper"
+    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
+        checkpointer.save(7, state_at(7), metadata={"config_hash": "cd"})
+        checkpointer.save_ema_snapshot(7, state_at(7).ema)
+    toy.assert_same(restore(run).state, state_at(7))
+    for folder in ("checkpoints", "ema_snapshots"):
+        average = checkpoint.load_ema(run / folder, "0.05")
+        toy.assert_same(average, state_at(7).ema["0.05"])
+    assert checkpoint.load_metadata(run / "checkpoints") == {"config_hash": "cd"}
+
+
+def test_a_run_that_was_moved_to_such_a_path_can_be_read(run, tmp_path):
+    moved = run.rename(tmp_path / "a[1]*")
+    toy.assert_same(restore(moved).state, state_at(3))
+    average = checkpoint.load_ema(moved / "checkpoints", "0.05")
+    toy.assert_same(average, state_at(3).ema["0.05"])
+
+
+def test_where_no_plain_name_can_be_given_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp[0]"))
+    with pytest.raises(checkpoint.CheckpointError, match="set TMPDIR to a path"):
+        checkpoint.Checkpointer(tmp_path / "a[1]" / "checkpoints")
+
+
+# --- The first save is read back ------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("folder", ["checkpoints", "ema_snapshots"])
+def test_a_first_save_that_cannot_be_read_stops_the_training(run, monkeypatch, folder):
+    """The files are written and sealed, and the index in them is nobody's."""
+    write = manifest.write_manifest
+
+    def broken(directory):
+        for file in directory.glob("*/manifest.ocdbt"):
+            file.write_bytes(b"nothing")
+        write(directory)
+
+    monkeypatch.setattr(manifest, "write_manifest", broken)
+    checkpointer = checkpoint.Checkpointer(run / "checkpoints")
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match=rf"{folder}/4 was saved and cannot be read back(?s:.*) untouched",
+    ):
+        if folder == "checkpoints":
+            checkpointer.save(4, state_at(4))
+        else:
+            checkpointer.save_ema_snapshot(4, state_at(4).ema)
+    checkpointer.close()
+    assert (run / folder / "4.damaged").is_dir()
+    monkeypatch.undo()
+    assert restore(run).step == 3
+    gc.collect()  # of readers that Orbax left half finished, while they are ignored
+
+
+@pytest.mark.parametrize("needed", ["manifest.ocdbt", "_METADATA"])
+def test_what_reading_needs_is_needed_for_a_seal(run, needed):
+    path = run / "checkpoints" / "3"
+    (path / "state" / needed).unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=f"state/{needed} was not"):
+        manifest.write_manifest(path)
+    # A seal of an earlier version of this program, which asked for nothing.
+    sealed = json.loads((path / manifest.MANIFEST).read_text())
+    del sealed[f"state/{needed}"]
+    (path / manifest.MANIFEST).write_text(json.dumps(sealed))
+    assert manifest.find_damage(path) == f"state/{needed} was never written"
+    assert manifest.find_damage(path, "ema/") is None
+    assert restore(run).step == 2
+
+
+# --- Folders that are no checkpoints --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["3 (1)", "copy of 3", "03", "3.bak", "\u00b3"])
+def test_a_renamed_checkpoint_is_named_where_it_is_not_used(run, name, caplog):
+    (run / "checkpoints" / "3").rename(run / "checkpoints" / name)
+    for read in (restore, lambda run: checkpoint.load_ema(run / "checkpoints", "0.05")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+            read(run)
+        assert "using checkpoint" in caplog.text and "checkpoints/2;" in caplog.text
+        assert f"not used: {name!r}" in caplog.text
+    with pytest.raises(FileNotFoundError, match="no checkpoint 3 .*; not used: "):
+        checkpoint.load_ema(run / "checkpoints", "0.05", step=3)
+
+
+def test_a_run_whose_checkpoints_are_all_renamed_does_not_begin_anew(run):
+    for step in ("2", "3"):
+        (run / "checkpoints" / step).rename(run / "checkpoints" / f"{step} (1)")
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"'2 \(1\)', '3 \(1\)'.* step 0, move it away"
+    ):
+        restore(run)
+
+
+def test_what_was_set_aside_or_not_finished_is_no_stray(run, caplog):
+    folder = run / "checkpoints"
+    for name in ("4.orbax-checkpoint-tmp", "1.damaged", "1.damaged-2", ".trash"):
+        (folder / name).mkdir()
+    (folder / "notes.txt").touch()
+    with caplog.at_level(logging.WARNING):
+        checkpoint.load_ema(folder, "0.05")
+    assert caplog.text == "" and manifest.find_strays(folder) == []
+
+
+def test_a_checkpoint_that_may_not_be_read_is_skipped_with_its_reason(
+    run, monkeypatch, caplog
+):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    checksum = manifest._checksum
+    monkeypatch.setattr(
+        manifest, "_checksum", lambda p: (refuse if "/3/" in str(p) else checksum)(p)
+    )
+    with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+        toy.assert_same(
+            checkpoint.load_ema(run / "checkpoints", "0.05"), state_at(2).ema["0.05"]
+        )
+    assert "it cannot be read: " in caplog.text and "Permission denied" in caplog.text
 
 
 def test_files_that_cannot_grow_stop_the_run_and_leave_it_resumable(tmp_path):

@@ -1,0 +1,81 @@
+"""What tells prepared data apart: how many items there are, and the hash of each shard.
+
+Never where they lie: data that were moved or copied are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from scm_jax.weight_files import file_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A split of prepared data.
+
+    Attributes:
+      name: of the prepared dataset; two of one content may have two names.
+      split: the whole split, also where a slice of it is read.
+      count: its items.
+      shards: SHA-256 of its files, in order.
+    """
+
+    name: str
+    split: str
+    count: int
+    shards: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all shards."""
+        return hashlib.sha256("\n".join(self.shards).encode()).hexdigest()
+
+    def same_data(self, other: Identity) -> bool:
+        """Whether both hold the same items in the same order."""
+        return (self.count, self.shards) == (other.count, other.shards)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.count:,} items, sha256 {self.sha256[:12]}"
+
+
+def of_dataset(dataset: Any) -> Identity | None:
+    """The identity of a dataset's data; None where its config says all of it.
+
+    Raises:
+      FileNotFoundError: the data are not there.
+    """
+    identify = getattr(dataset, "identify", None)
+    return None if identify is None else identify()
+
+
+def of_prepared(folder: Path, split: str) -> Identity:
+    """The identity of a split that lies in ``folder``.
+
+    The manifest beside the data has the hashes. Files that it does not know, or that
+    have another size than it says, are read.
+    """
+    import tensorflow_datasets as tfds
+
+    base = split.split("[", 1)[0]
+    builder = tfds.builder_from_directory(folder)
+    info = builder.info.splits[base]
+    known = _recorded_shards(folder / "manifest.json", base)
+    hashes = []
+    for file in map(Path, info.filepaths):
+        size, sha256 = known.get(file.name, (None, ""))
+        hashes.append(sha256 if file.stat().st_size == size else file_sha256(file))
+    return Identity(builder.name, base, info.num_examples, tuple(hashes))
+
+
+def _recorded_shards(path: Path, split: str) -> dict[str, tuple[int, str]]:
+    """File -> (bytes, SHA-256), as far as a manifest has them."""
+    try:
+        shards = json.loads(path.read_text())["splits"][split]["shards"]
+        return {s["file"]: (s["bytes"], s["sha256"]) for s in shards}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
