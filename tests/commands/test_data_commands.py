@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from scm_jax import cli, data_commands, training_run
+from scm_jax import cli, data_commands, data_prepare, training_run
 from scm_jax.config import base_config
 from scm_jax.datasets import pipeline, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
@@ -223,7 +223,7 @@ def test_recipes_that_cannot_be_meant(tmp_path, text, message):
 
 def test_the_part_of_a_source_that_a_split_is(tmp_path):
     (tmp_path / "val").mkdir()
-    part = data_commands._source_split
+    part = data_prepare._source_split
     assert part("folder", tmp_path, "validation") == "validation"
     assert part("folder", tmp_path, "train") is None
     assert part("cifar10", tmp_path / "a.tar.gz", "test") == "test"
