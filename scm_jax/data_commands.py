@@ -33,7 +33,10 @@ def _flags_of_recipe() -> None:
     )
     flags.DEFINE_integer("size", None, "Side of the images in pixels.", lower_bound=1)
     flags.DEFINE_enum(
-        "dtype", None, ["float32", "float16"], "Of stored latents; default float32."
+        "dtype",
+        None,
+        ["float32", "float16"],
+        "Type of stored latents; default float32.",
     )
     flags.DEFINE_enum(
         "labels",
@@ -92,13 +95,27 @@ def _prepare() -> int:
         lower_bound=1,
     )
     flags.DEFINE_string(
-        "source_split", None, "Part of the source, where it has several."
+        "source_split",
+        None,
+        "Part of the source, where it has several: a folder such as train, or none "
+        "where such folders are classes; default: as --split.",
     )
     flags.DEFINE_string(
         "label_file", None, "Text with an image and its class in each line."
     )
-    flags.DEFINE_string("variant", "", "Of imagenet64: edm2, resized or downsampled.")
-    flags.DEFINE_string("version", "1.0.0", "Of the prepared dataset.")
+    flags.DEFINE_string(
+        "label_key", "label", "Key of the class in the .json of webdataset shards."
+    )
+    flags.DEFINE_integer(
+        "max_pixels",
+        None,
+        "Pixels of the largest image that is read; default 178,956,970.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "variant", "", "Variant of imagenet64: edm2, resized or downsampled."
+    )
+    flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
     _flags_of_recipe()
     _flags_of_writing()
     cli.parse()

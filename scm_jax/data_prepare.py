@@ -21,6 +21,8 @@ _OWN = (
     *("kind", "recipe", "size", "channels", "dtype"),
     *("labels", "label_base", "num_classes"),
 )
+# Flags about raw files that are no part of a recipe.
+_READING = ("label_file", "label_key", "max_pixels")
 
 
 def run_builder(builder: str, root: str | None) -> Path:
@@ -35,9 +37,8 @@ def run_builder(builder: str, root: str | None) -> Path:
                 f"no dataset {builder!r} in {storage.builders_folder()}; there are "
                 f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
             )
-    given = [
-        name for name in (*_OWN, "source", "num_items") if flags.FLAGS[name].present
-    ]
+    raw = (*_OWN, *_READING, "source", "source_split", "num_items")
+    given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
             f"{builder} is a tfds builder, which decides itself about --{given[0]}"
@@ -96,8 +97,15 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
     if kind == "auto":
         kind = sources.detect_kind(Path(path))
     options = recipes.open_options(recipe, kind, f.label_file)
-    split = f.source_split or _source_split(kind, path, f.split)
-    return sources.open_items(path, kind=kind, split=split, **options), options
+    # Options are a part of what is prepared, so those with a default are left out.
+    if f.label_base is not None:
+        options["label_base"] = f.label_base
+    if f["label_key"].present:
+        options["label_key"] = f.label_key
+    parts = {"split": f.source_split, "target": f.split}
+    if f.max_pixels is not None:
+        parts["max_pixels"] = f.max_pixels
+    return sources.open_items(path, kind=kind, **parts, **options), options
 
 
 def _draw_items(recipe: Recipe) -> Items:
@@ -107,7 +115,8 @@ def _draw_items(recipe: Recipe) -> Items:
     number = f.num_items or recipe.items.get(f.split)
     if number is None:
         raise cli.UsageError("missing --num_items: how many items are drawn")
-    without = [n for n in ("label_file", "label_base", "channels") if f[n].present]
+    chosen = ("label_base", "channels", *_READING)
+    without = [name for name in chosen if f[name].present]
     if without:
         raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
     part = f.source_split or f.split
@@ -117,10 +126,11 @@ def _draw_items(recipe: Recipe) -> Items:
 def run_recipe(recipe: Recipe) -> Path:
     """Prepares what a recipe says, and returns the folder of the dataset."""
     from scm_jax.datasets import storage
-    from scm_jax.preparation import prepare
+    from scm_jax.preparation import prepare, sources
 
     f = flags.FLAGS
     items, options = _open_items(recipe)
+    print(sources.summarize(items), file=sys.stderr)
     if recipe.num_classes not in (0, len(items.class_names)):
         raise ValueError(
             f"{recipe.source} has {len(items.class_names)} classes, and "
@@ -151,16 +161,3 @@ def run_recipe(recipe: Recipe) -> Path:
         options=options,
         encoder=recipe.encoder,
     )
-
-
-def _source_split(kind: str, path: Any, split: str) -> str | None:
-    """The part of the source that a split is made from, where the source has parts."""
-    from scm_jax.preparation import file_items
-
-    if kind in ("cifar10", "tfds"):
-        return split
-    if kind == "folder":
-        folders = file_items.SPLITS.get(split, ())
-        return split if any((path / name).is_dir() for name in folders) else None
-    batches = kind == "npz" and path.is_dir()
-    return split if batches else None
