@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from scm_jax import cli, user_paths
-
-if TYPE_CHECKING:
-    from scm_jax.preparation.items import Items
-    from scm_jax.preparation.recipes import Recipe
-
-# Flags that fill a recipe where there is no file of one.
-_OWN = (
-    *("kind", "recipe", "size", "channels", "dtype"),
-    *("labels", "label_base", "num_classes"),
-)
+from scm_jax import cli, data_prepare, user_paths
 
 
 def _flag_dataset(what: str) -> None:
@@ -46,7 +33,10 @@ def _flags_of_recipe() -> None:
     )
     cli.integer("size", None, "Side of the images in pixels.", lower_bound=1)
     flags.DEFINE_enum(
-        "dtype", None, ["float32", "float16"], "Of stored latents; default float32."
+        "dtype",
+        None,
+        ["float32", "float16"],
+        "Type of stored latents; default float32.",
     )
     flags.DEFINE_enum(
         "labels",
@@ -99,13 +89,27 @@ def _prepare() -> int:
         lower_bound=1,
     )
     flags.DEFINE_string(
-        "source_split", None, "Part of the source, where it has several."
+        "source_split",
+        None,
+        "Part of the source, where it has several: a folder such as train, or none "
+        "where such folders are classes; default: as --split.",
     )
     flags.DEFINE_string(
         "label_file", None, "Text with an image and its class in each line."
     )
-    flags.DEFINE_string("variant", "", "Of imagenet64: edm2, resized or downsampled.")
-    flags.DEFINE_string("version", "1.0.0", "Of the prepared dataset.")
+    flags.DEFINE_string(
+        "label_key", "label", "Key of the class in the .json of webdataset shards."
+    )
+    cli.integer(
+        "max_pixels",
+        None,
+        "Pixels of the largest image that is read; default 178,956,970.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "variant", "", "Variant of imagenet64: edm2, resized or downsampled."
+    )
+    flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
     _flags_of_recipe()
     _flags_of_writing()
     cli.parse()
@@ -118,152 +122,10 @@ def _prepare() -> int:
 
     file = None if f.dataset is None else recipes.find(f.dataset)
     if f.dataset is not None and file is None:
-        print(_run_builder(f.dataset, f.root))
+        print(data_prepare.run_builder(f.dataset, f.root))
         return 0
-    print(_run_recipe(_chosen_recipe(file)))
+    print(data_prepare.run_recipe(data_prepare.chosen_recipe(file)))
     return 0
-
-
-def _run_builder(builder: str, root: str | None) -> Path:
-    """Prepares what a tfds builder makes, and measures it."""
-    from scm_jax.datasets import storage
-    from scm_jax.preparation import manifest, recipes
-
-    if os.sep not in builder and storage.builders_folder().is_dir():
-        known = recipes.names()
-        if builder not in known:
-            raise cli.UsageError(
-                f"no dataset {builder!r} in {storage.builders_folder()}; there are "
-                f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
-            )
-    given = [
-        name for name in (*_OWN, "source", "num_items") if flags.FLAGS[name].present
-    ]
-    if given:
-        raise cli.UsageError(
-            f"{builder} is a tfds builder, which decides itself about --{given[0]}"
-        )
-    folder = storage.prepare(builder, root)
-    if not (folder / manifest.FILE).is_file():
-        manifest.describe_prepared(folder)
-    return folder
-
-
-def _chosen_recipe(file: Path | None) -> Recipe:
-    """The recipe of a file, or of flags; what a file says, flags may not change."""
-    from scm_jax.preparation import recipes
-
-    f = flags.FLAGS
-    given = {name: f[name].value for name in _OWN if f[name].value is not None}
-    if file is None:
-        cli.required("source")
-        if f.variant:
-            raise cli.UsageError("--variant goes with --dataset=imagenet64")
-        return recipes.Recipe(name=f.name, source=f.source, **given)
-    recipe = recipes.read(file, f.variant)
-    # dtype and kind do not change what the data are.
-    fixed = [
-        n
-        for n in given
-        if n not in ("dtype", "kind") and given[n] != getattr(recipe, n)
-    ]
-    if fixed:
-        raise cli.UsageError(
-            f"{file} has {fixed[0]} = {getattr(recipe, fixed[0])!r}; data made "
-            "otherwise need a name of their own: --name=NAME --source=PATH"
-        )
-    if f.source is None and not recipe.source:
-        raise cli.UsageError(
-            f"missing --source=PATH: the raw data; {file.parent / 'README.md'} says "
-            "where they come from"
-        )
-    own = {name: given[name] for name in ("dtype", "kind") if name in given}
-    return dataclasses.replace(recipe, source=f.source or recipe.source, **own)
-
-
-def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
-    """The raw data, and how they were opened."""
-    from scm_jax.preparation import drawn, recipes, sources
-
-    f = flags.FLAGS
-    if recipe.kind == drawn.KIND:
-        return _draw_items(recipe), {}
-    if f.num_items is not None:
-        raise cli.UsageError(f"--num_items goes with data that are {drawn.KIND}")
-    is_tfds = recipe.source.startswith("tfds:")
-    path: Any = recipe.source
-    path = path if is_tfds else user_paths.expand(path).absolute()
-    kind = recipe.kind
-    if kind == "auto":
-        kind = sources.detect_kind(Path(path))
-    options = recipes.open_options(recipe, kind, f.label_file)
-    split = f.source_split or _source_split(kind, path, f.split)
-    return sources.open_items(path, kind=kind, split=split, **options), options
-
-
-def _draw_items(recipe: Recipe) -> Items:
-    from scm_jax.preparation import drawn
-
-    f = flags.FLAGS
-    number = f.num_items or recipe.items.get(f.split)
-    if number is None:
-        raise cli.UsageError("missing --num_items: how many items are drawn")
-    without = [n for n in ("label_file", "label_base", "channels") if f[n].present]
-    if without:
-        raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
-    part = f.source_split or f.split
-    return drawn.open_drawn(recipe.source, part, number, recipe.size)
-
-
-def _run_recipe(recipe: Recipe) -> Path:
-    from scm_jax.datasets import storage
-    from scm_jax.preparation import prepare
-
-    f = flags.FLAGS
-    items, options = _open_items(recipe)
-    if recipe.num_classes not in (0, len(items.class_names)):
-        raise ValueError(
-            f"{recipe.source} has {len(items.class_names)} classes, and "
-            f"{recipe.name!r} has {recipe.num_classes}"
-        )
-    published = f.num_items or recipe.items.get(f.split, len(items))
-    if published != len(items):
-        print(
-            f"{recipe.source} holds {len(items):,} items, and {recipe.name!r} has "
-            f"{published:,} in the split {f.split!r}: this is a part, or another set",
-            file=sys.stderr,
-        )
-    root = storage.data_root(f.root)
-    return prepare.prepare(
-        items,
-        root / recipe.name / f.version,
-        split=f.split,
-        recipe=recipe.recipe,
-        size=recipe.size,
-        dtype=recipe.dtype or None,
-        shard_items=f.shard_items,
-        workers=f.workers,
-        process_index=f.process_id,
-        process_count=f.num_processes,
-        skip_bad=f.skip_bad,
-        fresh=f.fresh,
-        labelled=recipe.labels != "none",
-        options=options,
-        encoder=recipe.encoder,
-    )
-
-
-def _source_split(kind: str, path: Any, split: str) -> str | None:
-    """The part of the source that a split is made from, where the source has parts."""
-    from scm_jax.preparation import file_items
-
-    if kind in ("cifar10", "tfds"):
-        return split
-    if kind == "folder":
-        folders = file_items.SPLITS.get(split, ())
-        return split if any((path / name).is_dir() for name in folders) else None
-    batches = kind == "npz" and path.is_dir()
-    return split if batches else None
 
 
 @cli.command("data encode", "Prepared images to latents of an autoencoder.")

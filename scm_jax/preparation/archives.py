@@ -1,4 +1,4 @@
-"""Files in folders, zip and tar archives, by number and without unpacking.
+"""Files in zip and tar archives, by number and without unpacking.
 
 An archive is walked once for the place of each file in it. Reading then takes that
 place and nothing else: no handle is kept, so listings can be pickled, and threads and
@@ -8,19 +8,23 @@ processes read at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import posixpath
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
+from scm_jax.preparation.folder_files import is_hidden
 from scm_jax.preparation.items import ItemError
+from scm_jax.preparation.links import follow_links
 
 # What compressed files start with; none of them can be read from the middle.
 COMPRESSED = {
@@ -31,95 +35,6 @@ COMPRESSED = {
 }
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a file in a zip: lengths of two fields
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-
-
-class Files(Protocol):
-    """Files with names, in a fixed order; picklable."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Their paths with ``/``, relative to the folder or archive."""
-        ...
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """What identifies them, ready for JSON."""
-        ...
-
-    def where(self, index: int) -> str: ...
-
-    def read(self, index: int) -> bytes: ...
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a path is one that file managers leave behind.
-
-    >>> is_hidden("__MACOSX/._a.png"), is_hidden("a/.DS_Store"), is_hidden("a/b.png")
-    (True, True, False)
-    """
-    parts = name.split("/")
-    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
-
-
-# --- folders --------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FolderFiles:
-    """All files below a folder.
-
-    Attributes:
-      root: the folder.
-      names: of the files, see ``Files``.
-      sizes: their number and bytes.
-      empty: the folders that nothing lies in.
-    """
-
-    root: str
-    names: tuple[str, ...]
-    sizes: dict[str, Any]
-    empty: tuple[str, ...]
-
-    def where(self, index: int) -> str:
-        return f"{self.root}: {self.names[index]}"
-
-    def read(self, index: int) -> bytes:
-        try:
-            return (Path(self.root) / self.names[index]).read_bytes()
-        except OSError as error:
-            raise ItemError(f"{self.where(index)}: cannot be read: {error}") from error
-
-
-def list_folder(root: Path) -> FolderFiles:
-    """The files below a folder, also behind links, hidden ones left out."""
-    found = dict(_walk(str(root), ""))
-    sizes = {name: size for name, size in found.items() if not name.endswith("/")}
-    names = sorted(sizes, key=lambda name: name.split("/"))
-    total = {"num_files": len(sizes), "num_bytes": sum(sizes.values())}
-    empty = tuple(sorted(found.keys() - sizes.keys()))
-    return FolderFiles(str(root), tuple(names), total, empty)
-
-
-def _walk(root: str, below: str, depth: int = 0) -> Iterator[tuple[str, int]]:
-    """Files with their bytes; of folders only the empty ones, with a slash."""
-    if depth > 16:
-        raise ValueError(
-            f"{root}: {below} is deeper than 16 folders, or links to itself"
-        )
-    with os.scandir(os.path.join(root, below)) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries]
-    if not found and below:
-        yield below, 0
-    for name, status in found:
-        if is_hidden(name):
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(root, f"{below}{name}/", depth + 1)
-        else:
-            yield below + name, status.st_size
-
-
-# --- archives -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +50,9 @@ class ArchiveFiles:
       crc: ``(n,)``, checksum of its content, -1 for none (tar).
       length: ``(n,)``, bytes of its content where these are deflated, else -1.
       sizes: the bytes of each archive.
+      broken: the files that are links to nothing in the archive, and what they name.
+      empty: see ``Files``.
+      hidden: see ``Files``.
     """
 
     paths: tuple[str, ...]
@@ -145,12 +63,20 @@ class ArchiveFiles:
     crc: np.ndarray
     length: np.ndarray
     sizes: dict[str, Any]
+    broken: Mapping[int, str]
+    empty: tuple[str, ...]
+    hidden: int
 
     def where(self, index: int) -> str:
         return f"{self.paths[self.archive[index]]}: {self.names[index]}"
 
     def read(self, index: int) -> bytes:
         path = self.paths[self.archive[index]]
+        if (target := self.broken.get(int(index))) is not None:
+            raise ItemError(
+                f"{self.where(index)}: is a link to nothing: {target} is not in the "
+                "archive"
+            )
         try:
             with open(path, "rb", buffering=0) as file:
                 return self._read(file, index)
@@ -190,24 +116,31 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one file is in an archive; see ``ArchiveFiles``."""
+    """Where one file is in an archive; see ``ArchiveFiles``.
+
+    A folder has a slash at the end of its name. ``target`` is what a link names that
+    leads to nothing.
+    """
 
     name: str
-    offset: int
-    stored: int
+    offset: int = 0
+    stored: int = 0
     crc: int = -1
     length: int = -1
+    target: str | None = None
 
 
 def _collect(paths: Sequence[Path], places: list[list[_Place]]) -> ArchiveFiles:
-    for path, inside in zip(paths, places, strict=True):
+    shown = [[p for p in inside if not is_hidden(p.name)] for inside in places]
+    files = [[p for p in inside if not p.name.endswith("/")] for inside in shown]
+    for path, inside in zip(paths, files, strict=True):
         seen: set[str] = set()
         for place in inside:
             if place.name in seen:
                 raise ValueError(f"{path}: holds {place.name} twice")
             seen.add(place.name)
-    flat = [place for inside in places for place in inside]
-    numbers = np.repeat(np.arange(len(paths)), [len(inside) for inside in places])
+    flat = [place for inside in files for place in inside]
+    numbers = np.repeat(np.arange(len(paths)), [len(inside) for inside in files])
     columns = ("offset", "stored", "crc", "length")
     return ArchiveFiles(
         paths=tuple(map(str, paths)),
@@ -215,7 +148,21 @@ def _collect(paths: Sequence[Path], places: list[list[_Place]]) -> ArchiveFiles:
         archive=numbers,
         **{c: np.array([getattr(p, c) for p in flat], np.int64) for c in columns},
         sizes={"files": {path.name: path.stat().st_size for path in paths}},
+        broken={i: p.target for i, p in enumerate(flat) if p.target is not None},
+        empty=_empty_folders([place.name for inside in shown for place in inside]),
+        hidden=sum(
+            is_hidden(p.name) and not p.name.endswith("/") for i in places for p in i
+        ),
     )
+
+
+def _empty_folders(names: Sequence[str]) -> tuple[str, ...]:
+    folders = {name for name in names if name.endswith("/")}
+    filled = {name.rpartition("/")[0] for name in names if name not in folders}
+    for folder in list(filled):
+        while folder := folder.rpartition("/")[0]:
+            filled.add(folder)
+    return tuple(sorted(name for name in folders if name[:-1] not in filled))
 
 
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
@@ -240,26 +187,50 @@ def index_zip(path: Path) -> ArchiveFiles:
       ValueError: it is cut off or damaged, encrypted, or compressed by other than
         deflate.
     """
-    places = []
+    places, links = [], {}
     for member in zip_members(path):
-        if member.is_dir() or is_hidden(member.filename):
-            continue
+        name = _clean(member.filename)
         if member.compress_type not in (_STORED, _DEFLATED) or member.flag_bits & 1:
             raise ValueError(
                 f"{path}: {member.filename} is encrypted or compressed in a way that "
                 "is not read here; legal are stored and deflated files"
             )
+        if stat.S_ISLNK(member.external_attr >> 16):
+            with zipfile.ZipFile(path) as archive:
+                target = archive.read(member).decode("utf-8", "surrogateescape")
+            links[name] = posixpath.join(posixpath.dirname(name), target)
+            continue
         deflated = member.compress_type == _DEFLATED
         places.append(
             _Place(
-                member.filename,
+                name,
                 member.header_offset,
                 member.compress_size,
                 member.CRC,
                 member.file_size if deflated else -1,
             )
         )
-    return _collect([path], [_by_name(places)])
+    return _collect([path], [_by_name(_follow(places, links))])
+
+
+def _clean(name: str) -> str:
+    """A path from the root of the archive, also of old programs for Windows."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def _follow(places: list[_Place], links: dict[str, str]) -> list[_Place]:
+    """The files with those behind links, which are paths from the archive's root."""
+    files = {place.name: place for place in places if not place.name.endswith("/")}
+    found, broken = follow_links(files, links)
+    return [
+        *places,
+        *(dataclasses.replace(place, name=name) for name, place in found.items()),
+        *(
+            # What has no suffix may have been a folder.
+            _Place(name + ("" if "." in posixpath.basename(name) else "/"), target=to)
+            for name, to in broken.items()
+        ),
+    ]
 
 
 def _by_name(places: list[_Place]) -> list[_Place]:
@@ -272,23 +243,53 @@ def index_tar(path: Path) -> ArchiveFiles:
     A file of an inner tar bears its name too: ``n01440764/n01440764_18.JPEG`` is in
     ``n01440764.tar``. A folder of tars is read as if it were a tar of them.
     """
-    if path.is_dir():
-        paths = sorted(path.glob("*.tar"))
-        places = [_by_name(_in_folder(tar.stem, _open_tar(tar))) for tar in paths]
-        return _collect(paths, places)
-    return _collect([path], [_by_name(_open_tar(path))])
+    paths = tars_in(path) if path.is_dir() else [path]
+    states = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    return _index_tar(states, path.is_dir())
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tars in a folder, sorted."""
+    shown = (p for p in folder.glob("*.tar") if not is_hidden(p.name))
+    return refuse_broken(sorted(shown))
+
+
+def refuse_broken(paths: list[Path]) -> list[Path]:
+    """The paths; raises FileNotFoundError where one is a link to nothing."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: is a link to nothing: {path.readlink()}")
+    return paths
+
+
+@functools.lru_cache(maxsize=1)  # to recognize a tar and then to read it
+def _index_tar(
+    states: tuple[tuple[Path, int, int], ...], in_folders: bool
+) -> ArchiveFiles:
+    paths = [path for path, *_ in states]
+    places = [_open_tar(path) for path in paths]
+    if in_folders:
+        stems = [path.stem for path in paths]
+        places = [_in_folder(s, p) for s, p in zip(stems, places, strict=True)]
+    return _collect(paths, [_by_name(inside) for inside in places])
 
 
 def _open_tar(path: Path) -> list[_Place]:
-    places = []
+    """The files in a tar, and those in the tars in it."""
     with path.open("rb") as file:
         _refuse_compressed(path, file)
+        places = []
         for place in _tar_places(file, str(path)):
-            if not place.name.endswith(".tar"):
+            if not place.name.endswith(".tar") or is_hidden(place.name):
                 places.append(place)
                 continue
+            if place.target is not None:
+                raise ValueError(
+                    f"{path}: {place.name} is a link to nothing: {place.target} is "
+                    "not in the archive"
+                )
             window = _Window(file, place.offset, place.stored)
-            inside = list(_tar_places(window, f"{path}: {place.name}"))
+            inside = _tar_places(window, f"{path}: {place.name}")
             places += _in_folder(
                 place.name.removesuffix(".tar"), inside, offset=place.offset
             )
@@ -297,8 +298,8 @@ def _open_tar(path: Path) -> list[_Place]:
 
 def _in_folder(folder: str, places: list[_Place], offset: int = 0) -> list[_Place]:
     return [
-        _Place(f"{folder}/{place.name}", offset + place.offset, place.stored)
-        for place in places
+        dataclasses.replace(p, name=f"{folder}/{p.name}", offset=offset + p.offset)
+        for p in places
     ]
 
 
@@ -308,7 +309,7 @@ def index_shards(paths: Sequence[Path]) -> ArchiveFiles:
     for path in paths:
         with path.open("rb") as file:
             _refuse_compressed(path, file)
-            places.append(list(_tar_places(file, str(path))))
+            places.append(_tar_places(file, str(path)))
     return _collect(paths, places)
 
 
@@ -345,7 +346,8 @@ class _Window:
         return content
 
 
-def _tar_places(file: Any, where: str) -> Iterator[_Place]:
+def _tar_places(file: Any, where: str) -> list[_Place]:
+    places, links = [], {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             end = 0
@@ -353,9 +355,16 @@ def _tar_places(file: Any, where: str) -> Iterator[_Place]:
                 archive.members.clear()  # tarfile keeps them all: 1 kB for each image
                 if member.issparse():
                     raise ValueError(f"{where}: {member.name} is a sparse file")
-                name = member.name.removeprefix("./")
-                if member.isreg() and not is_hidden(name):
-                    yield _Place(name, member.offset_data, member.size)
+                name = _clean(member.name)
+                if member.isreg():
+                    places.append(_Place(name, member.offset_data, member.size))
+                elif member.isdir() and name != ".":
+                    places.append(_Place(f"{name}/"))
+                elif member.issym():
+                    folder = posixpath.dirname(name)
+                    links[name] = posixpath.join(folder, member.linkname)
+                elif member.islnk():
+                    links[name] = member.linkname
                 # After a whole file the archive may only go on or end with zeros;
                 # tarfile takes whatever is no header for the end.
                 end = archive.offset
@@ -366,3 +375,4 @@ def _tar_places(file: Any, where: str) -> Iterator[_Place]:
         raise ValueError(
             f"{where}: the tar archive is empty, cut off or damaged: {error}"
         ) from error
+    return _follow(places, links)

@@ -204,34 +204,39 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
     (``map_clsloc.txt``), not in alphabetical one. The batches of a folder are in the
     order of the numbers in their names.
     """
-    files = find_batches(path, options.split)
+    split, files = find_batches(path, options)
     origin = {
         "kind": "npz",
         "path": str(path),
-        "split": options.split,
+        "split": split,
         "label_base": options.label_base,
         "files": {file.name: file.stat().st_size for file in files},
     }
     return _make_items([(str(file), "") for file in files], _load_file, origin, options)
 
 
-def find_batches(path: Path, split: str | None) -> list[Path]:
-    """The files of stacked images at a path.
+def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
+    """The split that is read, if there are splits, and its files of stacked images.
 
     Raises:
       ValueError: none, or those of several splits.
     """
+    split = options.split
     if not path.is_dir():
         if split is not None:
-            raise ValueError(f"{path}: one file has no splits; leave split out")
-        return [path]
+            raise ValueError(
+                f"{path}: one file has no splits; leave --source_split out"
+            )
+        return None, [path]
     found = {name: list(path.glob(pattern)) for name, pattern in _BATCHES.items()}
+    if any(found.values()):
+        split = split or options.target
     if split is not None:
-        files = lookup(found, split, "split")
+        files = lookup(found, split, "--source_split")
     elif all(found.values()):
         raise ValueError(
-            f"{path}: has batches of several splits; choose one with split, legal are "
-            f"{', '.join(_BATCHES)}"
+            f"{path}: has batches of several splits; choose one with --source_split, "
+            f"legal are {', '.join(_BATCHES)}"
         )
     else:
         files = found["train"] or found["validation"] or list(path.glob("*.npz"))
@@ -240,7 +245,7 @@ def find_batches(path: Path, split: str | None) -> list[Path]:
             f"{path}: has no files {' or '.join(_BATCHES.values())} or *.npz"
             + (f" for the split {split!r}" if split else "")
         )
-    return sorted(files, key=_natural)
+    return split, sorted(files, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -276,8 +281,8 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     The split is ``train`` (by default) or ``test``, in the order of the batches. The
     names of the classes are those in ``batches.meta``.
     """
-    split = options.split or "train"
-    batches = lookup(CIFAR10_BATCHES, split, "split of cifar10")
+    split = options.split or options.target or "train"
+    batches = lookup(CIFAR10_BATCHES, split, "--source_split of cifar10")
     content = _load_cifar10(str(path), "batches.meta")
     names = content.get("label_names")
     if not isinstance(names, list) or not all(type(name) is str for name in names):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import glob
 import hashlib
 import json
-import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +15,20 @@ import numpy as np
 
 from scm_jax.preparation.archives import (
     ArchiveFiles,
-    Files,
     index_shards,
     index_tar,
     index_zip,
-    list_folder,
+    refuse_broken,
+    tars_in,
 )
+from scm_jax.preparation.class_folders import arrange, check_classes, path_parts
+from scm_jax.preparation.folder_files import Files, count_kinds, list_folder
 from scm_jax.preparation.images import SUFFIXES, decode_image, decode_latent, is_image
 from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.labels import find_label, number_labels, read_label_file
-from scm_jax.preparation.options import Options
-from scm_jax.types import lookup
+from scm_jax.preparation.label_files import match_labels, read_label_file
+from scm_jax.preparation.labels import number_labels
+from scm_jax.preparation.options import NO_SPLIT, Options
 
-logger = logging.getLogger(__name__)
-
-# The folders that splits go by.
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-_SPLIT_FOLDERS = {folder for folders in SPLITS.values() for folder in folders}
 DATASET_JSON = "dataset.json"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 _LISTED = "image files end in " + " ".join(SUFFIXES)
@@ -54,6 +45,7 @@ class FileItems:
       class_names: of the labels.
       origin: see ``Items``.
       options: how images are decoded.
+      notes: what was not used of the source, and what else to know, each a clause.
     """
 
     files: Files
@@ -62,6 +54,7 @@ class FileItems:
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -74,9 +67,9 @@ class FileItems:
         if where.endswith(".npy"):
             fields = {"latent": decode_latent(content, where)}
         else:
-            channels, upright = self.options.channels, self.options.upright
-            image = decode_image(content, where, channels=channels, upright=upright)
-            fields = {"image": image}
+            names = ("channels", "upright", "max_pixels")
+            how = {name: getattr(self.options, name) for name in names}
+            fields = {"image": decode_image(content, where, **how)}
         if self.label is not None:
             fields["label"] = self.label[index]
         return fields
@@ -88,8 +81,13 @@ def _make_items(
     labels: Sequence[Any],
     origin: dict[str, Any],
     options: Options,
+    notes: Sequence[str] = (),
+    used: Iterable[int] = (),
 ) -> FileItems:
-    """Items of the chosen files with the labels that each was given, or None."""
+    """Items of the chosen files with the labels that each was given, or None.
+
+    ``used`` are the files that were read besides.
+    """
     where = origin["path"]
     label, class_names = number_labels(
         labels, lambda index: files.where(chosen[index]), where, options
@@ -105,7 +103,18 @@ def _make_items(
             "listing_sha256": _digest(files, chosen, label),
         },
         options=options,
+        notes=(*notes, *_not_used(files, {*chosen, *used})),
     )
+
+
+def _not_used(files: Files, used: Collection[int]) -> list[str]:
+    """Files that were passed over, by kind and number, as a clause; or nothing."""
+    counts = count_kinds(
+        name for index, name in enumerate(files.names) if index not in used
+    )
+    counts += [f"{files.hidden:,} hidden"] if files.hidden else []
+    counts += [f"{len(files.empty):,} empty folders"] if files.empty else []
+    return [f"not used: {', '.join(counts)}"] if counts else []
 
 
 def _digest(files: Files, chosen: Sequence[int], label: np.ndarray | None) -> str:
@@ -145,156 +154,148 @@ def read_tar(path: Path, options: Options) -> FileItems:
 
 
 def _read_classes(files: Files, kind: str, path: Path, options: Options) -> FileItems:
-    images = [index for index, name in enumerate(files.names) if is_image(name)]
-    ways = {index: files.names[index].split("/") for index in images}
-    if options.split is not None:
-        ways = _choose_split(ways, path, options.split)
+    ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
     if not ways:
-        raise ValueError(f"{path}: holds no images; {_LISTED}")
-    _mention_others(files, path)
-    origin = {"kind": kind, "path": str(path), "split": options.split}
-    if options.label_file is not None:
-        known = read_label_file(options.label_file)
-        labels = [find_label(known, files.names[index]) for index in ways]
-        origin["label_file"] = options.label_file
-        return _make_items(files, list(ways), labels, origin, options)
-    ways = _drop_common(ways)
-    labels = [way[0] if len(way) > 1 else None for way in ways.values()]
-    if options.labels != "none":
-        _check_classes(files, ways, path, options)
-    return _make_items(files, list(ways), labels, origin, options)
-
-
-# Items by number, and the folders on the way to each of them with its name at the end.
-_Ways = dict[int, list[str]]
-
-
-def _choose_split(ways: _Ways, path: Path, split: str) -> _Ways:
-    """What is in the folder of a split, on the way from there."""
-    folders = lookup(SPLITS, split, "split")
-    chosen = {}
-    for index, way in ways.items():
-        # The first folder that is a split decides; "train" behind it is a class.
-        depth = next(
-            (i for i, part in enumerate(way[:-1]) if part in _SPLIT_FOLDERS), 0
-        )
-        if way[depth] in folders:
-            chosen[index] = way[depth + 1 :]
-    if not chosen:
-        raise ValueError(
-            f"{path}: has no images for the split {split!r}, which would be in a "
-            f"folder {' or '.join(folders)}"
-        )
-    return chosen
-
-
-def _drop_common(ways: _Ways) -> _Ways:
-    """Without the folders that all items share: these are around all, not classes."""
-    while all(len(way) > 1 for way in ways.values()):
-        if len({way[0] for way in ways.values()}) > 1:
-            break
-        ways = {index: way[1:] for index, way in ways.items()}
-    return ways
-
-
-def _check_classes(files: Files, ways: _Ways, path: Path, options: Options) -> None:
-    """Raises ValueError where folders are no classes, or classes not all folders."""
-    classes = {way[0] for way in ways.values() if len(way) > 1}
-    if not classes:
-        return
-    if options.split is None and classes <= _SPLIT_FOLDERS:
-        raise ValueError(
-            f"{path}: has the folders {', '.join(sorted(classes))}, which are splits, "
-            f"not classes; choose one with split, legal are {', '.join(SPLITS)}"
-        )
-    first, way = next(iter(ways.items()))
-    above = files.names[first].removesuffix("/".join(way))
-    for folder in getattr(files, "empty", ()):
-        if folder.startswith(above) and folder.count("/") == above.count("/") + 1:
-            raise ValueError(
-                f"{path}: the class folder {folder} is empty; remove it, or the "
-                "classes behind it have other numbers than they seem to have"
-            )
-    for index, way in ways.items():
-        if len(way) == 1:
-            raise ItemError(
-                f"{files.where(index)}: lies outside of the class folders "
-                f"({len(classes)} of them, the first is {min(classes)!r}); labels "
-                "'none' reads all images without classes"
-            )
-
-
-def _mention_others(files: Files, path: Path) -> None:
-    others = [name for name in files.names if not is_image(name)]
+        unused = "".join(f"; {note}" for note in _not_used(files, ()))
+        raise ValueError(f"{path}: holds no images; {_LISTED}{unused}")
+    images = set(ways)
+    ways, around, split, others = arrange(ways, path, options)
+    notes = []
     if others:
-        logger.warning(
-            "%s: %s files that are no images were left out, the first is %s",
-            *(path, f"{len(others):,}", others[0]),
+        counts = (f"{name or 'no folder'} ({n:,})" for name, n in others.items())
+        notes.append(
+            f"not read: {', '.join(counts)}; with --source_split={NO_SPLIT} such "
+            "folders are classes"
         )
+    origin = {"kind": kind, "path": str(path), "split": split}
+    if options.label_file is not None:
+        origin["label_file"] = options.label_file
+        lines = read_label_file(options.label_file)
+        names = [files.names[index] for index in ways]
+        labels, unmatched = match_labels(options.label_file, lines, names)
+        if unmatched:
+            notes.append(
+                f"lines of {options.label_file} without an image: {unmatched:,}"
+            )
+    else:
+        labels = [way[0] if len(way) > 1 else None for way in ways.values()]
+        if options.labels != "none":
+            check_classes(files, ways, path)
+        if around and set(labels) == {None}:
+            if options.labels == "required":
+                labels = [around] * len(labels)
+            elif options.labels == "auto":
+                notes.append(
+                    f"all lie in {around}, the only class with --labels=required"
+                )
+    if kind == "tar" and len(files.sizes["files"]) > 1:
+        notes.append("each tar is a class, and a shard with --kind=webdataset")
+    return _make_items(files, list(ways), labels, origin, options, notes, images)
 
 
 # --- EDM and EDM2 ---------------------------------------------------------------------
 
 
 def read_edm(path: Path, options: Options) -> FileItems:
-    """The archives of EDM and EDM2, zipped or unpacked: images or latents, and labels.
+    """The archives of EDM and EDM2, packed or unpacked: images or latents, and labels.
 
-    ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels.
-    The items are in its order, without labels in the order of their names. Latents are
+    ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels,
+    and names files from the folder that it lies in. The items are in its order, without
+    labels in the order of their names. Latents are
     ``00000/img-mean-std-00000000.npy``, see ``images.decode_latent``.
 
     Raises:
       ValueError: dataset.json and the files do not belong together.
     """
-    files: Files = list_folder(path) if path.is_dir() else index_zip(path)
-    index_of = {name: index for index, name in enumerate(files.names)}
-    if DATASET_JSON not in index_of:
-        raise ValueError(f"{path}: has no {DATASET_JSON}")
-    labels = _json_labels(files, index_of[DATASET_JSON])
-    suffixes = collections.Counter(
-        "latents" if name.endswith(".npy") else "images"
-        for name in files.names
+    kind, files = _open_files(path)
+    listing, base = _find_json(files, path, kind)
+    index_of = {
+        name.removeprefix(base): index
+        for index, name in enumerate(files.names)
+        if name.startswith(base)
+    }
+    where = files.where(listing)
+    otherwise = f"; --kind={kind} reads the source without {DATASET_JSON}"
+    labels = _json_labels(files.read(listing), where, otherwise)
+    is_latent = {
+        index: name.endswith(".npy")
+        for name, index in index_of.items()
         if is_image(name) or name.endswith(".npy")
-    )
-    if len(suffixes) != 1:
+    }
+    items, latents = list(is_latent), sum(is_latent.values())
+    if latents not in (0, len(items)) or not items:
         raise ValueError(
-            f"{path}: holds {suffixes['images']} images and {suffixes['latents']} "
+            f"{path}: holds {len(items) - latents} images and {latents} "
             f"latents (.npy); it must be one or the other; {_LISTED}"
         )
-    items = [
-        index
-        for index, name in enumerate(files.names)
-        if is_image(name) or name.endswith(".npy")
-    ]
+    if latents and options.channels != 3:
+        raise ValueError(
+            f"channels = {options.channels}: {path} holds latents, whose channels are "
+            "not colours"
+        )
     origin = {"kind": "edm", "path": str(path)}
     if labels is None:
-        return _make_items(files, items, [None] * len(items), origin, options)
+        labels = dict.fromkeys((files.names[i].removeprefix(base) for i in items), None)
     for name in labels:
         if name not in index_of:
-            raise ItemError(f"{path}: {DATASET_JSON} names {name}, which is not there")
+            raise ItemError(f"{where}: names {name}, which is not there{otherwise}")
     for index in items:
-        if files.names[index] not in labels:
-            raise ItemError(f"{files.where(index)}: {DATASET_JSON} does not name it")
+        if files.names[index].removeprefix(base) not in labels:
+            raise ItemError(
+                f"{files.where(index)}: {DATASET_JSON} does not name it{otherwise}"
+            )
     chosen = [index_of[name] for name in labels]
-    return _make_items(files, chosen, list(labels.values()), origin, options)
+    values = list(labels.values())
+    return _make_items(files, chosen, values, origin, options, used=[listing])
 
 
-def _json_labels(files: Files, index: int) -> dict[str, Any] | None:
+def _open_files(path: Path) -> tuple[str, Files]:
+    """The kind of a folder or an archive, and the files in it."""
+    if path.is_dir():
+        return "folder", list_folder(path)
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return ("zip", index_zip(path)) if is_zip else ("tar", index_tar(path))
+
+
+def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
+    """The outermost dataset.json, and the folder that it lies in, with its slash."""
+    found = [
+        (name.count("/"), index, name.removesuffix(DATASET_JSON))
+        for index, name in enumerate(files.names)
+        if name.rpartition("/")[2] == DATASET_JSON
+    ]
+    if not found:
+        raise ValueError(f"{path}: has no {DATASET_JSON}")
+    outer = [entry for entry in found if entry[0] == min(found)[0]]
+    if len(outer) > 1:
+        raise ValueError(
+            f"{path}: has {len(outer)} files {DATASET_JSON}, the first in "
+            f"{outer[0][2]}. Give the path of one such folder; --kind={kind} reads the "
+            "source without them"
+        )
+    return outer[0][1:]
+
+
+def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] | None:
     """File name -> label, in the order of dataset.json."""
-    where = files.where(index)
-    content = _parse_json(files.read(index), where)
-    listed = content.get("labels") if isinstance(content, dict) else 0
+    parsed = _parse_json(content, where)
+    known = isinstance(parsed, dict) and (not parsed or "labels" in parsed)
+    listed = parsed.get("labels") if known else 0
     if listed is None:
         return None
     if not isinstance(listed, list):
-        raise ValueError(f'{where}: is not {{"labels": [[file, number], ...]}}')
+        raise ValueError(
+            f'{where}: is not {{"labels": [[file, number], ...]}}{otherwise}'
+        )
     labels: dict[str, Any] = {}
     for entry in listed:
         if not (isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is str):
             raise ValueError(f"{where}: the entry {entry!r} is not [file, number]")
-        if entry[0] in labels:
-            raise ValueError(f"{where}: names {entry[0]} twice")
-        labels[entry[0]] = entry[1]
+        name = entry[0].replace("\\", "/").removeprefix("./")
+        if name in labels:
+            raise ValueError(f"{where}: names {name} twice")
+        labels[name] = entry[1]
     return labels
 
 
@@ -336,11 +337,15 @@ def read_webdataset(path: Path, options: Options) -> FileItems:
     chosen = [group["image"] for group in groups.values()]
     if not chosen:
         raise ValueError(f"{path}: holds no images; {_LISTED}")
-    labels = [None] * len(chosen)
+    found: list[tuple[Any, int]] = [(None, -1)] * len(chosen)
     if options.labels != "none":
-        labels = [_shard_label(files, group, options) for group in groups.values()]
+        found = [_shard_label(files, group, options) for group in groups.values()]
+    labels, used = zip(*found, strict=True)
+    notes = []
+    if len(paths) > 1 and set(used) == {-1}:
+        notes.append("each tar is a shard, and a class with --kind=tar")
     origin = {"kind": "webdataset", "path": str(path)}
-    return _make_items(files, chosen, labels, origin, options)
+    return _make_items(files, chosen, labels, origin, options, notes, used)
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -353,12 +358,12 @@ def find_shards(path: Path) -> list[Path]:
       FileNotFoundError: shards of a range are missing; names the first.
     """
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return tars_in(path)
     if path.exists():
         return [path]
     if found := _RANGE.search(str(path)):
         return _shards_of_range(str(path), found)
-    return sorted(Path(name) for name in glob.glob(str(path)))
+    return refuse_broken(sorted(Path(name) for name in glob.glob(str(path))))
 
 
 def _shards_of_range(pattern: str, found: re.Match[str]) -> list[Path]:
@@ -375,16 +380,19 @@ def _shards_of_range(pattern: str, found: re.Match[str]) -> list[Path]:
     return paths
 
 
-def _shard_label(files: ArchiveFiles, group: dict[str, int], options: Options) -> Any:
+def _shard_label(
+    files: ArchiveFiles, group: dict[str, int], options: Options
+) -> tuple[Any, int]:
+    """The label of an item and the file it is in; None and -1 where it has none."""
     if "cls" in group:
         where, text = files.where(group["cls"]), files.read(group["cls"])
         try:
-            return int(text)
+            return int(text), group["cls"]
         except ValueError:
             raise ItemError(f"{where}: {text[:40]!r} is no whole number") from None
     if "json" in group:
         where = files.where(group["json"])
         content = _parse_json(files.read(group["json"]), where)
-        if isinstance(content, dict):
-            return content.get(options.label_key)
-    return None
+        if isinstance(content, dict) and options.label_key in content:
+            return content[options.label_key], group["json"]
+    return None, -1

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from scm_jax.preparation.items import ItemError
+from scm_jax.preparation.options import MAX_PIXELS
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pnm"),
+    *(".ppm", ".pgm", ".pnm", ".jfif", ".jpe", ".avif"),
 )
 # 16 bits a pixel, in either byte order, and what Pillow reads some of them as.
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -30,7 +31,12 @@ def is_image(name: str) -> bool:
 
 
 def decode_image(
-    content: bytes, where: str, *, channels: int = 3, upright: bool = False
+    content: bytes,
+    where: str,
+    *,
+    channels: int = 3,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes an image file to uint8 ``(h, w, channels)``.
 
@@ -46,19 +52,29 @@ def decode_image(
       where: names file and item in messages.
       channels: 3 or 1.
       upright: turn the image as its EXIF orientation asks.
+      max_pixels: how large it may be.
 
     Raises:
-      ItemError: it does not decode, is cut off, or of a number format that has no
-        obvious range.
+      ItemError: it does not decode, is cut off, too large, or of a number format that
+        has no obvious range.
     """
     from PIL import Image, ImageOps
 
+    Image.MAX_IMAGE_PIXELS = None  # in its place the check below, which says the flag
     try:
         with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ItemError(
+                    f"{where}: the image has {width:,} x {height:,} pixels, more than "
+                    f"--max_pixels={max_pixels}; raise this to read it"
+                )
             image.load()
             turned = ImageOps.exif_transpose(image) if upright else image
             pixels = _to_rgb(turned)
-    except (OSError, ValueError, Image.DecompressionBombError, *_DAMAGE) as error:
+    except ItemError:
+        raise
+    except (OSError, ValueError, *_DAMAGE) as error:
         raise ItemError(
             f"{where}: the image does not decode, it is damaged or cut off: {error}"
         ) from error

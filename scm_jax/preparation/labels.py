@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,46 +41,22 @@ def number_labels(
     if len(missing) == len(values):
         if options.labels == "required":
             raise ValueError(f"{where}: has no labels, and labels are required")
+        if options.label_base:
+            raise ValueError(
+                f"label_base = {options.label_base}: {where} has no labels to count"
+            )
         return None, ()
     if missing:
+        mend = "labels 'none' leaves all of them out"
+        if options.label_file is not None:
+            mend = f"each needs a line in {options.label_file}"
         raise ItemError(
             f"{name(missing[0])}: has no label, and {len(values) - len(missing):,} of "
-            f"{len(values):,} items have one; labels 'none' leaves all of them out"
+            f"{len(values):,} items have one; {mend}"
         )
     if all(isinstance(value, str) for value in values):
         return _number_names(values, where, options)
     return _check_numbers(values, name, options)
-
-
-def read_label_file(path: str) -> dict[str, int | str]:
-    """File -> class, from lines such as ``ILSVRC2012_val_1,n03995372 85 1 499 272``.
-
-    The file and its class, a number or a name, are the first two words of a line, apart
-    by spaces or commas; the file may be without its folder and its suffix. Lines on
-    other files, such as a headline, do not matter.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a line has one word only, or a file is in two lines.
-    """
-    labels: dict[str, int | str] = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        words = re.split(r"[,\s]+", line.strip(), maxsplit=2)
-        if words == [""]:
-            continue
-        if len(words) < 2 or words[0] in labels:
-            problem = "names a file twice" if words[0] in labels else "has no class"
-            raise ValueError(f"{path}: line {number}, {line!r}, {problem}")
-        labels[words[0]] = int(words[1]) if words[1].isdecimal() else words[1]
-    return labels
-
-
-def find_label(labels: Mapping[str, int | str], name: str) -> int | str | None:
-    """What a label file says about an image: by its path, its name or its stem."""
-    path = PurePosixPath(name)
-    keys = (name, path.name, path.stem)
-    return next((labels[key] for key in keys if key in labels), None)
 
 
 def _number_names(

@@ -7,6 +7,9 @@ import dataclasses
 from scm_jax.types import lookup
 
 LABELS = {"auto": "labels where there are any", "required": "", "none": "left out"}
+NO_SPLIT = "none"  # as a split: what looks like splits are classes
+# Twice the number at which Pillow warns, where it refuses an image.
+MAX_PIXELS = 178_956_970
 CHANNELS = {3: "red, green, blue", 1: "grey"}
 
 
@@ -15,13 +18,17 @@ class Options:
     """How a source is read; what a kind has no use for must stay as it is.
 
     Attributes:
-      split: which part of the data: a folder such as ``train`` inside of class folders,
-        a split of CIFAR-10 or tfds; None for all there is (CIFAR-10 and tfds: train).
+      split: which part of the data, the command's ``--source_split``: a folder such as
+        ``train`` around or inside of class folders, a split of CIFAR-10 or tfds;
+        ``NO_SPLIT`` where folders of such names are classes; None for what ``target``
+        says.
+      target: the split that is made of the data. Where these have splits it is the part
+        that is read; None for all there is (CIFAR-10 and tfds: train).
       labels: ``auto`` takes labels where there are any, ``required`` makes it an error
         that there are none, ``none`` leaves them out.
       label_file: text with a file and its class in each line, for images that do not
         lie in class folders (ImageNet's validation images); see
-        ``labels.read_label_file``.
+        ``label_files.read_label_file``.
       label_base: the number of the first class: 1 for the original files of
         ImageNet 64x64, which count from 1.
       num_classes: how many classes there are; None takes as many as are seen.
@@ -29,9 +36,12 @@ class Options:
       channels: 3 for RGB, whatever is stored; 1 for grey.
       upright: turn photographs as their EXIF orientation asks. Off: what published
         figures were measured on (ADM, EDM2) was read without.
+      max_pixels: larger images are bad items. They may be files of a few bytes that
+        take all memory.
     """
 
     split: str | None = None
+    target: str | None = None
     labels: str = "auto"
     label_file: str | None = None
     label_base: int = 0
@@ -39,6 +49,7 @@ class Options:
     label_key: str = "label"
     channels: int = 3
     upright: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")

@@ -87,6 +87,11 @@ def prepare(
             "instead, before the first of them starts"
         )
     first = _first_item(items, recipe, size, skip_bad)
+    if first.field == "latent" and (recipe != "none" or size):
+        raise ValueError(
+            f"size = {size}, recipe = {recipe!r}: the items at "
+            f"{items.origin.get('path')} are latents, which are not resized"
+        )
     stored = _stored_dtype(first.field, dtype)
     classes = _stored_classes(items, first, labelled)
     plan = shards.Plan(

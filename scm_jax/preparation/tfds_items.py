@@ -111,8 +111,8 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
 
     folder = find_prepared(str(path))
     builder = tfds.builder_from_directory(folder)
-    split = options.split or "train"
-    lookup(dict(builder.info.splits), split.split("[", 1)[0], "split")
+    split = options.split or options.target or "train"
+    lookup(dict(builder.info.splits), split.split("[", 1)[0], "--source_split")
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise ValueError(

@@ -222,14 +222,40 @@ def test_recipes_that_cannot_be_meant(tmp_path, text, message):
 
 
 def test_the_part_of_a_source_that_a_split_is(tmp_path):
-    (tmp_path / "val").mkdir()
-    part = data_commands._source_split
-    assert part("folder", tmp_path, "validation") == "validation"
-    assert part("folder", tmp_path, "train") is None
-    assert part("cifar10", tmp_path / "a.tar.gz", "test") == "test"
-    assert part("zip", tmp_path / "a.zip", "train") is None
-    assert part("npz", tmp_path, "train") == "train"
-    assert part("npz", tmp_path / "a.npz", "train") is None
+    files = raw_data.class_files(prefix="Training/")
+    files |= raw_data.class_files(count=1, prefix="Testing/")
+    raw = raw_data.write_zip(tmp_path / "raw.zip", {**files, "pred/0.png": b""})
+    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
+    done = scm("data", "prepare", *flags)
+    line = f"{raw}: kind zip, split train, 4 items, 2 classes (ant, cat); not read: "
+    assert done.stderr.startswith(f"{line}Testing (2), pred (1)")
+    scm("data", "prepare", *flags, "--split=test")
+    found = manifest.read(tmp_path / "pets/1.0.0")
+    assert found["class_names"] == ["ant", "cat"]
+    counts = {name: split["count"] for name, split in found["splits"].items()}
+    assert counts == {"train": 4, "test": 2}
+    done = scm("data", "prepare", *flags, "--split=validation", check=1)
+    assert "none of them 'validation'" in done.stderr
+
+
+def test_what_raw_data_have_no_use_for_is_refused(tmp_path):
+    raw = raw_data.write_folder(tmp_path / "raw", raw_data.class_files())
+    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
+    for flag in ("--label_base=1", "--label_key=y", "--source_split=val"):
+        done = scm("data", "prepare", *flags, flag, check=1)
+        assert flag[2:11] in done.stderr and not (tmp_path / "pets").exists()
+    done = scm("data", "prepare", "--dataset=digits", "--label_file=a.csv", check=2)
+    assert "--label_file" in done.stderr
+
+
+def test_the_largest_image_is_a_flag(tmp_path):
+    raw = raw_data.write_folder(tmp_path / "raw", raw_data.class_files())
+    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
+    done = scm("data", "prepare", *flags, "--max_pixels=19", check=1)
+    assert "ant/0.png: the image has 5 x 4 pixels, more than --max_pixels=19" in (
+        done.stderr
+    )
+    scm("data", "prepare", *flags, "--max_pixels=20")
 
 
 # --- the command line -----------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_labels_can_be_left_out_or_required(tmp_path):
     classes = write_folder(tmp_path / "classes", class_files())
     items = open_items(classes, labels="none")
     assert items.class_names == () and set(items.read(0)) == {"image"}
-    flat = write_folder(tmp_path / "flat", flat_files())
+    flat = write_folder(tmp_path / "flat", {"0.png": encode(picture(0))})
     with pytest.raises(ValueError, match="flat: has no labels"):
         open_items(flat, labels="required")
     with pytest.raises(ValueError, match="labels = 'some' is not one of"):
@@ -480,5 +480,5 @@ def test_a_file_of_an_unknown_kind(tmp_path):
 
 def test_a_split_of_what_has_none(tmp_path):
     path = write_zip(tmp_path / "raw", edm_files())
-    with pytest.raises(ValueError, match="split = 'train': .*has no splits"):
+    with pytest.raises(ValueError, match="--source_split = 'train': .*has no splits"):
         open_items(path, split="train")

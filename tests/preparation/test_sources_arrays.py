@@ -208,7 +208,9 @@ def test_cifar10_as_published(tmp_path, python2):
 
 def test_bad_cifar10(tmp_path):
     archive = write_tar(tmp_path / "cifar.tar.gz", cifar10_files(), "w:gz")
-    with pytest.raises(ValueError, match="split of cifar10 = 'val' is not one of"):
+    with pytest.raises(
+        ValueError, match="--source_split of cifar10 = 'val' is not one of"
+    ):
         open_items(archive, split="val")
     content = archive.read_bytes()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content[: len(content) // 2])

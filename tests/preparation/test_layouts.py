@@ -1,0 +1,290 @@
+"""What a source is taken for: splits, classes, shards, and the line that says it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scm_jax.preparation.prepare import prepare
+from scm_jax.preparation.sources import open_items, summarize
+from tests.preparation.raw_data import (
+    class_files,
+    encode,
+    npy,
+    picture,
+    tar_bytes,
+    write_folder,
+    write_tar,
+    write_zip,
+)
+
+IMAGE = encode(picture(0))
+WRITERS = pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
+
+
+def parts(train="train", test="test", around=""):
+    """Four images of two classes to train on, and two to test."""
+    files = class_files(prefix=f"{around}{train}/")
+    return files | class_files(count=1, prefix=f"{around}{test}/")
+
+
+def told(path, **options):
+    """The line on a source without its path."""
+    return summarize(open_items(path, **options)).removeprefix(f"{path}: ")
+
+
+# --- the line -------------------------------------------------------------------------
+
+
+def test_one_line_says_what_is_read_and_what_is_not(tmp_path):
+    files = class_files(("e", "d", "c", "b"))
+    files |= {"b/0.txt": b"", "b/1.TXT": b"", "README": b"", ".DS_Store": b""}
+    for write, kind in (
+        (write_folder, "folder"),
+        (write_zip, "zip"),
+        (write_tar, "tar"),
+    ):
+        assert told(write(tmp_path / kind, files)) == (
+            f"kind {kind}, 8 items, 4 classes (b, c, d, ...); not used: 2 .txt, "
+            "1 without a suffix, 1 hidden"
+        )
+
+
+def test_files_beside_the_tars_of_a_folder_are_in_the_line(tmp_path):
+    tars = {f"{name}.tar": tar_bytes({"0.png": IMAGE}) for name in ("cat", "ant")}
+    path = write_folder(tmp_path / "raw", {**tars, "a.md": b"", "._cat.tar": b"x"})
+    assert told(path) == (
+        "kind tar, 2 items, 2 classes (ant, cat); each tar is a class, and a shard "
+        "with --kind=webdataset; not used beside them: 1 .md"
+    )
+
+
+def test_a_source_without_images_says_what_it_holds(tmp_path):
+    path = write_zip(tmp_path / "raw", {"a.heic": b"", "b.heic": b""})
+    with pytest.raises(ValueError, match="holds no images.*not used: 2 .heic"):
+        open_items(path)
+
+
+def test_more_suffixes_of_images(tmp_path):
+    files = {"a/0.jfif": IMAGE, "b/1.JPE": IMAGE}
+    assert told(write_folder(tmp_path / "raw", files)) == (
+        "kind folder, 2 items, 2 classes (a, b)"
+    )
+
+
+# --- splits ---------------------------------------------------------------------------
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    "train, test, around",
+    [
+        ("Training", "Testing", ""),
+        ("TRAIN", "Valid", "set/"),
+        ("train_set", "dev", ""),
+        ("train2017", "val2017", "images/"),
+        ("seg_train/seg_train", "seg_test/seg_test", ""),
+    ],
+)
+def test_folders_of_splits_go_by_many_names(tmp_path, write, train, test, around):
+    path = write(tmp_path / "raw", parts(train, test, around))
+    items = open_items(path, target="train")
+    assert len(items) == 4 and items.class_names == ("ant", "cat")
+    assert items.origin["split"] == "train"
+    other = "test" if "est" in test else "validation"
+    items = open_items(path, target=other)
+    assert len(items) == 2 and items.class_names == ("ant", "cat")
+
+
+@WRITERS
+def test_what_lies_beside_the_splits_is_in_the_line(tmp_path, write):
+    path = write(tmp_path / "raw", {**parts(), "pred/0.png": IMAGE, "a.png": IMAGE})
+    line = told(path, target="train")
+    assert "split train, 4 items, 2 classes (ant, cat)" in line
+    for beside in ("test (2)", "pred (1)", "no folder (1)"):
+        assert beside in line
+    assert "with --source_split=none such folders are classes" in line
+    assert "1 items, no classes" in told(path, target="train", split="pred")
+
+
+@WRITERS
+def test_a_split_in_each_class_folder_keeps_the_classes(tmp_path, write):
+    names = [f"{c}/{s}/0.png" for c in ("ant", "cat") for s in ("train", "test")]
+    path = write(tmp_path / "raw", dict.fromkeys(names, IMAGE))
+    items = open_items(path, target="train")
+    assert len(items) == 2 and items.class_names == ("ant", "cat")
+    with pytest.raises(ValueError, match="folders test, train, which are splits"):
+        open_items(path)
+
+
+@WRITERS
+def test_a_class_with_the_name_of_a_split_is_a_question(tmp_path, write):
+    path = write(tmp_path / "raw", class_files(("cat", "dog", "test")))
+    for target in ("train", "test", None):
+        with pytest.raises(ValueError) as raised:
+            open_items(path, target=target)
+        assert "test may be a split, or a class like cat, dog" in str(raised.value)
+        assert "--source_split=test reads it as a split" in str(raised.value)
+        assert "--source_split=none as a class" in str(raised.value)
+    items = open_items(path, target="train", split="none")
+    assert items.class_names == ("cat", "dog", "test")
+
+
+def test_a_split_that_the_source_has_not(tmp_path):
+    one = write_folder(tmp_path / "one", class_files(prefix="val/"))
+    with pytest.raises(ValueError, match="folders val, .* none of them 'train'"):
+        open_items(one, target="train")
+    assert len(open_items(one, target="train", split="val")) == 4
+    two = write_folder(tmp_path / "two", parts("val", "dev") | parts())
+    with pytest.raises(ValueError, match="dev, val all mean the split 'validation'"):
+        open_items(two, target="validation")
+    assert len(open_items(two, target="validation", split="dev")) == 2
+
+
+@WRITERS
+def test_one_folder_is_a_class_where_labels_are_required(tmp_path, write):
+    path = write(tmp_path / "raw", class_files(("cat",)))
+    assert "no classes; all lie in cat, the only class with --labels=req" in told(path)
+    items = open_items(path, labels="required")
+    assert items.class_names == ("cat",) and items.read(0)["label"] == 0
+
+
+# --- classes in archives --------------------------------------------------------------
+
+
+def test_folders_of_a_zip_that_windows_has_written(tmp_path):
+    names = (".\\pets\\cat\\0.png", "pets\\ant\\0.png", "__MACOSX\\._0.png")
+    path = write_zip(tmp_path / "raw.zip", dict.fromkeys(names, IMAGE))
+    assert told(path) == "kind zip, 2 items, 2 classes (ant, cat); not used: 1 hidden"
+    for write, kind in ((write_tar, "tar"), (write_folder, "folder")):
+        files = {name.removeprefix(".\\"): IMAGE for name in names[:2]}
+        path = write(tmp_path / kind, files)
+        assert told(path) == f"kind {kind}, 2 items, 2 classes (ant, cat)"
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_an_empty_class_folder_of_an_archive_would_shift_the_classes(tmp_path, write):
+    path = write(tmp_path / "raw", {**class_files(prefix="set/"), "set/bat/": b""})
+    with pytest.raises(ValueError, match="the class folder set/bat/ is empty"):
+        open_items(path)
+
+
+def tars(tmp_path, *names, inside=None):
+    inside = inside or {"0.png": IMAGE}
+    files = {f"{name}.tar": tar_bytes(inside) for name in names}
+    return write_folder(tmp_path / "raw", files)
+
+
+def test_one_tar_for_each_class(tmp_path):
+    path = tars(tmp_path, "n02", "n05", "n09")
+    for kind in ("auto", "tar"):
+        assert open_items(path, kind=kind).class_names == ("n02", "n05", "n09")
+    assert "a class with --kind=tar" in told(path, kind="webdataset")
+
+
+def test_a_kind_that_the_source_cannot_be(tmp_path):
+    path = tars(tmp_path, "ant")
+    with pytest.raises(
+        ValueError, match="raw: is a folder, and the kind 'zip' is a zip"
+    ):
+        open_items(path, kind="zip")
+    with pytest.raises(ValueError, match="is no folder, and the kind 'folder'"):
+        open_items(path / "ant.tar", kind="folder")
+
+
+def test_numbered_tars_without_labels_are_a_question(tmp_path):
+    path = tars(tmp_path, "x-008", "x-009", "x-010")
+    with pytest.raises(ValueError, match="--kind=tar reads classes, --kind=webdataset"):
+        open_items(path)
+    assert len(open_items(path, kind="tar").class_names) == 3
+
+
+def test_tars_of_splits(tmp_path):
+    path = tars(tmp_path, "train", "val", inside=class_files())
+    items = open_items(path, target="train")
+    assert len(items) == 4 and items.class_names == ("ant", "cat")
+
+
+def test_captions_in_class_folders_are_a_question(tmp_path):
+    files = {f"{c}/0.{s}": IMAGE for c in ("a", "b") for s in ("png", "txt")}
+    path = write_tar(tmp_path / "raw.tar", files)
+    with pytest.raises(ValueError, match="--kind=webdataset reads a shard, --kind=tar"):
+        open_items(path)
+    assert open_items(path, kind="tar").class_names == ("a", "b")
+
+
+# --- what is asked for without effect -------------------------------------------------
+
+
+def test_latents_have_no_colours_and_no_recipe(tmp_path):
+    latent = npy(np.zeros((8, 4, 4), np.float32))
+    files = {"0.npy": latent, "dataset.json": b'{"labels": [["0.npy", 0]]}'}
+    path = write_zip(tmp_path / "raw.zip", files)
+    with pytest.raises(ValueError, match=r"channels = 1: .*raw.zip holds latents"):
+        open_items(path, channels=1)
+    for how in ({"size": 2, "recipe": "box"}, {"size": 2}):
+        with pytest.raises(ValueError, match=r"raw.zip are latents, .* not resized"):
+            prepare(open_items(path), tmp_path / "a/1.0.0", quiet=True, **how)
+
+
+@pytest.mark.parametrize(
+    "option, value", [("label_key", "y"), ("max_pixels", 9), ("label_base", 1)]
+)
+def test_options_of_other_kinds(tmp_path, option, value):
+    np.savez(tmp_path / "raw.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=f"{option} = .*raw.npz"):
+        open_items(tmp_path / "raw.npz", **{option: value})
+
+
+def test_batches_of_a_folder_that_are_no_splits(tmp_path):
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    (tmp_path / "a.txt").write_text("")
+    line = "kind npz, 4 items, no classes; not used beside them: 1 .txt"
+    assert told(tmp_path, target="train") == line
+
+
+# --- dataset.json ---------------------------------------------------------------------
+
+
+def listing(*entries):
+    return json.dumps({"labels": list(entries)}).encode()
+
+
+@WRITERS
+@pytest.mark.parametrize("around", ["", "set/", "a/set/"])
+def test_dataset_json_counts_wherever_it_lies(tmp_path, write, around):
+    names = ("00000/1.png", "00000\\0.png")  # as Windows writes the second
+    files = {"00000/0.png": IMAGE, "00000/1.png": IMAGE}
+    files["dataset.json"] = listing([names[0], 2], [names[1], 0])
+    files = {around + name: content for name, content in files.items()}
+    path = write(tmp_path / "raw", {**files, "README": b""})
+    assert told(path) == (
+        "kind edm, 2 items, 3 classes (0, 1, 2); not used: 1 without a suffix"
+    )
+    assert open_items(path).name(0).endswith(": " + around + names[0])
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (listing(["x.png", 0]), "set/dataset.json: names x.png, which is not there"),
+        (b'{"licence": "none"}', 'set/dataset.json: is not {"labels"'),
+    ],
+)
+def test_another_dataset_json_is_named(tmp_path, write, content, message):
+    files = {**class_files(prefix="set/"), "set/dataset.json": content}
+    path = write(tmp_path / "raw", files)
+    kind = write.__name__.removeprefix("write_")
+    with pytest.raises(ValueError, match=f"{message}.*--kind={kind} reads the source"):
+        open_items(path)
+    assert open_items(path, kind=kind).class_names == ("ant", "cat")
+
+
+def test_several_dataset_json(tmp_path):
+    files = {f"{part}/dataset.json": b"{}" for part in ("train", "val")}
+    path = write_zip(tmp_path / "raw.zip", {**parts(test="val"), **files})
+    with pytest.raises(ValueError, match=r"2 files dataset.json, the first in train/"):
+        open_items(path)
+    assert len(open_items(path, kind="zip", target="train")) == 4
