@@ -231,7 +231,7 @@ def test_warmup_scales_the_tangent_while_student_equals_teacher(x0):
 
 
 def parts(seen):
-    """``sd F - v``, ``x_t`` and ``sd dF/dt`` of the bent student on the teacher's ODE."""
+    """``sd F - v``, ``x_t`` and ``sd dF/dt`` of the bent student on the ODE."""
     t, x = seen.cond.t, seen.x_t
     v = DATA.velocity(x, t, SD)
     F = probe.bent_student(x / SD, Cond(t=t))
