@@ -173,7 +173,9 @@ def test_weights_that_do_not_move_come_back_from_any_number_of_snapshots(
     for stds in ((STD_A,), (STD_A, STD_B)):
         for time in (STEPS, 0.7 * STEPS):
             times = np.repeat(STEPS / count * np.arange(1, count + 1), len(stds))
-            snapshots = [(t, s, 3.7) for t, s in zip(times, np.tile(stds, count))]
+            snapshots = [
+                (t, s, 3.7) for t, s in zip(times, np.tile(stds, count), strict=True)
+            ]
             got = ema.reconstruct(snapshots, rel_std, time)
             assert got == pytest.approx(3.7, rel=1e-9)
 
