@@ -340,8 +340,8 @@ def _outlying(
     )
     left = "left out of the fit" if delta is None else "kept, because delta was given"
     return [
-        f"{len(far)} runs lie more than {limit:g} deviations from the law of the rest "
-        f"and are {left}: {said}; see whether they diverged"
+        f"{len(far)} of {len(away)} runs lie more than {limit:g} deviations from the "
+        f"law of the rest and are {left}: {said}; see whether they diverged"
     ]
 
 
