@@ -40,7 +40,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     diffusion = training_run.train_macs(_as_diffusion(experiment), batch_size)
     parameters = scaling.parameter_count(experiment.abstract_params()["net"])
     steps = -(-config.train.duration_images // config.train.batch_size)
-    nfe = sampling.nfe(config.sampling.sampler, config.sampling.steps)
+    sampled = config.sampling
+    consumes = experiment.network.consumes
+    nfe = sampling.nfe(sampled.sampler, sampled.steps, sampled.guidance, consumes)
     return {
         "name": config.name,
         "network": config.network.name,

@@ -237,8 +237,8 @@ def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, An
     config = experiment.config
     sampler = config.sampling.sampler
     guidance = config.sampling.guidance if point.guidance is None else point.guidance
-    doubled = guidance != 1.0 and "guidance" not in experiment.network.consumes
-    nfe = sampling.nfe(sampler, point.steps) * (2 if doubled else 1)
+    consumes = experiment.network.consumes
+    nfe = sampling.nfe(sampler, point.steps, guidance, consumes)
     params = scaling.parameter_count(experiment.abstract_params()["net"])
     return {
         "method": config.name,

@@ -8,7 +8,8 @@ size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 import jax
@@ -50,19 +51,21 @@ def sample_noise(
 def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
     """Classifier-free guidance ``F(null) + s (F(label) - F(null))``.
 
-    ``s`` is ``scale``, or ``cond.guidance`` per sample when ``scale`` is None; 1 is the
-    conditional model. Both branches run as one batch. A network that takes the guidance
-    scale as an input gets 1 (unguided) in both branches.
+    ``s`` is ``scale``, or ``cond.guidance`` per sample when ``scale`` is None. Both
+    branches run as one batch; the scale 1 is the conditional model and runs no other.
+    A network that takes the guidance scale as an input gets 1 (unguided) in both.
     """
 
     def guided(x: jax.Array, cond: Cond) -> jax.Array:
         s = cond.guidance if scale is None else jnp.full_like(cond.t, scale)
         if s is None:
             raise ValueError("guidance needs a scale, or a Cond with guidance")
-        if cond.label is None:
-            raise ValueError("guidance needs class labels")
         one = None if cond.guidance is None else jnp.ones_like(s)
         unguided = dataclasses.replace(cond, guidance=one)
+        if _is_one(scale):
+            return fn(x, unguided)
+        if cond.label is None:
+            raise ValueError("guidance needs class labels")
         null = dataclasses.replace(
             unguided, label=jnp.full_like(cond.label, NULL_LABEL)
         )
@@ -74,7 +77,9 @@ def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
 
 
 def with_autoguidance(fn: Fn, weak_fn: Fn, scale: float) -> Fn:
-    """Autoguidance (arXiv 2406.02507): ``F_weak + scale (F - F_weak)``."""
+    """Autoguidance (arXiv 2406.02507): ``F_weak + scale (F - F_weak)``; at 1 ``fn``."""
+    if _is_one(scale):
+        return fn
 
     def guided(x: jax.Array, cond: Cond) -> jax.Array:
         F_weak = weak_fn(x, cond)
@@ -85,12 +90,19 @@ def with_autoguidance(fn: Fn, weak_fn: Fn, scale: float) -> Fn:
 
 def with_interval(fn: Fn, guided_fn: Fn, t_low: float, t_high: float) -> Fn:
     """Guidance in ``t_low < t <= t_high`` only (arXiv 2404.07724), ``fn`` elsewhere."""
+    if guided_fn is fn:
+        return fn
 
     def chosen(x: jax.Array, cond: Cond) -> jax.Array:
         inside = (cond.t > t_low) & (cond.t <= t_high)
         return jnp.where(expand(inside, x), guided_fn(x, cond), fn(x, cond))
 
     return chosen
+
+
+def _is_one(scale: Any) -> bool:
+    """Whether a scale is known to be 1 before anything is traced."""
+    return isinstance(scale, numbers.Real) and scale == 1
 
 
 # --- Samplers -------------------------------------------------------------------------
@@ -327,10 +339,17 @@ def make_grid(
     return trigflow.edm_grid(num_steps, sigma_data)
 
 
-def nfe(sampler: str, num_steps: int) -> int:
-    """Network evaluations of a sampler with ``num_steps`` steps."""
+def nfe(
+    sampler: str, num_steps: int, guidance: float = 1.0, consumes: Container[str] = ()
+) -> int:
+    """Network evaluations of a sampler with ``num_steps`` steps.
+
+    A ``guidance`` scale other than 1 doubles them, unless ``"guidance"`` is among what
+    the network ``consumes``: then the scale is its input.
+    """
     lookup(SAMPLERS, sampler, "sampler")
-    return 2 * num_steps - 1 if sampler == "heun" else num_steps
+    calls = 2 * num_steps - 1 if sampler == "heun" else num_steps
+    return calls * (2 if guidance != 1.0 and "guidance" not in consumes else 1)
 
 
 def make_sampler(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scm_jax.analysis import columns
 from scm_jax.analysis.ablation_tables import Table
 from scm_jax.analysis.tables import is_missing
 from scm_jax.comparable import require_comparable
@@ -240,9 +241,7 @@ def compare(
       >>> runs = scm_jax.load_runs("runs/ablate")  # doctest: +SKIP
       >>> compare(runs, "2_steps/frechet_distance")  # doctest: +SKIP
     """
-    if metric not in runs.columns:
-        known = [name for name in runs.columns if "_steps/" in name]
-        raise ValueError(f"no column {metric!r}; results are {known}")
+    runs = columns.numeric(runs, metric)
     whole, notes = _usable(runs)
     switched = varying_keys(whole)
     factors = switched if factors is None else list(factors)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scm_jax.analysis import axes as axes_lib
+from scm_jax.analysis import columns
 from scm_jax.analysis.ablation import setting_names, varying_keys
 from scm_jax.records import require
 
@@ -106,6 +107,7 @@ def run_curves(
         raise ValueError(f"x = {x!r} is not one of {sorted(SCALES)}")
     if column not in metrics.columns:
         raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    metrics = columns.numeric(metrics, column)
     curves = {}
     for run, rows in metrics.groupby("run_id", observed=True, sort=False):
         if run in runs.index:
@@ -274,6 +276,7 @@ def spikes(
 
     if column not in metrics.columns:
         raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    metrics = columns.numeric(metrics, column)
     if factor <= 1:
         raise ValueError(f"factor = {factor} must be more than 1")
     found = []

@@ -4,7 +4,8 @@ At each amount of compute the best of all curves tells which size to train for i
 for how long. It needs curves of a quality that compares between runs, measured during
 training (a fixed validation error), and it takes each moment of a run for the end of a
 run: under a learning-rate decay a run stopped early would have been better than the
-curve says, so that the envelope asks for smaller models than needed.
+curve says, so that the envelope asks for smaller models than needed. A run that
+diverged is never the best one and moves nothing; one that is too good by mistake does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scm_jax.analysis import columns
 from scm_jax.analysis.bootstrap import Interval, interval
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ def curves_of(
     """
     if run not in metrics.columns:
         metrics = metrics.reset_index()
+    runs = columns.numeric(runs, "parameters", "flops_per_image")
+    metrics = columns.numeric(metrics, loss, "images")
     usable = metrics[(metrics[loss] > 0) & (metrics["images"] > 0)]
     found = []
     for name, rows in usable.groupby(run):

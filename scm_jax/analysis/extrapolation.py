@@ -78,7 +78,8 @@ def leave_largest_out(
       loss: L of each run.
       budgets: number of each run's budget, ``isoflop.group_budgets``.
       groups: configuration of each run, ``bootstrap.configurations``.
-      delta: of the Huber loss; default follows the noise.
+      delta: of the Huber loss; default follows the noise, and leaves out the runs that
+        ``power_sums.robust_start`` finds far from the law.
       count: replicates of the bootstrap.
       seed: of the bootstrap.
 
@@ -92,7 +93,9 @@ def leave_largest_out(
         raise ValueError("there is one budget only: none is left to fit a law to")
     points = Points.of(ChinchillaLaw, loss[seen], parameters[seen], images[seen])
     if delta is None:
-        delta = power_sums.noise_delta(points.log_x, points.log_y)
+        _, delta, away = power_sums.robust_start(points.log_x, points.log_y)
+        seen[seen] = np.abs(away) <= power_sums.OUTLYING
+        points = Points.of(ChinchillaLaw, loss[seen], parameters[seen], images[seen])
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     _, kept = np.unique(groups[seen], return_inverse=True)
     laws = bootstrap(points, theta, kept, delta=delta, count=count, seed=seed)

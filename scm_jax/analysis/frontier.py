@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scm_jax.analysis import columns
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -45,14 +47,10 @@ def frontier(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
       quality: column, small is good.
 
     Raises:
-      ValueError: a column is missing, or no row has both.
+      ValueError: a column is missing or holds text, or no row has both.
     """
-    for name in (cost, quality):
-        if name not in frame.columns:
-            raise ValueError(
-                f"the table has no column {name!r}; it has {list(frame.columns)}"
-            )
-    rows = pareto_front(frame[cost], frame[quality])
+    numbers = columns.numeric(frame, cost, quality)
+    rows = pareto_front(numbers[cost], numbers[quality])
     if not rows.size:
         raise ValueError(f"no row has both {cost!r} and {quality!r}")
     return frame.iloc[rows]
@@ -80,11 +78,12 @@ def sampling_points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     pandas = require("pandas", "a table of samplings", "scm_jax[analysis]")
     suffix = f"_steps/{metric}"
-    columns = [c for c in map(str, frame.columns) if c.endswith(suffix)]
-    if not columns:
+    found = [c for c in map(str, frame.columns) if c.endswith(suffix)]
+    if not found:
         raise ValueError(f"the table has no column N{suffix}")
+    frame = columns.numeric(frame, "parameters", *found)
     parts = []
-    for column in columns:
+    for column in found:
         steps = int(column.removesuffix(suffix))
         rows = frame[frame[column].notna()]
         if "objective" in rows.columns:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import Akima1DInterpolator
 
-from scm_jax.analysis import power_sums
+from scm_jax.analysis import columns, power_sums
 from scm_jax.analysis.bootstrap import Interval, interval
 from scm_jax.analysis.laws import Points, PowerLaw
 
@@ -71,6 +71,7 @@ class IsoflopFit:
       loss_law: ``L_opt = E + A C^-a`` over the same; None below three of them.
       noise: standard deviation of log losses around the curves, pooled.
       log_optima: replicates of log N_opt, ``(r, valleys)``: what plots need.
+      left_out: a sentence on runs too far from their valley to be part of it.
     """
 
     method: str
@@ -80,6 +81,7 @@ class IsoflopFit:
     loss_law: PowerLaw | None
     noise: float
     log_optima: np.ndarray
+    left_out: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class IsoflopFit:
                 f"the {self.method} exponent rests on {good} budgets with a minimum "
                 "inside their sizes; 3 are the least that can show a wrong fit"
             )
-        return tuple(found)
+        return (*self.left_out, *found)
 
 
 def group_budgets(flops: ArrayLike, tolerance: float = 0.1) -> np.ndarray:
@@ -124,6 +126,9 @@ def fit_isoflop(
 ) -> IsoflopFit:
     """Valleys, their lowest points and the power laws these follow.
 
+    A run of a valley of at least 5 is left out where it lies more than five robust
+    deviations from the parabola through the others; ``IsoflopFit.left_out`` names it.
+
     Args:
       parameters: N of each run, ``(n,)``.
       flops: training FLOPs of each run.
@@ -149,15 +154,20 @@ def fit_isoflop(
     if method not in curves:
         raise ValueError(f"method = {method!r} is not one of {sorted(curves)}")
     curve = curves[method]
-    n, c, y = (np.asarray(v, float).ravel() for v in (parameters, flops, loss))
-    if not np.all(np.isfinite(y) & (y > 0)):
-        raise ValueError("loss must be positive and finite: it is fitted in log space")
+    given = {"parameters": parameters, "flops": flops, "loss": loss}
+    n, c, y = (columns.numbers(values, name) for name, values in given.items())
+    if wrong := [v for v in y if not (np.isfinite(v) and v > 0)]:
+        raise ValueError(
+            f"loss must be positive and finite, as it is fitted in log space; "
+            f"{len(wrong)} values are not, such as {wrong[0]:g}"
+        )
     groups = group_budgets(c) if budgets is None else np.asarray(budgets)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     members = [m for m in members if len(np.unique(n[m])) >= 3]
     if not members:
         raise ValueError("no budget has 3 sizes: a valley needs them")
     members.sort(key=lambda m: float(np.median(c[m])))
+    members, left_out = _near(members, np.log(n), np.log(y))
     rng = np.random.default_rng(seed)
     noise, freedom = _pooled_noise([(np.log(n[m]), np.log(y[m])) for m in members])
     valleys, optima = [], []
@@ -173,7 +183,46 @@ def fit_isoflop(
         optima.append(low)
         budget = float(np.exp(np.mean(np.log(c[order]))))
         valleys.append(_valley(curve, budget, log_n, log_y, low, depth))
-    return _summarize(method, valleys, np.stack(optima, 1), noise)
+    found = _summarize(method, valleys, np.stack(optima, 1), noise)
+    return dataclasses.replace(found, left_out=left_out)
+
+
+def _near(
+    members: Sequence[np.ndarray], log_n: np.ndarray, log_y: np.ndarray
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """The runs of each valley but those far from its parabola, and who these are.
+
+    One at a time, by residuals over their standard deviation ``sqrt(1 - leverage)``:
+    the largest is that of the run without which the others fit best.
+    """
+    members, said = list(members), list[str]()
+    while True:
+        scaled = [np.abs(_scaled(log_n[m], log_y[m])) for m in members]
+        freedom = sum(len(m) - 3 for m in members)
+        unit = 1.4826 * np.median(np.concatenate(scaled)) * (1 + 5 / max(freedom, 1))
+        worst = [int(v.argmax()) for v in scaled]
+        rests = [np.delete(m, w) for m, w in zip(members, worst, strict=True)]
+        away = [
+            v[w] if len(r) >= 4 and len(np.unique(log_n[r])) >= 3 else 0.0
+            for v, w, r in zip(scaled, worst, rests, strict=True)
+        ] / np.maximum(unit, power_sums.LEAST)
+        i = int(away.argmax())
+        if away[i] <= power_sums.OUTLYING:
+            return members, tuple(said)
+        run = members[i][worst[i]]
+        said.append(
+            f"the loss {np.exp(log_y[run]):.3g} of {np.exp(log_n[run]):.3g} parameters "
+            f"lies {away[i]:.3g} deviations from the parabola of its budget and is "
+            "left out of the isoFLOP minima"
+        )
+        members[i] = rests[i]
+
+
+def _scaled(log_n: np.ndarray, log_y: np.ndarray) -> np.ndarray:
+    """Residuals of a parabola over ``sqrt(1 - leverage)``: of one deviation all."""
+    powers = np.vander(log_n - log_n.mean(), 3)
+    hat = powers @ np.linalg.pinv(powers)
+    return (log_y - hat @ log_y) / np.sqrt(np.maximum(1 - np.diag(hat), 1e-6))
 
 
 def _parabola(
@@ -184,12 +233,12 @@ def _parabola(
     A parabola that opens downwards has no minimum: NaN.
     """
     center = log_n.mean()
-    columns = np.vander(log_n - center, 3, increasing=True)
-    constant, slope, bend = (log_y @ np.linalg.pinv(columns).T).T
+    powers = np.vander(log_n - center, 3, increasing=True)
+    constant, slope, bend = (log_y @ np.linalg.pinv(powers).T).T
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = np.where(bend > 0, -slope / (2 * bend), np.nan)
     depth = constant + slope * shift + bend * shift**2
-    values = np.stack([constant, slope, bend], 1) @ columns.T
+    values = np.stack([constant, slope, bend], 1) @ powers.T
     return center + shift, depth, values
 
 

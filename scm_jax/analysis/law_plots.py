@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scm_jax.analysis import columns
 from scm_jax.analysis.axes import new_axes
 from scm_jax.analysis.bootstrap import LEVEL, Interval
 from scm_jax.analysis.envelope import Curve, Envelope
@@ -252,7 +253,7 @@ def plot_frontier(
             fillstyle="none",
             label=label,
         )
-    rows = frame[[cost, quality]].dropna()
+    rows = columns.numeric(frame, cost, quality)[[cost, quality]].dropna()
     if rows.empty:
         raise ValueError(f"no row has both {cost!r} and {quality!r}")
     x, y = rows[cost].to_numpy(float), rows[quality].to_numpy(float)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scm_jax.analysis import power_sums
+from scm_jax.analysis import columns, power_sums
 from scm_jax.analysis.power_sums import HUBER_DELTA
 
 # A number, or an array with one entry per replicate of a bootstrap.
@@ -236,8 +236,8 @@ class Points:
         """
         names = ("x",) if kind is PowerLaw else ("parameters", "images")
         log_y = _log(y, "y" if kind is PowerLaw else "loss")
-        columns = [_log(x, name) for x, name in zip(inputs, names, strict=True)]
-        for column, name in zip(columns, names, strict=True):
+        log_inputs = [_log(x, name) for x, name in zip(inputs, names, strict=True)]
+        for column, name in zip(log_inputs, names, strict=True):
             if column.shape != log_y.shape:
                 raise ValueError(
                     f"{name} has {column.size} values for {log_y.size} losses"
@@ -247,13 +247,13 @@ class Points:
                     f"a law with an offset needs 3 different values of {name}; "
                     f"there are {count}"
                 )
-        needed = 1 + 2 * len(columns)
+        needed = 1 + 2 * len(log_inputs)
         if log_y.size < needed:
             raise ValueError(
                 f"{needed} parameters need at least as many points; "
                 f"there are {log_y.size}"
             )
-        log_x = np.stack(columns, axis=1)
+        log_x = np.stack(log_inputs, axis=1)
         center = log_x.mean(0)
         return cls(kind, log_x - center, log_y, center)
 
@@ -284,7 +284,7 @@ class Points:
 
 
 def _log(values: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(values, float).ravel()
+    array = columns.numbers(values, name)
     wrong = ~(np.isfinite(array) & (array > 0))
     if wrong.any():
         raise ValueError(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from scm_jax.analysis import columns
 from scm_jax.analysis.bootstrap import LEVEL, Interval
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def ratio_by_size(
     Raises:
       ValueError: no student has its teacher and both qualities in the table.
     """
+    frame = columns.numeric(frame, student, teacher, parameters)
     known = frame[frame["teacher_id"].isin(frame.index) & (frame[student] > 0)]
     teachers = frame.loc[known["teacher_id"], teacher].to_numpy(float)
     log_s, log_t = np.log(known[student].to_numpy(float)), np.log(teachers)

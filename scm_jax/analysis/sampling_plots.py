@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.analysis import axes as axes_lib
+from scm_jax.analysis import columns
 from scm_jax.analysis.tables import is_missing
 from scm_jax.comparable import require_comparable
 
@@ -100,7 +101,8 @@ def sampling_lines(
     """
     if x not in SETTINGS:
         raise ValueError(f"x = {x!r} is not one of {sorted(SETTINGS)}")
-    for column in (metric, *by):
+    results = columns.numeric(results, metric)
+    for column in by:
         if column not in results.columns:
             raise ValueError(f"no column {column!r}; there are {list(results.columns)}")
     rows = [row for row in results.to_dict("records") if _has_place(row, metric, x)]

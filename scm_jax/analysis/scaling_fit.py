@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scm_jax.analysis import bootstrap, extrapolation, isoflop, laws, power_sums
+from scm_jax.analysis import (
+    bootstrap,
+    columns,
+    extrapolation,
+    isoflop,
+    laws,
+    power_sums,
+)
 from scm_jax.analysis.bootstrap import Interval, interval
 from scm_jax.analysis.extrapolation import Extrapolation
 from scm_jax.analysis.isoflop import IsoflopFit
@@ -34,7 +41,7 @@ class ScalingFit:
 
     Attributes:
       loss_name: the quality that was fitted.
-      parameters: N of each run, ``(n,)``.
+      parameters: N of each run that was fitted, ``(n,)``.
       images: D of each run.
       flops: training FLOPs of each run.
       loss: its quality.
@@ -166,7 +173,8 @@ def fit_scaling(
     """Fits a table of runs, as ``load_runs`` returns it.
 
     Runs without the loss, runs that are not done (where there is a column ``state``)
-    and losses that are not positive are left out, which a warning says.
+    and losses that are infinite or not positive are left out, and so are runs more than
+    five deviations from the law of the others; warnings say which.
 
     Args:
       frame: one row per run.
@@ -177,21 +185,19 @@ def fit_scaling(
       group: columns that tell configurations apart; runs that agree in them are seeds
         of one. Default is N and D.
       delta: where the Huber loss of ``log L`` turns linear; default follows the noise
-        (``power_sums.noise_delta``), ``power_sums.HUBER_DELTA`` is Chinchilla's.
+        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. With
+        a delta of the caller's, runs far from the law are named and kept.
       count: replicates of the bootstrap.
       seed: of the bootstrap.
 
     Raises:
-      ValueError: a column is missing, runs of several objectives are mixed, or the
-        runs cannot carry a law.
+      ValueError: a column is missing or holds text, runs of several objectives are
+        mixed, or the runs cannot carry a law.
     """
-    for name in (loss, parameters, images, flops, *group):
+    frame = columns.numeric(frame, loss, parameters, images, flops)
+    for name in group:
         if name not in frame.columns:
-            near = [c for c in map(str, frame.columns) if "/" in c or c == name]
-            raise ValueError(
-                f"the table has no column {name!r}; it has "
-                f"{', '.join(near or map(str, frame.columns))}"
-            )
+            raise ValueError(f"group: the table has no column {name!r}")
     dropped, frame = _usable(frame, loss, (parameters, images, flops))
     if "objective" in frame.columns and frame["objective"].nunique() > 1:
         raise ValueError(
@@ -201,14 +207,15 @@ def fit_scaling(
     n, d, c, y = (
         frame[name].to_numpy(float) for name in (parameters, images, flops, loss)
     )
-    columns = [frame[name].to_numpy() for name in group or (parameters, images)]
-    codes = [np.unique(column, return_inverse=True)[1] for column in columns]
+    telling = [frame[name].to_numpy() for name in group or (parameters, images)]
+    codes = [np.unique(column, return_inverse=True)[1] for column in telling]
     fit = fit_study(
         n,
         d,
         c,
         y,
         groups=bootstrap.configurations(*codes) if len(y) else None,
+        names=[i if isinstance(i, str) else f"run {i}" for i in frame.index],
         loss_name=loss,
         delta=delta,
         count=count,
@@ -224,44 +231,44 @@ def fit_study(
     loss: ArrayLike,
     *,
     groups: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
     loss_name: str = "loss",
     delta: float | None = None,
     count: int = 1000,
     seed: int = 0,
 ) -> ScalingFit:
-    """The same for arrays, ``(n,)`` each.
+    """The same for arrays, ``(n,)`` each; ``names`` are those of the runs.
 
     Raises:
       ValueError: values that are not positive and finite, or too few of them.
     """
-    n, d, c, y = (
-        np.asarray(v, float).ravel() for v in (parameters, images, flops, loss)
-    )
-    points = Points.of(ChinchillaLaw, y, n, d)
-    cost = laws.fit_flops_per_image(n, c / d)
+    given = {"parameters": parameters, "images": images, "flops": flops, "loss": loss}
+    n, d, c, y = (columns.numbers(values, name) for name, values in given.items())
     if groups is None:
         groups = bootstrap.configurations(n, d)
+    points = Points.of(ChinchillaLaw, y, n, d)
+    near, follows, away = power_sums.robust_start(points.log_x, points.log_y)
+    sound = np.abs(away) <= power_sums.OUTLYING
+    times = y / points.law(near)(n, d)
+    names = names or [f"run {i}" for i in range(len(y))]
+    warnings = _outlying(names, times, away, delta)
+    if delta is None and not sound.all():
+        n, d, c, y = n[sound], d[sound], c[sound], y[sound]
+        groups = np.unique(groups[sound], return_inverse=True)[1]
+        points = Points.of(ChinchillaLaw, y, n, d)
+    delta = follows if delta is None else delta
+    cost = laws.fit_flops_per_image(n, c / d)
     budgets = isoflop.group_budgets(c)
-    if delta is None:
-        delta = power_sums.noise_delta(points.log_x, points.log_y)
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     settings: dict[str, Any] = {"count": count, "seed": seed}
-    warnings = _bound_warnings(points, theta)
+    warnings += _bound_warnings(points, theta)
     replicates = None
     try:
         replicates = bootstrap.bootstrap(points, theta, groups, delta=delta, **settings)
     except ValueError as error:
         warnings.append(f"no intervals: {error}")
-    if replicates is not None and not bootstrap.enough(groups, theta.size):
-        warnings.append(
-            f"{groups.max() + 1} configurations for {theta.size} parameters: the "
-            "intervals are too narrow; their coverage was measured with 20"
-        )
-    if replicates is not None and (share := np.mean(replicates.E == 0)) > 0.025:
-        warnings.append(
-            f"{100 * share:.0f} % of the resamples need no offset E: these runs do not "
-            "tell it from zero"
-        )
+    if replicates is not None:
+        warnings += _interval_warnings(replicates, groups, theta.size)
     valleys = left_out = None
     try:
         valleys = isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings)
@@ -313,9 +320,46 @@ def _usable(
         frame = keep(frame, frame["state"] == "done", "they are not done")
     known = frame[[loss, *inputs]].notna().all(axis=1)
     frame = keep(frame, known, f"they have no {loss}, size, images or FLOPs")
+    frame = keep(frame, np.isfinite(frame[loss]), f"their {loss} is infinite")
     return said, keep(
         frame, frame[loss] > 0, f"their {loss} is not positive and has no logarithm"
     )
+
+
+def _outlying(
+    names: Sequence[str], times: np.ndarray, away: np.ndarray, delta: float | None
+) -> list[str]:
+    """Which runs lie far from the law of the others, the farthest first."""
+    limit = power_sums.OUTLYING
+    far = [i for i in np.argsort(-np.abs(away), kind="stable") if abs(away[i]) > limit]
+    if not far:
+        return []
+    said = ", ".join(
+        f"{names[i]} ({times[i]:.3g} times the law, {abs(away[i]):.3g} deviations)"
+        for i in far
+    )
+    left = "left out of the fit" if delta is None else "kept, because delta was given"
+    return [
+        f"{len(far)} of {len(away)} runs lie more than {limit:g} deviations from the "
+        f"law of the rest and are {left}: {said}; see whether they diverged"
+    ]
+
+
+def _interval_warnings(
+    replicates: ChinchillaLaw, groups: np.ndarray, parameters: int
+) -> list[str]:
+    said = []
+    if not bootstrap.enough(groups, parameters):
+        said.append(
+            f"{groups.max() + 1} configurations for {parameters} parameters: the "
+            "intervals are too narrow; their coverage was measured with 20"
+        )
+    if (share := np.mean(replicates.E == 0)) > 0.025:
+        said.append(
+            f"{100 * share:.0f} % of the resamples need no offset E: these runs do not "
+            "tell it from zero"
+        )
+    return said
 
 
 def _bound_warnings(points: Points, theta: np.ndarray) -> list[str]:

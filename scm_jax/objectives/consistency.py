@@ -53,8 +53,10 @@ class Consistency:
       tangent_norm_eps: ``c``.
       tangent_warmup_steps: ``H`` of ``r = min(1, step/H)``; 0 switches warmup off.
       tangent_warmup_form: ``bracket``: ``r`` scales the whole second bracket of ``g``
-        (Alg. 1); ``rcm`` (arXiv 2510.08431): besides, ``cos`` before the first bracket
-        becomes ``sqrt(1 - r^2 sin^2)``.
+        (Alg. 1); ``rcm``: ``r`` scales ``x_t`` alone, not the derivative, and ``cos``
+        before the first bracket becomes ``sqrt(1 - r^2 sin^2)``. This is the code of
+        rCM since January 2026; the text (arXiv 2510.08431) and the first release scale
+        the whole bracket (NVlabs/rcm issue 18). All are equal at ``r = 1``.
       learned_weighting: learn ``w(t)``; off means weight 1.
       prior_weighting: the factor ``w(t)`` of the continuous-time gradient.
         ``inverse_sigma`` is ``1/(sigma_data tan t)``, which makes ``g = cos(t) df/dt``
@@ -298,7 +300,9 @@ class Consistency:
     ) -> jax.Array:
         """``g = -p cos (sd F^- - dx_dt) - r p sin (x_t + sd dF^-/dt)``, Alg. 1 l. 4.
 
-        With ``p = cos t`` and ``r = 1`` this is ``cos(t) df/dt`` of Eq. 6.
+        With ``p = cos t`` and ``r = 1`` this is ``cos(t) df/dt`` of Eq. 6. The form
+        ``rcm`` is ``-p sqrt(1 - r^2 sin^2) (sd F^- - dx_dt) - p sin (r x_t + sd
+        dF^-/dt)``: a student equal to its teacher has a target other than 0 at once.
         """
         p = self.prior_factor(time)
         cos, sin = expand(time.cos, x_t), expand(time.sin, x_t)
@@ -306,7 +310,10 @@ class Consistency:
         difference = self.sigma_data * F_tangent - dx_dt
         if self.tangent_warmup_form == "rcm":
             cos = jnp.sqrt(1.0 - jnp.square(r * sin))
-        return -p * cos * difference - r * (p * sin * x_t + self.sigma_data * q_dF_dt)
+            second = r * p * sin * x_t + self.sigma_data * q_dF_dt
+        else:
+            second = r * (p * sin * x_t + self.sigma_data * q_dF_dt)
+        return -p * cos * difference - second
 
     def normalize(self, g: jax.Array) -> jax.Array:
         """Tangent normalization, per sample (Sec. 4.2)."""

@@ -105,7 +105,10 @@ def posthoc_coefficients(
 
     Least squares between profiles: A c = b with the inner products of the stored
     profiles with each other and with the target; arXiv 2312.02696, Alg. 3. ``lstsq``
-    rather than ``solve``, because near-equal snapshots make A singular.
+    rather than ``solve``, because near-equal snapshots make A singular. The solution is
+    divided by its sum, as in EDM2's code: weights that do not move come back exactly.
+    Least squares under the constraint would fit the profile closer (by 4 % of its error
+    at 4 snapshots of 0.05 and 0.10, below 1 % from 8 on), but not give EDM2's numbers.
 
     Args:
       times: ``(n,)`` when the snapshots were taken, in updates or images, above 0.
@@ -114,7 +117,7 @@ def posthoc_coefficients(
       rel_std: the relative width to reconstruct.
 
     Returns:
-      ``(n,)`` float64 coefficients; they add up to about 1.
+      ``(n,)`` float64 coefficients, which add up to 1.
     """
     if not len(times) or len(times) != len(rel_stds):
         raise ValueError(
@@ -130,7 +133,8 @@ def posthoc_coefficients(
     gamma = np.array([rel_std_to_gamma(s) for s in rel_stds])
     gram = profile_dot(t[:, None], gamma[:, None], t[None, :], gamma[None, :])
     target = profile_dot(t, gamma, time, rel_std_to_gamma(rel_std))
-    return np.linalg.lstsq(gram, target, rcond=None)[0]
+    coefficients = np.linalg.lstsq(gram, target, rcond=None)[0]
+    return coefficients / coefficients.sum()
 
 
 def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
@@ -163,7 +167,7 @@ def reconstruct(
       A tree of numpy arrays like those of the snapshots.
 
     >>> trees = [(8, 0.05, {"w": np.ones(2)}), (8, 0.10, {"w": np.ones(2)})]
-    >>> reconstruct(trees, 0.07, 8)["w"].round(1)
+    >>> reconstruct(trees, 0.07, 8)["w"].round(6)
     array([1., 1.])
     """
     times, rel_stds, trees = zip(*snapshots, strict=True)

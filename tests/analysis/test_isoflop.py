@@ -85,6 +85,30 @@ def test_a_minimum_at_the_edge_is_reported_and_left_out(shift, words):
     assert fit.exponent.estimate == pytest.approx(EXPONENT)
 
 
+@pytest.mark.parametrize("method", ["parabola", "akima"])
+@pytest.mark.parametrize(("run", "factor"), [(0, 2.0), (7, 500.0), (19, 0.02)])
+def test_a_diverged_run_is_no_part_of_its_valley(method, run, factor):
+    n, c, loss = valleys(noise=0.01, seeds=1, sizes=5)
+    loss[run] *= factor
+    fit = fit_isoflop(n, c, loss, method=method, count=50)
+    rest = np.arange(len(n)) != run
+    without = fit_isoflop(n[rest], c[rest], loss[rest], method=method, count=50)
+    assert fit.exponent == without.exponent and fit.noise == without.noise
+    (said,) = fit.left_out
+    assert f"loss {loss[run]:.3g} of {n[run]:.3g} parameters" in said
+    assert said in fit.warnings and not without.left_out
+
+
+def test_noise_and_valleys_that_are_no_parabolas_leave_no_run_out():
+    for seed in range(20):
+        n, c, loss = valleys(noise=0.02, seeds=1, sizes=5, seed=seed)
+        assert not fit_isoflop(n, c, loss, count=2).left_out
+    n, c, _ = valleys(sizes=9)
+    u = np.log(n / (0.02 * c**EXPONENT))
+    loss = np.exp(0.3 * np.abs(u) ** 1.5 * np.where(u > 0, 3.0, 1.0))
+    assert not fit_isoflop(n, c, loss, count=2).left_out
+
+
 def test_a_hill_is_no_valley():
     fit = fit_isoflop(*valleys(bend=-0.08))
     assert {v.problem for v in fit.valleys} == {"not convex"}

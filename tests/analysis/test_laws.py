@@ -18,7 +18,7 @@ from scm_jax.analysis.laws import (
     fit_power_law,
     flops_per_image_error,
 )
-from tests.analysis.studies import COST, LAW, study, values
+from tests.analysis.studies import COST, DIVERGED, LAW, study, values
 
 
 def test_the_planted_law_is_found_exactly_without_noise():
@@ -71,6 +71,20 @@ def test_an_outlier_moves_the_huber_fit_less_than_least_squares():
     loss[7] *= 2.0
     robust, squares = (fit_chinchilla(n, d, loss, delta) for delta in (1e-3, np.inf))
     assert abs(robust.a - LAW.a) < 0.05 < abs(squares.a - LAW.a)
+
+
+@pytest.mark.parametrize(("run", "factor"), DIVERGED)
+@pytest.mark.parametrize("delta", [power_sums.HUBER_DELTA, None])
+def test_a_diverged_run_does_not_move_the_law(run, factor, delta):
+    """Neither with Chinchilla's delta nor with one that follows the noise."""
+    n, d, _, loss = study(seeds=1)
+    loss[run] *= factor
+    points = Points.of(ChinchillaLaw, loss, n, d)
+    if delta is None:
+        delta = power_sums.noise_delta(points.log_x, points.log_y)
+    law = points.law(power_sums.fit(points.log_x, points.log_y, delta))
+    assert delta == power_sums.HUBER_DELTA
+    np.testing.assert_allclose(values(law), values(LAW), rtol=0.05)
 
 
 def test_batched_refits_agree_with_single_fits():

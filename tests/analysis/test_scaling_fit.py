@@ -1,5 +1,7 @@
 """A table of runs in, a law with everything a reader must know out."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from scm_jax.analysis.extrapolation import leave_largest_out, prediction_interva
 from scm_jax.analysis.isoflop import group_budgets
 from scm_jax.analysis.laws import ChinchillaLaw, Points
 from scm_jax.analysis.scaling_fit import fit_scaling, fit_study
-from tests.analysis.studies import COST, LAW, study, values
+from tests.analysis.studies import COST, DIVERGED, LAW, study, values
 
 LOSS = "2_steps/frechet_distance"
 
@@ -109,12 +111,60 @@ def test_unusable_runs_are_left_out_and_counted():
     frame.loc[0, "state"] = "failed"
     frame.loc[[1, 2], LOSS] = np.nan
     frame.loc[3, LOSS] = -0.1
+    frame.loc[4, LOSS] = np.inf
     fit = fit_scaling(frame, LOSS, count=20)
-    assert len(fit.loss) == 36
+    assert len(fit.loss) == 35
     said = " | ".join(fit.warnings)
     assert "1 runs left out: they are not done" in said
     assert f"2 runs left out: they have no {LOSS}" in said
+    assert f"1 runs left out: their {LOSS} is infinite" in said
     assert f"1 runs left out: their {LOSS} is not positive" in said
+
+
+@pytest.mark.parametrize(("run", "factor"), DIVERGED)
+def test_a_diverged_run_is_named_and_left_out_of_everything(run, factor):
+    frame = table(noise=0.01, seeds=1)
+    frame.index = [f"sct_{i}" for i in range(20)]
+    rest = fit_scaling(frame.drop(f"sct_{run}"), LOSS, count=20)
+    frame.loc[f"sct_{run}", LOSS] *= factor
+    fit = fit_scaling(frame, LOSS, count=20)
+    (said,) = (w for w in fit.warnings if "left out of the fit" in w)
+    assert "1 of 20 runs lie more than 5 deviations" in said
+    times, away = re.search(
+        rf"sct_{run} \((\S+) times the law, (\S+) dev", said
+    ).groups()
+    assert float(times) == pytest.approx(factor, rel=0.2) and float(away) > 20
+    for name, found in rest.intervals().items():
+        assert vars(fit.intervals()[name]) == pytest.approx(vars(found), rel=1e-2)
+    assert fit.isoflop.exponent == rest.isoflop.exponent
+    np.testing.assert_allclose(
+        fit.extrapolation.predicted, rest.extrapolation.predicted, rtol=1e-3
+    )
+    # Whoever chooses the loss keeps the run, and is told.
+    kept = fit_scaling(frame, LOSS, count=20, delta=power_sums.HUBER_DELTA)
+    assert len(kept.loss) == 20
+    assert any(f"kept, because delta was given: sct_{run}" in w for w in kept.warnings)
+
+
+def test_noise_names_nobody():
+    for seed in range(20):
+        n, d, _, loss = study(noise=(0.01, 0.03)[seed % 2], seeds=1, seed=seed)
+        points = Points.of(ChinchillaLaw, loss, n, d)
+        _, _, away = power_sums.robust_start(points.log_x, points.log_y)
+        assert np.abs(away).max() < power_sums.OUTLYING
+
+
+def test_a_diverged_run_does_not_move_the_extrapolation():
+    n, d, c, loss = study(noise=0.01, seeds=1)
+    groups = np.arange(20)
+    rest = groups != 4
+    loss[4] *= 50
+    without = [v[rest] for v in (n, d, c, loss, group_budgets(c), groups)]
+    expected = leave_largest_out(*without, count=50)
+    found = leave_largest_out(n, d, c, loss, group_budgets(c), groups, count=50)
+    np.testing.assert_allclose(found.predicted, expected.predicted, rtol=1e-3)
+    # Nor does a run have a chance of 1 in 14 to be 50 times as bad.
+    np.testing.assert_allclose(found.high, expected.high, rtol=0.05)
 
 
 def test_minima_at_the_edge_reach_the_summary():
@@ -168,6 +218,10 @@ def test_seeds_are_configurations_where_the_caller_says_so():
         (
             lambda f: f.assign(objective=["sct", "scd"] * 20),
             r"several objectives.*\['scd', 'sct'\]",
+        ),
+        (
+            lambda f: f.assign(**{LOSS: ["n/a", *f[LOSS][1:]]}),
+            f"'{LOSS}'.*'n/a' in row 0",
         ),
         (lambda f: f.assign(state="failed"), "needs 3 different values of parameters"),
     ],

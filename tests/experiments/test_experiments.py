@@ -340,6 +340,16 @@ def test_describe_of_the_largest():
     assert accounts["train_macs_ratio_to_diffusion"] == pytest.approx(2, abs=0.01)
 
 
+def test_describe_doubles_the_evaluations_of_a_guided_teacher():
+    c = config("cifar10", "teacher,conditional,quick")
+    plain = describe.describe(c)
+    c.sampling.guidance = 2.0
+    guided = describe.describe(c)
+    assert guided["nfe"] == 2 * plain["nfe"]
+    single = plain["effective_sampling_compute"]
+    assert guided["effective_sampling_compute"] == 2 * single
+
+
 def test_parameters_of_cifar10():
     shapes = describe.build_abstract(config("cifar10")).abstract_params()["net"]
     assert scaling.parameter_count(shapes) == 60_066_563

@@ -124,6 +124,12 @@ def test_residual_is_the_target_alone_with_dropout_on(settings):
     np.testing.assert_allclose(out.per_example, per_example, rtol=1e-4, atol=1e-5)
 
 
+def test_finite_difference_has_one_mask_on_both_sides():
+    """Then it is the derivative; between two masks it is their difference over h."""
+    _, out, _, per_example, _ = gradient_and_reference(tangent="finite_difference")
+    np.testing.assert_allclose(out.per_example, per_example, rtol=0, atol=1e-3)
+
+
 def test_no_gradient_where_there_is_no_target():
     """g = 0 exactly, where the derivative of ``g / (norm(g) + c)`` is NaN."""
     objective = Consistency(dx_dt="teacher", tangent_warmup_steps=10)

@@ -230,8 +230,8 @@ def test_warmup_scales_the_tangent_while_student_equals_teacher(x0):
         assert float(seen.metrics["tangent_warmup"]) == r
 
 
-def brackets(seen):
-    """The two brackets of Alg. 1 line 4 for the bent student on the teacher's ODE."""
+def parts(seen):
+    """``sd F - v``, ``x_t`` and ``sd dF/dt`` of the bent student on the ODE."""
     t, x = seen.cond.t, seen.x_t
     v = DATA.velocity(x, t, SD)
     F = probe.bent_student(x / SD, Cond(t=t))
@@ -242,34 +242,29 @@ def brackets(seen):
     def F_of(x, u):
         return probe.bent_student(x / SD, Cond(t=u))
 
-    dF_dt = derivative_along.__wrapped__(F_of, path, x, t)
-    return SD * F - v, x + SD * dF_dt
+    return SD * F - v, x, SD * derivative_along.__wrapped__(F_of, path, x, t)
 
 
 def test_warmup_of_the_paper_leaves_the_first_bracket(x0):
     seen = look(SCD, probe.bent_student, x0, teacher=probe.exact_teacher, step=30)
     t = seen.cond.t
-    first, second = brackets(seen)
-    expected = -(cos(t) ** 2) * first - 0.3 * cos(t) * sin(t) * second
+    first, x_t, dF_dt = parts(seen)
+    expected = -(cos(t) ** 2) * first - 0.3 * cos(t) * sin(t) * (x_t + dF_dt)
     close(seen.g, expected)
 
 
-def test_warmup_of_rcm_bends_the_first_bracket(x0):
-    """arXiv 2510.08431 and its code: ``cos^2 -> cos sqrt(1 - r^2 sin^2)``."""
+@pytest.mark.parametrize(("step", "r"), [(0, 0.0), (30, 0.3), (50, 0.5), (100, 1.0)])
+def test_warmup_of_rcm_bends_the_first_bracket_and_spares_the_derivative(step, r, x0):
+    """Its code: ``cos^2 -> cos sqrt(1 - r^2 sin^2)``, and ``r`` on ``x_t`` alone."""
     objective = dataclasses.replace(SCD, tangent_warmup_form="rcm")
-    kwargs = {"teacher": probe.exact_teacher}
-    seen = look(objective, probe.bent_student, x0, step=30, **kwargs)
+    kwargs = {"teacher": probe.exact_teacher, "step": step}
+    seen = look(objective, probe.bent_student, x0, **kwargs)
     t = seen.cond.t
-    first, second = brackets(seen)
-    bent = jnp.sqrt(1 - (0.3 * sin(t)) ** 2)
-    close(seen.g, -cos(t) * bent * first - 0.3 * cos(t) * sin(t) * second)
-    # At the start student = teacher has no target; in the end both forms are one.
-    start = look(objective, probe.exact_teacher, x0, step=0, **kwargs)
-    close(start.g, 0.0)
-    close(
-        look(objective, probe.bent_student, x0, **kwargs).g,
-        look(SCD, probe.bent_student, x0, **kwargs).g,
-    )
+    first, x_t, dF_dt = parts(seen)
+    bent = jnp.sqrt(1 - (r * sin(t)) ** 2)
+    close(seen.g, -cos(t) * bent * first - cos(t) * sin(t) * (r * x_t + dF_dt))
+    if r == 1:  # in the end both forms are one
+        close(seen.g, look(SCD, probe.bent_student, x0, **kwargs).g)
 
 
 def test_no_warmup():

@@ -1,5 +1,6 @@
 """Guidance wrappers of a callable, by their algebra."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +69,34 @@ def test_both_branches_are_one_call_and_unguided_inside():
     np.testing.assert_array_equal(cond.guidance, np.ones(8))
     sampling.with_guidance(fn, 2.0)(X, COND)
     assert fn.conds[1].guidance is None
+
+
+@pytest.mark.parametrize("one", [1, 1.0, np.float32(1)])
+def test_scale_1_evaluates_the_conditional_network_alone(one):
+    fn, weak = Recorder(), Recorder()
+    auto = sampling.with_autoguidance(fn, weak, one)
+    for guided in (auto, sampling.with_interval(fn, auto, 0.6, 1.0)):
+        np.testing.assert_array_equal(guided(X, COND), CONDITIONAL)
+    assert len(fn.conds) == 2 and not weak.conds
+    # No null class beside it, no second guidance inside it, and no label needed.
+    cond = COND.replace(guidance=jnp.full((4,), 3.0))
+    F = sampling.with_guidance(fn, one)(X, cond)
+    np.testing.assert_array_equal(F, CONDITIONAL)
+    np.testing.assert_array_equal(fn.conds[2].guidance, np.ones(4))
+    sampling.with_guidance(lambda x, cond: x, one)(X, Cond(t=T))
+
+
+def test_a_scale_that_is_traced_is_not_looked_at():
+    run = jax.jit(
+        lambda s: sampling.with_autoguidance(F_of, lambda x, c: x, s)(X, COND)
+    )
+    np.testing.assert_allclose(run(1.0), CONDITIONAL, rtol=1e-5, atol=1e-5)
+
+
+def test_evaluations_are_doubled_by_guidance_outside_of_the_network():
+    assert sampling.nfe("heun", 3) == sampling.nfe("heun", 3, 1.0) == 5
+    assert sampling.nfe("heun", 3, 1.5, {"t", "label"}) == 10
+    assert sampling.nfe("heun", 3, 1.5, {"t", "guidance"}) == 5
 
 
 def test_what_guidance_needs():

@@ -165,6 +165,35 @@ def test_a_stored_average_reconstructs_itself():
     np.testing.assert_allclose(coefficients, [0, 0, 1, 0], atol=1e-9)
 
 
+@pytest.mark.parametrize("rel_std", [0.015, 0.05, 0.075, 0.15, ema.MAX_REL_STD])
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+def test_weights_that_do_not_move_come_back_from_any_number_of_snapshots(
+    count, rel_std
+):
+    for stds in ((STD_A,), (STD_A, STD_B)):
+        for time in (STEPS, 0.7 * STEPS):
+            times = np.repeat(STEPS / count * np.arange(1, count + 1), len(stds))
+            snapshots = [
+                (t, s, 3.7) for t, s in zip(times, np.tile(stds, count), strict=True)
+            ]
+            got = ema.reconstruct(snapshots, rel_std, time)
+            assert got == pytest.approx(3.7, rel=1e-9)
+
+
+def test_coefficients_of_the_published_code():
+    """EDM2's ``solve``, divided by the sum: 2 widths x 4 snapshots."""
+    times, stds = np.repeat([1.0, 2.0, 3.0, 4.0], 2), np.tile([STD_A, STD_B], 4)
+    p = np.array([ema.rel_std_to_gamma(s) for s in stds])
+    q = ema.rel_std_to_gamma(0.15)
+    solved = np.linalg.solve(
+        ema.profile_dot(times[:, None], p[:, None], times[None], p[None]),
+        ema.profile_dot(times, p, 4.0, q),
+    )
+    assert solved.sum() == pytest.approx(0.963, abs=1e-3)
+    got = ema.posthoc_coefficients(times, stds, 4.0, 0.15)
+    np.testing.assert_allclose(got, solved / solved.sum(), rtol=1e-6, atol=1e-9)
+
+
 def test_units_of_time_do_not_matter():
     times, stds = np.array([100, 100, 200, 200]), [0.05, 0.1, 0.05, 0.1]
     in_steps = ema.posthoc_coefficients(times, stds, 150, 0.08)
@@ -176,7 +205,7 @@ def test_a_snapshot_stored_twice_does_no_harm():
     tree = {"w": np.ones(3, np.float32)}
     twice = [(10, 0.05, tree), (10, 0.05, tree), (10, 0.1, tree)]
     got = ema.reconstruct(twice, 0.07, 10)["w"]
-    assert np.all(np.isfinite(got)) and got == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(got, 1, rtol=1e-6)
 
 
 def test_future_and_missing_snapshots_are_refused():

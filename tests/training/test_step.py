@@ -207,6 +207,15 @@ def test_accumulated_gradient_is_the_mean_over_the_microbatches():
     bins = jax.tree.map(lambda *b: sum(b), *(out.metrics["bins"] for out in outs))
     assert_close(metrics["bins"], bins)
     assert float(metrics["bins"]["count"].sum()) == BATCH
+    # Averages count the images of the batch, which all the parts are.
+    for name, profile in PROFILES.items():
+        weight = float(profile.update_weight(state.step, BATCH))
+        expected = jax.tree.map(
+            lambda old, p, w=weight: old + w * (p - old),
+            state.ema[name],
+            new.params["net"],
+        )
+        assert_close(new.ema[name], expected)
 
 
 def test_microbatches_must_divide_the_batch():

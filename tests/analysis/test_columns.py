@@ -1,0 +1,59 @@
+"""Text where numbers belong is named, whatever reads the table."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from scm_jax.analysis import (
+    ablation,
+    columns,
+    curve_plots,
+    envelope,
+    frontier,
+    law_plots,
+    laws,
+    ratio,
+    sampling_plots,
+    scaling_fit,
+)
+
+matplotlib.use("agg")
+
+FID = "2_steps/fid"
+TABLE = pd.DataFrame(
+    {"parameters": [1e6, 2e6, 4e6], "images": 1e6, "flops": 1e12, "teacher_id": "t"}
+    | {"flops_per_image": 6e6, "run_id": ["a", "b", "c"], "t": 1.0, FID: 3.0, "seed": 0}
+)
+
+READERS = {
+    "fit_scaling": lambda f: scaling_fit.fit_scaling(f, FID),
+    "frontier": lambda f: frontier.frontier(f, "flops", FID),
+    "sampling_points": lambda f: frontier.sampling_points(f, "fid"),
+    "ratio_by_size": lambda f: ratio.ratio_by_size(f, FID, "t"),
+    "curves_of": lambda f: envelope.curves_of(f, f, FID),
+    "plot_frontier": lambda f: law_plots.plot_frontier(f, "flops", FID),
+    "sampling_lines": lambda f: sampling_plots.sampling_lines(f, FID, "nfe"),
+    "run_curves": lambda f: curve_plots.run_curves(f, FID, f, "images"),
+    "spikes": lambda f: curve_plots.spikes(f, FID),
+    "compare": lambda f: ablation.compare(f, FID),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_text_in_a_column_of_numbers_is_named(reader):
+    frame = TABLE.assign(**{FID: [3.0, "diverged", 4.0]})
+    with pytest.raises(ValueError, match="'2_steps/fid' must hold numbers; 'diverged'"):
+        reader(frame)
+
+
+def test_numbers_as_text_and_gaps_are_numbers():
+    frame = TABLE.assign(flops=["1e12", None, "2"])
+    found = columns.numeric(frame, "flops")
+    np.testing.assert_array_equal(found["flops"], [1e12, np.nan, 2])
+    assert frame["flops"][0] == "1e12"
+
+
+def test_text_in_an_array_is_named():
+    with pytest.raises(ValueError, match="loss must be numbers: .*'bad'"):
+        laws.fit_chinchilla([1, 2, 3], [1, 2, 3], [1, "bad", 3])
