@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from scm_jax import scaling
+from scm_jax.cost import counts
 from scm_jax.networks.attention import IMPLEMENTATIONS, attention
 
 HEAD_SIZE = 64
@@ -82,7 +82,7 @@ def measure(shape: tuple[int, ...], dtype: str, mode: str, repeats: int) -> dict
             "implementation": name,
             "mode": mode,
             "temporary_bytes": compiled[name].memory_analysis().temp_size_in_bytes,
-            "multiply_adds": scaling.count_macs(program, arrays),
+            "multiply_adds": counts.count_macs(program, arrays),
         }
     for name in set(IMPLEMENTATIONS) - {"einsum"}:
         times = common.paired(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from scm_jax import runs
+from scm_jax.runs.directory import layout
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -27,7 +27,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 @functools.cache
 def environment() -> dict[str, Any]:
     """Device, number of devices and CPUs, versions, commit (``+dirty`` if changed)."""
-    found = runs.environment()
+    found = layout.environment()
     versions = found["versions"]
     return {
         "device": found["device"],

@@ -35,7 +35,7 @@ def compile_step(size: str) -> dict[str, Any]:
 
     from benchmarks import common
     from benchmarks.full_size import experiment_config
-    from scm_jax import describe
+    from scm_jax.runs.estimate import describe
 
     experiment = describe.build_abstract(experiment_config("sct", size, 1, "float32"))
     state = jax.eval_shape(experiment.init_state)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from benchmarks import common
-from scm_jax.evaluation import kernel, neighbours, wasserstein
+from scm_jax.evaluation.metrics import kernel, neighbours, wasserstein
 
 SIZES, QUICK_SIZES = (10_000, 50_000, 2048), (500, 1_000, 256)
 NUM_COMPARED = 2_000

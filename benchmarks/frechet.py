@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from benchmarks import common
-from scm_jax.evaluation import frechet
+from scm_jax.evaluation.metrics import frechet
 
 DIM, QUICK_DIM = 2048, 256
 LIMIT_SECONDS = 60

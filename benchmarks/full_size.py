@@ -59,7 +59,7 @@ def step(args: argparse.Namespace) -> dict:
     """Two training steps at batch 1."""
     import jax
 
-    from scm_jax import describe
+    from scm_jax.runs.estimate import describe
 
     config = experiment_config(args.variant, args.size, 1, args.dtype)
     experiment = describe.build_abstract(config)
@@ -95,7 +95,8 @@ def step(args: argparse.Namespace) -> dict:
 
 def aot(args: argparse.Namespace) -> dict:
     """Lowers and compiles a sharded step; nothing is allocated."""
-    from scm_jax import accounts, collectives, describe
+    from scm_jax.cost import collectives
+    from scm_jax.runs.estimate import accounts, describe
     from scm_jax.training import sharding
 
     accounts.simulate_devices(args.devices)
@@ -122,8 +123,11 @@ def sample(args: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from scm_jax import generation, networks, weights
-    from scm_jax.exchange import edm, torch_files
+    from scm_jax import networks
+    from scm_jax.files import state_dict
+    from scm_jax.networks.external import edm
+    from scm_jax.runs import sample as generation
+    from scm_jax.runs import transfer
 
     config = experiment_config("sct", args.size, 1, args.dtype)
     settings = dict(networks.PRESETS["unet"][args.size])
@@ -136,10 +140,10 @@ def sample(args: argparse.Namespace) -> dict:
         node[path[-1]] = rng.standard_normal(shape, dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         file, run = pathlib.Path(folder) / "edm2.safetensors", f"{folder}/run"
-        torch_files.write_state_dict(file, edm.export_weights(module, tree))
+        state_dict.write_state_dict(file, edm.export_weights(module, tree))
         del tree
         started = time.perf_counter()
-        found = weights.import_run(config, file, run)
+        found = transfer.import_run(config, file, run)
         import_seconds = time.perf_counter() - started
         loaded = generation.load_generate(run)
         seconds = []

@@ -34,8 +34,8 @@ import jax.numpy as jnp
 
 from benchmarks import common, shapes
 from scm_jax import config as config_lib
-from scm_jax import experiment as experiment_lib
 from scm_jax.datasets import latents, make_dataset, pipeline, storage
+from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import ahead, loop, sharding
 from scm_jax.training.state import TrainState
 

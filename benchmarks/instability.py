@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax import generation, training_run, trigflow
+from scm_jax import trigflow
+from scm_jax.runs import sample
+from scm_jax.runs import train as training_run
 from scm_jax.training import loop
 from scm_jax.types import Cond
 
@@ -64,7 +66,7 @@ def train(workdir: pathlib.Path, variant: str, quick: bool, **options: str):
     return workdir / name, "trained"
 
 
-def derivative_parts(loaded: generation.Loaded, x: np.ndarray, label: np.ndarray):
+def derivative_parts(loaded: sample.Loaded, x: np.ndarray, label: np.ndarray):
     """RMS of ``d_t f`` and of ``grad_x f . dx/dt`` at each of ``TIMES``.
 
     ``f`` is the denoiser of the network and ``dx/dt = sigma_data F`` its own flow.
@@ -122,7 +124,7 @@ def main() -> None:
     parts, teachers = {}, {}
     for network in networks:
         run, _ = train(args.workdir, "teacher", args.quick, network=network)
-        loaded = generation.load_generate(run)
+        loaded = sample.load_generate(run)
         x, label = loaded.experiment.dataset.arrays()
         parts[network] = derivative_parts(loaded, x[:256], label[:256])
         teachers[network] = dict(qualities(run, 18))

@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks import common
 from scm_jax import config as config_lib
-from scm_jax import writers
-from scm_jax.analysis import collect, tables
+from scm_jax.analysis.tables import collect, frames
 from scm_jax.evaluation import protocol
-from scm_jax.run_configs import config_hash
-from scm_jax.runs import RunDir
-from scm_jax.sweeps import planned
+from scm_jax.runs.directory import writers
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.run_configs import config_hash
+from scm_jax.sweeps.plan import planned
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METRICS = ("loss", "grad_norm", "tangent_norm", "squared_error", "tangent_warmup")
@@ -117,10 +117,10 @@ def result(steps: int, value: float) -> dict:
 # --- Measuring ------------------------------------------------------------------------
 
 PARTS = {
-    "runs": lambda root: tables.load_runs(root),
-    "metrics": lambda root: tables.load_metrics(root),
-    "one metric": lambda root: tables.load_metrics(root, ["loss"]),
-    "results": lambda root: tables.load_results(root),
+    "runs": lambda root: frames.load_runs(root),
+    "metrics": lambda root: frames.load_metrics(root),
+    "one metric": lambda root: frames.load_metrics(root, ["loss"]),
+    "results": lambda root: frames.load_results(root),
     "collect": lambda root: collect.collect(root),
 }
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from benchmarks import common, shapes, step_cost
-from scm_jax import scaling
+from scm_jax.cost import counts
 from scm_jax.networks import layers
 
 BATCH = 8
@@ -57,7 +57,7 @@ def measure(case: shapes.Case, timed: bool) -> dict[str, dict[str, Any]]:
         compiled = lowered.compile(compiler_options={} if timed else _CHEAP)
         found[remat] = {
             "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-            "macs_per_image": scaling.count_macs(step, *arguments) / BATCH,
+            "macs_per_image": counts.count_macs(step, *arguments) / BATCH,
         }
         if timed:
             steppers[remat] = step_cost.Stepper(chosen, "sct", BATCH)

@@ -44,10 +44,10 @@ def last_checkpoint(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray]]:
     import jax
     import orbax.checkpoint as ocp
 
-    from scm_jax.training import manifest
+    from scm_jax.training import seal
 
     folder = workdir / "checkpoints"
-    step, _ = manifest.newest_whole(folder)
+    step, _ = seal.newest_whole(folder)
     arrays = {}
     for item in ("state", "ema"):
         tree = ocp.PyTreeCheckpointer().restore(folder / str(step) / item)

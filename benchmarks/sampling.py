@@ -41,7 +41,8 @@ def measure(case: Any, batch: int, peaks: dict[str, float], repeats: int) -> flo
     import jax.numpy as jnp
 
     from benchmarks import common
-    from scm_jax import networks, sampling, scaling
+    from scm_jax import networks, sampling
+    from scm_jax.cost import counts
     from scm_jax.types import Cond
 
     net = networks.build(
@@ -58,8 +59,8 @@ def measure(case: Any, batch: int, peaks: dict[str, float], repeats: int) -> flo
     cond = Cond(t=jnp.zeros((batch,)), label=jnp.zeros((batch,), jnp.int32))
     keys = jax.random.split(jax.random.key(1), batch)
     seconds = common.seconds(lambda: run(weights, keys, cond), repeats)
-    macs = scaling.count_macs(run, weights, keys, cond)
-    weight_bytes = STEPS * scaling.tree_bytes(weights)
+    macs = counts.count_macs(run, weights, keys, cond)
+    weight_bytes = STEPS * counts.tree_bytes(weights)
     floor = max(
         macs / peaks["macs_per_second"], weight_bytes / peaks["bytes_per_second"]
     )
@@ -68,7 +69,7 @@ def measure(case: Any, batch: int, peaks: dict[str, float], repeats: int) -> flo
         settings=case.settings,
         batch=batch,
         steps=STEPS,
-        parameters=scaling.parameter_count(weights),
+        parameters=counts.parameter_count(weights),
         seconds=seconds,
         images_per_second=batch / seconds,
         floor_seconds=floor,

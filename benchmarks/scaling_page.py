@@ -4,7 +4,7 @@
 
 Counts come from tracing ``experiments/imagenet512.py``, which takes minutes and is kept
 in ``--counts``; delete that file where a network or a loss has changed. All else is
-``scm_jax/cost_model.py``.
+``scm_jax/cost/roofline.py``.
 ``--compiled`` are files that ``scm describe --mesh=... --format=json`` printed; the
 default are those of ``docs/scaling_compiled``. Print them anew where the training step
 has changed.
@@ -21,8 +21,11 @@ import textwrap
 
 import jax
 
-from scm_jax import accounts, cost_model, describe, scaling, training_run
-from scm_jax.hardware import Hardware, find
+from scm_jax.cost import counts as scaling
+from scm_jax.cost import roofline
+from scm_jax.cost.hardware import Hardware, find
+from scm_jax.runs import train
+from scm_jax.runs.estimate import accounts, describe
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UNETS, DITS = ("s", "m", "l", "xl", "xxl"), ("s", "b", "l", "xl", "1p6b")
@@ -54,7 +57,7 @@ def count(model: str) -> dict:
     for variant in module.VARIANTS:
         config = module.get_config(f"{variant},family={family},size={size}")
         experiment = describe.build_abstract(accounts.as_on_accelerator(config))
-        found["macs"][variant] = training_run.train_macs(experiment, 4)
+        found["macs"][variant] = train.train_macs(experiment, 4)
         found["images"][variant] = config.train.duration_images
         if variant == "sct":
             found |= memory_counts(experiment)
@@ -66,8 +69,8 @@ def memory_counts(experiment) -> dict:
     """Bytes of state and of contractions; those of sCT."""
 
     def traffic(batch: int) -> int:
-        loss, args = training_run.training_loss(experiment, batch)
-        return cost_model.contraction_bytes(jax.value_and_grad(loss), *args)
+        loss, args = train.training_loss(experiment, batch)
+        return roofline.contraction_bytes(jax.value_and_grad(loss), *args)
 
     abstract = experiment.abstract_params()
     return {
@@ -75,7 +78,7 @@ def memory_counts(experiment) -> dict:
         "state_bytes": scaling.tree_bytes(
             jax.eval_shape(experiment.init_state, abstract)
         ),
-        "traffic": cost_model.linear(traffic),
+        "traffic": roofline.linear(traffic),
         "gradient_bytes": accounts.gradient_bytes(experiment),
     }
 
@@ -88,10 +91,10 @@ def kept(config) -> dict[str, float]:
         experiment = describe.build_abstract(there)
 
         def saved(batch: int, experiment=experiment) -> int:
-            loss, args = training_run.training_loss(experiment, batch)
-            return cost_model.saved_bytes(loss, *args)
+            loss, args = train.training_loss(experiment, batch)
+            return roofline.saved_bytes(loss, *args)
 
-        found[name] = cost_model.linear(saved)[1]
+        found[name] = roofline.linear(saved)[1]
     return found
 
 
@@ -121,7 +124,7 @@ class Plan:
     memory: float
     received: float
     node_received: float
-    time: cost_model.StepTime
+    time: roofline.StepTime
 
     @property
     def efficiency(self) -> float:
@@ -140,15 +143,15 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
     kept = found["kept"]["whole"]
     # Weights of a teacher are rounded once, when they are loaded.
     fixed = state + teacher * ITEMSIZE / fsdp
-    fixed += cost_model.fixed_bytes(
+    fixed += roofline.fixed_bytes(
         found["parameters"], fsdp, ITEMSIZE, teacher if fsdp > 1 else 0
     )
-    fits = cost_model.largest_batch(
+    fits = roofline.largest_batch(
         resident_bytes=fixed, bytes_per_image=kept, hardware=device
     )
     images = found["batch_size"] / (data * fsdp)
-    parts = cost_model.microbatches(images, fits) or 1
-    transfers = cost_model.fsdp_transfers(
+    parts = roofline.microbatches(images, fits) or 1
+    transfers = roofline.fsdp_transfers(
         parameters=found["parameters"],
         teacher_parameters=teacher,
         data=data,
@@ -159,12 +162,12 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
         microbatches=parts,
     )
     per_step, per_image = found["traffic"]
-    time = cost_model.step_time(
+    time = roofline.step_time(
         macs_per_image=found["macs"][variant],
         images=images,
         traffic=per_image * images + per_step * parts,
         state_bytes=state,
-        network=cost_model.network_seconds(transfers, device),
+        network=roofline.network_seconds(transfers, device),
         hardware=device,
     )
     return Plan(
@@ -318,7 +321,7 @@ def traffic_section(counts: dict, devices: int) -> list[str]:
         "Node in: GB that a node of 8 receives from others. Products, update, network:",
         "ms. MFU: share of the peak over a whole step whose communication is",
         "waited for;",
-        f"the {cost_model.EFFICIENCY:.0%} assumed of products are its limit.",
+        f"the {roofline.EFFICIENCY:.0%} assumed of products are its limit.",
         *table(
             [
                 "training",
@@ -382,9 +385,7 @@ def balance_section(counts: dict) -> list[str]:
         for name in HARDWARE:
             device = find(name)
             p = best_plan(found, "sct", device, 256)
-            seconds = (
-                2 * found["macs"]["sct"] / device.peak_flops / cost_model.EFFICIENCY
-            )
+            seconds = 2 * found["macs"]["sct"] / device.peak_flops / roofline.EFFICIENCY
             images = p.time.network / p.microbatches / seconds
             cells += [f"{p.data}x{p.fsdp}", f"{images:.1f}"]
         rows.append([label(model), *cells])
@@ -568,13 +569,13 @@ def page(counts: dict, compiled: list[pathlib.Path]) -> str:
         "",
         "- counted: on the traced program and its shapes, exact;",
         "- compiled: read from what XLA makes of the step for simulated CPU devices;",
-        "- modelled: formulas of `scm_jax/cost_model.py` over counts and the",
+        "- modelled: formulas of `scm_jax/cost/roofline.py` over counts and the",
         "data sheets",
-        "  in `scm_jax/hardware.py`.",
+        "  in `scm_jax/cost/hardware.py`.",
         "",
-        f"Assumed: products reach {cost_model.EFFICIENCY:.0%} of the peak, memory and "
-        f"network {cost_model.BANDWIDTH_EFFICIENCY:.0%} of their",
-        f"bandwidths; arrays fill at most {cost_model.USABLE_MEMORY:.0%} of a device; "
+        f"Assumed: products reach {roofline.EFFICIENCY:.0%} of the peak, memory and "
+        f"network {roofline.BANDWIDTH_EFFICIENCY:.0%} of their",
+        f"bandwidths; arrays fill at most {roofline.USABLE_MEMORY:.0%} of a device; "
         "nodes are 8 GPUs, or a whole",
         f"slice of TPUs. Parameters are gathered in {ITEMSIZE} bytes, twice a step (a "
         "teacher's",

@@ -90,14 +90,14 @@ def abstract_arguments(case: Any, method: str, batch: int) -> tuple[Any, tuple]:
 def multiply_adds() -> dict[str, float]:
     """Of every backbone and method, over the diffusion step; the worst of each."""
     from benchmarks import common, shapes
-    from scm_jax import scaling
+    from scm_jax.cost import counts
 
     worst = dict.fromkeys(MACS_LIMITS, 0.0)
     for name, case in shapes.PUBLISHED.items():
         macs = {}
         for method in OBJECTIVES:
             step, arguments = abstract_arguments(case, method, BATCH)
-            macs[method] = scaling.count_macs(step, *arguments) / BATCH
+            macs[method] = counts.count_macs(step, *arguments) / BATCH
         ratios = {m: macs[m] / macs["diffusion"] for m in MACS_LIMITS}
         worst = {m: max(worst[m], ratios[m]) for m in MACS_LIMITS}
         common.emit(

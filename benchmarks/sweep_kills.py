@@ -29,8 +29,9 @@ if __name__ == "__main__":
 
 from benchmarks.resume_kills import last_checkpoint  # noqa: E402
 from scm_jax import config as config_lib  # noqa: E402
-from scm_jax import run_configs  # noqa: E402
-from scm_jax.sweeps import planned, states  # noqa: E402
+from scm_jax.runs.directory import run_configs  # noqa: E402
+from scm_jax.sweeps.plan import planned  # noqa: E402
+from scm_jax.sweeps.state import states  # noqa: E402
 
 BATCH = 32
 

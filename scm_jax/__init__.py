@@ -23,11 +23,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What a notebook calls, imported when it is used."""
     if name in ("load_run", "train_and_evaluate"):
-        from scm_jax import training_run
+        from scm_jax.runs import train
 
-        return getattr(training_run, name)
+        return getattr(train, name)
     if name in ("load_runs", "load_metrics", "load_results"):
-        from scm_jax.analysis import tables
+        from scm_jax.analysis.tables import frames
 
-        return getattr(tables, name)
+        return getattr(frames, name)
     raise AttributeError(f"module 'scm_jax' has no attribute {name!r}")

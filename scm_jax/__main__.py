@@ -2,6 +2,6 @@
 
 import sys
 
-from scm_jax.main import main
+from scm_jax.commands.main import main
 
 sys.exit(main())

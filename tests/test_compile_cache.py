@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMPILE = """
-from scm_jax import compile_cache
+from scm_jax.commands import compile_cache
 compile_cache.MIN_COMPILE_SECONDS = 0
 print(compile_cache.enable())
 import jax
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
 
 
 def test_importing_the_package_turns_nothing_on(tmp_path):
-    code = "import scm_jax.training_run, scm_jax.main, jax; print(repr(KEY))"
+    code = "import scm_jax.runs.train, scm_jax.commands.main, jax; print(repr(KEY))"
     key = "jax.config.jax_compilation_cache_dir"
     assert run(code.replace("KEY", key), tmp_path).stdout.strip() == "None"
 

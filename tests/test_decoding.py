@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import (
-    datasets,
-    decoding,
-    experiment,
-    generation,
-    quantize,
-    sampling,
-    weight_files,
-)
+from scm_jax import datasets, sampling
 from scm_jax.datasets import images, latents
-from scm_jax.exchange import autoencoder as exchange
-from scm_jax.exchange import torch_files
+from scm_jax.datasets import pixels as quantize
+from scm_jax.files import catalogue, state_dict
 from scm_jax.networks import autoencoder
+from scm_jax.networks.external import autoencoder as exchange
+from scm_jax.runs import latents as decoding
+from scm_jax.runs import sample as generation
+from scm_jax.runs.setup import experiment
 
 SHAPE = (4, 4, 4)
 
@@ -73,7 +69,7 @@ def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
     (folder / "config.json").write_text('{"norm_num_groups": 2}')
     path = folder / "vae.safetensors"
-    torch_files.write_state_dict(path, exchange.export_autoencoder(module, params))
+    state_dict.write_state_dict(path, exchange.export_autoencoder(module, params))
     return path
 
 
@@ -142,7 +138,7 @@ def test_without_weights_latents_are_shown_and_a_warning_names_the_file(root, ca
         generate(2, pixels=True)
     np.testing.assert_array_equal(pixels, built.dataset.info.to_pixels(x))
     (record,) = caplog.records
-    expected = next(weight_files.accepted_paths("sd-vae-ft-mse"))
+    expected = next(catalogue.accepted_paths("sd-vae-ft-mse"))
     assert str(expected) in record.getMessage() and "\n" not in record.getMessage()
 
 

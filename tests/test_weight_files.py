@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from scm_jax import weight_files
-from scm_jax.weight_files import find_weights
+from scm_jax.files import catalogue
+from scm_jax.files.catalogue import find_weights
 
 FILES = {"first.pth": "https://example.org/first.pth", "second.npz": "likewise"}
 
@@ -14,7 +14,7 @@ FILES = {"first.pth": "https://example.org/first.pth", "second.npz": "likewise"}
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """The two folders of a network, both empty: of the variable and of the user."""
-    monkeypatch.setitem(weight_files.PUBLISHED, "net", FILES)
+    monkeypatch.setitem(catalogue.PUBLISHED, "net", FILES)
     monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path / "variable"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folders = tmp_path / "variable/net", tmp_path / "home/.cache/scm_jax/weights/net"
@@ -59,7 +59,7 @@ def test_a_missing_file_says_what_to_get_and_where_to_put_it(folders, path):
 
 def test_an_empty_variable_is_none(folders, monkeypatch):
     monkeypatch.setenv("SCM_JAX_WEIGHTS", "")
-    (only,) = weight_files.roots()
+    (only,) = catalogue.roots()
     assert only == folders[1].parent
     with pytest.raises(FileNotFoundError, match=r"\$SCM_JAX_WEIGHTS/net, a variable"):
         find_weights("net")
@@ -73,13 +73,13 @@ def test_an_unknown_name_lists_the_known():
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
-    assert weight_files.file_sha256(tmp_path / "file") == expected
+    assert catalogue.file_sha256(tmp_path / "file") == expected
 
 
 def test_the_hash_of_tensors_sees_names_shapes_and_values():
     a, b = np.arange(4.0), np.ones(4)
     hashes = {
-        weight_files.tensors_sha256(tensors)
+        catalogue.tensors_sha256(tensors)
         for tensors in (
             {"a": a, "b": b},
             {"a": b, "b": a},
@@ -88,4 +88,4 @@ def test_the_hash_of_tensors_sees_names_shapes_and_values():
         )
     }
     assert len(hashes) == 4
-    assert weight_files.tensors_sha256({"b": b, "a": a}) in hashes
+    assert catalogue.tensors_sha256({"b": b, "a": a}) in hashes

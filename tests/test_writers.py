@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax import writers
+from scm_jax.runs.directory import writers
 
 PIXELS = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1) * 20
 

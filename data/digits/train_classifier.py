@@ -2,7 +2,7 @@
 
 Run: python data/digits/train_classifier.py
 Expect: held-out accuracy 0.9972 in 8 seconds on 2 CPU cores, and the sha256 of
-``scm_jax.evaluation.classifier.WEIGHTS_SHA256``.
+``scm_jax.evaluation.features.digits_classifier.WEIGHTS_SHA256``.
 
 Scikit-learn's 1,797 digits, 80/20 stratified split, AdamW with cosine decay, 3,000
 batches of 128. Smoothed labels and weight decay matter most: without them the
@@ -30,8 +30,8 @@ import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from scm_jax.evaluation import classifier
-from scm_jax.weight_files import tensors_sha256
+from scm_jax.evaluation.features import digits_classifier
+from scm_jax.files.catalogue import tensors_sha256
 
 SEED = 0
 NUM_STEPS = 3000
@@ -60,7 +60,7 @@ def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def init_weights(rng: np.random.Generator) -> dict[str, jax.Array]:
     """He initialization (arXiv 1502.01852); biases start at zero."""
     weights = {}
-    for name, shape in classifier.WEIGHT_SHAPES.items():
+    for name, shape in digits_classifier.WEIGHT_SHAPES.items():
         gain = 1.0 if name.startswith("head") else 2.0
         scale = np.sqrt(gain / shape[0]) if name.endswith("kernel") else 0.0
         weights[name] = jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
@@ -93,8 +93,10 @@ def loss_fn(
     weights: dict[str, jax.Array], pixels: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """Mean cross entropy with smoothed labels."""
-    scores = classifier.logits(weights, classifier.features(weights, pixels, jnp))
-    targets = jax.nn.one_hot(labels, classifier.NUM_CLASSES)
+    scores = digits_classifier.logits(
+        weights, digits_classifier.features(weights, pixels, jnp)
+    )
+    targets = jax.nn.one_hot(labels, digits_classifier.NUM_CLASSES)
     targets = optax.smooth_labels(targets, LABEL_SMOOTHING)
     return optax.softmax_cross_entropy(scores, targets).mean()
 
@@ -120,10 +122,12 @@ def train(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def accuracy(
-    weights: classifier.Weights, pixels: np.ndarray, labels: np.ndarray
+    weights: digits_classifier.Weights, pixels: np.ndarray, labels: np.ndarray
 ) -> float:
     """Share of images that are classified correctly."""
-    scores = classifier.logits(weights, classifier.features(weights, pixels))
+    scores = digits_classifier.logits(
+        weights, digits_classifier.features(weights, pixels)
+    )
     return float((scores.argmax(-1) == labels).mean())
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from scm_jax.datasets.shapes import ShapeSource
-from scm_jax.evaluation import frechet, neighbours, shapes_classifier
+from scm_jax.evaluation.features import shapes_classifier
+from scm_jax.evaluation.metrics import frechet, neighbours
 
 NUM_REAL = 4_000
 NUM_SAMPLES = 2_000

@@ -24,7 +24,9 @@ import os
 import matplotlib.pyplot as plt
 
 import scm_jax
-from scm_jax.analysis import ablation, ablation_plots, curve_plots
+from scm_jax.analysis.ablation import compare
+from scm_jax.analysis.plots import ablation as ablation_plots
+from scm_jax.analysis.plots import curves as curve_plots
 
 # %% [markdown]
 # Which sweep (`SCM_JAX_ROOT` overrides it), which students, and which results.
@@ -51,7 +53,7 @@ print("commits:", ", ".join(sorted(set(runs["commit"].dropna()))))
 # The keys that were switched; all others are the same in all of these runs.
 
 # %%
-switches = ablation.varying_keys(runs)
+switches = compare.varying_keys(runs)
 runs[["seed", "state", *switches]].fillna("–")
 
 # %% [markdown]
@@ -61,7 +63,7 @@ runs[["seed", "state", *switches]].fillna("–")
 # to read it; with three seeds an interval is wide, and honestly so.
 
 # %%
-found = {metric: ablation.compare(runs, metric) for metric in METRICS}
+found = {metric: compare.compare(runs, metric) for metric in METRICS}
 found[METRICS[0]]
 
 # %%

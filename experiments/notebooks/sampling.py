@@ -24,7 +24,7 @@ import os
 import matplotlib.pyplot as plt
 
 import scm_jax
-from scm_jax.analysis import sampling_plots
+from scm_jax.analysis.plots import sampling
 
 # %% [markdown]
 # Which sweep (`SCM_JAX_ROOT` overrides it), which students, and which metric.
@@ -55,9 +55,9 @@ results.groupby(keys, dropna=False)[METRIC].agg(["mean", "std", "count"])
 # deviation over sets of samples. A setting that was not swept has no picture.
 
 # %%
-for x in sampling_plots.SETTINGS:
+for x in sampling.SETTINGS:
     try:
-        lines = sampling_plots.sampling_lines(results, METRIC, x, ["objective"])
+        lines = sampling.sampling_lines(results, METRIC, x, ["objective"])
     except ValueError as error:
         print(f"{x}: {error}")
         continue
@@ -65,7 +65,7 @@ for x in sampling_plots.SETTINGS:
         print(f"{x}: measured at one point only")
         continue
     axes = plt.subplots(figsize=(7, 4))[1]
-    sampling_plots.plot_sampling(results, METRIC, x, by=["objective"], axes=axes)
+    sampling.plot_sampling(results, METRIC, x, by=["objective"], axes=axes)
     plt.show()
 
 # %% [markdown]

@@ -23,7 +23,9 @@ import os
 import matplotlib.pyplot as plt
 
 import scm_jax
-from scm_jax.analysis import frontier, law_plots, proposals, ratio, scaling_fit
+from scm_jax.analysis.laws import fit as scaling_fit
+from scm_jax.analysis.laws import frontier, proposals, ratio
+from scm_jax.analysis.plots import laws as law_plots
 
 # %% [markdown]
 # Which sweep (`SCM_JAX_ROOT` overrides it), which column is the loss of the laws, and

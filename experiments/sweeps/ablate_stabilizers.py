@@ -13,7 +13,7 @@ experiments/instability.py: what holds here at 8x8 pixels need not hold at scale
 """
 
 from scm_jax.sweeps import cross, run_dir, seeds
-from scm_jax.sweeps.studies import parse_kinds
+from scm_jax.sweeps.plan.studies import parse_kinds
 
 BASE = "experiments/instability.py:sct"
 METRICS = ("1_steps/frechet_distance", "2_steps/frechet_distance")

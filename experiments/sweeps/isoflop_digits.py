@@ -12,13 +12,13 @@ laws that miss the largest budget by 12 and 21 %.
 The argument is ``both``, ``sct`` or ``scd``; with ``quick`` it is a study of three
 sizes, two budgets and one seed that shows nothing but that everything works.
 
-Which compute counts: ``scm_jax/sweeps/studies.py``. The learning rate and the warmup of
-the tangent are the same everywhere and the schedule is constant: the power-function
-average takes the place of a decay, and runs that differ in budget or seed only are one
-program, compiled once.
+Which compute counts: ``scm_jax/sweeps/plan/studies.py``. The learning rate and the
+warmup of the tangent are the same everywhere and the schedule is constant: the
+power-function EMA takes the place of a decay, and runs that differ in budget or seed
+only are one program, compiled once.
 """
 
-from scm_jax.sweeps.studies import isoflop, parse_kinds, widths
+from scm_jax.sweeps.plan.studies import isoflop, parse_kinds, widths
 
 BASE = "experiments/digits.py:sct"
 METRICS = ("1_steps/validation_error", "2_steps/frechet_distance")

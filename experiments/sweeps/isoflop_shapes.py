@@ -10,7 +10,7 @@ The argument is that of ``isoflop_digits.py``. The longest run passes the 20,000
 images eight times: raise ``dataset.num_items`` for fresh ones.
 """
 
-from scm_jax.sweeps.studies import isoflop, parse_kinds, widths
+from scm_jax.sweeps.plan.studies import isoflop, parse_kinds, widths
 
 BASE = "experiments/shapes.py:sct"
 METRICS = ("1_steps/validation_error", "2_steps/frechet_distance")

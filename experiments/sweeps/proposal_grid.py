@@ -12,7 +12,7 @@ experiments/digits.py at a fifth of their length.
 """
 
 from scm_jax.sweeps import cross, grid, of_duration, run_dir
-from scm_jax.sweeps.studies import parse_kinds
+from scm_jax.sweeps.plan.studies import parse_kinds
 
 BASE = "experiments/digits.py:sct"
 METRICS = ("1_steps/frechet_distance", "2_steps/frechet_distance")

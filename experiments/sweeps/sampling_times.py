@@ -13,7 +13,7 @@ How samples are drawn changes no parameter: this is one training per kind and se
 """
 
 from scm_jax.sweeps import cross, of_duration, run_dir, seeds
-from scm_jax.sweeps.studies import parse_kinds
+from scm_jax.sweeps.plan.studies import parse_kinds
 
 BASE = "experiments/digits.py:sct"
 METRICS = ("1_steps/frechet_distance", "2_steps/frechet_distance")

@@ -21,7 +21,7 @@ from scm_jax.datasets.pipeline import (
     FiniteDataset,
     LazyDataset,
 )
-from scm_jax.datasets.prepared import make_images
+from scm_jax.datasets.prepared_images import make_images
 from scm_jax.datasets.shapes import make_shapes
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax import quantize
-from scm_jax.datasets import identity, pipeline, storage
+from scm_jax.datasets import identity, pipeline, pixels, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.types import DatasetInfo, lookup
 
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 # EDM's convention, which the paper follows: pixels in [-1, 1] go with sigma_data 0.5 as
 # they are. Published moments of CIFAR-10 give a standard deviation of 0.503 there.
 SIGMA_DATA = 0.5
-QUANTIZATION = quantize.PIXEL_RANGES["pm1"].rule
+QUANTIZATION = pixels.PIXEL_RANGES["pm1"].rule
 
 CIFAR10_ITEMS = {"train": 50_000, "test": 10_000}
 IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
@@ -64,7 +63,7 @@ def to_pixels(x: np.ndarray) -> np.ndarray:
       first where there are fewer.
     """
     shown = np.asarray(x)[..., : 3 if x.shape[-1] >= 3 else 1]
-    return np.asarray(quantize.pm1_to_uint8(shown))
+    return np.asarray(pixels.pm1_to_uint8(shown))
 
 
 def flip_at_random(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:

@@ -29,8 +29,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from scm_jax.datasets.array_records import RecordSource
 from scm_jax.datasets.identity import Identity
-from scm_jax.datasets.records import RecordSource
 from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
 
 # Fields of some items, stacked: name -> (n, ...).

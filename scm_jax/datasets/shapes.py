@@ -405,8 +405,8 @@ def _distance(shape: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 class ShapeSource:
     """A split that is drawn when it is asked for: ``pipeline.Source``, and raw items.
 
-    As raw data for ``scm_jax.preparation`` it has ``class_names``, ``origin``, ``name``
-    and ``read``.
+    As raw data for ``scm_jax.datasets.preparation`` it has ``class_names``, ``origin``,
+    ``name`` and ``read``.
 
     Attributes:
       split: ``train`` or ``test``: independent items.

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax import user_paths
+from scm_jax.files import user_paths
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scm_jax.evaluation.evaluators import FEATURES, Extractor, SampleQuality
-from scm_jax.evaluation.pretrained import FEATURE_NETS, PretrainedQuality
+from scm_jax.evaluation.pretrained_quality import FEATURE_NETS, PretrainedQuality
+from scm_jax.evaluation.sample_quality import FEATURES, Extractor, SampleQuality
 from scm_jax.evaluation.subject import ClosedForm, Evaluator, Subject
 from scm_jax.evaluation.validation import (
     MixtureConsistency,

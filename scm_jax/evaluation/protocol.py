@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.evaluation.frechet import sample_std
+from scm_jax.evaluation.metrics.frechet import sample_std
 
 # What a publication does not say.
 UNKNOWN = "unknown"

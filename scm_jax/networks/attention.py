@@ -12,7 +12,7 @@ accelerator is one more line, and must provide
   error, never a wrong number;
 - ``jax.vmap``, and a sharded batch and sharded heads (``shard_map`` around a kernel
   that the partitioner cannot look into);
-- its multiply-adds: ``scm_jax.scaling.register_macs``.
+- its multiply-adds: ``scm_jax.cost.counts.register_macs``.
 
 The fused kernels of libraries (cuDNN, Pallas flash and splash, tokamax) are
 ``custom_vjp`` and raise under ``jax.jvp``: they cannot be entered as they are.

@@ -5,9 +5,9 @@ is no backbone and no entry of ``NETWORKS``: it maps pixels to a posterior over 
 and latents to pixels.
 
 The module knows no pixel range: in which one images enter and leave is the caller's
-choice (``scm_jax.quantize.PIXEL_RANGES``). Nor does it know any scaling of latents:
-these are raw, before the factor 0.18215 by which Stable Diffusion multiplies them and
-before the whitening of ``scm_jax.datasets.latents``.
+choice (``scm_jax.datasets.pixels.PIXEL_RANGES``). Nor does it know any scaling of
+latents: these are raw, before the factor 0.18215 by which Stable Diffusion multiplies
+them and before the whitening of ``scm_jax.datasets.latents``.
 """
 
 from __future__ import annotations

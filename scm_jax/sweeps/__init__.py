@@ -5,7 +5,7 @@
 6
 """
 
-from scm_jax.sweeps.combinators import (
+from scm_jax.sweeps.plan.combinators import (
     chain,
     cross,
     grid,

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.sweeps import planned, states, submissions
-from scm_jax.sweeps.states import RunState
+from scm_jax.sweeps import submissions
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import states
+from scm_jax.sweeps.state.states import RunState
 
 if TYPE_CHECKING:
     from rich.text import Text

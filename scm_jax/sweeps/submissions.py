@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scm_jax.sweeps import launchers, planned, states
+from scm_jax.sweeps import launchers
 from scm_jax.sweeps.launchers.options import Options
-from scm_jax.sweeps.planned import PlannedRun
-from scm_jax.sweeps.states import RunState
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.sweeps.state import states
+from scm_jax.sweeps.state.states import RunState
 
 # So many of the digits of an id stand in tables, and are enough to name a run.
 SHOWN_DIGITS = 6

@@ -16,15 +16,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.runs import RunDir
-from scm_jax.sweeps import locks, planned, states
-from scm_jax.sweeps.heartbeat import Heartbeat, ReportedProgress
-from scm_jax.sweeps.signals import Watch
+from scm_jax.runs.directory import locks
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import states
+from scm_jax.sweeps.state.heartbeat import Heartbeat, ReportedProgress
+from scm_jax.sweeps.state.signals import Watch
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from scm_jax.training.peers import Peers
+    from scm_jax.training.processes.peers import Peers
 
 
 EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 75
@@ -198,29 +200,28 @@ def _lead(
 
 def _follow(run_dir: Path, config: ConfigDict, peers: Any) -> int:
     """Another process of the same run: trains along, and writes nothing of its own."""
-    from scm_jax import training_run
-    from scm_jax.training import multihost
+    from scm_jax.runs import train
+    from scm_jax.training.processes import multihost
 
     code = peers.exchange("lock", None, _LOCK_SECONDS)[0]
     if code is not None:
         return code
     multihost.check_shared(peers, run_dir)
-    return _exit_code(training_run.train_and_evaluate(config, run_dir))
+    return _exit_code(train.train_and_evaluate(config, run_dir))
 
 
 def _attempt(
     run_dir: Path, config: ConfigDict, heartbeat: Heartbeat, peers: Any, leave: _Leave
 ) -> int:
     try:
-        from scm_jax import runs, training_run
-        from scm_jax.training import multihost
+        from scm_jax.runs import train
+        from scm_jax.runs.directory import layout
+        from scm_jax.training.processes import multihost
 
-        heartbeat.started(runs.environment())
+        heartbeat.started(layout.environment())
         multihost.check_shared(peers, run_dir)
         leave.progress = _progress(config, run_dir, heartbeat, leave.after_the_loop)
-        outcome = training_run.train_and_evaluate(
-            config, run_dir, progress=leave.progress
-        )
+        outcome = train.train_and_evaluate(config, run_dir, progress=leave.progress)
     except KeyboardInterrupt:  # the second SIGINT: the last checkpoint must do
         heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
         return EXIT_PREEMPTED

@@ -27,8 +27,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from scm_jax.training import manifest, sharding
-from scm_jax.training.manifest import CheckpointError
+from scm_jax.training import seal, sharding
+from scm_jax.training.seal import CheckpointError
 from scm_jax.training.store import (
     Store,
     read_arrays,
@@ -148,7 +148,7 @@ class Checkpointer:
             full disk for example. Earlier checkpoints stay whole.
         """
         self._store.wait()
-        if step in manifest.list_steps(self.directory):
+        if step in seal.list_steps(self.directory):
             return
         self._store.save(
             step,
@@ -174,14 +174,14 @@ class Checkpointer:
           ValueError: an array has another shape or type than ``abstract_state``.
         """
         self._store.wait()
-        if not manifest.list_steps(self.directory):
-            if strays := manifest.strays_text(self.directory):
+        if not seal.list_steps(self.directory):
+            if strays := seal.strays_text(self.directory):
                 raise CheckpointError(
                     f"no checkpoint in {self.directory}{strays}; to start again from "
                     "step 0, move it away"
                 )
             return None
-        step, damaged = manifest.newest_whole(self.directory)
+        step, damaged = seal.newest_whole(self.directory)
         abstract = with_sharding(abstract_state)
         path = self.directory / str(step)
         check_shapes(
@@ -220,7 +220,7 @@ class Checkpointer:
         path = self.snapshots_directory / str(step)
         if path.exists():
             # A resumed run passes the steps after its checkpoint a second time.
-            if manifest.find_damage(path) is None:
+            if seal.find_damage(path) is None:
                 return
             self._snapshots.set_aside([step])
         self._snapshots.save(step, json={"metadata": metadata or {}}, ema=dict(ema))
@@ -228,7 +228,7 @@ class Checkpointer:
     def list_ema_snapshots(self) -> list[int]:
         """Steps of the stored averages; read them with ``load_ema``."""
         self.wait()
-        return manifest.list_steps(self.snapshots_directory)
+        return seal.list_steps(self.snapshots_directory)
 
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; never waits."""
@@ -340,14 +340,14 @@ def load_metadata(
 
 def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
     if step is None:
-        return manifest.newest_whole(directory, item)[0]
-    present = manifest.list_steps(directory)
+        return seal.newest_whole(directory, item)[0]
+    present = seal.list_steps(directory)
     if step not in present:
         raise FileNotFoundError(
             f"no checkpoint {step} in {directory}; present are {present}"
-            + manifest.strays_text(directory)
+            + seal.strays_text(directory)
         )
-    problem = manifest.find_damage(directory / str(step), item)
+    problem = seal.find_damage(directory / str(step), item)
     if problem:
         raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
     return step

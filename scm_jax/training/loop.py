@@ -27,8 +27,8 @@ import numpy as np
 
 from scm_jax.training import sharding
 from scm_jax.training.ahead import Ahead, DataIterator
-from scm_jax.training.interruption import Interruption
 from scm_jax.training.late import Dispatched, Flight, LateMetrics
+from scm_jax.training.processes.interruption import Interruption
 from scm_jax.training.progress import NoProgress, Progress
 
 DONE, PREEMPTED = "done", "preempted"

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from scm_jax.training import manifest
-from scm_jax.training.manifest import CheckpointError
+from scm_jax.training import seal
+from scm_jax.training.seal import CheckpointError
 
 # The kind of memory in which JAX keeps arrays beside the devices.
 _HOST = "pinned_host"
@@ -157,7 +157,7 @@ class Store:
     def _seal(self) -> None:
         """Runs in the saving thread when all files are written, before the rename."""
         if jax.process_index() == 0:
-            manifest.write_manifest(self._unfinished()[-1])
+            seal.write_manifest(self._unfinished()[-1])
 
     def save(self, step: int, *, json: dict[str, Any], **trees: Any) -> None:
         """Saves trees of arrays, and JSON, by item; returns when these are copied.
@@ -200,7 +200,7 @@ class Store:
                 f"checkpoint {self.directory / str(step)} was saved and cannot be read "
                 f"back: {_cause(error)}\nThe training stops, as nothing of it could "
                 "be used; take another work directory. The earlier checkpoints "
-                f"{manifest.list_steps(self.directory)} are untouched."
+                f"{seal.list_steps(self.directory)} are untouched."
             ) from error
 
     def _begin(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class Store:
         # The unfinished folder stays: other threads of this save may still write to
         # it. The next start removes it.
         free = shutil.disk_usage(self.directory).free
-        kept = manifest.list_steps(self.directory)
+        kept = seal.list_steps(self.directory)
         return CheckpointError(
             f"could not save step {self._step} in {self.directory}, a disk with "
             f"{free / 2**20:.1f} MiB free: {_cause(error)}\nThe earlier checkpoints "
@@ -245,7 +245,7 @@ class Store:
     def set_aside(self, steps) -> None:
         if jax.process_index() == 0:
             for step in steps:
-                manifest.set_aside(self.directory / str(step))
+                seal.set_aside(self.directory / str(step))
         self._manager.reload()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scm_jax import collectives
+from scm_jax.cost import collectives
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SQUARE = 256 * 256 * 2  # bytes of a weight of the programs, in 16 bits

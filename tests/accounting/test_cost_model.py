@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import cost_model, hardware
-from scm_jax.hardware import Hardware
+from scm_jax.cost import hardware, roofline
+from scm_jax.cost.hardware import Hardware
 
 # Round numbers: two devices to a node.
 SMALL = Hardware("small", 1e12, 1e9, 1e9, 1e8, 2, 1e7)
@@ -26,7 +26,7 @@ def test_contraction_bytes_of_a_stack_with_dead_code():
 
         return jax.lax.scan(body, x, w)[0]
 
-    got = cost_model.contraction_bytes(fn, shape(5, 4, 4), shape(3, 4))
+    got = roofline.contraction_bytes(fn, shape(5, 4, 4), shape(3, 4))
     assert got == 5 * 4 * (12 + 16 + 12)
 
 
@@ -36,7 +36,7 @@ def test_contraction_bytes_of_a_convolution():
             x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    got = cost_model.contraction_bytes(fn, shape(2, 8, 8, 3), shape(3, 3, 3, 5))
+    got = roofline.contraction_bytes(fn, shape(2, 8, 8, 3), shape(3, 3, 3, 5))
     assert got == 4 * (2 * 64 * 3 + 9 * 15 + 2 * 64 * 5)
 
 
@@ -45,7 +45,7 @@ def test_contraction_bytes_of_branches_are_those_of_the_larger():
         return jax.lax.switch(i, [lambda x: x, lambda x: x @ x], x)
 
     index = jax.ShapeDtypeStruct((), jnp.int32)
-    assert cost_model.contraction_bytes(fn, index, shape(4, 4)) == 3 * 64
+    assert roofline.contraction_bytes(fn, index, shape(4, 4)) == 3 * 64
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -59,10 +59,10 @@ def test_saved_bytes_are_what_the_backward_pass_needs(remat):
         return jnp.sum(run(w, x))
 
     def count(batch):
-        return cost_model.saved_bytes(loss, shape(4, 8), shape(batch, 4))
+        return roofline.saved_bytes(loss, shape(4, 8), shape(batch, 4))
 
     # x and cos(x @ w); recomputation keeps x and w instead
-    fixed, slope = cost_model.linear(count)
+    fixed, slope = roofline.linear(count)
     assert (fixed, slope) == ((4 * 32, 4 * 4) if remat else (0, 4 * (4 + 8)))
 
 
@@ -71,7 +71,7 @@ def test_saved_bytes_are_what_the_backward_pass_needs(remat):
 
 def transfers(data, fsdp, device=SMALL, **changes):
     settings = {"parameters": 1e6, "teacher_parameters": 0, "hardware": device}
-    found = cost_model.fsdp_transfers(data=data, fsdp=fsdp, **(settings | changes))
+    found = roofline.fsdp_transfers(data=data, fsdp=fsdp, **(settings | changes))
     return {t.kind: t for t in found}
 
 
@@ -112,25 +112,23 @@ def test_each_node_receives_every_array_once():
 def test_network_time_is_that_of_the_slower_network():
     inside = transfers(1, 2).values()
     across = transfers(1, 8).values()
-    share = cost_model.BANDWIDTH_EFFICIENCY
-    assert cost_model.network_seconds(inside, SMALL) == pytest.approx(3e6 / 1e8 / share)
-    assert cost_model.network_seconds(across, SMALL) == pytest.approx(
-        4.5e6 / 1e7 / share
-    )
+    share = roofline.BANDWIDTH_EFFICIENCY
+    assert roofline.network_seconds(inside, SMALL) == pytest.approx(3e6 / 1e8 / share)
+    assert roofline.network_seconds(across, SMALL) == pytest.approx(4.5e6 / 1e7 / share)
 
 
 def test_network_that_is_not_known_is_refused():
     device = hardware.find("tpu-v5e")
-    assert cost_model.network_seconds(transfers(1, 256, device).values(), device) > 0
+    assert roofline.network_seconds(transfers(1, 256, device).values(), device) > 0
     with pytest.raises(ValueError, match="tpu-v5e.*256 devices"):
-        cost_model.network_seconds(transfers(1, 512, device).values(), device)
+        roofline.network_seconds(transfers(1, 512, device).values(), device)
 
 
 # --- Time and memory ----------------------------------------------------------------
 
 
 def test_roofline_of_a_step():
-    time = cost_model.step_time(
+    time = roofline.step_time(
         macs_per_image=1e9,
         images=100,
         traffic=1e8,
@@ -141,8 +139,8 @@ def test_roofline_of_a_step():
     )
     assert time.ideal == pytest.approx(0.2)
     assert time.compute == pytest.approx(0.4)
-    assert time.memory == pytest.approx(0.1 / cost_model.BANDWIDTH_EFFICIENCY)
-    assert time.update == pytest.approx(0.1 / cost_model.BANDWIDTH_EFFICIENCY)
+    assert time.memory == pytest.approx(0.1 / roofline.BANDWIDTH_EFFICIENCY)
+    assert time.update == pytest.approx(0.1 / roofline.BANDWIDTH_EFFICIENCY)
     assert time.bound == "compute"
     assert time.overlapped == pytest.approx(0.525)  # the update cannot run beside it
     assert time.exposed == pytest.approx(0.625)
@@ -152,7 +150,7 @@ def test_roofline_of_a_step():
 @pytest.mark.parametrize("efficiency", [0.0, -1.0, 1.1, math.nan])
 def test_efficiency_is_a_share(efficiency):
     with pytest.raises(ValueError, match="efficiency"):
-        cost_model.step_time(
+        roofline.step_time(
             macs_per_image=1,
             images=1,
             traffic=1,
@@ -164,19 +162,17 @@ def test_efficiency_is_a_share(efficiency):
 
 
 def test_largest_batch_fills_the_usable_memory():
-    fits = cost_model.largest_batch(
+    fits = roofline.largest_batch(
         resident_bytes=1e8, bytes_per_image=1e7, hardware=SMALL
     )
-    usable = SMALL.memory_bytes * cost_model.USABLE_MEMORY
+    usable = SMALL.memory_bytes * roofline.USABLE_MEMORY
     assert 1e8 + fits * 1e7 <= usable < 1e8 + (fits + 1) * 1e7
-    full = cost_model.largest_batch(
-        resident_bytes=2e9, bytes_per_image=1, hardware=SMALL
-    )
+    full = roofline.largest_batch(resident_bytes=2e9, bytes_per_image=1, hardware=SMALL)
     assert full == 0
 
 
 def test_fixed_bytes_are_gradients_and_a_gathered_copy():
-    assert cost_model.fixed_bytes(100, 4, 2, 50) == 4 * 100 / 4 + 2 * 150
+    assert roofline.fixed_bytes(100, 4, 2, 50) == 4 * 100 / 4 + 2 * 150
 
 
 # --- Hardware -----------------------------------------------------------------------
@@ -204,4 +200,4 @@ def test_unknown_accelerator_gets_a_hint():
     [(32, 32, 1), (32, 31, 2), (32, 12, 4), (12, 5, 3), (7, 3, 7), (8, 0, None)],
 )
 def test_microbatches_are_equal_and_fit(images, fits, parts):
-    assert cost_model.microbatches(images, fits) == parts
+    assert roofline.microbatches(images, fits) == parts

@@ -4,8 +4,10 @@ import pathlib
 import pytest
 
 from benchmarks import scaling_page as script
-from scm_jax import accounts, describe, scaling, training_run
-from scm_jax.hardware import find
+from scm_jax.cost import counts as scaling
+from scm_jax.cost.hardware import find
+from scm_jax.runs import train
+from scm_jax.runs.estimate import accounts, describe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -30,7 +32,7 @@ def test_counts_are_those_of_the_code(counts):
     config = script.experiment_module().get_config("sct,family=dit,size=s")
     experiment = describe.build_abstract(accounts.as_on_accelerator(config))
     found = counts["dit,s"]
-    assert training_run.train_macs(experiment, 4) == found["macs"]["sct"]
+    assert train.train_macs(experiment, 4) == found["macs"]["sct"]
     assert script.kept(config) == found["kept"]
     assert accounts.gradient_bytes(experiment) == found["gradient_bytes"]
     parameters = experiment.abstract_params()["net"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scm_jax.analysis.laws import ChinchillaLaw, FlopsPerImage
+from scm_jax.analysis.laws.law import ChinchillaLaw, FlopsPerImage
 
 LAW = ChinchillaLaw(E=0.4, A=60.0, B=900.0, a=0.45, b=0.55)
 COST = FlopsPerImage(12.0, 0.9)

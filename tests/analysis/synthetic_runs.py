@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from scm_jax.evaluation.protocol import Protocol
-from scm_jax.run_configs import config_hash
-from scm_jax.runs import RunDir
-from scm_jax.sweeps import planned
-from scm_jax.writers import JsonlWriter
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.run_configs import config_hash
+from scm_jax.runs.directory.writers import JsonlWriter
+from scm_jax.sweeps.plan import planned
 
 CONFIG = {
     "name": "sct",

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 import scm_jax
-from scm_jax.analysis import ablation
-from scm_jax.analysis.ablation import compare, estimate
+from scm_jax.analysis.ablation import compare as ablation
+from scm_jax.analysis.ablation.compare import compare, estimate
 from tests.analysis.synthetic_runs import protocol, result, write
 
 METRIC = "2_steps/frechet_distance"

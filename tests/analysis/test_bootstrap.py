@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scm_jax.analysis import bootstrap, power_sums
-from scm_jax.analysis.bootstrap import Interval, interval
-from scm_jax.analysis.laws import ChinchillaLaw, Points
+from scm_jax.analysis.laws import bootstrap, power_sums
+from scm_jax.analysis.laws.bootstrap import Interval, interval
+from scm_jax.analysis.laws.law import ChinchillaLaw, Points
 from tests.analysis.studies import COST, LAW, study
 
 GROWTH = COST.exponent

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import scm_jax
-from scm_jax.analysis import collect as collect_lib
-from scm_jax.analysis import collected, metric_rows, run_files
-from scm_jax.analysis.collect import collect
+from scm_jax.analysis.tables import collect as collect_lib
+from scm_jax.analysis.tables import collected, metric_rows, run_files
+from scm_jax.analysis.tables.collect import collect
 from tests.analysis.synthetic_runs import result, write, write_metrics
 from tests.commands.in_process import scm
 

@@ -5,18 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis import (
-    ablation,
-    columns,
-    curve_plots,
-    envelope,
-    frontier,
-    law_plots,
-    laws,
-    ratio,
-    sampling_plots,
-    scaling_fit,
-)
+from scm_jax.analysis import columns
+from scm_jax.analysis.ablation import compare
+from scm_jax.analysis.laws import envelope, fit, frontier, law, ratio
+from scm_jax.analysis.plots import curves, sampling
+from scm_jax.analysis.plots import laws as law_plots
 
 matplotlib.use("agg")
 
@@ -27,16 +20,16 @@ TABLE = pd.DataFrame(
 )
 
 READERS = {
-    "fit_scaling": lambda f: scaling_fit.fit_scaling(f, FID),
+    "fit_scaling": lambda f: fit.fit_scaling(f, FID),
     "frontier": lambda f: frontier.frontier(f, "flops", FID),
     "sampling_points": lambda f: frontier.sampling_points(f, "fid"),
     "ratio_by_size": lambda f: ratio.ratio_by_size(f, FID, "t"),
     "curves_of": lambda f: envelope.curves_of(f, f, FID),
     "plot_frontier": lambda f: law_plots.plot_frontier(f, "flops", FID),
-    "sampling_lines": lambda f: sampling_plots.sampling_lines(f, FID, "nfe"),
-    "run_curves": lambda f: curve_plots.run_curves(f, FID, f, "images"),
-    "spikes": lambda f: curve_plots.spikes(f, FID),
-    "compare": lambda f: ablation.compare(f, FID),
+    "sampling_lines": lambda f: sampling.sampling_lines(f, FID, "nfe"),
+    "run_curves": lambda f: curves.run_curves(f, FID, f, "images"),
+    "spikes": lambda f: curves.spikes(f, FID),
+    "compare": lambda f: compare.compare(f, FID),
 }
 
 
@@ -56,4 +49,4 @@ def test_numbers_as_text_and_gaps_are_numbers():
 
 def test_text_in_an_array_is_named():
     with pytest.raises(ValueError, match="loss must be numbers: .*'bad'"):
-        laws.fit_chinchilla([1, 2, 3], [1, 2, 3], [1, "bad", 3])
+        law.fit_chinchilla([1, 2, 3], [1, 2, 3], [1, "bad", 3])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis.envelope import Curve, curves_of, fit_envelope
+from scm_jax.analysis.laws.envelope import Curve, curves_of, fit_envelope
 from tests.analysis.studies import COST, LAW
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis.frontier import frontier, pareto_front, sampling_points
+from scm_jax.analysis.laws.frontier import frontier, pareto_front, sampling_points
 
 
 def test_points_that_another_beats_in_both_are_no_part():

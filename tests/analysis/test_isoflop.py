@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.analysis.isoflop import fit_isoflop, group_budgets
+from scm_jax.analysis.laws.isoflop import fit_isoflop, group_budgets
 
 BUDGETS = np.array([1e12, 4e12, 1.6e13, 6.4e13])
 EXPONENT = 0.55

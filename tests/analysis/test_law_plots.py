@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis import law_plots
-from scm_jax.analysis.envelope import fit_envelope
-from scm_jax.analysis.isoflop import fit_isoflop
-from scm_jax.analysis.ratio import fit_ratio, published_ratio
-from scm_jax.analysis.scaling_fit import fit_study
-from scm_jax.published import load_published
+from scm_jax.analysis.laws.envelope import fit_envelope
+from scm_jax.analysis.laws.fit import fit_study
+from scm_jax.analysis.laws.isoflop import fit_isoflop
+from scm_jax.analysis.laws.published import load_published
+from scm_jax.analysis.laws.ratio import fit_ratio, published_ratio
+from scm_jax.analysis.plots import laws
 from tests.analysis.studies import COST, LAW, study
 from tests.analysis.test_envelope import curves
 from tests.analysis.test_isoflop import BUDGETS, EXPONENT, valleys
@@ -50,7 +50,7 @@ def labels(axes):
 def test_isoflop_valleys_and_their_lowest_points():
     n, c, loss = valleys(noise=0.001)
     fit = fit_isoflop(n, c, loss, count=50)
-    axes = law_plots.plot_isoflop(fit, "FID")
+    axes = laws.plot_isoflop(fit, "FID")
     stars = np.array(
         [np.asarray(b.lines[0].get_data(), float).ravel() for b in axes.containers]
     )
@@ -65,13 +65,13 @@ def test_isoflop_valleys_and_their_lowest_points():
 
 
 def test_a_valley_with_a_problem_has_no_star():
-    axes = law_plots.plot_isoflop(fit_isoflop(*valleys(bend=-0.08), count=20))
+    axes = laws.plot_isoflop(fit_isoflop(*valleys(bend=-0.08), count=20))
     assert not axes.containers
     assert "1e+12 FLOPs (not convex)" in named(axes)
 
 
 def test_the_law_goes_through_its_runs(fit):
-    axes = law_plots.plot_law(fit)
+    axes = laws.plot_law(fit)
     lines = named(axes)
     sizes = np.unique(fit.parameters)
     for size in sizes:
@@ -84,7 +84,7 @@ def test_the_law_goes_through_its_runs(fit):
 
 
 def test_residuals_are_in_percent(fit):
-    axes = law_plots.plot_residuals(fit)
+    axes = laws.plot_residuals(fit)
     error = 100 * (fit.loss / fit.law(fit.parameters, fit.images) - 1)
     drawn = markers(axes, "o")
     np.testing.assert_allclose(sorted(drawn[:, 1]), sorted(error))
@@ -92,7 +92,7 @@ def test_residuals_are_in_percent(fit):
 
 
 def test_the_optimum_is_dashed_beyond_the_measured_budgets(fit):
-    axes = law_plots.plot_optimum(fit, beyond=20.0)
+    axes = laws.plot_optimum(fit, beyond=20.0)
     lines = named(axes)
     most = fit.flops.max()
     assert lines["law"][-1, 0] == pytest.approx(most)
@@ -114,7 +114,7 @@ def test_the_optimum_is_dashed_beyond_the_measured_budgets(fit):
 
 def test_predicted_stands_against_measured(fit):
     left = fit.extrapolation
-    axes = law_plots.plot_extrapolation(left, "FID")
+    axes = laws.plot_extrapolation(left, "FID")
     (points,) = [v for k, v in named(axes).items() if k.startswith("runs of 5e+12")]
     np.testing.assert_allclose(points, np.stack([left.measured, left.predicted], 1))
     line = named(axes)["predicted = measured"]
@@ -126,7 +126,7 @@ def test_predicted_stands_against_measured(fit):
 def test_envelope_lies_under_all_curves():
     runs = curves(sizes=7)
     envelope = fit_envelope(runs, count=3)
-    axes = law_plots.plot_envelope(runs, envelope, "validation error")
+    axes = laws.plot_envelope(runs, envelope, "validation error")
     drawn = named(axes)["envelope"]
     np.testing.assert_allclose(drawn[:, 1], envelope.loss[~envelope.edge])
     assert {"N = 1e+04", "N = 3e+06"} <= set(named(axes))
@@ -138,9 +138,7 @@ def test_the_front_is_a_step_through_unbeaten_runs():
         {"sampling_compute": [1.0, 2.0, 3.0, np.nan], "fid": [5.0, 6.0, 2.0, 1.0]}
     )
     published = load_published("cifar10", "fid")
-    axes = law_plots.plot_frontier(
-        frame, "sampling_compute", "fid", published=published
-    )
+    axes = laws.plot_frontier(frame, "sampling_compute", "fid", published=published)
     lines = named(axes)
     np.testing.assert_array_equal(lines["Pareto front"], [[1, 5], [3, 2]])
     assert len(lines["runs"]) == 3
@@ -149,13 +147,13 @@ def test_the_front_is_a_step_through_unbeaten_runs():
     )
     assert "parameters × evaluations" in axes.get_xlabel()
     with pytest.raises(ValueError, match="no row has both"):
-        law_plots.plot_frontier(frame[3:], "sampling_compute", "fid")
+        laws.plot_frontier(frame[3:], "sampling_compute", "fid")
 
 
 def test_ratios_stand_beside_the_paper_s():
     own = fit_ratio([1e8, 2e8, 4e8], [1.2, 1.3, 1.1], [1.0, 1.0, 1.0])
     paper = published_ratio("imagenet512", "fid")
-    axes = law_plots.plot_ratio(own, {"sCD, 2 steps (paper)": paper})
+    axes = laws.plot_ratio(own, {"sCD, 2 steps (paper)": paper})
     lines = named(axes)
     (mine,) = [v for k, v in lines.items() if k.startswith("these runs")]
     np.testing.assert_allclose(mine, [[1e8, 1.2], [2e8, 1.3], [4e8, 1.1]])
@@ -166,10 +164,10 @@ def test_ratios_stand_beside_the_paper_s():
 
 
 def test_figures_draw_into_given_axes(fit):
-    first = law_plots.plot_law(fit)
-    assert law_plots.plot_residuals(fit, axes=first) is first
+    first = laws.plot_law(fit)
+    assert laws.plot_residuals(fit, axes=first) is first
 
 
 def test_ticks_of_large_numbers_are_short():
-    texts = [law_plots._tick(v, 0) for v in (0.5, 2.0, 5e3, 1e5, 2.5e12)]
+    texts = [laws._tick(v, 0) for v in (0.5, 2.0, 5e3, 1e5, 2.5e12)]
     assert texts == ["0.5", "2", "5000", "1e5", "2.5e12"]

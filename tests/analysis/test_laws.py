@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from scm_jax.analysis import power_sums
-from scm_jax.analysis.laws import (
+from scm_jax.analysis.laws import power_sums
+from scm_jax.analysis.laws.law import (
     ChinchillaLaw,
     FlopsPerImage,
     Points,
@@ -186,13 +186,14 @@ def test_fewer_points_than_parameters_are_refused():
 
 def test_analysis_needs_neither_jax_nor_pandas_to_be_imported():
     modules = (
-        *("power_sums", "laws", "bootstrap", "isoflop", "envelope", "extrapolation"),
-        *("scaling_fit", "ratio", "frontier", "proposals", "law_plots"),
+        *("power_sums", "law", "bootstrap", "isoflop", "envelope", "extrapolation"),
+        *("fit", "ratio", "frontier", "proposals"),
     )
     code = f"""
 import importlib, sys
 for name in {modules!r}:
-    importlib.import_module("scm_jax.analysis." + name)
+    importlib.import_module("scm_jax.analysis.laws." + name)
+importlib.import_module("scm_jax.analysis.plots.laws")
 print([m for m in ("jax", "pandas", "matplotlib") if m in sys.modules])
 """
     done = subprocess.run(

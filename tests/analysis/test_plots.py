@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import scm_jax
-from scm_jax.analysis.ablation import compare
-from scm_jax.analysis.ablation_plots import plot_ablation
-from scm_jax.analysis.curve_plots import (
+from scm_jax.analysis.ablation.compare import compare
+from scm_jax.analysis.plots.ablation import plot_ablation
+from scm_jax.analysis.plots.curves import (
     bin_values,
     plot_bins,
     plot_curves,
@@ -18,7 +18,7 @@ from scm_jax.analysis.curve_plots import (
     run_curves,
     spikes,
 )
-from scm_jax.analysis.sampling_plots import plot_sampling, sampling_lines
+from scm_jax.analysis.plots.sampling import plot_sampling, sampling_lines
 from tests.analysis.synthetic_runs import result, write
 from tests.analysis.test_ablation import METRIC, NORM, table, three_seeds
 

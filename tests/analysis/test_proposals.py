@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scm_jax.analysis.proposals import Candidate, _given, propose, write_proposals
-from scm_jax.analysis.scaling_fit import fit_study
-from scm_jax.sweeps.files import load_sweep
+from scm_jax.analysis.laws.fit import fit_study
+from scm_jax.analysis.laws.proposals import Candidate, _given, propose, write_proposals
+from scm_jax.sweeps.plan.sweep_file import load_sweep
 from tests.analysis.studies import COST, LAW, study
 
 TOTAL = 1e14

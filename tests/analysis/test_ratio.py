@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis.ratio import fit_ratio, published_ratio, ratio_by_size
-from scm_jax.published import load_published
+from scm_jax.analysis.laws.published import load_published
+from scm_jax.analysis.laws.ratio import fit_ratio, published_ratio, ratio_by_size
 
 SIZES = np.geomspace(2.8e8, 1.5e9, 5)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scm_jax.analysis import bootstrap, power_sums
-from scm_jax.analysis.extrapolation import leave_largest_out, prediction_interval
-from scm_jax.analysis.isoflop import group_budgets
-from scm_jax.analysis.laws import ChinchillaLaw, Points
-from scm_jax.analysis.scaling_fit import fit_scaling, fit_study
+from scm_jax.analysis.laws import bootstrap, power_sums
+from scm_jax.analysis.laws.extrapolation import leave_largest_out, prediction_interval
+from scm_jax.analysis.laws.fit import fit_scaling, fit_study
+from scm_jax.analysis.laws.isoflop import group_budgets
+from scm_jax.analysis.laws.law import ChinchillaLaw, Points
 from tests.analysis.studies import COST, DIVERGED, LAW, study, values
 
 LOSS = "2_steps/frechet_distance"

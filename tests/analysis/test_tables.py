@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import scm_jax
-from scm_jax.analysis import run_files, tables
-from scm_jax.analysis.collect import collect
-from scm_jax.run_configs import config_hash
-from scm_jax.runs import RunDir
+from scm_jax.analysis.tables import frames, run_files
+from scm_jax.analysis.tables.collect import collect
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.run_configs import config_hash
 from tests.analysis import synthetic_runs
 from tests.analysis.synthetic_runs import result, write, write_metrics
 
@@ -38,7 +38,7 @@ class TestRows:
         assert (row["device"], row["commit"]) == ("cpu", "abc")
         assert row["2_steps/frechet_distance"] == 1.5
         assert row["2_steps/frechet_distance_std"] == 0.25
-        assert tables.is_missing(row["error"]) and tables.is_missing(row["teacher_id"])
+        assert frames.is_missing(row["error"]) and frames.is_missing(row["teacher_id"])
 
     def test_a_planned_run_has_its_costs_before_it_begins(self, root):
         plan = {
@@ -162,7 +162,7 @@ class TestDamage:
         frame = scm_jax.load_runs(root)
         assert frame["state"].to_dict() == {"bad": "unreadable", "good": "done"}
         assert str(root / "bad") in frame.loc["bad", "error"]
-        assert tables.is_missing(frame.loc["good", "error"])
+        assert frames.is_missing(frame.loc["good", "error"])
         assert frame.attrs["constant"]["network.width"] == 16
 
     def test_a_torn_last_line_never_was_a_row(self, root):
@@ -366,7 +366,8 @@ class TestState:
 
 def test_the_package_imports_no_pandas():
     code = (
-        "import sys, scm_jax, scm_jax.analysis.tables, scm_jax.analysis.run_files;"
+        "import sys, scm_jax, scm_jax.analysis.tables.frames;"
+        "import scm_jax.analysis.tables.run_files;"
         "assert not {'pandas', 'pyarrow', 'matplotlib'} & sys.modules.keys()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

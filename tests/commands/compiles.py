@@ -7,7 +7,7 @@ import sys
 
 import jax
 
-from scm_jax import main
+from scm_jax.commands import main
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from scm_jax import cli, data_commands, main, process_flags, sweep_commands
+from scm_jax.commands import cli, data, main, process_flags, sweep
 
 
 class Said(NamedTuple):
@@ -25,7 +25,7 @@ def scm(*args, check=0):
             code = cli.run([str(arg) for arg in args])
     finally:
         by_module = flags.FLAGS.flags_by_module_dict()
-        for module in (data_commands, main, process_flags, sweep_commands):
+        for module in (data, main, process_flags, sweep):
             for flag in list(by_module.get(module.__name__, [])):
                 delattr(flags.FLAGS, flag.name)
     assert code == check, out.getvalue() + err.getvalue()

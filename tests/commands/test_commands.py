@@ -13,7 +13,10 @@ import PIL.Image
 import pytest
 
 import scm_jax
-from scm_jax import experiment, measure, quality_plots, runs
+from scm_jax.analysis.plots import quality
+from scm_jax.runs import evaluate
+from scm_jax.runs.directory import layout
+from scm_jax.runs.setup import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -107,7 +110,7 @@ def test_evaluate_appends_rows(demo):
 
 def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
     workdir, _ = demo
-    run_dir = runs.RunDir(workdir / "sct")
+    run_dir = layout.RunDir(workdir / "sct")
     before = run_dir.results_path.read_text().splitlines()
 
     def sweep(**changed):
@@ -117,7 +120,7 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
             "times": [(1.3,), (0.7,)],
             "evaluators": ("validation", "teacher_trajectory"),
         }
-        return list(measure.evaluate_run(workdir / "sct", **{**asked, **changed}))
+        return list(evaluate.evaluate_run(workdir / "sct", **{**asked, **changed}))
 
     rows = sweep()
     assert [(r["ema"], r["steps"], r["times"]) for r in rows] == [
@@ -134,7 +137,7 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
     run_dir.results_path.write_text("\n".join(lines[:-1]) + "\n")
     assert sweep() == rows
     assert run_dir.results_path.read_text().splitlines() == lines
-    quality_plots.plot_runs([workdir / "sct"], tmp_path / "quality.png")
+    quality.plot_runs([workdir / "sct"], tmp_path / "quality.png")
     with PIL.Image.open(tmp_path / "quality.png") as picture:
         assert picture.width > 600
     # Held-out data may change in a run's config, and with it the answer.

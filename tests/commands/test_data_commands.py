@@ -15,12 +15,13 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from scm_jax import cli, data_commands, training_run
+from scm_jax.commands import cli, data
 from scm_jax.config import base_config
 from scm_jax.datasets import pipeline, storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
+from scm_jax.datasets.preparation import manifest, recipes
 from scm_jax.datasets.shapes import ShapeSource
-from scm_jax.preparation import manifest, recipes
+from scm_jax.runs import train
 from tests.preparation import raw_data
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def scm(*args, check=0):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = cli.run([str(arg) for arg in args])
     finally:
-        own = flags.FLAGS.flags_by_module_dict().get(data_commands.__name__, [])
+        own = flags.FLAGS.flags_by_module_dict().get(data.__name__, [])
         for flag in list(own):
             delattr(flags.FLAGS, flag.name)
     assert code == check, out.getvalue() + err.getvalue()
@@ -121,7 +122,7 @@ def test_prepared_images_are_trained_on(prepared, tmp_path):
     c.log.writers = ("jsonl",)
     c.checkpoint.every_images = 32
     c.eval.evaluators = ()
-    assert training_run.train_and_evaluate(c, tmp_path / "run") == "done"
+    assert train.train_and_evaluate(c, tmp_path / "run") == "done"
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     losses = [row["loss"] for row in rows if "loss" in row]

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from scm_jax import accounts
 from scm_jax import config as config_lib
+from scm_jax.runs.estimate import accounts
 from scm_jax.training.sharding import MeshSpec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

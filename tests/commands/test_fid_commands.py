@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scm_jax import experiment, quality_plots, runs, training_run
+from scm_jax.analysis.plots import quality
 from scm_jax.config import base_config, to_dict
-from scm_jax.evaluation import frechet, inception_weights, pretrained, references
-from scm_jax.exchange.torch_files import write_state_dict
-from scm_jax.generation import load_generate
+from scm_jax.evaluation import pretrained_quality
+from scm_jax.evaluation.features import inception_weights
+from scm_jax.evaluation.metrics import frechet
+from scm_jax.evaluation.references import statistics
+from scm_jax.files.state_dict import write_state_dict
+from scm_jax.runs import train
+from scm_jax.runs.directory import layout
+from scm_jax.runs.sample import load_generate
+from scm_jax.runs.setup import experiment
 from scm_jax.training import checkpoint
 from tests.commands.in_process import scm
 from tests.evaluation import inception_tensors
@@ -42,16 +48,16 @@ def machine(tmp_path_factory):
         patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
         patch.setenv("SCM_JAX_DATA", str(folder / "data"))
         patch.setenv("HOME", str(folder / "home"))
-        patch.setitem(pretrained.FEATURE_NETS, "inception", small_batches)
+        patch.setitem(pretrained_quality.FEATURE_NETS, "inception", small_batches)
         patch.setattr(frechet, "gaussian_frechet", distance_of_means)
-        pretrained.load_net.cache_clear()
+        pretrained_quality.load_net.cache_clear()
         jax.config.update("jax_disable_most_optimizations", True)
         write_weights(folder)
         write_images(folder)
         write_run(folder)
         yield folder
         jax.config.update("jax_disable_most_optimizations", False)
-        pretrained.load_net.cache_clear()
+        pretrained_quality.load_net.cache_clear()
 
 
 def write_weights(folder):
@@ -81,7 +87,7 @@ def write_run(folder):
     c.network.num_heads = 1
     c.sampling.batch_size = BATCH
     built = experiment.build(c)
-    directory = runs.RunDir(folder / "run")
+    directory = layout.RunDir(folder / "run")
     directory.write_config(to_dict(c))
     params = built.network.init(jax.random.key(0))
     checkpoint.save_average(directory.checkpoints_dir, built.sampling_ema, params)
@@ -104,26 +110,26 @@ def row(machine, stats):
 
 
 def test_statistics_are_those_of_all_images(machine, stats):
-    found = references.read_reference(stats, "fid")
+    found = statistics.read_reference(stats, "fid")
     folder = machine / "data/stats"
     assert [str(path) for path in folder.iterdir()] == [stats]
     assert found.count == NUM_IMAGES and found.features.shape == (NUM_IMAGES, 2048)
     np.testing.assert_allclose(found.mean, found.features.mean(0), rtol=1e-5)
-    assert references.read_reference(stats, "sfid").mean.shape == (2023,)
+    assert statistics.read_reference(stats, "sfid").mean.shape == (2023,)
 
 
 def test_a_row_has_the_number_and_how_it_came_to_be(machine, stats, row):
     loaded = load_generate(machine / "run")
     _, pixels = loaded.generate(NUM_SAMPLES, 1, 0, pixels=True)
     features = small_batches()(pixels)["features"]
-    mean = references.read_reference(stats, "fid").mean
+    mean = statistics.read_reference(stats, "fid").mean
     expected = ((features.mean(0) - mean) ** 2).sum()
     assert row["fid"] == pytest.approx(expected, rel=1e-4) and expected > 0
     assert row["measured_by"] == {"fid": "fid"}
     said = row["protocol"]["fid"]
     net = small_batches()
     assert (said["extractor"], said["extractor_sha256"]) == (NAME, net.weights_sha256)
-    assert said["reference_sha256"] == references.read_reference(stats).sha256
+    assert said["reference_sha256"] == statistics.read_reference(stats).sha256
     assert (said["reference_count"], said["num_samples"]) == (NUM_IMAGES, NUM_SAMPLES)
     assert said["resize"] == "tf1_bilinear_299" and "127.5" in said["quantization"]
 
@@ -142,7 +148,7 @@ def test_nothing_is_measured_twice(machine, stats, row, monkeypatch):
     def fails(*_):
         pytest.fail("measured again")
 
-    monkeypatch.setattr(pretrained, "collect", fails)
+    monkeypatch.setattr(pretrained_quality, "collect", fails)
     assert scm("data", "stats", "--dataset=dots").stdout.strip() == stats
     assert json.loads(evaluate(machine).stdout) == row
     lines = (machine / "run/results.jsonl").read_text().splitlines()
@@ -150,7 +156,7 @@ def test_nothing_is_measured_twice(machine, stats, row, monkeypatch):
 
 
 def test_a_published_file_as_reference(machine, stats, row, tmp_path):
-    own = references.read_reference(stats, "fid")
+    own = statistics.read_reference(stats, "fid")
     path = tmp_path / "edm.npz"
     np.savez(path, mu=own.mean, sigma=own.covariance)
     other = json.loads(evaluate(machine, f"--reference={path}").stdout)
@@ -163,7 +169,7 @@ def test_a_published_file_as_reference(machine, stats, row, tmp_path):
     assert shifted["key"] != other["key"] and shifted["fid"] > other["fid"] + 1000
     # Two files: their numbers cannot be drawn together.
     with pytest.raises(ValueError, match="reference_sha256"):
-        quality_plots.plot_runs([machine / "run"], tmp_path / "picture.png")
+        quality.plot_runs([machine / "run"], tmp_path / "picture.png")
 
 
 def test_a_reference_of_another_network_is_refused(machine, stats, tmp_path):
@@ -176,15 +182,15 @@ def test_a_reference_of_another_network_is_refused(machine, stats, tmp_path):
 def test_a_reference_of_other_weights_is_refused(machine, tmp_path):
     about = {"extractor": NAME, "extractor_sha256": "ab" * 32}
     path = tmp_path / "other.npz"
-    space = references.Space(np.zeros(2048), np.eye(2048), 5, None, about)
-    references.write_reference(path, {"fid": space}, dataset="dots")
+    space = statistics.Space(np.zeros(2048), np.eye(2048), 5, None, about)
+    statistics.write_reference(path, {"fid": space}, dataset="dots")
     said = evaluate(machine, f"--reference={path}", check=1).stderr
     assert "extractor_sha256 abab" in said and "scm data stats" in said
 
 
 def test_without_weights_the_message_says_what_to_get(machine, tmp_path, monkeypatch):
     monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
-    pretrained.load_net.cache_clear()
+    pretrained_quality.load_net.cache_clear()
     said = evaluate(machine, "--seed=1", check=1).stderr
     assert "pt_inception-2015-12-05-6726825d.pth: https://github.com/mseitzer" in said
     assert str(tmp_path / "inception") in said
@@ -193,9 +199,9 @@ def test_without_weights_the_message_says_what_to_get(machine, tmp_path, monkeyp
 def test_a_training_that_could_not_be_measured_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    pretrained.load_net.cache_clear()
+    pretrained_quality.load_net.cache_clear()
     config = base_config("dit", "diffusion", "noise_images")
     config.eval.evaluators = ("fid",)
     with pytest.raises(FileNotFoundError, match="pt_inception-2015-12-05"):
-        training_run.train_and_evaluate(config, tmp_path / "run")
+        train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

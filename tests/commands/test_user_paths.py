@@ -8,18 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax import (
-    cli,
-    compile_cache,
-    experiment,
-    generation,
-    main,
-    runs,
-    user_paths,
-    weight_files,
-)
+from scm_jax.commands import cli, compile_cache, main
 from scm_jax.config import base_config
 from scm_jax.datasets import storage
+from scm_jax.files import catalogue, user_paths
+from scm_jax.runs import sample
+from scm_jax.runs.directory import layout
+from scm_jax.runs.setup import experiment
 
 assert main  # registers the commands
 
@@ -51,7 +46,7 @@ def test_without_a_home_data_need_a_folder(no_home, tmp_path):
     with pytest.raises(ValueError, match="SCM_JAX_DATA"):
         storage.default_root()
     assert storage.data_root(tmp_path) == tmp_path
-    assert weight_files.roots() == []
+    assert catalogue.roots() == []
     with pytest.raises(ValueError, match=r"~/x: .*absolute path"):
         user_paths.expand("~/x")
 
@@ -87,7 +82,7 @@ def test_targets_are_tried_before_the_work(tmp_path, capsys, monkeypatch):
     def load(*_):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr(generation, "load_generate", load)
+    monkeypatch.setattr(sample, "load_generate", load)
     (tmp_path / "file").touch()
     for out, words in (
         (tmp_path / "file" / "a.png", "cannot use"),
@@ -136,13 +131,13 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match=r"cannot write .*a\.npy: 100 requested"):
-        runs.Samples(np.zeros((1, 2))).save(tmp_path / "a.npy")
+        layout.Samples(np.zeros((1, 2))).save(tmp_path / "a.npy")
 
 
 def test_no_steps_are_no_default():
     config = base_config("mlp", "diffusion", "mixture")
     built = experiment.build(config)
-    generate = generation.Generator(built, built.init_params()["net"])
+    generate = sample.Generator(built, built.init_params()["net"])
     with pytest.raises(ValueError, match="steps"):
         generate(1, steps=0)
 

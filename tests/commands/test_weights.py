@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import experiment, generation, networks, weights
-from scm_jax.exchange import edm, torch_files
+from scm_jax import networks
+from scm_jax.files import state_dict
+from scm_jax.networks.external import edm
+from scm_jax.runs import sample, transfer
+from scm_jax.runs.setup import experiment
 from scm_jax.training import sharding
 
 SETTINGS = {
@@ -40,7 +43,7 @@ def file(tmp_path_factory):
         {"logvar_linear.weight": np.ones((1, 4), np.float32)},
     )
     path = tmp_path_factory.mktemp("weights") / "edm2.pt"
-    torch_files.write_state_dict(path, state)
+    state_dict.write_state_dict(path, state)
     return path
 
 
@@ -54,7 +57,7 @@ def config(variant="diffusion"):
 @pytest.fixture(scope="module")
 def run(file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("imported") / "run"
-    weights.import_run(config(), file, workdir)
+    transfer.import_run(config(), file, workdir)
     return workdir
 
 
@@ -69,11 +72,11 @@ def test_import_says_what_it_read(run):
 
 def test_an_imported_run_samples_in_trigflow_time(run, file):
     """The network that samples is minus EDM's, at EDM's ``c_noise`` of the time."""
-    loaded = generation.load_generate(run)
+    loaded = sample.load_generate(run)
     x = loaded.generate(3, 2, 0)
     assert x.shape == (3, 8, 8, 1) and np.isfinite(x).all()
 
-    state = torch_files.read_state_dict(file)
+    state = state_dict.read_state_dict(file)
     params, _ = edm.import_weights(loaded.experiment.network.module, state)
     net = loaded.experiment.network
     bare = networks.Network(net.module, net.consumes)
@@ -90,8 +93,8 @@ def test_an_imported_run_samples_in_trigflow_time(run, file):
 @pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
 def test_export_gives_the_imported_file_back(run, file, tmp_path, suffix):
     out = tmp_path / f"weights{suffix}"
-    count = weights.export_run(run, out)
-    before, after = torch_files.read_state_dict(file), torch_files.read_state_dict(out)
+    count = transfer.export_run(run, out)
+    before, after = state_dict.read_state_dict(file), state_dict.read_state_dict(out)
     assert set(before) == set(after) and len(after) == count
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor, err_msg=name)
@@ -116,7 +119,7 @@ def test_a_teacher_is_folded_when_it_is_loaded(run, student):
     mesh = sharding.make_mesh(sharding.MeshSpec())
     got = experiment.load_teacher(student, mesh)
     assert isinstance(got, networks.Folded)
-    expected = generation.load_generate(run)
+    expected = sample.load_generate(run)
     folded = jax.jit(expected.experiment.network.fold)(expected.params)
     jax.tree.map(np.testing.assert_array_equal, got, folded)
     abstract = experiment.abstract_teacher(student, mesh)
@@ -130,7 +133,7 @@ def test_samplers_share_weights_that_are_folded_once(run, monkeypatch):
     monkeypatch.setattr(
         networks.Network, "fold", lambda *args: calls.append(None) or fold(*args)
     )
-    generate = generation.load_generate(run).generate
+    generate = sample.load_generate(run).generate
     for steps in (1, 2):
         generate(2, steps)
     assert len(calls) == 1
@@ -149,10 +152,10 @@ def test_weights_of_other_data_are_refused(file, tmp_path):
     c = config()
     c.dataset.name = "mixture"
     with pytest.raises(ValueError, match="square images"):
-        weights.import_run(c, file, tmp_path / "run")
+        transfer.import_run(c, file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_only_the_published_networks_can_be_exported(tmp_path):
     with pytest.raises(FileNotFoundError):
-        weights.export_run(tmp_path / "none", tmp_path / "out.npz")
+        transfer.export_run(tmp_path / "none", tmp_path / "out.npz")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import sampling, scaling
+from scm_jax import sampling
+from scm_jax.cost import counts
 from scm_jax.types import Cond
 
 SD = 0.5
@@ -55,7 +56,7 @@ def test_evaluations_of_the_network_are_as_announced(name, steps):
     keys = sampling.sample_keys(0, np.arange(5))
     args = (weights, keys, Cond(t=jnp.zeros((5,))))
     one = 5 * 3 * 3
-    macs = scaling.count_macs(sampler_of(name, steps, fn), *args)
+    macs = counts.count_macs(sampler_of(name, steps, fn), *args)
     assert macs == one * sampling.nfe(name, steps)
 
 

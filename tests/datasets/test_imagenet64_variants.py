@@ -1,8 +1,8 @@
 """The three datasets that are called ImageNet 64x64."""
 
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
-from scm_jax.preparation.resize import RECIPES
-from scm_jax.preparation.sources import SOURCES
+from scm_jax.datasets.preparation.readers.sources import SOURCES
+from scm_jax.datasets.preparation.resize import RECIPES
 
 
 def test_each_variant_can_be_prepared_and_keeps_apart():

@@ -9,8 +9,8 @@ import pytest
 
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
-from scm_jax.preparation.items import ArrayItems
-from scm_jax.preparation.prepare import prepare
+from scm_jax.datasets.preparation.prepare import prepare
+from scm_jax.datasets.preparation.readers.items import ArrayItems
 from tests.preparation.engine_program import arrays, run
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from scm_jax.datasets import pipeline, records
+from scm_jax.datasets import array_records, pipeline
 from tests.datasets.test_images import prepare
 
 NUM = 7
@@ -46,7 +46,7 @@ def test_all_types_are_read_back(folder, indices):
 
 def test_other_features_are_left_to_tfds(folder, monkeypatch):
     for dtype in (np.uint8, np.float16):
-        monkeypatch.delitem(records._DECODERS, np.dtype(dtype))
+        monkeypatch.delitem(array_records._DECODERS, np.dtype(dtype))
     source = pipeline.read_prepared(folder, memory_limit=0)
     found = source.gather(np.array([3, 1]))
     for name, values in VALUES.items():
@@ -65,6 +65,6 @@ def test_only_what_is_asked_for_is_read(folder):
 def test_a_record_without_the_feature_is_named(folder):
     source = pipeline.read_prepared(folder, memory_limit=0, fields=("label",))
     renamed = {"other": source.features["label"]}
-    broken = records.RecordSource(source.records, renamed, ("other",))
+    broken = array_records.RecordSource(source.records, renamed, ("other",))
     with pytest.raises(ValueError, match=r"item 4 has no 'other'; it has \['flag'"):
         broken.gather(np.array([4, 5]))

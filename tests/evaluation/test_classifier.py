@@ -5,14 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import classifier
-from scm_jax.evaluation.frechet import feature_stats, frechet_distance, halves_floor
-from scm_jax.weight_files import tensors_sha256
+from scm_jax.evaluation.features import digits_classifier
+from scm_jax.evaluation.metrics.frechet import (
+    feature_stats,
+    frechet_distance,
+    halves_floor,
+)
+from scm_jax.files.catalogue import tensors_sha256
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return classifier.load_weights()
+    return digits_classifier.load_weights()
 
 
 def quantize(pixels):
@@ -20,8 +24,8 @@ def quantize(pixels):
 
 
 def test_frozen_file_is_small_and_has_the_recorded_hash(weights):
-    assert classifier.WEIGHTS_PATH.stat().st_size < 100_000
-    assert tensors_sha256(weights) == classifier.WEIGHTS_SHA256
+    assert digits_classifier.WEIGHTS_PATH.stat().st_size < 100_000
+    assert tensors_sha256(weights) == digits_classifier.WEIGHTS_SHA256
     assert all(array.dtype == np.float64 for array in weights.values())
 
 
@@ -37,26 +41,28 @@ def test_changed_weights_are_refused(weights, tmp_path):
     path = tmp_path / "weights.npz"
     changed = {name: array.astype(np.float32) for name, array in weights.items()}
     np.savez(path, **changed)
-    classifier.load_weights(path)
+    digits_classifier.load_weights(path)
     changed["head_bias"] = np.nextafter(changed["head_bias"], np.float32(9))
     np.savez(path, **changed)
-    with pytest.raises(ValueError, match=f"expected {classifier.WEIGHTS_SHA256}"):
-        classifier.load_weights(path)
+    with pytest.raises(
+        ValueError, match=f"expected {digits_classifier.WEIGHTS_SHA256}"
+    ):
+        digits_classifier.load_weights(path)
 
 
 def test_other_arrays_are_refused(weights, tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **{**weights, "extra": np.zeros(2)})
     with pytest.raises(ValueError, match=r"'extra': \(2,\)"):
-        classifier.load_weights(path)
+        digits_classifier.load_weights(path)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 50_000])
 def test_a_damaged_file_is_refused(tmp_path, keep):
     path = tmp_path / "weights.npz"
-    path.write_bytes(classifier.WEIGHTS_PATH.read_bytes()[:keep])
+    path.write_bytes(digits_classifier.WEIGHTS_PATH.read_bytes()[:keep])
     with pytest.raises(ValueError, match="damaged"):
-        classifier.load_weights(path)
+        digits_classifier.load_weights(path)
 
 
 def test_features_are_two_dense_layers(weights, digits):
@@ -71,23 +77,23 @@ def test_features_are_two_dense_layers(weights, digits):
         ]
         h = weights["dense1_kernel"].T @ np.array(hidden) + weights["dense1_bias"]
         expected.append(np.maximum(h, 0))
-    found = classifier.features(weights, pixels)
-    assert found.shape == (32, classifier.NUM_FEATURES)
+    found = digits_classifier.features(weights, pixels)
+    assert found.shape == (32, digits_classifier.NUM_FEATURES)
     np.testing.assert_allclose(found, np.array(expected), atol=1e-10)
 
 
 def test_numpy_and_jax_agree(weights, digits):
     pixels = digits[0][:16]
     single = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
-    in_jax = jax.jit(lambda p: classifier.features(single, p, jnp))(pixels)
-    in_numpy = classifier.features(weights, pixels)
+    in_jax = jax.jit(lambda p: digits_classifier.features(single, p, jnp))(pixels)
+    in_numpy = digits_classifier.features(weights, pixels)
     np.testing.assert_allclose(in_jax, in_numpy, atol=1e-6 * np.sqrt(128))
 
 
 def test_wrong_shapes_are_refused(weights):
     for shape in ((2, 8, 8), (2, 8, 8, 3), (2, 28, 28, 1)):
         with pytest.raises(ValueError, match=r"expected \(n, 8, 8, 1\)"):
-            classifier.features(weights, np.zeros(shape, np.uint8))
+            digits_classifier.features(weights, np.zeros(shape, np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +123,10 @@ def distances(weights, digits, split):
         "five_classes": real[labels[held_out] < 5],
         "blur": 0.6 * real + 0.1 * sum(crosses),
     }
-    reference = feature_stats(classifier.features(weights, pixels[seen]))
+    reference = feature_stats(digits_classifier.features(weights, pixels[seen]))
     return {
         name: frechet_distance(
-            feature_stats(classifier.features(weights, quantize(x))), reference
+            feature_stats(digits_classifier.features(weights, quantize(x))), reference
         )
         for name, x in samples.items()
     }
@@ -147,7 +153,7 @@ def test_held_out_images_are_as_close_as_any(
 ):
     """Else a sampler that copies its training data would be rewarded."""
     pixels, labels = digits
-    features = classifier.features(weights, pixels)
+    features = digits_classifier.features(weights, pixels)
     rng = np.random.default_rng(0)
     random_fifths = []
     for _ in range(10):
@@ -163,7 +169,7 @@ def test_held_out_images_are_as_close_as_any(
 
 def test_floor_of_real_digits_is_the_recorded_one(weights, digits):
     """The floor stands in every table; it must not depend on machine or version."""
-    floor, spread = halves_floor(classifier.features(weights, digits[0]))
+    floor, spread = halves_floor(digits_classifier.features(weights, digits[0]))
     assert floor == pytest.approx(RECORDED_FLOOR, rel=1e-6)
     assert 0 < spread < floor
 

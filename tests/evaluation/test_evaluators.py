@@ -9,7 +9,7 @@ import pytest
 from scm_jax import evaluation, trigflow
 from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
 from scm_jax.evaluation import EVALUATORS, PretrainedQuality, SampleQuality, Subject
-from scm_jax.evaluation.evaluators import labels_in_proportion
+from scm_jax.evaluation.sample_quality import labels_in_proportion
 from scm_jax.evaluation.validation import exact_consistency
 
 SIGMA_DATA = 0.5

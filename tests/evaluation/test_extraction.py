@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.evaluation.extraction import FeatureNet, as_rgb, extract
+from scm_jax.evaluation.features.extraction import FeatureNet, as_rgb, extract
 
 
 def apply(params, x):

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import frechet, kernel, neighbours, wasserstein
-from scm_jax.evaluation.feature_metrics import (
+from scm_jax.evaluation.metrics import frechet, kernel, neighbours, wasserstein
+from scm_jax.evaluation.metrics.feature_metrics import (
     METRICS,
     SETTINGS,
     FeatureSet,
     compare,
     protocol_metric,
 )
-from scm_jax.evaluation.inception_score import inception_score
+from scm_jax.evaluation.metrics.inception_score import inception_score
 
 
 def feature_set(seed, num, shift, name):

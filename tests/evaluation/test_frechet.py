@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import frechet
-from scm_jax.evaluation.frechet import (
+from scm_jax.evaluation.metrics import frechet
+from scm_jax.evaluation.metrics.frechet import (
     feature_stats,
     frechet_distance,
     gaussian_frechet,

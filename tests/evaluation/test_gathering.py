@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from scm_jax.evaluation.frechet import empty_stats, feature_stats, merge_stats
-from scm_jax.evaluation.gathering import all_processes
+from scm_jax.evaluation.metrics.frechet import empty_stats, feature_stats, merge_stats
+from scm_jax.evaluation.references.gathering import all_processes
 
 
 def shards(sizes, dim=5):

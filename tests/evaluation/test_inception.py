@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import weight_files
-from scm_jax.evaluation import inception, inception_weights
-from scm_jax.exchange.torch_files import write_state_dict
+from scm_jax.evaluation.features import inception, inception_weights
+from scm_jax.files import catalogue
+from scm_jax.files.state_dict import write_state_dict
 from tests.evaluation import inception_tensors as drawn
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/inception.npz"
@@ -246,9 +246,9 @@ def test_names_in_the_graph_of_tensorflow(name, scope):
 
 def test_the_id_is_that_of_the_numbers(tensors, net):
     again = {name: tensors[name] for name in reversed(tensors)}
-    assert weight_files.tensors_sha256(again) == net.weights_sha256
+    assert catalogue.tensors_sha256(again) == net.weights_sha256
     again["fc.bias"] = again["fc.bias"] + np.float32(1e-6)
-    assert weight_files.tensors_sha256(again) != net.weights_sha256
+    assert catalogue.tensors_sha256(again) != net.weights_sha256
 
 
 def test_what_does_not_fit_is_named():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation.inception_score import inception_score
+from scm_jax.evaluation.metrics.inception_score import inception_score
 
 
 @pytest.mark.parametrize("classes", [1, 7, 1008])

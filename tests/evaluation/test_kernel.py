@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import kernel
-from scm_jax.evaluation.kernel import cubic, gaussian, kid, mmd2, rbf_mmd
+from scm_jax.evaluation.metrics import kernel
+from scm_jax.evaluation.metrics.kernel import cubic, gaussian, kid, mmd2, rbf_mmd
 
 
 def test_cubic_kernel_by_hand():

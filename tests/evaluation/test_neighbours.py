@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from scm_jax.evaluation import neighbours
-from scm_jax.evaluation.neighbours import (
+from scm_jax.evaluation.metrics import neighbours
+from scm_jax.evaluation.metrics.neighbours import (
     covered,
     density_coverage,
     neighbour_radii,

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import Subject, collecting, frechet, gathering, pretrained
-from scm_jax.evaluation.extraction import FeatureNet
-from scm_jax.evaluation.pretrained import PretrainedQuality
+from scm_jax.evaluation import Subject, pretrained_quality
+from scm_jax.evaluation.features.extraction import FeatureNet
+from scm_jax.evaluation.metrics import frechet
+from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.protocol import Protocol, require_comparable
-from scm_jax.evaluation.references import read_reference
+from scm_jax.evaluation.references import accumulate, gathering
+from scm_jax.evaluation.references.statistics import read_reference
 
 SHAPE = (4, 4, 3)
 
@@ -37,12 +39,12 @@ def tiny_net(weights=None):
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
-    pretrained.load_net.cache_clear()
-    monkeypatch.setitem(pretrained.FEATURE_NETS, "tiny", tiny_net)
+    pretrained_quality.load_net.cache_clear()
+    monkeypatch.setitem(pretrained_quality.FEATURE_NETS, "tiny", tiny_net)
     spaces = {"features": "fd_tiny", "spatial": "sfd_tiny"}
-    monkeypatch.setitem(collecting.SPACES, "tiny", spaces)
+    monkeypatch.setitem(accumulate.SPACES, "tiny", spaces)
     yield
-    pretrained.load_net.cache_clear()
+    pretrained_quality.load_net.cache_clear()
 
 
 def colours(num, seed, shift=0):
@@ -70,7 +72,7 @@ def reference(tmp_path):
     images = colours(300, 1)
     path = tmp_path / "reference.npz"
     net = tiny_net()
-    collecting.measure_reference(net, between(images), 300, path, "colours")
+    accumulate.measure_reference(net, between(images), 300, path, "colours")
     return path, images
 
 
@@ -121,9 +123,9 @@ def test_processes_share_the_samples(subject, monkeypatch, num):
     sent = {}
 
     def run_process(index, gather):
-        monkeypatch.setattr(pretrained.jax, "process_index", lambda: index)
+        monkeypatch.setattr(pretrained_quality.jax, "process_index", lambda: index)
         merge = functools.partial(gathering.all_processes, gather=gather)
-        monkeypatch.setattr(collecting, "all_processes", merge)
+        monkeypatch.setattr(accumulate, "all_processes", merge)
         return evaluator(subject)
 
     for index in range(3):  # to see what each sends; alone its samples are too few
@@ -147,10 +149,10 @@ def test_features_themselves_each_process_draws_alone(subject, monkeypatch):
 
 
 def test_of_many_images_features_are_kept_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "KEPT_FEATURES", 4)
-    monkeypatch.setattr(collecting, "BLOCK", 50)
+    monkeypatch.setattr(accumulate, "KEPT_FEATURES", 4)
+    monkeypatch.setattr(accumulate, "BLOCK", 50)
     images, path = colours(200, 3), tmp_path / "r.npz"
-    collecting.measure_reference(tiny_net(), between(images), 200, path, "colours")
+    accumulate.measure_reference(tiny_net(), between(images), 200, path, "colours")
     kept = read_reference(path, "fd_tiny").features
     np.testing.assert_allclose(kept, features_of(images)[::50], rtol=1e-6)
 
@@ -192,7 +194,7 @@ def test_a_reference_of_other_weights_is_refused(subject, monkeypatch):
     def other(weights=None):
         return dataclasses.replace(tiny_net(), weights_sha256="cd" * 32)
 
-    monkeypatch.setitem(pretrained.FEATURE_NETS, "tiny", other)
+    monkeypatch.setitem(pretrained_quality.FEATURE_NETS, "tiny", other)
     with pytest.raises(ValueError, match=r"extractor_sha256 abab.*would have cdcd"):
         PretrainedQuality("tiny", num_samples=50)(subject)
 
@@ -200,13 +202,13 @@ def test_a_reference_of_other_weights_is_refused(subject, monkeypatch):
 def test_images_that_are_missing_are_noticed(tmp_path):
     images = between(colours(100, 1))
     with pytest.raises(ValueError, match="of the images 0 to 119 100 came, not 120"):
-        collecting.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
+        accumulate.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
     assert not list(tmp_path.glob("*.npz"))
 
 
 def test_a_measurement_in_parts_goes_on_and_is_shared(tmp_path, monkeypatch):
     """Bit by bit the same for one process, for two, and after a kill."""
-    monkeypatch.setattr(collecting, "PART_IMAGES", 40)
+    monkeypatch.setattr(accumulate, "PART_IMAGES", 40)
     images, asked = colours(200, 2), []
 
     def source(first, end):
@@ -217,7 +219,7 @@ def test_a_measurement_in_parts_goes_on_and_is_shared(tmp_path, monkeypatch):
 
     def measure(name, **process):
         path = tmp_path / name
-        done = collecting.measure_reference(
+        done = accumulate.measure_reference(
             tiny_net(), source, 200, path, "colours", **process
         )
         return path.read_bytes() if done else None

@@ -7,9 +7,14 @@ import pickle
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import frechet, references
-from scm_jax.evaluation.references import Space, read_reference, write_reference
-from scm_jax.exchange.torch_files import UnsafePickleError
+from scm_jax.evaluation.metrics import frechet
+from scm_jax.evaluation.references import statistics
+from scm_jax.evaluation.references.statistics import (
+    Space,
+    read_reference,
+    write_reference,
+)
+from scm_jax.files.state_dict import UnsafePickleError
 
 SMALL = {"fid": 6, "sfid": 5, "fd_dinov2": 4}
 
@@ -17,7 +22,7 @@ SMALL = {"fid": 6, "sfid": 5, "fd_dinov2": 4}
 @pytest.fixture
 def small(monkeypatch):
     """Feature spaces whose statistics are quick to write."""
-    monkeypatch.setattr(references, "DIMENSIONS", SMALL)
+    monkeypatch.setattr(statistics, "DIMENSIONS", SMALL)
 
 
 def features(dim, n=40):
@@ -76,7 +81,7 @@ FILES = {
 def test_every_format_is_read(small, tmp_path, name):
     write, form, metrics, count = FILES[name]
     write(tmp_path / name)
-    assert references.metrics_of(tmp_path / name) == metrics
+    assert statistics.metrics_of(tmp_path / name) == metrics
     for metric in metrics:
         found = read_reference(tmp_path / name, metric)
         mean, covariance = moments(metric)
@@ -134,7 +139,7 @@ def test_own_files_come_back_whole(tmp_path):
     x = features(8)
     stats = frechet.feature_stats(x)
     file = tmp_path / "digits.npz"
-    space = references.space_of(stats, x.astype(np.float32), MADE)
+    space = statistics.space_of(stats, x.astype(np.float32), MADE)
     write_reference(
         file,
         {"digits": space, "other": Space(np.zeros(2), np.eye(2))},
@@ -175,8 +180,8 @@ def test_every_format_is_converted(small, tmp_path, name):
     write, form, metrics, count = FILES[name]
     source, target = tmp_path / name, tmp_path / "converted.npz"
     write(source)
-    references.convert_reference(source, target)
-    assert references.metrics_of(target) == metrics
+    statistics.convert_reference(source, target)
+    assert statistics.metrics_of(target) == metrics
     for metric in metrics:
         before = read_reference(source, metric, with_images=True)
         after = read_reference(target, metric, with_images=True)

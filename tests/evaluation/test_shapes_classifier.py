@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 from scm_jax.datasets.shapes import ShapeSource
-from scm_jax.evaluation import (
-    EVALUATORS,
-    FEATURES,
-    Subject,
-    shapes_classifier,
-)
-from scm_jax.evaluation.frechet import feature_distance
-from scm_jax.weight_files import tensors_sha256
+from scm_jax.evaluation import EVALUATORS, FEATURES, Subject
+from scm_jax.evaluation.features import shapes_classifier
+from scm_jax.evaluation.metrics.frechet import feature_distance
+from scm_jax.files.catalogue import tensors_sha256
 
 NUM = 1024
 FIRST = 50_000  # items that no table has been measured on

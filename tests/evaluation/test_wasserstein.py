@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation import wasserstein
-from scm_jax.evaluation.wasserstein import (
+from scm_jax.evaluation.metrics import wasserstein
+from scm_jax.evaluation.metrics.wasserstein import (
     directions,
     mind,
     sliced_wasserstein,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from scm_jax.exchange import autoencoder as exchange
-from scm_jax.exchange import torch_files
+from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
+from scm_jax.networks.external import autoencoder as exchange
 from tests.golden import autoencoder_weights as tiny
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "autoencoder_tiny.npz"
@@ -53,7 +53,7 @@ def golden():
 
 def write(folder, state, config=tiny.CONFIG):
     path = folder / "diffusion_pytorch_model.safetensors"
-    torch_files.write_state_dict(path, state)
+    state_dict.write_state_dict(path, state)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return path

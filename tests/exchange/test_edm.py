@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scm_jax import networks
-from scm_jax.exchange import edm
+from scm_jax.networks.external import edm
 from scm_jax.types import Cond
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from scm_jax.exchange.graph_def import read_constants
+from scm_jax.files.graph_def import read_constants
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/constants.pb"
 RAMP = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 8 - 1

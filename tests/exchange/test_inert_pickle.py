@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from scm_jax.exchange.inert_pickle import (
+from scm_jax.files.inert_pickle import (
     Global,
     Record,
     UnsafePickleError,

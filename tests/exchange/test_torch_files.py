@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from scm_jax.exchange.torch_files import (
+from scm_jax.files.state_dict import (
     UnsafePickleError,
     _opcodes,
     read_groups,
@@ -547,7 +547,7 @@ def test_depth_and_circles_end_in_errors_not_in_the_process(tmp_path):
 
 def test_nothing_of_torch_and_no_safetensors_is_imported():
     code = (
-        "import sys; from scm_jax.exchange import torch_files; "
+        "import sys; from scm_jax.files import state_dict as torch_files; "
         f"torch_files.read_state_dict({str(GOLDEN / 'network_half.pkl')!r}); "
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'torch_utils', 'dnnlib', 'safetensors')])"

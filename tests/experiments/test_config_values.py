@@ -6,20 +6,16 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import (
-    config_values,
-    describe,
-    evaluation,
-    experiment,
-    runs,
-    sampling,
-    training_run,
-)
+from scm_jax import evaluation, sampling
 from scm_jax.datasets import DATASETS
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
-from scm_jax.sweeps.files import load_sweep
-from scm_jax.sweeps.resolve import resolve
+from scm_jax.runs import train
+from scm_jax.runs.directory import layout
+from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import config_values, experiment
+from scm_jax.sweeps.plan.resolve import resolve
+from scm_jax.sweeps.plan.sweep_file import load_sweep
 from scm_jax.types import check_seed, real_number, whole_number, yes_or_no
 
 BAD = [
@@ -158,7 +154,7 @@ def test_dry_run_plan_and_training_refuse_alike(tmp_path, key, value):
     messages = []
     for command in (
         describe.dry_run,
-        lambda c: training_run.train_and_evaluate(c, tmp_path / "run"),
+        lambda c: train.train_and_evaluate(c, tmp_path / "run"),
     ):
         with pytest.raises(ValueError) as error:
             command(config)
@@ -183,9 +179,9 @@ def test_a_config_that_was_refused_does_not_own_the_directory(tmp_path, monkeypa
     config_lib.shrink(config, network={})
     monkeypatch.setattr(experiment, "load_teacher", refuse)
     with pytest.raises(ValueError, match="the last thing"):
-        training_run.train_and_evaluate(config, tmp_path)
+        train.train_and_evaluate(config, tmp_path)
     other = config_lib.to_dict(config) | {"seed": 1}
-    runs.RunDir(tmp_path).write_config(other)
+    layout.RunDir(tmp_path).write_config(other)
 
 
 def test_words_and_numbers_in_text():
@@ -220,7 +216,7 @@ def test_seeds_are_32_bits_everywhere(seed):
     with pytest.raises(ValueError, match=r"0\.\.4294967295"):
         sampling.sample_keys(seed, np.arange(2))
     with pytest.raises(ValueError, match=r"0\.\.4294967295"):
-        runs.Run("x", lambda run: None).sample(1, seed=seed)
+        layout.Run("x", lambda run: None).sample(1, seed=seed)
     for name in evaluation.EVALUATORS:
         with pytest.raises(ValueError, match=r"0\.\.4294967295"):
             evaluation.build(name, seed=seed)

@@ -15,7 +15,6 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from scm_jax import describe, experiment, scaling, training_run
 from scm_jax.config import (
     base_config,
     from_dict,
@@ -23,6 +22,10 @@ from scm_jax.config import (
     parse_arg,
     to_dict,
 )
+from scm_jax.cost import counts
+from scm_jax.runs import train
+from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import experiment
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 VARIANTS = ("teacher", "sct", "scd")
@@ -321,10 +324,10 @@ def test_parameters_of_imagenet512(size):
     c = config("imagenet512", f"scd,size={size}")
     shapes = describe.build_abstract(c).abstract_params()["net"]
     count, guidance = PARAMETERS[size]
-    assert scaling.parameter_count(shapes) == count
+    assert counts.parameter_count(shapes) == count
     assert count / 1e6 == pytest.approx(CAPACITY[size], abs=0.9)
     added = {name: p for name, p in shapes.items() if "guidance" in name}
-    assert scaling.parameter_count(added) == guidance == 4 * c.network.width**2 + 1
+    assert counts.parameter_count(added) == guidance == 4 * c.network.width**2 + 1
 
 
 def test_describe_of_the_largest():
@@ -352,7 +355,7 @@ def test_describe_doubles_the_evaluations_of_a_guided_teacher():
 
 def test_parameters_of_cifar10():
     shapes = describe.build_abstract(config("cifar10")).abstract_params()["net"]
-    assert scaling.parameter_count(shapes) == 60_066_563
+    assert counts.parameter_count(shapes) == 60_066_563
 
 
 # --- that they run --------------------------------------------------------------------
@@ -422,8 +425,8 @@ def test_quick_distillation_of_a_quick_teacher(tmp_path):
             assert c.teacher.run == "runs/imagenet512_teacher_dit_s_4_quick"
             c.teacher.run = c.init.run = str(runs["teacher"])
         runs[variant] = tmp_path / variant
-        assert training_run.train_and_evaluate(c, runs[variant]) == "done"
-    losses = training_run.load_run(runs["scd"]).metrics["loss"].dropna()
+        assert train.train_and_evaluate(c, runs[variant]) == "done"
+    losses = train.load_run(runs["scd"]).metrics["loss"].dropna()
     assert len(losses) == 2 and np.isfinite(losses).all()
     (path,) = runs["scd"].rglob("*.png")  # drawn with the guidance of the config
     with PIL.Image.open(path) as grid:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import describe, networks
-from scm_jax.preparation import prepare
-from scm_jax.preparation.sources import open_items
+from scm_jax import networks
+from scm_jax.datasets.preparation import prepare
+from scm_jax.datasets.preparation.readers.sources import open_items
+from scm_jax.runs.estimate import describe
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "images.py"
 VARIANTS = ("teacher", "sct", "scd")

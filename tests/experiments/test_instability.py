@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import experiment
+from scm_jax.runs.setup import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from scm_jax import config as config_lib
-from scm_jax import training_run
-from scm_jax.sweeps.files import load_sweep
-from scm_jax.sweeps.planned import write_run
-from scm_jax.sweeps.resolve import resolve
+from scm_jax.runs import train
+from scm_jax.sweeps.plan.planned import write_run
+from scm_jax.sweeps.plan.resolve import resolve
+from scm_jax.sweeps.plan.sweep_file import load_sweep
 
 pytest.importorskip("jupytext")
 
@@ -57,7 +57,7 @@ def make_runs(compiled_once, tmp_path_factory):
             for run in resolve(load_sweep(str(EXPERIMENTS / "sweeps" / text)), root):
                 directory = write_run(root, run)
                 config = config_lib.from_dict(dict(run.config))
-                assert training_run.train_and_evaluate(config, directory) == "done"
+                assert train.train_and_evaluate(config, directory) == "done"
             made[text] = root
         return made[text]
 

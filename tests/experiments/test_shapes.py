@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import describe
 from scm_jax.evaluation import EVALUATORS
+from scm_jax.runs.estimate import describe
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "experiments/shapes.py"
 VARIANTS = ("teacher", "sct", "scd")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import training_run
-from scm_jax.sweeps.files import load_sweep
-from scm_jax.sweeps.resolve import resolve
+from scm_jax.runs import train
+from scm_jax.sweeps.plan.resolve import resolve
+from scm_jax.sweeps.plan.sweep_file import load_sweep
 
 FOLDER = Path(__file__).parents[2] / "experiments/sweeps"
 # Argument that keeps the test short, number of runs with it.
@@ -81,7 +81,7 @@ def test_a_run_of_sampling_times_measures_all_of_them(tmp_path):
         config.train.duration_images = 2 * 128
         config.eval.steps = (1, 2)
         config.eval.times = ((0.2,), (1.0,))
-    training_run.train_and_evaluate(config, tmp_path / "run")
+    train.train_and_evaluate(config, tmp_path / "run")
     lines = (tmp_path / "run/results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [(row["steps"], row["times"]) for row in rows] == [

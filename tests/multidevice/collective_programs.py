@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from scm_jax import collectives
+from scm_jax.cost import collectives
 
 SIZE = 256  # every weight is (SIZE, SIZE)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax.evaluation import extraction
+from scm_jax.evaluation.features import extraction
 from scm_jax.training.sharding import MeshSpec, make_mesh
 
 BATCH, IMAGES = 6, 21

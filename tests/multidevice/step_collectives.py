@@ -8,7 +8,9 @@ import sys
 
 import jax
 
-from scm_jax import collectives, config, describe, scaling
+from scm_jax import config
+from scm_jax.cost import collectives, counts
+from scm_jax.runs.estimate import describe
 from scm_jax.training import sharding
 
 DEVICES = 4
@@ -38,7 +40,7 @@ def read(network, method):
     _, hlo = collectives.compile_partitioned(lowered)
     rows = collectives.summarize(collectives.read_collectives(hlo))
     net = experiment.abstract_params()["net"]
-    return {"rows": rows, "parameters": scaling.parameter_count(net)}
+    return {"rows": rows, "parameters": counts.parameter_count(net)}
 
 
 if __name__ == "__main__":

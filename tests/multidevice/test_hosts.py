@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scm_jax import datasets
-from scm_jax.training import checkpoint, manifest
+from scm_jax.training import checkpoint, seal
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/multidevice/mixture.py"
@@ -167,7 +167,7 @@ def test_two_processes_write_the_files_of_one(alone, two):
     assert len(results[0]) == len(results[1]) == 1
     summary = json.loads((two / "summary.json").read_text())
     assert summary["environment"]["process_count"] == 2
-    assert manifest.list_steps(two / "checkpoints") == [6, 12]
+    assert seal.list_steps(two / "checkpoints") == [6, 12]
 
 
 def test_one_process_resumes_what_two_have_saved(cache, alone, two, tmp_path):
@@ -207,7 +207,7 @@ def preempted(cache, tmp_path_factory):
 
 def test_preemption_of_one_saves_all_at_one_step(preempted):
     workdir, outputs = preempted
-    step = manifest.newest_whole(workdir / "checkpoints")[0]
+    step = seal.newest_whole(workdir / "checkpoints")[0]
     assert f"saved step {step:,}" in outputs[0]
     metadata = checkpoint.load_metadata(workdir / "checkpoints")
     assert metadata["step"] == step

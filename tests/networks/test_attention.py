@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import scaling
+from scm_jax.cost import counts
 from scm_jax.networks import attention as door
 
 OTHERS = sorted(set(door.IMPLEMENTATIONS) - {"einsum"})
@@ -310,7 +310,7 @@ def test_multiply_adds(mode, chunked, einsum):
 
     def units(name):
         program = functools.partial(MODES[mode], implementation(name))
-        return scaling.count_macs(program, *abstract(tokens)) / unit
+        return counts.count_macs(program, *abstract(tokens)) / unit
 
     assert units("einsum") == einsum
     # The remaining mean of the keys costs n d.

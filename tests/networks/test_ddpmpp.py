@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import networks, scaling
+from scm_jax import networks
+from scm_jax.cost import counts
 from scm_jax.networks import ddpmpp
 from scm_jax.networks.unet_layout import BlockSpec
 from scm_jax.types import NULL_LABEL, Cond
@@ -27,11 +28,9 @@ def test_cifar10_network_has_its_published_parameters(modulation, millions):
     settings = {**networks.PRESETS["ddpmpp"]["cifar10"], "modulation": modulation}
     net = networks.build("ddpmpp", (32, 32, 3), 0, **settings)
     params = jax.eval_shape(net.init, jax.random.key(0))
-    count = scaling.parameter_count(params) / 1e6
+    count = counts.parameter_count(params) / 1e6
     assert count == pytest.approx(millions, abs=0.005)
-    macs = scaling.count_macs(
-        net.apply, params, *jax.eval_shape(lambda: net.example(1))
-    )
+    macs = counts.count_macs(net.apply, params, *jax.eval_shape(lambda: net.example(1)))
     assert macs / 1e9 == pytest.approx(21.2, abs=0.1)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from scm_jax import networks, scaling
+from scm_jax import networks
+from scm_jax.cost import counts
 from scm_jax.networks import layers
 from scm_jax.networks.dit import DiT
 from scm_jax.types import Cond
@@ -105,7 +106,7 @@ def test_number_of_parameters():
     )
     embedding = 2 * dense(w, w) + (classes + 1) * w
     ends = dense(pixels, w) + tokens * w + dense(w, 2 * w) + dense(w, pixels)
-    count = scaling.parameter_count(jax.eval_shape(net.init, jax.random.key(0)))
+    count = counts.parameter_count(jax.eval_shape(net.init, jax.random.key(0)))
     assert count == embedding + ends + depth * block
 
 
@@ -128,11 +129,11 @@ def test_published_sizes(size):
     net = networks.build("dit", (32, 32, 4), 1000, **settings)
     params = jax.eval_shape(net.init, jax.random.key(0))
     millions, gmacs = SIZES[size]
-    count = scaling.parameter_count(params) / 1e6
+    count = counts.parameter_count(params) / 1e6
     assert count == pytest.approx(millions, rel=0.01 if gmacs else 0.03)
     if gmacs:
         inputs = jax.eval_shape(lambda: net.example(1))
-        macs = scaling.count_macs(net.apply, params, *inputs) / 1e9
+        macs = counts.count_macs(net.apply, params, *inputs) / 1e9
         assert macs == pytest.approx(gmacs, rel=0.002)
 
 
@@ -229,7 +230,7 @@ def test_deep_stacks_are_scanned_and_shallow_ones_unrolled_alike():
     args = jax.eval_shape(lambda: net.example(1))
     shallow = networks.build("dit", (4, 4, 2), 0, **{**SMALL, "depth": 4})
     macs = [
-        scaling.count_macs(n.apply, jax.eval_shape(n.init, jax.random.key(0)), *args)
+        counts.count_macs(n.apply, jax.eval_shape(n.init, jax.random.key(0)), *args)
         for n in (shallow, net)
     ]
     per_block = 16 * 4 * 16 + 16 * 2 * 16  # modulation and gates, once per sample

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from benchmarks import shapes
-from scm_jax import networks, objectives, scaling
+from scm_jax import networks, objectives
+from scm_jax.cost import counts
 from scm_jax.networks import layers, unet
 from scm_jax.training import state as state_lib
 from scm_jax.training.step import make_train_step
@@ -138,6 +139,6 @@ def test_a_step_normalizes_every_kernel_once(objective, parts, monkeypatch):
         *lead, last = eqn.outvars[0].aval.shape or (0,)
         return int(len(lead) > 0 and last > 1 and set(lead[1:]) <= {1} and lead[0] < 4)
 
-    counted = {"scan": scaling.MAC_FORMULAS["scan"], "sqrt": norm_of_weights}
-    monkeypatch.setattr(scaling, "MAC_FORMULAS", counted)
-    assert scaling.count_macs(step, state, batch) == len(kernels)
+    counted = {"scan": counts.MAC_FORMULAS["scan"], "sqrt": norm_of_weights}
+    monkeypatch.setattr(counts, "MAC_FORMULAS", counted)
+    assert counts.count_macs(step, state, batch) == len(kernels)

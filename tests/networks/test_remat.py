@@ -11,7 +11,8 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import AbstractMesh, AxisType
 
-from scm_jax import networks, scaling
+from scm_jax import networks
+from scm_jax.cost import counts
 from scm_jax.networks import layers
 from scm_jax.training import sharding
 
@@ -49,7 +50,7 @@ def build(name, **changes):
 def macs(name, remat):
     """Multiply-adds of the gradient."""
     loss, params = loss_of(build(name, remat=remat))
-    return scaling.count_macs(jax.grad(loss), params)
+    return counts.count_macs(jax.grad(loss), params)
 
 
 def logits_macs(module):
@@ -66,7 +67,7 @@ def logits_macs(module):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_policies_compute_again_what_they_do_not_keep(name):
-    forward = scaling.count_macs(*loss_of(build(name)))
+    forward = counts.count_macs(*loss_of(build(name)))
     gradient = macs(name, "none")
     # The first layer's inputs and tables of classes need no gradient.
     assert 2.85 * forward < gradient < 3 * forward
@@ -160,12 +161,12 @@ def test_blocks_gather_their_kernels_again_in_the_backward_pass(
         return int(shape in sizes and not any(spec))
 
     counted = {
-        "scan": scaling.MAC_FORMULAS["scan"],
+        "scan": counts.MAC_FORMULAS["scan"],
         "sharding_constraint": whole_kernel,
     }
-    monkeypatch.setattr(scaling, "MAC_FORMULAS", counted)
-    forward = scaling.count_macs(loss, params)
-    gradient = scaling.count_macs(jax.grad(loss), params)
+    monkeypatch.setattr(counts, "MAC_FORMULAS", counted)
+    forward = counts.count_macs(loss, params)
+    gradient = counts.count_macs(jax.grad(loss), params)
     assert in_blocks > 0
     # Those outside of the blocks are few, and stay.
     assert gradient == 2 * forward + in_blocks

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import networks, scaling
+from scm_jax import networks
+from scm_jax.cost import counts
 from scm_jax.networks import unet
 from scm_jax.networks.unet_layout import BlockSpec
 from scm_jax.types import NULL_LABEL, Cond
@@ -58,10 +59,10 @@ def test_every_size_is_tested():
 @pytest.mark.parametrize("size", EDM2)
 def test_published_network_has_its_parameters_and_multiply_adds(size):
     net, params = abstract(size, modulation="gain", embedding="fourier")
-    count = scaling.parameter_count(params) / 1e6
+    count = counts.parameter_count(params) / 1e6
     assert count == pytest.approx(EDM2[size][0], abs=0.05)
     inputs = jax.eval_shape(lambda: net.example(1))
-    macs = scaling.count_macs(net.apply, params, *inputs) / 1e9
+    macs = counts.count_macs(net.apply, params, *inputs) / 1e9
     assert macs == pytest.approx(EDM2[size][1], abs=0.1)
     if size in PAPER:
         # The default has these kernels (next test), and the paper's capacity.
@@ -75,7 +76,7 @@ def test_forms_of_modulation_differ_in_one_layer_alone():
     published = kernels(abstract("xs", modulation="gain", embedding="fourier")[1])
     default = abstract("xs")[1]
     assert kernels(default) == published
-    assert scaling.parameter_count(default) - sum(published.values()) == 1  # out_gain
+    assert counts.parameter_count(default) - sum(published.values()) == 1  # out_gain
     affine = kernels(default, "affine")
     assert len(affine) == len(abstract("xs")[0].module.layout().groups)
     doubled = {**published, **{name: 2 * n for name, n in affine.items()}}

@@ -11,7 +11,8 @@ import pytest
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from scm_jax import networks, scaling
+from scm_jax import networks
+from scm_jax.cost import counts
 from scm_jax.networks import unet_layout
 from scm_jax.networks.unet_layout import BlockSpec, make_layout
 
@@ -323,7 +324,7 @@ def test_rematerialization_computes_every_block_once_more(unroll):
         def loss(params):
             return jnp.sum(net.apply({"params": params}, h, emb) ** 2)
 
-        return scaling.count_macs(jax.grad(loss), params)
+        return counts.count_macs(jax.grad(loss), params)
 
     forward = TINY.num_blocks * 2 * 4 * 4
     # Forward, gradients of weights and of inputs (the first needs none).

@@ -9,8 +9,8 @@ import pathlib
 import sys
 import time
 
-from scm_jax import main
-from scm_jax.preparation import shards
+from scm_jax.commands import main
+from scm_jax.datasets.preparation import shards
 
 DEADLINE_SECONDS = 120
 

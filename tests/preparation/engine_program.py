@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 
-from scm_jax.preparation import items, prepare
+from scm_jax.datasets.preparation import prepare
+from scm_jax.datasets.preparation.readers import items
 
 NUM, SHARD_ITEMS = 23, 4
 

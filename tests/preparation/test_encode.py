@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax import encoding
 from scm_jax.datasets import latents, pipeline
-from scm_jax.exchange import autoencoder as exchange
-from scm_jax.exchange import torch_files
+from scm_jax.datasets.preparation import encode, prepare
+from scm_jax.datasets.preparation.readers import sources
+from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
+from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
-from scm_jax.preparation import encode, prepare, sources
-from scm_jax.preparation.items import ArrayItems, ItemError
+from scm_jax.networks.external import autoencoder as exchange
+from scm_jax.runs import encoding
 from tests.commands.in_process import scm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -199,7 +200,7 @@ def vae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
     (folder / "config.json").write_text('{"norm_num_groups": 2}')
     path = folder / "vae.safetensors"
-    torch_files.write_state_dict(path, exchange.export_autoencoder(module, params))
+    state_dict.write_state_dict(path, exchange.export_autoencoder(module, params))
     return path
 
 

@@ -14,8 +14,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 from scm_jax.datasets import pipeline
-from scm_jax.preparation import files, parallel, prepare, progress, shards
-from scm_jax.preparation.items import ArrayItems, ItemError
+from scm_jax.datasets.preparation import (
+    parallel,
+    prepare,
+    progress,
+    shard_files,
+    shards,
+)
+from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
 from tests.preparation import engine_program as engine
 from tests.preparation.engine_program import SHARD_ITEMS, arrays, run
 
@@ -158,7 +164,7 @@ def test_a_second_split_comes_into_the_same_folder(tmp_path):
 
 def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
     folder = run(arrays(), tmp_path)
-    write, written = files.write_json, []
+    write, written = shard_files.write_json, []
 
     def fail(file, value, indent=None):
         written.append(file.parent)
@@ -166,7 +172,7 @@ def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(file, value, indent)
 
-    monkeypatch.setattr(files, "write_json", fail)
+    monkeypatch.setattr(shard_files, "write_json", fail)
     with pytest.raises(KeyboardInterrupt):
         run(arrays(seed=1), tmp_path, split="test")
     monkeypatch.undo()
@@ -245,11 +251,11 @@ def test_a_shard_that_another_process_publishes_meanwhile_is_whole(tmp_path):
 
 
 def test_leftovers_of_killed_processes_go(tmp_path):
-    own = files.temporary(tmp_path, "shard")
+    own = shard_files.temporary(tmp_path, "shard")
     other = tmp_path / ".shard.another-host.1"
     for file in (own, other):
         file.touch()
-    files.remove_leftovers(tmp_path, "shard")
+    shard_files.remove_leftovers(tmp_path, "shard")
     assert list(tmp_path.iterdir()) == [other]
 
 
@@ -478,7 +484,7 @@ def test_the_plan_decides_what_is_used_again():
 
 def test_nothing_is_imported_from_the_folder_of_recipes(tmp_path):
     shutil.copy(ROOT / "data/cifar10/recipe.toml", tmp_path / "recipe.toml")
-    from scm_jax.preparation import recipes
+    from scm_jax.datasets.preparation import recipes
 
     assert recipes.read(tmp_path / "recipe.toml").items == {
         "train": 50_000,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scm_jax.preparation.images import decode_image
-from scm_jax.preparation.items import ItemError
+from scm_jax.datasets.preparation.readers.decode import decode_image
+from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.preparation.raw_data import encode, picture
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.sources import open_items, summarize
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.sources import open_items, summarize
 from tests.preparation.raw_data import encode, picture, write_folder
 
 IMAGES = {f"{n}.png": encode(picture(n)) for n in range(4)}

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from scm_jax.preparation.prepare import prepare
-from scm_jax.preparation.sources import open_items, summarize
+from scm_jax.datasets.preparation.prepare import prepare
+from scm_jax.datasets.preparation.readers.sources import open_items, summarize
 from tests.preparation.raw_data import (
     class_files,
     encode,

@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.prepare import prepare
-from scm_jax.preparation.sources import open_items
+from scm_jax.datasets.preparation.prepare import prepare
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.sources import open_items
 from tests.preparation.raw_data import class_files, encode, picture, write_folder
 
 

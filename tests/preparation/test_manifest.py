@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from scm_jax.datasets import storage
-from scm_jax.preparation import inspection, manifest, verify
-from scm_jax.preparation.items import ArrayItems
+from scm_jax.datasets.preparation import inspection, manifest, verify
+from scm_jax.datasets.preparation.readers.items import ArrayItems
 from tests.preparation.engine_program import arrays, run
 
 RNG = np.random.default_rng(2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.resize import RECIPES, resize
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.resize import RECIPES, resize
 
 RESIZING = sorted(set(RECIPES) - {"none"})
 

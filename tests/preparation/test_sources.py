@@ -9,8 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.sources import SOURCES, detect_kind, open_items
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.sources import (
+    SOURCES,
+    detect_kind,
+    open_items,
+)
 from tests.preparation.raw_data import (
     class_files,
     encode,

@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from scm_jax.exchange.inert_pickle import UnsafePickleError
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.sources import open_items
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.sources import open_items
+from scm_jax.files.inert_pickle import UnsafePickleError
 from tests.preparation.raw_data import (
     cifar10_files,
     pickle_of_python2,

@@ -6,8 +6,8 @@ import pickle
 import pytest
 
 from scm_jax.datasets import storage
-from scm_jax.preparation.items import ItemError
-from scm_jax.preparation.sources import open_items
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.sources import open_items
 
 BUILDER = """
 import numpy as np
@@ -86,7 +86,7 @@ def test_what_is_not_prepared_says_how(monkeypatch, tmp_path):
 
 
 def test_a_missing_tensorflow_is_mentioned(monkeypatch, tmp_path):
-    from scm_jax.preparation import tfds_items
+    from scm_jax.datasets.preparation.readers import tfds_items
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for there in (None, "a spec"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scm_jax import comparable
+from scm_jax.evaluation import comparable
 
 
 def measured(name, **changed):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from scm_jax import curves
+from scm_jax.runs.directory import report_curves
 
 
 def frame(steps=50, **columns):
@@ -20,7 +20,7 @@ def bins(values, steps=50):
 
 
 def captions(*named):
-    return [caption for caption, _ in curves.curve_panels(named)]
+    return [caption for caption, _ in report_curves.curve_panels(named)]
 
 
 def test_a_panel_for_what_some_run_has():
@@ -54,7 +54,7 @@ def test_an_evaluation_curve_has_its_values():
     values = np.full(50, np.nan)
     values[[9, 29, 49]] = [3.0, 1.0, 2.0]
     empty = frame(loss=1.0)
-    panels = curves.curve_panels(
+    panels = report_curves.curve_panels(
         [("a", empty), ("b", frame(**{"eval/distance": values}))]
     )
     x, y = drawn(dict(panels)["distance"], run=1)
@@ -66,7 +66,7 @@ def test_a_bin_curve_is_the_mean_of_the_last_tenth():
     rows = [np.array([np.nan, 5.0, 1.0])] * 45
     rows += [np.array([np.nan, 1.0, 3.0]), np.array([np.nan, np.nan, 4.0])]
     np.testing.assert_array_equal(
-        curves._mean_of_last(np.array(rows)[-20:]), [np.nan, 1.0, 3.5]
+        report_curves._mean_of_last(np.array(rows)[-20:]), [np.nan, 1.0, 3.5]
     )
 
 
@@ -74,12 +74,12 @@ def test_wild_values_at_the_start_do_not_flatten_a_curve():
     values = pd.Series(np.r_[1e4, np.linspace(1, 0, 200)])
     axes = Figure().subplots()
     axes.plot(values)
-    curves._limit(axes, values)
+    report_curves._limit(axes, values)
     assert axes.get_ylim()[1] < 2
     tame = Figure().subplots()
     tame.plot(values[1:])
     before = tame.get_ylim()
-    curves._limit(tame, values[1:])
+    report_curves._limit(tame, values[1:])
     assert tame.get_ylim() == before
 
 
@@ -89,5 +89,5 @@ def test_wild_values_at_the_start_do_not_flatten_a_curve():
 def test_log_scale_only_for_a_wide_positive_range(values, scale):
     axes = Figure().subplots()
     axes.plot(values)
-    curves._log_if_wide(axes)
+    report_curves._log_if_wide(axes)
     assert axes.get_yscale() == scale

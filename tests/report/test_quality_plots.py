@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from scm_jax import quality_plots, runs
-from scm_jax.published import load_published
+from scm_jax.analysis.laws.published import load_published
+from scm_jax.analysis.plots import quality
+from scm_jax.runs.directory import layout
 
 
 def row(steps, fid, **more):
@@ -26,7 +27,7 @@ def labelled_lines(axes):
 def test_a_line_joins_steps_and_the_newest_row_of_each():
     rows = [row(2, 2.6, run="a"), row(1, 9.0, run="a"), row(1, 3.2, run="a")]
     rows += [row(1, 4.0, run="b"), row(1, None, run="a")]
-    axes = quality_plots.plot_quality(rows, "fid", "sampling_compute")
+    axes = quality.plot_quality(rows, "fid", "sampling_compute")
     lines = labelled_lines(axes)
     assert lines["a"] == [[0.28, 3.2], [0.56, 2.6]]
     assert lines["b"] == [[0.28, 4.0]]
@@ -36,7 +37,7 @@ def test_a_line_joins_steps_and_the_newest_row_of_each():
 def test_what_is_swept_stands_in_the_label_and_other_times_are_crosses():
     rows = [row(2, 3.0, run="a", ema="0.1"), row(2, 2.0, run="a")]
     rows += [row(2, 2.5, run="a", times=[0.8])]
-    axes = quality_plots.plot_quality(rows, "fid")
+    axes = quality.plot_quality(rows, "fid")
     assert {"a, ema 0.1", "a, ema 0.05"} <= set(labelled_lines(axes))
     crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
     assert [2.5] in [list(line.get_ydata()) for line in crosses]
@@ -44,7 +45,7 @@ def test_what_is_swept_stands_in_the_label_and_other_times_are_crosses():
 
 def test_published_results_are_drawn_beside():
     published = load_published("cifar10", "fid")
-    axes = quality_plots.plot_quality([row(2, 3.0)], "fid", "nfe", published)
+    axes = quality.plot_quality([row(2, 3.0)], "fid", "nfe", published)
     lines = labelled_lines(axes)
     assert lines["sct, NFE 2 (published, arXiv 2410.11081v2)"] == [[2, 2.06]]
     assert all(r.dataset == "cifar10" for r in published) and len(published) == 6
@@ -80,20 +81,20 @@ def test_runs_that_were_measured_differently_are_not_drawn_together(tmp_path):
         **{"seeds": [0], "sampler": "heun", "steps": 2},
     }
     for name, num in (("a", 100), ("b", 200)):
-        run_dir = runs.RunDir(tmp_path / name)
+        run_dir = layout.RunDir(tmp_path / name)
         run_dir.write_config({"dataset": {"name": "digits"}})
         about = {"fid": protocol | {"num_samples": num}}
         run_dir.append_result(row(2, 3.0, protocol=about, measured_by={"fid": "fid"}))
-    quality_plots.plot_runs([tmp_path / "a"], tmp_path / "one.png")
+    quality.plot_runs([tmp_path / "a"], tmp_path / "one.png")
     with pytest.raises(ValueError, match="num_samples: 100 there, 200 here"):
-        quality_plots.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "two.png")
+        quality.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "two.png")
     assert not (tmp_path / "two.png").exists()
 
 
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no row has the metric 'fid'"):
-        quality_plots.plot_quality([row(1, None)], "fid")
+        quality.plot_quality([row(1, None)], "fid")
     with pytest.raises(ValueError, match="cost = 'macs'"):
-        quality_plots.plot_quality([row(1, 1.0)], "fid", "macs")
+        quality.plot_quality([row(1, 1.0)], "fid", "macs")
     with pytest.raises(FileNotFoundError, match="part of the repository"):
-        load_published(path=quality_plots.Path("nowhere.csv"))
+        load_published(path=quality.Path("nowhere.csv"))

@@ -9,9 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax import demo, report, runs
-from scm_jax.training.manifest import CheckpointError
-from scm_jax.writers import image_grid, make_writer
+from scm_jax.commands import demo
+from scm_jax.runs.directory import layout, report
+from scm_jax.runs.directory.writers import image_grid, make_writer
+from scm_jax.training.seal import CheckpointError
 
 PIXELS = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
 VOID = {"meta", "img", "use", "path", "rect"}
@@ -49,7 +50,7 @@ class Page(html.parser.HTMLParser):
 
 
 def make_run(path, offset):
-    directory = runs.RunDir(path)
+    directory = layout.RunDir(path)
     directory.write_config({"name": path.name, "train": {"batch_size": 128}})
     writer = make_writer((), path)
     for step in range(1, 40):
@@ -65,7 +66,7 @@ def make_run(path, offset):
             "environment": {"device": "toaster"},
         }
     )
-    return runs.load_run(path)
+    return layout.load_run(path)
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +230,9 @@ class TestDamagedRuns:
         def sample(run, num, steps):
             if run.name == "hurt":
                 raise CheckpointError("none of the 2 checkpoints is whole")
-            return runs.Samples(np.zeros((4, 8, 8, 1), np.float32), PIXELS)
+            return layout.Samples(np.zeros((4, 8, 8, 1), np.float32), PIXELS)
 
-        monkeypatch.setattr(runs.Run, "sample", sample)
+        monkeypatch.setattr(layout.Run, "sample", sample)
         for run in pair:
             run.dir.config_path.write_text('{"sampling": {"steps": 2}}')
         out = tmp_path / "page.html"

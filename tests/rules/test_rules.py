@@ -26,7 +26,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import scm_jax", "import scm_jax.training_run, scm_jax.main"]
+    "statement", ["import scm_jax", "import scm_jax.runs.train, scm_jax.commands.main"]
 )
 def test_import_pulls_in_no_heavy_package(statement):
     assert not modules_after(statement) & set(HEAVY)

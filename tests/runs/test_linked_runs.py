@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from scm_jax import linked_runs, runs
-from scm_jax.run_configs import config_hash
+from scm_jax.runs.directory import layout, linked_runs
+from scm_jax.runs.directory.run_configs import config_hash
 
 
 def make_run(path, width=8, links=(), **files):
@@ -17,7 +17,7 @@ def make_run(path, width=8, links=(), **files):
     for key in links:
         section, _, name = key.partition(".")
         config[section][name] = str(links[key])
-    directory = runs.RunDir(path)
+    directory = layout.RunDir(path)
     directory.write_config(config)
     for name, content in files.items():
         (directory.path / f"{name}.json").write_text(json.dumps(content))
@@ -117,7 +117,7 @@ class TestResume:
 
 class TestFindMoved:
     def found(self, student):
-        return linked_runs.find_moved(student, runs.RunDir(student).read_config())
+        return linked_runs.find_moved(student, layout.RunDir(student).read_config())
 
     def test_nothing_moved(self, tmp_path):
         make_run(tmp_path / "teacher")

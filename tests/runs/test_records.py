@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax import records
+from scm_jax.files import jsonl
 
 
 class TestEncodeRow:
@@ -27,20 +27,20 @@ class TestEncodeRow:
         ],
     )
     def test_plain_values(self, value, expected):
-        encoded = records.encode_row({"key": value})
+        encoded = jsonl.encode_row({"key": value})
         assert encoded == {"key": expected}
         assert json.loads(json.dumps(encoded)) == encoded
 
     def test_float32_survives_the_way_through_text(self):
         values = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 1e-3
-        text = json.dumps(records.encode_row({"x": values}))
+        text = json.dumps(jsonl.encode_row({"x": values}))
         np.testing.assert_array_equal(
             np.array(json.loads(text)["x"]).astype(np.float32), values
         )
 
     def test_nonfinite_deep_inside_is_named_once(self):
         row = {"final": {"loss": float("nan"), "list": [np.inf, 1.0, np.nan]}}
-        assert records.encode_row(row) == {
+        assert jsonl.encode_row(row) == {
             "final": {"loss": None, "list": [None, 1.0, None]},
             "nonfinite": ["final.loss", "final.list"],
         }
@@ -48,14 +48,14 @@ class TestEncodeRow:
     @pytest.mark.parametrize("value", [object(), {1}, np.array([object()])])
     def test_other_values_are_refused_by_key(self, value):
         with pytest.raises(ValueError, match=r"'final\.x'"):
-            records.encode_row({"final": {"x": value}})
+            jsonl.encode_row({"final": {"x": value}})
 
 
 class TestCanonicalJson:
     def test_order_and_tuples_do_not_matter(self):
         a = {"b": (1, (2, 3)), "a": {"y": 1, "x": None}}
         b = {"a": {"x": None, "y": 1}, "b": [1, [2, 3]]}
-        assert records.canonical_json(a) == records.canonical_json(b)
+        assert jsonl.canonical_json(a) == jsonl.canonical_json(b)
 
     @pytest.mark.parametrize(
         "value",
@@ -63,15 +63,15 @@ class TestCanonicalJson:
     )
     def test_values_without_a_text_are_refused_by_key(self, value):
         with pytest.raises(ValueError, match=r"config net\.widths\[1\] = .*legal are"):
-            records.canonical_json({"net": {"widths": (1, value)}})
+            jsonl.canonical_json({"net": {"widths": (1, value)}})
 
     def test_keys_are_strings(self):
         with pytest.raises(ValueError, match="config key 1 under 'net'"):
-            records.canonical_json({"net": {1: 2}})
+            jsonl.canonical_json({"net": {1: 2}})
 
 
 def test_flatten():
-    assert records.flatten({"a": {"b": {"c": 1}, "d": {}}, "e": 2}) == {
+    assert jsonl.flatten({"a": {"b": {"c": 1}, "d": {}}, "e": 2}) == {
         "a.b.c": 1,
         "a.d": {},
         "e": 2,
@@ -81,19 +81,19 @@ def test_flatten():
 class TestWriteJson:
     def test_old_content_survives_a_full_disk(self, tmp_path, monkeypatch):
         path = tmp_path / "summary.json"
-        records.write_json(path, {"loss": 1.0})
+        jsonl.write_json(path, {"loss": 1.0})
 
         def full(fd):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            records.write_json(path, {"loss": 2.0})
+            jsonl.write_json(path, {"loss": 2.0})
         assert json.loads(path.read_text()) == {"loss": 1.0}
         assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
     def test_nan_is_null(self, tmp_path):
-        records.write_json(tmp_path / "a.json", {"loss": float("nan")})
+        jsonl.write_json(tmp_path / "a.json", {"loss": float("nan")})
         read = json.loads((tmp_path / "a.json").read_text())
         assert read == {"loss": None, "nonfinite": ["loss"]}
 
@@ -102,16 +102,16 @@ class TestReadRows:
     def test_a_torn_last_line_is_dropped(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-        assert records.read_rows(path) == [{"step": 1}, {"step": 2}]
+        assert jsonl.read_rows(path) == [{"step": 1}, {"step": 2}]
 
     def test_a_broken_line_in_the_middle_is_an_error(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
-            records.read_rows(path)
+            jsonl.read_rows(path)
 
     def test_no_file_has_no_rows(self, tmp_path):
-        assert records.read_rows(tmp_path / "none.jsonl") == []
+        assert jsonl.read_rows(tmp_path / "none.jsonl") == []
 
 
 class TestMergeSteps:
@@ -122,7 +122,7 @@ class TestMergeSteps:
             {"step": 2, "eval/d": 0.5},
             {"step": 2, "nan": None},
         ]
-        assert records.merge_steps(rows) == [
+        assert jsonl.merge_steps(rows) == [
             {"step": 1, "loss": 3.0},
             {"step": 2, "loss": 2.0, "eval/d": 0.5, "nan": None},
         ]
@@ -135,7 +135,7 @@ class TestMergeSteps:
             {"resume_step": 1, "wall_time": 0.0},
             {"step": 2, "loss": 1.5},
         ]
-        merged = records.merge_steps(rows)
+        merged = jsonl.merge_steps(rows)
         assert [(row["step"], row["loss"]) for row in merged] == [(1, 3.0), (2, 1.5)]
 
 
@@ -144,9 +144,9 @@ def test_frame_turns_null_into_nan_and_lists_into_arrays():
         {"step": 1, "loss": None, "bins": [1.0, None], "nonfinite": ["loss", "bins"]},
         {"step": 2, "loss": None, "note": "text"},
     ]
-    frame = records.to_frame(rows)
+    frame = jsonl.to_frame(rows)
     assert list(frame.columns) == ["step", "loss", "bins", "note"]
     assert frame["loss"].dtype == np.float64 and frame["loss"].isna().all()
     np.testing.assert_array_equal(frame["bins"][0], [1.0, np.nan])
     assert frame["step"].dtype == np.int64
-    assert len(records.to_frame([])) == 0
+    assert len(jsonl.to_frame([])) == 0

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax import run_configs, runs
-from scm_jax.writers import make_writer
+from scm_jax.runs.directory import layout, run_configs
+from scm_jax.runs.directory.writers import make_writer
 
 CONFIG = {
     "name": "digits",
@@ -29,7 +29,7 @@ def changed(**sections):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    directory = runs.RunDir(tmp_path / "digits")
+    directory = layout.RunDir(tmp_path / "digits")
     directory.write_config(CONFIG)
     return directory
 
@@ -68,7 +68,7 @@ class TestWriteConfig:
     def test_checkpoints_without_a_config_are_nobodys(self, tmp_path):
         (tmp_path / "checkpoints" / "40").mkdir(parents=True)
         with pytest.raises(ValueError, match="checkpoints but no config"):
-            runs.RunDir(tmp_path).write_config(CONFIG)
+            layout.RunDir(tmp_path).write_config(CONFIG)
 
     def test_a_broken_config_file_is_named(self, run_dir):
         run_dir.config_path.write_text('{"name"')
@@ -77,7 +77,7 @@ class TestWriteConfig:
 
     def test_numpy_scalars_never_reach_the_file(self, tmp_path):
         with pytest.raises(ValueError, match=r"config train\.lr"):
-            runs.RunDir(tmp_path / "x").write_config({"train": {"lr": np.float32(1)}})
+            layout.RunDir(tmp_path / "x").write_config({"train": {"lr": np.float32(1)}})
         assert not (tmp_path / "x").exists()
 
 
@@ -97,15 +97,15 @@ class TestConfigHash:
 class TestLoadRun:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no such directory"):
-            runs.load_run(tmp_path / "none")
+            layout.load_run(tmp_path / "none")
 
     def test_no_config_names_the_runs_below(self, run_dir):
         match = r"holds no config.json; runs below it: .*digits"
         with pytest.raises(FileNotFoundError, match=match):
-            runs.load_run(run_dir.path.parent)
+            layout.load_run(run_dir.path.parent)
 
     def test_a_new_run_is_empty(self, run_dir):
-        run = runs.load_run(run_dir.path)
+        run = layout.load_run(run_dir.path)
         assert (run.name, run.state, run.summary) == ("digits", "new", {})
         assert len(run.metrics) == len(run.results) == 0
         assert run.config.network.width == 64
@@ -121,7 +121,7 @@ class TestLoadRun:
         writer = make_writer((), run_dir.path, resume_step=2)
         writer.write_scalars(3, {"images": 30, "loss": float("nan")})
         writer.write_arrays(3, {"bins/loss": [1.0, float("nan")]})
-        run = runs.load_run(run_dir.path)
+        run = layout.load_run(run_dir.path)
         metrics = run.metrics
         assert list(metrics["step"]) == [1, 2, 3]
         assert list(metrics["images"]) == [10, 20, 30]
@@ -137,7 +137,7 @@ class TestLoadRun:
         with run_dir.results_path.open("a") as file:
             file.write('{"steps": 2')
         run_dir.append_result({"steps": 2, "frechet_distance": float("nan")})
-        run = runs.load_run(run_dir.path)
+        run = layout.load_run(run_dir.path)
         assert list(run.results["steps"]) == [1, 2]
         np.testing.assert_array_equal(run.results["frechet_distance"], [0.5, np.nan])
         run_dir.write_summary({"parameters": 10, "final": {"loss": np.float32(0.5)}})
@@ -147,7 +147,7 @@ class TestLoadRun:
     def test_a_stop_on_nan_shows_in_the_state(self, run_dir):
         run_dir.nonfinite_dir.mkdir()
         (run_dir.nonfinite_dir / "batch.npz").touch()
-        assert runs.load_run(run_dir.path).state == "nonfinite"
+        assert layout.load_run(run_dir.path).state == "nonfinite"
 
 
 class TestSample:
@@ -168,7 +168,7 @@ class TestSample:
 
             return sample
 
-        return runs.load_run(run_dir.path, make_sampler)
+        return layout.load_run(run_dir.path, make_sampler)
 
     def test_arguments_reach_one_sampler(self, run, asked):
         samples = run.sample(3)
@@ -199,10 +199,10 @@ class TestSample:
         with pytest.raises(ValueError, match=r"legal are \.png, \.npy"):
             run.sample(1).save(tmp_path / "grid.jpg")
         with pytest.raises(ValueError, match=r"scm_jax\.load_run"):
-            runs.load_run(run_dir.path).sample(1)
+            layout.load_run(run_dir.path).sample(1)
 
     def test_vectors_have_numbers_instead_of_pictures(self, tmp_path):
-        samples = runs.Samples(np.array([[1.0], [3.0]], np.float32))
+        samples = layout.Samples(np.array([[1.0], [3.0]], np.float32))
         assert samples._repr_png_() is None
         assert "mean 2, standard deviation 1" in samples._repr_html_()
         with pytest.raises(ValueError, match="vectors"):
@@ -210,14 +210,14 @@ class TestSample:
 
 
 def test_notebook_view_escapes_and_shows_the_last_metrics(tmp_path):
-    directory = runs.RunDir(tmp_path / "a<b>")
+    directory = layout.RunDir(tmp_path / "a<b>")
     directory.write_config({**CONFIG, "note": "<script>"})
     directory.write_summary({"parameters": 235_000})
     writer = make_writer((), directory.path)
     writer.write_scalars(1, {"images": 10, "loss": 0.125})
     writer.write_scalars(2, {"images": 20, "eval/frechet_distance": 0.5})
     writer.close()
-    page = runs.load_run(directory.path)._repr_html_()
+    page = layout.load_run(directory.path)._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "a&lt;b&gt;" in page
     for shown in ("235,000", "done", "0.125", "0.5", "network.width"):
@@ -225,7 +225,7 @@ def test_notebook_view_escapes_and_shows_the_last_metrics(tmp_path):
 
 
 def test_environment():
-    environment = runs.environment()
+    environment = layout.environment()
     assert environment["versions"]["jax"]
     assert environment["device_count"] >= 1
     assert json.loads(json.dumps(environment)) == environment
@@ -233,7 +233,8 @@ def test_environment():
 
 def test_reading_runs_imports_nothing_heavy():
     code = (
-        "import sys, scm_jax.runs, scm_jax.writers, scm_jax.report, scm_jax.scaling\n"
+        "import sys, scm_jax.cost.counts\n"
+        "from scm_jax.runs.directory import layout, report, writers\n"
         "heavy = {'tensorflow', 'torch', 'tensorflow_datasets', 'pandas', 'matplotlib',"
         " 'tensorboardX', 'clu', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))"

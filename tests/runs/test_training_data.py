@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import measure, reference_stats, runs, training_data, training_run
 from scm_jax.datasets import identity, make_dataset
+from scm_jax.runs import evaluate, reference_stats, train, training_data
+from scm_jax.runs.directory import layout
 from tests.preparation import engine_program
 from tests.preparation.engine_program import arrays
 
@@ -178,27 +179,27 @@ def test_a_training_refuses_changed_data_and_its_results_name_them(roots, tmp_pa
     root, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(roots / "first", root)
     first = str(identity.of_dataset(images(root)))
-    assert training_run.train_and_evaluate(make_config(root), run) == "done"
+    assert train.train_and_evaluate(make_config(root), run) == "done"
     (row,) = map(json.loads, (run / "results.jsonl").read_text().splitlines())
     assert row["data"] == first
-    assert runs.load_run(run).summary["data"] == first
+    assert layout.load_run(run).summary["data"] == first
 
     shutil.rmtree(root)
     shutil.copytree(roots / "second", root)
     second = str(identity.of_dataset(images(root)))
     # A run that is done is left alone; one that was killed before its end is not.
-    assert training_run.train_and_evaluate(make_config(root), run) == "done"
+    assert train.train_and_evaluate(make_config(root), run) == "done"
     (run / "summary.json").unlink()
     with pytest.raises(ValueError, match="have changed since it was trained"):
-        training_run.train_and_evaluate(make_config(root), run)
+        train.train_and_evaluate(make_config(root), run)
     assert training_data.describe(run) == first
 
     # What is measured now is another number, and says what it was measured on.
-    (new,) = measure.evaluate_run(run)
-    (again,) = measure.evaluate_run(run)
+    (new,) = evaluate.evaluate_run(run)
+    (again,) = evaluate.evaluate_run(run)
     assert (new["data"], new["measured_on"]) == (first, second)
     assert again["key"] == new["key"]  # read, not measured a second time
     shutil.rmtree(root)
     shutil.copytree(roots / "copy", root)
-    (same,) = measure.evaluate_run(run)
+    (same,) = evaluate.evaluate_run(run)
     assert "measured_on" not in same and same["key"] != new["key"]

@@ -3,8 +3,8 @@
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import training_run
-from scm_jax.sweeps import locks
+from scm_jax.runs import train as training_run
+from scm_jax.runs.directory import locks
 from tests.commands.in_process import scm
 from tests.sweeps import planted
 from tests.sweeps.test_locks import HOLD

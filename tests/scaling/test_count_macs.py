@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from scm_jax import scaling
+from scm_jax.cost import counts
 
 N = 3  # width of the toy: one of its matrix products is N^3 units
 LENGTH = 8
@@ -35,7 +35,7 @@ def unrolled(weights, x):
 
 
 def units(fn, *args):
-    macs = scaling.count_macs(fn, *args)
+    macs = counts.count_macs(fn, *args)
     assert macs % N**3 == 0
     return macs // N**3
 
@@ -153,7 +153,7 @@ class TestPrimitives:
     )
     def test_dot_general(self, spec, a, b, macs):
         fn = functools.partial(jnp.einsum, spec)
-        assert scaling.count_macs(fn, shape(*a), shape(*b)) == macs
+        assert counts.count_macs(fn, shape(*a), shape(*b)) == macs
 
     @pytest.mark.parametrize(
         ("options", "x", "kernel", "macs"),
@@ -202,7 +202,7 @@ class TestPrimitives:
                 x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
             )
 
-        assert scaling.count_macs(conv, shape(*x), shape(*kernel)) == macs
+        assert counts.count_macs(conv, shape(*x), shape(*kernel)) == macs
 
     @pytest.mark.parametrize("stride", [1, 2])
     def test_gradient_of_a_convolution_is_three_forwards(self, stride):
@@ -217,8 +217,8 @@ class TestPrimitives:
             return jnp.sum(y**2)
 
         kernel, x = shape(3, 3, 4, 6), shape(2, 8, 8, 4)
-        forward = scaling.count_macs(loss, kernel, x)
-        both = scaling.count_macs(jax.grad(loss, argnums=(0, 1)), kernel, x)
+        forward = counts.count_macs(loss, kernel, x)
+        both = counts.count_macs(jax.grad(loss, argnums=(0, 1)), kernel, x)
         assert both == 3 * forward
 
     def test_cond_is_its_dearest_branch(self):
@@ -233,7 +233,7 @@ class TestPrimitives:
             return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x)
 
         with pytest.raises(ValueError, match="while loop"):
-            scaling.count_macs(fn, X)
+            counts.count_macs(fn, X)
 
     def test_while_without_products_is_free(self):
         def fn(x):
@@ -260,7 +260,7 @@ class TestPrimitives:
         mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types)
         spec = jax.sharding.PartitionSpec("data")
         fn = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
-        macs = scaling.count_macs(jax.jit(fn), shape(8, N))
+        macs = counts.count_macs(jax.jit(fn), shape(8, N))
         assert macs == 4 * 2 * N * 2  # each of 4 devices: (2, N) times (N, 2)
 
     def test_keys_and_integers_are_arguments(self):
@@ -283,23 +283,23 @@ def pallas_product(x):
 class TestKernels:
     def test_unknown_kernel_is_refused_by_name(self):
         with pytest.raises(ValueError, match=r"register_macs\('prod', formula\)"):
-            scaling.count_macs(pallas_product, X)
+            counts.count_macs(pallas_product, X)
 
     def test_unknown_caller_of_products_is_refused(self, monkeypatch):
-        monkeypatch.setattr(scaling, "_CALLS", ())
+        monkeypatch.setattr(counts, "_CALLS", ())
         with pytest.raises(ValueError, match="'jit' contains multiply-adds"):
-            scaling.count_macs(jax.jit(lambda x: x @ x), X)
+            counts.count_macs(jax.jit(lambda x: x @ x), X)
 
     def test_registered_formula_counts_inside_a_scan(self, monkeypatch):
-        monkeypatch.setattr(scaling, "MAC_FORMULAS", dict(scaling.MAC_FORMULAS))
-        scaling.register_macs("prod", lambda eqn: eqn.invars[0].aval.size * N)
+        monkeypatch.setattr(counts, "MAC_FORMULAS", dict(counts.MAC_FORMULAS))
+        counts.register_macs("prod", lambda eqn: eqn.invars[0].aval.size * N)
 
         def fn(x):
             return jax.lax.scan(lambda c, _: (pallas_product(c), None), x, length=4)[0]
 
         assert units(fn, X) == 4
         with pytest.raises(ValueError, match="already"):
-            scaling.register_macs("prod", lambda eqn: 0)
+            counts.register_macs("prod", lambda eqn: 0)
 
 
 def test_agrees_with_xla_on_an_unrolled_program():
@@ -312,7 +312,7 @@ def test_agrees_with_xla_on_an_unrolled_program():
 
     args = (shape(4, 64, 64), shape(16, 64))
     cost = jax.jit(fn).lower(*args).compile().cost_analysis()
-    macs = scaling.count_macs(fn, *args)
+    macs = counts.count_macs(fn, *args)
     assert macs == 4 * 16 * 64 * 64
     np.testing.assert_allclose(cost["flops"], 2 * macs, rtol=1e-6)
 
@@ -325,17 +325,17 @@ def test_parameters_and_bytes():
         "step": shape(),
         "k": key,
     }
-    assert scaling.parameter_count({"w": tree["w"], "b": tree["b"]}) == 20
-    assert scaling.tree_bytes(tree) == 60 + 10 + 4 + 8
-    assert scaling.parameter_count({}) == scaling.tree_bytes({}) == 0
+    assert counts.parameter_count({"w": tree["w"], "b": tree["b"]}) == 20
+    assert counts.tree_bytes(tree) == 60 + 10 + 4 + 8
+    assert counts.parameter_count({}) == counts.tree_bytes({}) == 0
 
 
 def test_effective_sampling_compute_of_the_paper():
     """Fig. 1: EDM2-XXL at 63 steps of two evaluations is 192, sCD-XXL at 2 is 3.05."""
     xxl = 1_523_200_000
     np.testing.assert_allclose(
-        scaling.effective_sampling_compute(xxl, 126), 191.9, atol=0.1
+        counts.effective_sampling_compute(xxl, 126), 191.9, atol=0.1
     )
     np.testing.assert_allclose(
-        scaling.effective_sampling_compute(xxl, 2), 3.05, atol=0.01
+        counts.effective_sampling_compute(xxl, 2), 3.05, atol=0.01
     )

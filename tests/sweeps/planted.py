@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from scm_jax import config as config_lib
-from scm_jax.records import append_row
-from scm_jax.sweeps import locks, planned
+from scm_jax.files.jsonl import append_row
+from scm_jax.runs.directory import locks
+from scm_jax.sweeps.plan import planned
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"host": "elsewhere", "boot": "another-boot", "pid": 1}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from scm_jax.sweeps import locks  # noqa: E402
+from scm_jax.runs.directory import locks  # noqa: E402
 
 
 def main(run_dir):

@@ -9,11 +9,12 @@ import jsonschema
 import pytest
 import yaml
 
-from scm_jax.sweeps import journal, planned, states
 from scm_jax.sweeps.launchers import kubernetes, manifests
 from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources
-from scm_jax.training import cluster
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import journal, states
+from scm_jax.training.processes import cluster
 
 # The strict JSON schema of batch/v1 Job in Kubernetes 1.37 without its prose, from the
 # PyPI package kubernetes-validate 1.37.0 (108 MB, hence this part of it).

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from scm_jax.sweeps import states, submissions
+from scm_jax.sweeps import submissions
 from scm_jax.sweeps.launchers import local, options, slots
 from scm_jax.sweeps.launchers.options import Options
+from scm_jax.sweeps.state import states
 from tests.sweeps import planted
 
 CPU = {"JAX_PLATFORMS": "cpu"}
@@ -132,7 +133,7 @@ class TestSubmit:
 LAUNCHER = """
     import sys
     from pathlib import Path
-    from scm_jax.sweeps import planned
+    from scm_jax.sweeps.plan import planned
     from scm_jax.sweeps.launchers import local
     from scm_jax.sweeps.launchers.options import Options
     local._command = lambda d: [sys.executable, sys.argv[2], d]

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from scm_jax.sweeps import locks
+from scm_jax.runs.directory import locks
 from tests.sweeps import planted
 
 HOLD = """
     import sys, time
-    from scm_jax.sweeps import locks
+    from scm_jax.runs.directory import locks
     try:
         with locks.hold(sys.argv[1]):
             print("held", flush=True)

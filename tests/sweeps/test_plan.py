@@ -6,11 +6,11 @@ import io
 import pytest
 import rich.console
 
-from scm_jax.records import write_json
-from scm_jax.runs import RunDir
-from scm_jax.sweeps import plan
-from scm_jax.sweeps.planned import PlannedRun
-from scm_jax.writers import JsonlWriter
+from scm_jax.files.jsonl import write_json
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.writers import JsonlWriter
+from scm_jax.sweeps.plan import hours as plan
+from scm_jax.sweeps.plan.planned import PlannedRun
 
 
 def make_run(number, flops_per_image=1e6, **changes):

@@ -7,10 +7,11 @@ import textwrap
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax import describe, run_configs
-from scm_jax.sweeps.files import load_sweep
-from scm_jax.sweeps.planned import read_run, write_run
-from scm_jax.sweeps.resolve import resolve
+from scm_jax.runs.directory import run_configs
+from scm_jax.runs.estimate import describe
+from scm_jax.sweeps.plan.planned import read_run, write_run
+from scm_jax.sweeps.plan.resolve import resolve
+from scm_jax.sweeps.plan.sweep_file import load_sweep
 
 HEAD = """
 from scm_jax.sweeps import *

@@ -12,12 +12,14 @@ import pytest
 from benchmarks import sweep_kills
 from experiments import mixture
 from scm_jax import config as config_lib
-from scm_jax import run_configs
-from scm_jax.records import read_rows
-from scm_jax.sweeps import journal, planned, states, submissions
+from scm_jax.files.jsonl import read_rows
+from scm_jax.runs.directory import run_configs
+from scm_jax.sweeps import submissions
 from scm_jax.sweeps.launchers import slurm
 from scm_jax.sweeps.launchers.options import Options
-from scm_jax.training import manifest
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import journal, states
+from scm_jax.training import seal
 from tests.sweeps import slurm_cluster
 from tests.sweeps.slurm_cluster import HOST, SECOND, wait_for
 
@@ -105,7 +107,7 @@ def state(root, run):
 
 
 def has_saved(root, run):
-    return bool(manifest.list_steps(root / run / "checkpoints"))
+    return bool(seal.list_steps(root / run / "checkpoints"))
 
 
 def running(root, cluster):

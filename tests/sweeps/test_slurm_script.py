@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from scm_jax.sweeps import journal, planned
 from scm_jax.sweeps.launchers import slurm, slurm_arrays
 from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.launchers.profiles import Profile, Resources, Slurm
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import journal
 
 
 def run(name, *depends_on, resources=""):

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from scm_jax.sweeps import journal, locks, states
+from scm_jax.runs.directory import locks
+from scm_jax.sweeps.state import journal, states
 from tests.sweeps import planted
 
 

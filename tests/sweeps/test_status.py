@@ -3,7 +3,8 @@ import threading
 
 import pytest
 
-from scm_jax.sweeps import states, status
+from scm_jax.sweeps import status
+from scm_jax.sweeps.state import states
 from tests.commands.in_process import scm
 from tests.sweeps import planted
 

@@ -3,8 +3,11 @@ import types
 
 import pytest
 
-from scm_jax.sweeps import journal, launchers, locks, planned, states, submissions
+from scm_jax.runs.directory import locks
+from scm_jax.sweeps import launchers, submissions
 from scm_jax.sweeps.launchers.options import Launcher, Options
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import journal, states
 from tests.commands.in_process import scm
 from tests.sweeps import planted
 

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
-from scm_jax import runs, training_run
-from scm_jax.sweeps import heartbeat, locks, states, worker
+from scm_jax.runs import train
+from scm_jax.runs.directory import layout, locks
+from scm_jax.sweeps import worker
+from scm_jax.sweeps.state import heartbeat, states
 from scm_jax.training.loop import NonFiniteError
 from tests.commands.in_process import scm
 from tests.sweeps import planted
@@ -22,13 +24,13 @@ def run_dir(tmp_path):
 @pytest.fixture
 def trains(monkeypatch):
     """``trains(fake)``: in place of the training; ``fake(run_dir, progress)``."""
-    monkeypatch.setattr(runs, "environment", lambda: {"device_count": 1})
+    monkeypatch.setattr(layout, "environment", lambda: {"device_count": 1})
 
     def install(fake):
         def train_and_evaluate(config, workdir, *, label="", progress=None):
             return fake(workdir, progress)
 
-        monkeypatch.setattr(training_run, "train_and_evaluate", train_and_evaluate)
+        monkeypatch.setattr(train, "train_and_evaluate", train_and_evaluate)
 
     return install
 
@@ -272,11 +274,12 @@ class TestHeartbeat:
 # A worker whose training is a few lines; the second argument says which.
 WORKER = """
     import hashlib, sys, time
-    from scm_jax import runs, training_run
+    from scm_jax.runs import train as training_run
+    from scm_jax.runs.directory import layout
     from scm_jax.sweeps import worker
     from scm_jax.training import loop
-    from scm_jax.training.interruption import Interruption
-    runs.environment = lambda: {}
+    from scm_jax.training.processes.interruption import Interruption
+    layout.environment = lambda: {}
 
     def train(config, workdir, *, label="", progress=None):
         progress.start(0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.training import checkpoint, manifest
+from scm_jax.training import checkpoint, seal
 from tests.training import toy
 
 
@@ -92,7 +92,7 @@ def test_no_checkpoint_is_no_error(tmp_path):
 
 
 def test_old_checkpoints_go_and_snapshots_stay(run):
-    assert manifest.list_steps(run / "checkpoints") == [2, 3]
+    assert seal.list_steps(run / "checkpoints") == [2, 3]
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         assert checkpointer.list_ema_snapshots() == [1, 2, 3]
     snapshot = checkpoint.load_ema(run / "ema_snapshots", "0.10", 1)
@@ -117,7 +117,7 @@ def test_keeping_less_than_two_is_refused(tmp_path):
 @pytest.mark.parametrize("item", ["state", "ema", "data"])
 def test_damaged_newest_falls_back_and_says_so(run, item, kind, caplog):
     damage(largest_file(run / "checkpoints" / "3" / item), kind)
-    with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+    with caplog.at_level(logging.WARNING, logger=seal.__name__):
         restored = restore(run)
     assert restored.step == 2
     toy.assert_same(restored.state, state_at(2))
@@ -143,7 +143,7 @@ def test_none_whole_is_an_error_that_changes_nothing(run):
         match=r"none of the 2 .*(?s:.*)3: .*bytes.*(?s:.*)2:",
     ):
         restore(run)
-    assert manifest.list_steps(run / "checkpoints") == [2, 3]
+    assert seal.list_steps(run / "checkpoints") == [2, 3]
 
 
 def test_other_shapes_name_the_parameter_and_both_shapes(run):
@@ -246,7 +246,7 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(run, monkeypatch):
     with checkpoint.Checkpointer(run / "checkpoints", max_to_keep=2) as checkpointer:
         checkpointer.save(4, state_at(4))  # the first one is waited for
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "write_manifest", write_manifest)
+            patch.setattr(seal, "write_manifest", write_manifest)
             checkpointer.save(5, state_at(5))
             with pytest.raises(
                 checkpoint.CheckpointError,
@@ -267,7 +267,7 @@ def test_a_failed_save_is_noticed_without_waiting(run, monkeypatch):
 
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         checkpointer.save(4, state_at(4))
-        monkeypatch.setattr(manifest, "write_manifest", write_manifest)
+        monkeypatch.setattr(seal, "write_manifest", write_manifest)
         checkpointer.save(5, state_at(5))
         with pytest.raises(checkpoint.CheckpointError, match="No space left"):
             for _ in range(1000):
@@ -324,14 +324,14 @@ def test_where_no_plain_name_can_be_given_nothing_is_saved(tmp_path, monkeypatch
 @pytest.mark.parametrize("folder", ["checkpoints", "ema_snapshots"])
 def test_a_first_save_that_cannot_be_read_stops_the_training(run, monkeypatch, folder):
     """The files are written and sealed, and the index in them is nobody's."""
-    write = manifest.write_manifest
+    write = seal.write_manifest
 
     def broken(directory):
         for file in directory.glob("*/manifest.ocdbt"):
             file.write_bytes(b"nothing")
         write(directory)
 
-    monkeypatch.setattr(manifest, "write_manifest", broken)
+    monkeypatch.setattr(seal, "write_manifest", broken)
     checkpointer = checkpoint.Checkpointer(run / "checkpoints")
     with pytest.raises(
         checkpoint.CheckpointError,
@@ -353,13 +353,13 @@ def test_what_reading_needs_is_needed_for_a_seal(run, needed):
     path = run / "checkpoints" / "3"
     (path / "state" / needed).unlink()
     with pytest.raises(checkpoint.CheckpointError, match=f"state/{needed} was not"):
-        manifest.write_manifest(path)
+        seal.write_manifest(path)
     # A seal of an earlier version of this program, which asked for nothing.
-    sealed = json.loads((path / manifest.MANIFEST).read_text())
+    sealed = json.loads((path / seal.MANIFEST).read_text())
     del sealed[f"state/{needed}"]
-    (path / manifest.MANIFEST).write_text(json.dumps(sealed))
-    assert manifest.find_damage(path) == f"state/{needed} was never written"
-    assert manifest.find_damage(path, "ema/") is None
+    (path / seal.MANIFEST).write_text(json.dumps(sealed))
+    assert seal.find_damage(path) == f"state/{needed} was never written"
+    assert seal.find_damage(path, "ema/") is None
     assert restore(run).step == 2
 
 
@@ -371,7 +371,7 @@ def test_a_renamed_checkpoint_is_named_where_it_is_not_used(run, name, caplog):
     (run / "checkpoints" / "3").rename(run / "checkpoints" / name)
     for read in (restore, lambda run: checkpoint.load_ema(run / "checkpoints", "0.05")):
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+        with caplog.at_level(logging.WARNING, logger=seal.__name__):
             read(run)
         assert "using checkpoint" in caplog.text and "checkpoints/2;" in caplog.text
         assert f"not used: {name!r}" in caplog.text
@@ -395,7 +395,7 @@ def test_what_was_set_aside_or_not_finished_is_no_stray(run, caplog):
     (folder / "notes.txt").touch()
     with caplog.at_level(logging.WARNING):
         checkpoint.load_ema(folder, "0.05")
-    assert caplog.text == "" and manifest.find_strays(folder) == []
+    assert caplog.text == "" and seal.find_strays(folder) == []
 
 
 def test_a_checkpoint_that_may_not_be_read_is_skipped_with_its_reason(
@@ -404,11 +404,11 @@ def test_a_checkpoint_that_may_not_be_read_is_skipped_with_its_reason(
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    checksum = manifest._checksum
+    checksum = seal._checksum
     monkeypatch.setattr(
-        manifest, "_checksum", lambda p: (refuse if "/3/" in str(p) else checksum)(p)
+        seal, "_checksum", lambda p: (refuse if "/3/" in str(p) else checksum)(p)
     )
-    with caplog.at_level(logging.WARNING, logger=manifest.__name__):
+    with caplog.at_level(logging.WARNING, logger=seal.__name__):
         toy.assert_same(
             checkpoint.load_ema(run / "checkpoints", "0.05"), state_at(2).ema["0.05"]
         )

@@ -8,10 +8,15 @@ import time
 
 import pytest
 
-from scm_jax.training import multihost
-from scm_jax.training import peers as peers_lib
-from scm_jax.training.cluster import Cluster, expand_counts, expand_hosts, find_cluster
-from scm_jax.training.peers import PeerError, Peers
+from scm_jax.training.processes import multihost
+from scm_jax.training.processes import peers as peers_lib
+from scm_jax.training.processes.cluster import (
+    Cluster,
+    expand_counts,
+    expand_hosts,
+    find_cluster,
+)
+from scm_jax.training.processes.peers import PeerError, Peers
 
 SLURM = {
     "SLURM_JOB_ID": "5000",

@@ -226,9 +226,9 @@ def main() -> int:
 
 def _kill_while_saving(nth: int) -> None:
     """Kills this process when the files of save ``nth`` are half written."""
-    from scm_jax.training import manifest
+    from scm_jax.training import seal
 
-    original, saves = manifest.write_manifest, []
+    original, saves = seal.write_manifest, []
 
     def write_manifest(directory):
         saves.append(directory)
@@ -237,7 +237,7 @@ def _kill_while_saving(nth: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         original(directory)
 
-    manifest.write_manifest = write_manifest
+    seal.write_manifest = write_manifest
 
 
 def _limit_files(size: int) -> None:

@@ -11,14 +11,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.records import require, write_atomically
-from scm_jax.sweeps import journal
+from scm_jax.files.jsonl import require, write_atomically
 from scm_jax.sweeps.launchers import manifests
 from scm_jax.sweeps.launchers.manifests import Manifest
 from scm_jax.sweeps.launchers.options import Options, in_order
 from scm_jax.sweeps.launchers.profiles import Profile, load_profile
-from scm_jax.sweeps.planned import PlannedRun
-from scm_jax.sweeps.states import UNKNOWN
+from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.sweeps.state import journal
+from scm_jax.sweeps.state.states import UNKNOWN
 
 NAME = "k8s"
 FOLDER = "submissions"

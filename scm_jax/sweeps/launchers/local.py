@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from scm_jax.sweeps import journal, states
 from scm_jax.sweeps.launchers import slots as slots_lib
 from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
 from scm_jax.sweeps.launchers.slots import Slot
-from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.sweeps.state import journal, states
 
 NAME = "local"
 EXIT_INTERRUPTED = 75

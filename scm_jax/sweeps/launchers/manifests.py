@@ -10,7 +10,7 @@ from typing import Any
 
 from scm_jax.sweeps.launchers.options import worker_command
 from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources, seconds
-from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.plan.planned import PlannedRun
 
 Manifest = dict[str, Any]
 

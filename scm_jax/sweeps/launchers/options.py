@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.plan.planned import PlannedRun
 
 
 @dataclasses.dataclass(frozen=True)

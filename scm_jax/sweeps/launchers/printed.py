@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
-from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.plan.planned import PlannedRun
 
 
 def submit(

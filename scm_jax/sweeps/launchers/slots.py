@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scm_jax.sweeps.launchers.options import Options
-from scm_jax.training.cluster import visible_devices
+from scm_jax.training.processes.cluster import visible_devices
 
 
 @dataclasses.dataclass(frozen=True)

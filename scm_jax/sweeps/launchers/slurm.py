@@ -16,14 +16,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.records import write_atomically
-from scm_jax.sweeps import journal
+from scm_jax.files.jsonl import write_atomically
 from scm_jax.sweeps.launchers import slurm_arrays
 from scm_jax.sweeps.launchers.options import Options, in_order
 from scm_jax.sweeps.launchers.profiles import Profile, load_profile, seconds
 from scm_jax.sweeps.launchers.slurm_arrays import Array
-from scm_jax.sweeps.planned import PlannedRun
-from scm_jax.sweeps.states import QUEUED, RUNNING, UNKNOWN
+from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.sweeps.state import journal
+from scm_jax.sweeps.state.states import QUEUED, RUNNING, UNKNOWN
 
 NAME = "slurm"
 FOLDER = "submissions"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scm_jax.sweeps.launchers.options import in_order, worker_command
 from scm_jax.sweeps.launchers.profiles import Profile, Resources
-from scm_jax.sweeps.planned import PlannedRun
+from scm_jax.sweeps.plan.planned import PlannedRun
 
 EXIT_PREEMPTED = 75
 

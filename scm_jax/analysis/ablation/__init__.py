@@ -1,0 +1,1 @@
+"""Ablations: paired differences of one setting, with intervals."""

@@ -1,0 +1,1 @@
+"""Scaling laws: fits, intervals, isoFLOP valleys, extrapolation, frontiers."""

@@ -1,0 +1,141 @@
+"""How far a law can be trusted: the largest budget, predicted from the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from scm_jax.analysis.laws import power_sums
+from scm_jax.analysis.laws.bootstrap import LEVEL, bootstrap
+from scm_jax.analysis.laws.law import ChinchillaLaw, Points
+
+
+@dataclasses.dataclass(frozen=True)
+class Extrapolation:
+    """The runs of the largest budget against a law that has not seen them.
+
+    Attributes:
+      flops: the budget that was left out, the geometric mean of its runs.
+      times_larger: over the largest budget that the law saw.
+      parameters: N of its runs, ``(n,)``.
+      images: D of its runs.
+      measured: their losses.
+      predicted: what the law expected.
+      low: lower end of the interval in which 95 % of such runs should fall: of the law
+        and of the noise of one run.
+      high: upper end.
+    """
+
+    flops: float
+    times_larger: float
+    parameters: np.ndarray
+    images: np.ndarray
+    measured: np.ndarray
+    predicted: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def errors(self) -> np.ndarray:
+        """``predicted / measured - 1`` of each run."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def median_error(self) -> float:
+        """The median of the errors' sizes: the headline of a fit."""
+        return float(np.median(np.abs(self.errors)))
+
+    @property
+    def largest_error(self) -> float:
+        """The largest of the errors' sizes."""
+        return float(np.max(np.abs(self.errors)))
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Which runs fell into their interval."""
+        return (self.low <= self.measured) & (self.measured <= self.high)
+
+
+def leave_largest_out(
+    parameters: np.ndarray,
+    images: np.ndarray,
+    flops: np.ndarray,
+    loss: np.ndarray,
+    budgets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    delta: float | None = None,
+    count: int = 1000,
+    seed: int = 0,
+) -> Extrapolation:
+    """Fits a law without the runs of the largest budget, and predicts these.
+
+    Args:
+      parameters: N of each run, ``(n,)``.
+      images: D of each run.
+      flops: training FLOPs of each run.
+      loss: L of each run.
+      budgets: number of each run's budget, ``isoflop.group_budgets``.
+      groups: configuration of each run, ``bootstrap.configurations``.
+      delta: of the Huber loss; default follows the noise, and leaves out the runs that
+        ``power_sums.robust_start`` finds far from the law.
+      count: replicates of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: what is left cannot carry a law with intervals.
+    """
+    middles = {b: float(np.mean(np.log(flops[budgets == b]))) for b in set(budgets)}
+    largest = max(middles, key=lambda b: middles[b])
+    held, seen = budgets == largest, budgets != largest
+    if not seen.any():
+        raise ValueError("there is one budget only: none is left to fit a law to")
+    points = Points.of(ChinchillaLaw, loss[seen], parameters[seen], images[seen])
+    if delta is None:
+        _, delta, away = power_sums.robust_start(points.log_x, points.log_y)
+        seen[seen] = np.abs(away) <= power_sums.OUTLYING
+        points = Points.of(ChinchillaLaw, loss[seen], parameters[seen], images[seen])
+    theta = power_sums.fit(points.log_x, points.log_y, delta)
+    _, kept = np.unique(groups[seen], return_inverse=True)
+    laws = bootstrap(points, theta, kept, delta=delta, count=count, seed=seed)
+    low, high = prediction_interval(
+        points, theta, laws, parameters[held], images[held], seed
+    )
+    expected = points.law(theta)(parameters[held], images[held])
+    below = max(middle for b, middle in middles.items() if b != largest)
+    return Extrapolation(
+        flops=float(np.exp(middles[largest])),
+        times_larger=float(np.exp(middles[largest] - below)),
+        parameters=parameters[held],
+        images=images[held],
+        measured=loss[held],
+        predicted=expected,
+        low=low,
+        high=high,
+    )
+
+
+def prediction_interval(
+    points: Points,
+    theta: np.ndarray,
+    laws: ChinchillaLaw,
+    parameters: np.ndarray,
+    images: np.ndarray,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where 95 % of single new runs should fall, ``(n,)`` each.
+
+    Each replicate of the law gets the residual of a run drawn from the fit, scaled up
+    by ``sqrt(n / (n - P))`` since residuals are smaller than errors.
+    """
+    rng = np.random.default_rng(seed)
+    residual = points.log_y - power_sums.evaluate(theta, points.log_x)[0]
+    spare = max(len(residual) - theta.size, 1)
+    scaled = residual * np.sqrt(len(residual) / spare)
+    columns = [np.asarray(f)[:, None] for f in dataclasses.astuple(laws)]
+    expected = ChinchillaLaw(*columns)(parameters, images)
+    single = expected * np.exp(rng.choice(scaled, size=expected.shape))
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(single, [tail, 1 - tail], axis=0)
+    return low, high

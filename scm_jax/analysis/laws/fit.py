@@ -1,0 +1,367 @@
+"""A scaling study as one object: the law, its intervals, its prediction error.
+
+fit = fit_scaling(load_runs("runs/isoflop_digits"), "2_steps/frechet_distance")
+print(fit)                      # in a notebook `fit` alone shows a table
+fit.optimum(1e15)               # parameters, images, loss with intervals
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scm_jax.analysis import columns
+from scm_jax.analysis.laws import bootstrap, extrapolation, isoflop, power_sums
+from scm_jax.analysis.laws import law as laws
+from scm_jax.analysis.laws.bootstrap import Interval, interval
+from scm_jax.analysis.laws.extrapolation import Extrapolation
+from scm_jax.analysis.laws.isoflop import IsoflopFit
+from scm_jax.analysis.laws.law import ChinchillaLaw, FlopsPerImage, Points
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A power law of FLOPs per image that misses a size by more than this is reported.
+_COST_TOLERANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingFit:
+    """A fitted study; ``print`` it for what a paper needs.
+
+    Attributes:
+      loss_name: the quality that was fitted.
+      parameters: N of each run that was fitted, ``(n,)``.
+      images: D of each run.
+      flops: training FLOPs of each run.
+      loss: its quality.
+      budgets: number of its budget, smallest first.
+      groups: number of its configuration.
+      law: the fit.
+      replicates: a law whose fields are arrays: fits of resampled configurations.
+      flops_per_image: how training FLOPs per image grow with N.
+      delta: of the Huber loss.
+      noise: robust standard deviation of log losses around the law.
+      isoflop: the second approach, by parabolas; None where no budget has 3 sizes.
+      extrapolation: the largest budget predicted from the others; None where these
+        cannot carry a law.
+      warnings: what a reader must know, in sentences.
+    """
+
+    loss_name: str
+    parameters: np.ndarray
+    images: np.ndarray
+    flops: np.ndarray
+    loss: np.ndarray
+    budgets: np.ndarray
+    groups: np.ndarray
+    law: ChinchillaLaw
+    replicates: ChinchillaLaw | None
+    flops_per_image: FlopsPerImage
+    delta: float
+    noise: float
+    isoflop: IsoflopFit | None
+    extrapolation: Extrapolation | None
+    warnings: tuple[str, ...]
+
+    def intervals(self) -> dict[str, Interval]:
+        """E, A, B, a, b and the exponents of ``N_opt ~ C^p`` and ``D_opt ~ C^q``."""
+        growth = self.flops_per_image.exponent
+
+        def numbers(law: ChinchillaLaw) -> dict[str, laws.Number]:
+            fields = {f.name: getattr(law, f.name) for f in dataclasses.fields(law)}
+            p, q = law.parameters_exponent(growth), law.images_exponent(growth)
+            return fields | {"p": p, "q": q}
+
+        found = numbers(self.law)
+        if self.replicates is None:
+            return {name: Interval(float(value)) for name, value in found.items()}
+        many = numbers(self.replicates)
+        return {name: interval(found[name], many[name]) for name in found}
+
+    def predict(self, parameters: float, images: float) -> Interval:
+        """The expected loss of N parameters trained on D images."""
+        estimate = float(self.law(parameters, images))
+        if self.replicates is None:
+            return Interval(estimate)
+        return interval(estimate, self.replicates(parameters, images))
+
+    def optimum(self, flops: float) -> dict[str, Interval]:
+        """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
+        best = dataclasses.asdict(self.law.optimum(flops, self.flops_per_image))
+        if self.replicates is None:
+            return {name: Interval(float(value)) for name, value in best.items()}
+        many = self.replicates.optimum(flops, self.flops_per_image)
+        return {name: interval(best[name], getattr(many, name)) for name in best}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The summary, as names and values."""
+        found = self.intervals()
+        cost = self.flops_per_image
+        least, most = (f"{v:.2g}" for v in (self.flops.min(), self.flops.max()))
+        rows = [
+            ("law", "L = E + A / N^a + B / D^b"),
+            ("loss", self.loss_name),
+            (
+                "runs",
+                f"{len(self.loss)} of {self.groups.max() + 1} configurations, "
+                f"{self.budgets.max() + 1} budgets, {least} to {most} FLOPs",
+            ),
+            *((name, str(found[name])) for name in "EABab"),
+            ("N_opt ~ C^p, p", str(found["p"])),
+            ("D_opt ~ C^q, q", str(found["q"])),
+        ]
+        if self.isoflop is not None:
+            rows.append(("p by parabolas", str(self.isoflop.exponent)))
+        rows += [
+            (
+                "noise",
+                f"{100 * self.noise:.2g} % around the law, delta {self.delta:.2g}",
+            ),
+            ("FLOPs per image", f"{cost.coefficient:.4g} N^{cost.exponent:.4g}"),
+        ]
+        if (left := self.extrapolation) is not None:
+            text = (
+                f"{100 * left.median_error:.2g} % median, "
+                f"{100 * left.largest_error:.2g} % largest, {left.inside.sum()} of "
+                f"{left.inside.size} runs inside the interval, over a factor "
+                f"{left.times_larger:.2g} in FLOPs"
+            )
+            rows.append(("extrapolation", text))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}s}  {value}" for name, value in rows]
+        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self.rows()
+        )
+        notes = "".join(
+            f"<p><b>warning</b>: {html.escape(w)}</p>" for w in self.warnings
+        )
+        return f"<table>{cells}</table>{notes}"
+
+
+def fit_scaling(
+    frame: pd.DataFrame,
+    loss: str,
+    *,
+    parameters: str = "parameters",
+    images: str = "images",
+    flops: str = "flops",
+    group: Sequence[str] = (),
+    delta: float | None = None,
+    count: int = 1000,
+    seed: int = 0,
+) -> ScalingFit:
+    """Fits a table of runs, as ``load_runs`` returns it.
+
+    Runs without the loss, runs that are not done (where there is a column ``state``)
+    and losses that are infinite or not positive are left out, and so are runs more than
+    five deviations from the law of the others; warnings say which.
+
+    Args:
+      frame: one row per run.
+      loss: column of the quality, such as ``2_steps/frechet_distance``.
+      parameters: column of N.
+      images: column of D.
+      flops: column of training FLOPs.
+      group: columns that tell configurations apart; runs that agree in them are seeds
+        of one. Default is N and D.
+      delta: where the Huber loss of ``log L`` turns linear; default follows the noise
+        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. With
+        a delta of the caller's, runs far from the law are named and kept.
+      count: replicates of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: a column is missing or holds text, runs of several objectives are
+        mixed, or the runs cannot carry a law.
+    """
+    frame = columns.numeric(frame, loss, parameters, images, flops)
+    for name in group:
+        if name not in frame.columns:
+            raise ValueError(f"group: the table has no column {name!r}")
+    dropped, frame = _usable(frame, loss, (parameters, images, flops))
+    if "objective" in frame.columns and frame["objective"].nunique() > 1:
+        raise ValueError(
+            "runs of several objectives share no law: select one of "
+            f"{sorted(frame['objective'].unique())} by the column 'objective'"
+        )
+    n, d, c, y = (
+        frame[name].to_numpy(float) for name in (parameters, images, flops, loss)
+    )
+    telling = [frame[name].to_numpy() for name in group or (parameters, images)]
+    codes = [np.unique(column, return_inverse=True)[1] for column in telling]
+    fit = fit_study(
+        n,
+        d,
+        c,
+        y,
+        groups=bootstrap.configurations(*codes) if len(y) else None,
+        names=[i if isinstance(i, str) else f"run {i}" for i in frame.index],
+        loss_name=loss,
+        delta=delta,
+        count=count,
+        seed=seed,
+    )
+    return dataclasses.replace(fit, warnings=(*dropped, *fit.warnings))
+
+
+def fit_study(
+    parameters: ArrayLike,
+    images: ArrayLike,
+    flops: ArrayLike,
+    loss: ArrayLike,
+    *,
+    groups: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+    loss_name: str = "loss",
+    delta: float | None = None,
+    count: int = 1000,
+    seed: int = 0,
+) -> ScalingFit:
+    """The same for arrays, ``(n,)`` each; ``names`` are those of the runs.
+
+    Raises:
+      ValueError: values that are not positive and finite, or too few of them.
+    """
+    given = {"parameters": parameters, "images": images, "flops": flops, "loss": loss}
+    n, d, c, y = (columns.numbers(values, name) for name, values in given.items())
+    if groups is None:
+        groups = bootstrap.configurations(n, d)
+    points = Points.of(ChinchillaLaw, y, n, d)
+    near, follows, away = power_sums.robust_start(points.log_x, points.log_y)
+    sound = np.abs(away) <= power_sums.OUTLYING
+    times = y / points.law(near)(n, d)
+    names = names or [f"run {i}" for i in range(len(y))]
+    warnings = _outlying(names, times, away, delta)
+    if delta is None and not sound.all():
+        n, d, c, y = n[sound], d[sound], c[sound], y[sound]
+        groups = np.unique(groups[sound], return_inverse=True)[1]
+        points = Points.of(ChinchillaLaw, y, n, d)
+    delta = follows if delta is None else delta
+    cost = laws.fit_flops_per_image(n, c / d)
+    budgets = isoflop.group_budgets(c)
+    theta = power_sums.fit(points.log_x, points.log_y, delta)
+    settings: dict[str, Any] = {"count": count, "seed": seed}
+    warnings += _bound_warnings(points, theta)
+    replicates = None
+    try:
+        replicates = bootstrap.bootstrap(points, theta, groups, delta=delta, **settings)
+    except ValueError as error:
+        warnings.append(f"no intervals: {error}")
+    if replicates is not None:
+        warnings += _interval_warnings(replicates, groups, theta.size)
+    valleys = left_out = None
+    try:
+        valleys = isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings)
+        warnings += valleys.warnings
+    except ValueError as error:
+        warnings.append(f"no isoFLOP minima: {error}")
+    try:
+        left_out = extrapolation.leave_largest_out(
+            n, d, c, y, budgets, groups, delta=delta, **settings
+        )
+    except ValueError as error:
+        warnings.append(f"no extrapolation error: {error}")
+    if (miss := laws.flops_per_image_error(cost, n, c / d)) > _COST_TOLERANCE:
+        warnings.append(
+            f"FLOPs per image are no power law of the sizes (off by {100 * miss:.0f} % "
+            "at one of them): optima at a budget are that far off too"
+        )
+    return ScalingFit(
+        loss_name=loss_name,
+        parameters=n,
+        images=d,
+        flops=c,
+        loss=y,
+        budgets=budgets,
+        groups=groups,
+        law=points.law(theta),
+        replicates=replicates,
+        flops_per_image=cost,
+        delta=delta,
+        noise=power_sums.noise(theta, points.log_x, points.log_y),
+        isoflop=valleys,
+        extrapolation=left_out,
+        warnings=tuple(warnings),
+    )
+
+
+def _usable(
+    frame: pd.DataFrame, loss: str, inputs: Sequence[str]
+) -> tuple[list[str], pd.DataFrame]:
+    """What was left out, in sentences, and the rows that remain."""
+    said = []
+
+    def keep(frame: pd.DataFrame, mask: pd.Series, why: str) -> pd.DataFrame:
+        if left := int((~mask).sum()):
+            said.append(f"{left} runs left out: {why}")
+        return frame[mask]
+
+    if "state" in frame.columns:
+        frame = keep(frame, frame["state"] == "done", "they are not done")
+    known = frame[[loss, *inputs]].notna().all(axis=1)
+    frame = keep(frame, known, f"they have no {loss}, size, images or FLOPs")
+    frame = keep(frame, np.isfinite(frame[loss]), f"their {loss} is infinite")
+    return said, keep(
+        frame, frame[loss] > 0, f"their {loss} is not positive and has no logarithm"
+    )
+
+
+def _outlying(
+    names: Sequence[str], times: np.ndarray, away: np.ndarray, delta: float | None
+) -> list[str]:
+    """Which runs lie far from the law of the others, the farthest first."""
+    limit = power_sums.OUTLYING
+    far = [i for i in np.argsort(-np.abs(away), kind="stable") if abs(away[i]) > limit]
+    if not far:
+        return []
+    said = ", ".join(
+        f"{names[i]} ({times[i]:.3g} times the law, {abs(away[i]):.3g} deviations)"
+        for i in far
+    )
+    left = "left out of the fit" if delta is None else "kept, because delta was given"
+    return [
+        f"{len(far)} of {len(away)} runs lie more than {limit:g} deviations from the "
+        f"law of the rest and are {left}: {said}; see whether they diverged"
+    ]
+
+
+def _interval_warnings(
+    replicates: ChinchillaLaw, groups: np.ndarray, parameters: int
+) -> list[str]:
+    said = []
+    if not bootstrap.enough(groups, parameters):
+        said.append(
+            f"{groups.max() + 1} configurations for {parameters} parameters: the "
+            "intervals are too narrow; their coverage was measured with 20"
+        )
+    if (share := np.mean(replicates.E == 0)) > 0.025:
+        said.append(
+            f"{100 * share:.0f} % of the resamples need no offset E: these runs do not "
+            "tell it from zero"
+        )
+    return said
+
+
+def _bound_warnings(points: Points, theta: np.ndarray) -> list[str]:
+    names = ("E", "A", "B", "a", "b")
+    stuck = power_sums.bound_reached(theta, points.log_x, points.log_y)
+    return [
+        f"{names[i]} stands at its bound: these runs do not determine it"
+        for i in stuck
+        if i > 0  # an offset of zero is reported by the share of replicates
+    ]

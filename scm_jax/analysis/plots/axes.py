@@ -1,0 +1,64 @@
+"""What the pictures of this room share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scm_jax.files.jsonl import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Told apart also by readers who see no red or no green (Okabe and Ito, 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a5a5a")
+
+
+def new_axes(axes: Axes | None, size: tuple[float, float] = (6.0, 3.8)) -> Axes:
+    """The given axes, or those of a new figure, which a notebook shows by itself."""
+    if axes is not None:
+        return axes
+    pyplot = require("matplotlib.pyplot", "plots", "scm_jax[analysis]")
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
+
+
+def tidy(axes: Axes, x: str, y: str) -> Axes:
+    """Labels, a light grid, no frame above and on the right."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(metric_name(y))
+    axes.grid(True, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def metric_name(column: str) -> str:
+    """A column of results as a reader says it.
+
+    >>> metric_name("2_steps/frechet_distance")
+    'frechet distance, 2 steps'
+    """
+    steps, found, metric = column.partition("_steps/")
+    if not found or not steps.isdigit():
+        return column.replace("_", " ")
+    return f"{metric.replace('_', ' ')}, {steps} step{'s' * (steps != '1')}"
+
+
+def engineering(axis: object) -> None:
+    """Ticks such as 20k and 3M."""
+    ticker = require("matplotlib.ticker", "plots", "scm_jax[analysis]")
+    axis.set_major_formatter(ticker.EngFormatter(sep=""))  # type: ignore[attr-defined]
+
+
+def log_if_wide(axes: Axes, values: np.ndarray, factor: float = 30.0) -> None:
+    """A logarithmic y axis where positive values span more than a factor."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() / values.min() > factor:
+        axes.set_yscale("log")
+
+
+def colour(number: int) -> str:
+    """The colour of line ``number``."""
+    return COLOURS[number % len(COLOURS)]

@@ -1,0 +1,1 @@
+"""The commands ``scm ...`` and what only they need."""

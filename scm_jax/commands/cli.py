@@ -1,0 +1,260 @@
+"""Commands by name: their registry, their flags, and how one of them is run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from scm_jax.files import user_paths
+from scm_jax.types import real_number, whole_number
+
+# Name, of one word or two, -> function and summary.
+_COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
+
+
+def command(name: str, summary: str) -> Callable[[Callable], Callable]:
+    """Registers a command: a function that reads its flags and returns an exit code."""
+
+    def register(fn: Callable) -> Callable:
+        _COMMANDS[name] = (fn, summary)
+        return fn
+
+    return register
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says how."""
+
+
+# Flags declared through functions of this module belong to their callers.
+flags.disclaim_key_flags()
+
+
+class _WholeNumbers(flags.IntegerParser):
+    """Whole numbers as people type them, such as 1e6."""
+
+    def convert(self, argument: int | str) -> int:
+        text = isinstance(argument, str)
+        return whole_number(argument) if text else super().convert(argument)
+
+
+class _RealNumbers(flags.FloatParser):
+    """Finite numbers, with an error that says what to write."""
+
+    def convert(self, argument: float | str) -> float:
+        text = isinstance(argument, str)
+        return real_number(argument) if text else super().convert(argument)
+
+
+class _Paths(flags.ArgumentParser):
+    """Paths; a shell leaves the ``~`` of ``--flag=~/x`` as it is."""
+
+    def parse(self, argument: str) -> str:
+        return str(user_paths.expand(argument)) if argument else argument
+
+
+def path(name: str, default: str | None, text: str) -> None:
+    """Declares a flag that takes a path."""
+    flags.DEFINE(_Paths(), name, default, text, serializer=flags.ArgumentSerializer())
+
+
+class _Directories(flags.ListParser):
+    """Comma-separated directories, whose names may have commas themselves."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        """The longest pieces that are directories; what is none stays a piece."""
+        pieces = super().parse(argument) if argument else []
+        found = []
+        while pieces:
+            lengths = range(len(pieces), 1, -1)
+            fits = (n for n in lengths if os.path.isdir(",".join(pieces[:n])))
+            length = next(fits, 1)
+            found.append(",".join(pieces[:length]))
+            pieces = pieces[length:]
+        return found
+
+
+def directories(name: str, default: list[str] | None, text: str) -> None:
+    """Declares a flag that takes a list of directories."""
+    serializer = flags.CsvListSerializer(",")
+    flags.DEFINE(_Directories(), name, default, text, serializer=serializer)
+
+
+def integer(
+    name: str,
+    default: int | None,
+    text: str,
+    lower_bound: int | None = None,
+    upper_bound: int | None = None,
+) -> None:
+    """Declares a flag that takes whole numbers."""
+    parser = _WholeNumbers(lower_bound, upper_bound)
+    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
+
+
+def config_file(name: str, text: str) -> None:
+    """Declares a flag that takes an experiment file, and its overrides."""
+    from ml_collections import config_flags
+
+    config_flags.register_flag_parser_for_type(int, _WholeNumbers())
+    config_flags.register_flag_parser_for_type(float, _RealNumbers())
+    config_flags.DEFINE_config_file(name, None, text)
+
+
+def required(*names: str) -> None:
+    """Raises UsageError where a flag has no value."""
+    missing = [name for name in names if not getattr(flags.FLAGS, name)]
+    if missing:
+        raise UsageError("missing " + ", ".join(f"--{name}=..." for name in missing))
+
+
+def parse() -> None:
+    """Reads the command's flags; ``--help`` prints them and leaves."""
+    name, rest = _split(_ARGV)
+    if any(a in ("--help", "-h", "-help") for a in rest):
+        print(_COMMANDS[name][1] + "\n")
+        print(_flag_help())
+        raise SystemExit(0)
+    try:
+        left = flags.FLAGS(["scm " + name, *rest])
+    except (KeyError, AttributeError) as error:  # of an override's key
+        raise UsageError(_unknown_key(rest)) from error
+    except flags.Error as error:
+        text = str(error)
+        if "Traceback" in text:  # of an experiment file: its last line says it all
+            text = text.strip().splitlines()[-1]
+        raise UsageError(text) from error
+    if len(left) > 1:
+        raise UsageError(
+            f"unexpected argument {left[1]!r}; flags look like --name=value"
+        )
+
+
+def _unknown_key(args: Sequence[str]) -> str:
+    """Which override of ``--config`` names no key of it, and which keys there are."""
+    from ml_collections.config_flags import config_flags
+
+    from scm_jax.runs.setup import config_values
+
+    names = [arg.lstrip("-").partition("=") for arg in args]
+    file = next(value for name, _, value in names if name == "config")
+    config = config_flags.ConfigFileFlagParser("config").parse(file)
+    for name, _, _ in names:
+        section, _, key = name.partition(".")
+        if section in ("config", "noconfig") and key:
+            try:
+                config_values.parent(config, key)
+            except ValueError as error:
+                return f"--{name}: {error}"
+    return f"one of the overrides of {file} cannot be set"
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of two words in a group such as ``data``, and the rest."""
+    words = 2 if _group(argv[0]) and len(argv) > 1 else 1
+    return " ".join(argv[:words]), list(argv[words:])
+
+
+def _group(word: str) -> list[str]:
+    """The commands that begin with a word and have a second one."""
+    return [name for name in _COMMANDS if name.startswith(f"{word} ")]
+
+
+def _flag_help() -> str:
+    lines = []
+    for name in sorted(flags.FLAGS):
+        flag = flags.FLAGS[name]
+        if getattr(flag, "help", None) and name in _own_flags():
+            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
+            lines.append(f"  --{name}  {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _own_flags() -> set[str]:
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = [m for m in by_module if m.split(".")[0] == __name__.split(".")[0]]
+    return {flag.name for module in own for flag in by_module[module]} | {"config"}
+
+
+_ARGV: list[str] = []
+
+
+def usage(names: Sequence[str] | None = None) -> str:
+    """The given commands, or all, a line each."""
+    names = sorted(_COMMANDS, key=lambda n: " " in n) if names is None else names
+    width = max(len(name) for name in names) + 2
+    lines = [f"  {name:<{width}}{_COMMANDS[name][1]}" for name in names]
+    return (
+        "scm COMMAND [--flag=value ...]; COMMAND --help lists its flags\n"
+        + "\n".join(lines)
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    global _ARGV
+    _ARGV = list(sys.argv[1:] if argv is None else argv)
+    help_words = ("--help", "-h", "help")
+    if not _ARGV or _ARGV[0] in help_words:
+        print(usage())
+        return 0 if _ARGV else 2
+    group = _group(_ARGV[0])
+    if group and (len(_ARGV) == 1 or _ARGV[1] in help_words):
+        print(usage(group))
+        return 0 if len(_ARGV) > 1 else 2
+    from scm_jax.types import lookup
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    name, _ = _split(_ARGV)
+    try:
+        command, _ = lookup(_COMMANDS, name, "command")
+        return command()
+    except UsageError as error:
+        print(f"scm {name}: {error}", file=sys.stderr)
+        return 2
+    except _expected_errors() as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+
+
+def explain(error: BaseException) -> str:
+    """What to print: the message alone where the user can mend it."""
+    if isinstance(error, _expected_errors()):
+        return f"scm {_split(_ARGV)[0]}: {_sentence(error)}"
+    return "".join(traceback.format_exception(error))
+
+
+def _sentence(error: BaseException) -> str:
+    """The message; of an error of the operating system, with what could not be used."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    files = [str(f) for f in (error.filename, error.filename2) if f is not None]
+    reason = error.strerror
+    return f"cannot use {' and '.join(files)}: {reason}" if files else reason
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What a user can cause and mend: shown as a message, without a traceback."""
+    errors: list[type[Exception]] = [ValueError, OSError, AttributeError]
+    if "scm_jax.training.loop" in sys.modules:
+        from scm_jax.training import checkpoint, loop
+
+        errors += [loop.NonFiniteError, checkpoint.CheckpointError]
+    if "scm_jax.files.jsonl" in sys.modules:
+        from scm_jax.files import jsonl
+
+        errors.append(jsonl.MissingPackageError)
+    if "scm_jax.runs.directory.locks" in sys.modules:
+        from scm_jax.runs.directory import locks
+
+        errors.append(locks.HeldError)
+    if "scm_jax.training.processes.peers" in sys.modules:
+        from scm_jax.training.processes import peers
+
+        errors.append(peers.PeerError)
+    return tuple(errors)

@@ -1,0 +1,69 @@
+"""Compiled programs are kept between processes, in a folder of the user."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from scm_jax.files import user_paths
+
+logger = logging.getLogger(__name__)
+
+# What compiles faster than this is not worth a file.
+MIN_COMPILE_SECONDS = 0.5
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/scm_jax/xla/CPU``, by default in ``~/.cache``.
+
+    ``CPU`` stands for the kind of processor: JAX does not tell them apart, and programs
+    for one can fail on another that shares the home directory.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return user_paths.expand(root) / "scm_jax" / "xla" / _processor()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    features = [x for x in lines if x.startswith(("flags", "Features"))] or lines
+    digest = hashlib.sha256(features[0].encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{digest}"
+
+
+def enable() -> Path | None:
+    """Turns on JAX's persistent compilation cache.
+
+    The commands call it before they compile; importing the package does not, so a
+    notebook or a library that uses the package decides for itself. What is set already
+    stays: ``JAX_COMPILATION_CACHE_DIR`` names another folder, and
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off. A folder that cannot be
+    written costs a warning and no more.
+
+    Returns:
+      The folder, or None where there is no cache.
+    """
+    import jax
+
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    try:
+        folder = default_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        logger.warning("compiled programs are not kept: %s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder

@@ -1,0 +1,287 @@
+"""The commands ``data ...``: from raw files to prepared data, and looks at these."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from absl import flags
+
+from scm_jax.commands import cli, data_prepare
+from scm_jax.files import user_paths
+
+
+def _flag_dataset(what: str) -> None:
+    flags.DEFINE_string("dataset", None, what)
+    flags.DEFINE_string(
+        "root", None, "Folder of prepared data; default is $SCM_JAX_DATA or the cache."
+    )
+
+
+def _flags_of_recipe() -> None:
+    flags.DEFINE_string(
+        "kind",
+        None,
+        "What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, tfds, "
+        "drawn; default: recognized.",
+    )
+    flags.DEFINE_string(
+        "recipe",
+        None,
+        "How images get their size: center_crop_dhariwal, center_crop_bicubic, box; "
+        "default: they have it.",
+    )
+    cli.integer("size", None, "Side of the images in pixels.", lower_bound=1)
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "float16"],
+        "Type of stored latents; default float32.",
+    )
+    flags.DEFINE_enum(
+        "labels",
+        None,
+        ["auto", "required", "none"],
+        "Whether classes are stored; default: where there are any.",
+    )
+    cli.integer("label_base", None, "Number of the first class in the source.")
+    cli.integer("num_classes", None, "How many classes there must be.")
+    cli.integer("channels", None, "3 for RGB (default), 1 for grey.")
+
+
+def _flags_of_processes() -> None:
+    cli.integer(
+        "num_processes",
+        1,
+        "How many such commands run, where there are several.",
+        lower_bound=1,
+    )
+    cli.integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
+
+
+def _flags_of_writing() -> None:
+    cli.integer("workers", 1, "Processes that this command starts.", lower_bound=1)
+    _flags_of_processes()
+    cli.integer(
+        "shard_items",
+        0,
+        "Items in a shard; default: at most 4,096 and 256 MiB.",
+        lower_bound=0,
+    )
+    cli.integer("skip_bad", 0, "Leave out up to so many bad items.", lower_bound=0)
+    flags.DEFINE_bool(
+        "fresh",
+        False,
+        "Forget what an unfinished command has made; not with --num_processes.",
+    )
+
+
+@cli.command("data prepare", "Raw files to a prepared dataset; goes on after a kill.")
+def _prepare() -> int:
+    _flag_dataset("Recipe or builder: a folder of data/, or a path.")
+    flags.DEFINE_string("name", None, "Name of the dataset, instead of --dataset.")
+    flags.DEFINE_string("source", None, "The raw data: a file, folder or tfds:NAME.")
+    flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
+    cli.integer(
+        "num_items",
+        None,
+        "How many items of a source that is drawn, such as shapes.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "source_split",
+        None,
+        "Part of the source, where it has several: a folder such as train, or none "
+        "where such folders are classes; default: as --split.",
+    )
+    flags.DEFINE_string(
+        "label_file", None, "Text with an image and its class in each line."
+    )
+    flags.DEFINE_string(
+        "label_key", "label", "Key of the class in the .json of webdataset shards."
+    )
+    cli.integer(
+        "max_pixels",
+        None,
+        "Pixels of the largest image that is read; default 178,956,970.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "variant", "", "Variant of imagenet64: edm2, resized or downsampled."
+    )
+    flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
+    _flags_of_recipe()
+    _flags_of_writing()
+    cli.parse()
+    f = flags.FLAGS
+    if (f.dataset is None) == (f.name is None):
+        raise cli.UsageError(
+            "either --dataset=NAME or, for data of your own, --name=NAME --source=PATH"
+        )
+    from scm_jax.datasets.preparation import recipes
+
+    file = None if f.dataset is None else recipes.find(f.dataset)
+    if f.dataset is not None and file is None:
+        print(data_prepare.run_builder(f.dataset, f.root))
+        return 0
+    print(data_prepare.run_recipe(data_prepare.chosen_recipe(file)))
+    return 0
+
+
+@cli.command("data encode", "Prepared images to latents of an autoencoder.")
+def _encode() -> int:
+    _flag_dataset("Prepared images: a name, or the path of their folder.")
+    flags.DEFINE_string("out_name", None, "Name of the dataset of latents.")
+    flags.DEFINE_string("vae", "", "Weights; default: where published ones are kept.")
+    flags.DEFINE_enum(
+        "pixel_range",
+        "pm1",
+        ["pm1", "unit"],
+        "Pixels enter in [-1,1], as the autoencoder was trained, or [0,1], as EDM2's.",
+    )
+    flags.DEFINE_bool("flips", False, "Store the latents of mirrored images, too.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    flags.DEFINE_string("version", "1.0.0", "Of the dataset of latents.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of stored latents.")
+    flags.DEFINE_enum(
+        "compute_dtype", "float32", ["float32", "bfloat16"], "Of the autoencoder."
+    )
+    cli.integer(
+        "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
+    )
+    _flags_of_writing()
+    cli.parse()
+    cli.required("dataset", "out_name")
+    from scm_jax.commands import compile_cache
+    from scm_jax.datasets import storage
+    from scm_jax.datasets.preparation import encode
+    from scm_jax.datasets.preparation.readers import sources
+    from scm_jax.runs import encoding
+
+    f = flags.FLAGS
+    if f.workers != 1:
+        raise cli.UsageError(
+            "--workers: one process has all devices of a machine; start more commands "
+            "with --num_processes and --process_id where there are more machines"
+        )
+    images = sources.open_items(_folder(), kind="tfds", split=f.split)
+    compile_cache.enable()
+    encoder = encoding.make_encoder(
+        f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
+    )
+    root = storage.data_root(f.root)
+    folder = encode.encode_dataset(
+        images,
+        encoder,
+        root / f.out_name / f.version,
+        flips=f.flips,
+        split=f.split,
+        dtype=f.dtype,
+        shard_items=f.shard_items,
+        process_index=f.process_id,
+        process_count=f.num_processes,
+        skip_bad=f.skip_bad,
+        fresh=f.fresh,
+    )
+    print(folder)
+    return 0
+
+
+@cli.command("data stats", "Reference statistics of a dataset in pretrained features.")
+def _stats() -> int:
+    _flag_dataset("Name of a dataset, or of one that was prepared.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    flags.DEFINE_list("features", ["inception"], "Networks: inception, dinov2.")
+    flags.DEFINE_string("weights", "", "File of the network, where it is one.")
+    flags.DEFINE_string("out", None, "File; default: where evaluate looks for it.")
+    flags.DEFINE_string("convert", None, "Instead: write this published file as --out.")
+    _flags_of_processes()
+    cli.parse()
+    from scm_jax.commands import compile_cache
+    from scm_jax.evaluation import pretrained_quality
+    from scm_jax.evaluation.references import statistics
+    from scm_jax.runs import reference_stats
+
+    f = flags.FLAGS
+    if f.convert:
+        cli.required("out")
+        statistics.convert_reference(f.convert, f.out)
+        print(f.out)
+        return 0
+    cli.required("dataset")
+    if len(f.features) > 1 and (f.weights or f.out):
+        raise cli.UsageError("--weights and --out go with one of --features")
+    compile_cache.enable()
+    dataset = reference_stats.open_dataset(f.dataset, f.split, f.root)
+    for name in f.features:
+        net = pretrained_quality.load_net(name, f.weights)
+        path = Path(f.out or reference_stats.default_path(dataset, net, f.root))
+        if reference_stats.measure(dataset, net, path, f.process_id, f.num_processes):
+            print(path)
+        else:
+            print(f"{path} appears when the other processes have measured their parts")
+    return 0
+
+
+# --- looks at prepared data -----------------------------------------------------------
+
+
+def _folder() -> Path:
+    """The prepared folder that ``--dataset`` means: by name, or by path."""
+    from scm_jax.datasets import storage
+
+    cli.required("dataset")
+    dataset = flags.FLAGS.dataset
+    if os.sep in dataset:
+        return user_paths.expand(dataset)
+    return storage.prepared_folder(dataset, flags.FLAGS.root)
+
+
+@cli.command("data inspect", "A PNG page: a grid of items and a histogram per channel.")
+def _inspect() -> int:
+    _flag_dataset("Name of a prepared dataset, or the path of its folder.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    flags.DEFINE_string("out", "page.png", "The page.")
+    cli.integer("num", 60, "How many items the grid has.", lower_bound=1)
+    cli.parse()
+    from scm_jax.datasets.preparation import inspection
+
+    f = flags.FLAGS
+    print(json.dumps(inspection.inspect(_folder(), f.split, f.out, f.num)))
+    print(f"page: {f.out}")
+    return 0
+
+
+@cli.command("data verify", "Checks shards and items; exit code 1 if one is broken.")
+def _verify() -> int:
+    _flag_dataset("Name of a prepared dataset, or the path of its folder.")
+    flags.DEFINE_string("split", None, "One split only; default: all.")
+    flags.DEFINE_bool("quick", False, "Sizes and hashes only; decode nothing.")
+    cli.parse()
+    from scm_jax.datasets.preparation import manifest, progress, verify
+
+    f = flags.FLAGS
+    folder = _folder()
+    splits = manifest.read(folder)["splits"]
+    chosen = [s for name, s in splits.items() if f.split in (None, name)]
+    total = sum(split["count"] for split in chosen)
+    say = progress.Progress(f"verify {folder.parent.name}", total)
+    done = 0
+
+    def on_shard(items: int) -> None:
+        nonlocal done
+        done += items
+        say.at(done)
+
+    broken = 0
+    for problem in verify.verify(folder, f.split, quick=f.quick, on_shard=on_shard):
+        broken += 1
+        print(problem, flush=True)
+    num_shards = sum(len(split["shards"]) for split in chosen)
+    checked = "hashes of" if f.quick else "all of"
+    print(
+        f"{folder}: {checked} {total:,} items in {num_shards:,} shards: "
+        + (f"{broken} problems" if broken else "whole")
+    )
+    return 1 if broken else 0

@@ -1,0 +1,242 @@
+"""The whole story with one command: teacher, sCD, sCT, samples, table, report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scm_jax import datasets
+from scm_jax.evaluation import comparable
+from scm_jax.runs import sample
+from scm_jax.runs import train as training_run
+from scm_jax.runs.directory import layout, report, salvage
+from scm_jax.training import loop
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "method",
+    "steps",
+    "nfe",
+    "frechet_distance",
+    "frechet_floor",
+    "precision",
+    "recall",
+    "class_accuracy",
+    "seconds_per_image",
+)
+VARIANTS = ("teacher", "scd", "sct")
+SPEED_BATCH = 512
+GRID_SAMPLES = 80
+
+
+def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
+    """The configs of ``experiments/digits.py``, with the students' teacher here."""
+    module = _experiment_file("digits")
+    configs = {}
+    for variant in VARIANTS:
+        config = module.get_config(variant + (",quick" if quick else ""))
+        with config.unlocked():
+            if variant != "teacher":
+                config.init.run = str(workdir / "teacher")
+            if variant == "scd":
+                config.teacher.run = str(workdir / "teacher")
+            config.eval.evaluators = ("digits",)
+        configs[variant] = config
+    return configs
+
+
+def _experiment_file(name: str) -> Any:
+    """An experiment file beside the package, as a module."""
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(workdir: Path, *, quick: bool = False) -> str:
+    """Trains, measures and shows everything; goes on where an earlier call stopped.
+
+    Args:
+      workdir: gets ``teacher/``, ``scd/``, ``sct/``, ``results.json``, ``report.html``.
+      quick: a few steps each, to see that everything works.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal.
+    """
+    started = time.monotonic()
+    _say(f"dataset: {datasets.prepare('digits')}")
+    configs = demo_configs(workdir, quick)
+    for n, (variant, config) in enumerate(configs.items(), 1):
+        _say(f"\n[{n}/4] {_TITLES[variant]}")
+        status = training_run.train_and_evaluate(config, workdir / variant)
+        if status != loop.DONE:
+            return status
+    _say("\n[4/4] sampling speed, table, report")
+    rows = collect(workdir)
+    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_report(workdir, rows)
+    print("\n" + report.format_table(rows, COLUMNS))
+    print(
+        "\nfrechet_distance: to all real digits, in the features of a frozen "
+        "classifier; frechet_floor: between two random halves of them."
+    )
+    print(f"{speedup_text(rows)}\n")
+    print(f"table:  {workdir / 'results.json'}")
+    print(f"report: {workdir / 'report.html'}")
+    print(f"runs:   {', '.join(str(workdir / v) for v in VARIANTS)}")
+    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
+    return loop.DONE
+
+
+_TITLES = {
+    "teacher": "teacher: TrigFlow diffusion, measured with 18 Heun steps (NFE 35)",
+    "scd": "sCD: consistency distillation of the teacher",
+    "sct": "sCT: consistency training without a teacher's velocity",
+}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def collect(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of all three runs, with the measured time per image.
+
+    Times are taken at one batch size, after compilation, best of five calls; teacher
+    and students in turn, so that they see the same machine.
+    """
+    rows, timed = [], []
+    for variant in VARIANTS:
+        loaded = sample.load_generate(workdir / variant)
+        for row in json.loads((workdir / variant / "summary.json").read_text())[
+            "results"
+        ]:
+            loaded.generate(SPEED_BATCH, row["steps"])  # compiles
+            timed.append((row, loaded))
+    best = [np.inf] * len(timed)
+    for _ in range(5):
+        for i, (row, loaded) in enumerate(timed):
+            begin = time.perf_counter()
+            loaded.generate(SPEED_BATCH, row["steps"])
+            best[i] = min(best[i], time.perf_counter() - begin)
+    for (row, _), seconds in zip(timed, best, strict=True):
+        row = {**row, "seconds_per_image": seconds / SPEED_BATCH}
+        rows.append({name: row[name] for name in COLUMNS})
+    return rows
+
+
+def speedup_text(rows: Sequence[dict[str, Any]]) -> str:
+    """How much faster two steps are than the teacher, at the same batch."""
+    teacher = next(row for row in rows if row["method"] == "teacher")
+    two = next(row for row in rows if row["method"] == "scd" and row["steps"] == 2)
+    ratio = teacher["seconds_per_image"] / two["seconds_per_image"]
+    return (
+        f"2 steps of sCD are {ratio:.1f} times faster than the teacher's "
+        f"{teacher['nfe']} evaluations (same network, batch {SPEED_BATCH})"
+    )
+
+
+def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
+    """``report.html`` of the demo."""
+    grids = {}
+    for variant in VARIANTS:
+        loaded = sample.load_generate(workdir / variant)
+        to_pixels = loaded.experiment.dataset.info.to_pixels
+        for row in [r for r in rows if r["method"] == variant]:
+            x = loaded.generate(GRID_SAMPLES, row["steps"], 0)
+            label = f"{variant}, NFE {row['nfe']}"
+            grids[label] = layout.image_grid(to_pixels(x), columns=10)
+    real, labels = loaded.experiment.dataset.arrays()
+    by_class = np.concatenate(
+        [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
+    )
+    order = by_class.reshape(10, -1).T.ravel()
+    grids = {
+        "real digits": layout.image_grid(to_pixels(real[order]), columns=10),
+        **grids,
+    }
+    report.write_report(
+        workdir / "report.html",
+        title="Two-step digits: teacher, sCD and sCT",
+        runs=[training_run.load_run(workdir / v) for v in VARIANTS],
+        results=[("", rows)],
+        grids=grids,
+        commands=_commands(workdir),
+        intro=(
+            "A TrigFlow diffusion teacher, its distillation (sCD) and a consistency "
+            "model trained without the teacher's velocity (sCT), on the 1,797 "
+            f"handwritten digits of scikit-learn. {speedup_text(rows)}. Samples in one "
+            "column share their class; samples at one place share their first noise."
+        ),
+    )
+
+
+def _commands(workdir: Path) -> list[tuple[str, str]]:
+    train = "python -m scm_jax train --config=experiments/digits.py"
+    teacher = workdir / "teacher"
+    return [
+        ("Train the teacher", f"{train}:teacher --workdir={teacher}"),
+        (
+            "Distill it (sCD)",
+            f"{train}:scd --config.teacher.run={teacher} "
+            f"--config.init.run={teacher} --workdir={workdir / 'scd'}",
+        ),
+        (
+            "Train without its velocity (sCT)",
+            f"{train}:sct --config.init.run={teacher} --workdir={workdir / 'sct'}",
+        ),
+        (
+            "Look at samples",
+            f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 "
+            f"--out={workdir / 'grid.png'}",
+        ),
+        (
+            "Measure again, three sets of samples",
+            f"python -m scm_jax evaluate --run={workdir / 'scd'} --steps=1,2,4 "
+            "--num_seeds=3",
+        ),
+        ("Everything", f"python -m scm_jax demo --workdir={workdir}"),
+    ]
+
+
+def report_runs(directories: Sequence[str], out: str) -> None:
+    """An HTML page on any runs: curves, sample grids, results."""
+    loaded = [salvage.salvage(training_run.load_run(d)) for d in directories]
+    grids, rows = {}, []
+    for found in loaded:
+        run_ = found.run
+        rows += [{"run": run_.name, **row} for row in found.results]
+        if found.config:
+            try:
+                steps = int(found.config["sampling.steps"])
+                samples = run_.sample(GRID_SAMPLES, steps=steps)
+                if samples.pixels is not None:
+                    grids[run_.name] = samples.grid(10)
+            except (OSError, ValueError, RuntimeError, LookupError) as error:
+                found.problems.append(f"samples of {run_.path}: {error}")
+        for problem in found.problems:
+            logger.warning("left out, as it cannot be read: %s", problem)
+    report.write_report(
+        Path(out),
+        title="Runs: " + ", ".join(found.run.name for found in loaded),
+        runs=loaded,
+        results=comparable.tables(rows),
+        grids=grids,
+        commands=[
+            ("This page", f"python -m scm_jax report --runs={','.join(directories)}")
+        ],
+        intro="",
+    )

@@ -1,0 +1,218 @@
+"""The commands ``sweep ...``: many runs from one file, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from scm_jax.commands import cli, compile_cache, process_flags
+
+if TYPE_CHECKING:
+    from scm_jax.sweeps.plan.planned import PlannedRun
+
+# --- Flags ----------------------------------------------------------------------------
+
+
+def _flag_root() -> None:
+    cli.path(
+        "root",
+        None,
+        "Directory of the sweep: a directory per run; default of plan and submit: "
+        "runs/NAME.",
+    )
+
+
+def _flag_sweep() -> None:
+    cli.path(
+        "sweep", None, "Sweep file and argument: experiments/sweeps/scale_dit.py:4"
+    )
+
+
+def _flag_only() -> None:
+    flags.DEFINE_list("only", [], "Ids of runs; default: all.")
+
+
+def _flags_of_launching() -> None:
+    flags.DEFINE_string("launcher", "local", "Where: local, slurm, k8s, print.")
+    cli.path("profile", "", "File that describes the cluster.")
+    cli.integer(
+        "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0
+    )
+    cli.integer(
+        "devices_per_run",
+        None,
+        "Of local: accelerators for each run; 0 lets runs share them all.",
+        lower_bound=0,
+    )
+    flags.DEFINE_bool("force", False, "Also runs that failed for good.")
+
+
+def _options():
+    from scm_jax.sweeps.launchers.options import Options
+
+    f = flags.FLAGS
+    return Options(
+        max_parallel=f.max_parallel,
+        devices_per_run=f.devices_per_run,
+        profile=f.profile,
+    )
+
+
+def _planned() -> tuple[str, list[PlannedRun]]:
+    """The root, and the runs of ``--sweep``, all checked; nothing is written."""
+    from scm_jax.sweeps.plan import resolve, sweep_file
+
+    cli.required("sweep")
+    file = sweep_file.load_sweep(flags.FLAGS.sweep)
+    root = flags.FLAGS.root or f"runs/{file.name}"
+    return root, resolve.resolve(file, root)
+
+
+# --- Commands -------------------------------------------------------------------------
+
+
+@cli.command("sweep plan", "What a sweep would run: checks all of it, sends nothing.")
+def _plan() -> int:
+    _flag_sweep()
+    _flag_root()
+    _flags_of_launching()
+    cli.directories(
+        "measured", [], "Finished runs whose rates give the hours; default: the root's."
+    )
+    flags.DEFINE_bool("show_script", False, "Also print what would be sent.")
+    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
+    cli.integer("limit", 40, "Lines of runs; 0: all.", lower_bound=0)
+    cli.parse()
+    from scm_jax.sweeps import launchers, submissions
+    from scm_jax.sweeps.plan import hours
+    from scm_jax.sweeps.state import states
+
+    f = flags.FLAGS
+    launcher = launchers.get(f.launcher)
+    root, runs = _planned()
+    jobs = submissions.queue(root)
+    found = {r.id: states.read_state(Path(root) / r.id, queue=jobs).state for r in runs}
+    measured = hours.measured_runs(f.measured or [Path(root) / r.id for r in runs])
+    if f.measured and not measured:
+        raise cli.UsageError(
+            f"--measured={','.join(f.measured)}: none of them is a finished run with "
+            "logged rates"
+        )
+    rows = hours.plan_rows(runs, found, measured)
+    if f.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        hours.print_plan(rows, root, measured, limit=f.limit or None)
+    if f.show_script:
+        send, _ = submissions.selection(root, runs, force=f.force)
+        print(launcher.script(root, send, _options()))
+    return 0
+
+
+@cli.command(
+    "sweep submit", "Sends every run of a sweep that is not done or on its way."
+)
+def _submit() -> int:
+    _flag_sweep()
+    _flag_root()
+    _flags_of_launching()
+    cli.parse()
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    root, runs = _planned()
+    return submissions.submit(root, runs, f.launcher, _options(), force=f.force)
+
+
+@cli.command("sweep work", "Trains one run of a sweep; what a launcher starts.")
+def _work() -> int:
+    cli.path("run", None, "Directory of the run.")
+    flags.DEFINE_bool("wait", False, "Wait for the runs that it depends on.")
+    flags.DEFINE_float(
+        "heartbeat_seconds", 10.0, "Seconds between signs of life.", lower_bound=0.01
+    )
+    process_flags.define()
+    cli.parse()
+    cli.required("run")
+    from scm_jax.sweeps import worker
+
+    compile_cache.enable()
+    f = flags.FLAGS
+    return worker.work(
+        f.run,
+        f.heartbeat_seconds,
+        wait=f.wait,
+        processes=process_flags.processes,
+    )
+
+
+@cli.command("sweep status", "What became of every run of a sweep.")
+def _status() -> int:
+    _flag_root()
+    flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")
+    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
+    cli.integer(
+        "limit", None, "Lines of runs; 0: all [30, or what the terminal shows]."
+    )
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import status
+
+    f = flags.FLAGS
+    if f.json:
+        if f.watch:
+            raise cli.UsageError("--json and --watch exclude each other")
+        print(status.to_json(status.gather(f.root)))
+    elif f.watch:
+        status.watch(f.root, f.limit or 0)
+    else:
+        status.show(f.root, status.DEFAULT_LIMIT if f.limit is None else f.limit)
+    return 0
+
+
+@cli.command("sweep resubmit", "Starts what is missing, stale, preempted or failed.")
+def _resubmit() -> int:
+    _flag_root()
+    _flag_only()
+    _flags_of_launching()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    return submissions.resubmit(
+        f.root, f.launcher, _options(), only=f.only, force=f.force
+    )
+
+
+@cli.command("sweep cancel", "Takes jobs back; runs that are training save first.")
+def _cancel() -> int:
+    _flag_root()
+    _flag_only()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.sweeps import submissions
+
+    f = flags.FLAGS
+    cancelled = submissions.cancel(f.root, f.only)
+    print("\n".join([*cancelled, f"{len(cancelled)} cancelled"]))
+    return 0
+
+
+@cli.command("sweep collect", "Compacts all runs into Parquet files, for analysis.")
+def _collect() -> int:
+    _flag_root()
+    cli.parse()
+    cli.required("root")
+    from scm_jax.analysis.tables.collect import collect
+
+    try:
+        print(collect(flags.FLAGS.root))
+    except OSError as error:
+        print(f"scm sweep collect: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Parameters, multiply-adds, bytes and roofline times of traced programs."""

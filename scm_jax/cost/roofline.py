@@ -1,0 +1,331 @@
+"""What a training step should cost: formulas over counts, nothing compiled.
+
+Notation: P parameters, b images per device, F multiply-adds per image of loss and
+gradient, a mesh of ``data`` copies of ``fsdp`` shards, each device with memory,
+bandwidth and links of ``Hardware``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from scm_jax.cost.collectives import ring_factor
+from scm_jax.cost.hardware import Hardware
+
+# A matrix product reaches this share of the peak, unless the caller says otherwise.
+EFFICIENCY = 0.4
+# Share of a data sheet's bandwidth that long transfers reach, memory and network:
+# 230 of 300 GB/s for collectives over NVLink on A100.
+BANDWIDTH_EFFICIENCY = 0.8
+# Share of the memory that arrays may fill: fragmentation, kernels, the runtime.
+USABLE_MEMORY = 0.9
+
+
+# --- Counts on the program ------------------------------------------------------------
+
+
+def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
+    """Bytes that the contractions of a program read and write, each array once.
+
+    Memory traffic if all elementwise work were fused into its neighbours: a lower
+    bound. Counted where ``scaling.count_macs`` counts: dead code is gone, the body of a
+    scan counts as often as it runs.
+
+    Example:
+      >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
+      >>> w = jax.ShapeDtypeStruct((3, 5), "float32")
+      >>> contraction_bytes(lambda x, w: x @ w, x, w) == 4 * (6 + 15 + 10)
+      True
+    """
+    jaxpr = _open(jax.make_jaxpr(fn)(*abstract_args))
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _jaxpr_bytes(live)
+
+
+def _open(jaxpr: Any) -> Any:
+    # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _jaxpr_bytes(jaxpr: Any) -> int:
+    return sum(_eqn_bytes(eqn) for eqn in _open(jaxpr).eqns)
+
+
+def _eqn_bytes(eqn: Any) -> int:
+    name = eqn.primitive.name
+    if name in ("dot_general", "conv_general_dilated"):
+        arrays = (v.aval for v in (*eqn.invars, *eqn.outvars))
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
+    bodies = [_jaxpr_bytes(body) for body in core.jaxprs_in_params(eqn.params)]
+    if name == "cond":
+        return max(bodies)
+    return sum(bodies) * (eqn.params["length"] if name == "scan" else 1)
+
+
+def saved_bytes(loss: Callable[..., jax.Array], *abstract_args: Any) -> int:
+    """Bytes that the backward pass of ``loss`` over its first argument keeps.
+
+    What ``jax.vjp`` holds between the passes: activations, and every form of the
+    weights that it needs again. A compiler may recompute some, and needs room beside.
+    """
+
+    def keep(params: Any, *rest: Any) -> Any:
+        return jax.vjp(lambda p: loss(p, *rest), params)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(keep, *abstract_args))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
+
+
+def linear(count: Callable[[int], float]) -> tuple[float, float]:
+    """``(fixed, slope)`` of a count in the batch size, from batches of 2 and 4."""
+    low, high = count(2), count(4)
+    return 2 * low - high, (high - low) / 2
+
+
+# --- Communication --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Bytes of whole arrays that one kind of collective moves per step.
+
+    Attributes:
+      kind: a kind of ``collectives.KINDS``.
+      whole_bytes: bytes of the whole arrays, times executions.
+      size: devices of a group.
+      nodes: nodes that a group spans.
+    """
+
+    kind: str
+    whole_bytes: float
+    size: int
+    nodes: int = 1
+
+    @property
+    def received_bytes(self) -> float:
+        """Bytes that one device receives, in a ring."""
+        return self.whole_bytes * ring_factor(self.kind, self.size)
+
+    def node_bytes(self, node_devices: int) -> float:
+        """Bytes that one node receives from others, each array once."""
+        if self.nodes == 1:
+            return 0.0
+        groups = max(node_devices * self.nodes / self.size, 1)
+        return groups * self.whole_bytes * ring_factor(self.kind, self.nodes)
+
+
+def transfer(
+    kind: str, whole_bytes: float, group: Sequence[int], hardware: Hardware
+) -> Transfer:
+    """A transfer within ``group``, devices numbered node by node."""
+    nodes = len({device // hardware.node_devices for device in group})
+    return Transfer(kind, whole_bytes, len(group), nodes)
+
+
+def fsdp_transfers(
+    *,
+    parameters: float,
+    teacher_parameters: float,
+    data: int,
+    fsdp: int,
+    hardware: Hardware,
+    itemsize: int = 2,
+    gradient_bytes: float | None = None,
+    microbatches: int = 1,
+) -> list[Transfer]:
+    """What fully sharded training must move in a step.
+
+    Parameters are gathered over ``fsdp`` in the compute dtype, once for the forward and
+    once for the backward pass (the tangent reuses the forward's), a teacher's once;
+    gradients are reduced and scattered over ``fsdp`` and then summed over ``data``. It
+    is the same for diffusion and consistency training.
+
+    A gradient is reduced in the dtype of the product that it comes from, and widened to
+    float32 only on the shards: kernels of the blocks in the compute dtype; gates,
+    affine layers and all outside of the blocks in float32.
+
+    Args:
+      parameters: P.
+      teacher_parameters: of the teacher; 0 without one.
+      data: copies of the sharded parameters.
+      fsdp: shards.
+      hardware: tells where a node ends; ``fsdp`` is the inner axis.
+      itemsize: bytes of a gathered parameter.
+      gradient_bytes: bytes of all gradients while they are reduced; by default as many
+        as of the gathered parameters.
+      microbatches: gradients and gathers happen once for each.
+    """
+    inner = range(fsdp)
+    outer = range(0, data * fsdp, fsdp)
+    gathered = (2 * parameters + teacher_parameters) * itemsize * microbatches
+    if gradient_bytes is None:
+        gradient_bytes = parameters * itemsize
+    reduced = gradient_bytes * microbatches
+    return [
+        transfer("all-gather", gathered, inner, hardware),
+        transfer("reduce-scatter", reduced, inner, hardware),
+        transfer("all-reduce", reduced / fsdp, outer, hardware),
+    ]
+
+
+def network_seconds(transfers: Iterable[Transfer], hardware: Hardware) -> float:
+    """Time of all transfers: the slower of the links in a node and those between.
+
+    Raises:
+      ValueError: a group spans nodes, and their network is not in ``HARDWARE``.
+    """
+    transfers = list(transfers)
+    links = sum(t.received_bytes for t in transfers) / hardware.link_bandwidth
+    between = sum(t.node_bytes(hardware.node_devices) for t in transfers)
+    if not between:
+        return links / BANDWIDTH_EFFICIENCY
+    if hardware.node_bandwidth is None:
+        raise ValueError(
+            f"hardware = {hardware.name!r} joins at most {hardware.node_devices} "
+            "devices; a network between such groups is not modelled"
+        )
+    return max(links, between / hardware.node_bandwidth) / BANDWIDTH_EFFICIENCY
+
+
+# --- Time -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step's parts, on every device at the same time.
+
+    Attributes:
+      compute: contractions at the stated efficiency.
+      memory: bytes of the contractions at the bandwidth.
+      update: bytes of the optimizer's update at the bandwidth; it follows the gradient.
+      network: collectives.
+      ideal: contractions at the peak.
+    """
+
+    compute: float
+    memory: float
+    update: float
+    network: float
+    ideal: float
+
+    @property
+    def busy(self) -> float:
+        """The device's own work."""
+        return max(self.compute, self.memory) + self.update
+
+    @property
+    def overlapped(self) -> float:
+        """Collectives run beside the computation."""
+        return max(self.busy, self.network)
+
+    @property
+    def exposed(self) -> float:
+        """Computation waits for every collective."""
+        return self.busy + self.network
+
+    def utilization(self, seconds: float) -> float:
+        """Model-FLOPs utilization of a step of so many seconds."""
+        return self.ideal / seconds
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        parts = ("compute", "memory", "update", "network")
+        return max(parts, key=lambda name: float(getattr(self, name)))
+
+
+def step_time(
+    *,
+    macs_per_image: float,
+    images: float,
+    traffic: float,
+    state_bytes: float,
+    network: float,
+    hardware: Hardware,
+    efficiency: float = EFFICIENCY,
+) -> StepTime:
+    """Roofline of a step on one device.
+
+    ``compute = 2 F b / (efficiency peak)``, ``memory = traffic / bandwidth`` and
+    ``update = 2 state / bandwidth``: all parameters, moments and averages are read and
+    written.
+
+    Args:
+      macs_per_image: F.
+      images: b, per device.
+      traffic: bytes of contractions of the step on this device.
+      state_bytes: of the train state on this device.
+      network: seconds of collectives.
+      hardware: the device.
+      efficiency: share of the peak that contractions reach, in (0, 1].
+
+    Raises:
+      ValueError: an efficiency outside of (0, 1].
+    """
+    check_efficiency(efficiency)
+    ideal = 2 * macs_per_image * images / hardware.peak_flops
+    bandwidth = hardware.memory_bandwidth * BANDWIDTH_EFFICIENCY
+    return StepTime(
+        compute=ideal / efficiency,
+        memory=traffic / bandwidth,
+        update=2 * state_bytes / bandwidth,
+        network=network,
+        ideal=ideal,
+    )
+
+
+def check_efficiency(efficiency: float) -> None:
+    """Raises ValueError unless it is a share of the peak."""
+    if not 0 < efficiency <= 1:
+        raise ValueError(f"efficiency = {efficiency} is not in (0, 1]")
+
+
+# --- Memory ---------------------------------------------------------------------------
+
+
+def fixed_bytes(
+    parameters: float, fsdp: int, itemsize: int, teacher_parameters: float = 0
+) -> float:
+    """Bytes on a device beside state and activations.
+
+    The shard of the gradients in float32 and one gathered copy of the network (and of
+    the teacher's) in the compute dtype. A step gathers block by block and drops what it
+    gathered; the rest of that copy is room for the shards of the rounded weights and of
+    their gradients, and for blocks that are gathered ahead.
+    """
+    gathered = (parameters + teacher_parameters) * itemsize
+    return 4 * parameters / fsdp + gathered
+
+
+def largest_batch(
+    *, resident_bytes: float, bytes_per_image: float, hardware: Hardware
+) -> int:
+    """Images that fit on a device at once; 0 where the state alone does not.
+
+    Args:
+      resident_bytes: everything that does not grow with the batch.
+      bytes_per_image: what each image adds.
+      hardware: of whose memory ``USABLE_MEMORY`` is used.
+    """
+    free = hardware.memory_bytes * USABLE_MEMORY - resident_bytes
+    return max(int(free // bytes_per_image), 0)
+
+
+def microbatches(images: float, fits: int) -> int | None:
+    """Fewest equal parts of which each fits; None where not even one image does.
+
+    Example:
+      >>> microbatches(32, 12)
+      4
+    """
+    total = math.ceil(images)
+    if fits < 1:
+        return None
+    return next(n for n in range(1, total + 1) if total % n == 0 and total // n <= fits)

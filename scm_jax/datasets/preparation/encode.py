@@ -1,0 +1,161 @@
+"""Prepared images as raw items of latents, which the preparation then stores.
+
+Mean and standard deviation of the posterior are stored, so that training draws latents
+anew at every visit. A mirrored latent is not the latent of the mirrored image: where
+both are wanted, both are encoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets.preparation import prepare
+from scm_jax.datasets.preparation.readers.items import ItemError, Items
+
+SHARD_ITEMS = 2048  # 256 MiB of 64x64 latents in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns a batch of images into latents, and what it is called.
+
+    Attributes:
+      encode: uint8 ``(batch_size, h, w, c)`` -> ``(batch_size, h', w', 2 c')`` float32,
+        mean and standard deviation; of each image by itself.
+      batch_size: number of images that it takes.
+      identity: what a manifest says of it: ``pixel_range``, the interval in which
+        pixels enter, ``name``, and ``sha256`` of the weights.
+    """
+
+    encode: Callable[[np.ndarray], np.ndarray]
+    batch_size: int
+    identity: dict[str, Any]
+
+
+class EncodedItems:
+    """Items of latents; see ``Items``.
+
+    Item by item they are read from batches that begin at multiples of the batch size:
+    an image is always encoded in the same company, so that the stored bytes do not
+    depend on where a preparation was interrupted. The last batch is kept.
+
+    Args:
+      images: items of images, all of one shape.
+      encoder: see ``Encoder``.
+      flips: item ``2 i`` is image ``i``, item ``2 i + 1`` its mirror image, with the
+        same label. Beside each other, so that a slice of a split keeps them together.
+    """
+
+    def __init__(self, images: Items, encoder: Encoder, flips: bool = False):
+        self.images, self.encoder, self.flips = images, encoder, flips
+        self.class_names = images.class_names
+        self.origin = {
+            "kind": "encoded",
+            "path": images.origin.get("path"),
+            "split": images.origin.get("split"),
+            "images": images.origin,
+            "flips": flips,
+        }
+        self._encoded = functools.lru_cache(maxsize=1)(self._encode_batch)
+
+    def __len__(self) -> int:
+        return len(self.images) * (1 + self.flips)
+
+    def name(self, index: int) -> str:
+        image, mirrored = self._image(index)
+        return self.images.name(image) + (", mirrored" if mirrored else "")
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        start = index - index % self.encoder.batch_size
+        found = self._encoded(start)[index - start]
+        if isinstance(found, ItemError):
+            raise found
+        return found
+
+    def _image(self, index: int) -> tuple[int, bool]:
+        return (index // 2, index % 2 == 1) if self.flips else (index, False)
+
+    def _encode_batch(self, start: int) -> list[dict[str, np.ndarray] | ItemError]:
+        """Each item of a batch, or why it cannot be used."""
+        stop = min(start + self.encoder.batch_size, len(self))
+        read = [self._read_image(index) for index in range(start, stop)]
+        good = [k for k, item in enumerate(read) if isinstance(item, dict)]
+        if not good:
+            return read
+        shape = read[good[0]]["image"].shape
+        batch = np.zeros((self.encoder.batch_size, *shape), np.uint8)
+        for k in good:
+            image = read[k]["image"]
+            if image.shape != shape:
+                read[k] = ItemError(
+                    f"{self.name(start + k)} has shape {image.shape}, and the images "
+                    f"before it {shape}; all must have one to be encoded together"
+                )
+            else:
+                batch[k] = image
+        latents = np.asarray(self.encoder.encode(batch), np.float32)
+        return [
+            {**{n: v for n, v in item.items() if n != "image"}, "latent": latents[k]}
+            if isinstance(item, dict)
+            else item
+            for k, item in enumerate(read)
+        ]
+
+    def _read_image(self, index: int) -> dict[str, np.ndarray] | ItemError:
+        image, mirrored = self._image(index)
+        try:
+            fields = dict(self.images.read(image))
+        except ItemError as error:
+            return error
+        if "image" not in fields:
+            return ItemError(f"{self.name(index)} is no image: {sorted(fields)}")
+        if mirrored:
+            fields["image"] = fields["image"][:, ::-1]
+        return fields
+
+
+def encode_dataset(
+    images: Items,
+    encoder: Encoder,
+    target: Path,
+    *,
+    flips: bool = False,
+    shard_items: int = 0,
+    **settings: Any,
+) -> Path:
+    """Writes the latents of images as a prepared dataset; resumable.
+
+    Several calls, one for each process with devices of its own, share the work when
+    they have the same target.
+
+    Args:
+      images: items of images, such as ``sources.open_items`` of a prepared folder.
+      encoder: see ``Encoder``; the manifest repeats its identity.
+      target: ``ROOT/NAME/VERSION``.
+      flips: store the latents of the mirrored images, too.
+      shard_items: items in a shard, rounded up to whole batches; 0 for 2,048.
+      **settings: further arguments of ``prepare.prepare``, such as ``split`` and
+        ``dtype``, ``process_index`` and ``process_count``.
+
+    Returns:
+      ``target``.
+
+    Raises:
+      ItemError: an item cannot be encoded; the message names it.
+      ValueError: see ``prepare.prepare``.
+    """
+    batches = -(-(shard_items or SHARD_ITEMS) // encoder.batch_size)
+    return prepare.prepare(
+        EncodedItems(images, encoder, flips),
+        target,
+        shard_items=batches * encoder.batch_size,
+        options={"flips": flips},
+        encoder=encoder.identity,
+        **settings,
+    )

@@ -1,0 +1,148 @@
+"""A look at a prepared dataset: a grid of items and a histogram per channel."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets import pipeline
+from scm_jax.datasets.preparation import manifest
+from scm_jax.files.jsonl import require
+from scm_jax.types import lookup
+
+COLUMNS = 10
+NAME_LETTERS = 14
+INK, MUTED, LINE = "#1b1f24", "#59636e", "#d1d9e0"
+CHANNELS = {
+    1: ("grey",),
+    3: ("red", "green", "blue"),
+    4: tuple(f"channel {k}" for k in range(4)),
+    8: (*(f"mean {k}" for k in range(4)), *(f"std {k}" for k in range(4))),
+}
+COLOURS = ("#cf222e", "#1a7f37", "#0969da", "#8250df")
+
+
+def inspect(
+    folder: Path, split: str, out: str | os.PathLike[str], num: int = 60
+) -> dict[str, Any]:
+    """Writes a page on a prepared split.
+
+    Shown are items at equal distances through the split. The histograms are of at most
+    1,000 such items; mean and standard deviation are those of the manifest, of all.
+
+    Args:
+      folder: ``ROOT/NAME/VERSION`` with a manifest.
+      split: which split.
+      out: PNG file.
+      num: how many items the grid has at most.
+
+    Returns:
+      The facts on the page: ``count``, ``shape``, ``num_classes``, ``mean``, ``std``.
+
+    Raises:
+      FileNotFoundError: there is no manifest.
+      ValueError: no such split.
+      ImportError: matplotlib is missing.
+    """
+    found = manifest.read(folder)
+    facts = lookup(found["splits"], split, f"split of {folder}")
+    source = pipeline.read_prepared(folder, split, memory_limit=0)
+    values, labels = _items(source, found, num)
+    sample, _ = _items(source, found, 1000)
+    figure_module = require("matplotlib.figure", "data inspect", "scm_jax[analysis]")
+    rows = math.ceil(len(values) / COLUMNS)
+    named = labels is not None
+    heights = [(0.98 if named else 0.84) * rows, 2.6]
+    figure = figure_module.Figure(
+        figsize=(9, sum(heights) + 0.9), dpi=110, layout="constrained"
+    )
+    figure.suptitle(
+        _title(found, split, facts), fontsize=11, color=INK, x=0.01, ha="left"
+    )
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    _draw_grid(top, rows, _pictures(values, found, facts), labels, found)
+    _draw_histograms(bottom, sample, found, facts)
+    figure.savefig(out, facecolor="white")
+    shown = {key: facts[key] for key in ("count", "mean", "std")}
+    return {**shown, "shape": found["shape"], "num_classes": found["num_classes"]}
+
+
+def _items(
+    source: pipeline.Source, found: dict[str, Any], num: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    indices = np.linspace(0, len(source) - 1, min(num, len(source))).astype(np.int64)
+    fields = source.gather(indices)
+    return fields[found["field"]], fields.get("label")
+
+
+def _title(found: dict[str, Any], split: str, facts: dict[str, Any]) -> str:
+    shape = "x".join(map(str, found["shape"]))
+    classes = found["num_classes"]
+    said = f"{classes:,} classes" if classes else "no classes"
+    what = f"{facts['count']:,} items, {found['dtype']} {shape}, {said}"
+    return f"{found['name']}, {split}: {what}"
+
+
+def _pictures(
+    values: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
+) -> np.ndarray:
+    """uint8 with one or three channels; of latents three, each its mean +- 2.5 std."""
+    if found["field"] == "image":
+        # A few levels only, as the digits have: all of the grey scale.
+        top = 255 if values.max() > 16 else max(int(values.max()), 1)
+        return (values.astype(np.float32) * (255 / top)).astype(np.uint8)
+    mean, std = (np.array(facts[key][:3]) for key in ("mean", "std"))
+    shown = values[..., :3].astype(np.float64)
+    scaled = (shown - mean) / np.maximum(5 * std, 1e-12) + 0.5
+    return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
+def _draw_grid(
+    figure: Any,
+    rows: int,
+    pictures: np.ndarray,
+    labels: np.ndarray | None,
+    found: dict[str, Any],
+) -> None:
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    for index, axis in enumerate(axes.ravel()):
+        axis.set_axis_off()
+        if index >= len(pictures):
+            continue
+        axis.imshow(pictures[index], cmap="gray", vmin=0, vmax=255)
+        if labels is not None:
+            name = found["class_names"][int(labels[index])]
+            if len(name) > NAME_LETTERS:
+                name = f"{name[: NAME_LETTERS - 3]}..."
+            axis.set_title(name, fontsize=7, color=MUTED, pad=2)
+
+
+def _draw_histograms(
+    figure: Any, sample: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """One panel per channel, at most eight; the unit is that of the statistics."""
+    channels = min(sample.shape[-1], 8)
+    names = CHANNELS.get(channels, tuple(f"channel {k}" for k in range(channels)))
+    axes = figure.subplots(1 if channels <= 4 else 2, min(channels, 4), squeeze=False)
+    image = found["field"] == "image"
+    figure.supxlabel(found["statistics_of"], fontsize=8, color=MUTED)
+    for k, axis in enumerate(axes.ravel()[:channels]):
+        values = sample[..., k].ravel().astype(np.float64)
+        values = values / 127.5 - 1 if image else values
+        mean, std = facts["mean"][k], facts["std"][k]
+        colour = MUTED if channels == 1 else COLOURS[k % len(COLOURS)]
+        span = (-1, 1) if image else (values.min(), values.max())
+        axis.hist(values, bins=64, range=span, density=True, color=colour, alpha=0.75)
+        axis.axvline(mean, color=INK, linewidth=1)
+        axis.axvspan(mean - std, mean + std, color=LINE, alpha=0.5, zorder=0)
+        axis.set_title(
+            f"{names[k]}: mean {mean:.3f}, std {std:.3f}", fontsize=8, color=INK
+        )
+        axis.tick_params(labelsize=7, colors=MUTED)
+        axis.set_yticks([])
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)

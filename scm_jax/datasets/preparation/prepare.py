@@ -1,0 +1,307 @@
+"""Raw items -> a prepared dataset on disk, which training reads.
+
+The work is done in a hidden folder beside the target, shard by shard. A killed
+preparation goes on where it stopped when the same command runs again, and several
+processes may run it at once; the stored bytes are the same in every case. The dataset
+appears under its name by one rename when all of it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scm_jax.datasets.preparation import (
+    manifest,
+    parallel,
+    progress,
+    shard_files,
+    shards,
+)
+from scm_jax.datasets.preparation.readers.items import ItemError, Items
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    items: Items,
+    target: Path,
+    *,
+    split: str = "train",
+    recipe: str = "none",
+    size: int = 0,
+    dtype: str | None = None,
+    labelled: bool = True,
+    shard_items: int = 0,
+    workers: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    skip_bad: int = 0,
+    fresh: bool = False,
+    quiet: bool = False,
+    options: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
+) -> Path:
+    """Prepares one split of a dataset, unless it is there already.
+
+    Args:
+      items: the raw items.
+      target: ``ROOT/NAME/VERSION``; a folder with other splits gets one more.
+      split: name of the split.
+      recipe: how images are resized, a key of ``preparation.resize.RECIPES``.
+      size: to how many pixels; with the recipe ``none`` 0 takes the size of the first
+        image, which all must have.
+      dtype: latents are stored as ``float32`` (default) or ``float16``.
+      labelled: store the classes of items that have them.
+      shard_items: items in a shard; 0 for at most 4,096 items and 256 MiB.
+      workers: processes that this call starts.
+      process_index: which of several calls on the same target this is; they meet
+        without it, but begin at different shards with it.
+      process_count: how many calls these are.
+      skip_bad: leave out up to so many items that cannot be used; the manifest names
+        them. What one call left out a further one leaves out, too, unless it is 0.
+      fresh: forget what an earlier, unfinished call with the same arguments has made;
+        for a single call only.
+      quiet: no progress on stderr.
+      options: how ``items`` were opened, such as ``label_base``, for the manifest.
+      encoder: what made latents, for the manifest; with ``pixel_range``, ``[-1, 1]`` or
+        ``[0, 1]``, reading refuses whitening constants of the other.
+
+    Returns:
+      ``target``.
+
+    Raises:
+      ItemError: an item cannot be used; the message names file and item. Whole shards
+        are kept, and the next call goes on after them.
+      ValueError: an illegal argument, or the target holds the split by another recipe.
+      FileExistsError: something that is no prepared dataset has the target's name.
+      OSError: a shard could not be written.
+    """
+    _check_names(target, split)
+    if fresh and process_count > 1:
+        raise ValueError(
+            "fresh = True: each of several processes would remove what the others have "
+            f"made. Delete the hidden folders {target.parent}/.{target.name}-{split}-* "
+            "instead, before the first of them starts"
+        )
+    first = _first_item(items, recipe, size, skip_bad)
+    if first.field == "latent" and (recipe != "none" or size):
+        raise ValueError(
+            f"size = {size}, recipe = {recipe!r}: the items at "
+            f"{items.origin.get('path')} are latents, which are not resized"
+        )
+    stored = _stored_dtype(first.field, dtype)
+    classes = _stored_classes(items, first, labelled)
+    plan = shards.Plan(
+        name=target.parent.name,
+        split=split,
+        field=first.field,
+        shape=first.shape,
+        dtype=stored,
+        class_names=classes,
+        recipe=recipe,
+        size=size,
+        shard_items=shard_items or _shard_items(first.shape, stored),
+        num_items=len(items),
+        origin=_as_json(items.origin),
+        options=_as_json(options or {}),
+        encoder=_as_json(encoder or {}),
+    )
+    staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
+    if _is_there(target, plan):
+        shutil.rmtree(staging, ignore_errors=True)  # of a call killed at its very end
+        return target
+    if fresh:
+        shutil.rmtree(staging, ignore_errors=True)
+    work = parallel.Work(
+        items, plan, staging, target, skip_bad, process_index, process_count
+    )
+    _begin(work)
+    say = progress.Progress(f"{plan.name} {split}", plan.num_items, quiet)
+    parallel.run(work, workers, say)
+    _publish(work)
+    say.end()
+    skipped = manifest.read(target)["splits"][split]["skipped"]
+    if skipped:
+        logger.warning(
+            "%d of these items were left out; %s names them, the first: %s",
+            *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
+        )
+    return target
+
+
+def _check_names(target: Path, split: str) -> None:
+    for what, name in (("name of a dataset", target.parent.name), ("split", split)):
+        if not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise ValueError(
+                f"{name!r} is no {what}: legal are small letters, digits and _, with a "
+                "letter first"
+            )
+    if not re.fullmatch(r"\d+\.\d+\.\d+", target.name):
+        raise ValueError(f"{target.name!r} is no version: they look like 1.0.0")
+
+
+# --- plan -----------------------------------------------------------------------------
+
+
+class _First(NamedTuple):
+    """The first item that can be used: all others are as it is."""
+
+    field: str
+    shape: tuple[int, ...]
+    has_label: bool
+
+
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> _First:
+    if len(items) == 0:
+        raise ValueError(f"there are no items at {items.origin.get('path')}")
+    if size < 0 or (size == 0 and recipe != "none"):
+        raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
+    for index in range(len(items)):
+        try:
+            item = shards.read_item(items, index, recipe, size, "float32")
+        except ItemError:
+            if index >= min(skip_bad, len(items) - 1):
+                raise
+        else:
+            return _First(item.field, item.value.shape, item.label is not None)
+    raise AssertionError("the last item either returned or raised")
+
+
+def _stored_dtype(field: str, dtype: str | None) -> str:
+    if dtype not in (None, "float16", "float32"):
+        raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
+    if field == "image" and dtype is not None:
+        raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
+    return "uint8" if field == "image" else dtype or "float32"
+
+
+def _stored_classes(items: Items, first: _First, labelled: bool) -> tuple[str, ...]:
+    if not (labelled and first.has_label):
+        return ()
+    if not items.class_names:
+        raise ValueError(
+            f"the items at {items.origin.get('path')} have labels, and the number of "
+            "classes is not known"
+        )
+    return tuple(items.class_names)
+
+
+def _shard_items(shape: tuple[int, ...], dtype: str) -> int:
+    item_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return min(shards.SHARD_ITEMS, max(1, shards.SHARD_BYTES // item_bytes))
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+# --- begin and end --------------------------------------------------------------------
+
+
+def _is_there(target: Path, plan: shards.Plan) -> bool:
+    """Whether the target holds this very split.
+
+    Raises:
+      ValueError: it holds something that this split does not go with.
+      FileExistsError: it is something else.
+    """
+    if not target.exists():
+        return False
+    if not (target / manifest.FILE).is_file():
+        raise FileExistsError(
+            f"{target} is in the way: it has no {manifest.FILE}, so it was prepared in "
+            "another way. Move it away, or choose another name or version"
+        )
+    old = manifest.read(target)
+    manifest.check_shared(old, manifest.shared_part(plan), target)
+    if plan.split not in old["splits"]:
+        return False
+    there = old["splits"][plan.split]
+    wanted = {**manifest.recipe_part(plan), "raw items": plan.num_items}
+    found = {**there["recipe"], "raw items": there["count"] + len(there["skipped"])}
+    differ = [key for key in wanted if wanted[key] != found.get(key)]
+    if differ:
+        told = "; ".join(f"{k}: {found.get(k)} there, {wanted[k]} now" for k in differ)
+        raise ValueError(
+            f"{target} holds the split {plan.split!r} already, prepared otherwise "
+            f"({told}). Remove it, or choose another name or version"
+        )
+    return True
+
+
+def _begin(work: parallel.Work) -> None:
+    """Makes the hidden folder, or finds it and says if the raw data have changed."""
+    for folder in (work.folder, work.state):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = work.state / "origin.json"
+    try:
+        old = json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        old = work.plan.origin
+    if old != work.plan.origin:
+        logger.warning(
+            "the raw data are not what they were when this preparation began: %s then, "
+            "%s now. Shards that are whole are kept; --fresh makes all of them again",
+            *(old, work.plan.origin),
+        )
+    shard_files.write_json(file, work.plan.origin)
+
+
+def _publish(work: parallel.Work) -> None:
+    """Gives the whole split its name; of several processes the first does it."""
+    with parallel.claimed(work.target.parent, wait=True):
+        if work.state.exists() and not _is_there(work.target, work.plan):
+            _move_into_place(work)
+        _remove(work.staging)
+
+
+def _move_into_place(work: parallel.Work) -> None:
+    plan, target = work.plan, work.target
+    records = [work.record(shard) for shard in range(plan.num_shards)]
+    whole = [record for record in records if record is not None]
+    if len(whole) < len(records):
+        raise OSError(f"shards vanished from {work.staging}; run the command again")
+    if not any(record["items"] for record in whole):
+        raise ItemError(f"none of the {plan.num_items} items could be used")
+    split = manifest.split_part(plan, whole)
+    if len(split["skipped"]) > work.skip_bad:
+        raise ItemError(
+            f"{len(split['skipped'])} items were skipped, and skip_bad = "
+            f"{work.skip_bad}: {split['skipped'][0]['why']}"
+        )
+    if target.exists():
+        for record in whole:
+            if (work.folder / record["file"]).exists():
+                os.replace(work.folder / record["file"], target / record["file"])
+        folder = target
+        old = manifest.read(target)["splits"]
+    else:
+        shards.features(plan).save_config(work.folder)
+        folder = work.folder
+        old = {}
+    splits = dict(sorted({**old, plan.split: split}.items()))
+    found = {**manifest.shared_part(plan), "splits": splits}
+    # The manifest last: with it the split counts as there.
+    manifest.write_dataset_info(folder, found, target.name)
+    shard_files.write_json(folder / manifest.FILE, found, indent=1)
+    if folder is not target:
+        os.rename(folder, target)
+
+
+def _remove(staging: Path) -> None:
+    """In one rename, so that no process takes a half-removed folder for a whole one."""
+    gone = staging.with_name(f"{staging.name}.gone-{os.getpid()}")
+    try:
+        staging.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)

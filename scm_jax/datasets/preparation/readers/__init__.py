@@ -1,0 +1,1 @@
+"""Readers of raw data: folders, archives, arrays, tfds and drawn images."""

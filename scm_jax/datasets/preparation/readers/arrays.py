@@ -1,0 +1,392 @@
+"""Items that are stacked in arrays: npz, CIFAR-10 and ImageNet 64x64 as published.
+
+Pickles are read as data (``exchange.inert_pickle``): nothing in them is looked up or
+called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import re
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets.preparation.readers.decode import to_channels
+from scm_jax.datasets.preparation.readers.labels import number_labels
+from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.files.inert_pickle import Record, read_pickle
+from scm_jax.types import lookup
+
+IMAGE_KEYS = ("images", "image", "arr_0", "data", "x")
+LABEL_KEYS = ("labels", "label", "arr_1", "y")
+CIFAR10_BATCHES = {
+    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "test": ("test_batch",),
+}
+# The files that ImageNet 64x64 comes in, as pickles or as npz.
+_BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
+
+# What damaged files can raise; a wrong length can ask for more memory than there is.
+_DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile),
+)
+
+Load = Callable[[str, str], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StackedItems:
+    """Items in arrays in files; see ``Items`` for the methods.
+
+    Attributes:
+      parts: (file, part of it) of each array, as ``load`` takes them.
+      starts: ``(parts + 1,)``, the first item of each array and the number of all.
+      load: reads the content of a part; a function of a module, so that it pickles.
+      label: int64 ``(n,)``, or None.
+      class_names: of the labels.
+      origin: see ``Items``.
+      channels: see ``Options``.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    starts: np.ndarray
+    load: Load
+    label: np.ndarray | None
+    class_names: tuple[str, ...]
+    origin: dict[str, Any]
+    channels: int
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _find(self, index: int) -> tuple[tuple[str, str], int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part], index - int(self.starts[part])
+
+    def name(self, index: int) -> str:
+        part, row = self._find(index)
+        return f"{_where(part)}: item {row}"
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        part, row = self._find(index)
+        images = _load_images(self.load, part)
+        fields = {"image": to_channels(images[row], self.channels).copy()}
+        if self.label is not None:
+            fields["label"] = self.label[index]
+        return fields
+
+
+def _where(part: tuple[str, str]) -> str:
+    return ": ".join(filter(None, part))
+
+
+def _load_images(load: Load, part: tuple[str, str]) -> np.ndarray:
+    with _LOADING:  # so that threads do not read one file several times
+        return _loaded(load, part)[0]
+
+
+_LOADING = threading.Lock()
+
+
+# One array may be gigabytes; items are read in order, so two are enough.
+@functools.lru_cache(maxsize=2)
+def _loaded(load: Load, part: tuple[str, str]) -> tuple[np.ndarray, Any]:
+    content = load(*part)
+    where = _where(part)
+    image_key = _find_key(content, IMAGE_KEYS)
+    if image_key is None:
+        raise ValueError(
+            f"{where}: has no array of images under {', '.join(IMAGE_KEYS)}; its keys "
+            f"are {', '.join(map(repr, content))}"
+        )
+    label_key = _find_key(content, LABEL_KEYS)
+    images = _to_images(content[image_key], f"{where}: {image_key}")
+    if label_key is None:
+        return images, None
+    labels = _to_numbers(content[label_key], f"{where}: {label_key}")
+    if len(labels) != len(images):
+        raise ValueError(
+            f"{where}: has {len(labels)} labels for {len(images)} images; item "
+            f"{min(len(labels), len(images))} has only one of them"
+        )
+    return images, labels
+
+
+def _find_key(content: Collection[str], keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if key in content), None)
+
+
+def _to_images(values: Any, where: str) -> np.ndarray:
+    """Stacked images as uint8 ``(n, h, w, 1 or 3)``.
+
+    ``(n, 3 * s * s)`` are the red, then the green, then the blue plane of each image.
+    """
+    shape = getattr(values, "shape", None)
+    if shape is None or values.dtype != np.uint8:
+        dtype = getattr(values, "dtype", type(values).__name__)
+        raise ValueError(f"{where}: must be an array of uint8, it is {dtype}")
+    if len(shape) == 2:
+        side = round((shape[1] / 3) ** 0.5)
+        if 3 * side**2 == shape[1]:
+            return values.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+    elif len(shape) == 3:
+        return values[..., None]
+    elif len(shape) == 4 and shape[3] in (1, 3):
+        return values
+    elif len(shape) == 4 and shape[1] in (1, 3):
+        return values.transpose(0, 2, 3, 1)
+    raise ValueError(
+        f"{where}: has the shape {shape}; legal are (n, h, w), (n, h, w, 1 or 3), "
+        "(n, 1 or 3, h, w) and (n, 3 * s * s)"
+    )
+
+
+def _to_numbers(values: Any, where: str) -> np.ndarray:
+    numbers = np.asarray(values)
+    if numbers.ndim == 2 and numbers.shape[1] == 1:
+        numbers = numbers[:, 0]
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where}: must be one whole number per item, it is {numbers.dtype} of "
+            f"shape {numbers.shape}"
+        )
+    return numbers
+
+
+def _make_items(
+    parts: Sequence[tuple[str, str]],
+    load: Load,
+    origin: dict[str, Any],
+    options: Options,
+    class_names: tuple[str, ...] = (),
+) -> StackedItems:
+    counts: list[int] = []
+    labels: list[int | None] = []
+    for part in parts:
+        with _LOADING:
+            images, numbers = _loaded(load, part)
+        counts.append(len(images))
+        labels += [None] * len(images) if numbers is None else numbers.tolist()
+    if not labels:
+        raise ValueError(f"{origin['path']}: holds no images")
+    starts = np.cumsum([0, *counts])
+    items = StackedItems(tuple(parts), starts, load, None, (), origin, options.channels)
+    if class_names:
+        options = dataclasses.replace(options, num_classes=len(class_names))
+    label, numbered = number_labels(labels, items.name, origin["path"], options)
+    names = class_names if label is not None and class_names else numbered
+    return dataclasses.replace(items, label=label, class_names=names)
+
+
+# --- npz and pickles of arrays --------------------------------------------------------
+
+
+def read_arrays(path: Path, options: Options) -> StackedItems:
+    """An npz or a pickle of stacked images, or a folder of such batches.
+
+    Images are uint8 under ``images``, ``arr_0`` or ``data``, labels under ``labels`` or
+    ``arr_1``. Chrabaszcz's ImageNet 64x64 (arXiv 1707.08819) is a folder of batches
+    ``train_data_batch_1`` to ``_10`` and ``val_data``, pickled or npz: choose with
+    ``split``, and give ``label_base`` 1. Its classes are in its authors' order
+    (``map_clsloc.txt``), not in alphabetical one. The batches of a folder are in the
+    order of the numbers in their names.
+    """
+    split, files = find_batches(path, options)
+    origin = {
+        "kind": "npz",
+        "path": str(path),
+        "split": split,
+        "label_base": options.label_base,
+        "files": {file.name: file.stat().st_size for file in files},
+    }
+    return _make_items([(str(file), "") for file in files], _load_file, origin, options)
+
+
+def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
+    """The split that is read, if there are splits, and its files of stacked images.
+
+    Raises:
+      ValueError: none, or those of several splits.
+    """
+    split = options.split
+    if not path.is_dir():
+        if split is not None:
+            raise ValueError(
+                f"{path}: one file has no splits; leave --source_split out"
+            )
+        return None, [path]
+    found = {name: list(path.glob(pattern)) for name, pattern in _BATCHES.items()}
+    if any(found.values()):
+        split = split or options.target
+    if split is not None:
+        files = lookup(found, split, "--source_split")
+    elif all(found.values()):
+        raise ValueError(
+            f"{path}: has batches of several splits; choose one with --source_split, "
+            f"legal are {', '.join(_BATCHES)}"
+        )
+    else:
+        files = found["train"] or found["validation"] or list(path.glob("*.npz"))
+    if not files:
+        raise ValueError(
+            f"{path}: has no files {' or '.join(_BATCHES.values())} or *.npz"
+            + (f" for the split {split!r}" if split else "")
+        )
+    return split, sorted(files, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Batch 2 before batch 10."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(int(part) if part.isdigit() else -1, part) for part in parts]
+
+
+def _load_file(path: str, part: str) -> dict[str, Any]:
+    del part
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        if not is_zip:
+            return _unpickle(file, path)
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                keys = archive.files
+                wanted = (_find_key(keys, IMAGE_KEYS), _find_key(keys, LABEL_KEYS))
+                return {key: archive[key] if key in wanted else None for key in keys}
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path}: the npz is cut off or damaged: {error}"
+            ) from error
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------
+
+
+def read_cifar10(path: Path, options: Options) -> StackedItems:
+    """CIFAR-10 as published: ``cifar-10-python.tar.gz``, or the folder in it.
+
+    The split is ``train`` (by default) or ``test``, in the order of the batches. The
+    names of the classes are those in ``batches.meta``.
+    """
+    split = options.split or options.target or "train"
+    batches = lookup(CIFAR10_BATCHES, split, "--source_split of cifar10")
+    content = _load_cifar10(str(path), "batches.meta")
+    names = content.get("label_names")
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise ValueError(f"{path}: batches.meta has no list of names, label_names")
+    origin: dict[str, Any] = {"kind": "cifar10", "path": str(path), "split": split}
+    if path.is_file():
+        origin["files"] = {path.name: path.stat().st_size}
+    else:
+        files = [path / name for name in batches if (path / name).exists()]
+        origin["files"] = {file.name: file.stat().st_size for file in files}
+    return _make_items(
+        [(str(path), name) for name in batches],
+        _load_cifar10,
+        origin,
+        options,
+        tuple(names),
+    )
+
+
+def _load_cifar10(path: str, part: str) -> dict[str, Any]:
+    where = f"{path}: {part}"
+    if os.path.isdir(path):
+        file = os.path.join(path, part)
+        if not os.path.exists(file):
+            raise ValueError(f"{where}: is not there")
+        with open(file, "rb") as stream:
+            return _unpickle(stream, where)
+    content = _cifar10_members(path).get(part)
+    if content is None:
+        raise ValueError(f"{where}: is not there")
+    return _unpickle(io.BytesIO(content), where)
+
+
+@functools.lru_cache(maxsize=1)
+def _cifar10_members(path: str) -> dict[str, bytes]:
+    """All files in the archive, 184 MB: a gzip can be read from its start only."""
+    wanted = {"batches.meta", *sum(CIFAR10_BATCHES.values(), ())}
+    members = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                content = archive.extractfile(member)
+                if content is not None and name in wanted:
+                    members[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: is cut off or damaged: {error}") from error
+    return members
+
+
+# --- pickles --------------------------------------------------------------------------
+
+_ARRAYS = {
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+}
+_KNOWN = {*_ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    # How protocol 2 of Python 3, which has no bytes, writes them.
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an encoding other than latin1")
+    return str.encode(text, "latin1")
+
+
+def _unpickle(stream: Any, where: str) -> dict[str, Any]:
+    """A pickled dict of arrays, lists and texts.
+
+    Raises:
+      ValueError: it is something else, cut off, or asks for anything to be called.
+    """
+    try:
+        content = read_pickle(
+            stream,
+            where=where,
+            builders={"_codecs.encode": _encode},
+            is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
+        )
+    except MemoryError as error:
+        raise ValueError(f"{where}: the pickle is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: holds a {type(content).__name__}, not a dict")
+    texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+    return {key: _plain(value, f"{where}: {key}") for key, value in texts.items()}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The array that a record stands for; other values as they are."""
+    if not isinstance(value, Record):
+        return value
+    try:
+        _, shape, dtype, by_columns, content = value.state
+        if isinstance(content, str):  # bytes of Python 2
+            content = content.encode("latin1")
+        code, order = dtype.args[0], dtype.state[1] if dtype.state else "="
+        if not re.fullmatch(r"[iuf][1248]", code) or value.maker not in _ARRAYS:
+            raise ValueError(f"an array of {code!r}")
+        if not isinstance(content, bytes | bytearray):
+            raise TypeError(f"content in a {type(content).__name__}")
+        described = np.dtype(order + code)
+        array: np.ndarray = np.ndarray(shape, described, content, order="C")
+        if by_columns:
+            array = np.ndarray(shape, described, content, order="F")
+        return array
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{where}: the array is damaged: {error}") from error

@@ -1,0 +1,140 @@
+"""Bytes of an image file -> pixels, and of an EDM2 latent -> moments."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.options import MAX_PIXELS
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pnm", ".jfif", ".jpe", ".avif"),
+)
+# 16 bits a pixel, in either byte order, and what Pillow reads some of them as.
+_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# What damaged files make Pillow raise, besides OSError and ValueError.
+_DAMAGE = (SyntaxError, EOFError, LookupError, TypeError, OverflowError, zlib.error)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image.
+
+    >>> is_image("n01440764/n01440764_10026.JPEG"), is_image("a/README.md")
+    (True, False)
+    """
+    return name.lower().endswith(SUFFIXES)
+
+
+def decode_image(
+    content: bytes,
+    where: str,
+    *,
+    channels: int = 3,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Decodes an image file to uint8 ``(h, w, channels)``.
+
+    Everything becomes RGB by Pillow's conversions: palettes are looked up, CMYK by
+    ``255 - min(255, c + k)`` and so on without colour profiles, grey is repeated, and
+    transparency is left out, so that the colour below it counts. Grey of 16 bits is
+    divided by 257 and rounded (Pillow by itself would clip it); 16 bits a channel lose
+    their lower byte. Of several frames the first counts. Grey (``channels`` 1) is
+    ``0.299 r + 0.587 g + 0.114 b``.
+
+    Args:
+      content: the file.
+      where: names file and item in messages.
+      channels: 3 or 1.
+      upright: turn the image as its EXIF orientation asks.
+      max_pixels: how large it may be.
+
+    Raises:
+      ItemError: it does not decode, is cut off, too large, or of a number format that
+        has no obvious range.
+    """
+    from PIL import Image, ImageOps
+
+    Image.MAX_IMAGE_PIXELS = None  # in its place the check below, which says the flag
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ItemError(
+                    f"{where}: the image has {width:,} x {height:,} pixels, more than "
+                    f"--max_pixels={max_pixels}; raise this to read it"
+                )
+            image.load()
+            turned = ImageOps.exif_transpose(image) if upright else image
+            pixels = _to_rgb(turned)
+    except ItemError:
+        raise
+    except (OSError, ValueError, *_DAMAGE) as error:
+        raise ItemError(
+            f"{where}: the image does not decode, it is damaged or cut off: {error}"
+        ) from error
+    return to_channels(pixels, channels)
+
+
+def _to_rgb(image: Any) -> np.ndarray:
+    """``(h, w, 3)``, or ``(h, w, 1)`` of images that are grey."""
+    if image.mode in _DEEP_GREY:
+        return _from_16_bits(np.asarray(image))[..., None]
+    if image.mode == "F":
+        raise ValueError("its pixels are floats; legal are whole numbers")
+    if image.mode == "L":
+        return np.array(image)[..., None]
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns where a palette loses it at once
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
+    values = values.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its pixels are in {values.min()}..{values.max()}; legal are 0..65535"
+        )
+    return ((values + 128) // 257).astype(np.uint8)
+
+
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 ``(h, w, 1 or 3)`` with the wanted number of channels, see above."""
+    from PIL import Image
+
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    return np.array(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def decode_latent(content: bytes, where: str) -> np.ndarray:
+    """A latent of an EDM2 archive as float32 ``(h, w, c)``.
+
+    The file is ``.npy``, float32 ``(c, h, w)``, the means of the posterior before its
+    standard deviations.
+
+    Raises:
+      ItemError: it is no such array, or a value is not finite.
+    """
+    try:
+        file = io.BytesIO(content)
+        latent = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, *_DAMAGE) as error:
+        raise ItemError(
+            f"{where}: no numpy array, or it is cut off: {error}"
+        ) from error
+    if latent.ndim != 3 or latent.dtype != np.float32:
+        raise ItemError(
+            f"{where}: the latent is {latent.dtype} {latent.shape}; expected is "
+            "float32 (channels, height, width)"
+        )
+    if not np.isfinite(latent).all():
+        raise ItemError(f"{where}: the latent has values that are not finite")
+    return np.ascontiguousarray(latent.transpose(1, 2, 0))

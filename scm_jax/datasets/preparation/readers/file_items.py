@@ -1,0 +1,414 @@
+"""Items that are one file each: images or latents in folders, zips, tars and shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets.preparation.readers.archives import (
+    ArchiveFiles,
+    index_shards,
+    index_tar,
+    index_zip,
+    refuse_broken,
+    tars_in,
+)
+from scm_jax.datasets.preparation.readers.class_folders import (
+    arrange,
+    check_classes,
+    path_parts,
+)
+from scm_jax.datasets.preparation.readers.decode import (
+    SUFFIXES,
+    decode_image,
+    decode_latent,
+    is_image,
+)
+from scm_jax.datasets.preparation.readers.folder_files import (
+    Files,
+    count_kinds,
+    list_folder,
+)
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.label_files import (
+    match_labels,
+    read_label_file,
+)
+from scm_jax.datasets.preparation.readers.labels import number_labels
+from scm_jax.datasets.preparation.readers.options import NO_SPLIT, Options
+
+DATASET_JSON = "dataset.json"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
+_LISTED = "image files end in " + " ".join(SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileItems:
+    """Items that are one file each; see ``Items`` for the methods.
+
+    Attributes:
+      files: all files of the source.
+      chosen: ``(n,)``, which of them the items are.
+      label: int64 ``(n,)``, or None.
+      class_names: of the labels.
+      origin: see ``Items``.
+      options: how images are decoded.
+      notes: what was not used of the source, and what else to know, each a clause.
+    """
+
+    files: Files
+    chosen: np.ndarray
+    label: np.ndarray | None
+    class_names: tuple[str, ...]
+    origin: dict[str, Any]
+    options: Options
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        return self.files.where(self.chosen[index])
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        where, content = self.name(index), self.files.read(self.chosen[index])
+        if where.endswith(".npy"):
+            fields = {"latent": decode_latent(content, where)}
+        else:
+            names = ("channels", "upright", "max_pixels")
+            how = {name: getattr(self.options, name) for name in names}
+            fields = {"image": decode_image(content, where, **how)}
+        if self.label is not None:
+            fields["label"] = self.label[index]
+        return fields
+
+
+def _make_items(
+    files: Files,
+    chosen: Sequence[int],
+    labels: Sequence[Any],
+    origin: dict[str, Any],
+    options: Options,
+    notes: Sequence[str] = (),
+    used: Iterable[int] = (),
+) -> FileItems:
+    """Items of the chosen files with the labels that each was given, or None.
+
+    ``used`` are the files that were read besides.
+    """
+    where = origin["path"]
+    label, class_names = number_labels(
+        labels, lambda index: files.where(chosen[index]), where, options
+    )
+    return FileItems(
+        files=files,
+        chosen=np.array(chosen, np.int64),
+        label=label,
+        class_names=class_names,
+        origin={
+            **origin,
+            **files.sizes,
+            "listing_sha256": _digest(files, chosen, label),
+        },
+        options=options,
+        notes=(*notes, *_not_used(files, {*chosen, *used})),
+    )
+
+
+def _not_used(files: Files, used: Collection[int]) -> list[str]:
+    """Files that were passed over, by kind and number, as a clause; or nothing."""
+    counts = count_kinds(
+        name for index, name in enumerate(files.names) if index not in used
+    )
+    counts += [f"{files.hidden:,} hidden"] if files.hidden else []
+    counts += [f"{len(files.empty):,} empty folders"] if files.empty else []
+    return [f"not used: {', '.join(counts)}"] if counts else []
+
+
+def _digest(files: Files, chosen: Sequence[int], label: np.ndarray | None) -> str:
+    """Tells listings apart: the names of all items in order, and their labels."""
+    digest = hashlib.sha256()
+    for index in chosen:
+        digest.update(files.names[index].encode("utf-8", "surrogateescape") + b"\0")
+    if label is not None:
+        digest.update(label.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+# --- flat, or one folder per class ----------------------------------------------------
+
+
+def read_folder(path: Path, options: Options) -> FileItems:
+    """Images below a folder: flat, or one folder per class.
+
+    The items are in the order of their names, the classes in that of theirs. With
+    ``split``, only what is in the folder of that name, ``train`` or ``val``. A class is
+    named by the first folder on the way to an image; deeper ones do not count.
+    """
+    return _read_classes(list_folder(path), "folder", path, options)
+
+
+def read_zip(path: Path, options: Options) -> FileItems:
+    """Images in a zip, arranged as in ``read_folder``; one folder around all counts."""
+    return _read_classes(index_zip(path), "zip", path, options)
+
+
+def read_tar(path: Path, options: Options) -> FileItems:
+    """Images in a tar, as in a zip; also one tar per class, in a tar or a folder.
+
+    One tar per class in a tar is ``ILSVRC2012_img_train.tar``.
+    """
+    return _read_classes(index_tar(path), "tar", path, options)
+
+
+def _read_classes(files: Files, kind: str, path: Path, options: Options) -> FileItems:
+    ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
+    if not ways:
+        unused = "".join(f"; {note}" for note in _not_used(files, ()))
+        raise ValueError(f"{path}: holds no images; {_LISTED}{unused}")
+    images = set(ways)
+    ways, around, split, others = arrange(ways, path, options)
+    notes = []
+    if others:
+        counts = (f"{name or 'no folder'} ({n:,})" for name, n in others.items())
+        notes.append(
+            f"not read: {', '.join(counts)}; with --source_split={NO_SPLIT} such "
+            "folders are classes"
+        )
+    origin = {"kind": kind, "path": str(path), "split": split}
+    if options.label_file is not None:
+        origin["label_file"] = options.label_file
+        lines = read_label_file(options.label_file)
+        names = [files.names[index] for index in ways]
+        labels, unmatched = match_labels(options.label_file, lines, names)
+        if unmatched:
+            notes.append(
+                f"lines of {options.label_file} without an image: {unmatched:,}"
+            )
+    else:
+        labels = [way[0] if len(way) > 1 else None for way in ways.values()]
+        if options.labels != "none":
+            check_classes(files, ways, path)
+        if around and set(labels) == {None}:
+            if options.labels == "required":
+                labels = [around] * len(labels)
+            elif options.labels == "auto":
+                notes.append(
+                    f"all lie in {around}, the only class with --labels=required"
+                )
+    if kind == "tar" and len(files.sizes["files"]) > 1:
+        notes.append("each tar is a class, and a shard with --kind=webdataset")
+    return _make_items(files, list(ways), labels, origin, options, notes, images)
+
+
+# --- EDM and EDM2 ---------------------------------------------------------------------
+
+
+def read_edm(path: Path, options: Options) -> FileItems:
+    """The archives of EDM and EDM2, packed or unpacked: images or latents, and labels.
+
+    ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels,
+    and names files from the folder that it lies in. The items are in its order, without
+    labels in the order of their names. Latents are
+    ``00000/img-mean-std-00000000.npy``, see ``images.decode_latent``.
+
+    Raises:
+      ValueError: dataset.json and the files do not belong together.
+    """
+    kind, files = _open_files(path)
+    listing, base = _find_json(files, path, kind)
+    index_of = {
+        name.removeprefix(base): index
+        for index, name in enumerate(files.names)
+        if name.startswith(base)
+    }
+    where = files.where(listing)
+    otherwise = f"; --kind={kind} reads the source without {DATASET_JSON}"
+    labels = _json_labels(files.read(listing), where, otherwise)
+    is_latent = {
+        index: name.endswith(".npy")
+        for name, index in index_of.items()
+        if is_image(name) or name.endswith(".npy")
+    }
+    items, latents = list(is_latent), sum(is_latent.values())
+    if latents not in (0, len(items)) or not items:
+        raise ValueError(
+            f"{path}: holds {len(items) - latents} images and {latents} "
+            f"latents (.npy); it must be one or the other; {_LISTED}"
+        )
+    if latents and options.channels != 3:
+        raise ValueError(
+            f"channels = {options.channels}: {path} holds latents, whose channels are "
+            "not colours"
+        )
+    origin = {"kind": "edm", "path": str(path)}
+    if labels is None:
+        labels = dict.fromkeys((files.names[i].removeprefix(base) for i in items), None)
+    for name in labels:
+        if name not in index_of:
+            raise ItemError(f"{where}: names {name}, which is not there{otherwise}")
+    for index in items:
+        if files.names[index].removeprefix(base) not in labels:
+            raise ItemError(
+                f"{files.where(index)}: {DATASET_JSON} does not name it{otherwise}"
+            )
+    chosen = [index_of[name] for name in labels]
+    values = list(labels.values())
+    return _make_items(files, chosen, values, origin, options, used=[listing])
+
+
+def _open_files(path: Path) -> tuple[str, Files]:
+    """The kind of a folder or an archive, and the files in it."""
+    if path.is_dir():
+        return "folder", list_folder(path)
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return ("zip", index_zip(path)) if is_zip else ("tar", index_tar(path))
+
+
+def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
+    """The outermost dataset.json, and the folder that it lies in, with its slash."""
+    found = [
+        (name.count("/"), index, name.removesuffix(DATASET_JSON))
+        for index, name in enumerate(files.names)
+        if name.rpartition("/")[2] == DATASET_JSON
+    ]
+    if not found:
+        raise ValueError(f"{path}: has no {DATASET_JSON}")
+    outer = [entry for entry in found if entry[0] == min(found)[0]]
+    if len(outer) > 1:
+        raise ValueError(
+            f"{path}: has {len(outer)} files {DATASET_JSON}, the first in "
+            f"{outer[0][2]}. Give the path of one such folder; --kind={kind} reads the "
+            "source without them"
+        )
+    return outer[0][1:]
+
+
+def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] | None:
+    """File name -> label, in the order of dataset.json."""
+    parsed = _parse_json(content, where)
+    known = isinstance(parsed, dict) and (not parsed or "labels" in parsed)
+    listed = parsed.get("labels") if known else 0
+    if listed is None:
+        return None
+    if not isinstance(listed, list):
+        raise ValueError(
+            f'{where}: is not {{"labels": [[file, number], ...]}}{otherwise}'
+        )
+    labels: dict[str, Any] = {}
+    for entry in listed:
+        if not (isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is str):
+            raise ValueError(f"{where}: the entry {entry!r} is not [file, number]")
+        name = entry[0].replace("\\", "/").removeprefix("./")
+        if name in labels:
+            raise ValueError(f"{where}: names {name} twice")
+        labels[name] = entry[1]
+    return labels
+
+
+def _parse_json(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ItemError(f"{where}: is no JSON: {error}") from error
+
+
+# --- webdataset -----------------------------------------------------------------------
+
+
+def read_webdataset(path: Path, options: Options) -> FileItems:
+    """Webdataset shards: a folder of tars, one tar, or a pattern; ``find_shards``.
+
+    Files with one name up to the first dot are one item: its image, and its label in
+    ``.cls`` (a number) or in ``.json`` under ``label_key`` (a number or a name). Shards
+    are in the order of their names, items in that in which they are stored.
+    """
+    paths = find_shards(path)
+    if not paths:
+        raise FileNotFoundError(f"{path}: there are no files *.tar")
+    files = index_shards(paths)
+    groups: dict[tuple[int, str], dict[str, int]] = {}
+    for index, name in enumerate(files.names):
+        folder, _, base = name.rpartition("/")
+        key, _, suffix = base.partition(".")
+        group = groups.setdefault((files.archive[index], f"{folder}/{key}"), {})
+        if is_image(name):
+            suffix = "image"
+        if suffix in group:
+            raise ItemError(f"{files.where(index)}: a second {suffix} of one item")
+        group[suffix] = index
+    for group in groups.values():
+        if "image" not in group:
+            first = files.where(next(iter(group.values())))
+            raise ItemError(f"{first}: there is no image of that name; {_LISTED}")
+    chosen = [group["image"] for group in groups.values()]
+    if not chosen:
+        raise ValueError(f"{path}: holds no images; {_LISTED}")
+    found: list[tuple[Any, int]] = [(None, -1)] * len(chosen)
+    if options.labels != "none":
+        found = [_shard_label(files, group, options) for group in groups.values()]
+    labels, used = zip(*found, strict=True)
+    notes = []
+    if len(paths) > 1 and set(used) == {-1}:
+        notes.append("each tar is a shard, and a class with --kind=tar")
+    origin = {"kind": "webdataset", "path": str(path)}
+    return _make_items(files, chosen, labels, origin, options, notes, used)
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The tars in a folder, the tar itself, or those that a pattern names, sorted.
+
+    Patterns are the shell's ``a-*.tar`` and webdataset's ``a-{000..146}.tar``; of the
+    second kind all must be there.
+
+    Raises:
+      FileNotFoundError: shards of a range are missing; names the first.
+    """
+    if path.is_dir():
+        return tars_in(path)
+    if path.exists():
+        return [path]
+    if found := _RANGE.search(str(path)):
+        return _shards_of_range(str(path), found)
+    return refuse_broken(sorted(Path(name) for name in glob.glob(str(path))))
+
+
+def _shards_of_range(pattern: str, found: re.Match[str]) -> list[Path]:
+    first, last = found.groups()
+    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    start, end = pattern[: found.start()], pattern[found.end() :]
+    paths = [Path(f"{start}{number}{end}") for number in numbers]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{pattern}: {len(missing)} of {len(paths)} shards do not exist; the first "
+            f"is {missing[0]}"
+        )
+    return paths
+
+
+def _shard_label(
+    files: ArchiveFiles, group: dict[str, int], options: Options
+) -> tuple[Any, int]:
+    """The label of an item and the file it is in; None and -1 where it has none."""
+    if "cls" in group:
+        where, text = files.where(group["cls"]), files.read(group["cls"])
+        try:
+            return int(text), group["cls"]
+        except ValueError:
+            raise ItemError(f"{where}: {text[:40]!r} is no whole number") from None
+    if "json" in group:
+        where = files.where(group["json"])
+        content = _parse_json(files.read(group["json"]), where)
+        if isinstance(content, dict) and options.label_key in content:
+            return content[options.label_key], group["json"]
+    return None, -1

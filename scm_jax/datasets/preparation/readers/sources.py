@@ -1,0 +1,333 @@
+"""From a path to raw items: what kinds of raw data there are, and which one a path is.
+
+    items = open_items("ILSVRC2012_img_train.tar")
+    len(items), items.class_names[0]       # (1281167, 'n01440764')
+    items.read(0)["image"].shape           # (250, 250, 3)
+
+Items can be pickled and read from several threads and processes. Their order is fixed:
+that of the names (of ``dataset.json`` where it has labels; as stored in shards, arrays
+and tfds records).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from scm_jax.datasets.preparation.readers import arrays, file_items, tfds_items
+from scm_jax.datasets.preparation.readers.archives import (
+    COMPRESSED,
+    index_tar,
+    tars_in,
+    zip_members,
+)
+from scm_jax.datasets.preparation.readers.decode import is_image
+from scm_jax.datasets.preparation.readers.folder_files import count_kinds, is_hidden
+from scm_jax.datasets.preparation.readers.items import Items
+from scm_jax.datasets.preparation.readers.options import MAX_PIXELS, Options
+from scm_jax.files import user_paths
+from scm_jax.types import lookup
+
+
+class Source(NamedTuple):
+    """One kind of raw data.
+
+    Attributes:
+      read: opens it.
+      what: what it is, in words, for messages.
+      has_splits: whether ``Options.split`` means something to it.
+    """
+
+    read: Callable[[Path, Options], Items]
+    what: str
+    has_splits: bool
+
+
+SOURCES = {
+    "folder": Source(
+        file_items.read_folder, "a folder of images, or of one folder per class", True
+    ),
+    "zip": Source(
+        file_items.read_zip, "a zip of images, flat or one folder per class", True
+    ),
+    "tar": Source(
+        file_items.read_tar,
+        "an uncompressed tar of images, flat, one folder or one tar per class",
+        True,
+    ),
+    "webdataset": Source(
+        file_items.read_webdataset,
+        "webdataset shards: a folder of tars, one of them, or a pattern",
+        False,
+    ),
+    "edm": Source(
+        file_items.read_edm,
+        "an archive of EDM or EDM2, images or latents, packed or unpacked, with "
+        "dataset.json",
+        False,
+    ),
+    "npz": Source(
+        arrays.read_arrays,
+        "stacked images as npz, or as pickled batches of ImageNet 64x64",
+        True,
+    ),
+    "cifar10": Source(
+        arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", True
+    ),
+    "tfds": Source(
+        tfds_items.read_tfds, "tfds:NAME, or a folder that tfds has prepared", True
+    ),
+}
+
+
+def open_items(
+    path: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    split: str | None = None,
+    target: str | None = None,
+    labels: str = "auto",
+    label_file: str | os.PathLike[str] | None = None,
+    label_base: int = 0,
+    num_classes: int | None = None,
+    label_key: str = "label",
+    channels: int = 3,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Items:
+    """Opens raw data of any kind in ``SOURCES``.
+
+    Args:
+      path: the file or folder, a pattern of shards, or ``tfds:NAME``.
+      kind: one of ``SOURCES``, or ``auto`` to recognize it by its content.
+      split: see ``Options``, as for all that follow.
+      target: the split that is made of the data.
+      labels: ``auto``, ``required`` or ``none``.
+      label_file: text with a file and its class in each line.
+      label_base: number of the first class in the data.
+      num_classes: how many classes there must be.
+      label_key: where the label is in the ``.json`` of webdataset shards.
+      channels: 3 or 1.
+      upright: whether the EXIF orientation of images counts.
+      max_pixels: how large an image may be.
+
+    Raises:
+      FileNotFoundError: there is nothing at the path.
+      ValueError: it is of no known kind, cut off, damaged or empty; labels do not fit.
+        Where one item is to blame it is an ``ItemError``.
+    """
+    options = Options(
+        split=split,
+        target=target,
+        labels=labels,
+        label_file=None if label_file is None else str(label_file),
+        label_base=label_base,
+        num_classes=num_classes,
+        label_key=label_key,
+        channels=channels,
+        upright=upright,
+        max_pixels=max_pixels,
+    )
+    is_name = str(path).startswith(tfds_items.PREFIX)
+    path = Path(path) if is_name else user_paths.expand(path)
+    if kind == "auto":
+        kind = detect_kind(path)
+    source = lookup(SOURCES, kind, "kind")
+    if kind not in ("tfds", "webdataset") and not path.exists():
+        raise FileNotFoundError(f"{path}: does not exist")
+    _refuse_what_has_no_effect(path, kind, options)
+    return source.read(path, options)
+
+
+def _refuse_what_has_no_effect(path: Path, kind: str, options: Options) -> None:
+    """Raises ValueError for options that a kind has no use for."""
+    if kind in ("folder", "zip") and path.is_dir() != (kind == "folder"):
+        raise ValueError(
+            f"{path}: is {'a folder' if path.is_dir() else 'no folder'}, and the kind "
+            f"{kind!r} is {SOURCES[kind].what}"
+        )
+    uses = {
+        "split": (
+            SOURCES[kind].has_splits,
+            "has no splits; give the path of the part that is wanted",
+        ),
+        "label_file": (
+            kind in ("folder", "zip", "tar"),
+            "has labels of its own, unless --kind is folder, zip or tar",
+        ),
+        "label_key": (kind == "webdataset", "has no keys; only webdataset has"),
+        "max_pixels": (
+            kind not in ("npz", "cifar10", "tfds"),
+            "has arrays, not files that are decoded",
+        ),
+    }
+    for option, (is_used, why) in uses.items():
+        value = getattr(options, option)
+        if value != getattr(Options, option) and not is_used:
+            name = "--source_split" if option == "split" else option
+            raise ValueError(
+                f"{name} = {value!r}: {path} is of the kind {kind!r}, which {why}"
+            )
+    if options.label_file is not None and options.labels == "none":
+        raise ValueError(
+            f"label_file = {options.label_file!r}: labels 'none' reads no classes"
+        )
+
+
+def summarize(items: Items) -> str:
+    """One line: what a source was taken for, and what of it is not used.
+
+    >>> from scm_jax.datasets.preparation.readers.items import ArrayItems
+    >>> summarize(ArrayItems({"image": range(3)}, ("a", "b"), {"path": "x.zip"}))
+    'x.zip: 3 items, 2 classes (a, b)'
+    """
+    origin, names = items.origin, items.class_names
+    kind = f"kind {origin['kind']}, " if "kind" in origin else ""
+    split = f"split {origin['split']}, " if origin.get("split") else ""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    plural = "class" if len(names) == 1 else "classes"
+    classes = f"{len(names):,} {plural} ({shown})" if names else "no classes"
+    parts = [f"{kind}{split}{len(items):,} items, {classes}"]
+    parts += getattr(items, "notes", ())
+    path = Path(origin.get("path", "no file"))
+    if origin.get("kind") in ("tar", "webdataset", "npz") and path.is_dir():
+        beside = sorted(set(os.listdir(path)) - set(origin["files"]))
+        counts = count_kinds(name for name in beside if not is_hidden(name))
+        parts += [f"not used beside them: {', '.join(counts)}"] if counts else []
+    return f"{path}: " + "; ".join(parts)
+
+
+def detect_kind(path: Path) -> str:
+    """Which of ``SOURCES`` a path is, by its content and not by its suffix.
+
+    Raises:
+      FileNotFoundError: there is nothing at the path.
+      ValueError: it is none of them; the message lists them.
+    """
+    if str(path).startswith(tfds_items.PREFIX):
+        return "tfds"
+    if path.is_dir():
+        return _detect_folder(path)
+    if path.is_file():
+        return _detect_file(path)
+    if path.is_symlink():
+        raise FileNotFoundError(f"{path}: is a link to nothing: {path.readlink()}")
+    if file_items.find_shards(path):
+        return "webdataset"
+    raise FileNotFoundError(f"{path}: does not exist, and no files match it")
+
+
+def _detect_folder(path: Path) -> str:
+    entries = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
+    names = {entry.name for entry in entries}
+    if not names:
+        raise ValueError(f"{path}: is an empty folder")
+    if "dataset_info.json" in names or any(path.glob("*.*.*/dataset_info.json")):
+        return "tfds"
+    below = (path.glob(way + file_items.DATASET_JSON) for way in ("", "*/", "*/*/"))
+    if any(not is_hidden(str(p.relative_to(path))) for found in below for p in found):
+        return "edm"
+    if "batches.meta" in names:
+        return "cifar10"
+    tars = tars_in(path)
+    if tars and not any(is_image(entry.name) or entry.is_dir() for entry in entries):
+        return _detect_tars(path, tars)
+    patterns = ("train_data_batch_*", "val_data*", "*.npz")
+    if any(any(path.glob(pattern)) for pattern in patterns):
+        return "npz"
+    return "folder"
+
+
+def _detect_file(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"PK"):
+        return _detect_zip(path)
+    if start.startswith(tuple(COMPRESSED)):
+        return "cifar10" if _is_cifar10(path) else "tar"  # whose reader refuses it
+    if start[257:262] == b"ustar" or path.suffix == ".tar":
+        return _detect_tar(path)
+    if start.startswith(b"\x80"):  # a pickle of protocol 2 and up
+        return "npz"
+    raise ValueError(f"{path}: is of no kind that is understood here. {describe()}")
+
+
+def describe() -> str:
+    """All kinds in one sentence.
+
+    >>> describe()[:40]
+    'Understood are folder (a folder of image'
+    """
+    kinds = "; ".join(f"{name} ({source.what})" for name, source in SOURCES.items())
+    return f"Understood are {kinds}"
+
+
+def _detect_zip(path: Path) -> str:
+    names = [member.filename for member in zip_members(path)]
+    if _has_json(names):
+        return "edm"
+    if names and all(name.endswith(".npy") and "/" not in name for name in names):
+        return "npz"
+    return "zip"
+
+
+def _is_cifar10(path: Path) -> bool:
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            first = archive.next()
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return path.name.startswith("cifar-10-python")
+    return first is not None and first.name.startswith("cifar-10-batches-py")
+
+
+def _has_json(names: Iterable[str]) -> bool:
+    shown = (name.replace("\\", "/") for name in names if not is_hidden(name))
+    return any(name.rpartition("/")[2] == file_items.DATASET_JSON for name in shown)
+
+
+def _detect_tars(path: Path, tars: list[Path]) -> str:
+    """Tars in a folder are shards where the first one is, else one for each class."""
+    kind = _detect_tar(tars[0])
+    numbers = [re.fullmatch(r"(.*?)(\d+)", tar.stem) for tar in tars]
+    ends = sorted(int(number[2]) for number in numbers if number)
+    in_turn = ends == list(range(ends[0], ends[0] + len(tars))) if ends else False
+    if kind == "tar" and len(tars) > 1 and in_turn:
+        raise ValueError(
+            f"{path}: {tars[0].name} to {tars[-1].name} may be one tar for each class, "
+            "or shards without classes. --kind=tar reads classes, --kind=webdataset "
+            "shards"
+        )
+    return kind
+
+
+def _detect_tar(path: Path) -> str:
+    """Shards have labels or captions beside their images, or beside most of them."""
+    names = index_tar(path).names
+    if _has_json(names):
+        return "edm"
+    suffixes: dict[tuple[str, str], set[str]] = {}
+    for name in names[:20_000]:  # those of one item follow each other
+        folder, _, base = name.rpartition("/")
+        key, _, suffix = base.partition(".")
+        suffixes.setdefault((folder, key), set()).add(suffix.rpartition(".")[2])
+    items = [
+        (folder, found & {"cls", "json", "txt"})
+        for (folder, _), found in suffixes.items()
+        if any(is_image(f".{suffix}") for suffix in found)
+    ]
+    labels = set().union(*(beside for _, beside in items))
+    folders = {folder for folder, _ in items}
+    if 2 * sum(bool(beside) for _, beside in items) < len(items):
+        return "tar"
+    if len(folders) > 1 and labels and "cls" not in labels:
+        raise ValueError(
+            f"{path}: has files {' and '.join(f'.{s}' for s in sorted(labels))} beside "
+            f"images in {len(folders)} folders, so it may be a webdataset shard or "
+            "class folders. --kind=webdataset reads a shard, --kind=tar class folders"
+        )
+    return "webdataset" if labels else "tar"

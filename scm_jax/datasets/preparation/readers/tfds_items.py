@@ -1,0 +1,208 @@
+"""Items of a dataset that tfds has prepared in array records; without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets import storage
+from scm_jax.datasets.preparation.readers.decode import to_channels
+from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.types import lookup
+
+PREFIX = "tfds:"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsItems:
+    """Items of a prepared tfds dataset; see ``Items`` for the methods.
+
+    Attributes:
+      folder: the prepared version.
+      split: a tfds split, slices included.
+      num_items: how many there are in it.
+      feature: ``image`` or ``latent``, and the stored feature it is.
+      labelled: whether items have a label.
+      class_names: of the labels.
+      origin: see ``Items``.
+      options: ``channels`` and ``label_base`` count.
+    """
+
+    folder: str
+    split: str
+    num_items: int
+    feature: str
+    labelled: bool
+    class_names: tuple[str, ...]
+    origin: dict[str, Any]
+    options: Options
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def name(self, index: int) -> str:
+        return f"{self.folder}: {self.split}: item {index}"
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        with _OPENING:
+            records = _open_records(self.folder, self.split, os.getpid())
+        try:
+            item = records[index]
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ItemError(f"{self.name(index)}: cannot be read: {error}") from error
+        value = np.asarray(item[self.feature])
+        if self.feature == "latent":
+            fields = {"latent": value}
+        elif value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3):
+            fields = {"image": to_channels(value, self.options.channels)}
+        else:
+            raise ItemError(
+                f"{self.name(index)}: the image is {value.dtype} {value.shape}; "
+                "expected is uint8 (height, width, 1 or 3)"
+            )
+        if self.labelled:
+            fields["label"] = self._label(item["label"], index)
+        return fields
+
+    def _label(self, value: Any, index: int) -> np.ndarray:
+        label = int(value) - self.options.label_base
+        if not 0 <= label < len(self.class_names):
+            base = self.options.label_base
+            raise ItemError(
+                f"{self.name(index)}: the label {value} is out of range; legal are "
+                f"{base}..{base + len(self.class_names) - 1}"
+            )
+        return np.array(label, np.int64)
+
+
+_OPENING = threading.Lock()
+
+
+# By process: what a forked child inherits of another's reader is of no use to it.
+@functools.lru_cache(maxsize=8)
+def _open_records(folder: str, split: str, process: int) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder).as_data_source(split=split)
+
+
+def read_tfds(path: Path, options: Options) -> TfdsItems:
+    """A dataset that tfds has prepared: its folder, or ``tfds:NAME``.
+
+    A name may hold a config (``tfds:imagenet_resized/64x64``) and is looked for in
+    ``$SCM_JAX_DATA``, in ``$TFDS_DATA_DIR`` and in ``~/tensorflow_datasets``, the
+    newest version first. Nothing is downloaded. The image is the feature ``image``,
+    the label the feature ``label``.
+
+    Raises:
+      FileNotFoundError: it is not prepared; the message has the command that does it.
+      ValueError: it is prepared in a format without random access, or has no images.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = find_prepared(str(path))
+    builder = tfds.builder_from_directory(folder)
+    split = options.split or options.target or "train"
+    lookup(dict(builder.info.splits), split.split("[", 1)[0], "--source_split")
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != "array_record":
+        raise ValueError(
+            f"{folder}: is prepared as {getattr(file_format, 'value', None)}, which "
+            f"has no access by number. {_how_to_prepare(builder.info.full_name)}"
+        )
+    features = builder.info.features
+    names = [name for name in ("image", "latent") if name in features]
+    if not names:
+        raise ValueError(
+            f"{folder}: has no feature 'image' or 'latent'; its features are "
+            f"{', '.join(features)}"
+        )
+    label = features["label"] if "label" in features else None
+    class_names = _class_names(label, str(folder), options)
+    return TfdsItems(
+        folder=str(folder),
+        split=split,
+        num_items=builder.info.splits[split].num_examples,
+        feature=names[0],
+        labelled=bool(class_names),
+        class_names=class_names,
+        origin={
+            "kind": "tfds",
+            "path": str(path),
+            "folder": str(folder),
+            "name": builder.info.full_name,
+            "split": split,
+            "num_bytes": int(builder.info.splits[split].num_bytes),
+        },
+        options=options,
+    )
+
+
+def _class_names(feature: Any, where: str, options: Options) -> tuple[str, ...]:
+    if options.labels == "none":
+        return ()
+    if feature is None:
+        if options.labels == "required":
+            raise ValueError(
+                f"{where}: has no feature 'label', and labels are required"
+            )
+        return ()
+    names = getattr(feature, "names", None)
+    if names:
+        return tuple(names)
+    number = options.num_classes or getattr(feature, "num_classes", None)
+    if not number:
+        raise ValueError(
+            f"{where}: does not say how many classes it has; give num_classes"
+        )
+    return tuple(str(index) for index in range(number))
+
+
+def find_prepared(path: str) -> Path:
+    """The folder of one prepared version, for ``tfds:NAME`` or a folder above it."""
+    if not path.startswith(PREFIX):
+        if (Path(path) / "dataset_info.json").is_file():
+            return Path(path)
+        return storage.prepared_folder(Path(path).name, Path(path).parent)
+    name = path.removeprefix(PREFIX).strip("/")
+    roots = _roots()
+    for root in roots:
+        try:
+            return storage.prepared_folder(name, root)
+        except FileNotFoundError:
+            continue
+    raise FileNotFoundError(
+        f"{path}: tfds has prepared no dataset {name!r} in any of "
+        f"{', '.join(map(str, roots))}. {_how_to_prepare(name)}"
+    )
+
+
+def _roots() -> list[Path]:
+    tfds_root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    roots = []
+    for root in (None, tfds_root):
+        with contextlib.suppress(ValueError):  # no home directory
+            roots.append(storage.data_root(root))
+    return roots
+
+
+def _how_to_prepare(name: str) -> str:
+    missing = (
+        " That takes TensorFlow, which is not installed here: `pip install "
+        "'scm_jax[tf]'`."
+        if importlib.util.find_spec("tensorflow") is None
+        else ""
+    )
+    return (
+        f"Prepare it with `tfds build {name} --file_format=array_record`, which "
+        f"downloads what its card names.{missing}"
+    )

@@ -1,0 +1,136 @@
+"""``data/NAME/recipe.toml``: how raw files become a dataset of a given name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from scm_jax.datasets import storage
+from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
+from scm_jax.datasets.preparation.readers import drawn
+from scm_jax.files import user_paths
+from scm_jax.types import lookup
+
+FILE = "recipe.toml"
+# Datasets that several different sets of images go by the name of.
+VARIANTS = {"imagenet64": IMAGENET64_VARIANTS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What ``data prepare`` does with raw files.
+
+    Attributes:
+      name: of the prepared dataset.
+      source: path of the raw data, relative to the file; empty where the command gives
+        it. Of the kind ``drawn`` a key of ``preparation.drawn.DRAWN``.
+      kind: of the source, a key of ``preparation.sources.SOURCES``, ``auto``, or
+        ``drawn``.
+      recipe: a key of ``preparation.resize.RECIPES``.
+      size: side of the images in pixels; 0 for as they are, with the recipe ``none``.
+      dtype: of stored latents; empty for images.
+      labels: ``auto``, ``required`` or ``none``.
+      label_base: number of the first class in the raw data.
+      num_classes: how many classes there must be; 0 for as many as there are.
+      channels: 3 or 1.
+      encoder: what made latents, and from pixels in which range.
+      items: published number of items of each split; another one is a warning.
+    """
+
+    name: str
+    source: str = ""
+    kind: str = "auto"
+    recipe: str = "none"
+    size: int = 0
+    dtype: str = ""
+    labels: str = "auto"
+    label_base: int = 0
+    num_classes: int = 0
+    channels: int = 3
+    encoder: dict[str, str] = dataclasses.field(default_factory=dict)
+    items: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def find(dataset: str) -> Path | None:
+    """The recipe file of a dataset: by its name or folder in ``data/``, or by path."""
+    if os.sep in dataset:
+        path = user_paths.expand(dataset)
+        file = path if path.suffix == ".toml" else path / FILE
+        return file if file.is_file() else None
+    for file in sorted(storage.builders_folder().glob(f"*/{FILE}")):
+        if dataset in (file.parent.name, read(file).name):
+            return file
+    return None
+
+
+def names() -> list[str]:
+    """Datasets of the checkout that ``data prepare --dataset`` knows."""
+    folder = storage.builders_folder()
+    builders = [file.parent.name for file in folder.glob("*/*_dataset_builder.py")]
+    return sorted(builders + [read(file).name for file in folder.glob(f"*/{FILE}")])
+
+
+def read(file: Path, variant: str = "") -> Recipe:
+    """Reads a recipe.
+
+    Args:
+      file: a TOML file whose keys are the attributes of ``Recipe``.
+      variant: which of the datasets of that name, see ``VARIANTS``; empty for the
+        first.
+
+    Raises:
+      ValueError: not such a file, or no such variant; the message has the legal values.
+    """
+    try:
+        values = tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: {error}") from error
+    defaults = {field.name: field for field in dataclasses.fields(Recipe)}
+    for key, value in values.items():
+        wanted = str(lookup(defaults, key, f"{file}: key").type).split("[")[0]
+        if type(value).__name__ != wanted:
+            raise ValueError(f"{file}: {key} = {value!r} must be of the type {wanted}")
+    if not values.get("name"):
+        raise ValueError(f"{file}: has no name")
+    recipe = Recipe(**values)
+    is_name = recipe.kind == drawn.KIND or recipe.source.startswith("tfds:")
+    if recipe.source and not is_name:
+        source = str((file.parent / user_paths.expand(recipe.source)).resolve())
+        recipe = dataclasses.replace(recipe, source=source)
+    return _varied(recipe, variant)
+
+
+def _varied(recipe: Recipe, variant: str) -> Recipe:
+    table: dict[str, Any] = VARIANTS.get(recipe.name, {})
+    if not table:
+        if variant:
+            raise ValueError(f"variant = {variant!r}: {recipe.name!r} has no variants")
+        return recipe
+    chosen = lookup(table, variant or next(iter(table)), "variant")
+    labelled = chosen.labelled
+    return dataclasses.replace(
+        recipe,
+        name=chosen.folder,
+        recipe=chosen.recipe,
+        labels="required" if labelled else "none",
+        num_classes=recipe.num_classes if labelled else 0,
+        label_base=chosen.label_base,
+    )
+
+
+def open_options(
+    recipe: Recipe, kind: str, label_file: str | None = None
+) -> dict[str, Any]:
+    """What ``preparation.sources.open_items`` is told besides path, kind and split."""
+    # tfds counts classes from 0, and folders have names.
+    named = kind in ("tfds", "folder", "zip", "tar", "cifar10") and not label_file
+    return {
+        "labels": recipe.labels,
+        "label_file": label_file,
+        "label_base": 0 if named else recipe.label_base,
+        "num_classes": recipe.num_classes or None,
+        "channels": recipe.channels,
+    }

@@ -1,0 +1,135 @@
+"""A small frozen network, in whose features samples of ``shapes`` are compared.
+
+Four convolutions and a dense layer with rectified units: 32x32x3 pixels -> 64 features.
+Three heads name the shape, its colour and the kind of background, so the features know
+these. ``data/shapes/train_classifier.py`` trains it; its weights are package data,
+stored as float16 and pinned by a hash.
+
+Evaluation is by JAX in float32, with products of full precision on every device and in
+batches of one size: devices differ by rounding, a machine repeats itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scm_jax.evaluation.features import frozen_weights
+
+WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_classifier.npz"
+# Of the arrays, see frozen_weights; printed by data/shapes/train_classifier.py. They
+# are not of one run of that script in one go: the training was interrupted and went on
+# after the first of its two cycles with --start.
+WEIGHTS_SHA256 = "b928b152c59c59731218fac1df00548b27fecfb9fb69132bb6836d8eb1a1bc70"
+
+SIDES = (32, 64)
+NUM_FEATURES = 64
+HEADS = {"shape": 10, "color": 8, "background": 4}
+STRIDES = {"conv0": 2, "conv1": 2, "conv2": 1, "conv3": 1}
+KERNEL_SHAPES = {
+    "conv0": (5, 5, 3, 32),
+    "conv1": (2, 2, 32, 64),
+    "conv2": (3, 3, 64, 64),
+    "conv3": (3, 3, 64, 48),
+    "dense": (4 * 4 * 48, NUM_FEATURES),
+    **{name: (NUM_FEATURES, number) for name, number in HEADS.items()},
+}
+WEIGHT_SHAPES = {
+    f"{layer}_{part}": shape if part == "kernel" else shape[-1:]
+    for layer, shape in KERNEL_SHAPES.items()
+    for part in ("kernel", "bias")
+}
+BATCH_SIZE = 256
+
+Weights = Mapping[str, Any]
+
+
+def load_weights(
+    path: Path = WEIGHTS_PATH, sha256: str = WEIGHTS_SHA256
+) -> dict[str, np.ndarray]:
+    """The frozen weights as float32, after their hash was checked.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a damaged file, other arrays, or another hash.
+    """
+    weights = frozen_weights.load(path, WEIGHT_SHAPES, sha256, "shapes_classifier.py")
+    return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+def apply(weights: Weights, pixels: jax.Array) -> jax.Array:
+    """The 64 activations before the heads, to be traced.
+
+    Args:
+      weights: arrays of ``WEIGHT_SHAPES``, float32.
+      pixels: ``(n, 32, 32, 3)`` in 0..255. Of ``(n, 64, 64, 3)`` every 2x2 pixels are
+        averaged, which is exact.
+
+    Returns:
+      ``(n, 64)`` float32.
+    """
+    h = pixels.astype(jnp.float32)
+    if h.shape[1] == 64:
+        h = _average(h)
+    h = h / 127.5 - 1
+    for layer, stride in STRIDES.items():
+        h = jax.lax.conv_general_dilated(
+            h,
+            weights[f"{layer}_kernel"],
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        h = jax.nn.relu(h + weights[f"{layer}_bias"][None, None, None])
+    # 4x4 places remain: features know roughly where the shape is.
+    h = _average(h).reshape(len(h), -1)
+    h = jnp.dot(h, weights["dense_kernel"], precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.relu(h + weights["dense_bias"][None])
+
+
+def _average(x: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels, ``(n, h, w, c) -> (n, h/2, w/2, c)``."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+_apply = jax.jit(apply)
+
+
+def features(weights: Weights, pixels: np.ndarray) -> np.ndarray:
+    """``apply`` in batches of ``BATCH_SIZE``, the last one filled up.
+
+    Args:
+      weights: ``load_weights()`` for the frozen ones.
+      pixels: uint8, ``(n, 32, 32, 3)`` or ``(n, 64, 64, 3)``.
+
+    Returns:
+      ``(n, 64)`` float32.
+
+    Raises:
+      ValueError: another shape or type.
+    """
+    sides = [(side, side, 3) for side in SIDES]
+    if pixels.ndim != 4 or pixels.shape[1:] not in sides or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"pixels are {pixels.dtype} {pixels.shape}: expected uint8 (n, 32, 32, 3) "
+            "or (n, 64, 64, 3)"
+        )
+    found = np.empty((len(pixels), NUM_FEATURES), np.float32)
+    for start in range(0, len(pixels), BATCH_SIZE):
+        batch = pixels[start : start + BATCH_SIZE]
+        missing = BATCH_SIZE - len(batch)
+        filled = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        found[start : start + len(batch)] = _apply(weights, filled)[: len(batch)]
+    return found
+
+
+def logits(weights: Weights, features: Any, head: str = "shape") -> Any:
+    """``(n, HEADS[head])`` logits of ``(n, 64)`` features."""
+    return features @ weights[f"{head}_kernel"] + weights[f"{head}_bias"][None]

@@ -1,0 +1,1 @@
+"""Reference statistics: accumulated, gathered, stored and read."""

@@ -1,0 +1,275 @@
+"""Moments and features of many images under a pretrained network, in parts.
+
+Statistics of a large set are measured part by part, each of which is a file until all
+are there: a killed measurement goes on, and several processes share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.evaluation.features.extraction import FeatureNet, Outputs
+from scm_jax.evaluation.metrics import frechet
+from scm_jax.evaluation.metrics.feature_metrics import FeatureSet
+from scm_jax.evaluation.references.gathering import all_processes
+from scm_jax.evaluation.references.statistics import Space, space_of, write_reference
+
+# Output of a network -> name of the distance in it, for those with a name of their own.
+SPACES = {
+    "inception-2015-12-05": {"features": "fid", "spatial": "sfid"},
+    "dinov2_vitl14": {"features": "fd_dinov2"},
+}
+# Of a reference, for metrics that compare single items; ADM's evaluator keeps as many.
+KEPT_FEATURES = 10_000
+# Rows that are summed up at a time.
+BLOCK = 1024
+# Images of a part at least; a part of Inception's moments is a file of 66 MB.
+PART_IMAGES, MOST_PARTS = 8192, 32
+
+
+def spaces_of(net: FeatureNet) -> dict[str, str]:
+    """Outputs of a network that distances are measured in, and their names."""
+    return SPACES.get(net.name, {"features": f"fd_{net.name}"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What was kept of the outputs of a network, and how many images they are of."""
+
+    count: int
+    stats: dict[str, frechet.FeatureStats]
+    outputs: dict[str, np.ndarray]
+
+    def feature_set(self, name: str) -> FeatureSet:
+        """For ``feature_metrics.compare``."""
+        gaussians = {
+            output: (stats.mean, stats.covariance)
+            for output, stats in self.stats.items()
+        }
+        return FeatureSet(
+            features=self.outputs.get("features"),
+            logits=self.outputs.get("logits"),
+            gaussian=gaussians.get("features"),
+            spatial_gaussian=gaussians.get("spatial"),
+            name=name,
+        )
+
+
+def collect(
+    net: FeatureNet,
+    images: Iterable[np.ndarray],
+    moments: Sequence[str],
+    kept: Sequence[str] = (),
+    rows: np.ndarray | None = None,
+) -> Collected:
+    """Moments and, where asked for, rows of some outputs of a network.
+
+    Args:
+      net: the network.
+      images: batches of uint8 ``(n, h, w, c)``.
+      moments: outputs whose mean and covariance are accumulated in float64.
+      kept: outputs that are kept.
+      rows: numbers of the images whose outputs are kept, rising; None for all.
+    """
+    stats: dict[str, frechet.FeatureStats] = {}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in kept}
+    count = 0
+    for outputs in _in_blocks(net.batches(images)):
+        before, count = count, count + len(outputs["features"])
+        for name in moments:
+            flat = outputs[name].reshape(len(outputs[name]), -1)
+            part = frechet.feature_stats(flat)
+            seen = stats.get(name, frechet.empty_stats(flat.shape[1]))
+            stats[name] = frechet.merge_stats(seen, part)
+        for name in kept:
+            here: Any = slice(None)
+            if rows is not None:
+                here = rows[(rows >= before) & (rows < count)] - before
+            found[name].append(outputs[name][here])
+    outputs = {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    return Collected(count, stats, outputs)
+
+
+def _in_blocks(batches: Iterable[Outputs]) -> Iterator[Outputs]:
+    """Joins batches to blocks of ``BLOCK`` rows or more, but for the last.
+
+    To merge the moments of a batch costs as much as the products of hundreds of rows.
+    """
+    held: list[Outputs] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(len(part["features"]) for part in held) >= BLOCK:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def of_all_processes(part: Collected, widths: Mapping[str, int]) -> Collected:
+    """Moments of what all processes collected; all must call it, and get the same.
+
+    Args:
+      part: of this process.
+      widths: numbers per image of each output, for a process that had no images.
+    """
+    stats = {
+        name: all_processes(part.stats.get(name, frechet.empty_stats(width)))
+        for name, width in widths.items()
+    }
+    return Collected(stats["features"].count, stats, {})
+
+
+# --- Parts ----------------------------------------------------------------------------
+
+
+def part_bounds(num_images: int) -> list[tuple[int, int]]:
+    """Equal parts of a set, first and end: what a measurement is cut into.
+
+    >>> part_bounds(20_000)
+    [(0, 6667), (6667, 13333), (13333, 20000)]
+    """
+    num = min(MOST_PARTS, -(-num_images // PART_IMAGES))
+    edges = [round(i * num_images / num) for i in range(num + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def merge(parts: Sequence[Collected]) -> Collected:
+    """What was collected of disjoint sets, in their order."""
+    stats = dict(parts[0].stats)
+    for part in parts[1:]:
+        stats = {k: frechet.merge_stats(s, part.stats[k]) for k, s in stats.items()}
+    outputs = {
+        name: np.concatenate([part.outputs[name] for part in parts])
+        for name in parts[0].outputs
+    }
+    return Collected(sum(part.count for part in parts), stats, outputs)
+
+
+def save(path: Path, found: Collected) -> None:
+    """Writes a part, whole or not at all."""
+    arrays: dict[str, Any] = {"count": np.array(found.count)}
+    for name, stats in found.stats.items():
+        arrays[f"mean.{name}"], arrays[f"scatter.{name}"] = stats.mean, stats.scatter
+    arrays |= {f"output.{name}": rows for name, rows in found.outputs.items()}
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    np.savez(unfinished, **arrays)
+    os.replace(unfinished, path)
+
+
+def load(path: Path) -> Collected:
+    """Reads what ``save`` wrote."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    count = int(arrays["count"])
+    stats = {
+        name.removeprefix("mean."): frechet.FeatureStats(
+            count, mean, arrays[f"scatter.{name.removeprefix('mean.')}"]
+        )
+        for name, mean in arrays.items()
+        if name.startswith("mean.")
+    }
+    outputs = {
+        name.removeprefix("output."): rows
+        for name, rows in arrays.items()
+        if name.startswith("output.")
+    }
+    return Collected(count, stats, outputs)
+
+
+def measure_reference(
+    net: FeatureNet,
+    images: Callable[[int, int], Iterable[np.ndarray]],
+    num_images: int,
+    path: str | os.PathLike,
+    dataset: str,
+    notes: dict[str, Any] | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> bool:
+    """Writes the statistics of real images in all feature spaces of a network.
+
+    The parts of a large set lie in a hidden folder beside ``path`` until all are there.
+
+    Args:
+      net: the network.
+      images: ``(first, end) -> batches`` of uint8 ``(n, h, w, c)``.
+      num_images: how many there are; of ``KEPT_FEATURES`` of them, evenly spaced, the
+        features themselves are written, too.
+      path: the file, ``.npz``; it appears whole or not at all.
+      dataset: name of the set.
+      notes: further entries of its protocol.
+      process_index: which of several such calls this is.
+      process_count: how many there are; each measures its own parts.
+
+    Returns:
+      Whether the file is there: not if parts of other processes are missing.
+
+    Raises:
+      ValueError: another number of images came.
+    """
+    path = Path(path)
+    bounds = part_bounds(num_images)
+    identity = f"{net.weights_sha256} {dataset} {num_images} {notes}"
+    mark = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    folder = path.with_name(f".{path.stem}-{mark}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{first}-{end}.npz" for first, end in bounds]
+    try:
+        for index in range(process_index, len(bounds), process_count):
+            if not files[index].exists():
+                part = _part(net, images, bounds[index], num_images, dataset)
+                save(files[index], part)
+        if not all(file.exists() for file in files):
+            return path.exists()
+        found = merge([load(file) for file in files])
+    except FileNotFoundError:
+        if path.exists():  # another process was faster, and has removed the parts
+            return True
+        raise
+    about = {
+        "extractor": net.name,
+        "extractor_sha256": net.weights_sha256,
+        "resize": net.resize,
+    }
+    spaces: dict[str, Space] = {}
+    for output, name in spaces_of(net).items():
+        features = found.outputs.get(output)
+        spaces[name] = space_of(found.stats[output], features, about)
+    write_reference(path, spaces, dataset=dataset, notes=notes)
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _part(
+    net: FeatureNet,
+    images: Callable[[int, int], Iterable[np.ndarray]],
+    bounds: tuple[int, int],
+    num_images: int,
+    dataset: str,
+) -> Collected:
+    """Moments of one part, and the features in it that are kept."""
+    first, end = bounds
+    keep = min(num_images, KEPT_FEATURES)
+    rows = np.arange(keep) * num_images // keep
+    rows = rows[(rows >= first) & (rows < end)] - first
+    found = collect(net, images(first, end), list(spaces_of(net)), ["features"], rows)
+    if found.count != end - first:
+        raise ValueError(
+            f"{dataset}: of the images {first} to {end - 1} {found.count} came, not "
+            f"{end - first}"
+        )
+    return found

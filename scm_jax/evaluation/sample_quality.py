@@ -1,0 +1,236 @@
+"""Evaluators: frozen settings, called with what a run hands in, returning numbers.
+
+An evaluator knows no network and no objective: ``Subject`` carries the callables.
+Known-good settings are the entries of ``EVALUATORS`` in ``scm_jax.evaluation``.
+
+How to add features for another dataset: write a function ``(subject) -> Extractor``,
+add it to ``FEATURES``, and enter ``SampleQuality(features="its name")`` in
+``EVALUATORS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scm_jax.evaluation.features import digits_classifier as classifier
+from scm_jax.evaluation.features import shapes_classifier
+from scm_jax.evaluation.metrics import frechet, neighbours
+from scm_jax.evaluation.protocol import Protocol
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+from scm_jax.types import lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A feature space and, where it comes from a classifier, its decision.
+
+    Attributes:
+      features: float32 data ``(n, *sample_shape)`` -> ``(n, d)``.
+      classify: ``(n, d)`` features -> ``(n,)`` int classes, or None.
+      sha256: of the weights, ``none`` where there are none.
+    """
+
+    features: Callable[[np.ndarray], np.ndarray]
+    classify: Callable[[np.ndarray], np.ndarray] | None = None
+    sha256: str = "none"
+
+
+def digits_classifier(subject: Subject) -> Extractor:
+    """The frozen digits classifier on quantized pixels, in float64."""
+    to_pixels = subject.need("to_pixels", "features 'digits_classifier'")
+    weights = classifier.load_weights()
+    return Extractor(
+        features=lambda x: classifier.features(weights, to_pixels(x)),
+        classify=lambda h: classifier.logits(weights, h).argmax(-1),
+        sha256=classifier.WEIGHTS_SHA256,
+    )
+
+
+def shapes_features(subject: Subject) -> Extractor:
+    """The frozen network for shapes on quantized pixels, in float32 by JAX."""
+    to_pixels = subject.need("to_pixels", "features 'shapes_classifier'")
+    weights = shapes_classifier.load_weights()
+    return Extractor(
+        features=lambda x: shapes_classifier.features(weights, to_pixels(x)),
+        classify=lambda h: shapes_classifier.logits(weights, h).argmax(-1),
+        sha256=shapes_classifier.WEIGHTS_SHA256,
+    )
+
+
+def raw(subject: Subject) -> Extractor:
+    """The values themselves: for vectors, and a baseline that needs no classifier."""
+    del subject
+    return Extractor(features=lambda x: x.reshape(len(x), -1))
+
+
+FEATURES: dict[str, Callable[[Subject], Extractor]] = {
+    "digits_classifier": digits_classifier,
+    "shapes_classifier": shapes_features,
+    "raw": raw,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleQuality:
+    """Distance, precision and recall of samples against all real data.
+
+    Labels are requested in the reference's proportions. Samples and real data pass
+    through the same ``to_pixels``. Next to the distance stands ``frechet_floor``, that
+    of two random halves of the real data: a perfect sampler scores half of it or less,
+    see ``frechet.halves_floor``. With several seeds every number is the mean over them,
+    never the best, and ``frechet_distance_std`` is their standard deviation.
+
+    Attributes:
+      features: a key of ``FEATURES``.
+      steps: steps of the sampler.
+      seed: of the first set of samples; the further ones use the integers after it.
+      num_seeds: sets of samples.
+      num_samples: size of a set; 0 is as many as there are real data, the only size at
+        which the distance stands beside the floor.
+      num_neighbours: k of precision and recall.
+      floor_splits: random splits behind the floor.
+    """
+
+    features: str = "digits_classifier"
+    steps: int = 2
+    seed: int = 0
+    num_seeds: int = 1
+    num_samples: int = 0
+    num_neighbours: int = 3
+    floor_splits: int = 10
+
+    def __post_init__(self):
+        lookup(FEATURES, self.features, "evaluator setting features")
+        positive = ("steps", "num_seeds", "num_neighbours", "floor_splits")
+        require_positive(self, *positive)
+        require_positive(self, "num_samples", least=0)
+        require_seeds(self)
+
+    def __call__(self, subject: Subject) -> dict[str, Any]:
+        """Metrics of ``subject``, which needs ``generate`` and ``reference``.
+
+        Returns:
+          ``frechet_distance``, ``frechet_floor``, ``frechet_floor_std``, ``precision``,
+          ``recall``, ``num_samples``, ``num_seeds``, ``seed``, ``steps``; ``protocol``
+          where the subject says how it is sampled;
+          ``class_accuracy`` (the share of samples that are classified as the label they
+          were asked for) with labels and a classifier; ``frechet_distance_std`` with
+          two seeds or more.
+
+        Raises:
+          ValueError: a missing part, or samples of another shape or not finite.
+        """
+        x, labels = subject.need("reference", "sample quality")()
+        extractor = FEATURES[self.features](subject)
+        real = frechet.extract(extractor.features, x)
+        shape = (self.num_samples or len(x), *x.shape[1:])
+        if labels is not None:
+            labels = labels_in_proportion(labels, shape[0])
+        rows = []
+        for seed in range(self.seed, self.seed + self.num_seeds):
+            samples = draw(subject, shape, self.steps, seed, labels)
+            rows.append(self._compare(real, samples, labels, extractor))
+        metrics: dict[str, Any] = {
+            name: float(np.mean([row[name] for row in rows])) for name in rows[0]
+        }
+        if self.num_seeds > 1:
+            distances = [row["frechet_distance"] for row in rows]
+            metrics["frechet_distance_std"] = frechet.sample_std(distances)
+        floor, floor_std = frechet.halves_floor(real, self.floor_splits)
+        if subject.sampling:
+            metrics["protocol"] = self._protocol(subject, extractor, x, shape[0])
+        return metrics | {
+            "frechet_floor": floor,
+            "frechet_floor_std": floor_std,
+            "num_samples": shape[0],
+            "num_seeds": self.num_seeds,
+            "seed": self.seed,
+            "steps": self.steps,
+        }
+
+    def _protocol(
+        self, subject: Subject, extractor: Extractor, x: np.ndarray, num_samples: int
+    ) -> dict[str, Any]:
+        """How the numbers came to be."""
+        pixels = extractor.sha256 != "none"
+        protocol = Protocol(
+            metric=f"frechet_distance, prdc(k={self.num_neighbours})",
+            extractor=self.features,
+            extractor_sha256=extractor.sha256,
+            resize="none",
+            quantization=subject.need("quantization", "a protocol")()
+            if pixels
+            else "none",
+            reference=subject.dataset,
+            reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
+            reference_count=len(x),
+            num_samples=num_samples,
+            seeds=tuple(range(self.seed, self.seed + self.num_seeds)),
+            steps=self.steps,
+            **subject.sampling,
+        )
+        return dataclasses.asdict(protocol)
+
+    def _compare(
+        self,
+        real: np.ndarray,
+        samples: np.ndarray,
+        labels: np.ndarray | None,
+        extractor: Extractor,
+    ) -> dict[str, float]:
+        """Metrics of one set of samples against the features of all real data."""
+        fake = frechet.extract(extractor.features, samples)
+        stats = frechet.feature_stats(real), frechet.feature_stats(fake)
+        precision, recall = neighbours.precision_recall(real, fake, self.num_neighbours)
+        metrics = {
+            "frechet_distance": frechet.frechet_distance(*stats),
+            "precision": precision,
+            "recall": recall,
+        }
+        if labels is not None and extractor.classify is not None:
+            metrics["class_accuracy"] = float(
+                (extractor.classify(fake) == labels).mean()
+            )
+        return metrics
+
+
+def draw(
+    subject: Subject,
+    shape: tuple[int, ...],
+    steps: int,
+    seed: int,
+    labels: np.ndarray | None,
+) -> np.ndarray:
+    """Samples of ``subject``, of exactly ``shape`` and finite, or an error.
+
+    Converting to pixels would turn a NaN into some grey value, so it is caught here.
+    """
+    generate = subject.need("generate", "sample quality")
+    samples = np.asarray(generate(shape[0], steps, seed, labels))
+    if samples.shape != shape:
+        raise ValueError(f"generate returned {samples.shape}: expected {shape}")
+    bad = ~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} of {len(samples)} samples are not finite"
+            f" (steps {steps}, seed {seed}, the first is sample {bad.argmax()})"
+        )
+    return samples
+
+
+def labels_in_proportion(labels: np.ndarray, num: int) -> np.ndarray:
+    """``num`` labels, each as often as in ``labels`` to within one; ``(num,)`` int32.
+
+    These are evenly spaced quantiles of the sorted labels; with ``num = len(labels)``
+    they are the labels themselves.
+
+    >>> labels_in_proportion(np.array([1, 0, 1, 1]), 8).tolist()
+    [0, 0, 1, 1, 1, 1, 1, 1]
+    """
+    position = (2 * np.arange(num) + 1) * len(labels) // (2 * num)
+    return np.sort(labels)[position].astype(np.int32)

@@ -1,0 +1,1 @@
+"""File formats and paths; nothing here knows the rest of the package."""

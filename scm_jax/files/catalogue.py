@@ -1,0 +1,183 @@
+"""Published weights that the repository does not ship: where they are, what they hold.
+
+Nothing is downloaded. A file is found under one of the names it is published with, in
+``ROOT/NAME/FILE``: ``ROOT`` is ``$SCM_JAX_WEIGHTS``, then ``~/.cache/scm_jax/weights``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scm_jax.files import user_paths
+from scm_jax.types import lookup
+
+# Network -> accepted files, the most usual first, and where each is published. All of
+# one network hold the same numbers.
+PUBLISHED: dict[str, dict[str, str]] = {
+    "dinov2": {
+        "dinov2_vitl14_pretrain.pth": (
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
+            "dinov2_vitl14_pretrain.pth"
+        ),
+        "model.safetensors": (
+            "https://huggingface.co/facebook/dinov2-large/resolve/main/"
+            "model.safetensors"
+        ),
+    },
+    "inception": {
+        "pt_inception-2015-12-05-6726825d.pth": (
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "pt_inception-2015-12-05-6726825d.pth"
+        ),
+        "weights-inception-2015-12-05-6726825d.pth": (
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth"
+        ),
+        "classify_image_graph_def.pb": (
+            "in http://download.tensorflow.org/models/image/imagenet/"
+            "inception-2015-12-05.tgz"
+        ),
+        "inception-2015-12-05.safetensors": (
+            "the tensors of a .pth above, as "
+            "scm_jax.files.state_dict.write_state_dict writes them"
+        ),
+        "inception-2015-12-05.npz": "likewise",
+    },
+    "sd-vae-ft-mse": {
+        "diffusion_pytorch_model.safetensors": (
+            "https://huggingface.co/stabilityai/sd-vae-ft-mse"
+        ),
+    },
+}
+
+
+# --- Files ----------------------------------------------------------------------------
+
+
+def roots() -> list[Path]:
+    """Folders that are looked in, in this order; an empty variable counts as not set.
+
+    ``$SCM_JAX_WEIGHTS`` and ``~/.cache/scm_jax/weights``.
+    """
+    named = os.environ.get("SCM_JAX_WEIGHTS")
+    folders = [user_paths.expand(named) if named else None]
+    folders.append(user_paths.cache_folder("weights"))
+    return [folder for folder in folders if folder is not None]
+
+
+def accepted_paths(name: str) -> Iterator[Path]:
+    """Every place where weights ``name`` are looked for, the first choice first."""
+    files = lookup(PUBLISHED, name, "weights")
+    return (root / name / file for root in roots() for file in files)
+
+
+def find_weights(name: str, path: str | os.PathLike[str] | None = None) -> Path:
+    """The file that holds the weights of a network.
+
+    Args:
+      name: a key of ``PUBLISHED``.
+      path: the file itself, wherever it is and whatever its name; None or empty takes
+        the first of ``accepted_paths`` that is there.
+
+    Raises:
+      FileNotFoundError: it is not there; says which files are accepted, where they are
+        published and where to put one.
+      ValueError: no such name.
+    """
+    places = list(accepted_paths(name))
+    missing = f"no weights of {name}"
+    if path is not None and os.fspath(path):
+        places = [user_paths.expand(path)]
+        missing += f" at {places[0]}"
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{missing}. {where_to_get(name)}")
+
+
+def where_to_get(name: str) -> str:
+    """Lines for a user: which files are accepted, from where, and where they belong."""
+    files = lookup(PUBLISHED, name, "weights")
+    lines = ["They are not downloaded by themselves. Put one of these files"]
+    lines += [f"  {file}: {published}" for file, published in files.items()]
+    lines += ["into one of these folders, or give its path:"]
+    lines += [f"  {root / name}" for root in roots()]
+    if not os.environ.get("SCM_JAX_WEIGHTS"):
+        lines += [f"  $SCM_JAX_WEIGHTS/{name}, a variable that is not set"]
+    return "\n".join(lines)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- Tensors --------------------------------------------------------------------------
+
+
+def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, shapes and little-endian float32 values, sorted by name.
+
+    It identifies weights whatever file they came in; the bytes of a file also depend on
+    its format and on the program that wrote it.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name], "<f4")
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def check_tensors(
+    where: str,
+    state: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """The tensors of ``shapes`` as float32, in that order, if they are all there is.
+
+    Args:
+      where: the file, for messages.
+      state: what it holds.
+      shapes: what the network needs.
+      ignored: endings of names that a file may hold besides.
+
+    Raises:
+      ValueError: names the tensors that are missing, left over, of another shape or not
+        finite.
+    """
+    left = {n for n in state if n not in shapes and not n.endswith(tuple(ignored))}
+    present = [name for name in shapes if name in state]
+    wrong = [name for name in present if state[name].shape != shapes[name]]
+    tensors = {
+        name: np.asarray(state[name], np.float32)
+        for name in present
+        if name not in wrong
+    }
+    bad = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    problems = [
+        *_some("missing", (f"{n} {shapes[n]}" for n in shapes if n not in state)),
+        *_some("unknown", (f"{name} {state[name].shape}" for name in sorted(left))),
+        *_some(
+            "wrong shape",
+            (f"{n} {state[n].shape}, expected {shapes[n]}" for n in wrong),
+        ),
+        *_some("not finite", bad),
+    ]
+    if problems:
+        text = "\n".join(problems)
+        raise ValueError(f"{where} does not hold this network's weights:\n{text}")
+    return tensors
+
+
+def _some(problem: str, names: Iterable[str], most: int = 8) -> list[str]:
+    names = list(names)
+    rest = [f"  {problem}: {len(names) - most} more"] if len(names) > most else []
+    return [f"  {problem}: {name}" for name in names[:most]] + rest

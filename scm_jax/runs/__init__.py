@@ -1,0 +1,1 @@
+"""One run: its directory, its objects, and what can be done with it."""

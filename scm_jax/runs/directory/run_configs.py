@@ -1,0 +1,47 @@
+"""Configs of runs as data: which keys decide a result, and their hash."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from scm_jax.files.jsonl import canonical_json, flatten
+
+# Config keys (patterns over dotted names) that cannot change the result of a run: they
+# are left out of its hash, and a resumed run may change them.
+NEUTRAL_KEYS = (
+    "name",
+    "dataset.root",
+    "dataset.changed",
+    "log.*",
+    "checkpoint.*",
+    # What is measured on the way and how samples are drawn changes no parameter.
+    "eval.*",
+    "sampling.*",
+    # Another layout over devices changes rounding only, and a run may move to others.
+    "mesh.*",
+)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that tell apart configs with different results.
+
+    SHA-256 over the canonical text of all keys but ``NEUTRAL_KEYS``.
+    """
+    texts = {key: t for key, t in config_texts(config).items() if not is_neutral(key)}
+    return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
+
+
+def config_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> JSON text of its value, so that 1 and 1.0 stay different."""
+    return flatten(json.loads(canonical_json(config)), leaf=json.dumps)
+
+
+@functools.cache
+def is_neutral(key: str) -> bool:
+    """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)

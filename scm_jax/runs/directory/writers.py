@@ -1,0 +1,383 @@
+"""Where metrics go: one small protocol with clu's method names, and its writers.
+
+``clu.metric_writers`` imports TensorFlow, so the protocol is written down here: JSON
+lines and PNG files always, TensorBoard events without TensorFlow, clu's own writers
+behind the extra ``tf``. Analysis reads only the JSON lines; all else is a mirror.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from scm_jax.files.jsonl import encode_row, flatten, mend_tail, require
+from scm_jax.types import lookup
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+# What a row says about itself; metrics may not use these names.
+ROW_KEYS = ("step", "wall_time", "resume_step", "nonfinite")
+
+# A list in a row is for a few bins, not for data; beyond this it is a mistake.
+MAX_LIST = 4096
+
+
+class MetricWriter(Protocol):
+    """clu's ``MetricWriter`` as far as it is used, and ``write_arrays``.
+
+    ``step`` counts optimizer steps. Scalars are Python numbers or arrays of shape
+    ``()``, images are ``(n, h, w, c)`` uint8 with one or three channels. The bodies
+    here do nothing: a writer that names this protocol as its base records what it can
+    and lets the rest pass.
+    """
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Numbers by name."""
+        return
+
+    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
+        """Short lists by name, such as one value per time bin."""
+        return
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Batches of images by name."""
+        return
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Markdown by name."""
+        return
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        """Distributions of values by name."""
+        return
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """The config, nested or flat."""
+        return
+
+    def flush(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        return
+
+    def close(self) -> None:
+        """Flushes and ends; a second call does nothing."""
+        return
+
+
+def make_writer(
+    names: Iterable[str],
+    directory: str | os.PathLike,
+    *,
+    resume_step: int | None = None,
+) -> MultiWriter:
+    """The writers of a run.
+
+    Args:
+      names: keys of ``WRITERS``; ``jsonl`` and ``png`` are always among them.
+      directory: the run directory.
+      resume_step: the step a checkpoint was restored at, None for a fresh start.
+
+    Raises:
+      ValueError: a name is unknown.
+      ImportError: a named writer needs a package that is not installed.
+    """
+    run = Path(directory)
+    unique = dict.fromkeys(("jsonl", "png", *names))
+    factories = [lookup(WRITERS, name, "log.writers") for name in unique]
+    with contextlib.ExitStack() as opened:
+        writers = [
+            opened.enter_context(contextlib.closing(factory(run, resume_step)))
+            for factory in factories
+        ]
+        opened.pop_all()  # nothing failed, so all stay open
+    return MultiWriter(writers)
+
+
+class JsonlWriter(MetricWriter):
+    """One JSON object a line, appended; the file that analysis reads.
+
+    A row has ``step``, ``wall_time`` (seconds since 1970) and its values. NaN and
+    infinity become null and their names stand under ``nonfinite``: JSON has no NaN, and
+    readers refuse files with one. After a resume a marker row says at which step, so
+    that a reader drops what came after it in the earlier attempt; nothing is deleted.
+    Images and histograms are not written here; the config is in ``config.json``.
+
+    Args:
+      path: the file; appended to if it exists.
+      resume_step: see ``make_writer``.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, resume_step: int | None = None):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mend_tail(path)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+        if resume_step is not None:
+            marker = {"resume_step": int(resume_step), "wall_time": time.time()}
+            self._file.write(json.dumps(marker) + "\n")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            if np.ndim(value):
+                raise ValueError(
+                    f"metric {name!r} has shape {np.shape(value)}: a scalar is needed; "
+                    "lists go through write_arrays"
+                )
+        self._write(step, scalars)
+
+    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
+        for name, value in arrays.items():
+            if np.size(value) > MAX_LIST:
+                raise ValueError(
+                    f"metric {name!r} has {np.size(value)} elements; "
+                    f"at most {MAX_LIST} are written as a list"
+                )
+        self._write(step, {name: np.asarray(value) for name, value in arrays.items()})
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._write(step, texts)
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
+        if taken := sorted(set(ROW_KEYS) & set(values)):
+            raise ValueError(f"metrics may not be named {taken}: rows use these names")
+        row = {"step": int(step), "wall_time": time.time(), **values}
+        self._file.write(json.dumps(encode_row(row), allow_nan=False) + "\n")
+
+
+class PngWriter(MetricWriter):
+    """Images as one PNG grid each, ``NAME_STEP.png``; all else is ignored."""
+
+    def __init__(self, directory: str | os.PathLike):
+        self._directory = Path(directory)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for name, pixels in images.items():
+            stem = f"{name.replace('/', '_')}_{int(step):08d}"
+            unfinished = self._directory / f".{stem}.tmp"
+            image_grid(pixels).save(unfinished, format="PNG")
+            os.replace(unfinished, self._directory / f"{stem}.png")
+
+
+class TensorBoardWriter(MetricWriter):
+    """TensorBoard event files through tensorboardX, without TensorFlow.
+
+    A list becomes one scalar per element, ``NAME/00`` and on. After a resume,
+    TensorBoard hides what the earlier attempt wrote beyond ``resume_step``.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None):
+        module = require("tensorboardX", "log.writers = 'tensorboard'", "tensorboardX")
+        # TensorBoard purges from this step on, and the restored step itself stays.
+        purge_step = None if resume_step is None else int(resume_step) + 1
+        self._writer = module.SummaryWriter(str(directory), purge_step=purge_step)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(np.asarray(value)), int(step))
+
+    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
+        self.write_scalars(step, _spread(arrays))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, pixels in images.items():
+            pixels = _check_pixels(pixels)
+            self._writer.add_images(name, pixels, int(step), dataformats="NHWC")
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._writer.add_text(name, text, int(step))
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        for name, values in arrays.items():
+            bins = (num_buckets or {}).get(name, 30)
+            values = np.asarray(values, np.float64)
+            self._writer.add_histogram(name, values, int(step), bins=bins)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        # add_hparams would put them into a folder of their own, as a second run.
+        summary = importlib.import_module("tensorboardX.summary")
+        for part in summary.hparams(flatten(hparams, leaf=_hparam), {}):
+            self._writer.file_writer.add_summary(part)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CluWriter(MetricWriter):
+    """clu's own default writer; needs TensorFlow, so the extra ``tf``."""
+
+    def __init__(self, directory: str | os.PathLike):
+        metric_writers = require(
+            "clu.metric_writers", "log.writers = 'clu'", "scm_jax[tf]"
+        )
+        self._writer = metric_writers.create_default_writer(str(directory))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._writer.write_scalars(step, scalars)
+
+    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
+        self._writer.write_scalars(step, _spread(arrays))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        checked = {name: _check_pixels(pixels) for name, pixels in images.items()}
+        self._writer.write_images(step, checked)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._writer.write_texts(step, texts)
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        self._writer.write_histograms(step, arrays, num_buckets)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._writer.write_hparams(flatten(hparams, leaf=_hparam))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MultiWriter(MetricWriter):
+    """Passes every call on to each of its writers, in order."""
+
+    def __init__(self, writers: Sequence[MetricWriter]):
+        self.writers = tuple(writers)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._each("write_scalars", step, scalars)
+
+    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
+        self._each("write_arrays", step, arrays)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._each("write_images", step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._each("write_texts", step, texts)
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        self._each("write_histograms", step, arrays, num_buckets)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._each("write_hparams", hparams)
+
+    def flush(self) -> None:
+        self._each("flush")
+
+    def close(self) -> None:
+        self._each("close")
+
+    def _each(self, method: str, *args: Any) -> None:
+        for writer in self.writers:
+            getattr(writer, method)(*args)
+
+
+def image_grid(
+    pixels: np.ndarray, columns: int | None = None, scale: int = 4
+) -> PIL.Image.Image:
+    """Images side by side, each pixel a square of ``scale``: small digits stay sharp.
+
+    Args:
+      pixels: ``(n, h, w, c)`` uint8 with one or three channels, ``n >= 1``.
+      columns: images in a row; by default about as many as rows.
+      scale: side of an enlarged pixel.
+
+    Returns:
+      A PIL image, row by row from the upper left, with thin grey lines between.
+    """
+    import PIL.Image
+
+    pixels = _check_pixels(pixels)
+    columns = columns or math.ceil(math.sqrt(len(pixels)))
+    if columns < 1 or scale < 1:
+        raise ValueError(f"{columns=} and {scale=} must be at least 1")
+    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, h, w, c = tiles.shape
+    rows, gap = -(-n // columns), 2
+    sheet = np.full(
+        (rows * (h + gap) - gap, columns * (w + gap) - gap, c), 112, np.uint8
+    )
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = tile
+    return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
+
+
+def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{name}/{i:02d}": value
+        for name, array in arrays.items()
+        for i, value in enumerate(np.ravel(array))
+    }
+
+
+def _hparam(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _check_pixels(pixels: np.ndarray) -> np.ndarray:
+    """``pixels`` as an array; a ValueError unless ``image_grid`` can show them."""
+    pixels = np.asarray(pixels)
+    legal = pixels.ndim == 4 and len(pixels) and pixels.shape[-1] in (1, 3)
+    if not legal or pixels.dtype != np.uint8:
+        raise ValueError(
+            "images must be (n, h, w, c) uint8 with one or three channels, not "
+            f"{pixels.shape} {pixels.dtype}"
+        )
+    return pixels
+
+
+Factory = Callable[[Path, int | None], MetricWriter]
+
+WRITERS: dict[str, Factory] = {
+    "jsonl": lambda run, step: JsonlWriter(run / "metrics.jsonl", resume_step=step),
+    "png": lambda run, step: PngWriter(run / "samples"),
+    "tensorboard": lambda run, step: TensorBoardWriter(
+        run / "events", resume_step=step
+    ),
+    "clu": lambda run, step: CluWriter(run / "events"),
+}

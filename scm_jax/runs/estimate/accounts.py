@@ -1,0 +1,448 @@
+"""What a config costs on a mesh of accelerators, and how each number is known.
+
+    accounts = account(config, MeshSpec(data=2, fsdp=4), "a100-80g")
+    print(format_accounts(accounts))
+
+Every number stands in one of four groups. ``stated``: given by the caller, the config
+or a data sheet. ``measured``: counted on the traced program and its shapes, exact.
+``compiled``: read from the program that XLA makes of the step for simulated CPU devices
+(its buffers hold 16-bit arrays in 32 bits where the CPU computes so). ``modelled``: a
+formula of ``scm_jax/cost/roofline.py``. Nothing is allocated, and a step is compiled
+once, or not at all where no mesh is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from scm_jax.cost import collectives, counts, roofline
+from scm_jax.cost import hardware as hardware_lib
+from scm_jax.cost.hardware import Hardware
+from scm_jax.networks import layers
+from scm_jax.runs import train
+from scm_jax.runs.directory import report
+from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup.experiment import Experiment
+from scm_jax.training import sharding
+from scm_jax.training.sharding import MeshSpec
+from scm_jax.types import lookup
+
+DEFAULT_HARDWARE = "a100-80g"
+
+
+@dataclasses.dataclass(frozen=True)
+class Accounts:
+    """Numbers by how they are known; bytes, seconds, counts without prefixes.
+
+    Attributes:
+      stated: assumptions.
+      measured: exact counts.
+      compiled: of the compiled step; empty where nothing was compiled.
+      modelled: formulas.
+    """
+
+    stated: dict[str, Any]
+    measured: dict[str, Any]
+    compiled: dict[str, Any]
+    modelled: dict[str, Any]
+
+
+# --- The mesh -------------------------------------------------------------------------
+
+
+def parse_mesh(text: str) -> MeshSpec:
+    """``data=2,fsdp=4`` as a mesh; axes left out have one device.
+
+    Raises:
+      ValueError: anything else; names the legal axes.
+
+    Example:
+      >>> parse_mesh("data=2,fsdp=4")
+      MeshSpec(data=2, fsdp=4, tensor=1)
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, equals, size = (piece.strip() for piece in part.partition("="))
+        lookup(dict.fromkeys(sharding.MESH_AXES), axis, f"axis of --mesh={text}")
+        if not (equals and size.isascii() and size.isdigit() and int(size)):
+            raise ValueError(
+                f"--mesh={text}: {part.strip()!r} is not AXIS=DEVICES with a positive "
+                f"number; legal axes are {', '.join(sharding.MESH_AXES)}, as in "
+                "--mesh=data=2,fsdp=4"
+            )
+        if axis in sizes:
+            raise ValueError(f"--mesh={text} names the axis {axis!r} twice")
+        sizes[axis] = int(size)
+    return MeshSpec(**{"data": 1, **sizes})
+
+
+def num_devices(spec: MeshSpec) -> int:
+    """Devices of a mesh whose sizes are all given."""
+    return spec.data * spec.fsdp * spec.tensor
+
+
+def simulate_devices(count: int) -> None:
+    """Makes this process see ``count`` CPU devices and no others.
+
+    Raises:
+      ValueError: JAX has already started with other devices.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{count} devices cannot be simulated: JAX has started with "
+            f"{jax.device_count()} already"
+        ) from error
+
+
+# --- Accounts -------------------------------------------------------------------------
+
+
+def account(
+    config: ConfigDict,
+    mesh: MeshSpec | None = None,
+    hardware: str = DEFAULT_HARDWARE,
+    efficiency: float = roofline.EFFICIENCY,
+) -> Accounts:
+    """Accounts of a training step and of the whole training.
+
+    Args:
+      config: a complete config; its own mesh is not read.
+      mesh: compile for this mesh, one process with as many CPU devices
+        (``simulate_devices``); None compiles nothing and models one device.
+      hardware: a key of ``hardware.HARDWARE``.
+      efficiency: share of the peak that matrix products reach.
+
+    Raises:
+      ValueError: unknown hardware; a batch or a parameter that the mesh does not
+        divide.
+    """
+    device = hardware_lib.find(hardware)
+    roofline.check_efficiency(efficiency)
+    spec = mesh or MeshSpec(1, 1, 1)
+    real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
+    sharding.check_batch_size(config.train.batch_size, real)
+    config = as_on_accelerator(config, gathers=spec.fsdp > 1)
+    experiment = describe.build_abstract(config)
+    stated = _state(config, spec, device, efficiency)
+    measured = measure(experiment)
+    measured["state_bytes_per_device"] = state_bytes_per_device(experiment, real)
+    found, compiled = compile_step(experiment, real) if mesh else ([], {})
+    modelled = model(stated, measured, compiled, found, device)
+    return Accounts(stated, measured, compiled, modelled)
+
+
+def as_on_accelerator(config: ConfigDict, *, gathers: bool = False) -> ConfigDict:
+    """The config with its stacks as loops, which they are anywhere but on a CPU.
+
+    Args:
+      config: a complete config.
+      gathers: whether weights are gathered: then ``remat="none"`` is written as what it
+        means there, ``"dots"``, so that counts on one device are those of the mesh.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if "unroll" in config.network:
+            config.network.unroll = 1
+        if gathers and config.network.get("remat") == "none":
+            config.network.remat = "dots"
+    return config
+
+
+def _state(
+    config: ConfigDict, spec: MeshSpec, device: Hardware, efficiency: float
+) -> dict[str, Any]:
+    return {
+        "name": config.name,
+        "hardware": device.name,
+        "mesh": dict(zip(sharding.MESH_AXES, spec.sizes, strict=True)),
+        "devices": num_devices(spec),
+        "batch_size": config.train.batch_size,
+        "microbatches": config.train.microbatches,
+        "steps": -(-config.train.duration_images // config.train.batch_size),
+        "compute_dtype": config.network.get("dtype", "float32"),
+        "efficiency": efficiency,
+        "bandwidth_efficiency": roofline.BANDWIDTH_EFFICIENCY,
+        "usable_memory": roofline.USABLE_MEMORY,
+        "peak_flops": device.peak_flops,
+        "memory_bytes": device.memory_bytes,
+        "memory_bandwidth": device.memory_bandwidth,
+        "link_bandwidth": device.link_bandwidth,
+        "node_devices": device.node_devices,
+        "node_bandwidth": device.node_bandwidth,
+    }
+
+
+def measure(experiment: Experiment) -> dict[str, Any]:
+    """Exact counts of a step; nothing is compiled."""
+    teacher = experiment.teacher.network if experiment.teacher else None
+    batch_size = min(experiment.config.train.batch_size, 16)
+
+    def traffic(batch: int) -> int:
+        loss, args = train.training_loss(experiment, batch)
+        return roofline.contraction_bytes(jax.value_and_grad(loss), *args)
+
+    def saved(batch: int) -> int:
+        loss, args = train.training_loss(experiment, batch)
+        return roofline.saved_bytes(loss, *args)
+
+    traffic_fixed, traffic_per_image = roofline.linear(traffic)
+    abstract = experiment.abstract_params()
+    return {
+        "parameters": counts.parameter_count(abstract["net"]),
+        "teacher_parameters": counts.parameter_count(
+            experiment_lib.abstract_init(teacher) if teacher else {}
+        ),
+        "forward_macs_per_image": train.forward_macs(experiment),
+        "train_macs_per_image": train.train_macs(experiment, batch_size),
+        "saved_bytes_per_image": roofline.linear(saved)[1],
+        "contraction_bytes_per_image": traffic_per_image,
+        "contraction_bytes_per_step": traffic_fixed,
+        "state_bytes": counts.tree_bytes(
+            jax.eval_shape(experiment.init_state, abstract)
+        ),
+        "gradient_bytes": gradient_bytes(experiment),
+    }
+
+
+def gradient_bytes(experiment: Experiment) -> int:
+    """Bytes of the network's gradients in the dtypes in which devices sum them.
+
+    Those of folded weights, but for kernels that are widened before they multiply.
+    """
+
+    def leaf_bytes(path: Any, leaf: jax.ShapeDtypeStruct) -> int:
+        wide = any(getattr(p, "key", None) in layers.FLOAT32_KERNELS for p in path)
+        return int(leaf.size) * (4 if wide else leaf.dtype.itemsize)
+
+    network = experiment.network
+    folded = jax.eval_shape(network.fold, experiment_lib.abstract_init(network))
+    return sum(jax.tree.leaves(jax.tree.map_with_path(leaf_bytes, folded)))
+
+
+def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
+    """Bytes of one device's part of the train state."""
+    state = jax.eval_shape(experiment.init_state)
+    rules = experiment_lib.mesh_rules(experiment.config)
+    return describe.bytes_per_device(
+        state, sharding.state_shardings(state, mesh, rules)
+    )
+
+
+def compile_step(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> tuple[list[collectives.Collective], dict[str, Any]]:
+    """Compiles the step once: its collectives, and bytes per device."""
+    lowered = describe.lower_step(experiment, mesh)
+    program, hlo = collectives.compile_partitioned(lowered)
+    found = collectives.read_collectives(hlo)
+    memory = program.memory_analysis()
+    return found, {
+        "argument_bytes_per_device": memory.argument_size_in_bytes,
+        "temporary_bytes_per_device": memory.temp_size_in_bytes,
+        "collectives": collectives.summarize(found),
+    }
+
+
+def model(
+    stated: dict[str, Any],
+    measured: dict[str, Any],
+    compiled: dict[str, Any],
+    found: list[collectives.Collective],
+    device: Hardware,
+) -> dict[str, Any]:
+    """Everything that follows by formula from counts and data sheets.
+
+    Times use the traffic of the compiled step where there is one, else the analytic
+    model of fully sharded training. The largest batch takes the compiled temporaries
+    where they are larger than the model's.
+    """
+    sizes = stated["mesh"]
+    split = sizes["data"] * sizes["fsdp"]
+    images = stated["batch_size"] / split
+    itemsize = jnp.dtype(stated["compute_dtype"]).itemsize
+    parts = stated["microbatches"]
+    here = measured["parameters"] / sizes["tensor"]
+    teacher_here = measured["teacher_parameters"] / sizes["tensor"]
+    analytic = roofline.fsdp_transfers(
+        parameters=here,
+        teacher_parameters=teacher_here,
+        data=sizes["data"],
+        fsdp=sizes["fsdp"],
+        hardware=device,
+        itemsize=itemsize,
+        gradient_bytes=measured["gradient_bytes"] / sizes["tensor"],
+        microbatches=parts,
+    )
+    actual = [
+        roofline.transfer(c.kind, c.whole_bytes * c.times, c.group, device)
+        for c in found
+    ]
+    network = functools.partial(roofline.network_seconds, hardware=device)
+    time = roofline.step_time(
+        macs_per_image=measured["train_macs_per_image"] / sizes["tensor"],
+        images=images,
+        traffic=measured["contraction_bytes_per_image"] * images / sizes["tensor"]
+        + measured["contraction_bytes_per_step"] * parts / sizes["tensor"],
+        state_bytes=measured["state_bytes_per_device"],
+        network=network(actual if compiled else analytic),
+        hardware=device,
+        efficiency=stated["efficiency"],
+    )
+    saved = measured["saved_bytes_per_image"] / sizes["tensor"]
+    fixed = roofline.fixed_bytes(here, sizes["fsdp"], itemsize, teacher_here)
+    resident = measured["state_bytes_per_device"] + fixed
+    growing = saved
+    if compiled:
+        # What the compiled step needs beyond the model is taken to grow with the batch.
+        resident = compiled["argument_bytes_per_device"] + fixed
+        excess = compiled["temporary_bytes_per_device"] - fixed
+        growing = max(saved, excess * parts / images)
+    largest = roofline.largest_batch(
+        resident_bytes=resident, bytes_per_image=growing, hardware=device
+    )
+    hours = time.exposed * stated["steps"] * stated["devices"] / 3600
+    return {
+        "images_per_device": images,
+        "temporary_bytes_per_device": fixed + saved * images / parts,
+        "collectives": [
+            {"kind": t.kind, "received_bytes": t.received_bytes} for t in analytic
+        ],
+        "network_seconds_analytic": network(analytic),
+        "compute_seconds": time.compute,
+        "memory_seconds": time.memory,
+        "update_seconds": time.update,
+        "network_seconds": time.network,
+        "bound": time.bound,
+        "step_seconds_overlapped": time.overlapped,
+        "step_seconds_exposed": time.exposed,
+        "model_flops_utilization_overlapped": time.utilization(time.overlapped),
+        "model_flops_utilization_exposed": time.utilization(time.exposed),
+        "images_per_second": stated["batch_size"] / time.exposed,
+        "device_hours": hours,
+        "largest_images_per_device": largest,
+        "microbatches_needed": roofline.microbatches(images, largest),
+    }
+
+
+# --- Text -----------------------------------------------------------------------------
+
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def _si(value: float, unit: str) -> str:
+    """Three digits with a decimal prefix: ``4.57 GB``."""
+    for scale, prefix in _PREFIXES:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+_bytes = functools.partial(_si, unit="B")
+_count = functools.partial(_si, unit="")
+
+# Group, key, what it is called, how it is written.
+_LINES: tuple[tuple[str, str, str, Any], ...] = (
+    ("stated", "batch_size", "images per step, all devices", str),
+    ("modelled", "images_per_device", "images per step and device", "{:g}".format),
+    ("stated", "microbatches", "microbatches", str),
+    ("measured", "parameters", "parameters", _count),
+    ("measured", "teacher_parameters", "parameters of the teacher", _count),
+    ("measured", "forward_macs_per_image", "multiply-adds, forward, per image", _count),
+    ("measured", "train_macs_per_image", "multiply-adds, step, per image", _count),
+    ("measured", "state_bytes", "state, all devices without copies", _bytes),
+    ("measured", "state_bytes_per_device", "state per device", _bytes),
+    ("compiled", "argument_bytes_per_device", "state, teacher, batch", _bytes),
+    ("measured", "saved_bytes_per_image", "kept for backward, per image", _bytes),
+    ("compiled", "temporary_bytes_per_device", "peak temporaries per device", _bytes),
+    ("modelled", "temporary_bytes_per_device", "peak temporaries per device", _bytes),
+    ("modelled", "largest_images_per_device", "images that fit at once", str),
+    ("modelled", "microbatches_needed", "microbatches needed", str),
+    ("stated", "efficiency", "share of peak in matrix products", _percent),
+    ("stated", "bandwidth_efficiency", "share of bandwidths reached", _percent),
+    ("modelled", "compute_seconds", "roofline: compute", _seconds),
+    ("modelled", "memory_seconds", "roofline: memory of products", _seconds),
+    ("modelled", "update_seconds", "roofline: memory of the update", _seconds),
+    ("modelled", "network_seconds", "roofline: network", _seconds),
+    ("modelled", "network_seconds_analytic", "network by the FSDP model", _seconds),
+    ("modelled", "step_seconds_overlapped", "step, network hidden", _seconds),
+    ("modelled", "step_seconds_exposed", "step, network exposed", _seconds),
+    (
+        "modelled",
+        "model_flops_utilization_overlapped",
+        "MFU, network hidden",
+        _percent,
+    ),
+    ("modelled", "model_flops_utilization_exposed", "MFU, network exposed", _percent),
+    ("modelled", "device_hours", "device hours of the training", _count),
+)
+
+_LEGEND = """\
+measured  counted on the traced program and its shapes, exact
+compiled  read from XLA's program for simulated CPU devices; nothing was run
+modelled  formulas of scm_jax/cost/roofline.py
+stated    the config, a flag or a data sheet
+Collectives are in bytes that one device receives in a step, in a ring."""
+
+
+def format_accounts(accounts: Accounts) -> str:
+    """Accounts as text of at most 80 columns."""
+    groups = dataclasses.asdict(accounts)
+    stated = accounts.stated
+    mesh = ",".join(f"{axis}={n}" for axis, n in stated["mesh"].items())
+    rows = [
+        {"quantity": label, "value": write(value), "known": group}
+        for group, key, label, write in _LINES
+        if (value := groups[group].get(key)) is not None
+    ]
+    parts = [
+        f"{stated['name']}: {mesh} of {stated['hardware']}, bound by "
+        f"{accounts.modelled['bound']}",
+        report.format_table(rows),
+    ]
+    if table := _collective_rows(accounts):
+        parts.append(report.format_table(table))
+    if stated["mesh"]["tensor"] > 1:
+        parts.append("The FSDP model leaves out what the tensor axis exchanges.")
+    return "\n\n".join([*parts, _LEGEND])
+
+
+def _collective_rows(accounts: Accounts) -> list[dict[str, Any]]:
+    """Compiled and modelled traffic side by side, by kind."""
+    model = {row["kind"]: row for row in accounts.modelled["collectives"]}
+    compiled: dict[str, list[dict[str, Any]]] = {}
+    for row in accounts.compiled.get("collectives", ()):
+        compiled.setdefault(row["kind"], []).append(row)
+    rows = []
+    for kind in collectives.KINDS:
+        received = model.get(kind, {}).get("received_bytes", 0.0)
+        if kind not in compiled and not received:
+            continue
+        found = compiled.get(kind, [])
+        rows.append(
+            {
+                "collective": kind,
+                "times": str(sum(row["executions"] for row in found)),
+                "compiled": _bytes(sum(row["received_bytes"] for row in found)),
+                "FSDP model": _bytes(received),
+                "dtypes": " ".join(row["dtype"] for row in found),
+            }
+        )
+    return rows

@@ -1,0 +1,384 @@
+"""Measuring runs: combinations of sampler settings, one row of results each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax import evaluation, sampling
+from scm_jax.cost import counts
+from scm_jax.datasets.identity import Identity
+from scm_jax.evaluation.subject import Evaluator, Subject
+from scm_jax.files import jsonl
+from scm_jax.files.catalogue import file_sha256
+from scm_jax.runs import subject as subjects
+from scm_jax.runs import training_data
+from scm_jax.runs.directory import layout
+from scm_jax.runs.sample import Generator, load_generate
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup.experiment import Experiment
+from scm_jax.training import seal
+from scm_jax.types import lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingPoint:
+    """How samples are drawn.
+
+    Attributes:
+      steps: steps of the sampler.
+      times: intermediate times of consistency sampling, ``steps - 1`` of them in
+        ``(0, pi/2)``, decreasing; None for the default.
+      guidance: guidance scale; None for the run's.
+    """
+
+    steps: int
+    times: tuple[float, ...] | None = None
+    guidance: float | None = None
+
+
+def sampling_points(
+    steps: Sequence[int],
+    times: Sequence[tuple[float, ...]] = (),
+    guidance: Sequence[float] = (),
+) -> list[SamplingPoint]:
+    """All combinations. ``times`` of k entries go with ``k + 1`` steps.
+
+    >>> [(p.steps, p.times) for p in sampling_points((1, 2), [(1.1,), (0.8,)])]
+    [(1, None), (2, (1.1,)), (2, (0.8,))]
+
+    Raises:
+      ValueError: some ``times`` go with none of ``steps``.
+    """
+    for chosen in times:
+        if len(chosen) + 1 not in steps:
+            raise ValueError(
+                f"times {'/'.join(map(str, chosen))} go with {len(chosen) + 1} steps, "
+                f"which are not among --steps={','.join(map(str, steps))}"
+            )
+    points = []
+    for n in steps:
+        if n < 1:
+            raise ValueError(f"steps {n}: must be at least 1")
+        fitting = [t for t in times if len(t) == n - 1 and n > 1] or [None]
+        for chosen, scale in itertools.product(fitting, guidance or [None]):
+            points.append(SamplingPoint(n, chosen, scale))
+    return points
+
+
+def configured_points(config: ConfigDict) -> list[SamplingPoint]:
+    """What a run measures at its end: ``eval.steps``, and ``eval.times`` besides."""
+    own = [SamplingPoint(len(times) + 1, tuple(times)) for times in config.eval.times]
+    return [*sampling_points(config.eval.steps), *own]
+
+
+# --- One set of parameters ------------------------------------------------------------
+
+
+def evaluate(
+    experiment: Experiment,
+    net_params: Any,
+    *,
+    points: Sequence[SamplingPoint] | None = None,
+    evaluators: dict[str, Evaluator] | None = None,
+    generate: Generator | None = None,
+) -> list[dict[str, Any]]:
+    """One row of metrics per point.
+
+    Args:
+      experiment: what was trained.
+      net_params: the parameters to measure.
+      points: how to sample; default is ``configured_points``.
+      evaluators: what to measure, by name; default is ``configured_evaluators``.
+      generate: sampler that is compiled already.
+    """
+    if evaluators is None:
+        evaluators = configured_evaluators(experiment.config)
+    if points is None:
+        points = configured_points(experiment.config)
+    if not evaluators:
+        return []
+    subject = subjects.make_subject(experiment, net_params, generate)
+    rows = Rows(experiment, subject, experiment.sampling_ema)
+    return [rows.measure(point, evaluators) for point in points]
+
+
+def configured_evaluators(
+    config: ConfigDict, names: Sequence[str] | None = None, **settings: Any
+) -> dict[str, Evaluator]:
+    """Evaluators with the settings of a config.
+
+    Args:
+      config: gives ``eval.*``; the proposal is the objective's.
+      names: keys of ``EVALUATORS``; default is ``eval.evaluators``.
+      **settings: take precedence; None and what an evaluator does not have is left out.
+    """
+    asked = {
+        "num_seeds": config.eval.num_seeds,
+        "reference": config.eval.reference,
+        "P_mean": config.objective.P_mean,
+        "P_std": config.objective.P_std,
+        **{name: value for name, value in settings.items() if value is not None},
+    }
+    built = {}
+    for name in config.eval.evaluators if names is None else names:
+        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
+        known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
+        chosen = {key: value for key, value in asked.items() if key in known}
+        if config.eval.num_samples and "num_samples" in known:
+            chosen.setdefault("num_samples", config.eval.num_samples)
+        built[name] = evaluation.build(name, **chosen)
+    return built
+
+
+def check(config: ConfigDict, *, files: bool = True) -> None:
+    """Raises what the end of a run would raise, before its training begins.
+
+    Args:
+      config: of the run.
+      files: also look for files of weights and references, which may be on another
+        machine while a sweep is planned.
+
+    Raises:
+      ValueError: an unknown evaluator, a setting that it cannot take, or a split of the
+        data that is not there.
+      FileNotFoundError: an evaluator's weights or reference are not there.
+    """
+    for evaluator in configured_evaluators(config).values():
+        if files and hasattr(evaluator, "check"):
+            evaluator.check()
+    if config.eval.split:
+        experiment_lib.build_dataset(config, config.eval.split)
+
+
+@dataclasses.dataclass
+class Rows:
+    """Measures points of one set of parameters; what no sampler changes, only once."""
+
+    experiment: Experiment
+    subject: Subject
+    average: str
+    fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def measure(
+        self, point: SamplingPoint, evaluators: dict[str, Evaluator]
+    ) -> dict[str, Any]:
+        """The row of a point: how it was sampled, then the numbers.
+
+        Under ``protocol`` stands by each evaluator's name how its numbers came to be,
+        under ``measured_by`` by each number's name which evaluator gave it.
+        """
+        row = sampling_facts(self.experiment, point)
+        subject = self._sampled(point, row)
+        protocols: dict[str, Any] = {}
+        measured_by: dict[str, str] = {}
+        for name, evaluator in evaluators.items():
+            if hasattr(evaluator, "steps"):
+                found = dataclasses.replace(evaluator, steps=point.steps)(subject)
+            else:
+                if evaluator not in self.fixed:
+                    self.fixed[evaluator] = evaluator(subject)
+                found = dict(self.fixed[evaluator])
+            protocols[name] = found.pop("protocol", dataclasses.asdict(evaluator))
+            numbers = (k for k, value in found.items() if isinstance(value, float))
+            measured_by |= dict.fromkeys(numbers, name)
+            row |= found
+        return row | {"protocol": protocols, "measured_by": measured_by}
+
+    def _sampled(self, point: SamplingPoint, facts: dict[str, Any]) -> Subject:
+        """The subject, drawing samples as the point says."""
+        generate = self.subject.generate
+        if generate is None:
+            return self.subject
+        options = {"times": point.times, "guidance": point.guidance}
+
+        def pixels(
+            num: int, steps: int, seed: int, part: tuple[int, int]
+        ) -> Iterator[np.ndarray]:
+            asked = {"pixels": True, "part": part, **options}
+            for _, batch in generate.batches(num, steps, seed, **asked):
+                if batch is None:
+                    raise ValueError("the samples are no pictures")
+                yield batch
+
+        return dataclasses.replace(
+            self.subject,
+            generate=functools.partial(generate, **options),
+            pixels=pixels,
+            sampling={
+                "sampler": facts["sampler"],
+                "times": point.times or (),
+                "guidance": facts["guidance"],
+                "ema": self.average,
+            },
+        )
+
+
+def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, Any]:
+    """How a row was sampled, and what a sample cost.
+
+    ``nfe`` counts evaluations of the network: two for each step's evaluation under
+    classifier-free guidance. ``sampling_compute`` is the paper's effective sampling
+    compute, billions of parameters times ``nfe``.
+    """
+    config = experiment.config
+    sampler = config.sampling.sampler
+    guidance = config.sampling.guidance if point.guidance is None else point.guidance
+    consumes = experiment.network.consumes
+    nfe = sampling.nfe(sampler, point.steps, guidance, consumes)
+    params = counts.parameter_count(experiment.abstract_params()["net"])
+    return {
+        "method": config.name,
+        "sampler": sampler,
+        "steps": point.steps,
+        "times": None if point.times is None else list(point.times),
+        "guidance": guidance,
+        "nfe": nfe,
+        "sampling_compute": counts.effective_sampling_compute(params, nfe),
+    }
+
+
+# --- Runs -----------------------------------------------------------------------------
+
+
+def evaluate_run(
+    directory: str | os.PathLike,
+    *,
+    averages: Sequence[str] = ("",),
+    step: int | None = None,
+    steps: Sequence[int] | None = None,
+    times: Sequence[tuple[float, ...]] = (),
+    guidance: Sequence[float] = (),
+    evaluators: Sequence[str] | None = None,
+    rerun: bool = False,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Measures a checkpoint of a run, one row per combination.
+
+    Each row is appended to the run's ``results.jsonl`` as soon as it is measured. A row
+    that is there already, of the same checkpoint and with the same settings, is read
+    from there: the same command goes on where it was stopped.
+
+    Args:
+      directory: the run.
+      averages: names or relative widths; one that was not kept is reconstructed from
+        the run's snapshots. Empty is the run's own choice.
+      step: which checkpoint; default is the newest.
+      steps: sampler steps; default is ``eval.steps``. Without ``times`` and
+        ``guidance`` as well it is all of ``configured_points``.
+      times: intermediate times, see ``sampling_points``.
+      guidance: guidance scales; default is the run's.
+      evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
+      rerun: measure rows again that are there.
+      **settings: of the evaluators, such as ``num_seeds``.
+
+    Raises:
+      ValueError: nothing to measure, or settings that contradict each other.
+    """
+    run_dir = layout.RunDir(directory)
+    config = config_lib.from_dict(run_dir.read_config())
+    built = configured_evaluators(config, evaluators, **settings)
+    if not built:
+        raise ValueError(
+            f"nothing to measure: eval.evaluators of {directory} is empty; name some "
+            f"with --metrics, of {sorted(evaluation.EVALUATORS)}"
+        )
+    if steps or times or guidance:
+        points = sampling_points(tuple(steps or config.eval.steps), times, guidance)
+    else:
+        points = configured_points(config)
+    if step is None:
+        step = seal.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
+    changed = training_data.changed_since(
+        directory, functools.partial(experiment_lib.build_dataset, config)
+    )
+    done = {
+        row["key"]: row
+        for row in jsonl.read_whole_rows(run_dir.results_path)
+        if "key" in row and not rerun
+    }
+    for average in averages:
+        average = experiment_lib.average_name(average)
+        name = average or experiment_lib.sampling_average(config)
+        rows = None
+        for point in points:
+            key = _row_key(config, step, name, point, built, changed)
+            if key not in done:
+                rows = rows or _open_run(directory, config, name, step)
+                row = rows.measure(point, built) | {"key": key}
+                row = labelled(row, rows.experiment, step, name, run_dir)
+                if changed is not None:
+                    row["measured_on"] = str(changed)
+                run_dir.append_result(row)
+                done[key] = row
+            yield done[key]
+
+
+def _open_run(
+    directory: str | os.PathLike, config: ConfigDict, average: str, step: int
+) -> Rows:
+    loaded = load_generate(directory, average, step)
+    subject = subjects.make_subject(
+        loaded.experiment, loaded.params, loaded.generate, config
+    )
+    return Rows(loaded.experiment, subject, loaded.average)
+
+
+def _row_key(
+    config: ConfigDict,
+    step: int,
+    average: str,
+    point: SamplingPoint,
+    evaluators: dict[str, Evaluator],
+    changed: Identity | None,
+) -> str:
+    """What a row is the answer to, as ten hexadecimal digits.
+
+    Keys of the config that a resumed run may change are in it where they change a
+    number, and so are the files that evaluators read, and data other than those that
+    the run was trained on.
+    """
+    asked = {
+        "step": step,
+        "ema": average,
+        "point": dataclasses.asdict(point),
+        "sampling": [config.sampling[k] for k in ("sampler", "guidance", "decoder")],
+        "split": config.eval.split,
+        "evaluators": {
+            name: [dataclasses.asdict(evaluator), _files(evaluator)]
+            for name, evaluator in evaluators.items()
+        },
+    }
+    if changed is not None:
+        asked["data"] = changed.sha256
+    text = json.dumps(asked, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _files(evaluator: Evaluator) -> list[str]:
+    """Hashes of the files that an evaluator reads."""
+    return [file_sha256(path) for path in getattr(evaluator, "files", list)()]
+
+
+def labelled(
+    row: dict[str, Any],
+    experiment: Experiment,
+    step: int,
+    average: str,
+    run_dir: layout.RunDir,
+) -> dict[str, Any]:
+    """A row with what it was measured on, and the data that this was trained on."""
+    images = step * experiment.config.train.batch_size
+    row = {**row, "ema": average, "step": step, "images": images}
+    data = training_data.describe(run_dir.path)
+    return row if data is None else {**row, "data": data}

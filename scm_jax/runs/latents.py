@@ -1,0 +1,90 @@
+"""From whitened latents to pixels: the autoencoder of a dataset of latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+
+from scm_jax.datasets import latents
+from scm_jax.datasets import pixels as quantize
+from scm_jax.files import catalogue
+from scm_jax.networks import autoencoder
+from scm_jax.networks.external.autoencoder import load_autoencoder
+from scm_jax.types import DatasetInfo
+
+logger = logging.getLogger(__name__)
+
+AUTOENCODER = "sd-vae-ft-mse"
+NONE = "none"  # as the name of a decoder: latents are shown as they are
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """An autoencoder with the conventions of one dataset.
+
+    Attributes:
+      module: the autoencoder.
+      params: its parameters, an argument of what is compiled and no part of it.
+      whitening: how the dataset scales latents.
+      path: the file of the weights.
+    """
+
+    module: autoencoder.AutoencoderKL
+    params: Any
+    whitening: latents.Whitening
+    path: str
+
+    def pixels(self, params: Any, x0: jax.Array) -> jax.Array:
+        """``(n, h, w, c)`` whitened latents to uint8 ``(n, f h, f w, 3)``; traceable.
+
+        Quantized by the rule of the range in which pixels were encoded.
+        """
+        to_uint8 = quantize.by_interval(self.whitening.pixel_range).to_uint8
+
+        def run(part: jax.Array) -> jax.Array:
+            raw = latents.unwhiten(part, self.whitening)
+            return to_uint8(autoencoder.decode(self.module, params, raw))
+
+        return autoencoder.in_slices(run, x0, autoencoder.SLICE_SIZE)
+
+
+def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
+    """The decoder of a dataset; None if it holds no latents or none is wanted.
+
+    Args:
+      decoder: ``config.sampling.decoder``: a file, empty for the place where published
+        weights are kept, or ``none``. In that place they may be missing: then there is
+        a warning and None.
+      info: of the dataset.
+
+    Raises:
+      FileNotFoundError: no such file, or the dataset's constants are measured and its
+        manifest is not here.
+      ValueError: the weights are of something else, or of other latents.
+    """
+    if info.whitening is None or decoder == NONE:
+        return None
+    try:
+        path = catalogue.find_weights(AUTOENCODER, decoder)
+    except FileNotFoundError:
+        if decoder:
+            raise
+        place = next(catalogue.accepted_paths(AUTOENCODER))
+        logger.warning(
+            "dataset %r holds latents, and without %s (of %s) they are shown as they "
+            "are: three channels as colours. sampling.decoder or --vae names another "
+            "file",
+            *(info.name, place, catalogue.PUBLISHED[AUTOENCODER][place.name]),
+        )
+        return None
+    module, params = load_autoencoder(path)
+    if module.latent_channels != info.sample_shape[-1]:
+        raise ValueError(
+            f"{path} decodes latents of {module.latent_channels} channels; those of "
+            f"dataset {info.name!r} have {info.sample_shape[-1]}"
+        )
+    params = jax.tree.map(jax.numpy.asarray, params)  # to the device, once
+    return Decoder(module, params, info.whitening(), str(path))

@@ -1,0 +1,119 @@
+"""Reference statistics of data sets: where they are kept, and how they are measured."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets import DATASETS, identity, make_dataset, storage
+from scm_jax.datasets.pipeline import Dataset
+from scm_jax.datasets.preparation.progress import Progress
+from scm_jax.evaluation.features.extraction import FeatureNet
+from scm_jax.evaluation.references import accumulate
+
+BATCH = 256
+# Items that tell two data sets of one name apart.
+_PROBES = 64
+
+
+def open_dataset(
+    name: str, split: str, root: str | os.PathLike[str] | None = None
+) -> Dataset:
+    """A data set by its name: of ``DATASETS``, or one that was prepared under it."""
+    if name in DATASETS:
+        return make_dataset(name, split, root=root, prepare=True)
+    return make_dataset("images", split, root=root, prepared=name)
+
+
+def pixel_batches(dataset: Dataset, first: int, end: int) -> Iterator[np.ndarray]:
+    """Items in stored order as uint8 ``(n, h, w, c)``, no chance in it."""
+    info = _pictures(dataset)
+    for start in range(first, end, BATCH):
+        rows = np.arange(start, min(start + BATCH, end))
+        yield info.to_pixels(dataset.items(rows)[0])
+
+
+def _pictures(dataset: Dataset) -> Any:
+    """What ``dataset`` says of itself once its data are there."""
+    info = getattr(dataset, "opened", dataset).info
+    if info.whitening is not None:
+        raise ValueError(
+            f"dataset {info.name!r} holds latents: its reference are the statistics of "
+            "the images themselves; name their file in eval.reference or --reference"
+        )
+    if info.to_pixels is None or not info.num_items:
+        raise ValueError(f"dataset {info.name!r} holds no pictures to take features of")
+    return info
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
+    info = _pictures(dataset)
+    rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))
+    pixels = info.to_pixels(dataset.items(rows.astype(np.int64))[0])
+    digest = hashlib.sha256(f"{info.num_items} {pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    if (stored := identity.of_dataset(dataset)) is not None:
+        digest.update(stored.sha256.encode())
+    return digest.hexdigest()[:10]
+
+
+def default_path(
+    dataset: Dataset, net: FeatureNet, root: str | os.PathLike[str] | None = None
+) -> Path:
+    """Where the statistics of a data set in the features of a network are kept."""
+    folder = storage.data_root(root or None)
+    name = f"{_pictures(dataset).name}-{fingerprint(dataset)}"
+    return folder / "stats" / f"{name}-{net.name}-{net.weights_sha256[:10]}.npz"
+
+
+def measure(
+    dataset: Dataset,
+    net: FeatureNet,
+    path: Path,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> bool:
+    """Writes the statistics of all items, unless they are there.
+
+    A killed measurement goes on when it is called again; of several processes each
+    measures its own parts, and the last one writes the file.
+
+    Args:
+      dataset: whose items.
+      net: the network.
+      path: the file.
+      process_index: which of several calls this is.
+      process_count: how many there are.
+
+    Returns:
+      Whether the file is there.
+    """
+    if path.is_file():
+        return True
+    info = _pictures(dataset)
+    say = Progress(f"{info.name} in {net.name}", info.num_items)
+
+    def images(first: int, end: int) -> Iterator[np.ndarray]:
+        for batch in pixel_batches(dataset, first, end):
+            yield batch
+            say.add(len(batch))
+
+    notes = {"fingerprint": fingerprint(dataset)}
+    whole = accumulate.measure_reference(
+        net,
+        images,
+        info.num_items,
+        path,
+        info.name,
+        notes,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    say.end()
+    return whole

@@ -1,0 +1,332 @@
+"""Sampling from trained parameters: batches, labels, devices, pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax import sampling
+from scm_jax.datasets import pixels as quantize
+from scm_jax.runs import latents
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.setup.experiment import (
+    Experiment,
+    average_name,
+    build,
+    ema_profiles,
+    load_average,
+    with_moved_runs,
+)
+from scm_jax.training import checkpoint, ema, seal
+from scm_jax.types import Cond, check_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generator:
+    """Samples of one set of parameters.
+
+    Sample ``i`` depends on the seed, its label and ``i`` only, whatever the batch size
+    and the number of devices. Batches are split over the devices of this process. Each
+    combination of sampler, steps, times, and guidance or none compiles once.
+
+    Attributes:
+      experiment: what was trained.
+      params: the parameters.
+    """
+
+    experiment: Experiment
+    params: Any
+
+    def __call__(
+        self,
+        num: int,
+        steps: int | None = None,
+        seed: int = 0,
+        labels: np.ndarray | int | None = None,
+        *,
+        pixels: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """``(num, *sample_shape)`` float32; with ``pixels`` a pair ``(x, pixels)``.
+
+        Arguments as of ``batches``.
+        """
+        parts = list(self.batches(num, steps, seed, labels, pixels=pixels, **settings))
+        x = np.concatenate([x for x, _ in parts])
+        if not pixels:
+            return x
+        if parts[0][1] is None:
+            return x, None
+        return x, np.concatenate([pixels for _, pixels in parts])
+
+    def batches(
+        self,
+        num: int,
+        steps: int | None = None,
+        seed: int = 0,
+        labels: np.ndarray | int | None = None,
+        *,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        times: tuple[float, ...] | None = None,
+        pixels: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The samples in order, ``sampling.batch_size`` of them at a time.
+
+        Args:
+          num: how many.
+          steps: of the sampler; default is the run's.
+          seed: of the noise.
+          labels: one per sample or one for all; default is all classes in turn.
+          sampler: a key of ``SAMPLERS``; default is the run's.
+          guidance: its scale; default is the run's.
+          times: intermediate times of consistency sampling.
+          pixels: also make pixels. Latents are decoded inside the compiled sampler by
+            the autoencoder of ``config.sampling.decoder``, which is read at the first
+            such call.
+          part: ``(index, count)``: of the batches only every ``count``-th, from
+            ``index`` on, so that ``count`` processes share the work. It may be none.
+
+        Yields:
+          ``x`` float32 ``(n, *sample_shape)``, and pixels uint8 ``(n, h, w, c)`` or
+          None.
+
+        Raises:
+          ValueError: labels, times or names that do not fit.
+        """
+        check_seed(seed)
+        config, info = self.experiment.config, self.experiment.dataset.info
+        takes_guidance = "guidance" in self.experiment.network.consumes
+        scale = config.sampling.guidance if guidance is None else guidance
+        guided = scale != 1.0 and not takes_guidance
+        decoder = self._decoder if pixels else None
+        run = self._compiled(
+            config.sampling.sampler if sampler is None else sampler,
+            config.sampling.steps if steps is None else steps,
+            guided,
+            times,
+            decoder is not None,
+        )
+        params = (self._weights, decoder and self._everywhere(decoder.params))
+        labels = _labels(info.num_classes, num, labels)
+        count = len(self._devices)
+        size = -(-min(num, config.sampling.batch_size) // count) * count
+        index, parts = part
+        for start in range(index * size, num, parts * size):
+            # The last batch is filled up with samples that are cut off again, so that
+            # every batch has one shape.
+            numbers = np.arange(start, start + size)
+            cond = Cond(t=jnp.zeros((size,)))
+            if labels is not None:
+                cond = cond.replace(label=jnp.asarray(labels[numbers % num], jnp.int32))
+            if takes_guidance or guided:
+                cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
+            split = self._placed(PartitionSpec("samples"))
+            drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
+            found = jax.tree.map(
+                lambda a, rows=num - start: np.asarray(a)[:rows], run(params, *drawn)
+            )
+            if decoder is not None:
+                yield found
+            elif pixels and info.to_pixels is not None:
+                yield found, info.to_pixels(found)
+            else:
+                yield found, None
+
+    @property
+    def quantization(self) -> str:
+        """The rule by which pixels are made, as it stands in a number's protocol."""
+        if self._decoder is None:
+            return self.experiment.dataset.info.quantization
+        pixel_range = self._decoder.whitening.pixel_range
+        return quantize.by_interval(pixel_range).rule
+
+    @functools.cached_property
+    def _devices(self) -> list[jax.Device]:
+        return jax.local_devices()
+
+    def _placed(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(Mesh(np.array(self._devices), ("samples",)), spec)
+
+    def _everywhere(self, tree: Any) -> Any:
+        return jax.device_put(tree, self._placed(PartitionSpec()))
+
+    @functools.cached_property
+    def _weights(self) -> Any:
+        return self._everywhere(jax.jit(self.experiment.network.fold)(self.params))
+
+    @functools.cached_property
+    def _decoder(self) -> latents.Decoder | None:
+        name = self.experiment.config.sampling.decoder
+        return latents.find_decoder(name, self.experiment.dataset.info)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Callable]:
+        return functools.cache(self._compile)
+
+    def _compile(
+        self,
+        sampler: str,
+        steps: int,
+        guided: bool,
+        times: tuple[float, ...] | None,
+        decoded: bool,
+    ) -> Callable:
+        info = self.experiment.dataset.info
+
+        def make_fn(params: Any) -> sampling.Fn:
+            fn = functools.partial(self.experiment.network.apply, params[0])
+            return sampling.with_guidance(fn) if guided else fn
+
+        def decode(params: Any, x0: jax.Array) -> jax.Array:
+            return self._decoder.pixels(params[1], x0)
+
+        grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
+        return sampling.make_sampler(
+            make_fn,
+            sampler,
+            grid,
+            info.sample_shape,
+            info.sigma_data,
+            decode if decoded else None,
+        )
+
+
+def _labels(
+    num_classes: int, num: int, labels: np.ndarray | int | None
+) -> np.ndarray | None:
+    """One label per sample, checked; None for unconditional data."""
+    if not num_classes:
+        if labels is not None:
+            raise ValueError("labels were asked for, but the data has no classes")
+        return None
+    if labels is None:
+        return np.arange(num) % num_classes
+    labels = np.broadcast_to(np.asarray(labels), (num,))
+    bad = labels[(labels < 0) | (labels >= num_classes)]
+    if bad.size:
+        raise ValueError(f"label {bad[0]} is not in 0..{num_classes - 1}")
+    return labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained run, ready to sample.
+
+    Attributes:
+      experiment: the objects of its config, without a teacher.
+      average: name of the average whose parameters were read.
+      step: the checkpoint's step.
+      params: those parameters.
+      generate: draws from them.
+    """
+
+    experiment: Experiment
+    average: str
+    step: int
+    params: Any
+    generate: Generator
+
+
+def load_generate(
+    directory: str | os.PathLike,
+    average: str = "",
+    step: int | None = None,
+    decoder: str | None = None,
+) -> Loaded:
+    """Reads what is needed to sample from a run: its config and one average.
+
+    ``decoder`` takes the place of ``config.sampling.decoder``.
+    """
+    run_dir = RunDir(Path(directory))
+    config = with_moved_runs(config_lib.from_dict(run_dir.read_config()), directory)
+    if decoder is not None:
+        config.sampling.decoder = decoder
+    experiment = build(without_teacher(config))
+    average = average_name(average) or experiment.sampling_ema
+    abstract = experiment.abstract_params()["net"]
+    if step is None:
+        step = seal.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
+    if average in experiment.ema_profiles:
+        params = load_average(directory, average, abstract, step)
+    else:
+        params = _reconstruct_average(run_dir, config, average, step)
+    generator = Generator(experiment, params)
+    return Loaded(experiment, average, step, params, generator)
+
+
+def _reconstruct_average(
+    run_dir: RunDir, config: ConfigDict, width: str, step: int
+) -> Any:
+    """An average that was not kept, from the run's snapshots and its checkpoint.
+
+    Args:
+      run_dir: the run.
+      config: its config, which says what was kept.
+      width: the relative width, as text.
+      step: the moment, that of a checkpoint.
+
+    Raises:
+      ValueError: not a width, or too little was kept to make it.
+    """
+    kept = [f"{rel_std:g}" for rel_std in config.ema.rel_std]
+    snapshots = [s for s in seal.list_steps(run_dir.ema_snapshots_dir) if s < step]
+    if strays := seal.strays_text(run_dir.ema_snapshots_dir):
+        logger.warning("using %s snapshots%s", len(snapshots), strays)
+    try:
+        rel_std = float(width)
+        ema.rel_std_to_gamma(rel_std)
+    except ValueError as error:
+        raise ValueError(
+            f"ema {width!r} is neither kept in {run_dir.path}, which has "
+            f"{sorted(ema_profiles(config))}, nor a relative width"
+        ) from error
+    stored = [
+        (directory, name, moment)
+        for directory, moments in (
+            (run_dir.ema_snapshots_dir, snapshots),
+            (run_dir.checkpoints_dir, [step]),
+        )
+        for moment in moments
+        for name in kept
+    ]
+    if len(stored) < 3:
+        raise ValueError(
+            f"ema {width} of {run_dir.path} was not kept and cannot be reconstructed "
+            f"from {len(stored)} stored averages: train with ema.snapshot_images above "
+            f"0, or take one of {sorted(ema_profiles(config))}"
+        )
+    coefficients = ema.posthoc_coefficients(
+        [moment for *_, moment in stored],
+        [float(name) for _, name, _ in stored],
+        step,
+        rel_std,
+    )
+    trees = (checkpoint.load_ema(*place) for place in stored)
+    return ema.weighted_sum(coefficients, trees)
+
+
+def without_teacher(config: ConfigDict) -> ConfigDict:
+    """The config for sampling: the teacher's directory may be gone by then."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.teacher.source = "none"
+        if "dx_dt" in config.objective:
+            config.objective.dx_dt = "data"
+            config.objective.guidance_range = None
+    return config

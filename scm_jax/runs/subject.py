@@ -1,0 +1,184 @@
+"""What is measured: a set of parameters as the callables that evaluators are handed.
+
+Beside samples these need real data, the errors of the run's own objective on it, and
+paths of the run's teacher.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax import objectives, sampling, trigflow
+from scm_jax.evaluation.features.extraction import FeatureNet
+from scm_jax.evaluation.subject import Subject
+from scm_jax.runs import reference_stats
+from scm_jax.runs.sample import Generator
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup.experiment import Experiment, Teacher
+from scm_jax.types import Cond
+
+
+def make_subject(
+    experiment: Experiment,
+    net_params: Any,
+    generate: Generator | None = None,
+    config: ConfigDict | None = None,
+) -> Subject:
+    """What evaluators are handed: callables and the real data.
+
+    ``config`` is the run's own where ``experiment`` was built without its teacher.
+    """
+    dataset, info = experiment.dataset, experiment.dataset.info
+    network, sigma_data = experiment.network, info.sigma_data
+
+    @jax.jit
+    def f(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
+        cond = _condition(experiment, label, t)
+        F = network.apply(net_params, x_t / sigma_data, cond)
+        return trigflow.f_from_F(x_t, F, t, sigma_data)
+
+    generator = generate or Generator(experiment, net_params)
+    return Subject(
+        sigma_data=sigma_data,
+        generate=generator,
+        f=f,
+        reference=functools.cache(dataset.arrays) if info.num_items else None,
+        to_pixels=info.to_pixels,
+        closed_form=dataset.closed_form,
+        batch=functools.partial(held_out_batch, experiment),
+        validation_error=_validation_error(experiment, net_params, config),
+        teacher_paths=_teacher_paths(experiment),
+        quantization=lambda: generator.quantization,
+        dataset=info.name,
+        reference_file=functools.partial(_reference_file, experiment),
+    )
+
+
+def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
+    """The statistics of the training data, measured where they are not kept yet."""
+    dataset, root = experiment.dataset, experiment.config.dataset.root
+    path = reference_stats.default_path(dataset, net, root)
+    reference_stats.measure(dataset, net, path)
+    return path
+
+
+def _condition(experiment: Experiment, label: jax.Array | None, t: jax.Array) -> Cond:
+    """Labels, and the run's guidance scale where the network takes one."""
+    guidance = None
+    if "guidance" in experiment.network.consumes:
+        guidance = jnp.full_like(t, experiment.config.sampling.guidance)
+    return Cond(t=t, label=label, guidance=guidance)
+
+
+def held_out_batch(
+    experiment: Experiment, num: int, seed: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """``num`` items of ``eval.split``, of the training split where there is none."""
+    config = experiment.config
+    dataset = experiment.dataset
+    if config.eval.split:
+        dataset = experiment_lib.build_dataset(config, config.eval.split)
+    batch = jax.jit(dataset.to_batch)(next(dataset.iterator(num, seed)))
+    return batch.x, batch.label
+
+
+def _validation_error(
+    experiment: Experiment, net_params: Any, config: ConfigDict | None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Errors of the run's own objective, and of ``f`` against the data."""
+    config = experiment.config if config is None else config
+    sigma_data = experiment.dataset.info.sigma_data
+    objective = objectives.build(
+        config.objective.name,
+        sigma_data=sigma_data,
+        **config_lib.objective_settings(config),
+    )
+
+    @functools.cache
+    def teacher() -> Any:
+        return load_teacher(experiment) if objective.needs_teacher else None
+
+    @jax.jit
+    def errors(params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any):
+        net = functools.partial(experiment.network.apply, params, dtype="float32")
+        cond = _condition(experiment, label, time.t)
+        teacher_fn = None
+        if objective.needs_teacher:
+            teacher_fn = functools.partial(teacher()[0].fn, weights)
+        error = objective.validation_error(net, x0, z, time, cond, teacher_fn)
+        x_t = trigflow.interpolate(x0, z, time)
+        f = trigflow.f_from_F(x_t, net(x_t / sigma_data, cond), time, sigma_data)
+        squares = jnp.square(f - x0).reshape(len(x0), -1)
+        return error, squares.mean(axis=-1)
+
+    def call(x0: Any, z: Any, time: Any, label: Any) -> tuple[jax.Array, jax.Array]:
+        weights = teacher()[1] if objective.needs_teacher else None
+        return errors(net_params, weights, x0, z, time, label)
+
+    return call
+
+
+# --- The teacher of a run that is measured --------------------------------------------
+
+
+def load_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
+    """The teacher that a run names, with its parameters on this machine.
+
+    That is ``teacher.run``; without one the run that it started from; else the exact
+    velocity of data in closed form.
+
+    Raises:
+      ValueError: there is none of these.
+      FileNotFoundError: its directory is gone.
+    """
+    config, dataset = experiment.config, experiment.dataset
+    scale = config.teacher.guidance
+    if "guidance" in experiment.network.consumes:
+        scale = config.sampling.guidance
+    source = config.teacher if config.teacher.run else config.init
+    if source.run:
+        network, name = experiment_lib.saved_network(source.run, source.ema, dataset)
+        abstract = experiment_lib.abstract_init(network)
+        params = experiment_lib.load_average(source.run, name, abstract)
+        return Teacher(network, source.run, name, scale), params
+    if dataset.closed_form is None:
+        raise ValueError(
+            "this measurement needs a teacher: the run's config has neither "
+            "teacher.run nor init.run, and its data no closed form"
+        )
+    return experiment_lib.exact_teacher(dataset), None
+
+
+def _teacher_paths(
+    experiment: Experiment,
+) -> Callable[[int, int, int], tuple[np.ndarray, jax.Array, jax.Array | None]]:
+    """Heun paths of the teacher from the noise of ``generate``'s samples."""
+    info = experiment.dataset.info
+
+    def paths(num: int, steps: int, seed: int) -> tuple[Any, Any, Any]:
+        teacher, params = load_teacher(experiment)
+        grid = sampling.make_grid("heun", steps, info.sigma_data)
+        label = None
+        if info.num_classes:
+            label = jnp.arange(num, dtype=jnp.int32) % info.num_classes
+        cond = _condition(experiment, label, jnp.zeros((num,)))
+
+        @jax.jit
+        def run(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
+            fn = functools.partial(teacher.fn, params)
+            shape = info.sample_shape
+            return sampling.heun_path(fn, keys, cond, grid, shape, info.sigma_data)
+
+        keys = sampling.sample_keys(seed, np.arange(num))
+        return grid, run(params, keys, cond), label
+
+    return paths

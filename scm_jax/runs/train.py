@@ -1,0 +1,341 @@
+"""One run from config to measured samples: training, evaluation, the run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax.cost import counts
+from scm_jax.runs import evaluate, training_data
+from scm_jax.runs.directory import layout, locks, run_configs, writers
+from scm_jax.runs.sample import Generator, Loaded, load_generate
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup.experiment import Experiment
+from scm_jax.training import loop, sharding
+from scm_jax.training.ahead import make_place
+from scm_jax.training.checkpoint import Checkpointer
+from scm_jax.training.processes import multihost
+from scm_jax.training.progress import NoProgress, Progress
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    label: str = "",
+    progress: Any = None,
+) -> str:
+    """Trains ``config`` in ``workdir``; the same call again goes on where it stopped.
+
+    With several processes all must make this call with the same arguments; the first
+    writes the files of the run directory, and all write the checkpoints.
+
+    Args:
+      config: a complete config, see ``scm_jax/config.py``.
+      workdir: the run directory. One that belongs to another config is refused.
+      label: name in the progress line; default is the config's.
+      progress: is told of the steps on the first process; default is a
+        ``training.progress.Progress`` with this label.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal, when everything is saved.
+
+    Raises:
+      ValueError: bad settings, or a directory of another config.
+      FileNotFoundError: an evaluator's weights or reference are not there.
+      locks.HeldError: another process trains in ``workdir``.
+      loop.NonFiniteError: the training was stopped; the state before is saved.
+    """
+    run_dir = layout.RunDir(workdir)
+    config = experiment_lib.with_moved_runs(config, workdir)
+    mesh = sharding.make_mesh(
+        sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    )
+    experiment = experiment_lib.build(config)
+    config = experiment.config
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    run_dir.check_config(config_lib.to_dict(config))
+    evaluate.check(config)
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locks.hold(run_dir.path))
+        checkpointer = held.enter_context(
+            Checkpointer(
+                run_dir.checkpoints_dir,
+                max_to_keep=config.checkpoint.max_to_keep,
+                snapshots_directory=run_dir.ema_snapshots_dir,
+            )
+        )
+        return _train(config, run_dir, experiment, mesh, checkpointer, label, progress)
+
+
+def _train(
+    config: ConfigDict,
+    run_dir: layout.RunDir,
+    experiment: Experiment,
+    mesh: Any,
+    checkpointer: Checkpointer,
+    label: str,
+    progress: Any,
+) -> str:
+    started = time.monotonic()
+    # Asked before the training: later a faster process may have written it.
+    measured = run_dir.summary_path.exists()
+    index, count = sharding.data_shard(mesh)
+    data = experiment.dataset.iterator(
+        config.train.batch_size, config.seed, process_index=index, process_count=count
+    )
+    state, restored_step = _place_state(experiment, mesh, checkpointer, data)
+    entries = None  # a run that is done reads no data
+    if not measured:
+        entries = training_data.check(
+            config, run_dir.path, experiment.dataset, restored_step
+        )
+    teacher = experiment_lib.load_teacher(experiment, mesh)
+    accounts = training_accounts(experiment)
+    # From here on the directory is this config's: whatever is refused comes before.
+    if jax.process_index() == 0:
+        run_dir.write_config(config_lib.to_dict(config))
+        training_data.write(run_dir.path, entries or [])
+    writer = _writer(config, run_dir, restored_step)
+    settings = loop.LoopSettings(
+        duration_images=config.train.duration_images,
+        batch_size=config.train.batch_size,
+        log_every_images=config.log.every_images,
+        checkpoint_every_images=config.checkpoint.every_images,
+        snapshot_every_images=config.ema.snapshot_images,
+        directory=run_dir.path,
+    )
+    if restored_step is None:
+        _write_overview(writer, state.params, config)
+    result = loop.train(
+        settings,
+        state=state,
+        train_step=experiment.place(mesh).train_step(),
+        data=data,
+        place_batch=make_place(experiment.dataset.to_batch, mesh),
+        checkpointer=checkpointer,
+        writer=writer,
+        hooks=_hooks(experiment, config),
+        step_args=(teacher,),
+        metadata={"config_hash": run_configs.config_hash(config_lib.to_dict(config))},
+        progress=_progress(settings, label or config.name or "train", progress),
+    )
+    if result.status == loop.DONE and not measured:
+        summary = {
+            "parameters": counts.parameter_count(result.state.params["net"]),
+            "resumed_at_step": restored_step,
+            "images": settings.num_steps * settings.batch_size,
+            **accounts,
+            "total_train_macs": accounts["train_macs_per_image"]
+            * settings.num_steps
+            * settings.batch_size,
+        }
+        _measure(experiment, result.state, run_dir, writer, summary, started)
+    writer.close()
+    return result.status
+
+
+def _measure(
+    experiment: Experiment,
+    state: Any,
+    run_dir: layout.RunDir,
+    writer: Any,
+    summary: dict[str, Any],
+    started: float,
+) -> None:
+    """The end of a run: results, a picture of samples, and the summary.
+
+    Every process samples for itself, so that none waits for another; one writes.
+    """
+    average = multihost.local_copy(state.ema[experiment.sampling_ema])
+    rows = evaluate.evaluate(experiment, average)
+    first = jax.process_index() == 0
+    for row in rows if first else ():
+        run_dir.append_result(
+            evaluate.labelled(
+                row, experiment, int(state.step), experiment.sampling_ema, run_dir
+            )
+        )
+    _write_samples(experiment, average, int(state.step), writer)
+    if not first:
+        return
+    run_dir.write_summary(
+        {
+            **summary,
+            "seconds": time.monotonic() - started,
+            "results": rows,
+            "seed": experiment.config.seed,
+            "data": training_data.describe(run_dir.path),
+            "environment": layout.environment(),
+        }
+    )
+
+
+def _writer(
+    config: ConfigDict, run_dir: layout.RunDir, restored_step: int | None
+) -> writers.MetricWriter:
+    """The writers of the config on the first process, none on the others."""
+    if jax.process_index():
+        return writers.MultiWriter(())
+    return writers.make_writer(
+        config.log.writers, run_dir.path, resume_step=restored_step
+    )
+
+
+def _progress(settings: loop.LoopSettings, label: str, progress: Any) -> Any:
+    if jax.process_index():
+        return NoProgress()
+    if progress is not None:
+        return progress
+    return Progress(settings.num_steps, settings.batch_size, label=label)
+
+
+def _place_state(
+    experiment: Experiment, mesh: Any, checkpointer: Checkpointer, data: Any
+) -> tuple[Any, int | None]:
+    """The state to train from, on the mesh; moves ``data`` to its position."""
+    abstract = jax.eval_shape(experiment.init_state)
+    rules = experiment_lib.mesh_rules(experiment.config)
+    shardings = sharding.state_shardings(abstract, mesh, rules)
+
+    def init() -> Any:
+        params = experiment_lib.load_init(experiment, mesh)
+        return jax.jit(experiment.init_state, out_shardings=shardings)(params)
+
+    return loop.restore_or_init(
+        checkpointer, sharding.abstract_like(abstract, shardings), init, data
+    )
+
+
+def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:
+    """clu's parameter table, once, at the start."""
+    from clu import parameter_overview
+
+    # With several processes no one has all parameters: then mean and deviation are
+    # computed by all of them together.
+    stats: bool | str = True if jax.process_count() == 1 else "global"
+    table = parameter_overview.get_parameter_overview(
+        params["net"], include_stats=stats
+    )
+    writer.write_texts(0, {"parameters": table})
+    writer.write_hparams(config_lib.to_dict(config))
+
+
+def training_accounts(experiment: Experiment) -> dict[str, int]:
+    """Multiply-adds per image of a forward pass and of a training step."""
+    batch_size = min(experiment.config.train.batch_size, 16)
+    return {
+        "forward_macs_per_image": forward_macs(experiment),
+        "train_macs_per_image": train_macs(experiment, batch_size),
+    }
+
+
+def forward_macs(experiment: Experiment) -> int:
+    """Multiply-adds of one evaluation of the network, per image."""
+    x, cond = experiment.network.example(1)
+    params = experiment.abstract_params()["net"]
+    return counts.count_macs(experiment.network.apply, params, x, cond)
+
+
+def train_macs(experiment: Experiment, batch_size: int) -> int:
+    """Multiply-adds of loss and gradient, per image of the batch."""
+    loss, args = training_loss(experiment, batch_size)
+    return counts.count_macs(jax.value_and_grad(loss), *args) // batch_size
+
+
+def training_loss(
+    experiment: Experiment, batch_size: int
+) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """``loss(params, ...)`` of a training step, and shapes to trace it with."""
+
+    def loss(params: Any, teacher: Any, batch: Any, key: Any, step: Any) -> jax.Array:
+        fn = None
+        if experiment.teacher is not None:
+            fn = functools.partial(experiment.teacher.fn, teacher)
+        return experiment.objective(
+            experiment.network.apply,
+            params,
+            batch,
+            key=key,
+            step=step,
+            teacher_fn=fn,
+        ).loss
+
+    teacher = experiment.teacher
+    abstract_teacher = None
+    if teacher is not None and teacher.network is not None:
+        abstract_teacher = experiment_lib.abstract_init(teacher.network)
+    return loss, (
+        experiment.abstract_params(),
+        abstract_teacher,
+        experiment.example_batch(batch_size),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+
+
+# --- Evaluation on the way and at the end ---------------------------------------------
+
+
+def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
+    """Evaluation during training, every ``eval.every_images``; the end is separate."""
+    if not (config.eval.every_images and config.eval.evaluators):
+        return []
+
+    def call(state: Any, images: int) -> dict[str, float]:
+        if images >= config.train.duration_images:
+            return {}  # measured once more for the summary, right after the loop
+        average = multihost.local_copy(state.ema[experiment.sampling_ema])
+        points = evaluate.sampling_points(config.eval.steps)
+        rows = evaluate.evaluate(experiment, average, points=points)
+        return {
+            f"{row['steps']}_steps/{name}": value
+            for row in rows
+            for name, value in row.items()
+            if isinstance(value, float)
+        }
+
+    return [loop.Hook(config.eval.every_images, "eval", call)]
+
+
+def _write_samples(
+    experiment: Experiment, net_params: Any, step: int, writer: Any
+) -> None:
+    """A grid of samples of the final average, for data that can be looked at."""
+    if experiment.dataset.info.to_pixels is None:
+        return
+    generate = Generator(experiment, net_params)
+    num = min(64, experiment.config.sampling.batch_size)
+    _, pixels = generate(num, pixels=True)
+    writer.write_images(step, {"samples": pixels})
+
+
+def make_sampler(run: layout.Run) -> Any:
+    """``run.sample`` of a ``runs.Run``: the newest checkpoint, compiled once."""
+    loaded: dict[str | None, Loaded] = {}
+
+    def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
+        if ema not in loaded:
+            loaded[ema] = load_generate(run.path, ema or "")
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
+
+    return sample
+
+
+def load_run(directory: str | os.PathLike) -> layout.Run:
+    """A run for notebooks: config, metrics, results and ``run.sample(...)``."""
+    return layout.load_run(directory, make_sampler)

@@ -1,0 +1,39 @@
+"""From ``F`` to samples: samplers, grids and guidance."""
+
+from scm_jax.sampling.samplers import (
+    SAMPLERS,
+    Fn,
+    Sampler,
+    consistency_sample,
+    ddim_sample,
+    heun_path,
+    heun_sample,
+    make_grid,
+    make_sampler,
+    multistep_sample,
+    nfe,
+    sample_keys,
+    sample_noise,
+    with_autoguidance,
+    with_guidance,
+    with_interval,
+)
+
+__all__ = [
+    "SAMPLERS",
+    "Fn",
+    "Sampler",
+    "consistency_sample",
+    "ddim_sample",
+    "heun_path",
+    "heun_sample",
+    "make_grid",
+    "make_sampler",
+    "multistep_sample",
+    "nfe",
+    "sample_keys",
+    "sample_noise",
+    "with_autoguidance",
+    "with_guidance",
+    "with_interval",
+]

@@ -1,0 +1,1 @@
+"""From a sweep file to complete, checked and counted runs."""

@@ -1,0 +1,257 @@
+"""What a sweep would do: runs, accounts, times and what is there already."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scm_jax.files.jsonl import flatten, read_rows
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.linked_runs import RUN_KEYS
+from scm_jax.runs.directory.run_configs import is_neutral
+from scm_jax.sweeps.plan.planned import PlannedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How fast a finished run was.
+
+    Attributes:
+      flops_per_image: of its training.
+      flops_per_second: while it trained, over all its devices: the median of its
+        intervals.
+      overhead_seconds: start, compilation, checkpoints and evaluation.
+      device: kind of its devices.
+      device_count: how many.
+      run: its directory.
+    """
+
+    flops_per_image: float
+    flops_per_second: float
+    overhead_seconds: float
+    device: str
+    device_count: int
+    run: str
+
+
+def measured_run(directory: str | Path) -> Measured | None:
+    """The speed of a finished run; None where it has not been measured."""
+    run = RunDir(directory)
+    if not run.summary_path.is_file():
+        return None
+    summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+    rows = read_rows(run.metrics_path)
+    rates = [r["images_per_second"] for r in rows if r.get("images_per_second")]
+    environment = summary.get("environment", {})
+    if not rates or summary.get("resumed_at_step") or "total_train_macs" not in summary:
+        return None
+    rate = statistics.median(rates)
+    return Measured(
+        flops_per_image=2.0 * summary["train_macs_per_image"],
+        flops_per_second=2.0 * summary["train_macs_per_image"] * rate,
+        overhead_seconds=max(0.0, summary["seconds"] - summary["images"] / rate),
+        device=environment.get("device", "unknown"),
+        device_count=environment.get("device_count", 1),
+        run=str(directory),
+    )
+
+
+def measured_runs(directories: Sequence[str | Path]) -> list[Measured]:
+    """The speeds of those that are finished."""
+    found = (measured_run(directory) for directory in directories)
+    return [m for m in found if m is not None]
+
+
+def estimated_device_hours(
+    planned: PlannedRun, measured: Sequence[Measured]
+) -> float | None:
+    """Device hours by the rate of the measured runs whose images cost most alike.
+
+    Smaller networks reach less of a device, so the nearest in the logarithm of FLOPs
+    per image count; of several that cost the same, the medians of rate and overhead.
+    None where nothing was measured.
+    """
+    if not measured:
+        return None
+    cost = math.log(planned.train_flops / planned.images)
+    distances = [abs(math.log(m.flops_per_image) - cost) for m in measured]
+    least = min(distances) + 1e-2
+    near = [m for m, d in zip(measured, distances, strict=True) if d <= least]
+    rate = statistics.median(m.flops_per_second for m in near)
+    overhead = statistics.median(m.overhead_seconds for m in near)
+    return (planned.train_flops / rate + overhead) * near[0].device_count / 3600
+
+
+def varying_keys(planned: Sequence[PlannedRun]) -> list[str]:
+    """Overridden keys that tell the runs apart, in their order.
+
+    Left out is what cannot change a result, directories of other runs, and numbers of
+    images where a budget or a training length decides them.
+    """
+    keys = dict.fromkeys(key for run in planned for key in run.overrides)
+    configs = [flatten(run.config) for run in planned]
+    return [
+        key
+        for key in keys
+        if not (is_neutral(key) or key in RUN_KEYS or key.endswith("_images"))
+        and len({json.dumps(config.get(key)) for config in configs}) > 1
+    ]
+
+
+def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
+    """What tells each run from the others, such as ``scd width=64 seed=1``.
+
+    The argument of the experiment file stands first where it is not the same for all;
+    a key is shortened to its last part where that is unambiguous.
+    """
+    keys = varying_keys(planned)
+    bases = len({run.base for run in planned}) > 1
+    short = short_names(keys)
+    texts = []
+    for run in planned:
+        config = flatten(run.config)
+        parts = [run.base.partition(":")[2]] if bases else []
+        parts += [
+            f"{short[key]}={short_value(config[key])}"
+            for key in keys
+            if key in run.overrides
+        ]
+        texts.append(" ".join(part for part in parts if part) or run.label or "-")
+    return texts
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted key, or the whole key where two share it."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {k: s if last.count(s) == 1 else k for k, s in zip(keys, last, strict=True)}
+
+
+def short_value(value: Any) -> str:
+    """A value for a table: a run's directory by its name."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and "/" in value:
+        return Path(value).name
+    return str(value)
+
+
+def plan_rows(
+    planned: Sequence[PlannedRun],
+    states: Mapping[str, str],
+    measured: Sequence[Measured] = (),
+) -> list[dict[str, Any]]:
+    """One row of plain data per run, for ``--json`` and the table."""
+    texts = changed_texts(planned)
+    return [
+        {
+            "id": run.id,
+            "changed": text,
+            "overrides": dict(run.overrides),
+            "tags": list(run.tags),
+            "resources": run.resources,
+            "depends_on": list(run.depends_on),
+            "parameters": run.parameters,
+            "images": run.images,
+            "train_flops": run.train_flops,
+            "device_hours": estimated_device_hours(run, measured),
+            "state": states[run.id],
+        }
+        for run, text in zip(planned, texts, strict=True)
+    ]
+
+
+def print_plan(
+    rows: Sequence[Mapping[str, Any]],
+    root: str | Path,
+    measured: Sequence[Measured] = (),
+    *,
+    limit: int | None = None,
+    console: Any = None,
+) -> None:
+    """The rows as a table for a terminal of any width, and what they add up to.
+
+    Args:
+      rows: of ``plan_rows``.
+      root: directory of the runs.
+      measured: where the hours come from, for the last lines.
+      limit: how many rows to show; None for all.
+      console: a rich console; None for the terminal.
+    """
+    import rich.console
+    import rich.table
+
+    console = console or rich.console.Console(highlight=False)
+    # The name is mostly in what changed; the hash alone finds a directory.
+    full = console.width >= 110
+    table = rich.table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("changed", overflow="fold")
+    for name in ("params", "images", "FLOPs", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for row in rows[:limit]:
+        table.add_row(
+            row["id"] if full else row["id"].rpartition("-")[2],
+            row["changed"],
+            short_count(row["parameters"]),
+            short_count(row["images"]),
+            f"{row['train_flops']:.3g}",
+            short_hours(row["device_hours"]),
+            row["state"],
+        )
+    console.print(table)
+    hidden = len(rows) - len(rows[:limit])
+    if hidden:
+        console.print(f"and {hidden} more: --limit=0 shows all, --json everything")
+    for line in plan_totals(rows, root, measured):
+        console.print(line, soft_wrap=True)
+
+
+def plan_totals(
+    rows: Sequence[Mapping[str, Any]], root: str | Path, measured: Sequence[Measured]
+) -> list[str]:
+    """Sentences on all runs together."""
+    counts = collections.Counter(row["state"] for row in rows)
+    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
+    flops = sum(row["train_flops"] for row in rows)
+    lines = [f"{len(rows)} runs in {root} ({states}), {flops:.3g} FLOPs of training"]
+    if not measured:
+        return [
+            *lines,
+            "hours: unknown, since no run of this sweep is finished; name a finished "
+            "run of the same devices with --measured=DIR",
+        ]
+    kinds = sorted({f"{m.device_count} x {m.device}" for m in measured})
+    todo = [row for row in rows if row["state"] != "done"]
+    left = sum(row["device_hours"] for row in todo)
+    total = sum(row["device_hours"] for row in rows)
+    return [
+        *lines,
+        f"{short_hours(total)} device hours, {short_hours(left)} of them to come, by "
+        f"the rates of {len(measured)} finished runs on {', '.join(kinds)}",
+    ]
+
+
+def short_count(number: float) -> str:
+    """Three digits and a suffix.
+
+    >>> short_count(1_523_200_000), short_count(417_412), short_count(128)
+    ('1.52G', '417k', '128')
+    """
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def short_hours(hours: float | None) -> str:
+    """Hours with three digits, below one in minutes; ``?`` where unknown."""
+    if hours is None:
+        return "?"
+    return f"{hours:.3g}" if hours >= 1 else f"{60 * hours:.2g}min"

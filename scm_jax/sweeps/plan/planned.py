@@ -1,0 +1,98 @@
+"""A run of a sweep before it runs, and the files that it begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scm_jax.files.jsonl import write_json
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.linked_runs import RUN_FILE
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep, resolved.
+
+    Attributes:
+      id: ``NAME-HASH``, the name of its directory; HASH are ten hexadecimal digits of
+        all config keys that can change the result.
+      sweep: name of the sweep.
+      file: sweep file and argument it comes from.
+      base: experiment file and argument that the overrides changed.
+      label: its name within the sweep file, or "".
+      config: the resolved config as plain data (``config.to_dict``).
+      overrides: what the sweep changed, dotted key -> resolved value.
+      tags: for tables.
+      resources: name of a kind of allocation in the launcher's profile; "" is its
+        default.
+      depends_on: ids of runs that must be done before it starts.
+      teacher_id: id of the run in ``teacher.run``; None without one.
+      parameters: of the network.
+      images: training length.
+      train_flops: of the whole training: 2 x multiply-adds of loss and gradient.
+      metrics: columns to show by default.
+      max_attempts: how often it is started before it counts as failed for good.
+    """
+
+    id: str
+    sweep: str
+    file: str
+    base: str
+    label: str
+    config: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    tags: tuple[str, ...] = ()
+    resources: str = ""
+    depends_on: tuple[str, ...] = ()
+    teacher_id: str | None = None
+    parameters: int = 0
+    images: int = 0
+    train_flops: float = 0.0
+    metrics: tuple[str, ...] = ()
+    max_attempts: int = 3
+
+
+def write_run(root: str | Path, planned: PlannedRun) -> Path:
+    """Makes ``root/ID`` with ``config.json`` and ``run.json``; returns it.
+
+    Both are written again where the run exists already, so that tags, resources and
+    other keys without influence on the result have their newest values.
+
+    Raises:
+      ValueError: the directory belongs to another config.
+    """
+    directory = Path(root) / planned.id
+    RunDir(directory).write_config(planned.config)
+    facts = dataclasses.asdict(planned)
+    del facts["config"]
+    write_json(directory / RUN_FILE, facts)
+    return directory
+
+
+def read_run(directory: str | Path) -> PlannedRun:
+    """What ``write_run`` wrote; facts of other versions are dropped or default.
+
+    Raises:
+      FileNotFoundError: the directory is no run of a sweep.
+    """
+    directory = Path(directory)
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is no run of a sweep: no {RUN_FILE}")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    known = {f.name for f in dataclasses.fields(PlannedRun)}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in facts.items()
+        if key in known
+    }
+    return PlannedRun(config=RunDir(directory).read_config(), **values)
+
+
+def sweep_runs(root: str | Path) -> list[Path]:
+    """The directories of a sweep's runs below ``root``, by name."""
+    return sorted(path.parent for path in Path(root).glob(f"*/{RUN_FILE}"))

@@ -1,0 +1,301 @@
+"""From the entries of a sweep file to runs: complete configs, ids and accounts.
+
+Everything is checked before anything is sent: keys and types of the overrides, names,
+shapes (the training step is traced, nothing is allocated), teachers, double entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scm_jax import config as config_lib
+from scm_jax.cost import counts
+from scm_jax.files.jsonl import canonical_json
+from scm_jax.runs import evaluate, train
+from scm_jax.runs.directory import layout, run_configs
+from scm_jax.runs.directory.linked_runs import RUN_KEYS, identity
+from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import config_values, experiment
+from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
+from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.sweeps.plan.sweep_file import SweepFile, base_config
+from scm_jax.types import lookup
+
+BUDGET = "train.flops"
+RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", BUDGET)
+
+# Fields of an objective that change numbers only, not the program that is counted.
+_NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Account:
+    """What a kind of training costs."""
+
+    parameters: int
+    macs_per_image: int
+
+
+def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
+    """The runs of a sweep, in the order of its entries, each once.
+
+    Entries with equal configs are one run. Its id is a function of the config alone:
+    not of the root, the sweep, or the place of a teacher, which is known by its own id.
+
+    Args:
+      file: the sweep file.
+      root: directory of the sweep's runs, for the paths of teachers.
+
+    Raises:
+      ValueError: an unknown or reserved key, a bad value, a config that cannot be
+        built, a label twice or unknown, entries that share an id but not a config. The
+        message names file and entry.
+      FileNotFoundError: an experiment file or a teacher's run does not exist.
+    """
+    resolver = _Resolver(file, Path(root))
+    for number, entry in enumerate(file.entries):
+        where = f"{file.text}, entry {number}"
+        if label := entry.get("label"):
+            where += f" ({label})"
+        try:
+            resolver.add(entry)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    return list(resolver.runs.values())
+
+
+class _Resolver:
+    """What the entries before this one have defined."""
+
+    def __init__(self, file: SweepFile, root: Path):
+        self.file = file
+        self.root = root
+        self.runs: dict[str, PlannedRun] = {}
+        self._labels: dict[str, str] = {}  # label -> id
+        self._accounts: dict[str, _Account] = {}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        _check_reserved(entry)
+        label = entry.get("label", "")
+        if label in self._labels:
+            raise ValueError(f"the label {label!r} stands at two entries")
+        base, config = base_config(self.file, entry.get("base", ""))
+        config = config.copy_and_resolve_references()
+        changed = {k: v for k, v in entry.items() if k not in RESERVED}
+        self._override(config, changed)
+        teachers = self._teachers(config)
+        account = self._account(config, teachers.get("teacher.run"))
+        self._set_budget(config, entry, account)
+        _scale_schedules(config, changed)
+        config = config_values.checked(config)
+        evaluate.check(config, files=False)
+        plain = config_lib.to_dict(config)
+        steps = -(-config.train.duration_images // config.train.batch_size)
+        images = steps * config.train.batch_size
+        places = {key: config_values.get_value(config, key) for key in teachers}
+        ids = {key: Path(place).name for key, place in places.items()}
+        if BUDGET in entry:
+            changed["train.duration_images"] = None  # resolved
+        planned = PlannedRun(
+            id=_run_id(plain, {k: self._hash_at(v) for k, v in places.items()}),
+            sweep=self.file.name,
+            file=self.file.text,
+            base=base,
+            label=label,
+            config=plain,
+            overrides={key: config_values.get_value(config, key) for key in changed},
+            tags=_strings(entry, "tags"),
+            resources=entry.get("resources", ""),
+            depends_on=self._depends_on(entry, places),
+            teacher_id=ids.get("teacher.run"),
+            parameters=account.parameters,
+            images=images,
+            train_flops=2.0 * account.macs_per_image * images,
+            metrics=self.file.metrics,
+            max_attempts=int(entry.get("max_attempts", 3)),
+        )
+        self._insert(planned)
+        if label:
+            self._labels[label] = planned.id
+
+    def _insert(self, planned: PlannedRun) -> None:
+        other = self.runs.get(planned.id)
+        if other is None:
+            self.runs[planned.id] = planned
+            return
+        if canonical_json(other.config) != canonical_json(planned.config):
+            ours, theirs = (layout.flatten(c.config) for c in (planned, other))
+            keys = sorted(k for k in ours if ours[k] != theirs[k])
+            raise ValueError(
+                f"duplicate id {planned.id}: this entry differs from an earlier one "
+                f"only in {', '.join(keys)}, which cannot change a run's result"
+            )
+        both = dict.fromkeys((*other.tags, *planned.tags))
+        self.runs[planned.id] = dataclasses.replace(other, tags=tuple(both))
+
+    def _override(self, config: ConfigDict, changed: Mapping[str, Any]) -> None:
+        for key, value in changed.items():
+            config_values.parent(config, key, RESERVED)  # must exist
+            if isinstance(value, RunDirOf):
+                value = str(self.root / self._labelled(value.label))
+            if isinstance(value, OfDuration):
+                continue  # resolved when the training length is known
+            config_values.set_value(config, key, value)
+
+    def _labelled(self, label: str) -> str:
+        return lookup(self._labels, label, "label of an earlier entry")
+
+    def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
+        """Key -> config of the runs that this one begins with or learns from."""
+        found = {}
+        for key in RUN_KEYS:
+            directory = config_values.get_value(config, key)
+            if directory and (key != "teacher.run" or config.teacher.source == "run"):
+                found[key] = config_lib.from_dict(self._config_at(key, directory))
+        if "init.run" in found:
+            _check_start(config, found["init.run"])
+        return found
+
+    def _config_at(self, key: str, directory: str) -> Mapping[str, Any]:
+        if planned := self._planned_at(directory):
+            return planned.config
+        run = layout.RunDir(directory)
+        if not run.config_path.is_file():
+            raise FileNotFoundError(
+                f"{key} = {directory!r}: there is no such run. Train it first, or make "
+                "it an entry of this sweep with a label and write "
+                f'"{key}": run_dir(LABEL)'
+            )
+        return run.read_config()
+
+    def _planned_at(self, directory: str) -> PlannedRun | None:
+        path = Path(directory)
+        same = path.parent == self.root or path.parent.resolve() == self.root.resolve()
+        return self.runs.get(path.name) if same else None
+
+    def _hash_at(self, directory: str) -> str:
+        """What tells a run from others, wherever its directory lies."""
+        if planned := self._planned_at(directory):
+            return planned.id.rpartition("-")[2]
+        found = identity(directory)
+        assert found is not None  # its config was read already
+        return found
+
+    def _depends_on(
+        self, entry: Mapping[str, Any], places: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        named = [self._labelled(label) for label in _strings(entry, "depends_on")]
+        own = [self._planned_at(place) for place in places.values()]
+        return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
+
+    def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
+        """Accounts of a training; equal programs are traced once."""
+        built = describe.build_abstract(config, teacher)
+        key = _program_key(config, teacher)
+        if key not in self._accounts:
+            batch_size = min(config.train.batch_size, 16)
+            self._accounts[key] = _Account(
+                counts.parameter_count(built.abstract_params()["net"]),
+                train.train_macs(built, batch_size),
+            )
+        return self._accounts[key]
+
+    def _set_budget(
+        self, config: ConfigDict, entry: Mapping[str, Any], account: _Account
+    ) -> None:
+        """``train.flops`` as a whole number of steps."""
+        if BUDGET not in entry:
+            return
+        if "train.duration_images" in entry:
+            raise ValueError(f"{BUDGET} and train.duration_images exclude each other")
+        per_step = 2.0 * account.macs_per_image * config.train.batch_size
+        steps = round(entry[BUDGET] / per_step)
+        if steps < 1:
+            raise ValueError(
+                f"{BUDGET} = {entry[BUDGET]:g} is less than one step, which takes "
+                f"{per_step:.3g}"
+            )
+        config.train.duration_images = steps * config.train.batch_size
+
+
+def _scale_schedules(config: ConfigDict, changed: Mapping[str, Any]) -> None:
+    duration = config.train.duration_images
+    for key, value in changed.items():
+        if isinstance(value, OfDuration):
+            images = value.fraction * duration
+            kind = type(config_values.get_value(config, key))
+            config_values.set_value(
+                config, key, round(images) if kind is int else images
+            )
+
+
+def _check_reserved(entry: Mapping[str, Any]) -> None:
+    for key in ("base", "label", "resources"):
+        if not isinstance(entry.get(key, ""), str):
+            raise ValueError(f"{key} = {entry[key]!r}: must be text")
+    attempts = entry.get("max_attempts", 1)
+    if not isinstance(attempts, numbers.Integral) or attempts < 1:
+        raise ValueError(f"max_attempts = {attempts!r}: must be at least 1")
+    budget = entry.get(BUDGET, 1.0)
+    if not isinstance(budget, numbers.Real) or not 0 < budget < float("inf"):
+        raise ValueError(f"{BUDGET} = {budget!r}: must be a number above 0")
+
+
+def _strings(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = entry.get(key, ())
+    value = (value,) if isinstance(value, str) else tuple(value)
+    if any(not isinstance(v, str) for v in value):
+        raise ValueError(f"{key} = {value!r}: must be strings")
+    return value
+
+
+def _run_id(config: dict[str, Any], hashes: Mapping[str, str]) -> str:
+    """``NAME-HASH``; other runs enter by their hashes, not by their directories."""
+    named = {section: dict(config[section]) for section in ("init", "teacher")}
+    for key, digits in hashes.items():
+        section, _, name = key.partition(".")
+        named[section][name] = digits
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "_", config["name"]).strip("._") or "run"
+    return f"{slug}-{run_configs.config_hash({**config, **named})}"
+
+
+def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
+    """Text that is equal where the traced training program is."""
+    plain = config_lib.to_dict(config)
+    objective = {k: v for k, v in plain["objective"].items() if k not in _NUMBERS_ONLY}
+    parts = {key: plain[key] for key in ("dataset", "network", "parameterization")}
+    parts |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
+    parts["teacher_network"] = (
+        None if teacher is None else config_lib.to_dict(teacher)["network"]
+    )
+    return canonical_json(parts)
+
+
+def _check_start(config: ConfigDict, start: ConfigDict) -> None:
+    """Raises ValueError where ``init.run`` has weights of other shapes."""
+    dataset = experiment.build_dataset(config)
+    ours, theirs = (
+        {
+            jax.tree_util.keystr(path): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                experiment.abstract_init(experiment.build_network(c, dataset))
+            )
+        }
+        for c in (config, start)
+    )
+    wrong = [k for k in theirs if ours.get(k) != theirs[k]]
+    if wrong:
+        raise ValueError(
+            f"init.run: its network has other shapes than this one's: {wrong[0]} is "
+            f"{theirs[wrong[0]]} there and {ours.get(wrong[0], 'absent')} here"
+        )

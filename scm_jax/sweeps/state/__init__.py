@@ -1,0 +1,1 @@
+"""Locks, heartbeats and the state of each run of a sweep."""

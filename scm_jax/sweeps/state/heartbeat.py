@@ -1,0 +1,259 @@
+"""What a worker says of itself while it trains: ``status.json`` and ``attempts.jsonl``.
+
+A thread writes the status every few seconds, whatever the training waits for. A full
+disk costs it nothing but a warning: the training itself will notice when it saves.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scm_jax.files.jsonl import append_row, read_whole_rows, write_json
+from scm_jax.runs.directory import locks
+from scm_jax.sweeps.state import states
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR_LINES = 40
+# The rate is of the last half minute, so that compilation drops out of it soon.
+_RATE_SECONDS = 30.0
+
+
+class Heartbeat:
+    """The status of one attempt; start it while the run is locked (``locks.hold``).
+
+    Args:
+      run_dir: the run directory.
+      seconds: between two writes.
+      job: what the scheduler calls the job of this process.
+      on_replaced: called from the thread when another worker has taken the run.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        seconds: float,
+        job: str | None = None,
+        on_replaced: Callable[[], None] = lambda: os._exit(0),
+    ):
+        self._dir = Path(run_dir)
+        self._on_replaced = on_replaced
+        self._wake, self._lock = threading.Event(), threading.Lock()
+        self._points: collections.deque[tuple[float, int]] = collections.deque()
+        self._seconds, self._ended = seconds, False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        now = time.time()
+        self._fields: dict[str, Any] = {
+            "state": states.RUNNING,
+            "attempt": self._close_lost_attempt() + 1,
+            "started": now,
+            "heartbeat": now,
+            "heartbeat_seconds": seconds,
+            **dict.fromkeys(("step", "steps", "images", "images_per_second")),
+            **locks.identity(),
+            "job": job,
+            "error": None,
+            "retry": True,
+            "exit_code": None,
+        }
+
+    @property
+    def attempt(self) -> int:
+        return self._fields["attempt"]
+
+    def start(self) -> None:
+        """Writes the first status; OSError where that cannot be written."""
+        self._write()
+        self._thread.start()
+
+    def started(self, environment: Mapping[str, Any]) -> None:
+        """Appends the beginning of the attempt to ``attempts.jsonl``."""
+        self._append(
+            {"event": "started", "outcome": None, "environment": dict(environment)}
+        )
+
+    def at(self, step: int, steps: int, batch_size: int) -> None:
+        """Where the training is; cheap, to be called after every step."""
+        now = time.monotonic()
+        points = self._points
+        points.append((now, step))
+        while len(points) > 2 and (
+            now - points[0][0] > _RATE_SECONDS or len(points) > 1000
+        ):
+            points.popleft()
+        (begin, first), rate = points[0], None
+        if step > first and now > begin:
+            rate = (step - first) * batch_size / (now - begin)
+        with self._lock:
+            self._fields |= {
+                "step": step,
+                "steps": steps,
+                "images": step * batch_size,
+                "images_per_second": rate,
+            }
+
+    def beat_soon(self) -> None:
+        """Writes the status without waiting for its time."""
+        self._wake.set()
+
+    def pause(self) -> None:
+        """The time from the last step to the next is no training."""
+        self._points.clear()
+
+    def end(
+        self,
+        outcome: str,
+        exit_code: int,
+        error: str | None = None,
+        retry: bool = True,
+    ) -> None:
+        """Records the end of the attempt, once; later calls do nothing.
+
+        Never raises: what the training did is more than what can be told of it.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._fields |= {
+                "state": outcome,
+                "exit_code": exit_code,
+                "error": shorten(error),
+                "retry": retry,
+                "images_per_second": None,
+            }
+        self._wake.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._try(self._write, "the end of the attempt")
+        seconds = time.time() - self._fields["started"]
+        row = {"outcome": outcome, "error": shorten(error), "seconds": seconds}
+        self._try(
+            lambda: self._append({"event": "ended", **row}), "the end of the attempt"
+        )
+
+    def _beat(self) -> None:
+        while True:
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+            if self._ended:
+                return
+            self._try(self._beat_once, "the heartbeat")
+
+    def _beat_once(self) -> None:
+        found = locks.read_status(self._dir)
+        if found and not locks.is_mine(found):
+            logger.error(
+                "%s was taken by process %s on %s after this one had been silent for "
+                "long: leaving",
+                self._dir,
+                found.get("pid"),
+                found.get("host"),
+            )
+            self._on_replaced()
+            return
+        self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            self._fields["heartbeat"] = time.time()
+            fields = dict(self._fields)
+        write_json(self._dir / locks.STATUS_FILE, fields)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        common = {key: self._fields[key] for key in ("attempt", "host", "pid", "job")}
+        append_row(
+            self._dir / states.ATTEMPTS_FILE, {**common, "time": time.time(), **row}
+        )
+
+    def _try(self, call: Callable[[], None], what: str) -> None:
+        """Whatever goes wrong is said, and neither thread nor training dies of it."""
+        try:
+            call()
+        except OSError as error:
+            logger.warning("%s of %s cannot be written: %s", what, self._dir, error)
+        except Exception:
+            logger.exception("%s of %s failed", what, self._dir)
+
+    def _close_lost_attempt(self) -> int:
+        """Gives an attempt that vanished its end; the number of the newest attempt."""
+        path = self._dir / states.ATTEMPTS_FILE
+        status = locks.read_status(self._dir)
+        rows = read_whole_rows(path)
+        last = states.last_attempt(status, rows)
+        closed = any(r["event"] == "ended" and r["attempt"] == last for r in rows)
+        if status.get("state") != states.RUNNING or closed:
+            return last
+        append_row(
+            path,
+            {
+                "attempt": last,
+                "event": "ended",
+                "time": status["heartbeat"],
+                **{key: status.get(key) for key in ("host", "pid", "job")},
+                "outcome": states.LOST,
+                "error": None,
+                "seconds": status["heartbeat"] - status["started"],
+            },
+        )
+        return last
+
+
+class ReportedProgress:
+    """A progress of the training loop that also feeds the heartbeat.
+
+    Args:
+      shown: the ``Progress`` that prints.
+      heartbeat: of this attempt.
+      steps: length of the training.
+      batch_size: images per step.
+      on_leave_loop: called when the last step is done.
+    """
+
+    def __init__(
+        self,
+        shown: Any,
+        heartbeat: Heartbeat,
+        steps: int,
+        batch_size: int,
+        on_leave_loop: Callable[[], None] = lambda: None,
+    ):
+        self._shown, self._heartbeat = shown, heartbeat
+        self._steps, self._batch_size = steps, batch_size
+        self._on_leave_loop = on_leave_loop
+        # Whether the loop has state that is worth saving, and looks at signals often.
+        self.stepping = False
+
+    def start(self, step: int) -> None:
+        self._heartbeat.at(step, self._steps, self._batch_size)
+        self._heartbeat.pause()
+        self._heartbeat.beat_soon()
+        self._shown.start(step)
+
+    def update(self, step: int, loss: float | None = None) -> None:
+        self.stepping = True
+        self._heartbeat.at(step, self._steps, self._batch_size)
+        self._shown.update(step, loss)
+
+    def message(self, text: str) -> None:
+        self._heartbeat.pause()
+        self._shown.message(text)
+
+    def finish(self) -> None:
+        self.stepping = False
+        self._shown.finish()
+        self._on_leave_loop()
+
+
+def shorten(error: str | None) -> str | None:
+    """The first lines of an error."""
+    if error is None:
+        return None
+    return "\n".join(error.strip().splitlines()[:MAX_ERROR_LINES])

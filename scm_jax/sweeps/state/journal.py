@@ -1,0 +1,147 @@
+"""What was sent where: ``submissions.jsonl`` of each run, written around the sending.
+
+A line is ``{"time", "launcher", "submission", "job", "event"}`` with one of the events
+
+    sending     written before anything is sent: from here on the job may exist
+    sent        the job exists; ``job`` is what the launcher calls it
+    failed      it was not sent; ``error`` says why
+    cancelled   it was taken back
+
+so that whatever goes wrong in the middle, the files tell which runs were sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from scm_jax.files.jsonl import append_row, read_whole_rows
+
+SUBMISSIONS_FILE = "submissions.jsonl"
+SENDING, SENT, FAILED, CANCELLED = "sending", "sent", "failed", "cancelled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """The newest line of a run's ``submissions.jsonl``; times in unix seconds."""
+
+    time: float
+    launcher: str
+    submission: str
+    job: str | None
+    event: str
+    error: str | None = None
+
+
+@dataclasses.dataclass
+class Sending:
+    """Runs that are being sent together; ``sent`` says which of them are.
+
+    Attributes:
+      root: directory of the sweep.
+      launcher: its name.
+      submission: id of this sending.
+      left: ids of the runs that are not known to be sent yet.
+    """
+
+    root: Path
+    launcher: str
+    submission: str
+    left: list[str]
+
+    def sent(self, jobs: Mapping[str, str]) -> None:
+        """Records run id -> job."""
+        for run_id, job in jobs.items():
+            self.record(run_id, SENT, job)
+            self.left.remove(run_id)
+
+    def record(
+        self, run_id: str, event: str, job: str | None = None, error: str | None = None
+    ) -> None:
+        """Appends a line to the file of one run."""
+        row = {
+            "time": time.time(),
+            "launcher": self.launcher,
+            "submission": self.submission,
+            "job": job,
+            "event": event,
+        }
+        if error is not None:
+            row["error"] = error
+        append_row(self.root / run_id / SUBMISSIONS_FILE, row)
+
+
+@contextlib.contextmanager
+def sending(
+    root: str | os.PathLike, launcher: str, run_ids: Iterable[str]
+) -> Iterator[Sending]:
+    """Records around the sending of runs; one call per thing that is sent as a whole.
+
+        with journal.sending(root, "slurm", ids) as batch:
+            job = submit_array(...)
+            batch.sent({run_id: f"{job}_{i}" for i, run_id in enumerate(ids)})
+
+    Runs that are not reported with ``sent`` are recorded as failed at the end, also
+    when the body raises; the error goes on to the caller.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{os.urandom(2).hex()}"
+    batch = Sending(Path(root), launcher, stamp, list(run_ids))
+    for run_id in batch.left:
+        batch.record(run_id, SENDING)
+    error = "the launcher did not say that it was sent"
+    try:
+        yield batch
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        raise
+    finally:
+        for run_id in batch.left:
+            batch.record(run_id, FAILED, error=error)
+
+
+def record_cancelled(
+    root: str | os.PathLike, launcher: str, jobs: Mapping[str, str]
+) -> None:
+    """Records that jobs (run id -> job) were taken back."""
+    for run_id, job in jobs.items():
+        _latest_sending(root, launcher, run_id).record(run_id, CANCELLED, job)
+
+
+def record_failed(
+    root: str | os.PathLike, launcher: str, run_id: str, job: str, error: str
+) -> None:
+    """Records that a job will not begin (again), and why."""
+    _latest_sending(root, launcher, run_id).record(run_id, FAILED, job, error)
+
+
+def _latest_sending(root: str | os.PathLike, launcher: str, run_id: str) -> Sending:
+    newest = newest_submission(Path(root) / run_id)
+    return Sending(Path(root), launcher, newest.submission if newest else "", [])
+
+
+def newest_submission(run_dir: str | os.PathLike) -> Submission | None:
+    """The last line of ``submissions.jsonl``; None without one."""
+    rows = read_whole_rows(Path(run_dir) / SUBMISSIONS_FILE)
+    if not rows:
+        return None
+    known = {f.name for f in dataclasses.fields(Submission)}
+    return Submission(**{k: v for k, v in rows[-1].items() if k in known})
+
+
+def sent_jobs(root: str | os.PathLike, launcher: str) -> dict[str, str]:
+    """Run id -> job of all runs whose newest submission was sent by ``launcher``.
+
+    What a launcher asks its scheduler about; runs that are done are left out.
+    """
+    jobs = {}
+    for path in Path(root).glob(f"*/{SUBMISSIONS_FILE}"):
+        newest = newest_submission(path.parent)
+        if newest is None or (newest.launcher, newest.event) != (launcher, SENT):
+            continue
+        if newest.job and not (path.parent / "summary.json").exists():
+            jobs[path.parent.name] = newest.job
+    return jobs

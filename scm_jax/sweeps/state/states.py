@@ -1,0 +1,299 @@
+"""What became of a run, read from its directory.
+
+done        summary.json is there: it is written last
+running     a worker, or ``scm train``, has the run, and lives
+stale       a worker had it and vanished, or left without an end
+preempted   saved and left, to be started again
+failed      ended with an error
+queued      sent to a launcher that has not started it (again) yet
+missing     never started, and nobody will
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scm_jax.files.jsonl import append_row, read_whole_rows
+from scm_jax.runs.directory import locks
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.state import journal
+
+ATTEMPTS_FILE = "attempts.jsonl"
+
+DONE, RUNNING, STALE, PREEMPTED, FAILED, QUEUED, MISSING = STATES = (
+    "done",
+    "running",
+    "stale",
+    "preempted",
+    "failed",
+    "queued",
+    "missing",
+)
+# Of a job whose scheduler cannot be asked; jobs are else QUEUED, RUNNING or not there.
+UNKNOWN = "unknown"
+# The end of an attempt that could not write it: killed, or the machine went down.
+LOST = "lost"
+
+# A line of attempts.jsonl: all failures before it are no reason not to start again.
+FORGIVEN = "forgiven"
+
+# A submission that has begun and not ended is believed for so long.
+_SENDING_SECONDS = 60.0
+# A training without a worker gives no other sign of life than its metrics.
+_UNWATCHED_SECONDS = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """One run at one moment.
+
+    Attributes:
+      id: name of its directory.
+      state: one of ``STATES``.
+      attempt: how often it was started.
+      failures: how many attempts failed or vanished; preempted ones do not count.
+      step: last known step of the training; ``steps`` is its length.
+      images: last known position, in images.
+      images_per_second: newest rate, while running.
+      heartbeat_age: seconds since the worker last wrote, of runs that have begun.
+      error: why it failed, at most 40 lines.
+      retry: whether starting it again can help.
+      job: what the scheduler calls its newest job.
+      host: where it ran last, as process ``pid``.
+      started: when its newest attempt began, in unix seconds.
+    """
+
+    id: str
+    state: str
+    attempt: int = 0
+    failures: int = 0
+    step: int | None = None
+    steps: int | None = None
+    images: int | None = None
+    images_per_second: float | None = None
+    heartbeat_age: float | None = None
+    error: str | None = None
+    retry: bool = True
+    job: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    started: float | None = None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds of training left at the newest rate; None where there is no rate."""
+        if not (self.step and self.steps and self.images and self.images_per_second):
+            return None
+        images_left = (self.steps - self.step) * self.images / self.step
+        return images_left / self.images_per_second
+
+
+def read_state(
+    run_dir: str | os.PathLike,
+    now: float | None = None,
+    queue: Mapping[str, str] | None = None,
+) -> RunState:
+    """The state of a run directory; reads files, and on this machine its lock.
+
+    Args:
+      run_dir: the directory.
+      now: unix seconds; None is the present.
+      queue: run id -> job state (QUEUED, RUNNING) of all jobs that schedulers
+        know of, for all runs. None, or UNKNOWN for a run, believes the records.
+    """
+    run_dir = Path(run_dir)
+    now = time.time() if now is None else now
+    status = _status(run_dir)
+    attempts = read_whole_rows(run_dir / ATTEMPTS_FILE)
+    submission = journal.newest_submission(run_dir)
+    job_state = UNKNOWN if queue is None else queue.get(run_dir.name)
+    if job_state == UNKNOWN:
+        job_state = _recorded_job(submission, status, now)
+    state = _decide(run_dir, status, job_state, now)
+    vanished = status.get("state") == RUNNING and state not in (RUNNING, DONE)
+    return RunState(
+        id=run_dir.name,
+        state=state,
+        attempt=last_attempt(status, attempts),
+        failures=_failures(attempts) + vanished,
+        step=status.get("step"),
+        steps=status.get("steps"),
+        images=status.get("images"),
+        images_per_second=(
+            status.get("images_per_second") if state == RUNNING else None
+        ),
+        heartbeat_age=(
+            now - status["heartbeat"]
+            if status.get("heartbeat")
+            else _age_of_metrics(run_dir, now)
+        ),
+        error=_error(state, status, submission),
+        retry=bool(status.get("retry", True)) or _forgiven(status, attempts),
+        job=_job(state, status, submission),
+        host=status.get("host"),
+        pid=status.get("pid"),
+        started=status.get("started"),
+    )
+
+
+def read_states(
+    run_dirs: Sequence[str | os.PathLike],
+    now: float | None = None,
+    queue: Mapping[str, str] | None = None,
+) -> list[RunState]:
+    """``read_state`` of each directory, at one moment."""
+    now = time.time() if now is None else now
+    return [read_state(run_dir, now, queue) for run_dir in run_dirs]
+
+
+def retryable(state: RunState, max_attempts: int) -> bool:
+    """Whether the run should be started: nobody has it, and it can still succeed.
+
+    True for missing and preempted runs, and for stale and failed ones with less than
+    ``max_attempts`` failures whose error can go away by itself.
+
+    >>> retryable(RunState("a", "stale", failures=2), max_attempts=3)
+    True
+    >>> retryable(RunState("a", "failed", failures=1, retry=False), max_attempts=3)
+    False
+    """
+    if state.state in (MISSING, PREEMPTED):
+        return True
+    if state.state == STALE or (state.state == FAILED and state.retry):
+        return state.failures < max_attempts
+    return False
+
+
+def is_final(run_dir: str | os.PathLike, state: RunState) -> bool:
+    """Whether a run failed for good: only ``--force`` starts it again."""
+    if state.state not in (FAILED, STALE):
+        return False
+    return not retryable(state, max_attempts(run_dir))
+
+
+def max_attempts(run_dir: str | os.PathLike) -> int:
+    """How often a run may fail, from its ``run.json``."""
+    return int(facts(run_dir).get("max_attempts", planned.PlannedRun.max_attempts))
+
+
+def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """``run.json``; empty for a run that was trained without a sweep."""
+    path = Path(run_dir) / planned.RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def forgive(run_dir: str | os.PathLike) -> None:
+    """Lets a run that failed for good be started again, as often as a new one."""
+    path = Path(run_dir) / ATTEMPTS_FILE
+    attempt = last_attempt(locks.read_status(run_dir), read_whole_rows(path))
+    append_row(path, {"attempt": attempt, "event": FORGIVEN, "time": time.time()})
+
+
+def last_attempt(status: Mapping[str, Any], attempts: Sequence[Mapping]) -> int:
+    """Number of the newest attempt; 0 before the first."""
+    numbers = [row.get("attempt") or 0 for row in attempts]
+    return max([status.get("attempt") or 0, *numbers])
+
+
+def _status(run_dir: Path) -> dict[str, Any]:
+    """``status.json``; of a run that is trained without a worker, who does so."""
+    status, owner = locks.read_status(run_dir), locks.read_owner(run_dir)
+    if not owner or locks.same_process(status, owner):
+        return status
+    return {"state": RUNNING, "attempt": status.get("attempt"), **owner, "held": True}
+
+
+def _decide(
+    run_dir: Path, status: Mapping[str, Any], job: str | None, now: float
+) -> str:
+    if RunDir(run_dir).summary_path.exists():
+        return DONE
+    recorded = status.get("state")
+    if recorded == RUNNING and (
+        status.get("held") or locks.is_alive(run_dir, status, now)
+    ):
+        return RUNNING
+    if recorded == RUNNING and job == RUNNING:
+        return RUNNING  # its heartbeat is late, but the scheduler says so
+    if job in (QUEUED, RUNNING):
+        return QUEUED
+    if recorded in (PREEMPTED, FAILED):
+        return recorded
+    if recorded:
+        return STALE  # left without an end
+    age = _age_of_metrics(run_dir, now)
+    if age is None:
+        return MISSING
+    return RUNNING if age <= _UNWATCHED_SECONDS else STALE
+
+
+def _age_of_metrics(run_dir: Path, now: float) -> float | None:
+    """Seconds since ``scm train`` wrote a row: all that is known without a worker."""
+    try:
+        return now - RunDir(run_dir).metrics_path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _job(
+    state: str, status: Mapping[str, Any], submission: journal.Submission | None
+) -> str | None:
+    if state == RUNNING:
+        return status.get("job")
+    return None if submission is None else submission.job
+
+
+def _recorded_job(
+    submission: journal.Submission | None, status: Mapping[str, Any], now: float
+) -> str | None:
+    """QUEUED where the records say that a job was sent and has not begun."""
+    if submission is None or submission.time <= (status.get("started") or 0):
+        return None
+    if submission.event == journal.SENT:
+        return QUEUED
+    fresh = now - submission.time <= _SENDING_SECONDS
+    return QUEUED if submission.event == journal.SENDING and fresh else None
+
+
+def _failures(attempts: Sequence[Mapping[str, Any]]) -> int:
+    """Attempts that failed or vanished since the run was last forgiven."""
+    failures = 0
+    for row in attempts:
+        if row.get("event") == FORGIVEN:
+            failures = 0
+        elif row.get("event") == "ended":
+            failures += row.get("outcome") in (FAILED, LOST)
+    return failures
+
+
+def _forgiven(status: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> bool:
+    started = status.get("started") or 0
+    return any(r.get("event") == FORGIVEN and r["time"] > started for r in attempts)
+
+
+def _error(
+    state: str, status: Mapping[str, Any], submission: journal.Submission | None
+) -> str | None:
+    if state in (FAILED, PREEMPTED):
+        return status.get("error")
+    if state == STALE and status:
+        return "vanished without a word: killed, or its machine went down"
+    if state == STALE:
+        return "trained without a worker, and wrote no metrics lately"
+    if state == MISSING and submission is not None:
+        if submission.event == journal.SENDING:
+            return f"sending it to {submission.launcher} was broken off"
+        return submission.error
+    return None

@@ -1,0 +1,1 @@
+"""Several processes of one training: start-up, peers and signals."""
