@@ -1,4 +1,4 @@
-"""The recipes of the README run as printed."""
+"""The recipes of the documentation run as printed, and what it names is there."""
 
 import pathlib
 import re
@@ -11,15 +11,21 @@ import pytest
 from scm_jax import networks, objectives
 from scm_jax.types import Batch
 
-README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+BLOCKS = [
+    block
+    for text in TEXTS.values()
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+]
 
 
 def defined_by(name: str):
     """What the one block that defines ``name`` makes of it."""
     (block,) = [b for b in BLOCKS if re.search(rf"(class|def) {name}\b", b)]
     scope = {"__name__": "readme"}
-    exec(compile(block, str(README), "exec"), scope)
+    exec(compile(block, "documentation", "exec"), scope)
     return scope[name]
 
 
@@ -51,10 +57,24 @@ def test_add_a_dataset():
     assert dataset.arrays()[0].shape == (16, 8, 1)
 
 
-def test_files_that_the_readme_names_are_there():
-    named = re.findall(
-        r"`((?:scm_jax|docs|experiments|tests|data)/[\w/.]+)`", README.read_text()
-    )
-    assert len(named) > 5
-    missing = [n for n in named if not (README.parent / n).exists()]
-    assert not missing
+def test_files_that_the_pages_name_are_there():
+    named = {
+        name
+        for text in TEXTS.values()
+        for name in re.findall(
+            r"`((?:scm_jax|docs|experiments|tests|data)/[\w/.]+)`", text
+        )
+    }
+    assert len(named) > 15
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").glob("*.md")), PAGES[0]])
+def test_links_between_pages_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    inside = [t for t in targets if "://" not in t and t]
+    assert not [t for t in inside if not (page.parent / t).exists()]
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[PAGES[0]].splitlines()) <= 140
