@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/demo
 
-.PHONY: test demo lint mutations bench clean
+.PHONY: test demo lint docs mutations bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m scm_jax demo --workdir=$(WORKDIR)
@@ -19,6 +19,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The pages and the API reference, in build/site; any warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Every planted fault of tests/mutations/ must turn its test red: about 10 minutes.
 mutations: $(STAMP)
