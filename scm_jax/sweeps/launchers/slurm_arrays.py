@@ -67,8 +67,8 @@ def plan_arrays(
     Raises:
       ValueError: runs depend on each other in a circle.
 
-    >>> runs = [PlannedRun("a", "s", "", "", "", {}),
-    ...         PlannedRun("b", "s", "", "", "", {}, depends_on=("a",))]
+    >>> runs = [PlannedRun("a", "s", "", "", "", {}, {}),
+    ...         PlannedRun("b", "s", "", "", "", {}, {}, depends_on=("a",))]
     >>> [array.after for array in plan_arrays(runs, 10)]
     [(), ((0, None),)]
     """
