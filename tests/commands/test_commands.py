@@ -17,6 +17,7 @@ from scm_jax.analysis.plots import quality
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
 from scm_jax.runs.setup import experiment
+from tests.hang import HANG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -276,7 +277,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(tmp_path):
     ):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=120)[1]
+    stderr = process.communicate(timeout=HANG)[1]
     assert process.returncode == 75, stderr
     assert "run the same command to resume" in stderr
     process = subprocess.Popen(

@@ -10,6 +10,7 @@ import pytest
 
 import scm_jax
 from scm_jax.datasets import make_dataset, pipeline, storage
+from tests.hang import HANG
 
 BUILDER = """
 import dataclasses
@@ -91,7 +92,7 @@ def test_two_processes_at_once(tmp_path):
         subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120)[0].strip() for process in processes]
+    said = [process.communicate(timeout=HANG)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert said == [str(tmp_path / "digits/1.0.0")] * 2
     assert make_dataset("digits", root=tmp_path).info.num_items == 1797

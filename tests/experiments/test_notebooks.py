@@ -24,8 +24,6 @@ SWEEPS = {
     "tangents": "ablate_stabilizers.py:sct,quick",
 }
 
-pytestmark = pytest.mark.timeout(1200)
-
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):

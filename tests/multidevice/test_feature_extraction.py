@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from tests.hang import HANG
 from tests.multidevice import feature_extraction
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def test_four_devices_give_the_features_of_one(tmp_path):
         env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import pytest
 
 from scm_jax import datasets
 from scm_jax.training import checkpoint, seal
+from tests.hang import HANG
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/multidevice/mixture.py"
@@ -80,7 +81,7 @@ class Processes:
 
     def finish(self, *codes):
         """Their outputs, when they have ended with these exit codes."""
-        outputs = [p.communicate(timeout=240)[0] for p in self.running]
+        outputs = [p.communicate(timeout=HANG)[0] for p in self.running]
         found = [p.returncode for p in self.running]
         assert found == list(codes), "\n".join(outputs)
         return outputs
@@ -93,7 +94,7 @@ def train(env, workdir, number, *flags, codes=None, config=CONFIG, **kwargs):
 
 
 def wait_for(condition, processes):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG
     while not condition():
         alive = all(p.poll() is None for p in processes.running)
         assert alive and time.monotonic() < deadline, processes.finish()

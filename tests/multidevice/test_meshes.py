@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.hang import HANG
 from tests.multidevice.meshes import MESHES
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,7 +25,7 @@ def test_loss_and_gradient_are_those_of_one_device(name):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,7 +53,7 @@ def test_processes_together_compute_what_one_does(count):
         for index in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=280)[0] for process in running]
+        outputs = [process.communicate(timeout=HANG)[0] for process in running]
     finally:
         for process in running:
             process.kill()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scm_jax.training import checkpoint
+from tests.hang import HANG
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def start(num_devices, command, *args):
 def finish(*processes):
     """Their outputs, when all have ended well."""
     try:
-        outputs = [p.communicate(timeout=200)[0] for p in processes]
+        outputs = [p.communicate(timeout=HANG)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()  # a process that hangs in a collective ignores SIGTERM

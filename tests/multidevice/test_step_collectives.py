@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.hang import HANG
 from tests.multidevice.step_collectives import DEVICES, SETTINGS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,7 +21,7 @@ def read(network, method):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stderr

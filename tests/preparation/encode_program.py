@@ -12,7 +12,7 @@ import time
 from scm_jax.commands import main
 from scm_jax.datasets.preparation import shards
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 3600
 
 
 def wait_for(log, pattern, number):

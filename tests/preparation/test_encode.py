@@ -19,6 +19,7 @@ from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import encoding
 from tests.commands.in_process import scm
+from tests.hang import HANG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM, BATCH = 7, 3
@@ -283,7 +284,7 @@ def test_two_commands_at_once_store_the_same_bytes(vae, tmp_path):
     scm("data", "encode", *common, f"--root={tmp_path / 'one'}")
     target = tmp_path / "two" / "latents" / "1.0.0"
     for process in both:
-        said = process.communicate(timeout=240)[0]
+        said = process.communicate(timeout=HANG)[0]
         assert (process.returncode, said.strip()) == (0, str(target))
     wrote = sorted(file.name for file in log.glob("wrote-*"))
     assert wrote == ["wrote-0-0", "wrote-1-0", "wrote-2-1", "wrote-3-0"]

@@ -22,6 +22,7 @@ from scm_jax.datasets.preparation import (
     shards,
 )
 from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
+from tests.hang import HANG
 from tests.preparation import engine_program as engine
 from tests.preparation.engine_program import SHARD_ITEMS, arrays, run
 
@@ -193,14 +194,14 @@ def test_three_workers_store_the_same_bytes(tmp_path, plain):
 
 def test_two_commands_at_once_store_the_same_bytes(tmp_path, plain):
     both = [start(tmp_path, process_index=k, process_count=2) for k in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=HANG) for process in both] == [0, 0]
     assert contents(engine.target(tmp_path)) == plain
     assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
 
 
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path, plain):
     killed = start(tmp_path, kill_at=14, mark=tmp_path / "mark")
-    assert killed.wait(timeout=120) == -9
+    assert killed.wait(timeout=HANG) == -9
     assert not engine.target(tmp_path).exists()
     again = counted()
     folder = run(again, tmp_path)

@@ -13,6 +13,7 @@ from scm_jax import config as config_lib
 from scm_jax.files.jsonl import append_row
 from scm_jax.runs.directory import locks
 from scm_jax.sweeps.plan import planned
+from tests.hang import HANG
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"host": "elsewhere", "boot": "another-boot", "pid": 1}
@@ -100,7 +101,7 @@ def python(code, *args, **variables):
         process.stdout.close()
 
 
-def wait_for(condition, process=None, seconds=60):
+def wait_for(condition, process=None, seconds=HANG):
     """Until ``condition()`` is true; fails when it never is, or the process ends."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -5,7 +5,6 @@ from benchmarks import sweep_kills
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.timeout(600)
 def test_kills_change_no_bit_of_the_result(tmp_path):
     found = sweep_kills.study(
         tmp_path, number=2, kills=2, steps=100, parallel=2, seed=1

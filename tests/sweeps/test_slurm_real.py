@@ -42,7 +42,6 @@ time = "01:00:00"
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     # Orbax, of arrays that are read without a mesh.
     pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning"),
     pytest.mark.skipif(

@@ -195,7 +195,7 @@ def in_new_process(directory, *options, **environment) -> subprocess.CompletedPr
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=3600,
     )
 
 

@@ -1,0 +1,3 @@
+"""The one limit on waiting: it catches what hangs; a slow machine fails no test."""
+
+HANG = 3600  # seconds
