@@ -131,7 +131,7 @@ def test_batch_must_divide_by_the_processes():
     ("arguments", "message"),
     [
         ((0, 0), "batch_size 0"),
-        ((8, -1), "seed = -1 must be in 0..4294967295"),
+        ((8, -1), "seed = -1 must be a whole number"),
         ((8, 2**32), "seed = 4294967296"),
         ((8, 0, 2, 2), r"process_index 2 is not in 0\.\.1"),
     ],
