@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/demo
 
-.PHONY: test demo lint docs mutations bench clean
+.PHONY: test demo lint docs mutations nightly bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m scm_jax demo --workdir=$(WORKDIR)
@@ -26,6 +26,13 @@ docs: $(STAMP)
 
 # Every planted fault of tests/mutations/ must turn its test red: about 10 minutes.
 mutations: $(STAMP)
+	$(BIN)/python tests/run_mutations.py
+
+# What is too long for every change: all faults, notebooks on runs of their own, kills.
+nightly: $(STAMP)
+	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest tests/experiments/test_notebooks.py
+	$(BIN)/python -m benchmarks.resume_kills --kills=20
+	$(BIN)/python -m benchmarks.sweep_kills --runs=6 --kills=20 --steps=600
 	$(BIN)/python tests/run_mutations.py
 
 # Each prints JSON lines, the last with the ratio it is about: about 10 minutes.

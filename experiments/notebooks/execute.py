@@ -21,7 +21,7 @@ import nbformat
 HERE = pathlib.Path(__file__).parent
 
 
-def execute(name: str, root: str, timeout: float = 600) -> nbformat.NotebookNode:
+def execute(name: str, root: str, timeout: float = 3600) -> nbformat.NotebookNode:
     """The notebook of this name with its outputs; raises where a cell does."""
     notebook = jupytext.read(HERE / f"{name}.py")
     os.environ["SCM_JAX_ROOT"] = str(pathlib.Path(root).resolve())

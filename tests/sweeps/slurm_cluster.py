@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.hang import HANG
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 HOST = socket.gethostname().split(".")[0]
 # CPUs of each. The first in the alphabet must be a name that can be looked up: there
@@ -181,7 +183,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         cluster.stop()
 
 
-def wait_for(condition, what: str, seconds: float = 300) -> None:
+def wait_for(condition, what: str, seconds: float = HANG) -> None:
     """Until ``condition()``; a hang ends here, with a message."""
     end = time.monotonic() + seconds
     while not condition():
