@@ -24,7 +24,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# Every planted fault of tests/mutations/ must turn its test red: about 10 minutes.
+# Every planted fault of tests/mutations/ must turn its test red: about 10 s each.
 mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 

@@ -21,6 +21,31 @@ def pytest_addoption(parser):
     )
 
 
+# Files that take minutes. Workers get whole files in this order, so that none is left
+# with a long one at the end while the other is idle.
+LONG_FILES = (
+    "experiments/test_notebooks.py",
+    "commands/test_commands.py",
+    "sweeps/test_slurm_real.py",
+    "multidevice/test_meshes.py",
+    "multidevice/test_hosts.py",
+    "experiments/test_experiments.py",
+    "commands/test_weights.py",
+    "analysis/test_bootstrap.py",
+    "sweeps/test_kills.py",
+    "commands/test_fid_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        path = item.path.as_posix()
+        named = (i for i, name in enumerate(LONG_FILES) if path.endswith(name))
+        return next(named, len(LONG_FILES))
+
+    items.sort(key=place)
+
+
 def pytest_configure(config):
     if config.getoption("--typecheck"):
         from jaxtyping import install_import_hook
