@@ -38,10 +38,6 @@ PUBLISHED: dict[str, dict[str, str]] = {
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
             "weights-inception-2015-12-05-6726825d.pth"
         ),
-        "classify_image_graph_def.pb": (
-            "in http://download.tensorflow.org/models/image/imagenet/"
-            "inception-2015-12-05.tgz"
-        ),
         "inception-2015-12-05.safetensors": (
             "the tensors of a .pth above, as "
             "scm_jax.files.state_dict.write_state_dict writes them"

@@ -49,7 +49,7 @@ def import_run(
 
     Raises:
       ValueError: not such a file, or its shapes do not fit the data of the config.
-      torch_files.UnsafePickleError: the file would have run code.
+      state_dict.UnsafePickleError: the file would have run code.
     """
     state = state_dict.read_state_dict(weights, key=key)
     name, settings = edm.infer_network(state)
@@ -104,7 +104,7 @@ def export_run(
 
     Args:
       run: the run directory of a U-Net or DDPM++.
-      out: ``.safetensors``, ``.npz`` or ``.pt``.
+      out: ``.safetensors`` or ``.npz``.
       ema: which average; empty is the one that samples.
       step: which checkpoint; default is the newest.
 

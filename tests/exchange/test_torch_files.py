@@ -9,7 +9,6 @@ import io
 import os
 import pathlib
 import pickle
-import pickletools
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,6 @@ import pytest
 
 from scm_jax.files.state_dict import (
     UnsafePickleError,
-    _opcodes,
     read_groups,
     read_state_dict,
     write_state_dict,
@@ -337,13 +335,8 @@ def test_a_storage_that_is_none(named, tmp_path):
             read_state_dict(path)
 
 
-def test_sizes_beyond_32_bits_are_written_as_such():
-    for size in (0, 1, 255, 2**31 - 1, 2**31, 2**40):
-        assert pickle.loads(b"\x80\x02" + _opcodes(size) + b".") == size
-
-
 def test_an_empty_state_dict(tmp_path):
-    for suffix in (".pt", ".npz", ".safetensors"):
+    for suffix in (".npz", ".safetensors"):
         write_state_dict(tmp_path / f"a{suffix}", {})
         assert read_state_dict(tmp_path / f"a{suffix}") == {}
 
@@ -499,20 +492,20 @@ def test_opcodes_that_reach_outside_the_pickle_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"\x80\x02X\x01\x00\x00\x00a)R.", "a call of a str"),
-        (b"\x80\x02ctorch\nSize\n])R.", "a call of a list"),
-        (b"\x80\x02ctorch\nSize\n]R.", "arguments in a list"),
-        (b"\x80\x02ctorch\nFloatStorage\n}b.", "a state for a Global"),
-        (b"\x80\x02ctorch\nFloatStorage\nK\x00a.", "append to a Global"),
-        (b"\x80\x02ctorch\nFloatStorage\n)RK\x00K\x00s.", "entries for a Record"),
-        (b"\x80\x04K\x00(K\x00\x90.", "elements for a int"),
-        (b"\x80\x04}]K\x00s.", "a list as a key"),
-        (b"\x80\x04\x8f(}\x90.", "a dict as a key"),
-        (b"\x80\x04K\x00K\x01\x93.", "a name that is not text"),
+        (b"\x80\x02X\x01\x00\x00\x00a)R.", "'str' object is not callable"),
+        (b"\x80\x02])R.", "'list' object is not callable"),
+        (b"\x80\x02ctorch\nSize\n]R.", "argument list must be a tuple"),
+        (b"\x80\x02ctorch\nFloatStorage\n}b.", "damaged"),
+        (b"\x80\x02ctorch\nFloatStorage\nK\x00a.", "damaged"),
+        (b"\x80\x02ctorch\nFloatStorage\n)RK\x00K\x00s.", "damaged"),
+        (b"\x80\x04K\x00(K\x00\x90.", "damaged"),
+        (b"\x80\x04}]K\x00s.", "unhashable"),
+        (b"\x80\x04\x8f(}\x90.", "unhashable"),
+        (b"\x80\x04K\x00K\x01\x93.", "requires str"),
         (b"\x80\x02K\x00K\x01.", "too many values"),
         (b"\x80\x02h\x05.", "damaged"),
         (b"\x80\x020.", "damaged"),
-        (b"\x80\x02K\x00\x86.", "a tuple of 2 from a stack of 1"),
+        (b"\x80\x02K\x00\x86.", "TUPLE2 takes more than the stack holds"),
         (b"\x80\x02\xff.", "unknown"),
         (b"\x80\x02c_codecs\nencode\n(]X\x06\x00\x00\x00latin1tR.", "damaged"),
         (b"\x80\x02c_codecs\nencode\n(]X\x04\x00\x00\x00zlibtR.", "latin1"),
@@ -527,7 +520,7 @@ def test_pickles_without_sense_are_value_errors(content, message, tmp_path):
 def test_depth_and_circles_end_in_errors_not_in_the_process(tmp_path):
     deep = 300_000
     key = b"\x80\x02})" + b"\x85" * deep + b"K\x00s."
-    with pytest.raises(ValueError, match="a tuple as a key"):
+    with pytest.raises(ValueError, match="tuples nested deeper than 1000"):
         read_state_dict(write(tmp_path / "a.pkl", key))
     parameter = b"ctorch._utils\n_rebuild_parameter\n"
     chain = parameter * 50_000 + b"K\x00" + b"\x85R" * 50_000
@@ -769,7 +762,7 @@ def any_bits(dtype, *shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
     state = {
         "enc.8x8_conv.weight": any_bits(dtype, 3, 2, 2),
@@ -782,7 +775,7 @@ def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
         "file": any_bits(dtype, 1),
         "x": any_bits(dtype, 2),
         "x.npy": any_bits(dtype, 3),
-        "größe/λ": any_bits(dtype, 70_000) if suffix == ".pt" else any_bits(dtype, 2),
+        "größe/λ": any_bits(dtype, 2),
     }
     path = tmp_path / f"a{suffix}"
     if suffix == ".npz" and dtype == BFLOAT16:
@@ -800,10 +793,9 @@ def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".npz"])
-def test_order_of_bytes_and_of_names_is_kept(suffix, tmp_path):
+def test_order_of_bytes_and_of_names_is_kept(tmp_path):
     state = {"z": ramp(3).astype(">f4"), "a": np.complex64([1 + 2j]), "m": 2.5}
-    path = tmp_path / f"a{suffix}"
+    path = tmp_path / "a.npz"
     write_state_dict(path, state)
     again = read_state_dict(path)
     assert list(again) == list(state)
@@ -826,41 +818,13 @@ def test_npz_is_read_by_numpy_and_numpys_is_read_here(tmp_path):
     assert array.flags.c_contiguous
 
 
-def test_a_pt_file_is_what_torch_reads_without_trust(tmp_path):
-    """The layout, names and opcodes that ``torch.load(weights_only=True)`` knows."""
-    write_state_dict(tmp_path / "a.pt", {"w": ramp(2, 3), "n": np.int64(3)})
-    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
-        entries = archive.infolist()
-        assert [entry.filename for entry in entries] == [
-            "archive/data.pkl",
-            "archive/byteorder",
-            "archive/data/0",
-            "archive/data/1",
-            "archive/version",
-        ]
-        assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
-        content = archive.read("archive/data.pkl")
-        assert archive.read("archive/data/0") == ramp(2, 3).tobytes()
-    found = [(opcode.name, arg) for opcode, arg, _ in pickletools.genops(content)]
-    assert {arg for name, arg in found if name == "GLOBAL"} == {
-        "torch._utils _rebuild_tensor_v2",
-        "collections OrderedDict",
-        "torch FloatStorage",
-        "torch LongStorage",
-    }
-    assert {name for name, _ in found} <= {
-        *("PROTO", "EMPTY_DICT", "MARK", "BINUNICODE", "GLOBAL", "BININT", "TUPLE"),
-        *("BINPERSID", "NEWFALSE", "EMPTY_TUPLE", "REDUCE", "SETITEMS", "STOP"),
-    }
-
-
 @pytest.mark.parametrize(
     "name, state, message",
     [
-        ("a.ckpt", ONE, "suffix must be one of .pt, .pth, .safetensors, .npz"),
-        ("a.pt", {"w": np.array(["x"])}, "'w' is of dtype <U1; legal are float32"),
-        ("a.pt", {"w": np.zeros(1, np.uint16)}, "'w' is of dtype uint16"),
-        ("a.pt", {"": ramp(1)}, "the name '' is no text"),
+        ("a.pt", ONE, "must be one of .safetensors, .npz; PyTorch reads .safetensors"),
+        ("a.npz", {"w": np.array(["x"])}, "'w' is of dtype <U1; legal are float32"),
+        ("a.npz", {"w": np.zeros(1, np.uint16)}, "'w' is of dtype uint16"),
+        ("a.npz", {"": ramp(1)}, "the name '' is no text"),
         ("a.npz", {3: ramp(1)}, "the name 3 is no text"),
         ("a.npz", {"a\0b": ramp(1)}, "no text without a zero byte"),
         ("a.safetensors", {"__metadata__": ramp(1)}, "'__metadata__' is not a name"),
@@ -877,7 +841,7 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file(
 
 def test_all_formats_leave_the_rights_of_an_ordinary_file(tmp_path):
     modes = set()
-    for suffix in (".pt", ".npz", ".safetensors"):
+    for suffix in (".npz", ".safetensors"):
         write_state_dict(tmp_path / f"a{suffix}", ONE)
         modes.add((tmp_path / f"a{suffix}").stat().st_mode)
     (tmp_path / "plain").touch()

@@ -25,7 +25,7 @@ def load(
     Args:
       path: of the ``.npz``.
       shapes: of all arrays, by name.
-      sha256: what ``weight_files.tensors_sha256`` must give.
+      sha256: what ``catalogue.tensors_sha256`` must give.
       module: file whose ``WEIGHTS_SHA256`` this is, for messages.
 
     Raises:

@@ -95,7 +95,7 @@ def read_reference(
 
     Raises:
       FileNotFoundError: no such file.
-      torch_files.UnsafePickleError: a pickle that would have run code.
+      state_dict.UnsafePickleError: a pickle that would have run code.
       ValueError: a damaged file or one of no known format; a space that it does not
         hold; statistics of another dimension, not finite or not symmetric. Names file,
         entry, what was found and what was expected.
