@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from scm_jax.files.atomic import replacing
 from scm_jax.files.inert_pickle import Record, UnsafePickleError, is_name
 from scm_jax.files.torch_records import (
     DAMAGE,
@@ -132,17 +133,11 @@ def write_state_dict(
             ".safetensors with safetensors.torch.load_file"
         )
     arrays = {name: _writable(name, value) for name, value in state.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
         _WRITERS[path.suffix](unfinished, arrays)
         unfinished.chmod(mode)  # safetensors lets nobody but the owner read
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)

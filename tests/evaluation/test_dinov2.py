@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from scm_jax.evaluation.features import dinov2, dinov2_weights
-from scm_jax.files.catalogue import tensors_sha256
 from scm_jax.files.state_dict import write_state_dict
+from scm_jax.files.tensors import tensors_sha256
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dinov2_tiny.npz"
 # Of a sum of some hundred products in float32; asked for are 1e-4.

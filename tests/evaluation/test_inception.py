@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from scm_jax.evaluation.features import inception, inception_weights
-from scm_jax.files import catalogue
 from scm_jax.files.state_dict import write_state_dict
+from scm_jax.files.tensors import tensors_sha256
 from tests.evaluation import inception_tensors as drawn
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/inception.npz"
@@ -176,9 +176,9 @@ def assert_same_net(got, expected):
 
 def test_the_id_is_that_of_the_numbers(tensors, net):
     again = {name: tensors[name] for name in reversed(tensors)}
-    assert catalogue.tensors_sha256(again) == net.weights_sha256
+    assert tensors_sha256(again) == net.weights_sha256
     again["fc.bias"] = again["fc.bias"] + np.float32(1e-6)
-    assert catalogue.tensors_sha256(again) != net.weights_sha256
+    assert tensors_sha256(again) != net.weights_sha256
 
 
 def test_what_does_not_fit_is_named():

@@ -22,7 +22,7 @@ from scm_jax.analysis.laws.frontier import pareto_front
 from scm_jax.analysis.laws.isoflop import IsoflopFit
 from scm_jax.analysis.laws.ratio import RatioFit
 from scm_jax.analysis.plots.axes import new_axes
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from scm_jax.analysis.laws.published import PublishedResult, load_published
 from scm_jax.evaluation.comparable import Row, require_comparable
-from scm_jax.files.jsonl import read_rows, require
+from scm_jax.files.jsonl import read_rows
+from scm_jax.files.optional import require
 from scm_jax.runs.directory import layout
 
 if TYPE_CHECKING:

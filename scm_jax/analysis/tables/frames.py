@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scm_jax.analysis.tables import collected, metric_rows, run_files
 from scm_jax.analysis.tables.run_files import Roots, RunFiles
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 from scm_jax.runs.directory.run_configs import is_neutral
 
 if TYPE_CHECKING:

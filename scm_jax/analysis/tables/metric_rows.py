@@ -16,7 +16,8 @@ from scm_jax.analysis.tables.run_files import (
     RunFiles,
     warn_of,
 )
-from scm_jax.files.jsonl import merge_steps, read_rows, require
+from scm_jax.files.jsonl import merge_steps, read_rows
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd

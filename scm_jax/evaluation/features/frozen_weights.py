@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -25,7 +25,7 @@ def load(
     Args:
       path: of the ``.npz``.
       shapes: of all arrays, by name.
-      sha256: what ``catalogue.tensors_sha256`` must give.
+      sha256: what ``tensors.tensors_sha256`` must give.
       module: file whose ``WEIGHTS_SHA256`` this is, for messages.
 
     Raises:

@@ -10,15 +10,10 @@ import numpy as np
 
 from scm_jax.evaluation.features import inception
 from scm_jax.evaluation.features.extraction import FeatureNet
-from scm_jax.files.catalogue import (
-    PUBLISHED,
-    check_tensors,
-    file_sha256,
-    find_weights,
-    tensors_sha256,
-    where_to_get,
-)
+from scm_jax.files.atomic import file_sha256
+from scm_jax.files.catalogue import PUBLISHED, find_weights, where_to_get
 from scm_jax.files.state_dict import read_state_dict
+from scm_jax.files.tensors import check_tensors, tensors_sha256
 
 NAME = "inception"  # of its weights
 

@@ -25,7 +25,7 @@ from scm_jax.evaluation.references.formats import (
     own_entries,
     quoted,
 )
-from scm_jax.files.catalogue import file_sha256
+from scm_jax.files.atomic import file_sha256
 from scm_jax.files.state_dict import write_state_dict
 
 # Features of the spaces that published files have.
