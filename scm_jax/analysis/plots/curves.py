@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scm_jax.analysis import columns
-from scm_jax.analysis.ablation.compare import setting_names, varying_keys
 from scm_jax.analysis.plots import axes as axes_lib
+from scm_jax.analysis.tables.settings import setting_names, varying_keys
 from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
