@@ -151,9 +151,12 @@ class Ablation:
 
     def table(self) -> Table:
         """What is shown: texts, with notes on how to read them."""
-        head = ("arm", self.metric, "difference", "ratio", "pairs", "more than noise?")
+        head: tuple[str, ...] = ("arm", self.metric, "difference", "ratio")
+        head += ("pairs", "more than noise?")
         show_missing = any(arm.missing for arm in self.arms)
-        rows = [("baseline", number_text(self.mean), "", "", str(self.num_runs), "")]
+        rows: list[tuple[str, ...]] = [
+            ("baseline", number_text(self.mean), "", "", str(self.num_runs), "")
+        ]
         for arm in self.arms:
             count = arm.num_pairs + len(arm.missing)
             pairs = f"{arm.num_pairs} of {count}" if arm.missing else str(count)

@@ -66,5 +66,5 @@ def estimate_text(found: Estimate, sign: str = "") -> str:
         return f"{number_text(found.value, sign)} [{ends}]"
     decimals = max(0, 1 - math.floor(math.log10(half)))
     texts = [f"{x:{sign}.{decimals}f}" for x in (found.value, low, high)]
-    value, *ends = (text.replace("-", "−") for text in texts)
-    return f"{value} [{', '.join(ends)}]"
+    middle, *limits = (text.replace("-", "−") for text in texts)
+    return f"{middle} [{', '.join(limits)}]"

@@ -253,7 +253,9 @@ def _objective(config: Mapping[str, Any]) -> str | None:
     name = config.get("objective.name")
     if name != "consistency":
         return name
-    return {"data": "sct", "teacher": "scd"}.get(config.get("objective.dx_dt"), name)
+    return {"data": "sct", "teacher": "scd"}.get(
+        str(config.get("objective.dx_dt")), name
+    )
 
 
 def _accounts(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
