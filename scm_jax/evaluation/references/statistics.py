@@ -118,12 +118,6 @@ def read_reference(
     )
 
 
-def metrics_of(path: str | os.PathLike) -> list[str]:
-    """Names of the feature spaces that a file holds; raises like ``read_reference``."""
-    with open_file(Path(path)) as file:
-        return list(file.spaces)
-
-
 def space_of(
     stats: FeatureStats,
     features: np.ndarray | None = None,
