@@ -22,7 +22,7 @@ from scm_jax.networks.unet_layout import (
     BlockSpec,
     Layout,
     apply_groups,
-    check_dropout,
+    check_settings,
     dropout_rate,
     make_layout,
 )
@@ -233,11 +233,7 @@ class DDPMpp(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_width(self.width)
-        layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
-        layers.check_choice(self.embedding, embeddings.EMBEDDINGS, "network.embedding")
-        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
-        check_dropout(self.dropout)
+        check_settings(self, MODULATIONS)
         for group in self.layout().groups:
             spec = group.spec
             for c in (spec.in_channels + spec.skip_channels, spec.out_channels):

@@ -22,7 +22,7 @@ from scm_jax.networks.unet_layout import (
     BlockSpec,
     Layout,
     apply_groups,
-    check_dropout,
+    check_settings,
     dropout_rate,
     make_layout,
 )
@@ -187,12 +187,8 @@ class UNet(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_width(self.width)
-        layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
-        layers.check_choice(self.embedding, embeddings.EMBEDDINGS, "network.embedding")
-        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         layers.check_choice(self.null_label, NULL_LABELS, "network.null_label")
-        check_dropout(self.dropout)
+        check_settings(self, MODULATIONS)
         for group in self.layout().groups:
             spec = group.spec
             if spec.attention and spec.out_channels % self.head_channels:
