@@ -15,9 +15,16 @@ from typing import IO, Any, ClassVar, NoReturn, Protocol, cast
 
 # These take objects from a registry of the process, or from buffers beside the file.
 _OUTSIDE = {"EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
+# Opcodes that hash, and where on the stack they find the keys.
+_KEYS = {
+    "SETITEM": slice(1, None, 2),
+    "SETITEMS": slice(1, None, 2),
+    "DICT": slice(0, None, 2),
+    "ADDITEMS": slice(1, None),
+    "FROZENSET": slice(0, None),
+}
 # Protocols up to 2 write the module names of Python 2.
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_MAX_DEPTH = 1000
 _MAX_MEMO = 2**20
 
 # What a damaged stream can make the machine or pickletools raise.
@@ -150,9 +157,10 @@ def read_pickle(
 def _scan(stream: Stream, refuse: Callable[[str], NoReturn]) -> None:
     """Refuses what would reach outside the file, or end the process.
 
-    The hash of a tuple recurses in C: as a key, one that is nested a million deep
-    overflows the stack. So the depth of the tuples on the machine's stack is followed,
-    0 for what is no tuple.
+    The hash of a tuple recurses: one that is nested a million deep overflows the stack,
+    one that holds itself many times over never ends. So keys of dicts and elements of
+    sets are no tuples of tuples; for this the depth of the tuples on the machine's
+    stack is followed, 0 for what is no tuple.
     """
     stack: list[int] = []
     marks: list[int] = []
@@ -175,6 +183,8 @@ def _scan(stream: Stream, refuse: Callable[[str], NoReturn]) -> None:
         if start < (marks[-1] if marks else 0):
             raise ValueError(f"{name} takes more than the stack holds")
         depth = max(stack[start:], default=0)
+        if name in _KEYS and max(stack[start:][_KEYS[name]], default=0) > 1:
+            raise ValueError("a tuple of tuples as a key")
         del stack[start:]
         if name.endswith("GET"):
             stack.append(memo[cast(int, arg)])
@@ -190,7 +200,5 @@ def _scan(stream: Stream, refuse: Callable[[str], NoReturn]) -> None:
             if key > _MAX_MEMO + (position or 0):
                 raise ValueError(f"the index {key} of its memo")
             memo[key] = stack[-1]
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"tuples nested deeper than {_MAX_DEPTH}")
     if len(stack) or marks:
         raise ValueError("too many values are left")

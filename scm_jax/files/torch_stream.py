@@ -110,6 +110,22 @@ def sizes(values: Any) -> tuple[int, ...]:
 # The containers that a pickle asks for by name, made by us.
 
 
+def _empty_dict() -> Attributed:
+    return Attributed()
+
+
+def _set(values: Any = ()) -> set[Any]:
+    # As in inert_pickle._scan: the hash of these may never end.
+    tuples = [value for value in values if isinstance(value, tuple)]
+    if any(isinstance(part, tuple) for value in tuples for part in value):
+        raise ValueError("a tuple of tuples as a key")
+    return set(values)
+
+
+def _frozenset(values: Any = ()) -> frozenset[Any]:
+    return frozenset(_set(values))
+
+
 def _bytes() -> bytes:
     return b""
 
@@ -122,10 +138,10 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": Attributed,
-    "dnnlib.util.EasyDict": Attributed,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
+    "collections.OrderedDict": _empty_dict,
+    "dnnlib.util.EasyDict": _empty_dict,
+    "builtins.set": _set,
+    "builtins.frozenset": _frozenset,
     "builtins.bytes": _bytes,
     "_codecs.encode": _encode,
     "torch.Size": sizes,
@@ -339,7 +355,9 @@ def _slice_storages(
 ) -> None:
     """Gives the storages of a legacy stream their bytes: a count, then the elements."""
     data = memoryview(source.data)
-    if not isinstance(keys, list) or not all(key in storages for key in keys):
+    if not isinstance(keys, list) or not all(
+        type(key) is str and key in storages for key in keys
+    ):
         raise ValueError(f"{source.where}: the list of storages is damaged")
     for key in keys:
         storage = storages[key]

@@ -209,7 +209,7 @@ def test_pickles_without_sense_are_value_errors(content, message, tmp_path):
 def test_depth_and_circles_end_in_errors_not_in_the_process(tmp_path):
     deep = 300_000
     key = b"\x80\x02})" + b"\x85" * deep + b"K\x00s."
-    with pytest.raises(ValueError, match="tuples nested deeper than 1000"):
+    with pytest.raises(ValueError, match="a tuple of tuples as a key"):
         read_state_dict(write(tmp_path / "a.pkl", key))
     parameter = b"ctorch._utils\n_rebuild_parameter\n"
     chain = parameter * 50_000 + b"K\x00" + b"\x85R" * 50_000
