@@ -78,9 +78,9 @@ def float64_islands(float64, monkeypatch):
     against a float32 result no reference could resolve more than 1e-7.
     """
     from scm_jax import sampling, trigflow
-    from scm_jax.networks import attention, dit, layers
+    from scm_jax.networks import attention, dit, embeddings, layers, magnitude
     from scm_jax.objectives import base, consistency
 
-    rooms = (trigflow.algebra, sampling.samplers, attention, dit, layers, base)
-    for room in (*rooms, consistency):
+    rooms = (trigflow.algebra, sampling.samplers, attention, dit, layers, embeddings)
+    for room in (*rooms, magnitude, base, consistency):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())

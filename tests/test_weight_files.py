@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from scm_jax.files import catalogue
+from scm_jax.files import atomic, catalogue
 from scm_jax.files.catalogue import find_weights
+from scm_jax.files.tensors import tensors_sha256
 
 FILES = {"first.pth": "https://example.org/first.pth", "second.npz": "likewise"}
 
@@ -73,13 +74,13 @@ def test_an_unknown_name_lists_the_known():
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
-    assert catalogue.file_sha256(tmp_path / "file") == expected
+    assert atomic.file_sha256(tmp_path / "file") == expected
 
 
 def test_the_hash_of_tensors_sees_names_shapes_and_values():
     a, b = np.arange(4.0), np.ones(4)
     hashes = {
-        catalogue.tensors_sha256(tensors)
+        tensors_sha256(tensors)
         for tensors in (
             {"a": a, "b": b},
             {"a": b, "b": a},
@@ -88,4 +89,4 @@ def test_the_hash_of_tensors_sees_names_shapes_and_values():
         )
     }
     assert len(hashes) == 4
-    assert catalogue.tensors_sha256({"b": b, "a": a}) in hashes
+    assert tensors_sha256({"b": b, "a": a}) in hashes

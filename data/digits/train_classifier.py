@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from scm_jax.evaluation.features import digits_classifier
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 SEED = 0
 NUM_STEPS = 3000

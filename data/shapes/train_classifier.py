@@ -32,7 +32,7 @@ import optax
 
 from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.evaluation.features import shapes_classifier as classifier
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 DATA_SEED = 1  # the data set's is 0
 NUM_TEST = 10_000

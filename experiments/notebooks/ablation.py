@@ -27,6 +27,7 @@ import scm_jax
 from scm_jax.analysis.ablation import compare
 from scm_jax.analysis.plots import ablation as ablation_plots
 from scm_jax.analysis.plots import curves as curve_plots
+from scm_jax.analysis.tables import settings
 
 # %% [markdown]
 # Which sweep (`SCM_JAX_ROOT` overrides it), which students, and which results.
@@ -53,7 +54,7 @@ print("commits:", ", ".join(sorted(set(runs["commit"].dropna()))))
 # The keys that were switched; all others are the same in all of these runs.
 
 # %%
-switches = compare.varying_keys(runs)
+switches = settings.varying_keys(runs)
 runs[["seed", "state", *switches]].fillna("–")
 
 # %% [markdown]

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 import scm_jax
-from scm_jax.analysis.ablation import compare
 from scm_jax.analysis.plots import curves as curve_plots
+from scm_jax.analysis.tables import settings
 
 # %% [markdown]
 # Which sweep (`SCM_JAX_ROOT` overrides it), and which students.
@@ -42,7 +42,7 @@ NUM_SETTINGS = 3
 runs = scm_jax.load_runs(ROOT)
 runs = runs[runs["objective"].isin(OBJECTIVES)]
 curves = scm_jax.load_metrics(ROOT, ["loss", "grad_norm", *BINS], list(runs.index))
-names = compare.setting_names(runs, [*compare.varying_keys(runs)])
+names = settings.setting_names(runs, [*settings.varying_keys(runs)])
 first = {name: run for run, name in reversed(names.items())}
 print(runs["state"].value_counts().to_string())
 

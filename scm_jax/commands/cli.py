@@ -246,9 +246,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
         errors += [loop.NonFiniteError, checkpoint.CheckpointError]
     if "scm_jax.files.jsonl" in sys.modules:
-        from scm_jax.files import jsonl
+        from scm_jax.files import optional
 
-        errors.append(jsonl.MissingPackageError)
+        errors.append(optional.MissingPackageError)
     if "scm_jax.runs.directory.locks" in sys.modules:
         from scm_jax.runs.directory import locks
 

@@ -300,7 +300,7 @@ def _import() -> int:
 @cli.command("export", "Writes a run's weights as a file of the EDM family.")
 def _export() -> int:
     _flag_run()
-    cli.path("out", None, "File: .safetensors, .npz or .pt.")
+    cli.path("out", None, "File: .safetensors or .npz.")
     cli.parse()
     cli.required("run", "out")
     from scm_jax.runs import transfer

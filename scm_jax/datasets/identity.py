@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scm_jax.files.catalogue import file_sha256
+from scm_jax.files.atomic import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)

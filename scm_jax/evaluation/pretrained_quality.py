@@ -19,7 +19,7 @@ from scm_jax.evaluation.features import dinov2, inception_weights
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.metrics import feature_metrics
 from scm_jax.evaluation.metrics.feature_metrics import FeatureSet
-from scm_jax.evaluation.protocol import Measured, Protocol
+from scm_jax.evaluation.protocol import Measured, protocol_of
 from scm_jax.evaluation.references.accumulate import (
     collect,
     of_all_processes,
@@ -149,7 +149,19 @@ class PretrainedQuality:
             "num_samples": self.num_samples,
             "num_seeds": self.num_seeds,
             "seed": self.seed,
-            "protocol": self._protocol(subject, net, path, reference),
+            "protocol": protocol_of(
+                self,
+                subject.sampling,
+                metric=", ".join(map(feature_metrics.protocol_metric, self.metrics)),
+                extractor=net.name,
+                extractor_sha256=net.weights_sha256,
+                resize=net.resize,
+                quantization=subject.need("quantization", "a protocol")(),
+                reference=os.path.basename(path),
+                reference_sha256=reference.sha256,
+                reference_count=reference.count or 0,
+                num_samples=self.num_samples,
+            ),
         }
 
     def files(self) -> list[str]:
@@ -197,22 +209,3 @@ class PretrainedQuality:
             name=f"the reference {path}",
         )
         return real, main
-
-    def _protocol(
-        self, subject: Subject, net: FeatureNet, path: str, reference: Reference
-    ) -> dict[str, Any]:
-        protocol = Protocol(
-            metric=", ".join(feature_metrics.protocol_metric(m) for m in self.metrics),
-            extractor=net.name,
-            extractor_sha256=net.weights_sha256,
-            resize=net.resize,
-            quantization=subject.need("quantization", "a protocol")(),
-            reference=os.path.basename(path),
-            reference_sha256=reference.sha256,
-            reference_count=reference.count or 0,
-            num_samples=self.num_samples,
-            seeds=tuple(range(self.seed, self.seed + self.num_seeds)),
-            steps=self.steps,
-            **subject.sampling,
-        )
-        return dataclasses.asdict(protocol)

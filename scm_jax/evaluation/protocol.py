@@ -7,18 +7,14 @@ has two parts: ``MEASURING`` fields must agree, the others are what a study swee
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from scm_jax.evaluation.metrics.frechet import sample_std
-
-# What a publication does not say.
-UNKNOWN = "unknown"
 
 MEASURING = (
     "metric",
@@ -51,7 +47,7 @@ class Protocol:
       times: its intermediate times in ``(0, pi/2)``.
       guidance: scale; 1 is none.
       ema: name of the weight average, such as its relative width.
-      source: where a published number stands; empty for one measured here.
+      source: where a published number is from; empty for one measured here.
     """
 
     metric: str
@@ -78,115 +74,27 @@ class Protocol:
         if not self.source:
             _check_measured(self)
 
-    def to_json(self) -> str:
-        """One line of JSON; ``from_json`` gives the same protocol back."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> Protocol:
-        """Reads what ``to_json`` wrote.
+def measured_differently(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+    """Fields of ``MEASURING`` in which two protocols differ, with both values.
 
-        Raises:
-          ValueError: not an object, or fields that are missing or unknown: a number
-            whose protocol is read in part is worse than one without.
-        """
-        entries = json.loads(text)
-        if not isinstance(entries, dict):
-            raise ValueError(f"a protocol is a JSON object, not {text[:60]!r}")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if entries.keys() != fields:
-            raise ValueError(
-                f"protocol fields missing: {sorted(fields - entries.keys())},"
-                f" unknown: {sorted(entries.keys() - fields)}"
-            )
-        return cls(**entries)
-
-
-def published(source: str, metric: str, **known: Any) -> Protocol:
-    """The protocol of a published number; what it does not say stays ``UNKNOWN``.
-
-    >>> published("arXiv 2410.11081, Table 1", "fid", steps=2).resize
-    'unknown'
-
-    Args:
-      source: publication and table.
-      metric: as in ``Protocol``.
-      **known: further fields that the publication states.
-
-    Raises:
-      ValueError: no source.
+    With any, two numbers do not compare.
     """
-    if not source:
-        raise ValueError("a published number needs its source")
-    counts = {"reference_count": 0, "num_samples": 0, "steps": 0, "seeds": ()}
-    names = {name: UNKNOWN for name in (*MEASURING[1:-1], "reference", "sampler")}
-    return Protocol(**{**names, **counts, **known, "metric": metric, "source": source})
-
-
-def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two protocols differ: name -> value in ``a``, value in ``b``."""
-    names = [field.name for field in dataclasses.fields(Protocol)]
-    pairs = {name: (getattr(a, name), getattr(b, name)) for name in names}
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in MEASURING}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def measured_differently(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
-    """``differences`` in ``MEASURING``: with any, two numbers do not compare."""
-    found = differences(a, b)
-    return {name: found[name] for name in MEASURING if name in found}
+def protocol_of(evaluator: Any, sampling: Mapping[str, Any], **fields: Any) -> dict:
+    """The protocol of an evaluator's numbers, as JSON carries it.
 
-
-def require_comparable(rows: Sequence[Protocol]) -> None:
-    """Refuses numbers that cannot stand in one table.
-
-    What is swept (seeds, sampler, steps, times, guidance, EMA width) may differ.
-
-    Raises:
-      ValueError: a published number, which can only be an overlay, or rows that differ
-        in a field of ``MEASURING``; the message lists field, value and value.
+    Args:
+      evaluator: with ``steps``, ``seed`` and ``num_seeds``.
+      sampling: how samples were drawn, see ``Subject``.
+      **fields: all other fields of ``Protocol``.
     """
-    for row in rows:
-        if row.source:
-            raise ValueError(
-                f"the number of {row.source} was not measured here: it can be drawn"
-                " beside measured ones with overlay_note, not compared"
-            )
-    for index, row in enumerate(rows[1:], 1):
-        lines = [
-            f"  {name}: {there!r} there, {here!r} here"
-            for name, (there, here) in measured_differently(rows[0], row).items()
-        ]
-        if lines:
-            raise ValueError(
-                f"row {index} was measured in another way than row 0 and cannot be"
-                " compared with it:\n" + "\n".join(lines)
-            )
-
-
-def overlay_note(measured: Protocol, other: Protocol) -> str:
-    """The sentence that stands by a published number drawn beside measured ones.
-
-    Raises:
-      ValueError: ``other`` is not published, or of another metric.
-    """
-    if not other.source:
-        raise ValueError("only a published number is an overlay: it has a source")
-    if other.metric != measured.metric:
-        raise ValueError(
-            f"{other.source} has {other.metric!r}, not {measured.metric!r}"
-        )
-    found = differences(measured, other)
-    unlike = [name for name in MEASURING if name in found]
-    unstated = [name for name in unlike if found[name][1] in (UNKNOWN, 0)]
-    parts = [f"published in {other.source}, not measured here"]
-    parts += [
-        f"{name}: {found[name][1]!r} there, {found[name][0]!r} here"
-        for name in unlike
-        if name not in unstated
-    ]
-    if unstated:
-        parts.append("not stated: " + ", ".join(unstated))
-    return "; ".join(parts)
+    seeds = tuple(range(evaluator.seed, evaluator.seed + evaluator.num_seeds))
+    protocol = Protocol(seeds=seeds, steps=evaluator.steps, **sampling, **fields)
+    return dataclasses.asdict(protocol)
 
 
 # --- Numbers over seeds ---------------------------------------------------------------
@@ -261,7 +169,7 @@ class Measured:
 def _check_measured(protocol: Protocol) -> None:
     """A number measured here knows all of its protocol."""
     for name in (*MEASURING[:-1], "reference", "sampler"):
-        if getattr(protocol, name) in ("", UNKNOWN):
+        if getattr(protocol, name) in ("", "unknown"):
             raise ValueError(f"protocol.{name} is {getattr(protocol, name)!r}")
     for name in ("extractor_sha256", "reference_sha256"):
         digest = getattr(protocol, name)

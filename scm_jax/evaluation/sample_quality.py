@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.evaluation.features import digits_classifier as classifier
-from scm_jax.evaluation.features import shapes_classifier
+from scm_jax.evaluation.features import digits_classifier, shapes_classifier
 from scm_jax.evaluation.metrics import frechet, neighbours
-from scm_jax.evaluation.protocol import Protocol
+from scm_jax.evaluation.protocol import protocol_of
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 from scm_jax.types import lookup
 
@@ -40,26 +39,19 @@ class Extractor:
     sha256: str = "none"
 
 
-def digits_classifier(subject: Subject) -> Extractor:
-    """The frozen digits classifier on quantized pixels, in float64."""
-    to_pixels = subject.need("to_pixels", "features 'digits_classifier'")
-    weights = classifier.load_weights()
-    return Extractor(
-        features=lambda x: classifier.features(weights, to_pixels(x)),
-        classify=lambda h: classifier.logits(weights, h).argmax(-1),
-        sha256=classifier.WEIGHTS_SHA256,
-    )
+def frozen(name: str, network: Any) -> Callable[[Subject], Extractor]:
+    """The features of a frozen classifier that is package data, on quantized pixels."""
 
+    def extractor(subject: Subject) -> Extractor:
+        to_pixels = subject.need("to_pixels", f"features {name!r}")
+        weights = network.load_weights()
+        return Extractor(
+            features=lambda x: network.features(weights, to_pixels(x)),
+            classify=lambda h: network.logits(weights, h).argmax(-1),
+            sha256=network.WEIGHTS_SHA256,
+        )
 
-def shapes_features(subject: Subject) -> Extractor:
-    """The frozen network for shapes on quantized pixels, in float32 by JAX."""
-    to_pixels = subject.need("to_pixels", "features 'shapes_classifier'")
-    weights = shapes_classifier.load_weights()
-    return Extractor(
-        features=lambda x: shapes_classifier.features(weights, to_pixels(x)),
-        classify=lambda h: shapes_classifier.logits(weights, h).argmax(-1),
-        sha256=shapes_classifier.WEIGHTS_SHA256,
-    )
+    return extractor
 
 
 def raw(subject: Subject) -> Extractor:
@@ -69,8 +61,8 @@ def raw(subject: Subject) -> Extractor:
 
 
 FEATURES: dict[str, Callable[[Subject], Extractor]] = {
-    "digits_classifier": digits_classifier,
-    "shapes_classifier": shapes_features,
+    "digits_classifier": frozen("digits_classifier", digits_classifier),
+    "shapes_classifier": frozen("shapes_classifier", shapes_classifier),
     "raw": raw,
 }
 
@@ -143,7 +135,22 @@ class SampleQuality:
             metrics["frechet_distance_std"] = frechet.sample_std(distances)
         floor, floor_std = frechet.halves_floor(real, self.floor_splits)
         if subject.sampling:
-            metrics["protocol"] = self._protocol(subject, extractor, x, shape[0])
+            pixels = extractor.sha256 != "none"
+            metrics["protocol"] = protocol_of(
+                self,
+                subject.sampling,
+                metric=f"frechet_distance, prdc(k={self.num_neighbours})",
+                extractor=self.features,
+                extractor_sha256=extractor.sha256,
+                resize="none",
+                quantization=subject.need("quantization", "a protocol")()
+                if pixels
+                else "none",
+                reference=subject.dataset,
+                reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
+                reference_count=len(x),
+                num_samples=shape[0],
+            )
         return metrics | {
             "frechet_floor": floor,
             "frechet_floor_std": floor_std,
@@ -152,29 +159,6 @@ class SampleQuality:
             "seed": self.seed,
             "steps": self.steps,
         }
-
-    def _protocol(
-        self, subject: Subject, extractor: Extractor, x: np.ndarray, num_samples: int
-    ) -> dict[str, Any]:
-        """How the numbers came to be."""
-        pixels = extractor.sha256 != "none"
-        protocol = Protocol(
-            metric=f"frechet_distance, prdc(k={self.num_neighbours})",
-            extractor=self.features,
-            extractor_sha256=extractor.sha256,
-            resize="none",
-            quantization=subject.need("quantization", "a protocol")()
-            if pixels
-            else "none",
-            reference=subject.dataset,
-            reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
-            reference_count=len(x),
-            num_samples=num_samples,
-            seeds=tuple(range(self.seed, self.seed + self.num_seeds)),
-            steps=self.steps,
-            **subject.sampling,
-        )
-        return dataclasses.asdict(protocol)
 
     def _compare(
         self,

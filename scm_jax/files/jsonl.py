@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from scm_jax.files.atomic import write_atomically
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,19 +83,6 @@ def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     """Writes a JSON object whole or not at all; NaN becomes null (``encode_row``)."""
     text = json.dumps(encode_row(value), indent=1, allow_nan=False) + "\n"
     write_atomically(Path(path), text)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old or the new content, also after a crash or on a full disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def mend_tail(path: str | os.PathLike) -> None:
@@ -205,26 +194,6 @@ def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         for row in rows
     ]
     return pandas.DataFrame(decoded)
-
-
-class MissingPackageError(ImportError):
-    """An optional package is not installed; the message says which."""
-
-
-def require(module: str, purpose: str, package: str) -> Any:
-    """Imports an optional module.
-
-    Raises:
-      MissingPackageError: it is missing; the message says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = error.name or module
-        raise MissingPackageError(
-            f"{purpose} needs {missing!r}, which cannot be imported: "
-            f"pip install {package!r}"
-        ) from error
 
 
 def _encode(value: Any, key: str, nonfinite: dict[str, None]) -> Any:

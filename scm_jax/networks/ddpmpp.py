@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
 from scm_jax.networks.unet_layout import (
     BlockSpec,
     Layout,
     apply_groups,
-    check_dropout,
+    check_settings,
     dropout_rate,
     make_layout,
 )
@@ -86,7 +86,7 @@ class Conv(nn.Module):
             shape = (self.size, self.size, *shape)
         w = self.param("kernel", _initializer(str(self.name)), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = layers.conv(x.astype(self.dtype), w.astype(self.dtype))
+        y = magnitude.conv(x.astype(self.dtype), w.astype(self.dtype))
         return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -233,11 +233,7 @@ class DDPMpp(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_width(self.width)
-        layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
-        layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
-        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
-        check_dropout(self.dropout)
+        check_settings(self, MODULATIONS)
         for group in self.layout().groups:
             spec = group.spec
             for c in (spec.in_channels + spec.skip_channels, spec.out_channels):
@@ -314,23 +310,23 @@ class DDPMpp(nn.Module):
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
         dim = EMBEDDING_MULT * self.width
         amplitude = {"amplitude": EMBEDDING_AMPLITUDE}
-        emb = layers.embed_time(
+        emb = embeddings.embed_time(
             cond.t, self.width, self.embedding, self.fourier_scale, **amplitude
         )
         if self.num_classes:
             label = Label(self.num_classes, self.width, name="emb_label")
-            emb = emb + label(layers.labels(cond))
+            emb = emb + label(embeddings.labels(cond))
         emb = nn.silu(Conv(dim, name="emb0")(emb))
         emb = Conv(dim, name="emb1")(emb)
         if self.use_dt:
-            emb = self._add_scalar(emb, layers.required(cond.dt, "dt"), "dt")
+            emb = self._add_scalar(emb, embeddings.required(cond.dt, "dt"), "dt")
         if self.use_guidance:
-            scale = layers.required(cond.guidance, "guidance")
+            scale = embeddings.required(cond.guidance, "guidance")
             emb = self._add_scalar(emb, scale, "guidance")
         return nn.silu(emb)
 
     def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
-        features = layers.positional_embedding(
+        features = embeddings.positional_embedding(
             a, self.width, amplitude=EMBEDDING_AMPLITUDE
         )
         return emb + Conv(emb.shape[-1], name=f"emb_{name}")(features)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers
 from scm_jax.networks.attention import attention
 from scm_jax.types import Cond, Placement
 
@@ -130,7 +130,7 @@ class DiT(nn.Module):
         layers.check_choice(
             self.modulation, tuple(layers.MODULATIONS), "network.modulation"
         )
-        layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
+        layers.check_choice(self.embedding, embeddings.EMBEDDINGS, "network.embedding")
         layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         *axes, _ = self.sample_shape
         if not axes or any(n % self.patch for n in axes):
@@ -150,7 +150,7 @@ class DiT(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
-        emb = layers.ConditionEmbedding(
+        emb = embeddings.ConditionEmbedding(
             self.width,
             self.num_classes,
             self.use_guidance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers
 from scm_jax.types import Cond
 
 
@@ -41,7 +41,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, *sample_shape)``; returns ``F`` of that shape, float32."""
         layers.check_input(x, self.sample_shape)
-        emb = layers.ConditionEmbedding(
+        emb = embeddings.ConditionEmbedding(
             self.width, self.num_classes, self.use_guidance, self.use_dt, name="cond"
         )(cond)
         emb = nn.silu(emb)

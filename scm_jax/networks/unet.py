@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
-from scm_jax.networks.layers import MPConv, mp_cat, mp_silu, mp_sum
+from scm_jax.networks.magnitude import MPConv, mp_cat, mp_silu, mp_sum
 from scm_jax.networks.unet_layout import (
     BlockSpec,
     Layout,
     apply_groups,
-    check_dropout,
+    check_settings,
     dropout_rate,
     make_layout,
 )
@@ -75,7 +75,7 @@ class Block(nn.Module):
         project = h.shape[-1] != out
         if not decoder:
             h = MPConv(out, dtype=self.dtype, name="skip")(h) if project else h
-            h = layers.rms_normalize(h, (-1,)).astype(self.dtype)
+            h = magnitude.rms_normalize(h, (-1,)).astype(self.dtype)
         y = MPConv(out, 3, self.dtype, name="conv0")(mp_silu(h))
         y = mp_silu(self._modulate(y, emb).astype(self.dtype))
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
@@ -97,7 +97,9 @@ class Block(nn.Module):
             return y.astype(jnp.float32) * scale[:, None, None, :]
         vectors = layers.MODULATIONS[self.modulation]
         affine = MPConv(vectors * channels, name="affine")(emb)
-        return layers.modulate(layers.rms_normalize(y, (-1,)), affine, self.modulation)
+        return layers.modulate(
+            magnitude.rms_normalize(y, (-1,)), affine, self.modulation
+        )
 
     def _attend(self, h: jax.Array) -> jax.Array:
         b, height, width, c = h.shape
@@ -105,7 +107,7 @@ class Block(nn.Module):
         qkv = MPConv(3 * c, dtype=self.dtype, name="qkv")(h)
         # EDM2's order of the output channels: head, channel, then q, k, v.
         qkv = qkv.reshape(b, height * width, heads, self.head_channels, 3)
-        qkv = layers.rms_normalize(qkv, (-2,)).astype(self.dtype)
+        qkv = magnitude.rms_normalize(qkv, (-2,)).astype(self.dtype)
         out = attention(
             qkv[..., 0], qkv[..., 1], qkv[..., 2], implementation=self.attention
         )
@@ -113,7 +115,7 @@ class Block(nn.Module):
 
 
 def fold_weights(params: Any) -> Any:
-    """``layers.fold_kernel`` of every kernel and its gain.
+    """``magnitude.fold_kernel`` of every kernel and its gain.
 
     The gain of layer ``NAME`` is its neighbour ``NAME_gain``, where there is one.
     """
@@ -124,7 +126,7 @@ def fold_weights(params: Any) -> Any:
         if "kernel" not in child:
             return fold_weights(child)
         gain = params.get(f"{name}_gain", 1.0)
-        return {"kernel": layers.fold_kernel(child["kernel"], gain)}
+        return {"kernel": magnitude.fold_kernel(child["kernel"], gain)}
 
     return {name: fold(name, child) for name, child in params.items()}
 
@@ -185,12 +187,8 @@ class UNet(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_width(self.width)
-        layers.check_choice(self.modulation, MODULATIONS, "network.modulation")
-        layers.check_choice(self.embedding, layers.EMBEDDINGS, "network.embedding")
-        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
         layers.check_choice(self.null_label, NULL_LABELS, "network.null_label")
-        check_dropout(self.dropout)
+        check_settings(self, MODULATIONS)
         for group in self.layout().groups:
             spec = group.spec
             if spec.attention and spec.out_channels % self.head_channels:
@@ -236,7 +234,7 @@ class UNet(nn.Module):
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, w: (
-                layers.normalize_kernel(w) if path[-1].key == "kernel" else w
+                magnitude.normalize_kernel(w) if path[-1].key == "kernel" else w
             ),
             params,
         )
@@ -285,20 +283,20 @@ class UNet(nn.Module):
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
         dim = self.width * max(self.channel_mult)
-        features = layers.embed_time(
+        features = embeddings.embed_time(
             cond.t, self.width, self.embedding, self.fourier_scale
         )
         emb = MPConv(dim, name="emb_noise")(features)
         if self.use_dt:
-            emb = self._add_scalar(emb, layers.required(cond.dt, "dt"), "dt")
+            emb = self._add_scalar(emb, embeddings.required(cond.dt, "dt"), "dt")
         if self.use_guidance:
-            scale = layers.required(cond.guidance, "guidance")
+            scale = embeddings.required(cond.guidance, "guidance")
             emb = self._add_scalar(emb, scale, "guidance")
         if self.num_classes:
             learned = self.null_label == "learned"
             rows = self.num_classes + learned
-            label = layers.labels(cond)
-            found = layers.MPTable(rows, dim, name="emb_label")(label)
+            label = embeddings.labels(cond)
+            found = magnitude.MPTable(rows, dim, name="emb_label")(label)
             if not learned:
                 found = jnp.where(label[:, None] < 0, 0.0, found)
             emb = mp_sum(emb, found, LABEL_BALANCE)
@@ -308,5 +306,5 @@ class UNet(nn.Module):
         # The gain starts at zero: a student that inherits the weights of a teacher
         # without this input is that teacher.
         self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
-        features = layers.positional_embedding(a, self.width)
+        features = embeddings.positional_embedding(a, self.width)
         return emb + MPConv(emb.shape[-1], name=f"emb_{name}")(features)

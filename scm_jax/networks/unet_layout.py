@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers
 from scm_jax.types import Placement
 
 
@@ -164,10 +164,14 @@ def dropout_rate(spec: BlockSpec, rate: float, max_resolution: int) -> float:
     return rate if not max_resolution or spec.resolution <= max_resolution else 0.0
 
 
-def check_dropout(rate: float) -> None:
-    """Raises ``ValueError`` unless ``0 <= rate < 1``."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"network.dropout = {rate} is not in [0, 1)")
+def check_settings(net: Any, modulations: tuple[str, ...]) -> None:
+    """Raises ``ValueError`` for settings that no U-Net of these modulations has."""
+    layers.check_width(net.width)
+    layers.check_choice(net.modulation, modulations, "network.modulation")
+    layers.check_choice(net.embedding, embeddings.EMBEDDINGS, "network.embedding")
+    layers.check_choice(net.remat, tuple(layers.REMAT), "network.remat")
+    if not 0.0 <= net.dropout < 1.0:
+        raise ValueError(f"network.dropout = {net.dropout} is not in [0, 1)")
 
 
 def apply_groups(

@@ -10,7 +10,7 @@ import numpy as np
 
 from scm_jax.datasets import pixels as quantize
 from scm_jax.datasets.preparation.encode import Encoder
-from scm_jax.files import catalogue
+from scm_jax.files import atomic, catalogue
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external.autoencoder import load_autoencoder
 from scm_jax.runs.latents import AUTOENCODER
@@ -61,6 +61,6 @@ def make_encoder(
     identity = {
         "pixel_range": pixels.interval,
         "name": AUTOENCODER if not os.fspath(vae) else path.name,
-        "sha256": catalogue.file_sha256(path),
+        "sha256": atomic.file_sha256(path),
     }
     return Encoder(encode, batch_size, identity)

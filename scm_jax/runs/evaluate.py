@@ -20,7 +20,7 @@ from scm_jax.cost import counts
 from scm_jax.datasets.identity import Identity
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.files import jsonl
-from scm_jax.files.catalogue import file_sha256
+from scm_jax.files.atomic import file_sha256
 from scm_jax.runs import subject as subjects
 from scm_jax.runs import training_data
 from scm_jax.runs.directory import layout

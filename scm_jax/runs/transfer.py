@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
-from scm_jax.files import catalogue, state_dict
+from scm_jax.files import atomic, state_dict
 from scm_jax.networks.external import edm
 from scm_jax.runs.directory import layout
 from scm_jax.runs.directory.linked_runs import IMPORTED_FILE
@@ -49,7 +49,7 @@ def import_run(
 
     Raises:
       ValueError: not such a file, or its shapes do not fit the data of the config.
-      torch_files.UnsafePickleError: the file would have run code.
+      state_dict.UnsafePickleError: the file would have run code.
     """
     state = state_dict.read_state_dict(weights, key=key)
     name, settings = edm.infer_network(state)
@@ -60,7 +60,7 @@ def import_run(
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
-        "sha256": catalogue.file_sha256(weights),
+        "sha256": atomic.file_sha256(weights),
         "network": name,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "parameterization": parameterization,
@@ -104,7 +104,7 @@ def export_run(
 
     Args:
       run: the run directory of a U-Net or DDPM++.
-      out: ``.safetensors``, ``.npz`` or ``.pt``.
+      out: ``.safetensors`` or ``.npz``.
       ema: which average; empty is the one that samples.
       step: which checkpoint; default is the newest.
 

@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 import scm_jax
-from scm_jax.analysis.ablation import compare as ablation
-from scm_jax.analysis.ablation.compare import compare, estimate
+from scm_jax.analysis.ablation.compare import compare
+from scm_jax.analysis.ablation.statistics import estimate
+from scm_jax.analysis.tables import settings
 from tests.analysis.synthetic_runs import protocol, result, write
 
 METRIC = "2_steps/frechet_distance"
@@ -218,7 +219,7 @@ class TestArms:
                 table(values, parameterization="edm").add_prefix("e", axis=0),
             ]
         )
-        assert ablation.varying_keys(frame) == ["parameterization"]
+        assert settings.varying_keys(frame) == ["parameterization"]
         found = compare(frame, METRIC, baseline={"parameterization": "trigflow"})
         assert [arm.num_pairs for arm in found.arms] == [3]
 
@@ -325,16 +326,16 @@ class TestTables:
 def test_names_of_settings_leave_out_what_most_have():
     frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("none", 0): 2.0})
     frame["network.width"] = [8, 16, 8]
-    names = ablation.setting_names(frame, [NORM, "network.width"])
+    names = settings.setting_names(frame, [NORM, "network.width"])
     assert list(names.values()) == [
         "baseline",
         "width = 16",
         "tangent_normalization = none",
     ]
-    names = ablation.setting_names(frame, ["network.width"])
+    names = settings.setting_names(frame, ["network.width"])
     assert list(names.values()) == ["width = 8", "width = 16", "width = 8"]
 
 
 def test_long_keys_stay_apart():
-    assert ablation._short("a.width", ["a.width", "b.width"]) == "a.width"
-    assert ablation._short("a.width", ["a.width", "b.depth"]) == "width"
+    assert settings.short_name("a.width", ["a.width", "b.width"]) == "a.width"
+    assert settings.short_name("a.width", ["a.width", "b.depth"]) == "width"

@@ -14,7 +14,7 @@ FAR = 5e13  # ten times the largest budget of a study
 
 def fit(n, d, loss, count, seed=0):
     points = Points.of(ChinchillaLaw, loss, n, d)
-    delta = power_sums.noise_delta(points.log_x, points.log_y)
+    delta = power_sums.robust_start(points.log_x, points.log_y)[1]
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     groups = bootstrap.configurations(n, d)
     many = bootstrap.bootstrap(

@@ -81,7 +81,7 @@ def test_a_diverged_run_does_not_move_the_law(run, factor, delta):
     loss[run] *= factor
     points = Points.of(ChinchillaLaw, loss, n, d)
     if delta is None:
-        delta = power_sums.noise_delta(points.log_x, points.log_y)
+        delta = power_sums.robust_start(points.log_x, points.log_y)[1]
     law = points.law(power_sums.fit(points.log_x, points.log_y, delta))
     assert delta == power_sums.HUBER_DELTA
     np.testing.assert_allclose(values(law), values(LAW), rtol=0.05)

@@ -18,7 +18,7 @@ from jax.interpreters import partial_eval
 
 from benchmarks import shapes
 from scm_jax import networks, trigflow
-from scm_jax.networks import attention, ddpmpp, layers, unet
+from scm_jax.networks import attention, ddpmpp, layers, magnitude, unet
 from scm_jax.types import NULL_LABEL, Cond
 
 # A small instance of every backbone; a new one needs a line there.
@@ -202,7 +202,7 @@ def float64_network(case, float64_islands, monkeypatch):
             object.__setattr__(module, "dtype", jnp.float64)
         super(type(module), module).__post_init__()
 
-    for layer in (layers.MPConv, ddpmpp.Conv):
+    for layer in (magnitude.MPConv, ddpmpp.Conv):
         monkeypatch.setattr(layer, "__post_init__", widen, raising=False)
 
     def wide(tree):

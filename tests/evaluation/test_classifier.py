@@ -11,7 +11,7 @@ from scm_jax.evaluation.metrics.frechet import (
     frechet_distance,
     halves_floor,
 )
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 
 @pytest.fixture(scope="module")

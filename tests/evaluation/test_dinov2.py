@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from scm_jax.evaluation.features import dinov2, dinov2_weights
-from scm_jax.files.catalogue import tensors_sha256
 from scm_jax.files.state_dict import write_state_dict
+from scm_jax.files.tensors import tensors_sha256
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dinov2_tiny.npz"
 # Of a sum of some hundred products in float32; asked for are 1e-4.
@@ -232,7 +232,8 @@ def test_extractor_reads_a_file_and_batches(tmp_path, monkeypatch, resize):
     folder = tmp_path / "dinov2"
     folder.mkdir()
     mask = {"mask_token": np.zeros((1, 64), np.float32)}
-    write_state_dict(folder / "dinov2_vitl14_pretrain.pth", weights | mask)
+    write_state_dict(folder / "a.npz", weights | mask)
+    (folder / "a.npz").rename(folder / "dinov2_vitl14_pretrain.pth")
     monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
     net = dinov2.extractor(resize=resize, batch_size=2)
     assert net.name == "dinov2_width64_depth1_patch56"

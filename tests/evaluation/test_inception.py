@@ -4,6 +4,7 @@
 neither PyTorch nor published weights are needed here.
 """
 
+import math
 import pathlib
 
 import jax
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from scm_jax.evaluation.features import inception, inception_weights
-from scm_jax.files import catalogue
 from scm_jax.files.state_dict import write_state_dict
+from scm_jax.files.tensors import tensors_sha256
 from tests.evaluation import inception_tensors as drawn
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/inception.npz"
@@ -103,7 +104,9 @@ def test_number_of_parameters():
     """torchvision's 27,161,264 for 1000 classes, without its auxiliary head."""
     auxiliary = 768 * 128 + 128 * 768 * 25 + 2 * (128 + 768) + 769 * 1000
     expected = 27_161_264 - auxiliary + 8 * 2049
-    assert inception.num_parameters() == expected == 23_850_960
+    shapes = inception_weights.tensor_shapes()
+    trained = [s for name, s in shapes.items() if "running" not in name]
+    assert sum(map(math.prod, trained)) == expected == 23_850_960
     assert len(inception.conv_shapes()) == 94
 
 
@@ -154,22 +157,18 @@ def test_logits_have_no_bias(net, output):
 def test_a_file_of_pytorch_fid(tmp_path, tensors, net):
     path = tmp_path / "inception.pth"
     counters = {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(7)}
-    write_state_dict(path, tensors | counters)
+    write_state_dict(path.with_suffix(".safetensors"), tensors | counters)
+    path.with_suffix(".safetensors").rename(path)
     assert_same_net(inception_weights.load(path), net)
 
 
 @pytest.mark.parametrize("prefix", ["pt_inception", "weights-inception"])
 def test_the_published_names_stand_for_the_published_bytes(tmp_path, prefix):
     path = tmp_path / f"{prefix}-2015-12-05-6726825d.pth"
-    write_state_dict(path, {"fc.bias": np.zeros(3)})
+    write_state_dict(tmp_path / "a.npz", {"fc.bias": np.zeros(3)})
+    (tmp_path / "a.npz").rename(path)
     with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, .*6726825d0a.*get"):
         inception_weights.load(path)
-
-
-def test_the_graph_of_tensorflow(tmp_path, tensors, net):
-    path = tmp_path / "classify_image_graph_def.pb"
-    path.write_bytes(graph_def(tensors))
-    assert_same_net(inception_weights.load(path), net)
 
 
 def assert_same_net(got, expected):
@@ -178,77 +177,11 @@ def assert_same_net(got, expected):
     assert jax.tree.all(same), same
 
 
-def graph_def(tensors):
-    """The tensors as constants of a frozen graph."""
-
-    def message(number, *parts):
-        content = b"".join(parts)
-        size, length = len(content), b""
-        while size > 127:
-            length += bytes([size & 127 | 128])
-            size >>= 7
-        return bytes([number << 3 | 2]) + length + bytes([size]) + content
-
-    def varint(number, value):
-        low, high = value & 127, value >> 7
-        return bytes([number << 3, low | 128, high] if high else [number << 3, low])
-
-    def constant(name, array):
-        dims = b"".join(message(2, varint(1, n)) for n in array.shape)
-        content = np.ascontiguousarray(array, "<f4").tobytes()
-        tensor = varint(1, 1) + message(2, dims) + message(4, content)
-        value = message(5, message(1, b"value"), message(2, message(8, tensor)))
-        return message(1, message(1, name.encode()), message(2, b"Const"), value)
-
-    nodes = [
-        constant("softmax/weights", tensors["fc.weight"].T),
-        constant("softmax/biases", tensors["fc.bias"]),
-    ]
-    parts = {"weight": "gamma", "bias": "beta"}
-    parts |= {"running_mean": "moving_mean", "running_var": "moving_variance"}
-    for name, scope in inception_weights.tensorflow_scopes().items():
-        kernel = tensors[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
-        nodes.append(constant(f"{scope}/conv2d_params", kernel))
-        for ours, theirs in parts.items():
-            array = tensors[f"{name}.bn.{ours}"]
-            nodes.append(constant(f"{scope}/batchnorm/{theirs}", array))
-    return b"".join(nodes)
-
-
-@pytest.mark.parametrize(
-    "name, scope",
-    [
-        ("Conv2d_1a_3x3", "conv"),
-        ("Conv2d_4a_3x3", "conv_4"),
-        ("Mixed_5b.branch1x1", "mixed/conv"),
-        ("Mixed_5b.branch5x5_1", "mixed/tower/conv"),
-        ("Mixed_5c.branch3x3dbl_3", "mixed_1/tower_1/conv_2"),
-        ("Mixed_5d.branch_pool", "mixed_2/tower_2/conv"),
-        ("Mixed_6a.branch3x3", "mixed_3/conv"),
-        ("Mixed_6a.branch3x3dbl_2", "mixed_3/tower/conv_1"),
-        ("Mixed_6d.branch1x1", "mixed_6/conv"),
-        ("Mixed_6e.branch7x7dbl_5", "mixed_7/tower_1/conv_4"),
-        ("Mixed_7a.branch3x3_2", "mixed_8/tower/conv_1"),
-        ("Mixed_7a.branch7x7x3_4", "mixed_8/tower_1/conv_3"),
-        ("Mixed_7b.branch3x3_2a", "mixed_9/tower/mixed/conv"),
-        ("Mixed_7c.branch3x3dbl_2", "mixed_10/tower_1/conv_1"),
-        ("Mixed_7c.branch3x3dbl_3b", "mixed_10/tower_1/mixed/conv_1"),
-        ("Mixed_7c.branch_pool", "mixed_10/tower_2/conv"),
-    ],
-)
-def test_names_in_the_graph_of_tensorflow(name, scope):
-    """As torch-fidelity lists them (utils/util_convert_inception_weights.py)."""
-    scopes = inception_weights.tensorflow_scopes()
-    assert scopes[name] == scope
-    assert list(scopes) == list(inception.conv_shapes())
-    assert len(set(scopes.values())) == len(scopes)
-
-
 def test_the_id_is_that_of_the_numbers(tensors, net):
     again = {name: tensors[name] for name in reversed(tensors)}
-    assert catalogue.tensors_sha256(again) == net.weights_sha256
+    assert tensors_sha256(again) == net.weights_sha256
     again["fc.bias"] = again["fc.bias"] + np.float32(1e-6)
-    assert catalogue.tensors_sha256(again) != net.weights_sha256
+    assert tensors_sha256(again) != net.weights_sha256
 
 
 def test_what_does_not_fit_is_named():
@@ -286,15 +219,4 @@ def test_damaged_files_are_told_what_to_take(tmp_path):
     path = tmp_path / "inception-2015-12-05.pkl"
     path.write_bytes(b"\x80\x04cos\nsystem\n.")
     with pytest.raises(ValueError, match=r"(?s)os.system.*pt_inception-2015"):
-        inception_weights.load(path)
-
-
-def test_a_graph_without_a_constant(tmp_path):
-    path = tmp_path / "graph.pb"
-    path.write_bytes(
-        (pathlib.Path(__file__).parents[1] / "golden/constants.pb").read_bytes()
-    )
-    with pytest.raises(
-        ValueError, match=r"graph.pb: the graph has no constant conv/conv2d"
-    ):
         inception_weights.load(path)

@@ -10,10 +10,7 @@ from scm_jax.evaluation.protocol import (
     MEASURING,
     Measured,
     Protocol,
-    differences,
-    overlay_note,
-    published,
-    require_comparable,
+    measured_differently,
 )
 
 HASH = "0123456789abcdef" * 4
@@ -58,57 +55,29 @@ def test_every_field_is_tried():
     assert set(OTHER) == {field.name for field in dataclasses.fields(Protocol)}
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": "", "times": ()}, OTHER])
-def test_json_round_trip(changes):
-    protocol = dataclasses.replace(PROTOCOL, **changes)
-    text = protocol.to_json()
-    assert "\n" not in text
-    again = Protocol.from_json(text)
-    assert again == protocol
-    assert hash(again) == hash(protocol)
-
-
 def test_lists_and_numpy_numbers_become_plain():
     seeds = np.arange(3)
     protocol = dataclasses.replace(PROTOCOL, seeds=seeds, times=np.array([1.1]))
     assert protocol == PROTOCOL
-    assert json.loads(protocol.to_json())["seeds"] == [0, 1, 2]
-
-
-def test_json_that_is_not_a_whole_protocol_is_refused():
-    entries = json.loads(PROTOCOL.to_json())
-    entries["colour"] = entries.pop("resize")
-    with pytest.raises(ValueError, match=r"missing: \['resize'\].*\['colour'\]"):
-        Protocol.from_json(json.dumps(entries))
-    with pytest.raises(ValueError, match="JSON object"):
-        Protocol.from_json("[1]")
+    assert json.loads(json.dumps(dataclasses.asdict(protocol)))["seeds"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", MEASURING)
-def test_another_way_of_measuring_is_refused(name):
+def test_another_way_of_measuring_is_seen(name):
     other = dataclasses.replace(PROTOCOL, **{name: OTHER[name]})
     there, here = getattr(PROTOCOL, name), OTHER[name]
-    assert differences(PROTOCOL, other) == {name: (there, here)}
-    with pytest.raises(ValueError) as error:
-        require_comparable([PROTOCOL, PROTOCOL, other])
-    lines = str(error.value).splitlines()
-    assert lines[0].startswith("row 2 was measured in another way than row 0")
-    assert lines[1:] == [f"  {name}: {there!r} there, {here!r} here"]
+    assert measured_differently(PROTOCOL, other) == {name: (there, here)}
 
 
 @pytest.mark.parametrize("name", sorted(set(OTHER) - {*MEASURING, "source"}))
 def test_what_is_swept_may_differ(name):
     other = dataclasses.replace(PROTOCOL, **{name: OTHER[name]})
-    assert list(differences(PROTOCOL, other)) == [name]
-    require_comparable([PROTOCOL, other])
+    assert not measured_differently(PROTOCOL, other)
 
 
 def test_all_differences_are_listed():
     other = dataclasses.replace(PROTOCOL, **{**OTHER, "source": ""})
-    with pytest.raises(ValueError) as error:
-        require_comparable([PROTOCOL, other])
-    named = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
-    assert named == [
+    assert list(measured_differently(PROTOCOL, other)) == [
         "metric",
         "extractor",
         "extractor_sha256",
@@ -117,11 +86,6 @@ def test_all_differences_are_listed():
         "reference_sha256",
         "num_samples",
     ]
-
-
-def test_nothing_and_one_row_are_comparable():
-    require_comparable([])
-    require_comparable([PROTOCOL])
 
 
 @pytest.mark.parametrize(
@@ -144,28 +108,6 @@ def test_a_number_measured_here_knows_its_protocol(name, value, message):
 
 def test_extractors_without_weights():
     assert dataclasses.replace(PROTOCOL, extractor="raw", extractor_sha256="none")
-
-
-def test_published_numbers_are_overlays_only():
-    paper = published("arXiv 2410.11081, Table 1", "fid", steps=2, num_samples=50000)
-    assert Protocol.from_json(paper.to_json()) == paper
-    for rows in ([PROTOCOL, paper], [paper, PROTOCOL], [paper, paper], [paper]):
-        with pytest.raises(ValueError, match="Table 1 was not measured here"):
-            require_comparable(rows)
-    note = overlay_note(PROTOCOL, paper)
-    assert note.startswith("published in arXiv 2410.11081, Table 1, not measured here;")
-    assert note.endswith(
-        "not stated: extractor, extractor_sha256, resize, quantization,"
-        " reference_sha256"
-    )
-    fewer = published("a table", "fid", num_samples=5000)
-    assert "num_samples: 5000 there, 50000 here" in overlay_note(PROTOCOL, fewer)
-    with pytest.raises(ValueError, match="'sfid', not 'fid'"):
-        overlay_note(PROTOCOL, published("a table", "sfid"))
-    with pytest.raises(ValueError, match="has a source"):
-        overlay_note(PROTOCOL, PROTOCOL)
-    with pytest.raises(ValueError, match="needs its source"):
-        published("", "fid")
 
 
 def test_seeds_have_mean_and_spread():

@@ -10,7 +10,7 @@ from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.evaluation import EVALUATORS, FEATURES, Subject
 from scm_jax.evaluation.features import shapes_classifier
 from scm_jax.evaluation.metrics.frechet import feature_distance
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 NUM = 1024
 FIRST = 50_000  # items that no table has been measured on

@@ -7,10 +7,10 @@ import pickle
 import pytest
 
 from scm_jax.files.inert_pickle import (
-    Global,
+    Attributed,
     Record,
     UnsafePickleError,
-    check_key,
+    is_name,
     read_pickle,
 )
 
@@ -81,8 +81,8 @@ def test_objects_are_records_of_what_would_have_made_them(protocol):
     got = read(pickle.dumps([1 + 2j, complex], protocol), known={"builtins.complex"})
     assert isinstance(got[0], Record)
     assert (got[0].maker, got[0].args) == ("builtins.complex", (1.0, 2.0))
-    assert got[1] == Global("builtins.complex")
-    assert str(got[1]) == "builtins.complex"
+    assert is_name(got[1])
+    assert got[1].maker == "builtins.complex"
 
 
 class Point:
@@ -110,7 +110,7 @@ def test_objects_of_the_oldest_protocols():
 
 def test_keywords_for_an_object_are_an_error():
     content = pickle.dumps(Keyed(), 4)
-    with pytest.raises(ValueError, match=r"a\.pkl: .*keyword arguments"):
+    with pytest.raises(ValueError, match=r"a\.pkl: .*keyword argument"):
         read(content, known={f"{__name__}.Keyed"})
 
 
@@ -118,7 +118,7 @@ def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
     value = collections.OrderedDict(b=1, a=2)
     value.note = "an attribute"
     content = pickle.dumps(value, 2)
-    got = read(content, builders={"collections.OrderedDict": lambda: {}})
+    got = read(content, builders={"collections.OrderedDict": Attributed})
     assert got == {"b": 1, "a": 2}
     assert list(got) == ["b", "a"]
 
@@ -150,9 +150,36 @@ def test_the_stream_stands_behind_the_pickle():
     assert stream.read() == b"rest"
 
 
-def test_keys_are_plain():
-    for key in ("a", b"a", 1, 1.5, None, True, (1, "a"), (), Global("a.b")):
-        assert check_key(key) == key
-    for key in ([], {}, ((1,),), (1, []), frozenset(), Record("a", ())):
-        with pytest.raises(ValueError, match="as a key"):
-            check_key(key)
+@pytest.mark.parametrize("state", [{"state": 1}, (None, {"build": 1})])
+def test_a_state_sets_no_attribute_of_a_name(state):
+    for name, known, builders in [
+        ("a.Point", {"a.Point"}, {}),
+        ("a.Dict", (), {"a.Dict": Attributed}),
+    ]:
+        content = b"\x80\x02c" + name.replace(".", "\n").encode() + b"\n"
+        state_opcodes = pickle.dumps(state, 2)[2:-1]
+        with pytest.raises(ValueError, match=r"a\.pkl"):
+            read(content + state_opcodes + b"b.", builders, known)
+
+
+def test_a_key_is_no_tuple_of_tuples():
+    def tuples(depth):
+        return b"\x80\x02})" + b"\x85" * depth + b"K\x00s."
+
+    assert read(tuples(1)) == {((),): 0}
+    value = {"values": ((((1,),),),), ("a", 1): ((2,),)}
+    assert read(pickle.dumps(value)) == value
+    for content in (
+        tuples(3000),
+        b"\x80\x02})" + b"\x85q\x000h\x00" * 3000 + b"K\x00s.",  # by the memo
+        b"\x80\x02})" + b"2\x86" * 3000 + b"K\x00s.",
+        b"\x80\x04\x8f()" + b"2\x86" * 3000 + b"\x90.",
+        b"\x80\x04()" + b"\x85\x94" * 3000 + b"\x91.",
+    ):
+        with pytest.raises(ValueError, match=r"a\.pkl.* tuple of tuples as a key"):
+            read(content)
+
+
+def test_an_index_of_the_memo_takes_no_memory_of_its_own():
+    with pytest.raises(ValueError, match=r"the index 4294967295 of its memo"):
+        read(b"\x80\x02]r\xff\xff\xff\xff.")

@@ -3,7 +3,7 @@
     python tests/golden/make_torch_files.py
 
 Written with torch 2.13.0+cpu, safetensors 0.8.0, numpy 2.4.6. What the tensors hold is
-said twice: here with torch, in ``tests/exchange/test_torch_files.py`` with numpy.
+said twice: here with torch, in ``tests/exchange/torch_pickles.py`` with numpy.
 """
 
 import collections

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import shapes
 from scm_jax import networks, objectives
 from scm_jax.cost import counts
-from scm_jax.networks import layers, unet
+from scm_jax.networks import magnitude, unet
 from scm_jax.training import state as state_lib
 from scm_jax.training.step import make_train_step
 from scm_jax.types import Batch
@@ -76,9 +76,9 @@ def test_derivative_of_folding_is_the_central_difference(shape, float64_islands)
     rng = np.random.default_rng(1)
     gain = shape[:1] if len(shape) == 5 else ()
     w, dw, a, da = (jnp.asarray(rng.normal(size=s)) for s in (shape, shape, gain, gain))
-    _, tangent = jax.jvp(layers.fold_kernel, (w, a), (dw, da))
+    _, tangent = jax.jvp(magnitude.fold_kernel, (w, a), (dw, da))
     h = 1e-5
-    ahead, behind = (layers.fold_kernel(w + s * dw, a + s * da) for s in (h, -h))
+    ahead, behind = (magnitude.fold_kernel(w + s * dw, a + s * da) for s in (h, -h))
     np.testing.assert_allclose(
         tangent, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8
     )
@@ -89,12 +89,12 @@ def test_every_gain_is_folded_into_its_kernel():
     params, *_ = draw(build(modulation="gain", use_guidance=True))
     folded = unet.fold_weights(params)
     for name, gain in [("out", "out_gain"), ("emb_guidance", "emb_guidance_gain")]:
-        expected = layers.fold_kernel(params[name]["kernel"], params[gain])
+        expected = magnitude.fold_kernel(params[name]["kernel"], params[gain])
         np.testing.assert_array_equal(folded[name]["kernel"], expected)
     block = params["dec_8x8_block0"]
     assert block["affine"]["kernel"].ndim == 3 and block["affine_gain"].ndim == 1
     for i, gain in enumerate(block["affine_gain"]):
-        expected = layers.fold_kernel(block["affine"]["kernel"][i], gain)
+        expected = magnitude.fold_kernel(block["affine"]["kernel"][i], gain)
         got = folded["dec_8x8_block0"]["affine"]["kernel"][i]
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 

@@ -1,16 +1,14 @@
 """Layers against their formulas in numpy."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scm_jax import networks
-from scm_jax.networks import layers
+from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
 from scm_jax.types import NULL_LABEL, Cond
-from tests.networks.reference import correlate, normalized
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # quick to compile
 
@@ -21,104 +19,6 @@ def normal(shape, seed=0, loc=0.3):
 
 def rms(a):
     return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
-
-
-# --- Embeddings of scalars ------------------------------------------------------------
-
-
-def test_positional_embedding_values():
-    e = layers.positional_embedding(jnp.asarray([0.7]), 6, max_period=10_000.0)
-    angles = 0.7 * np.array([1.0, 0.01, 0.0001])
-    expected = np.sqrt(2) * np.concatenate([np.cos(angles), np.sin(angles)])
-    np.testing.assert_allclose(e[0], expected, rtol=1e-6)
-    plain = layers.positional_embedding(jnp.asarray([0.7]), 6, amplitude=1.0)
-    np.testing.assert_allclose(plain[0], expected / np.sqrt(2), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("dim", "expected"), [(16, 0.367), (64, 0.264), (128, 0.248), (256, 0.241)]
-)
-def test_embedding_has_unit_rms_and_a_slow_derivative(dim, expected):
-    """RMS of d emb/dt is .24 for many channels; Fourier features have 6.3 or 100."""
-    t = jnp.linspace(0.0, np.pi / 2, 33)
-    e, de_dt = jax.jvp(
-        lambda t: layers.positional_embedding(t, dim), (t,), (jnp.ones_like(t),)
-    )
-    np.testing.assert_allclose(jnp.mean(e**2, axis=-1), 1.0, rtol=1e-5)
-    derivative = np.sqrt(np.mean(np.square(de_dt), axis=-1))
-    # Half of the channels carry the square of the sine, half of the cosine.
-    exact = np.sqrt(np.mean(1e4 ** (-2 * np.linspace(0, 1, dim // 2))))
-    np.testing.assert_allclose(derivative, exact, rtol=1e-4)
-    assert exact == pytest.approx(expected, abs=5e-4)
-
-
-def test_embedding_is_float32_whatever_comes_in():
-    a = jnp.asarray([0.7], jnp.bfloat16)
-    assert layers.positional_embedding(a, 8).dtype == jnp.float32
-    module = layers.FourierEmbedding(8)
-    variables = jax.eval_shape(module.init, KEY, a)
-    e, tangent = jax.eval_shape(
-        lambda v, a: jax.jvp(lambda a: module.apply(v, a), (a,), (a,)), variables, a
-    )
-    assert e.dtype == tangent.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("dim", [2, 7])
-def test_embedding_needs_an_even_dim(dim):
-    with pytest.raises(ValueError, match=f"dim = {dim}"):
-        layers.positional_embedding(jnp.ones(1), dim)
-
-
-@pytest.mark.parametrize("scale", [1.0, 16.0])
-def test_fourier_features_have_unit_rms_and_a_fast_derivative(scale):
-    """``mean((sqrt(2) w sin)^2) = mean(w^2) = (2 pi scale)^2``: 6.3 and 100."""
-    module = layers.FourierEmbedding(4096, scale)
-    t = jnp.asarray([0.0, 0.3, 1.1])
-    variables = module.init(KEY, t)
-    e, de_dt = jax.jvp(lambda t: module.apply(variables, t), (t,), (jnp.ones_like(t),))
-    w, p = (np.asarray(variables["params"][k], np.float64) for k in ("freqs", "phases"))
-    exact = np.sqrt(2) * np.cos(np.asarray(t, np.float64)[:, None] * w + p)
-    # An angle of up to 400 has a rounding of 3e-5.
-    np.testing.assert_allclose(e, exact, rtol=0, atol=2e-4)
-    assert rms(e) == pytest.approx(1.0, rel=0.03)
-    assert rms(de_dt) == pytest.approx(2 * np.pi * scale, rel=0.05)
-    assert p.min() >= 0 and p.max() < 2 * np.pi + 1e-6
-
-
-def test_fourier_features_are_frozen():
-    module = layers.FourierEmbedding(16)
-    t = jnp.asarray([0.2, 1.0])
-    params = module.init(KEY, t)["params"]
-
-    def total(params, t):
-        return jnp.sum(jnp.cos(3.0 * module.apply({"params": params}, t)))
-
-    of_params, of_t = jax.grad(total, argnums=(0, 1))(params, t)
-    assert set(of_params) == {"freqs", "phases"}
-    assert all(np.all(g == 0) for g in of_params.values())
-    assert np.all(np.abs(of_t) > 1e-3)
-
-
-def test_embedding_of_time_by_name():
-    class Embed(nn.Module):
-        embedding: str
-
-        @nn.compact
-        def __call__(self, t):
-            return layers.embed_time(t, 8, self.embedding, 16.0, amplitude=1.0)
-
-    t = jnp.asarray([0.2, 1.0])
-    positional, none = Embed("positional").init_with_output(KEY, t)
-    assert not none
-    expected = layers.positional_embedding(t, 8, amplitude=1.0)
-    np.testing.assert_array_equal(positional, expected)
-    fourier, variables = Embed("fourier").init_with_output(KEY, t)
-    inner = {"params": variables["params"]["fourier"]}
-    expected = layers.FourierEmbedding(8, 16.0).apply(inner, t)
-    np.testing.assert_array_equal(fourier, expected)
-    message = r"network\.embedding = 'sinus' is not one of \('positional', 'fourier'\)"
-    with pytest.raises(ValueError, match=message):
-        Embed("sinus").init(KEY, t)
 
 
 # --- Norms and modulation -------------------------------------------------------------
@@ -209,7 +109,7 @@ def test_norms_and_modulation_compute_in_float32():
         "pixel": layers.pixel_norm(x),
         "layer": layers.layer_norm(x),
         "group": layers.group_norm(x, 2, 1e-6),
-        "rms": layers.rms_normalize(x, (-1,)),
+        "rms": magnitude.rms_normalize(x, (-1,)),
         "modulated": double_norm(x, ones, 0 * ones),
         "scaled": layers.modulate(layers.layer_norm(x), ones, "double_norm_scale"),
         "adaptive": layers.modulate(x, jnp.tile(ones, 2), "adaptive"),
@@ -220,146 +120,6 @@ def test_norms_and_modulation_compute_in_float32():
     # In bfloat16 the mean of numbers near 100 would be off by up to a whole unit.
     for name in ("layer", "group", "modulated"):
         assert abs(float(jnp.mean(normed[name]))) < 1e-2
-
-
-# --- Magnitude preservation -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("axes", [(-1,), (-2,), (1, 2)])
-def test_rms_normalization(axes, float64_islands):
-    x, v = normal((2, 3, 4, 5)), normal((2, 3, 4, 5), 1)
-    root = np.sqrt(np.mean(x**2, axis=axes, keepdims=True))
-
-    @jax.jit
-    def run(x, v):
-        return jax.jvp(lambda x: layers.rms_normalize(x, axes), (x,), (v,))
-
-    value, tangent = run(x, v)
-    np.testing.assert_allclose(value, x / (1e-4 + root), rtol=1e-12)
-    slope = np.mean(x * v, axis=axes, keepdims=True) / root
-    expected = v / (1e-4 + root) - x * slope / (1e-4 + root) ** 2
-    np.testing.assert_allclose(tangent, expected, rtol=1e-9, atol=1e-11)
-
-
-def test_rms_normalization_of_zero_has_a_finite_derivative():
-    """It is ``v / eps``; a plain root of zero would give NaN in either mode."""
-    zero, v = jnp.zeros((2, 8)), jnp.asarray(normal((2, 8)), jnp.float32)
-
-    def normalize(x):
-        return layers.rms_normalize(x, (-1,))
-
-    value, tangent = jax.jvp(normalize, (zero,), (v,))
-    np.testing.assert_array_equal(value, 0.0)
-    np.testing.assert_allclose(tangent, v / 1e-4, rtol=1e-6)
-    gradient = jax.grad(lambda x: jnp.sum(v * normalize(x)))(zero)
-    np.testing.assert_allclose(gradient, v / 1e-4, rtol=1e-6)
-
-
-def test_mp_silu_keeps_the_magnitude_of_a_unit_normal():
-    x, weights = np.polynomial.hermite_e.hermegauss(101)
-    silu = x / (1 + np.exp(-x))
-    exact = np.sqrt(np.sum(weights * silu**2) / np.sum(weights))
-    assert exact == pytest.approx(0.596, abs=5e-4)
-    got = layers.mp_silu(jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(got, silu / 0.596, rtol=1e-5, atol=1e-30)
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-def test_mp_sum_keeps_the_magnitude_of_independent_parts(t):
-    a, b = normal((2, 100, 200), loc=0.0)
-    got = layers.mp_sum(jnp.asarray(a), jnp.asarray(b), t)
-    expected = ((1 - t) * a + t * b) / np.sqrt((1 - t) ** 2 + t**2)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    assert rms(got) == pytest.approx(1.0, abs=0.02)
-
-
-@pytest.mark.parametrize("t", [0.3, 0.5])
-def test_mp_cat_weighs_its_parts_whatever_their_width(t):
-    a, b = normal((100, 20), 1, loc=0.0), normal((100, 300), 2, loc=0.0)
-    got = np.asarray(layers.mp_cat(jnp.asarray(a), jnp.asarray(b), t))
-    c = np.sqrt(320 / ((1 - t) ** 2 + t**2))
-    expected = [a * c * (1 - t) / np.sqrt(20), b * c * t / np.sqrt(300)]
-    np.testing.assert_allclose(got, np.concatenate(expected, -1), rtol=1e-5)
-    assert rms(got) == pytest.approx(1.0, abs=0.02)
-    # Each part's share of the sum of squares is that of its weight.
-    share = np.sum(got[:, 20:] ** 2) / np.sum(got**2)
-    assert share == pytest.approx(t**2 / ((1 - t) ** 2 + t**2), abs=0.03)
-
-
-def run_conv(w, x, gain=1.0, **settings):
-    size = w.shape[0] if w.ndim == 4 else 1
-    module = layers.MPConv(w.shape[-1], size, **settings)
-    folded = layers.fold_kernel(jnp.asarray(w, jnp.float32), gain)
-    return module.apply({"params": {"kernel": folded}}, jnp.asarray(x, jnp.float32))
-
-
-@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6)])
-def test_linear_layer_is_a_product_with_normalized_weights(shape):
-    x, w = normal(shape), normal((6, 5), 1) * np.array([1.0, 3, 0.1, 10, 1])
-    expected = 0.7 * x @ normalized(w) / np.sqrt(6)
-    np.testing.assert_allclose(run_conv(w, x, 0.7), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("side", [(4, 5), (4, 4), (1, 2)])
-def test_convolution_is_a_correlation_with_normalized_weights(side):
-    """Also where it is made of patches, and where these are larger than the image."""
-    x, w = normal((2, *side, 3)), normal((3, 3, 3, 5), 1)
-    expected = correlate(x, normalized(w)) / np.sqrt(27)
-    np.testing.assert_allclose(run_conv(w, x), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_layers_keep_the_magnitude_of_their_input(size):
-    module = layers.MPConv(32, size)
-    x = normal((2, 24, 24, 32), loc=0.0)
-    variables = module.init(KEY, jnp.asarray(x, jnp.float32))
-    folded = jax.tree.map(layers.fold_kernel, variables)
-    y = module.apply(folded, jnp.asarray(x, jnp.float32))
-    inner = y[:, 1:-1, 1:-1]  # at the border a part of the input is zero
-    assert rms(inner) == pytest.approx(1.0, abs=0.04)
-    assert variables["params"]["kernel"].dtype == jnp.float32
-
-
-def test_size_of_the_weights_does_not_matter():
-    x, w = normal((2, 4, 4, 3)), normal((3, 3, 3, 5), 1)
-    y = run_conv(w, x)
-    scaled = run_conv(w * np.array([0.5, 2.0, 7.0, 100.0, 1e4]), x)
-    # eps = 1e-4 is added to norms of about 1.
-    np.testing.assert_allclose(scaled, y, rtol=3e-4, atol=1e-6)
-
-
-def test_weights_are_normalized_in_float32_and_used_in_the_compute_dtype():
-    x, w = normal((2, 64), loc=0.0), normal((64, 5), 1) * 300
-    y = run_conv(w, x, dtype=jnp.bfloat16)
-    assert y.dtype == jnp.bfloat16
-    error = np.asarray(y, np.float64) - np.asarray(run_conv(w, x), np.float64)
-    assert 0 < np.abs(error).max() < 0.03
-
-
-def test_table_is_a_layer_on_one_hot_vectors():
-    w = normal((7, 5), 1)
-    index = np.array([0, 6, 3, 3])
-    one_hot = np.sqrt(7) * np.eye(7)[index]
-    module = layers.MPTable(7, 5)
-    folded = layers.fold_kernel(jnp.asarray(w, jnp.float32))
-    variables = {"params": {"kernel": folded}}
-    got = module.apply(variables, jnp.asarray(index))
-    np.testing.assert_allclose(got, run_conv(w, one_hot), rtol=1e-5, atol=1e-6)
-    # Rows are of order 1, and the null class, any negative index, is the last one.
-    null = module.apply(variables, jnp.asarray([NULL_LABEL, 6]))
-    np.testing.assert_array_equal(null[0], null[1])
-    fresh = jax.eval_shape(module.init, KEY, jnp.asarray(index))
-    assert fresh["params"]["kernel"].shape == (7, 5)
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (3, 3, 4, 6)])
-def test_weights_of_a_stack_are_normalized_one_by_one(shape):
-    stack = normal((2, *shape), 3) * np.array([1.0, 50.0]).reshape(2, *[1] * len(shape))
-    got = layers.normalize_kernel(jnp.asarray(stack, jnp.float32))
-    for i in range(2):
-        one = layers.normalize_kernel(jnp.asarray(stack[i], jnp.float32))
-        np.testing.assert_allclose(one, normalized(stack[i]), rtol=1e-5)
-        np.testing.assert_allclose(got[i], one, rtol=1e-6)
 
 
 # --- Resampling and inputs ------------------------------------------------------------
@@ -381,9 +141,9 @@ def test_resampling():
 
 def test_missing_label_is_the_null_class():
     cond = Cond(t=jnp.ones(3))
-    np.testing.assert_array_equal(layers.labels(cond), np.full(3, NULL_LABEL))
+    np.testing.assert_array_equal(embeddings.labels(cond), np.full(3, NULL_LABEL))
     label = jnp.asarray([2, NULL_LABEL, 0])
-    np.testing.assert_array_equal(layers.labels(cond.replace(label=label)), label)
+    np.testing.assert_array_equal(embeddings.labels(cond.replace(label=label)), label)
 
 
 @pytest.mark.parametrize("shape", [(8, 6, 3), (8, 8), (8,), (4, 8, 8, 3)])

@@ -3,51 +3,44 @@ that is more than noise."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scm_jax.analysis import columns
+from scm_jax.analysis.ablation.cells import (
+    baseline_of,
+    cells_of,
+    check_protocols,
+    usable_runs,
+)
+from scm_jax.analysis.ablation.statistics import (
+    Cell,
+    Cells,
+    Estimate,
+    estimate,
+    exp,
+    mean_metric_noise,
+    pooled_seed_noise,
+    t_quantile,
+)
 from scm_jax.analysis.ablation.text_table import Table
-from scm_jax.analysis.tables.frames import is_missing
-from scm_jax.evaluation.comparable import require_comparable
-from scm_jax.runs.directory.run_configs import is_neutral
+from scm_jax.analysis.ablation.words import (
+    arm_name,
+    estimate_text,
+    number_text,
+    place_name,
+    why_missing,
+)
+from scm_jax.analysis.tables.settings import (
+    varying_keys,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# A tag of the runs that the others are compared with.
-BASELINE_TAG = "baseline"
-
-# Config keys that are no switch: each seed may have its own teacher.
-_NO_FACTORS = ("seed", "name", "teacher.run", "init.run")
-
-_BOOTSTRAPS = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over pairs.
-
-    Attributes:
-      value: the mean; NaN without pairs.
-      interval: of Student's t with n - 1 degrees of freedom; infinite for one pair.
-      bootstrap: percentiles of the mean over resampled pairs. Of few pairs it is too
-        narrow: it cannot reach beyond the least and the greatest of them.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    bootstrap: tuple[float, float]
-
-    def map(self, fn: Any) -> Estimate:
-        """The estimate of an increasing function of the mean."""
-        pairs = [tuple(map(fn, pair)) for pair in (self.interval, self.bootstrap)]
-        return Estimate(fn(self.value), *pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +151,20 @@ class Ablation:
 
     def table(self) -> Table:
         """What is shown: texts, with notes on how to read them."""
-        head = ("arm", self.metric, "difference", "ratio", "pairs", "more than noise?")
+        head: tuple[str, ...] = ("arm", self.metric, "difference", "ratio")
+        head += ("pairs", "more than noise?")
         show_missing = any(arm.missing for arm in self.arms)
-        rows = [("baseline", _number(self.mean), "", "", str(self.num_runs), "")]
+        rows: list[tuple[str, ...]] = [
+            ("baseline", number_text(self.mean), "", "", str(self.num_runs), "")
+        ]
         for arm in self.arms:
             count = arm.num_pairs + len(arm.missing)
             pairs = f"{arm.num_pairs} of {count}" if arm.missing else str(count)
-            texts = (_number(arm.mean), _text(arm.difference, "+"), _text(arm.ratio))
+            texts = (
+                number_text(arm.mean),
+                estimate_text(arm.difference, "+"),
+                estimate_text(arm.ratio),
+            )
             rows.append((arm.name, *texts, pairs, arm.verdict))
         if show_missing:
             head += ("missing",)
@@ -190,7 +190,7 @@ class Ablation:
             f"In brackets: {percent} intervals of Student's t over pairs of a seed."
         ]
         if counts:
-            factor = _t_quantile(counts[0] - 1, self.confidence)
+            factor = t_quantile(counts[0] - 1, self.confidence)
             notes[0] = notes[0][:-1] + (
                 f"; with {counts[0]} pairs it has {counts[0] - 1} "
                 f"degree{'s' * (counts[0] > 2)} of freedom and reaches "
@@ -202,7 +202,7 @@ class Ablation:
             ("Seed", self.seed_noise, "the baseline over training seeds"),
             ("Metric", self.metric_noise, "a value over sets of samples"),
         ):
-            known = _number(noise) or "not known"
+            known = number_text(noise) or "not known"
             notes.append(f"{name} noise, standard deviation of {about}: {known}.")
         return notes
 
@@ -242,7 +242,7 @@ def compare(
       >>> compare(runs, "2_steps/frechet_distance")  # doctest: +SKIP
     """
     runs = columns.numeric(runs, metric)
-    whole, notes = _usable(runs)
+    whole, notes = usable_runs(runs)
     switched = varying_keys(whole)
     factors = switched if factors is None else list(factors)
     if not factors:
@@ -255,9 +255,9 @@ def compare(
                 f"factors and shared: there is no column {key!r}; keys that vary are "
                 f"{switched}"
             )
-    _check_protocols(whole, metric)
-    cells = _cells(whole, metric, factors, shared)
-    base = _baseline(whole, factors, baseline)
+    check_protocols(whole, metric)
+    cells = cells_of(whole, metric, factors, shared)
+    base = baseline_of(whole, factors, baseline)
     if base not in cells:
         named = dict(zip(factors, base, strict=True))
         raise ValueError(
@@ -266,196 +266,20 @@ def compare(
     return _compared(metric, cells, base, factors, shared, confidence, notes)
 
 
-def _is_config_key(column: str) -> bool:
-    """Dotted, but for the one switch that is in no section."""
-    return column == "parameterization" or ("." in column and "/" not in column)
-
-
-def varying_keys(runs: pd.DataFrame) -> list[str]:
-    """The config keys of ``load_runs`` that vary and can be switches."""
-    keys = (name for name in runs.columns if _is_config_key(name))
-    keys = (name for name in keys if name not in _NO_FACTORS and not is_neutral(name))
-    return [name for name in keys if len({_key(value) for value in runs[name]}) > 1]
-
-
-def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str]:
-    """Run -> what tells its setting from others, such as ``width = 32``.
-
-    Of several keys those with the value of most runs are left out; a run with these
-    alone is the ``baseline``.
-    """
-    usual: dict[str, Hashable] = {}
-    for key in keys if len(keys) > 1 else ():
-        counts = collections.Counter(_key(value) for value in runs[key])
-        value, count = counts.most_common(1)[0]
-        if 2 * count > len(runs):
-            usual[key] = value
-    names = {}
-    for place, run in enumerate(runs.index):
-        values = {key: _key(runs[key].iloc[place]) for key in keys}
-        other = [
-            f"{_short(key, keys)} = {_value(value)}"
-            for key, value in values.items()
-            if key not in usual or usual[key] != value
-        ]
-        names[run] = ", ".join(other) or ("baseline" if usual else "all runs")
-    return names
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    """A run as a comparison needs it."""
-
-    run: str
-    state: str
-    value: float
-    deviation: float
-    sets: int
-
-    @property
-    def missing(self) -> str:
-        """Why there is no value; empty where there is one."""
-        if math.isfinite(self.value):
-            return ""
-        return self.state if self.state != "done" else "no finite value"
-
-
-# Arm -> (shared config, seed) -> run.
-_Cells = dict[tuple, dict[tuple, _Cell]]
-
-
-def _usable(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Runs whose place in the comparison is known, each config once."""
-    notes = []
-    unreadable = runs["state"] == "unreadable"
-    if unreadable.any():
-        names = ", ".join(map(str, runs.index[unreadable]))
-        notes.append(f"Left out, as they cannot be read: {names}.")
-    runs = runs[~unreadable]
-    if "duplicate_of" in runs.columns:
-        again = runs["duplicate_of"].isin(runs.index)
-        if again.any():
-            names = ", ".join(map(str, runs.index[again]))
-            notes.append(f"Left out, as their config is there already: {names}.")
-        runs = runs[~again]
-    if runs.empty:
-        raise ValueError("there are no runs to compare")
-    return runs, tuple(notes)
-
-
-def _check_protocols(runs: pd.DataFrame, metric: str) -> None:
-    """Refuses numbers that were measured in different ways."""
-    if "protocols" not in runs.columns:
-        return
-    rows = [
-        {"run": run, metric: value, "protocol": {"": known[metric]}}
-        for run, value, known in zip(
-            runs.index, runs[metric], runs["protocols"], strict=True
-        )
-        if isinstance(known, Mapping) and metric in known and math.isfinite(value)
-    ]
-    require_comparable(rows, metric)
-
-
-def _cells(
-    runs: pd.DataFrame, metric: str, factors: Sequence[str], shared: Sequence[str]
-) -> _Cells:
-    """The runs by arm, shared config and seed.
-
-    Raises:
-      ValueError: two runs for one place; the message says in what they differ.
-    """
-    cells: _Cells = collections.defaultdict(dict)
-    nothing = [math.nan] * len(runs)
-    deviations = runs.get(f"{metric}_std", nothing)
-    protocols = runs.get("protocols", [None] * len(runs))
-    columns = [[_key(value) for value in runs[key]] for key in (*factors, *shared)]
-    rows = zip(
-        runs.index,
-        runs["state"],
-        runs[metric],
-        deviations,
-        protocols,
-        [_key(seed) for seed in runs["seed"]],
-        *columns,
-        strict=True,
-    )
-    for run, state, value, deviation, known, seed, *keys in rows:
-        arm, block = tuple(keys[: len(factors)]), tuple(keys[len(factors) :])
-        cell = _Cell(run, state, float(value), float(deviation), _sets(known, metric))
-        other = cells[arm].setdefault((*block, seed), cell)
-        if other is not cell:
-            differing = [
-                key
-                for key in runs.columns
-                if _is_config_key(key)
-                and _key(runs[key][run]) != _key(runs[key][other.run])
-            ]
-            raise ValueError(
-                f"runs {other.run!r} and {run!r} have the same factors and seed; they "
-                f"differ in {differing}: name these in factors or shared, or leave one "
-                "run out"
-            )
-    return dict(cells)
-
-
-def _sets(protocols: Any, metric: str) -> int:
-    """Sets of samples behind a value."""
-    if not isinstance(protocols, Mapping):
-        return 1
-    return max(1, len((protocols.get(metric) or {}).get("seeds") or ()))
-
-
-def _baseline(
-    runs: pd.DataFrame, factors: Sequence[str], given: Mapping[str, Any] | None
-) -> tuple:
-    if given is not None:
-        if set(given) != set(factors):
-            raise ValueError(
-                f"baseline has values of {sorted(given)}: it needs one of each factor, "
-                f"{list(factors)}"
-            )
-        return tuple(_key(given[key]) for key in factors)
-    tagged = runs
-    if "tags" in runs.columns:
-        tagged = runs[[BASELINE_TAG in tags for tags in runs["tags"]]]
-    if len(tagged) and len(tagged) < len(runs):
-        arms = {tuple(map(_key, row)) for row in tagged[list(factors)].to_numpy()}
-        if len(arms) > 1:
-            raise ValueError(
-                f"runs tagged {BASELINE_TAG!r} differ in {list(factors)}: {arms}"
-            )
-        return arms.pop()
-    return tuple(_most_frequent(key, runs[key]) for key in factors)
-
-
-def _most_frequent(key: str, values: Any) -> Hashable:
-    counts = collections.Counter(_key(value) for value in values).most_common(2)
-    if len(counts) > 1 and counts[0][1] == counts[1][1]:
-        raise ValueError(
-            f"which runs are the baseline? {key} is {counts[0][0]!r} as often as "
-            f"{counts[1][0]!r}: give baseline=, or tag its runs {BASELINE_TAG!r}"
-        )
-    return counts[0][0]
-
-
-# --- Numbers --------------------------------------------------------------------------
-
-
 def _compared(
     metric: str,
-    cells: _Cells,
+    cells: Cells,
     base: tuple,
     factors: Sequence[str],
     shared: Sequence[str],
     confidence: float,
     notes: tuple[str, ...],
 ) -> Ablation:
-    seed_noise, degrees = _seed_noise(cells[base])
-    metric_noise = _metric_noise(cells)
+    seed_noise, degrees = pooled_seed_noise(cells[base])
+    metric_noise = mean_metric_noise(cells)
     limits = (
-        _t_quantile(degrees, confidence) * seed_noise if degrees else math.nan,
-        _t_quantile(math.inf, confidence) * metric_noise,
+        t_quantile(degrees, confidence) * seed_noise if degrees else math.nan,
+        t_quantile(math.inf, confidence) * metric_noise,
     )
     arms = [
         _arm(arm, cells[arm], cells[base], base, factors, shared, limits, confidence)
@@ -464,7 +288,7 @@ def _compared(
     ]
     values = [cell.value for cell in cells[base].values() if not cell.missing]
     absent = [
-        f"{_place(place, shared)}: {cell.missing}"
+        f"{place_name(place, shared)}: {cell.missing}"
         for place, cell in cells[base].items()
         if cell.missing
     ]
@@ -485,8 +309,8 @@ def _compared(
 
 def _arm(
     arm: tuple,
-    own: Mapping[tuple, _Cell],
-    base: Mapping[tuple, _Cell],
+    own: Mapping[tuple, Cell],
+    base: Mapping[tuple, Cell],
     base_arm: tuple,
     factors: Sequence[str],
     shared: Sequence[str],
@@ -495,9 +319,9 @@ def _arm(
 ) -> Arm:
     pairs, missing = [], []
     for place in sorted(own.keys() | base.keys(), key=repr):
-        reason = _why_missing(own.get(place), base.get(place))
+        reason = why_missing(own.get(place), base.get(place))
         if reason:
-            missing.append(f"{_place(place, shared)}: {reason}")
+            missing.append(f"{place_name(place, shared)}: {reason}")
         else:
             pairs.append((own[place].value, base[place].value))
     values = [cell.value for cell in own.values() if not cell.missing]
@@ -505,7 +329,7 @@ def _arm(
     difference = estimate(a - b, confidence)
     ratio = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
     if len(a) and min(a.min(), b.min()) > 0:
-        ratio = estimate(np.log(a / b), confidence).map(_exp)
+        ratio = estimate(np.log(a / b), confidence).map(exp)
     # A difference of two means of n runs each has sqrt(2 / n) of the noise of one run.
     scale = math.sqrt(2 / len(a)) if len(a) else math.nan
     exceeds = [
@@ -515,7 +339,7 @@ def _arm(
         for limit in limits
     ]
     return Arm(
-        _name(arm, base_arm, factors),
+        arm_name(arm, base_arm, factors),
         dict(zip(factors, arm, strict=True)),
         float(np.mean(values)) if values else math.nan,
         len(pairs),
@@ -524,146 +348,3 @@ def _arm(
         tuple(missing),
         *exceeds,
     )
-
-
-def estimate(
-    values: Sequence[float] | np.ndarray, confidence: float = 0.95
-) -> Estimate:
-    """Mean of independent values with its intervals.
-
-    >>> low, high = estimate([1.0, 2.0, 3.0]).interval
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
-
-    Args:
-      values: one per pair.
-      confidence: of the intervals.
-    """
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    if n == 0:
-        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-    mean = float(values.mean())
-    if n == 1:
-        return Estimate(mean, (-math.inf, math.inf), (-math.inf, math.inf))
-    half = _t_quantile(n - 1, confidence) * float(values.std(ddof=1)) / math.sqrt(n)
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(n, size=(_BOOTSTRAPS, n))].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = map(float, np.quantile(means, [tail, 1 - tail]))
-    return Estimate(mean, (mean - half, mean + half), (low, high))
-
-
-def _seed_noise(cells: Mapping[tuple, _Cell]) -> tuple[float, int]:
-    """Standard deviation over seeds, pooled over shared configs; its degrees of
-    freedom."""
-    blocks = collections.defaultdict(list)
-    for (*block, _), cell in cells.items():
-        if not cell.missing:
-            blocks[tuple(block)].append(cell.value)
-    degrees = sum(len(values) - 1 for values in blocks.values())
-    if not degrees:
-        return math.nan, 0
-    squares = sum(float(np.var(values)) * len(values) for values in blocks.values())
-    return math.sqrt(squares / degrees), degrees
-
-
-def _metric_noise(cells: _Cells) -> float:
-    """Root mean square of the standard error of values over sets of samples."""
-    squares = [
-        cell.deviation**2 / cell.sets
-        for own in cells.values()
-        for cell in own.values()
-        if math.isfinite(cell.deviation) and cell.sets > 1
-    ]
-    return math.sqrt(float(np.mean(squares))) if squares else math.nan
-
-
-def _t_quantile(degrees: float, confidence: float) -> float:
-    """How many standard errors a two-sided interval reaches to each side."""
-    from scipy import stats
-
-    return float(stats.t.ppf((1 + confidence) / 2, degrees))
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
-
-
-# --- Words ----------------------------------------------------------------------------
-
-
-def _why_missing(own: _Cell | None, base: _Cell | None) -> str:
-    if own is None:
-        return "no run"
-    if base is None:
-        return "no run in the baseline"
-    if own.missing:
-        return own.missing
-    return f"{base.missing} in the baseline" if base.missing else ""
-
-
-def _place(place: tuple, shared: Sequence[str]) -> str:
-    """``width = 32, seed 1``."""
-    *block, seed = place
-    names = [
-        f"{_short(key, shared)} = {value}"
-        for key, value in zip(shared, block, strict=True)
-    ]
-    return ", ".join([*names, f"seed {seed}"])
-
-
-def _name(arm: tuple, base: tuple, factors: Sequence[str]) -> str:
-    """What is other than in the baseline."""
-    changed = [
-        f"{_short(key, factors)} = {_value(value)}"
-        for key, value, usual in zip(factors, arm, base, strict=True)
-        if value != usual
-    ]
-    return ", ".join(changed)
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a key where no other key has it."""
-    last = key.rsplit(".", 1)[-1]
-    return last if sum(k.rsplit(".", 1)[-1] == last for k in keys) == 1 else key
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(_value, value)) + ")"
-    return str(value)
-
-
-def _key(value: Any) -> Hashable:
-    """A cell as a key: gaps are None, numbers of numpy plain."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if is_missing(value) else value
-
-
-def _number(value: float, sign: str = "") -> str:
-    if math.isnan(value):
-        return ""
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:{sign}.3g}".replace("-", "−")
-
-
-def _text(found: Estimate, sign: str = "") -> str:
-    """``+0.5 [−0.1, +1.1]``: two digits of the interval's half width."""
-    if math.isnan(found.value):
-        return "–"
-    low, high = found.interval
-    half = (high - low) / 2
-    if not 0 < half < math.inf:
-        ends = ", ".join(_number(end, sign) for end in (low, high))
-        return f"{_number(found.value, sign)} [{ends}]"
-    decimals = max(0, 1 - math.floor(math.log10(half)))
-    texts = [f"{x:{sign}.{decimals}f}" for x in (found.value, low, high)]
-    value, *ends = (text.replace("-", "−") for text in texts)
-    return f"{value} [{', '.join(ends)}]"

@@ -74,7 +74,7 @@ def sampling_points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     Raises:
       ValueError: no column is of this metric.
     """
-    from scm_jax.files.jsonl import require
+    from scm_jax.files.optional import require
 
     pandas = require("pandas", "a table of samplings", "scm_jax[analysis]")
     suffix = f"_steps/{metric}"

@@ -81,11 +81,6 @@ def fit(log_x: np.ndarray, log_y: np.ndarray, delta: float = HUBER_DELTA) -> np.
     return polish(log_x, log_y, near, delta)
 
 
-def noise_delta(log_x: np.ndarray, log_y: np.ndarray) -> float:
-    """The delta of ``robust_start``, which follows the noise."""
-    return robust_start(log_x, log_y)[1]
-
-
 def robust_start(
     log_x: np.ndarray, log_y: np.ndarray, least: float = HUBER_DELTA
 ) -> tuple[np.ndarray, float, np.ndarray]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.analysis.laws.fit import ScalingFit
-from scm_jax.files.jsonl import write_atomically
+from scm_jax.files.atomic import write_atomically
 
 _SET_HERE = ("train.flops", "seed", "tags")
 _NEIGHBOURS = 3  # the nearest size, one below, one above

@@ -65,8 +65,13 @@ def plot_ablation(
     if ratio:
         _plain_ratios(axes)
     elif axes.patches:
-        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
-        axes.legend(fontsize=8, frameon=False, **above)
+        axes.legend(
+            fontsize=8,
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2,
+        )
     return axes
 
 

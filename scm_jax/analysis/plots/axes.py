@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # Told apart also by readers who see no red or no green (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a5a5a")
+
+# One for each published result beside one's own.
+MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
 def new_axes(axes: Axes | None, size: tuple[float, float] = (6.0, 3.8)) -> Axes:
@@ -45,10 +49,10 @@ def metric_name(column: str) -> str:
     return f"{metric.replace('_', ' ')}, {steps} step{'s' * (steps != '1')}"
 
 
-def engineering(axis: object) -> None:
+def engineering(axis: Axis) -> None:
     """Ticks such as 20k and 3M."""
     ticker = require("matplotlib.ticker", "plots", "scm_jax[analysis]")
-    axis.set_major_formatter(ticker.EngFormatter(sep=""))  # type: ignore[attr-defined]
+    axis.set_major_formatter(ticker.EngFormatter(sep=""))
 
 
 def log_if_wide(axes: Axes, values: np.ndarray, factor: float = 30.0) -> None:

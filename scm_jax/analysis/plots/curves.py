@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scm_jax.analysis import columns
-from scm_jax.analysis.ablation.compare import setting_names, varying_keys
 from scm_jax.analysis.plots import axes as axes_lib
-from scm_jax.files.jsonl import require
+from scm_jax.analysis.tables.settings import setting_names, varying_keys
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd

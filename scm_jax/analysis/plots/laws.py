@@ -21,8 +21,8 @@ from scm_jax.analysis.laws.fit import ScalingFit
 from scm_jax.analysis.laws.frontier import pareto_front
 from scm_jax.analysis.laws.isoflop import IsoflopFit
 from scm_jax.analysis.laws.ratio import RatioFit
-from scm_jax.analysis.plots.axes import new_axes
-from scm_jax.files.jsonl import require
+from scm_jax.analysis.plots.axes import MARKERS, new_axes
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,7 +243,7 @@ def plot_frontier(
     groups: dict[str, list[PublishedResult]] = {}
     for result in published:
         groups.setdefault(f"{result.method} (published)", []).append(result)
-    for (label, results), marker in zip(groups.items(), _markers(), strict=False):
+    for (label, results), marker in zip(groups.items(), MARKERS, strict=False):
         axes.plot(
             [getattr(r, cost) for r in results],
             [r.value for r in results],
@@ -286,9 +286,7 @@ def plot_ratio(
       axes: where to draw.
     """
     axes = _axes(axes, "log", "linear")
-    for (label, other), marker in zip(
-        (published or {}).items(), _markers(), strict=False
-    ):
+    for (label, other), marker in zip((published or {}).items(), MARKERS, strict=False):
         _draw_ratio(axes, other, label, "0.45", marker, fillstyle="none")
     if fit is not None:
         _draw_ratio(axes, fit, "these runs", "C0", "o")
@@ -359,10 +357,6 @@ def _colours(count: int) -> list[Any]:
     return [colormaps["viridis"](v) for v in np.linspace(0, 0.88, max(count, 1))][
         :count
     ]
-
-
-def _markers() -> Sequence[str]:
-    return ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
 def _whiskers(intervals: Sequence[Interval]) -> np.ndarray | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.analysis.laws.published import PublishedResult, load_published
+from scm_jax.analysis.plots import axes as axes_lib
 from scm_jax.evaluation.comparable import Row, require_comparable
-from scm_jax.files.jsonl import read_rows, require
+from scm_jax.files.jsonl import read_rows
+from scm_jax.files.optional import require
 from scm_jax.runs.directory import layout
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ COSTS = {
     "sampling_compute": "billion parameters x evaluations per sample",
 }
 _NAMES = {"fid": "FID", "fd_dinov2": "FD-DINOv2"}
-_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
 def plot_runs(
@@ -111,9 +112,7 @@ def plot_quality(
     shown = [row for row in rows if row.get(metric) is not None and cost in row]
     if not shown:
         raise ValueError(f"no row has the metric {metric!r} and its {cost}")
-    if axes is None:
-        figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
-        axes = figures.Figure(figsize=(6, 4), layout="constrained").subplots()
+    axes = axes_lib.new_axes(axes)
     _draw_published(published, cost, axes)
     for label, line in _lines(shown).items():
         usual = [row for row in line if row.get("times") is None]
@@ -138,11 +137,7 @@ def plot_quality(
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain_numbers(axes)
-    axes.set_xlabel(COSTS[cost])
-    axes.set_ylabel(_NAMES.get(metric, metric.replace("_", " ")))
-    axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return axes_lib.tidy(axes, COSTS[cost], _NAMES.get(metric, metric))
 
 
 def _first_metric(rows: Sequence[Row]) -> str:
@@ -181,7 +176,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _draw_published(
     published: Sequence[PublishedResult], cost: str, axes: Axes
 ) -> None:
-    markers = itertools.cycle(_MARKERS)
+    markers = itertools.cycle(axes_lib.MARKERS)
     groups: dict[tuple[str, int, str], list[PublishedResult]] = {}
     for result in published:
         key = (result.method, result.nfe, result.source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def plot_sampling(
         usual = points.pop(None, None)
         if usual is not None:
             axes.axhline(usual[0], color=shade, linestyle="--", linewidth=1)
-        places = sorted(points)
+        places = _places(points)
         means, low, high = (
             np.array([points[place] for place in places]).reshape(-1, 3).T
         )
@@ -79,7 +79,7 @@ def plot_sampling(
             label=name or None,
         )
     if x == "nfe":
-        places = sorted({place for points in lines.values() for place in points})
+        places = _places(place for points in lines.values() for place in points)
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
@@ -148,13 +148,17 @@ def _place(row: dict[str, Any], x: str) -> float | None:
     return None if is_missing(row["times"]) else float(row["times"][0])
 
 
+def _places(keys: Iterable[float | None]) -> list[float]:
+    return sorted({key for key in keys if key is not None})
+
+
 def _point(rows: Sequence[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     values = [row[metric] for row in rows]
     mean = float(np.mean(values))
     if len(rows) > 1:
         return mean, min(values), max(values)
-    std = rows[0].get(f"{metric}_std")
-    std = 0.0 if is_missing(std) else std
+    found = rows[0].get(f"{metric}_std")
+    std = 0.0 if found is None or is_missing(found) else float(found)
     return mean, mean - std, mean + std
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scm_jax.analysis.tables import collected, metric_rows, run_files
 from scm_jax.analysis.tables import frames as tables
 from scm_jax.analysis.tables.run_files import READ_ERRORS, RunFiles
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,7 @@ from scm_jax.analysis.tables.run_files import (
     ROW_COLUMNS,
     RunFiles,
 )
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scm_jax.analysis.tables import collected, metric_rows, run_files
 from scm_jax.analysis.tables.run_files import Roots, RunFiles
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 from scm_jax.runs.directory.run_configs import is_neutral
 
 if TYPE_CHECKING:
@@ -253,7 +253,9 @@ def _objective(config: Mapping[str, Any]) -> str | None:
     name = config.get("objective.name")
     if name != "consistency":
         return name
-    return {"data": "sct", "teacher": "scd"}.get(config.get("objective.dx_dt"), name)
+    return {"data": "sct", "teacher": "scd"}.get(
+        str(config.get("objective.dx_dt")), name
+    )
 
 
 def _accounts(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

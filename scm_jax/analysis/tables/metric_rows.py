@@ -16,7 +16,8 @@ from scm_jax.analysis.tables.run_files import (
     RunFiles,
     warn_of,
 )
-from scm_jax.files.jsonl import merge_steps, read_rows, require
+from scm_jax.files.jsonl import merge_steps, read_rows
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +163,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> pa.Array:
     import pyarrow as pa
 
     values = [row.get(name) for row in rows]
-    numbers = [float(v) if _is_number(v) else None for v in values]
+    numbers = [float(v) if isinstance(v, int | float) else None for v in values]
     return pa.array(numbers, pa.float64(), from_pandas=True)
 
 

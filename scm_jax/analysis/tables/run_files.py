@@ -101,7 +101,7 @@ def expand(roots: Roots) -> list[str]:
     if isinstance(roots, str | os.PathLike):
         roots = [roots]
     places: dict[str, None] = {}
-    for root in map(os.fspath, roots):
+    for root in [os.fspath(root) for root in roots]:
         matches = [root] if os.path.isdir(root) else sorted(glob.glob(root))
         matches = [match for match in matches if os.path.isdir(match)]
         if not matches:

@@ -11,7 +11,7 @@ import numpy as np
 
 from scm_jax.datasets import pipeline
 from scm_jax.datasets.preparation import manifest
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 from scm_jax.types import lookup
 
 COLUMNS = 10

@@ -69,11 +69,7 @@ def logits(weights: Weights, features: Any) -> Any:
 def load_weights(
     path: Path = WEIGHTS_PATH, sha256: str = WEIGHTS_SHA256
 ) -> dict[str, np.ndarray]:
-    """The frozen weights as float64, after their hash was checked.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a damaged file, other arrays, or another hash.
-    """
-    weights = frozen_weights.load(path, WEIGHT_SHAPES, sha256, "classifier.py")
-    return {name: array.astype(np.float64) for name, array in weights.items()}
+    """The frozen weights as float64, see ``frozen_weights.load``."""
+    return frozen_weights.load(
+        path, WEIGHT_SHAPES, sha256, "features/digits_classifier.py", np.float64
+    )

@@ -20,8 +20,9 @@ import PIL.Image
 
 from scm_jax.evaluation.features import dinov2_weights
 from scm_jax.evaluation.features.extraction import FeatureNet, unchanged
-from scm_jax.files.catalogue import find_weights, tensors_sha256
+from scm_jax.files.catalogue import find_weights
 from scm_jax.files.state_dict import read_state_dict
+from scm_jax.files.tensors import tensors_sha256
 from scm_jax.types import lookup
 
 IMAGE_SIZE = 224

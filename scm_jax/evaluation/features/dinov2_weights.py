@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.files.catalogue import check_tensors
+from scm_jax.files.tensors import check_tensors
 
 # Channels of a head, in all published sizes. No shape in a file says it.
 HEAD_WIDTH = 64

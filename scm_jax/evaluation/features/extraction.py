@@ -32,7 +32,7 @@ class FeatureNet:
 
     Attributes:
       name: of the network, such as ``"inception"``; enters a number's protocol.
-      weights_sha256: of its weights, see ``weight_files.tensors_sha256``; likewise.
+      weights_sha256: of its weights, see ``tensors.tensors_sha256``; likewise.
       resize: name of the rule that brings images to the network's size; likewise.
       num_features: ``d`` of its output ``"features"``.
       apply: ``(params, x (b, ...)) -> {"features": (b, d), ...}``, traced by JAX. A

@@ -12,21 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_jax.files.catalogue import tensors_sha256
+from scm_jax.files.tensors import tensors_sha256
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def load(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str, module: str
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    sha256: str,
+    module: str,
+    dtype: type,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file as they are stored, after their hash was checked.
+    """The arrays of a file in ``dtype``, after their hash was checked.
 
     Args:
       path: of the ``.npz``.
       shapes: of all arrays, by name.
-      sha256: what ``weight_files.tensors_sha256`` must give.
+      sha256: what ``tensors.tensors_sha256`` must give.
       module: file whose ``WEIGHTS_SHA256`` this is, for messages.
+      dtype: of the result.
 
     Raises:
       FileNotFoundError: no such file.
@@ -47,4 +52,4 @@ def load(
             " cannot be compared. After training new weights on purpose, put their hash"
             f" into WEIGHTS_SHA256 of scm_jax/evaluation/{module}."
         )
-    return weights
+    return {name: array.astype(dtype) for name, array in weights.items()}

@@ -8,7 +8,6 @@ of that graph; ``inception_weights`` reads them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -307,9 +306,3 @@ def fold_batch_norm(
     kernel = weight.transpose(2, 3, 1, 0) * scale
     bias = beta - mean * scale
     return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-
-
-def num_parameters() -> int:
-    """Trained numbers of the network: kernels, gamma and beta, the last layer."""
-    convs = sum(math.prod(s) + 2 * s[-1] for s in conv_shapes().values())
-    return convs + (NUM_FEATURES + 1) * NUM_CLASSES

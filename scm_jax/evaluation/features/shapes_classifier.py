@@ -52,14 +52,10 @@ Weights = Mapping[str, Any]
 def load_weights(
     path: Path = WEIGHTS_PATH, sha256: str = WEIGHTS_SHA256
 ) -> dict[str, np.ndarray]:
-    """The frozen weights as float32, after their hash was checked.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a damaged file, other arrays, or another hash.
-    """
-    weights = frozen_weights.load(path, WEIGHT_SHAPES, sha256, "shapes_classifier.py")
-    return {name: array.astype(np.float32) for name, array in weights.items()}
+    """The frozen weights as float32, see ``frozen_weights.load``."""
+    return frozen_weights.load(
+        path, WEIGHT_SHAPES, sha256, "features/shapes_classifier.py", np.float32
+    )
 
 
 def apply(weights: Weights, pixels: jax.Array) -> jax.Array:

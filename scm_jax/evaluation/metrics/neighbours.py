@@ -2,24 +2,20 @@
 
 Improved precision and recall are from arXiv 1904.06991, density and coverage from arXiv
 2002.09797. All four ask which points lie in balls around others, whose radii reach to a
-neighbour. The answers are exact at the cost of a float32 matrix product: its distances
-have a proven error bound, and only pairs that it leaves undecided are computed again,
-in float64 and by the sum of squared differences, of which ``|a|^2 + |b|^2 - 2ab`` would
-not give 0 for a copy.
+neighbour. Distances are ``|a|^2 + |b|^2 - 2ab`` in float64; the few that rounding
+leaves undecided are computed again as sums of squared differences, which are 0 for a
+copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 # Elements of feature pairs that are computed again at a time: 32 MiB in float64.
 _ELEMENTS_IN_MEMORY = 2**22
-
-# More than what underflows in a sum of products of float32 numbers, the largest near 1.
-_UNDERFLOW = 1e-30
 
 
 class PrecisionRecall(NamedTuple):
@@ -111,20 +107,17 @@ def neighbour_radii(
             f"k = {k} needs more than {k} points and k >= 1: {len(points)}"
         )
     radii = np.empty(len(points))
-    for start, lower, margin in _blocks(points, points, block_size)[1]:
-        rows = np.arange(len(lower))
-        lower[rows, start + rows] = np.inf
-        # The k points with the least lower bounds: the k-th neighbour is no further
-        # than the furthest of them can be.
-        least = np.partition(lower, k - 1, axis=1)[:, k - 1]
-        at = np.nonzero(lower <= least[:, None])
-        first = np.searchsorted(at[0], rows)
-        reach = np.maximum.reduceat(lower[at] + margin(*at), first)
-        at = np.nonzero(lower <= reach[:, None])
+    margin, blocks = _blocks(points, points, block_size)
+    for start, near in blocks:
+        rows = np.arange(len(near))
+        near[rows, start + rows] = np.inf
+        # Whatever may be among the k nearest, once rounding is allowed for.
+        reach = np.partition(near, k - 1, axis=1)[:, k - 1] + 2 * margin
+        at = np.nonzero(near <= reach[:, None])
         distances = _squared_distances(points, points, start + at[0], at[1])
         ranked = distances[np.lexsort((distances, at[0]))]
         first = np.searchsorted(at[0], rows)
-        radii[start : start + len(lower)] = ranked[first + k - 1]
+        radii[start : start + len(near)] = ranked[first + k - 1]
     return radii
 
 
@@ -142,64 +135,43 @@ def _inside(
     points: np.ndarray, centres: np.ndarray, radii: np.ndarray, block_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Index pairs of all ``points`` inside the closed balls, block by block."""
-    unit, blocks = _blocks(points, centres, block_size)
-    reach = radii / unit
-    above = np.nextafter(reach.astype(np.float32), np.float32(np.inf))
-    for start, lower, margin in blocks:
-        rows, columns = np.nonzero(lower <= above[None])
-        sure = lower[rows, columns] + margin(rows, columns) <= reach[columns]
+    margin, blocks = _blocks(points, centres, block_size)
+    for start, near in blocks:
+        rows, columns = np.nonzero(near <= radii + margin)
+        sure = near[rows, columns] <= radii[columns] - margin
         again = start + rows[~sure], columns[~sure]
         sure[~sure] = _squared_distances(points, centres, *again) <= radii[again[1]]
         yield start + rows[sure], columns[sure]
 
 
-# (rows, columns) of a block -> how far the squared distance can be above ``lower``.
-Margin = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 def _blocks(
     a: np.ndarray, b: np.ndarray, block_size: int
-) -> tuple[float, Iterator[tuple[int, np.ndarray, Margin]]]:
-    """Bounds of the squared distances, by rows of ``a``.
+) -> tuple[float, Iterator[tuple[int, np.ndarray]]]:
+    """Squared distances by rows of ``a``, and how far they can be off.
 
-    A float32 product of ``d`` terms is off by ``d eps / 2 sum |a_i b_i|`` at most in
-    any order of summation (Higham, Accuracy and Stability, Sec. 3.1), hence ``|a|^2 +
-    |b|^2 - 2ab`` by ``slack (|a|^2 + |b|^2)``, where 32 further roundings are more than
-    all others here. Both sets are centred, which makes the norms small, and scaled by a
-    power of two, which keeps squares from underflow.
+    A product of ``d`` terms is off by ``d eps / 2 sum |a_i b_i|`` at most in any order
+    of summation (Higham, Accuracy and Stability, Sec. 3.1); 32 further roundings are
+    more than all others. Both sets are centred, which makes the norms small.
 
     Returns:
-      The unit of the bounds, a power of two, and an iterator over the first row, the
-      ``(rows, len(b))`` float32 lower bounds and the ``Margin`` above these.
+      The margin, and an iterator over the first row and ``(rows, len(b))`` distances.
     """
     shift = b.mean(axis=0, dtype=np.float64)
-    largest = max(np.abs(x - shift).max() for x in (a, b))
-    scale = 2.0 ** np.ceil(np.log2(largest)) if largest > 0 else 1.0
-    a32, b32 = (((x - shift) / scale).astype(np.float32) for x in (a, b))
-    rounding = (a.shape[1] + 32) * np.finfo(np.float32).eps / 2
-    slack = rounding / (1 - rounding)
-    norms_a, norms_b = (
-        np.einsum("ij,ij->i", x, x, dtype=np.float64) for x in (a32, b32)
-    )
+    a64, b64 = a - shift, b - shift
+    norms_a, norms_b = (np.einsum("ij,ij->i", x, x) for x in (a64, b64))
+    largest = norms_a.max() + norms_b.max()
+    margin = 2 * (a.shape[1] + 32) * np.finfo(np.float64).eps * largest
 
-    def blocks() -> Iterator[tuple[int, np.ndarray, Margin]]:
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(a), block_size):
-            norms = norms_a[start : start + block_size]
-            lower = a32[start : start + block_size] @ b32.T
-            lower *= -2
-            for axis, squares in ((1, norms), (0, norms_b)):
-                least = (1 - slack) * squares - _UNDERFLOW
-                lower += np.expand_dims(least.astype(np.float32), axis)
+            rows = slice(start, start + block_size)
+            near = a64[rows] @ b64.T
+            near *= -2
+            near += norms_a[rows, None]
+            near += norms_b[None]
+            yield start, near
 
-            def margin(
-                rows: np.ndarray, columns: np.ndarray, norms: np.ndarray = norms
-            ) -> np.ndarray:
-                width = slack * (norms[rows] + norms_b[columns]) + 2 * _UNDERFLOW
-                return (2 * width).astype(np.float32)
-
-            yield start, lower, margin
-
-    return scale**2, blocks()
+    return margin, blocks()
 
 
 def _squared_distances(

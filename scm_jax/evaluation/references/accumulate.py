@@ -22,6 +22,7 @@ from scm_jax.evaluation.metrics import frechet
 from scm_jax.evaluation.metrics.feature_metrics import FeatureSet
 from scm_jax.evaluation.references.gathering import all_processes
 from scm_jax.evaluation.references.statistics import Space, space_of, write_reference
+from scm_jax.files.atomic import replacing
 
 # Output of a network -> name of the distance in it, for those with a name of their own.
 SPACES = {
@@ -164,9 +165,8 @@ def save(path: Path, found: Collected) -> None:
     for name, stats in found.stats.items():
         arrays[f"mean.{name}"], arrays[f"scatter.{name}"] = stats.mean, stats.scatter
     arrays |= {f"output.{name}": rows for name, rows in found.outputs.items()}
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    np.savez(unfinished, **arrays)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load(path: Path) -> Collected:

@@ -96,7 +96,7 @@ def open_file(path: Path) -> Iterator[ReferenceFile]:
 
     Raises:
       FileNotFoundError: there is none.
-      torch_files.UnsafePickleError: a pickle that would have run code.
+      state_dict.UnsafePickleError: a pickle that would have run code.
       ValueError: a damaged file, or one of another kind.
     """
     with path.open("rb") as file:

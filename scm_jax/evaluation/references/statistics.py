@@ -25,7 +25,7 @@ from scm_jax.evaluation.references.formats import (
     own_entries,
     quoted,
 )
-from scm_jax.files.catalogue import file_sha256
+from scm_jax.files.atomic import file_sha256
 from scm_jax.files.state_dict import write_state_dict
 
 # Features of the spaces that published files have.
@@ -95,7 +95,7 @@ def read_reference(
 
     Raises:
       FileNotFoundError: no such file.
-      torch_files.UnsafePickleError: a pickle that would have run code.
+      state_dict.UnsafePickleError: a pickle that would have run code.
       ValueError: a damaged file or one of no known format; a space that it does not
         hold; statistics of another dimension, not finite or not symmetric. Names file,
         entry, what was found and what was expected.
@@ -116,12 +116,6 @@ def read_reference(
         sha256=file_sha256(path),
         protocol=protocol or None,
     )
-
-
-def metrics_of(path: str | os.PathLike) -> list[str]:
-    """Names of the feature spaces that a file holds; raises like ``read_reference``."""
-    with open_file(Path(path)) as file:
-        return list(file.spaces)
 
 
 def space_of(

@@ -44,7 +44,7 @@ def load_autoencoder(
     """The autoencoder in a file, with its parameters.
 
     Args:
-      path: a file that ``torch_files.read_state_dict`` reads. A ``config.json`` beside
+      path: a file that ``state_dict.read_state_dict`` reads. A ``config.json`` beside
         it, as diffusers writes, is heeded.
       **settings: further attributes of ``AutoencoderKL``, such as ``dtype``.
 

@@ -142,7 +142,7 @@ def import_weights(
 
     Args:
       module: the network, with the settings of ``infer_network``.
-      state: name -> tensor, as ``torch_files.read_state_dict`` returns it.
+      state: name -> tensor, as ``state_dict.read_state_dict`` returns it.
 
     Returns:
       The parameter tree, float32, and the tensors that are no weights of the network

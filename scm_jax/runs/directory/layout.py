@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.files import user_paths
+from scm_jax.files.atomic import write_atomically
 from scm_jax.files.jsonl import (
     append_row,
     canonical_json,
@@ -38,7 +39,6 @@ from scm_jax.files.jsonl import (
     merge_steps,
     read_rows,
     to_frame,
-    write_atomically,
     write_json,
 )
 from scm_jax.runs.directory import linked_runs

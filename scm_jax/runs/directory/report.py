@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.files.jsonl import write_atomically
+from scm_jax.files.atomic import write_atomically
 from scm_jax.runs.directory.layout import Run
 from scm_jax.runs.directory.report_curves import NUM_COLOURS, curve_panels
 from scm_jax.runs.directory.salvage import Salvaged, salvage

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scm_jax.files.jsonl import require
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from scm_jax.files.jsonl import encode_row, flatten, mend_tail, require
+from scm_jax.files.jsonl import encode_row, flatten, mend_tail
+from scm_jax.files.optional import require
 from scm_jax.types import lookup
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.files.jsonl import require, write_atomically
+from scm_jax.files.atomic import write_atomically
+from scm_jax.files.optional import require
 from scm_jax.sweeps.launchers import manifests
 from scm_jax.sweeps.launchers.manifests import Manifest
 from scm_jax.sweeps.launchers.options import Options, in_order

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.files.jsonl import write_atomically
+from scm_jax.files.atomic import write_atomically
 from scm_jax.sweeps.launchers import slurm_arrays
 from scm_jax.sweeps.launchers.options import Options, in_order
 from scm_jax.sweeps.launchers.profiles import Profile, load_profile, seconds

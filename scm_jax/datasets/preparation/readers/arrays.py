@@ -1,6 +1,6 @@
 """Items that are stacked in arrays: npz, CIFAR-10 and ImageNet 64x64 as published.
 
-Pickles are read as data (``exchange.inert_pickle``): nothing in them is looked up or
+Pickles are read as data (``files.inert_pickle``): nothing in them is looked up or
 called.
 """
 

@@ -1,0 +1,378 @@
+"""Files that are refused or damaged: nothing is run, and the error names the place."""
+
+import copyreg
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from scm_jax.files.state_dict import (
+    UnsafePickleError,
+    read_state_dict,
+)
+from tests.exchange.torch_pickles import (
+    FILES,
+    GOLDEN,
+    MAGIC,
+    Call,
+    Persistent,
+    assert_same,
+    dumps,
+    legacy_stream,
+    ramp,
+    wrap_legacy,
+    wrap_zip,
+    write,
+    write_zip,
+)
+
+# Refusals. Each payload would touch a file; ``pickle.loads`` proves that it is alive.
+
+
+def payloads(canary):
+    """Name that is refused -> a pickle that calls it."""
+    touch = f"touch {canary}"
+    code = f"open({str(canary)!r}, 'w').close()"
+    system = pickle.dumps(Call(os.system, touch), 0).split(b"\n")[0][1:].decode()
+    text = pickle.BINUNICODE + len(touch).to_bytes(4, "little") + touch.encode()
+    getattr_chain = Call(
+        Call(getattr, Call(__import__, "os"), "system"),  # what is called is a call
+        touch,
+    )
+    for protocol in range(6):
+        yield f"{system}.system", pickle.dumps(Call(os.system, touch), protocol)
+        yield "builtins.eval", pickle.dumps(Call(eval, code), protocol)
+        yield "builtins.exec", pickle.dumps(Call(exec, code), protocol)
+        inner = pickle.dumps(getattr_chain.function, protocol)
+        yield "builtins.getattr", inner[:-1] + text + b"\x85R."
+    yield "os.system", b"cos\nsystem\n(" + text + b"tR."
+    yield "os.system", b"\x80\x04\x8c\x02os\x8c\x06system\x93(" + text + b"tR."
+    yield "os.system", b"(" + text + b"ios\nsystem\n."
+    yield "os.system", b"(cos\nsystem\n" + text + b"o."
+    yield (
+        "subprocess.check_call",
+        pickle.dumps({"state": [Call(subprocess.check_call, ["touch", str(canary)])]}),
+    )
+    # A name that only starts like a harmless one.
+    yield (
+        "torch.nn.modules.container.os.system",
+        b"\x80\x04\x8c\x1atorch.nn.modules.container\x8c\x09os.system\x93("
+        + text
+        + b"tR.",
+    )
+    yield (
+        "torch.nn.modulesque.system",
+        b"ctorch.nn.modulesque\nsystem\n(" + text + b"tR.",
+    )
+
+
+def test_what_a_pickle_would_call_is_refused_by_name(tmp_path):
+    canary = tmp_path / "canary"
+    count = 0
+    for name, content in payloads(canary):
+        if not name.startswith("torch"):
+            pickle.loads(content)
+            assert canary.exists(), name
+            canary.unlink()
+        for path in (
+            write(tmp_path / "a.pkl", content),
+            write(tmp_path / "b.pt", wrap_legacy(content)),
+            wrap_zip(tmp_path / "c.pt", content),
+        ):
+            with pytest.raises(UnsafePickleError, match="nothing .* executed") as info:
+                read_state_dict(path)
+            assert f" {name}," in str(info.value)
+            assert str(path) in str(info.value)
+            assert not canary.exists(), name
+            count += 1
+    assert count >= 90
+
+
+@pytest.mark.parametrize("form", ["legacy", "zip"])
+def test_a_call_in_the_bytes_of_a_storage_is_refused(form, named, tmp_path):
+    canary = tmp_path / "canary"
+    call = pickle.dumps(Call(eval, f"open({str(canary)!r}, 'w')"), 2)
+    inner = wrap_legacy(call)
+    if form == "zip":
+        inner = wrap_zip(tmp_path / "inner", call).read_bytes()
+    storage = Call(named("torch.storage._load_from_bytes"), inner)
+    rebuild = named("torch._utils._rebuild_tensor_v2")
+    tensor = Call(rebuild, storage, 0, (1,), (1,), False, None)
+    path = write(tmp_path / "a.pkl", {"ema": {"w": tensor}})
+    with pytest.raises(UnsafePickleError, match=r" builtins\.eval, .*nothing"):
+        read_state_dict(path)
+    assert not canary.exists()
+
+
+def test_a_file_in_a_file_in_a_file_is_refused(named, tmp_path):
+    load = named("torch.storage._load_from_bytes")
+    rebuild = named("torch._utils._rebuild_tensor_v2")
+    inner = wrap_legacy(pickle.dumps(Call(load, b""), 2))
+    tensor = Call(rebuild, Call(load, inner), 0, (1,), (1,), False, None)
+    path = write(tmp_path / "a.pkl", {"w": tensor})
+    with pytest.raises(UnsafePickleError, match=r"torch\.storage\._load_from_bytes"):
+        read_state_dict(path)
+
+
+def network_record(named, state):
+    """Pickled as EDM pickles a network with these attributes."""
+    reconstruct = named("torch_utils.persistence._reconstruct_persistent_obj")
+    full = {"_parameters": {}, "_buffers": {}, "_modules": {}, **state}
+    meta = {"type": "class", "module_src": "", "class_name": "Network", "state": full}
+    return Call(reconstruct, meta)
+
+
+def test_a_call_among_the_attributes_of_a_network_is_refused(named, tmp_path):
+    canary = tmp_path / "canary"
+    call = Call(exec, f"open({str(canary)!r}, 'w')")
+    for state in ({"activation": call}, {"_parameters": {"w": call}}):
+        path = write(tmp_path / "a.pkl", {"ema": network_record(named, state)})
+        with pytest.raises(UnsafePickleError, match=r" builtins\.exec, "):
+            read_state_dict(path)
+    assert not canary.exists()
+
+
+def test_persistent_ids_lead_to_storages_only(named, rebuild, tmp_path):
+    canary = tmp_path / "canary"
+    call = Call(eval, f"open({str(canary)!r}, 'w')")
+    storage = named("torch.FloatStorage")
+    secret = write(tmp_path / "secret", b"0123")
+    refused = {
+        r" builtins\.eval, ": Persistent("storage", call, "0", "cpu", 1),
+        "no storage of torch": Persistent("file", str(secret)),
+        r"storage of torch\.": Persistent("storage", "torch.FloatStorage", "0", "", 1),
+    }
+    for message, value in refused.items():
+        for write_file in (
+            lambda path, value: write_zip(path, {"w": value}),
+            lambda path, value: write(path, legacy_stream({"w": value})),
+        ):
+            with pytest.raises(UnsafePickleError, match=message):
+                read_state_dict(write_file(tmp_path / "a.pt", value))
+    # A plain pickle has no storages.
+    plain = dumps({"w": Persistent("storage", storage, "0", "cpu", 1)})
+    for content in (plain, b"P0\n."):
+        with pytest.raises(UnsafePickleError, match="persistent id"):
+            read_state_dict(write(tmp_path / "a.pkl", content))
+    # A key is the name of an entry of the archive, never a path.
+    state = {"w": rebuild(0, (1,), (1,), key="../../secret", size=1)}
+    with pytest.raises(ValueError, match=r"tensor 'w'.*secret"):
+        read_state_dict(write_zip(tmp_path / "a.pt", state))
+    assert not canary.exists()
+
+
+def test_opcodes_that_reach_outside_the_pickle_are_refused(tmp_path):
+    copyreg.add_extension("os", "getpid", 0x7F)
+    try:
+        assert pickle.loads(b"\x80\x02\x82\x7f)R.") == os.getpid()
+        path = write(tmp_path / "a.pkl", b"\x80\x02\x82\x7f)R.")
+        with pytest.raises(UnsafePickleError, match="the opcode EXT1"):
+            read_state_dict(path)
+    finally:
+        copyreg.remove_extension("os", "getpid", 0x7F)
+    with pytest.raises(UnsafePickleError, match="the opcode NEXT_BUFFER"):
+        read_state_dict(write(tmp_path / "a.pkl", b"\x80\x05\x97."))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\x80\x02X\x01\x00\x00\x00a)R.", "'str' object is not callable"),
+        (b"\x80\x02])R.", "'list' object is not callable"),
+        (b"\x80\x02ctorch\nSize\n]R.", "argument list must be a tuple"),
+        (b"\x80\x02ctorch\nFloatStorage\n}b.", "damaged"),
+        (b"\x80\x02ctorch\nFloatStorage\nK\x00a.", "damaged"),
+        (b"\x80\x02ctorch\nFloatStorage\n)RK\x00K\x00s.", "damaged"),
+        (b"\x80\x04K\x00(K\x00\x90.", "damaged"),
+        (b"\x80\x04}]K\x00s.", "unhashable"),
+        (b"\x80\x04\x8f(}\x90.", "unhashable"),
+        (b"\x80\x04K\x00K\x01\x93.", "requires str"),
+        (b"\x80\x02K\x00K\x01.", "too many values"),
+        (b"\x80\x02h\x05.", "damaged"),
+        (b"\x80\x020.", "damaged"),
+        (b"\x80\x02K\x00\x86.", "TUPLE2 takes more than the stack holds"),
+        (b"\x80\x02\xff.", "unknown"),
+        (b"\x80\x02c_codecs\nencode\n(]X\x06\x00\x00\x00latin1tR.", "damaged"),
+        (b"\x80\x02c_codecs\nencode\n(]X\x04\x00\x00\x00zlibtR.", "latin1"),
+        (b"\x80\x04ctorch\nSize\n)}\x92.", "missing 1 required"),
+    ],
+)
+def test_pickles_without_sense_are_value_errors(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(write(tmp_path / "a.pkl", content))
+
+
+def test_depth_and_circles_end_in_errors_not_in_the_process(tmp_path):
+    deep = 300_000
+    key = b"\x80\x02})" + b"\x85" * deep + b"K\x00s."
+    with pytest.raises(ValueError, match="a tuple of tuples as a key"):
+        read_state_dict(write(tmp_path / "a.pkl", key))
+    parameter = b"ctorch._utils\n_rebuild_parameter\n"
+    chain = parameter * 50_000 + b"K\x00" + b"\x85R" * 50_000
+    state = b"\x80\x02}X\x01\x00\x00\x00w" + chain + b"s."
+    with pytest.raises(ValueError, match="tensor 'w': it is a int, no tensor"):
+        read_state_dict(write(tmp_path / "a.pkl", state))
+    # A network that holds itself: the dict is filled after the call that makes it.
+    content = (
+        b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+        b"}X\x05\x00\x00\x00state}(X\x0b\x00\x00\x00_parameters}"
+        b"X\x08\x00\x00\x00_modules}q\x00us\x85Rq\x01"
+        b"h\x00X\x04\x00\x00\x00selfh\x01s0."
+    )
+    with pytest.raises(ValueError, match="nested deeper than 100 levels"):
+        read_state_dict(write(tmp_path / "a.pkl", content))
+
+
+def test_nothing_of_torch_and_no_safetensors_is_imported():
+    code = (
+        "import sys; from scm_jax.files import state_dict as torch_files; "
+        f"torch_files.read_state_dict({str(GOLDEN / 'network_half.pkl')!r}); "
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('torch', 'torch_utils', 'dnnlib', 'safetensors')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_was_cut_off_is_a_value_error_with_its_name(name, tmp_path):
+    content = (GOLDEN / name).read_bytes()
+    path = tmp_path / name
+    for length in [*range(0, len(content), len(content) // 60), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=name):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "starts with b'<!DOCTYP': neither a file of torch.save"),
+        (b"\x89PNG\r\n\x1a\n", "neither a file of torch.save"),
+        (b"PK\x03\x04 and no archive", "zip archive is cut off or damaged"),
+        (wrap_legacy(b"")[:30], "cut off"),
+        (b"".join(pickle.dumps(p, 2) for p in (MAGIC, 1000, {}, 0)), "protocol"),
+    ],
+)
+def test_other_content_says_what_it_is_not(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(write(tmp_path / "weights.pt", content))
+
+
+def test_an_archive_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match="zip archive, but neither of torch.save"):
+        read_state_dict(tmp_path / "a.zip")
+
+
+def test_flipped_bytes_in_an_archive_are_noticed(tmp_path):
+    content = bytearray((GOLDEN / "tensors.pt").read_bytes())
+    start = content.index(ramp(2, 3, 2, 2).tobytes())
+    content[start + 5] ^= 1
+    path = write(tmp_path / "a.pt", bytes(content))
+    with pytest.raises(ValueError, match=r"tensor 'conv\.weight': Bad CRC"):
+        read_state_dict(path)
+
+
+def test_a_tensor_ends_where_its_storage_ends(rebuild, tmp_path):
+    def read(*view, values=6, **declared):
+        state = {"fits": rebuild(0, (1,), (1,)), "w": rebuild(*view, **declared)}
+        storages = [ramp(values).astype("<f4").tobytes()]
+        zipped = read_state_dict(write_zip(tmp_path / "a.pt", state, storages))["w"]
+        legacy = legacy_stream(state, [ramp(values)])
+        if values == 6:
+            path = write(tmp_path / "b.pt", legacy)
+            assert_same(read_state_dict(path)["w"], zipped)
+        return zipped
+
+    assert_same(read(0, (2, 3), (3, 1)), ramp(2, 3))
+    assert_same(read(1, (5,), (1,)), ramp(6)[1:])
+    assert_same(read(5, (2, 3), (0, 0)), np.full((2, 3), ramp(6)[5]))
+    assert_same(read(9, (0,), (1,)), ramp(0))
+    assert_same(read(5, (), ()), ramp(6)[5])
+    for view in [
+        (1, (2, 3), (3, 1)),
+        (0, (7,), (1,)),
+        (0, (2, 2), (5, 1)),
+        (6, (), ()),
+    ]:
+        with pytest.raises(ValueError, match="tensor 'w': shape .* need 7 elements; "):
+            read(*view)
+    with pytest.raises(ValueError, match="need 6 elements; its storage has 5 of the 6"):
+        read(0, (6,), (1,), values=5)
+    for view in [
+        (-1, (2,), (1,)),
+        (0, (-2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2.0,), (1,)),
+    ]:
+        with pytest.raises(ValueError, match="tensor 'w': a size that is no whole"):
+            read(*view)
+    with pytest.raises(ValueError, match=r"tensor 'w': shape \(2, 3\) with strides"):
+        read(0, (2, 3), (1,))
+    with pytest.raises(ValueError, match="tensor 'w'.*data/9"):
+        read(0, (1,), (1,), key="9")
+
+
+def test_a_legacy_storage_of_another_length_than_declared(rebuild, tmp_path):
+    state = {"w": rebuild(0, (6,), (1,))}
+    for values, message in [(7, "has 7 elements where its tensors expect 6")]:
+        path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(values)]))
+        with pytest.raises(ValueError, match=message):
+            read_state_dict(path)
+    path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(6)])[:-1])
+    with pytest.raises(ValueError, match="cut off: storage '0' ends at byte"):
+        read_state_dict(path)
+    path = write(tmp_path / "a.pt", legacy_stream(state))
+    with pytest.raises(ValueError, match="tensor 'w': its storage is not in the file"):
+        read_state_dict(path)
+    path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(6), ramp(6)]))
+    with pytest.raises(ValueError, match="list of storages is damaged"):
+        read_state_dict(path)
+
+
+def test_what_is_no_tensor_in_a_network_is_named(named, tmp_path):
+    text = {"_modules": {"block": network_record(named, {"_parameters": {"w": "x"}})}}
+    child = {"_modules": {"block": 3}}
+    names = {"_buffers": {1: None}}
+    plain = {"_parameters": {"w": {}}, "_non_persistent_buffers_set": 3}
+    for state, message in [
+        (text, r"tensor 'block\.w': it is a str, no tensor"),
+        (child, "module 'block' is a int, no module"),
+        (plain, "tensor 'w': it is a dict of 0, no tensor"),
+        (names, "_buffers is no dict of names"),
+    ]:
+        path = write(tmp_path / "a.pkl", {"ema": network_record(named, state)})
+        with pytest.raises(ValueError, match=message):
+            read_state_dict(path)
+
+
+def test_a_lazily_negated_tensor_is_not_read_as_it_lies_there(named, tmp_path):
+    rebuild = named("torch._utils._rebuild_tensor_v2")
+    storage = Persistent("storage", named("torch.FloatStorage"), "0", "cpu", 1)
+    tensor = Call(rebuild, storage, 0, (1,), (1,), False, None, {"neg": True})
+    path = write_zip(tmp_path / "a.pt", {"w": tensor}, [b"0123"])
+    with pytest.raises(ValueError, match="tensor 'w': it is a lazily negated"):
+        read_state_dict(path)
+
+
+def test_object_arrays_are_refused(tmp_path):
+    array = np.array([{"a": 1}, None], object)
+    path = write(tmp_path / "a.pkl", {"w": array})
+    with pytest.raises(ValueError, match="tensor 'w': .*bytes"):
+        read_state_dict(path)
+    np.savez(tmp_path / "a.npz", w=array)
+    with pytest.raises(ValueError, match="array 'w': Object arrays"):
+        read_state_dict(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", w=np.array(["text"]))
+    with pytest.raises(ValueError, match="array 'w' is of dtype <U4"):
+        read_state_dict(tmp_path / "b.npz")
