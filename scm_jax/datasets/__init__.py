@@ -25,12 +25,11 @@ from scm_jax.datasets.prepared_images import make_images
 from scm_jax.datasets.shapes import make_shapes
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (
-    Gaussian,
-    GaussianMixture,
     SyntheticDataset,
     make_gaussian,
     make_mixture,
 )
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": make_cifar10,

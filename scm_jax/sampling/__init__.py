@@ -1,8 +1,13 @@
 """From ``F`` to samples: samplers, grids and guidance."""
 
+from scm_jax.sampling.guidance import (
+    Fn,
+    with_autoguidance,
+    with_guidance,
+    with_interval,
+)
 from scm_jax.sampling.samplers import (
     SAMPLERS,
-    Fn,
     Sampler,
     consistency_sample,
     ddim_sample,
@@ -14,9 +19,6 @@ from scm_jax.sampling.samplers import (
     nfe,
     sample_keys,
     sample_noise,
-    with_autoguidance,
-    with_guidance,
-    with_interval,
 )
 
 __all__ = [

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from scm_jax import objectives, sampling, trigflow
-from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
 from scm_jax.evaluation import (
     MixtureConsistency,
     Subject,
@@ -17,6 +16,7 @@ from scm_jax.evaluation import (
     Validation,
 )
 from scm_jax.evaluation.validation import exact_consistency
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 from scm_jax.types import Cond
 
 SIGMA_DATA = 0.5
