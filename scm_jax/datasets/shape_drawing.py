@@ -24,15 +24,12 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "pink": (0.98, 0.52, 0.74),
 }
 
-
 BACKGROUNDS = ("gradient", "stripes", "checks", "dots")
 
 
 # Pixels are ``0.5 + CONTRAST * (paint - MEAN_PAINT)`` in 0..1. With these constants,
 # measured, they have mean 0 and standard deviation 0.5 where 0..1 becomes [-1, 1].
 CONTRAST = 0.89
-
-
 MEAN_PAINT = 0.52
 
 

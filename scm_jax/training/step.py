@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,17 +53,7 @@ def make_train_step(
       were finite; the loop refuses an update that was not (``loop.halting``).
     """
 
-    def loss_fn(
-        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        bound = None
-        if teacher_fn is not None:
-
-            def bound(x: jax.Array, cond: Any) -> jax.Array:
-                return teacher_fn(teacher, x, cond)
-
-        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
-        return out.loss, {"loss": out.loss, **out.metrics}
+    loss_fn = _make_loss(objective, net_fn, teacher_fn)
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
         weights, pull = jax.vjp(fold, state.params["net"])
@@ -109,6 +100,21 @@ def make_train_step(
         return new, {**metrics, "grad_norm": grad_norm, "finite": finite}
 
     return step
+
+
+def _make_loss(
+    objective: Objective,
+    net_fn: NetFn,
+    teacher_fn: Callable[..., jax.Array] | None,
+) -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
+    def loss_fn(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        bound = teacher_fn and functools.partial(teacher_fn, teacher)
+        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
+        return out.loss, {"loss": out.loss, **out.metrics}
+
+    return loss_fn
 
 
 def _over_parts(
