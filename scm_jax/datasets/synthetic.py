@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scm_jax.datasets.pipeline import BatchIterator, process_rows
+from scm_jax.datasets.order import BatchIterator, process_rows
 from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 from scm_jax.types import Batch, DatasetInfo, check_seed
 
