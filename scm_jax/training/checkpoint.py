@@ -32,7 +32,6 @@ from scm_jax.training.seal import CheckpointError
 from scm_jax.training.store import (
     Store,
     read_arrays,
-    read_json,
     stored_arrays,
     with_sharding,
 )
@@ -225,11 +224,6 @@ class Checkpointer:
             self._snapshots.set_aside([step])
         self._snapshots.save(step, json={"metadata": metadata or {}}, ema=dict(ema))
 
-    def list_ema_snapshots(self) -> list[int]:
-        """Steps of the stored averages; read them with ``load_ema``."""
-        self.wait()
-        return seal.list_steps(self.snapshots_directory)
-
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; never waits."""
         for store in filter(None, (self._store, self._snapshots)):
@@ -327,15 +321,6 @@ def load_ema(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
         )
     return read_arrays(path, {profile: with_sharding(wanted)})[profile]
-
-
-def load_metadata(
-    directory: str | os.PathLike, step: int | None = None
-) -> dict[str, Any]:
-    """The metadata of a checkpoint, by default of the newest whole one."""
-    directory = pathlib.Path(directory).absolute()
-    path = directory / str(_chosen_step(directory, step, "metadata/")) / "metadata"
-    return read_json(path)
 
 
 def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:

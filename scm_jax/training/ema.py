@@ -60,26 +60,6 @@ def rel_std_to_gamma(rel_std: float) -> float:
     return float(roots.real.max())
 
 
-def power_beta(time: ArrayLike, delta: float, gamma: float) -> np.ndarray:
-    """How much of the old average survives the update that ends at ``time``.
-
-    beta = (1 - delta / time) ** (gamma + 1); arXiv 2312.02696, Eq. 127. 0 at the first
-    update, where ``time == delta``.
-    """
-    return (1 - delta / np.asarray(time, np.float64)) ** (gamma + 1)
-
-
-def power_profile(tau: ArrayLike, time: float, gamma: float) -> np.ndarray:
-    """Density of the weights at ``time``: (gamma + 1) tau^gamma / time^(gamma + 1).
-
-    Integrates to 1 over [0, time] and is 0 outside; arXiv 2312.02696, appendix C.
-    """
-    tau = np.asarray(tau, np.float64)
-    inside = (tau >= 0) & (tau <= time)
-    ratio = np.where(inside, tau / time, 0.0)
-    return np.where(inside, (gamma + 1) / time * ratio**gamma, 0.0)
-
-
 def profile_dot(
     time_a: ArrayLike, gamma_a: ArrayLike, time_b: ArrayLike, gamma_b: ArrayLike
 ) -> np.ndarray:
@@ -179,10 +159,11 @@ def reconstruct(
 class PowerEma:
     """Power-function average: its width is ``rel_std`` of the training so far.
 
-    arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
+    beta = (1 - 1 / (step + 1)) ** (gamma + 1) is how much of the old average survives
+    an update; arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
 
-    >>> float(PowerEma(0.05).beta(0, 128))
-    0.0
+    >>> float(PowerEma(0.05).update_weight(0, 128))
+    1.0
     """
 
     rel_std: float
@@ -201,10 +182,6 @@ class PowerEma:
         time = jnp.asarray(step, jnp.float32) + 1
         return -jnp.expm1(exponent * jnp.log1p(-1 / time))
 
-    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
-        """The share of the old average in update ``step``, float32 scalar."""
-        return 1 - self.update_weight(step, images_per_step)
-
 
 @dataclasses.dataclass(frozen=True)
 class HalfLifeEma:
@@ -215,7 +192,7 @@ class HalfLifeEma:
     2206.00364, appendix F.3, their training code: 0.05); None switches that off. In
     both cases beta is 0 at the first update, so that the initialization is forgotten.
 
-    >>> float(HalfLifeEma(500_000).beta(10**6, 500_000))
+    >>> float(HalfLifeEma(500_000).update_weight(10**6, 500_000))
     0.5
     """
 
@@ -240,10 +217,6 @@ class HalfLifeEma:
             half_life = jnp.minimum(half_life, images * self.rampup_ratio)
         rate = jnp.log(2.0) * images_per_step / half_life
         return jnp.where(images > 0, -jnp.expm1(-rate), 1.0)
-
-    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
-        """The share of the old average in update ``step``, float32 scalar."""
-        return 1 - self.update_weight(step, images_per_step)
 
 
 EmaProfile = PowerEma | HalfLifeEma

@@ -81,12 +81,6 @@ def read_arrays(path: pathlib.Path, item: Any) -> Any:
         return reader.restore(plain, args=restore)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """One saved item of JSON."""
-    with plain_path(path) as plain:
-        return ocp.JsonCheckpointHandler().restore(plain)
-
-
 def with_sharding(tree: Any) -> Any:
     """Abstract leaves; those without a sharding go to the first local device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -11,6 +11,15 @@ STEPS = 400
 STD_A, STD_B = 0.05, 0.10
 
 
+def power_profile(tau, time, gamma):
+    """Density of the weights at ``time``, EDM2's appendix C."""
+    return np.where(tau <= time, (gamma + 1) / time * (tau / time) ** gamma, 0.0)
+
+
+def beta(profile, step, images):
+    return 1 - float(profile.update_weight(step, images))
+
+
 def tracked(profile, trajectory, images_per_step=1):
     """The average after every update, in float64 from the traced weights."""
     weights = jax.vmap(lambda n: profile.update_weight(n, images_per_step))(
@@ -50,7 +59,7 @@ def test_gamma_and_width_invert_each_other(rel_std):
 def test_width_is_the_standard_deviation_of_the_profile():
     time, gamma = 3.0, ema.rel_std_to_gamma(0.08)
     tau = (np.arange(100_000) + 0.5) / 100_000 * time
-    density = ema.power_profile(tau, time, gamma)
+    density = power_profile(tau, time, gamma)
     mass = density.mean() * time
     mean = (density * tau).mean() * time
     var = (density * (tau - mean) ** 2).mean() * time
@@ -75,12 +84,11 @@ def test_power_average_has_the_exact_weights(rel_std, trajectory):
     np.testing.assert_allclose(average, weights @ trajectory, rtol=1e-5)
 
 
-def test_numpy_and_traced_beta_agree():
-    gamma = ema.rel_std_to_gamma(STD_A)
+def test_power_beta():  # Eq. 127
     steps = np.array([0, 1, 10, 1000])
-    want = ema.power_beta(128 * (steps + 1), 128, gamma)
-    got = [ema.PowerEma(STD_A).beta(n, 128) for n in steps]
-    np.testing.assert_allclose(np.stack(got), want, atol=1e-6)
+    want = (1 - 1 / (steps + 1)) ** (ema.rel_std_to_gamma(STD_A) + 1)
+    got = [beta(ema.PowerEma(STD_A), n, 128) for n in steps]
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_update_weight_keeps_its_digits_late_in_training():
@@ -95,21 +103,21 @@ def test_update_weight_keeps_its_digits_late_in_training():
     [ema.PowerEma(0.05), ema.HalfLifeEma(1000), ema.HalfLifeEma(1000, None)],
 )
 def test_first_update_forgets_the_initialization(profile):
-    assert float(profile.beta(jnp.int32(0), 32)) == 0.0
-    assert 0 < float(profile.beta(jnp.int32(1), 32)) < 1
+    assert beta(profile, jnp.int32(0), 32) == 0.0
+    assert 0 < beta(profile, jnp.int32(1), 32) < 1
 
 
 def test_half_life_average_halves_weights():
     profile = ema.HalfLifeEma(half_life_images=640, rampup_ratio=None)
-    betas = [float(profile.beta(n, 64)) for n in range(5, 15)]
+    betas = [beta(profile, n, 64) for n in range(5, 15)]
     assert np.prod(betas) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_half_life_grows_with_the_images_seen():
     # EDM: half-life min(H, 0.05 images): after 100 steps of 64, 320 images.
     profile = ema.HalfLifeEma(half_life_images=500_000)
-    assert float(profile.beta(100, 64)) == pytest.approx(0.5 ** (64 / 320), rel=1e-5)
-    late = float(profile.beta(10**6, 64))
+    assert beta(profile, 100, 64) == pytest.approx(0.5 ** (64 / 320), rel=1e-5)
+    late = beta(profile, 10**6, 64)
     assert late == pytest.approx(0.5 ** (64 / 500_000), rel=1e-6)
 
 
@@ -125,7 +133,7 @@ def test_half_life_must_be_positive(field):
 )
 def test_dot_product_is_the_integral_and_symmetric(a, b):
     tau = (np.arange(200_000) + 0.5) / 200_000 * 3.0
-    product = ema.power_profile(tau, *a) * ema.power_profile(tau, *b)
+    product = power_profile(tau, *a) * power_profile(tau, *b)
     integral = product.mean() * 3.0
     assert ema.profile_dot(*a, *b) == pytest.approx(integral, rel=1e-4)
     assert ema.profile_dot(*a, *b) == pytest.approx(ema.profile_dot(*b, *a), rel=1e-12)
