@@ -8,6 +8,7 @@ from scm_jax.sampling.guidance import (
 )
 from scm_jax.sampling.samplers import (
     SAMPLERS,
+    Problem,
     Sampler,
     consistency_sample,
     ddim_sample,
@@ -24,6 +25,7 @@ from scm_jax.sampling.samplers import (
 __all__ = [
     "SAMPLERS",
     "Fn",
+    "Problem",
     "Sampler",
     "consistency_sample",
     "ddim_sample",
