@@ -153,7 +153,7 @@ def _floats(joined: np.ndarray, packed: list[bytes]) -> tuple[np.ndarray, list[i
     return joined.view("<f4"), [len(p) // 4 for p in packed]
 
 
-_DECODERS = {
+_DECODERS: dict[np.dtype, Any] = {
     np.dtype(np.uint8): _bytes_of_varints,
     **dict.fromkeys(map(np.dtype, (np.int32, np.int64, np.bool_)), _whole_numbers),
     **dict.fromkeys(map(np.dtype, (np.float16, np.float32)), _floats),

@@ -85,7 +85,9 @@ def _column(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float32)[:, None, None]
 
 
-def _grid(center: np.ndarray, angle: np.ndarray, scale: np.ndarray, resolution: int):
+def _grid(
+    center: np.ndarray, angle: np.ndarray, scale: np.ndarray, resolution: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates ``u, v`` ``(n, h, w)`` around a centre, turned and in units of scale.
 
     ``(u, v) = R(-angle) ((x, y) - center) / scale``: the sum of a term per column and
@@ -114,9 +116,9 @@ def _background(item: Attributes, resolution: int) -> np.ndarray:
     zero = np.zeros_like(item.center)
     u, _ = _grid(zero, turn, np.full(len(turn), 2.4), resolution)
     mix = np.clip(u + np.float32(0.5), 0, 1)
-    for kind, pattern in enumerate((None, _stripes, _checks, _dots)):
+    for kind, pattern in enumerate((_stripes, _checks, _dots), start=1):
         rows = np.flatnonzero(item.background == kind)
-        if pattern is not None and len(rows):
+        if len(rows):
             period = 0.45 + 0.25 * c[3, rows]
             offset = np.stack([c[4, rows], c[5, rows]], -1)
             grid = _grid(offset, turn[rows], period, resolution)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,8 @@ class SyntheticDataset:
             # The whole batch is drawn everywhere and cut: cheap, and the same for any
             # number of processes.
             rng = np.random.default_rng([seed, self.stream, index])
-            return Batch(x=self.closed_form.sample(rng, batch_size)[rows])
+            x: Any = self.closed_form.sample(rng, batch_size)  # numpy, on the host
+            return Batch(x=x[rows])
 
         return BatchIterator(batch_at)
 

@@ -105,4 +105,5 @@ class Ahead:
         if self._error is not None:
             raise self._error
         taken, self._next = self._next, None
+        assert taken is not None, "fetch comes first"
         return taken

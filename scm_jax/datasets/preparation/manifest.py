@@ -128,8 +128,8 @@ def moments(
     """
     count = sum(record["count"] for record in records)
     exact: Any = object if field == "image" else np.float64
-    total = sum(np.array(record["total"], exact) for record in records)
-    squares = sum(np.array(record["squares"], exact) for record in records)
+    total: Any = sum(np.array(record["total"], exact) for record in records)
+    squares: Any = sum(np.array(record["squares"], exact) for record in records)
     if field == "image":
         # n * sum(x^2) - sum(x)^2 in whole numbers: nothing cancels.
         spread = [int(v) for v in count * squares - total * total]

@@ -197,9 +197,10 @@ def _worker(work: Work, first: int, count: Any, sender: Any) -> None:
 
 def _watch(processes: list[Any], ends: list[Any], show: Callable[[], None]) -> None:
     """Waits for all; the first error of one is raised here."""
-    waiting = dict(zip(ends, processes, strict=True))
+    waiting: dict[Any, Any] = dict(zip(ends, processes, strict=True))
     while waiting:
-        for end in multiprocessing.connection.wait(list(waiting), timeout=POLL_SECONDS):
+        ready: Any = multiprocessing.connection.wait(list(waiting), POLL_SECONDS)
+        for end in ready:
             process = waiting.pop(end)
             try:
                 error = end.recv()

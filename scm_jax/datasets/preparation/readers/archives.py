@@ -352,7 +352,8 @@ def _tar_places(file: Any, where: str) -> list[_Place]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             end = 0
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile keeps them all: 1 kB for each image
+                # tarfile keeps them all: 1 kB for each image.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if member.issparse():
                     raise ValueError(f"{where}: {member.name} is a sparse file")
                 name = _clean(member.name)
