@@ -15,17 +15,22 @@ from typing import Any
 from scm_jax.datasets.digits import make_digits
 from scm_jax.datasets.images import make_cifar10, make_imagenet64, make_noise_images
 from scm_jax.datasets.latents import make_imagenet512_latents
-from scm_jax.datasets.order import BatchIterator
-from scm_jax.datasets.pipeline import Dataset, FiniteDataset, LazyDataset
+from scm_jax.datasets.pipeline import (
+    BatchIterator,
+    Dataset,
+    FiniteDataset,
+    LazyDataset,
+)
 from scm_jax.datasets.prepared_images import make_images
 from scm_jax.datasets.shapes import make_shapes
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.datasets.synthetic import (
+    Gaussian,
+    GaussianMixture,
     SyntheticDataset,
     make_gaussian,
     make_mixture,
 )
-from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": make_cifar10,

@@ -77,7 +77,7 @@ def run(work: Work, workers: int, say: progress.Progress) -> None:
     say.start(sum(len(work.plan.items_of(k)) for k in done))
     missing = work.plan.num_shards - len(done)
     if min(workers, missing) <= 1:
-        write_missing(work, 0, say.count)
+        write_missing(work, 0, say.add)
         return
     _run_processes(work, min(workers, missing), say)
 
