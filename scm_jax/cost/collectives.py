@@ -74,7 +74,7 @@ def ring_factor(kind: str, size: int) -> float:
 
 
 def compile_partitioned(lowered: Any) -> tuple[Any, str]:
-    """Compiles for accounts, not for speed.
+    """Compiles for a cost estimate, not for speed.
 
     Args:
       lowered: what ``jax.jit(fn).lower(...)`` returns, for CPU devices.

@@ -1,4 +1,4 @@
-"""Exact accounts of a program before it runs: multiply-adds, parameters, bytes.
+"""Exact cost of a program before it runs: multiply-adds, parameters, bytes.
 
 XLA's own cost analysis counts the body of a scan once and reports nonsense for some
 GPU kernels, so the count here walks the jaxpr. Its conventions:

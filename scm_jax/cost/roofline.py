@@ -254,7 +254,7 @@ def step_time(
     """Roofline of a step on one device.
 
     ``compute = 2 F b / (efficiency peak)``, ``memory = traffic / bandwidth`` and
-    ``update = 2 state / bandwidth``: all parameters, moments and averages are read and
+    ``update = 2 state / bandwidth``: all parameters, moments and EMAs are read and
     written.
 
     Args:

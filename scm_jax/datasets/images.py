@@ -41,7 +41,7 @@ IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
 def to_x(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
 
-    Of numpy or jax arrays, to the same bits: the integer ``2 image - 255`` is exact,
+    The same bits for numpy and JAX arrays: the integer ``2 image - 255`` is exact,
     and one product rounds. A quotient and a difference would be fused, or not, as a
     compiler likes.
 

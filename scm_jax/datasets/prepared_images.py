@@ -141,7 +141,7 @@ class Scaling:
         self._scale = np.float32(SIGMA_DATA / 255) / np.array(std, np.float32)
 
     def to_x(self, image: Any) -> Any:
-        """Of numpy or jax arrays, to the same bits: no product is added to anything."""
+        """The same bits for numpy and JAX arrays: no product is added to anything."""
         channels = (None,) * (image.ndim - 1)
         doubled = image.astype(np.float32) * np.float32(2)  # exact
         return (doubled - self._offset[channels]) * self._scale[channels]

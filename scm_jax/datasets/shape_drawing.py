@@ -48,7 +48,7 @@ class Attributes:
       background_color: in ``COLORS``.
       second: in ``SHAPES``, the smaller shape on the other side; -1 for none.
       second_color: in ``COLORS``.
-      chance: ``(n, k)`` numbers in [0, 1) behind all that has no name.
+      uniform: ``(n, k)`` numbers in [0, 1) behind all that has no name.
     """
 
     shape: np.ndarray
@@ -61,7 +61,7 @@ class Attributes:
     background_color: np.ndarray
     second: np.ndarray
     second_color: np.ndarray
-    chance: np.ndarray
+    uniform: np.ndarray
 
 
 _PALETTE = np.array(list(COLORS.values()), np.float32)
@@ -104,7 +104,7 @@ def _grid(
 
 def _background(item: Attributes, resolution: int) -> np.ndarray:
     """``(n, 3, h, w)``: two tones of a colour, mixed by a gradient and a pattern."""
-    c = item.chance.T
+    c = item.uniform.T
     base = _PALETTE[item.background_color]
     # Dark or light, so that no shape has the lightness of all backgrounds.
     light = (c[0] < 0.5)[:, None]
@@ -157,7 +157,7 @@ def _dots(u: np.ndarray, v: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 def _second(item: Attributes, rows: np.ndarray) -> Attributes:
     """The smaller shapes of some items, as items."""
-    c = item.chance[rows].T
+    c = item.uniform[rows].T
     # On the other side of the middle, where the first leaves the most room.
     center = item.center[rows]
     side = np.where(np.abs(center) < 0.05, 0.05, center)
@@ -170,7 +170,7 @@ def _second(item: Attributes, rows: np.ndarray) -> Attributes:
         center=corner,
         angle=0.45 * (2 * c[9] - 1),
         shadow=item.shadow[rows],
-        chance=item.chance[rows, ::-1],
+        uniform=item.uniform[rows, ::-1],
     )
 
 
@@ -189,7 +189,7 @@ def _add(image: np.ndarray, item: Attributes, resolution: int) -> np.ndarray:
     u, v = _grid(item.center, item.angle, item.size, resolution)
     alpha = _edge(_distance(item.shape, u, v), pixels)
     # Lit from above, and every item has a slightly different paint.
-    paint = 1 + 0.12 * (2 * item.chance[:, -3:] - 1)
+    paint = 1 + 0.12 * (2 * item.uniform[:, -3:] - 1)
     color = (_PALETTE[item.color] * paint).astype(np.float32)[:, :, None, None]
     light = np.float32(1) - np.float32(0.16) * (v + np.float32(0.3) * u)
     return image + alpha[:, None] * (color * light[:, None] - image)

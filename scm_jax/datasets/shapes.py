@@ -68,8 +68,8 @@ def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarra
 
 def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
     """The attributes of some items."""
-    chance = uniforms(seed, stream, indices, 28)
-    u = chance.T
+    uniform = uniforms(seed, stream, indices, 28)
+    u = uniform.T
     num_colors = len(COLORS)
     color = (num_colors * u[0]).astype(np.int64)
     # Two steps of the hue circle between the background and what lies on it.
@@ -81,7 +81,7 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
         shape=np.asarray(indices, np.int64) % NUM_CLASSES,
         color=color,
         size=size,
-        center=room * (2 * chance[:, 4:6] - 1),
+        center=room * (2 * uniform[:, 4:6] - 1),
         # Upright with a tilt: a turned square would be a diamond.
         angle=0.45 * (2 * u[6] - 1),
         shadow=np.where(u[7] < 0.5, 0.35 + 0.25 * u[8], 0.0),
@@ -90,7 +90,7 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
         second=np.where(u[10] < 0.25, second[0], second[1]),
         # The neighbour of the shape's colour that is farther from the background's.
         second_color=(color + np.where(distance > 4, 1, -1)) % num_colors,
-        chance=chance[:, 11:],
+        uniform=uniform[:, 11:],
     )
 
 

@@ -5,7 +5,7 @@
                          data      position of the data iterator, JSON
                          metadata  config hash, versions, images, JSON
                          manifest.json   size and CRC-32 of every file
-    DIR/ema_snapshots/STEP/...     averages for post-hoc reconstruction, kept for ever
+    DIR/ema_snapshots/STEP/...     EMAs for post-hoc reconstruction, kept for ever
 
 A thin layer over Orbax. A save becomes visible by one rename, after the manifest is
 written into it; so a kill at any moment leaves the earlier checkpoints, and a file that
@@ -210,7 +210,7 @@ class Checkpointer:
         ema: dict[str, Any],
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Keeps the averages of this step for ever, for post-hoc reconstruction."""
+        """Keeps the EMAs of this step for ever, for post-hoc reconstruction."""
         if self._snapshots is None:
             self._snapshots = Store(
                 self.snapshots_directory, ("ema", "metadata"), max_to_keep=None
@@ -265,7 +265,7 @@ def save_average(
     step: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes one average and nothing else: weights that come from elsewhere.
+    """Writes one EMA and nothing else: weights that come from elsewhere.
 
     Args:
       directory: the folder of the checkpoints; made if it is not there.
@@ -295,7 +295,7 @@ def load_ema(
 
     Args:
       directory: a folder of checkpoints, or of EMA snapshots.
-      profile: the name under which the average was kept.
+      profile: the name under which the EMA was kept.
       step: which checkpoint; default is the newest whole one.
       abstract: tree of ``ShapeDtypeStruct`` to restore onto other devices or into
         another type; default is as saved, on the first local device.

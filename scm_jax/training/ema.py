@@ -81,7 +81,7 @@ def profile_dot(
 def posthoc_coefficients(
     times: Sequence[float], rel_stds: Sequence[float], time: float, rel_std: float
 ) -> np.ndarray:
-    """Coefficients of the stored averages that come closest to the wanted one.
+    """Coefficients of the stored EMAs that come closest to the wanted one.
 
     Least squares between profiles: A c = b with the inner products of the stored
     profiles with each other and with the target; arXiv 2312.02696, Alg. 3. ``lstsq``
@@ -139,7 +139,7 @@ def reconstruct(
     """The average of relative width ``rel_std`` at ``time``, after the training.
 
     Args:
-      snapshots: ``(time, rel_std, tree)`` of every stored average.
+      snapshots: ``(time, rel_std, tree)`` of every stored EMA.
       rel_std: the wanted width; best within the range of the stored ones.
       time: the wanted moment, in the unit of the snapshots, at most the newest.
 

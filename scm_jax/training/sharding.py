@@ -3,7 +3,7 @@
 The only file that names mesh axes. One code path from one CPU (the trivial mesh) to a
 pod: ``jax.jit`` (what pjit has become) with a ``NamedSharding`` for every leaf, from an
 ordered list of ``(pattern, tactic)`` rules over parameter paths. Models carry no
-annotations. Optimizer moments and averages are sharded like their parameter.
+annotations. Optimizer moments and EMAs are sharded like their parameter.
 
     mesh = make_mesh(MeshSpec(data=-1, fsdp=4))
     shardings = state_shardings(abstract_state, mesh)
@@ -272,7 +272,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     """A ``NamedSharding`` for every leaf of a train state.
 
     The rules see the paths of ``state.params`` only. Any other leaf whose path ends in
-    the path of a parameter of its shape (moments: ``opt_state/0/mu/net/...``; averages
+    the path of a parameter of its shape (moments: ``opt_state/0/mu/net/...``; EMAs
     of the network: ``ema/NAME/...`` ends without the group ``net``) is sharded like
     that parameter; everything else (step, counters, key) is replicated.
     """

@@ -1,4 +1,4 @@
-"""One pure training step: loss, gradient, update, averages."""
+"""One pure training step: loss, gradient, update, EMA."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_train_step(
         the compute dtype; differentiated once, after the sum over microbatches.
       keep: constrains such weights, and their gradient, to where they are stored.
       project: what an update is followed by on ``params["net"]``, such as forced weight
-        normalization; averages are taken of what it returns.
+        normalization; every EMA is taken of what it returns.
       num_microbatches: parts of a batch whose gradients are averaged before one update;
         must divide the batch.
 

@@ -104,7 +104,7 @@ def recipe_part(plan: shards.Plan) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what could change the stored bytes."""
+    """The versions of what could change the stored bytes."""
     names = ("scm_jax", "numpy", "pillow", "array_record", "tensorflow-datasets")
     found = {"python": platform.python_version()}
     for name in names:

@@ -219,8 +219,8 @@ def _is_there(target: Path, plan: shards.Plan) -> bool:
         return False
     if not (target / manifest.FILE).is_file():
         raise FileExistsError(
-            f"{target} is in the way: it has no {manifest.FILE}, so it was prepared in "
-            "another way. Move it away, or choose another name or version"
+            f"{target} already exists, without the {manifest.FILE} of a prepared "
+            "dataset. Move it away, or choose another name or version"
         )
     old = manifest.read(target)
     manifest.check_shared(old, manifest.shared_part(plan), target)
