@@ -65,10 +65,7 @@ def make_train_step(
             )
             return {**grads, "net": keep(grads["net"])}, metrics
 
-        if num_microbatches == 1:
-            grads, metrics = grad_fn(batch, key)
-        else:
-            grads, metrics = _over_parts(grad_fn, keep, batch, key, num_microbatches)
+        grads, metrics = _over_parts(grad_fn, keep, batch, key, num_microbatches)
         like = jax.tree.map(lambda w, g: g.astype(w.dtype), weights, grads["net"])
         return {**grads, "net": pull(like)[0]}, metrics
 
@@ -125,6 +122,8 @@ def _over_parts(
     parts: int,
 ) -> Any:
     """Mean gradient and metrics over parts of a batch, one after the other."""
+    if parts == 1:
+        return grad_fn(batch, key)
 
     def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(_add_float32, total, grad_fn(*part)), None
