@@ -67,15 +67,11 @@ def make_images(
     counts = {name: part["count"] for name, part in manifest["splits"].items()}
     labelled = conditional and manifest["num_classes"] > 0
     moments = manifest["splits"].get("train", manifest["splits"][base])
-    info = DatasetInfo(
-        name=prepared,
-        sample_shape=tuple(manifest["shape"]),
-        num_classes=manifest["num_classes"] if labelled else 0,
-        sigma_data=SIGMA_DATA,
-        num_items=0,
+    info = images.image_info(
+        prepared,
+        tuple(manifest["shape"]),
+        manifest["num_classes"] if labelled else 0,
         description=f"{prepared}: {SCALINGS[scaling]}",
-        to_pixels=images.to_pixels,
-        quantization=images.QUANTIZATION,
     )
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":

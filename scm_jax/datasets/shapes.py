@@ -21,10 +21,9 @@ import numpy as np
 from scm_jax.datasets import images, pipeline
 from scm_jax.datasets.shape_drawing import BACKGROUNDS, COLORS, Attributes, draw
 from scm_jax.datasets.shape_outlines import NUM_CLASSES, SHAPES
-from scm_jax.types import DatasetInfo, check_seed, lookup
+from scm_jax.types import check_seed, lookup
 
 RESOLUTIONS = (32, 64)
-SIGMA_DATA = 0.5
 
 SIZES = ("small", "medium", "large")
 PLACES = (
@@ -240,15 +239,12 @@ def make_shapes(
     """
     del root, prepare
     source = ShapeSource(split, num_items, resolution)
-    info = DatasetInfo(
-        name="shapes",
-        sample_shape=(resolution, resolution, 3),
-        num_classes=NUM_CLASSES if conditional else 0,
-        sigma_data=SIGMA_DATA,
-        num_items=num_items,
-        description="pixels in [-1, 1]; mean 0, standard deviation 0.5",
-        to_pixels=images.to_pixels,
-        quantization=images.QUANTIZATION,
+    info = images.image_info(
+        "shapes",
+        (resolution, resolution, 3),
+        NUM_CLASSES if conditional else 0,
+        num_items,
+        "pixels in [-1, 1]; mean 0, standard deviation 0.5",
     )
 
     def open_data() -> pipeline.FiniteDataset:

@@ -70,7 +70,7 @@ def test_mean_and_standard_deviation(images):
     error = 4 / np.sqrt(NUM)
     # The constants of the drawing were chosen to three digits.
     assert abs(means.mean()) < error * means.std() + 0.005
-    expected = shapes.SIGMA_DATA**2
+    expected = 0.5**2
     assert abs(squares.mean() - expected) < error * squares.std() + 0.005
 
 
