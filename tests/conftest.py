@@ -56,6 +56,8 @@ def float64_islands(float64, monkeypatch):
     from scm_jax.networks import attention, dit, layers
     from scm_jax.objectives import base, consistency
 
-    rooms = (trigflow.algebra, trigflow.conversions, attention, dit, layers, base)
-    for room in (*rooms, sampling.guidance, sampling.samplers, consistency):
+    rooms = (trigflow.algebra, sampling.samplers, attention, dit, layers, base)
+    for room in (*rooms, consistency):
+        monkeypatch.setattr(room, "jnp", _Float64Numpy())
+    for room in (trigflow.conversions, sampling.guidance):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())
