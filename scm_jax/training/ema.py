@@ -25,24 +25,13 @@ from numpy.typing import ArrayLike
 MAX_REL_STD = 1 / np.sqrt(12)
 
 
-def gamma_to_rel_std(gamma: float) -> float:
-    """Relative width of the profile ``tau ** gamma``: its standard deviation over t.
-
-    sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)); arXiv 2312.02696,
-    Eq. 123.
-
-    >>> round(gamma_to_rel_std(6.94), 3)
-    0.1
-    """
-    gamma = np.float64(gamma)
-    return float(np.sqrt(gamma + 1) / ((gamma + 2) * np.sqrt(gamma + 3)))
-
-
 def rel_std_to_gamma(rel_std: float) -> float:
     """Exponent of the profile of relative width ``rel_std``.
 
-    The largest root of gamma^3 + 7 gamma^2 + (16 - 1/s^2) gamma + (12 - 1/s^2), which
-    is Eq. 123 squared; arXiv 2312.02696, Eq. 126 and Alg. 2.
+    The width is the profile's standard deviation over t,
+    s = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)) (arXiv 2312.02696, Eq. 123);
+    gamma is the largest root of gamma^3 + 7 gamma^2 + (16 - 1/s^2) gamma + (12 -
+    1/s^2), which is Eq. 123 squared (Eq. 126 and Alg. 2).
 
     Raises:
       ValueError: ``rel_std`` is outside (0, 1/sqrt(12)].
@@ -131,28 +120,6 @@ def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
     if first is None:
         raise ValueError("weighted_sum of no trees")
     return jax.tree.map(lambda s, x: s.astype(np.asarray(x).dtype), total, first)
-
-
-def reconstruct(
-    snapshots: Sequence[tuple[float, float, Any]], rel_std: float, time: float
-) -> Any:
-    """The average of relative width ``rel_std`` at ``time``, after the training.
-
-    Args:
-      snapshots: ``(time, rel_std, tree)`` of every stored EMA.
-      rel_std: the wanted width; best within the range of the stored ones.
-      time: the wanted moment, in the unit of the snapshots, at most the newest.
-
-    Returns:
-      A tree of numpy arrays like those of the snapshots.
-
-    >>> trees = [(8, 0.05, {"w": np.ones(2)}), (8, 0.10, {"w": np.ones(2)})]
-    >>> reconstruct(trees, 0.07, 8)["w"].round(6)
-    array([1., 1.])
-    """
-    times, rel_stds, trees = zip(*snapshots, strict=True)
-    coefficients = posthoc_coefficients(times, rel_stds, time, rel_std)
-    return weighted_sum(coefficients, trees)
 
 
 @dataclasses.dataclass(frozen=True)
