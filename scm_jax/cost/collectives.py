@@ -11,7 +11,6 @@ all-reduce ``2 B (n-1)/n``, a collective-permute ``B``.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -22,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from scm_jax.cost import hlo
 
 KINDS = (
     "all-gather",
@@ -73,7 +74,7 @@ def ring_factor(kind: str, size: int) -> float:
 
 
 def compile_partitioned(lowered: Any) -> tuple[Any, str]:
-    """Compiles for accounts, not for speed.
+    """Compiles for a cost estimate, not for speed.
 
     Args:
       lowered: what ``jax.jit(fn).lower(...)`` returns, for CPU devices.
@@ -89,7 +90,7 @@ def compile_partitioned(lowered: Any) -> tuple[Any, str]:
         return compiled, texts[0].read_text() if texts else ""
 
 
-def read_collectives(hlo: str) -> list[Collective]:
+def read_collectives(text: str) -> list[Collective]:
     """Every collective that a program executes.
 
     An all-reduce of which each device keeps only its own shard is what GPU and TPU
@@ -98,17 +99,17 @@ def read_collectives(hlo: str) -> list[Collective]:
     dynamic-slices to one part in ``n`` of it.
 
     Args:
-      hlo: text after the SPMD partitioner.
+      text: HLO after the SPMD partitioner.
 
     Raises:
       ValueError: a collective stands in a loop whose length the text does not show.
     """
-    program = _parse(hlo)
+    program = hlo.parse(text)
     if not program:
         return []
-    devices = _num_partitions(hlo)
+    devices = hlo.num_partitions(text)
     found = []
-    for name, times in _executions(program).items():
+    for name, times in hlo.executions(program).items():
         computation = program[name]
         for instruction in computation.instructions.values():
             if instruction.opcode not in KINDS:
@@ -143,184 +144,9 @@ def summarize(found: Iterable[Collective]) -> list[dict[str, Any]]:
     return [{"kind": k, "dtype": d, **row} for (k, d), row in rows.items()]
 
 
-# --- Reading HLO text -----------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    root: bool
-
-    @property
-    def arrays(self) -> list[tuple[str, int]]:
-        """Element type and number of elements of each array of the result."""
-        return [
-            (dtype, math.prod(int(n) for n in dims.split(",") if n))
-            for dtype, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", self.shape)
-        ]
-
-    @property
-    def dtype(self) -> str:
-        return self.arrays[0][0]
-
-    @property
-    def elements(self) -> int:
-        return sum(count for _, count in self.arrays)
-
-    @property
-    def bytes(self) -> int:
-        return sum(count * _bits(dtype) // 8 for dtype, count in self.arrays)
-
-
-class _Computation:
-    """Instructions by name, in order, and who uses them."""
-
-    def __init__(self, instructions: Sequence[_Instruction], entry: bool) -> None:
-        self.instructions = {i.name: i for i in instructions}
-        self.entry = entry
-        self.users = collections.defaultdict(list)
-        for i in instructions:
-            for operand in dict.fromkeys(i.operands):
-                self.users[operand].append(i)
-
-    @property
-    def root(self) -> _Instruction:
-        return next(i for i in self.instructions.values() if i.root)
-
-
-def _bits(dtype: str) -> int:
-    """Width of an element: the first number in its name; booleans take a byte."""
-    digits = re.search(r"\d+", dtype)
-    return int(digits.group()) if digits else 8
-
-
-_HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
-_LINE = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*)$")
-_OPCODE = re.compile(r"\s([a-z][a-z0-9-]*)\(")
-
-
-def _parse(hlo: str) -> dict[str, _Computation]:
-    program: dict[str, _Computation] = {}
-    name, entry = "", False
-    body: list[_Instruction] = []
-    for line in hlo.splitlines():
-        if header := _HEADER.match(line):
-            name, entry, body = header[2], bool(header[1]), []
-        elif line.startswith("}") and name:
-            program[name] = _Computation(body, entry)
-            name = ""
-        elif name and (found := _LINE.match(line)):
-            body.append(_instruction(found[2], found[3], bool(found[1])))
-    return program
-
-
-def _instruction(name: str, text: str, root: bool) -> _Instruction:
-    opcode = _OPCODE.search(text)
-    assert opcode is not None, text
-    # A constant's value may contain anything but is one operand for our purposes.
-    end, depth = opcode.end(), 1
-    while depth and end < len(text):
-        depth += {"(": 1, ")": -1}.get(text[end], 0)
-        end += 1
-    inside = text[opcode.end() : end - 1]
-    operands = tuple(part.strip().lstrip("%") for part in inside.split(","))
-    if opcode[1] != "constant":
-        operands = tuple(o.rsplit("%", 1)[-1] for o in operands)
-    return _Instruction(
-        name, text[: opcode.start()], opcode[1], operands, text[end:], root
-    )
-
-
-def _num_partitions(hlo: str) -> int:
-    found = re.search(r"num_partitions=(\d+)", hlo)
-    return int(found[1]) if found else 1
-
-
-_CALLEES = re.compile(
-    r"\b(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
-
-def _executions(program: dict[str, _Computation]) -> dict[str, int | None]:
-    """How often each computation runs; None where a loop's length is not known.
-
-    All branches of a conditional count.
-    """
-    times: dict[str, int | None] = collections.defaultdict(int)
-
-    def visit(name: str, count: int | None) -> None:
-        before = times[name]
-        times[name] = None if before is None or count is None else before + count
-        for i in program[name].instructions.values():
-            inner = count
-            if i.opcode == "while" and count is not None:
-                length = _trip_count(program, program[name], i)
-                inner = None if length is None else count * length
-            called = _CALLEES.findall(i.attributes)
-            for branches in _BRANCHES.findall(i.attributes):
-                called += [b.strip().lstrip("%") for b in branches.split(",")]
-            for callee in called:
-                if callee in program:
-                    visit(callee, inner)
-
-    visit(next(name for name, c in program.items() if c.entry), 1)
-    return dict(times)
-
-
-def _trip_count(
-    program: dict[str, _Computation], caller: _Computation, loop: _Instruction
-) -> int | None:
-    """Length of a loop that counts up by one, as those of ``lax.scan``; else None."""
-    condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)
-    assert condition is not None, loop
-    inside = program[condition[1]]
-    compare = inside.root
-    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
-        return None
-    index = _counter_index(inside, compare.operands[0])
-    if index is None:
-        return None
-    start = _constant(_tuple_element(caller, loop.operands[0], index))
-    end = _constant(inside.instructions.get(compare.operands[1]))
-    return None if end is None or start is None else max(end - start, 0)
-
-
-def _counter_index(condition: _Computation, name: str) -> int | None:
-    """Which element of the loop's tuple ``name`` is: ``%param#0``, or an operation."""
-    if "#" in name:
-        return int(name.rsplit("#", 1)[1])
-    counter = condition.instructions.get(name)
-    if counter is None or counter.opcode != "get-tuple-element":
-        return None
-    found = re.search(r"index=(\d+)", counter.attributes)
-    return int(found[1]) if found else None
-
-
-def _tuple_element(
-    computation: _Computation, name: str, index: int
-) -> _Instruction | None:
-    source = computation.instructions.get(name)
-    if source is None or source.opcode != "tuple":
-        return None
-    element = computation.instructions.get(source.operands[index])
-    while element is not None and element.opcode in ("copy", "convert"):
-        element = computation.instructions.get(element.operands[0])
-    return element
-
-
-def _constant(instruction: _Instruction | None) -> int | None:
-    if instruction is None or instruction.opcode != "constant":
-        return None
-    text = instruction.operands[0]
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
-
-
-def _only_sliced(computation: _Computation, reduced: _Instruction, size: int) -> bool:
+def _only_sliced(
+    computation: hlo.Computation, reduced: hlo.Instruction, size: int
+) -> bool:
     """Whether every use of an all-reduce is a slice to one part in ``size``."""
     waiting, seen = [reduced], 0
     while waiting:
@@ -340,7 +166,7 @@ def _only_sliced(computation: _Computation, reduced: _Instruction, size: int) ->
     return seen > 0
 
 
-def _group(instruction: _Instruction, devices: int) -> tuple[int, ...]:
+def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     """Devices that communicate with the first one of the first group."""
     if instruction.opcode == "collective-permute":
         pairs = re.search(

@@ -1,4 +1,4 @@
-"""Exact accounts of a program before it runs: multiply-adds, parameters, bytes.
+"""Exact cost of a program before it runs: multiply-adds, parameters, bytes.
 
 XLA's own cost analysis counts the body of a scan once and reports nonsense for some
 GPU kernels, so the count here walks the jaxpr. Its conventions:
@@ -88,9 +88,7 @@ def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
       >>> count_macs(lambda x, w: x @ w, x, w)
       30
     """
-    jaxpr = _open(jax.make_jaxpr(fn)(*abstract_args))
-    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _jaxpr_macs(live)
+    return _jaxpr_macs(live_jaxpr(fn, *abstract_args))
 
 
 def register_macs(name: str, formula: MacFormula) -> None:
@@ -133,13 +131,20 @@ def effective_sampling_compute(params: int, nfe: int) -> float:
     return params / 1e9 * nfe
 
 
-def _open(jaxpr: Any) -> Any:
+def live_jaxpr(fn: Callable[..., Any], *abstract_args: Any) -> Any:
+    """The program of ``fn`` without dead code."""
+    jaxpr = open_jaxpr(jax.make_jaxpr(fn)(*abstract_args))
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+    """The ``Jaxpr`` itself, whose equations can be walked."""
     # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _jaxpr_macs(jaxpr: Any) -> int:
-    return sum(_eqn_macs(eqn) for eqn in _open(jaxpr).eqns)
+    return sum(_eqn_macs(eqn) for eqn in open_jaxpr(jaxpr).eqns)
 
 
 def _eqn_macs(eqn: Any) -> int:

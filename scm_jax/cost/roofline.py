@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.interpreters import partial_eval
 
+from scm_jax.cost import counts
 from scm_jax.cost.collectives import ring_factor
 from scm_jax.cost.hardware import Hardware
 
@@ -35,7 +35,7 @@ def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
     """Bytes that the contractions of a program read and write, each array once.
 
     Memory traffic if all elementwise work were fused into its neighbours: a lower
-    bound. Counted where ``scaling.count_macs`` counts: dead code is gone, the body of a
+    bound. Counted where ``counts.count_macs`` counts: dead code is gone, the body of a
     scan counts as often as it runs.
 
     Example:
@@ -44,18 +44,11 @@ def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
       >>> contraction_bytes(lambda x, w: x @ w, x, w) == 4 * (6 + 15 + 10)
       True
     """
-    jaxpr = _open(jax.make_jaxpr(fn)(*abstract_args))
-    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _jaxpr_bytes(live)
-
-
-def _open(jaxpr: Any) -> Any:
-    # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
-    return getattr(jaxpr, "jaxpr", jaxpr)
+    return _jaxpr_bytes(counts.live_jaxpr(fn, *abstract_args))
 
 
 def _jaxpr_bytes(jaxpr: Any) -> int:
-    return sum(_eqn_bytes(eqn) for eqn in _open(jaxpr).eqns)
+    return sum(_eqn_bytes(eqn) for eqn in counts.open_jaxpr(jaxpr).eqns)
 
 
 def _eqn_bytes(eqn: Any) -> int:
@@ -79,8 +72,7 @@ def saved_bytes(loss: Callable[..., jax.Array], *abstract_args: Any) -> int:
     def keep(params: Any, *rest: Any) -> Any:
         return jax.vjp(lambda p: loss(p, *rest), params)[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(keep, *abstract_args))
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
+    return counts.tree_bytes(jax.eval_shape(keep, *abstract_args))
 
 
 def linear(count: Callable[[int], float]) -> tuple[float, float]:
@@ -254,7 +246,7 @@ def step_time(
     """Roofline of a step on one device.
 
     ``compute = 2 F b / (efficiency peak)``, ``memory = traffic / bandwidth`` and
-    ``update = 2 state / bandwidth``: all parameters, moments and averages are read and
+    ``update = 2 state / bandwidth``: all parameters, moments and EMAs are read and
     written.
 
     Args:

@@ -128,7 +128,7 @@ def _bytes_of_varints(
 ) -> tuple[np.ndarray, list[int]]:
     """uint8 of varints: one byte below 128, else two, of which the second is 1."""
     # Where the byte before is the first of two, the value is that byte itself. By bits
-    # and by indices, since on values of chance a branch for each byte is slow.
+    # and by indices, since on random values a branch for each byte is slow.
     values = joined.copy()
     after_first = np.negative(joined[:-1] >> 7)  # 0 or 255
     values[1:] ^= (joined[1:] ^ joined[:-1]) & after_first
@@ -153,7 +153,7 @@ def _floats(joined: np.ndarray, packed: list[bytes]) -> tuple[np.ndarray, list[i
     return joined.view("<f4"), [len(p) // 4 for p in packed]
 
 
-_DECODERS = {
+_DECODERS: dict[np.dtype, Any] = {
     np.dtype(np.uint8): _bytes_of_varints,
     **dict.fromkeys(map(np.dtype, (np.int32, np.int64, np.bool_)), _whole_numbers),
     **dict.fromkeys(map(np.dtype, (np.float16, np.float32)), _floats),

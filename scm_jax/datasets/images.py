@@ -41,7 +41,7 @@ IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
 def to_x(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
 
-    Of numpy or jax arrays, to the same bits: the integer ``2 image - 255`` is exact,
+    The same bits for numpy and JAX arrays: the integer ``2 image - 255`` is exact,
     and one product rounds. A quotient and a difference would be fused, or not, as a
     compiler likes.
 
@@ -71,6 +71,26 @@ def flip_at_random(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
     image = fields["image"]
     mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
     return {**fields, "image": jnp.where(mirrored, image[:, :, ::-1], image)}
+
+
+def image_info(
+    name: str,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    num_items: int = 0,
+    description: str = "pixels in [-1, 1]; standard deviation about 0.5",
+) -> DatasetInfo:
+    """What a dataset of images in [-1, 1] declares about itself."""
+    return DatasetInfo(
+        name=name,
+        sample_shape=sample_shape,
+        num_classes=num_classes,
+        sigma_data=SIGMA_DATA,
+        num_items=num_items,
+        description=description,
+        to_pixels=to_pixels,
+        quantization=QUANTIZATION,
+    )
 
 
 # --- prepared data, opened late -------------------------------------------------------
@@ -228,18 +248,8 @@ def make_cifar10(
         mention augmentation.
     """
     del prepare
-    info = DatasetInfo(
-        name="cifar10",
-        sample_shape=(32, 32, 3),
-        num_classes=10 if conditional else 0,
-        sigma_data=SIGMA_DATA,
-        num_items=0,
-        description="pixels in [-1, 1]; standard deviation about 0.5",
-        to_pixels=to_pixels,
-        quantization=QUANTIZATION,
-    )
     return make_prepared(
-        info,
+        image_info("cifar10", (32, 32, 3), 10 if conditional else 0),
         split,
         CIFAR10_ITEMS,
         root,
@@ -276,18 +286,8 @@ def make_imagenet64(
             "(%s): Frechet distances on it cannot be compared with theirs",
             *(variant, chosen.how),
         )
-    info = DatasetInfo(
-        name="imagenet64",
-        sample_shape=(64, 64, 3),
-        num_classes=1000 if chosen.labelled else 0,
-        sigma_data=SIGMA_DATA,
-        num_items=0,
-        description="pixels in [-1, 1]; standard deviation about 0.5",
-        to_pixels=to_pixels,
-        quantization=QUANTIZATION,
-    )
     return make_prepared(
-        info,
+        image_info("imagenet64", (64, 64, 3), 1000 if chosen.labelled else 0),
         split,
         IMAGENET_ITEMS,
         root,
@@ -328,15 +328,7 @@ def make_noise_images(
     x = rng.standard_normal((num_items, *shape), np.float32) * np.float32(SIGMA_DATA)
     label = np.arange(num_items, dtype=np.int32) % max(num_classes, 1)
     fields = {"x": x, "label": label} if num_classes else {"x": x}
-    info = DatasetInfo(
-        name="noise_images",
-        sample_shape=shape,
-        num_classes=num_classes,
-        sigma_data=SIGMA_DATA,
-        num_items=num_items,
-        description="Gaussian noise of mean 0 and standard deviation 0.5",
-        to_pixels=to_pixels,
-        quantization=QUANTIZATION,
-    )
+    description = "Gaussian noise of mean 0 and standard deviation 0.5"
+    info = image_info("noise_images", shape, num_classes, num_items, description)
     source = pipeline.MemorySource(fields)
     return pipeline.FiniteDataset(info, source, lambda f: (f["x"], f.get("label")))

@@ -55,7 +55,7 @@ MEASURED = "measured"
 def whiten(latent: Any, whitening: str | Whitening) -> Any:
     """Raw latents -> float32 of mean 0 and standard deviation 0.5 in each channel.
 
-    Of numpy or jax arrays. ``whitening`` is a key of ``WHITENING`` or the constants.
+    Takes numpy or JAX arrays. ``whitening`` is a key of ``WHITENING`` or the constants.
     """
     mean, std = _constants(whitening, latent.ndim)
     return (latent.astype(np.float32) - mean) * (np.float32(SIGMA_DATA) / std)

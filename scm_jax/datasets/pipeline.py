@@ -1,18 +1,13 @@
 """Prepared data on disk -> shuffled, sharded, restartable batches.
 
     raw = next(dataset.iterator(batch_size, seed))  # on the host: as stored, checked
-    batch = dataset.to_batch(raw)  # on the device: decoded, chance included
+    batch = dataset.to_batch(raw)  # on the device: decoded and augmented
 
 What crosses to the device are the stored fields: bytes for images, not float32. Cast,
 scaling, flips and draws of latents are one small jitted function there.
 
-The order of the data is arithmetic, not state. Position ``p`` of the endless stream
-belongs to epoch ``p // num_items`` and each epoch has its own permutation, drawn from
-``(seed, epoch)``. Batch ``k`` holds the positions ``[k * B, (k + 1) * B)``, and process
-``i`` of ``n`` the ``i``-th of ``n`` equal runs of these. So the global batch is the
-same, row by row, for any number of processes; no batch is ever partial; and ``k`` alone
-says where a run stands, also when it goes on with another number of processes. What
-chance does to an item is a function of ``(seed, epoch, item)``, so that it is the same
+Which items a batch holds is a function of the seed and the batch's number (``order``).
+Augmentation of an item is a function of ``(seed, epoch, item)``, so that it is the same
 for any number of devices, too.
 """
 
@@ -20,10 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import flax.struct
 import jax
@@ -31,6 +25,7 @@ import numpy as np
 
 from scm_jax.datasets.array_records import RecordSource
 from scm_jax.datasets.identity import Identity
+from scm_jax.datasets.order import BatchIterator, process_rows, shuffled_items
 from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
 
 # Fields of some items, stacked: name -> (n, ...).
@@ -106,103 +101,7 @@ def read_prepared(
     return MemorySource(source.gather(np.arange(len(source))))
 
 
-# --- order -------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    # Grain's own shuffle is a C++ call per index of 20 us and more (0.2.18), which for
-    # batches of 8x8 images would cost far more than everything else here together.
-    return np.random.default_rng([seed, epoch]).permutation(num_items)
-
-
-def shuffled_items(positions: np.ndarray, num_items: int, seed: int) -> np.ndarray:
-    """Items at positions of the endless stream, each exactly once in every epoch.
-
-    >>> sorted(shuffled_items(np.arange(4, 8), num_items=4, seed=0).tolist())
-    [0, 1, 2, 3]
-    """
-    epochs, offsets = np.divmod(positions, num_items)
-    items = np.empty_like(offsets)
-    for epoch in np.unique(epochs):
-        rows = epochs == epoch
-        items[rows] = _permutation(num_items, seed, int(epoch))[offsets[rows]]
-    return items
-
-
-def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Rows of the global batch that belong to one process.
-
-    Raises:
-      ValueError: the batch does not divide evenly, or there is no such process.
-    """
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index {process_index} is not in 0..{process_count - 1}"
-        )
-    if batch_size <= 0 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of the number of "
-            f"processes, {process_count}"
-        )
-    rows = batch_size // process_count
-    return slice(process_index * rows, (process_index + 1) * rows)
-
-
-# --- iterators ---------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _BatchSource:
-    """What grain reads: element ``k`` is batch ``k``, without end."""
-
-    batch_at: Callable[[int], Any]
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batch_at(index)
-
-
-class BatchIterator(Iterator[Any]):
-    """Endless host batches of numpy arrays whose position is one number.
-
-    Args:
-      batch_at: batch ``k`` as a function of ``k`` alone.
-      num_threads: threads that read ahead; 0 reads in the caller's thread.
-    """
-
-    def __init__(self, batch_at: Callable[[int], Any], num_threads: int = 0):
-        import grain
-
-        options = grain.ReadOptions(
-            num_threads=num_threads, prefetch_buffer_size=2 * num_threads
-        )
-        batches = grain.MapDataset.source(_BatchSource(batch_at))
-        self._iterator = iter(batches.to_iter_dataset(options))
-
-    def __next__(self) -> Any:
-        return next(self._iterator)
-
-    def get_state(self) -> dict[str, int]:
-        """``{"next_index": k}``: the next batch; the same number on all processes."""
-        return {"next_index": int(self._iterator.get_state()["next_index"])}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on at the position that ``get_state`` returned.
-
-        Raises:
-          ValueError: not such a state.
-        """
-        if set(state) != {"next_index"} or int(state["next_index"]) < 0:
-            raise ValueError(
-                f"not a data position: {dict(state)}; expected {{'next_index': k >= 0}}"
-            )
-        self._iterator.set_state({"next_index": int(state["next_index"])})
-
-
-# --- chance ------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------
 
 
 @flax.struct.dataclass
@@ -268,7 +167,7 @@ class Dataset(Protocol):
         ...
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """All items in stored order, no chance: ``x`` float32 and ``label`` int32."""
+        """All items in stored order, unaugmented: ``x`` float32, ``label`` int32."""
         ...
 
 
@@ -281,8 +180,8 @@ class FiniteDataset:
       source: the stored items. With classes, one field is ``label``.
       decode: stored fields -> ``(x, label)`` as ``Batch`` wants them, each row for
         itself; of numpy arrays and, under ``jax.jit``, of traced ones.
-      randomize: what chance does to stored fields before they are decoded, such as
-        flips: ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
+      randomize: augments stored fields before they are decoded, such as by flips:
+        ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
         leaves it out.
       identify: what tells the stored items from others, see ``identity.of_dataset``;
         None for data that are drawn.
@@ -293,10 +192,7 @@ class FiniteDataset:
     decode: Decode
     randomize: Callable[[Fields, jax.Array], Fields] | None = None
     identify: Callable[[], Identity] | None = None
-
-    @property
-    def closed_form(self) -> None:
-        return None
+    closed_form: ClassVar[None] = None
 
     def iterator(
         self,
@@ -330,7 +226,7 @@ class FiniteDataset:
         return self.items(np.arange(len(self.source)))
 
     def items(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The given items, checked and decoded, without chance."""
+        """The given items, checked and decoded, not augmented."""
         x, label = self.decode(self.gather(indices))
         return np.asarray(x), None if label is None else np.asarray(label)
 
@@ -384,10 +280,7 @@ class LazyDataset:
     info: DatasetInfo
     open: Callable[[], FiniteDataset]
     identify: Callable[[], Identity] | None = None
-
-    @property
-    def closed_form(self) -> None:
-        return None
+    closed_form: ClassVar[None] = None
 
     @functools.cached_property
     def opened(self) -> FiniteDataset:

@@ -67,15 +67,11 @@ def make_images(
     counts = {name: part["count"] for name, part in manifest["splits"].items()}
     labelled = conditional and manifest["num_classes"] > 0
     moments = manifest["splits"].get("train", manifest["splits"][base])
-    info = DatasetInfo(
-        name=prepared,
-        sample_shape=tuple(manifest["shape"]),
-        num_classes=manifest["num_classes"] if labelled else 0,
-        sigma_data=SIGMA_DATA,
-        num_items=0,
+    info = images.image_info(
+        prepared,
+        tuple(manifest["shape"]),
+        manifest["num_classes"] if labelled else 0,
         description=f"{prepared}: {SCALINGS[scaling]}",
-        to_pixels=images.to_pixels,
-        quantization=images.QUANTIZATION,
     )
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":
@@ -141,7 +137,7 @@ class Scaling:
         self._scale = np.float32(SIGMA_DATA / 255) / np.array(std, np.float32)
 
     def to_x(self, image: Any) -> Any:
-        """Of numpy or jax arrays, to the same bits: no product is added to anything."""
+        """The same bits for numpy and JAX arrays: no product is added to anything."""
         channels = (None,) * (image.ndim - 1)
         doubled = image.astype(np.float32) * np.float32(2)  # exact
         return (doubled - self._offset[channels]) * self._scale[channels]

@@ -179,7 +179,7 @@ def _move_into_place(source: Path, target: Path) -> None:
         if not target.exists():
             raise
         raise FileExistsError(
-            f"{target} is in the way: it is no prepared dataset. Move it away and "
+            f"{target} already exists and is not a prepared dataset. Move it away and "
             "prepare again"
         ) from error
 

@@ -25,7 +25,7 @@ class Generate(Protocol):
 
 
 class ClosedForm(Protocol):
-    """Data with a known consistency function, as in ``scm_jax.datasets.synthetic``.
+    """Data with a known consistency function, as in ``scm_jax.trigflow.exact``.
 
     Hashable, so that evaluations during training share one compiled function.
     """

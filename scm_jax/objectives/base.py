@@ -70,7 +70,7 @@ class Objective(Protocol):
         cond: Cond,
         teacher_fn: Any = None,
     ) -> jax.Array:
-        """What the objective makes small, with weight 1 and no chance: ``(b,)``.
+        """What the objective minimizes, with weight 1 and without randomness: ``(b,)``.
 
         Numbers of two runs compare where data, noise ``z`` and times are the same,
         whatever their weighting, warmup or normalization.

@@ -176,7 +176,9 @@ def _teacher_paths(
         def run(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
             fn = functools.partial(teacher.fn, params)
             shape = info.sample_shape
-            return sampling.heun_path(fn, keys, cond, grid, shape, info.sigma_data)
+            return sampling.heun_path(
+                sampling.Problem(fn, keys, cond, grid, shape, info.sigma_data)
+            )
 
         keys = sampling.sample_keys(seed, np.arange(num))
         return grid, run(params, keys, cond), label

@@ -1,8 +1,14 @@
 """From ``F`` to samples: samplers, grids and guidance."""
 
+from scm_jax.sampling.guidance import (
+    Fn,
+    with_autoguidance,
+    with_guidance,
+    with_interval,
+)
 from scm_jax.sampling.samplers import (
     SAMPLERS,
-    Fn,
+    Problem,
     Sampler,
     consistency_sample,
     ddim_sample,
@@ -14,14 +20,12 @@ from scm_jax.sampling.samplers import (
     nfe,
     sample_keys,
     sample_noise,
-    with_autoguidance,
-    with_guidance,
-    with_interval,
 )
 
 __all__ = [
     "SAMPLERS",
     "Fn",
+    "Problem",
     "Sampler",
     "consistency_sample",
     "ddim_sample",

@@ -8,19 +8,17 @@ size.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Container
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scm_jax import trigflow
-from scm_jax.trigflow import Time, expand
-from scm_jax.types import NULL_LABEL, Cond, check_seed, lookup
-
-Fn = Callable[[jax.Array, Cond], jax.Array]
+from scm_jax.sampling.guidance import Fn
+from scm_jax.trigflow import Time
+from scm_jax.types import Cond, check_seed, lookup
 
 
 def sample_keys(seed: int | jax.Array, indices: jax.typing.ArrayLike) -> jax.Array:
@@ -45,232 +43,122 @@ def sample_noise(
     return sigma_data * jax.vmap(one)(keys)
 
 
-# --- Guidance: wrappers of the callable -----------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a sampler solves: a network, and the samples that are drawn from it.
 
-
-def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
-    """Classifier-free guidance ``F(null) + s (F(label) - F(null))``.
-
-    ``s`` is ``scale``, or ``cond.guidance`` per sample when ``scale`` is None. Both
-    branches run as one batch; the scale 1 is the conditional model and runs no other.
-    A network that takes the guidance scale as an input gets 1 (unguided) in both.
+    Attributes:
+      fn: ``F = fn(x_t / sigma_data, cond)``.
+      keys: one for each sample, ``(n,)``.
+      cond: one row for each key, with no meaningful ``t``.
+      grid: decreasing times, static.
+      sample_shape: of one sample.
+      sigma_data: standard deviation of the data, and of the noise.
     """
 
-    def guided(x: jax.Array, cond: Cond) -> jax.Array:
-        s = cond.guidance if scale is None else jnp.full_like(cond.t, scale)
-        if s is None:
-            raise ValueError("guidance needs a scale, or a Cond with guidance")
-        one = None if cond.guidance is None else jnp.ones_like(s)
-        unguided = dataclasses.replace(cond, guidance=one)
-        if _is_one(scale):
-            return fn(x, unguided)
-        if cond.label is None:
-            raise ValueError("guidance needs class labels")
-        null = dataclasses.replace(
-            unguided, label=jnp.full_like(cond.label, NULL_LABEL)
-        )
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), unguided, null)
-        F_label, F_null = jnp.split(fn(jnp.concatenate([x, x]), both), 2)
-        return F_null + expand(s, x) * (F_label - F_null)
+    fn: Fn
+    keys: jax.Array
+    cond: Cond
+    grid: np.ndarray
+    sample_shape: tuple[int, ...]
+    sigma_data: float
 
-    return guided
+    def time(self, i: Any) -> Time:
+        """Time number ``i`` in float32, with sine and cosine from float64."""
+        grid = np.asarray(self.grid, np.float64)
+        columns = (grid, np.cos(grid), np.sin(grid))
+        return Time(*(jnp.asarray(a, jnp.float32)[i] for a in columns))
 
+    def noise(self, draw: int | jax.Array) -> jax.Array:
+        """Draw number ``draw`` of the noise of all samples."""
+        return sample_noise(self.keys, draw, self.sample_shape, self.sigma_data)
 
-def with_autoguidance(fn: Fn, weak_fn: Fn, scale: float) -> Fn:
-    """Autoguidance (arXiv 2406.02507): ``F_weak + scale (F - F_weak)``; at 1 ``fn``."""
-    if _is_one(scale):
-        return fn
-
-    def guided(x: jax.Array, cond: Cond) -> jax.Array:
-        F_weak = weak_fn(x, cond)
-        return F_weak + scale * (fn(x, cond) - F_weak)
-
-    return guided
+    def F(self, x_t: jax.Array, time: Time) -> jax.Array:
+        """The network's output at ``x_t``."""
+        cond = dataclasses.replace(self.cond, t=jnp.full(x_t.shape[:1], time.t))
+        return self.fn(x_t / self.sigma_data, cond)
 
 
-def with_interval(fn: Fn, guided_fn: Fn, t_low: float, t_high: float) -> Fn:
-    """Guidance in ``t_low < t <= t_high`` only (arXiv 2404.07724), ``fn`` elsewhere."""
-    if guided_fn is fn:
-        return fn
-
-    def chosen(x: jax.Array, cond: Cond) -> jax.Array:
-        inside = (cond.t > t_low) & (cond.t <= t_high)
-        return jnp.where(expand(inside, x), guided_fn(x, cond), fn(x, cond))
-
-    return chosen
+# Traceable; returns ``x0`` of shape ``(n, *sample_shape)``.
+Sampler = Callable[[Problem], jax.Array]
 
 
-def _is_one(scale: Any) -> bool:
-    """Whether a scale is known to be 1 before anything is traced."""
-    return isinstance(scale, numbers.Real) and scale == 1
-
-
-# --- Samplers -------------------------------------------------------------------------
-
-
-class Sampler(Protocol):
-    """``x0 = sampler(fn, keys, cond, grid, sample_shape, sigma_data)``, traceable.
-
-    ``grid`` holds decreasing times (a numpy array, static); ``cond`` has one row per
-    key and no meaningful ``t``. Returns ``(n, *sample_shape)``.
-    """
-
-    def __call__(
-        self,
-        fn: Fn,
-        keys: jax.Array,
-        cond: Cond,
-        grid: np.ndarray,
-        sample_shape: tuple[int, ...],
-        sigma_data: float,
-    ) -> jax.Array: ...
-
-
-def _times(grid: np.ndarray) -> Time:
-    """Grid as ``Time`` in float32 with sines and cosines from float64."""
-    grid = np.asarray(grid, np.float64)
-    return Time(
-        *(jnp.asarray(a, jnp.float32) for a in (grid, np.cos(grid), np.sin(grid)))
-    )
-
-
-def _at(times: Time, i: Any) -> Time:
-    return Time(times.t[i], times.cos[i], times.sin[i])
-
-
-def _call(
-    fn: Fn, x_t: jax.Array, time: Time, cond: Cond, sigma_data: float
-) -> jax.Array:
-    return fn(
-        x_t / sigma_data, dataclasses.replace(cond, t=jnp.full(x_t.shape[:1], time.t))
-    )
-
-
-def consistency_sample(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> jax.Array:
+def consistency_sample(problem: Problem) -> jax.Array:
     """One-step and multistep consistency sampling (Sec. 2.1); NFE = ``len(grid)``.
 
     ``x0 = f(x, grid[0])``; then for each later time fresh noise
     ``x = cos(t) x0 + sin(t) z`` and ``x0 = f(x, t)``.
     """
-    times = _times(grid)
 
     def body(x0: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        time = _at(times, i)
-        z = sample_noise(keys, i, sample_shape, sigma_data)
+        time, z = problem.time(i), problem.noise(i)
         # At the first time x0 is not there yet: the start is noise alone.
         x_t = jnp.where(i == 0, z, trigflow.interpolate(x0, z, time))
-        F = _call(fn, x_t, time, cond, sigma_data)
-        return trigflow.f_from_F(x_t, F, time, sigma_data), None
+        F = problem.F(x_t, time)
+        return trigflow.f_from_F(x_t, F, time, problem.sigma_data), None
 
-    start = jnp.zeros((keys.shape[0], *sample_shape))
-    return jax.lax.scan(body, start, jnp.arange(len(grid)))[0]
+    start = jnp.zeros((problem.keys.shape[0], *problem.sample_shape))
+    return jax.lax.scan(body, start, jnp.arange(len(problem.grid)))[0]
 
 
-def ddim_sample(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> jax.Array:
+def ddim_sample(problem: Problem) -> jax.Array:
     """First-order exponential steps along the ODE (Eq. 26); NFE = ``len(grid) - 1``."""
-    times = _times(grid)
 
     def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        s, t = _at(times, i), _at(times, i + 1)
-        F = _call(fn, x, s, cond, sigma_data)
-        return trigflow.ddim_step(x, F, s, t, sigma_data), None
+        s, t = problem.time(i), problem.time(i + 1)
+        return trigflow.ddim_step(x, problem.F(x, s), s, t, problem.sigma_data), None
 
-    start = sample_noise(keys, 0, sample_shape, sigma_data)
-    return jax.lax.scan(body, start, jnp.arange(len(grid) - 1))[0]
+    return jax.lax.scan(body, problem.noise(0), jnp.arange(len(problem.grid) - 1))[0]
 
 
-def heun_sample(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> jax.Array:
+def heun_sample(problem: Problem) -> jax.Array:
     """EDM's Heun (DPM-Solver-2S at the endpoint); NFE = ``2 (len(grid) - 1) - 1``.
 
     ``x_t = DDIM - sin(s - t)/(2 cos s) (e(x~_t, t) - e(x_s, s))`` with
     ``e = sin(t) x + cos(t) sigma_data F``; the last step, to ``t = 0``, is DDIM.
     Second order. ``grid`` must end at 0.
     """
-    return _heun_states(fn, keys, cond, grid, sample_shape, sigma_data)[0]
+    return _heun_states(problem)[0]
 
 
-def heun_path(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> jax.Array:
+def heun_path(problem: Problem) -> jax.Array:
     """``x_t`` of ``heun_sample`` at every time of ``grid``: ``(len(grid), n, ...)``."""
-    end, before = _heun_states(fn, keys, cond, grid, sample_shape, sigma_data)
+    end, before = _heun_states(problem)
     return jnp.concatenate([before, end[None]])
 
 
-def _heun_states(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> tuple[jax.Array, jax.Array]:
+def _heun_states(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """The end of Heun's path, and its states at all times before."""
-    if grid[-1] != 0.0:
-        raise ValueError(f"the grid of heun must end at 0, not {grid[-1]}")
-    times = _times(grid)
+    if problem.grid[-1] != 0.0:
+        raise ValueError(f"the grid of heun must end at 0, not {problem.grid[-1]}")
+    sigma_data = problem.sigma_data
 
     def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        s, t = _at(times, i), _at(times, i + 1)
-        F = _call(fn, x, s, cond, sigma_data)
+        s, t = problem.time(i), problem.time(i + 1)
+        F = problem.F(x, s)
         ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
-        F_t = _call(fn, ddim, t, cond, sigma_data)
+        F_t = problem.F(ddim, t)
         change = trigflow.z_from_F(ddim, F_t, t, sigma_data) - trigflow.z_from_F(
             x, F, s, sigma_data
         )
         factor = (s.sin * t.cos - s.cos * t.sin) / (2 * s.cos)
         return ddim - factor * change, x
 
-    start = sample_noise(keys, 0, sample_shape, sigma_data)
-    x, before = jax.lax.scan(body, start, jnp.arange(len(grid) - 2))
-    s, t = _at(times, -2), _at(times, -1)
-    F = _call(fn, x, s, cond, sigma_data)
-    end = trigflow.ddim_step(x, F, s, t, sigma_data)
+    steps = jnp.arange(len(problem.grid) - 2)
+    x, before = jax.lax.scan(body, problem.noise(0), steps)
+    s, t = problem.time(-2), problem.time(-1)
+    end = trigflow.ddim_step(x, problem.F(x, s), s, t, sigma_data)
     return end, jnp.concatenate([before, x[None]])
 
 
-def multistep_sample(
-    fn: Fn,
-    keys: jax.Array,
-    cond: Cond,
-    grid: np.ndarray,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
-) -> jax.Array:
+def multistep_sample(problem: Problem) -> jax.Array:
     """DPM-Solver++(2M) in TrigFlow time; NFE = ``len(grid) - 1``.
 
     ``x_t = DDIM + sin(s - t)/(2 r sin s) (D(x_s', s') - D(x_s, s))`` with the previous
     time ``s' > s`` and ``r = (ln tan s - ln tan s')/(ln tan s - ln tan t)``, which is
     negative. The first step and a step to ``t = 0`` are DDIM. Second order.
     """
-    times = _times(grid)
-    grid = np.asarray(grid, np.float64)
+    grid = np.asarray(problem.grid, np.float64)
     log_tan = np.full(len(grid), -np.inf)
     log_tan[grid > 0] = np.log(np.tan(grid[grid > 0]))
     factors = np.zeros(len(grid) - 1)
@@ -284,13 +172,13 @@ def multistep_sample(
         carry: tuple[jax.Array, jax.Array], i: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, D_before = carry
-        s, t = _at(times, i), _at(times, i + 1)
-        F = _call(fn, x, s, cond, sigma_data)
-        D = trigflow.D_from_F(x, F, s, sigma_data)
-        ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
+        s, t = problem.time(i), problem.time(i + 1)
+        F = problem.F(x, s)
+        D = trigflow.D_from_F(x, F, s, problem.sigma_data)
+        ddim = trigflow.ddim_step(x, F, s, t, problem.sigma_data)
         return (ddim + change[i] * (D_before - D), D), None
 
-    start = sample_noise(keys, 0, sample_shape, sigma_data)
+    start = problem.noise(0)
     carry = (start, jnp.zeros_like(start))
     return jax.lax.scan(body, carry, jnp.arange(len(grid) - 1))[0][0]
 
@@ -369,7 +257,8 @@ def make_sampler(
 
     @jax.jit
     def sample(params: Any, keys: jax.Array, cond: Cond) -> Any:
-        x0 = run(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+        problem = Problem(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+        x0 = run(problem)
         return x0 if decode is None else (x0, decode(params, x0))
 
     return sample

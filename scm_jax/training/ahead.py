@@ -76,7 +76,7 @@ class Ahead:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Of the first batch that has not been taken."""
+        """The data position before the first batch that has not been taken."""
         return self._data.get_state() if self._next is None else self._next.position
 
     def fetch(self) -> None:
@@ -105,4 +105,5 @@ class Ahead:
         if self._error is not None:
             raise self._error
         taken, self._next = self._next, None
+        assert taken is not None, "fetch comes first"
         return taken

@@ -5,7 +5,7 @@
                          data      position of the data iterator, JSON
                          metadata  config hash, versions, images, JSON
                          manifest.json   size and CRC-32 of every file
-    DIR/ema_snapshots/STEP/...     averages for post-hoc reconstruction, kept for ever
+    DIR/ema_snapshots/STEP/...     EMAs for post-hoc reconstruction, kept for ever
 
 A thin layer over Orbax. A save becomes visible by one rename, after the manifest is
 written into it; so a kill at any moment leaves the earlier checkpoints, and a file that
@@ -32,7 +32,6 @@ from scm_jax.training.seal import CheckpointError
 from scm_jax.training.store import (
     Store,
     read_arrays,
-    read_json,
     stored_arrays,
     with_sharding,
 )
@@ -211,7 +210,7 @@ class Checkpointer:
         ema: dict[str, Any],
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Keeps the averages of this step for ever, for post-hoc reconstruction."""
+        """Keeps the EMAs of this step for ever, for post-hoc reconstruction."""
         if self._snapshots is None:
             self._snapshots = Store(
                 self.snapshots_directory, ("ema", "metadata"), max_to_keep=None
@@ -224,11 +223,6 @@ class Checkpointer:
                 return
             self._snapshots.set_aside([step])
         self._snapshots.save(step, json={"metadata": metadata or {}}, ema=dict(ema))
-
-    def list_ema_snapshots(self) -> list[int]:
-        """Steps of the stored averages; read them with ``load_ema``."""
-        self.wait()
-        return seal.list_steps(self.snapshots_directory)
 
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; never waits."""
@@ -248,7 +242,7 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 
@@ -271,7 +265,7 @@ def save_average(
     step: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes one average and nothing else: weights that come from elsewhere.
+    """Writes one EMA and nothing else: weights that come from elsewhere.
 
     Args:
       directory: the folder of the checkpoints; made if it is not there.
@@ -301,7 +295,7 @@ def load_ema(
 
     Args:
       directory: a folder of checkpoints, or of EMA snapshots.
-      profile: the name under which the average was kept.
+      profile: the name under which the EMA was kept.
       step: which checkpoint; default is the newest whole one.
       abstract: tree of ``ShapeDtypeStruct`` to restore onto other devices or into
         another type; default is as saved, on the first local device.
@@ -327,15 +321,6 @@ def load_ema(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
         )
     return read_arrays(path, {profile: with_sharding(wanted)})[profile]
-
-
-def load_metadata(
-    directory: str | os.PathLike, step: int | None = None
-) -> dict[str, Any]:
-    """The metadata of a checkpoint, by default of the newest whole one."""
-    directory = pathlib.Path(directory).absolute()
-    path = directory / str(_chosen_step(directory, step, "metadata/")) / "metadata"
-    return read_json(path)
 
 
 def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:

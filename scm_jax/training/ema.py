@@ -25,24 +25,13 @@ from numpy.typing import ArrayLike
 MAX_REL_STD = 1 / np.sqrt(12)
 
 
-def gamma_to_rel_std(gamma: float) -> float:
-    """Relative width of the profile ``tau ** gamma``: its standard deviation over t.
-
-    sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)); arXiv 2312.02696,
-    Eq. 123.
-
-    >>> round(gamma_to_rel_std(6.94), 3)
-    0.1
-    """
-    gamma = np.float64(gamma)
-    return float(np.sqrt(gamma + 1) / ((gamma + 2) * np.sqrt(gamma + 3)))
-
-
 def rel_std_to_gamma(rel_std: float) -> float:
     """Exponent of the profile of relative width ``rel_std``.
 
-    The largest root of gamma^3 + 7 gamma^2 + (16 - 1/s^2) gamma + (12 - 1/s^2), which
-    is Eq. 123 squared; arXiv 2312.02696, Eq. 126 and Alg. 2.
+    The width is the profile's standard deviation over t,
+    s = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)) (arXiv 2312.02696, Eq. 123);
+    gamma is the largest root of gamma^3 + 7 gamma^2 + (16 - 1/s^2) gamma + (12 -
+    1/s^2), which is Eq. 123 squared (Eq. 126 and Alg. 2).
 
     Raises:
       ValueError: ``rel_std`` is outside (0, 1/sqrt(12)].
@@ -58,26 +47,6 @@ def rel_std_to_gamma(rel_std: float) -> float:
     precision = float(rel_std) ** -2
     roots = np.roots([1.0, 7.0, 16.0 - precision, 12.0 - precision])
     return float(roots.real.max())
-
-
-def power_beta(time: ArrayLike, delta: float, gamma: float) -> np.ndarray:
-    """How much of the old average survives the update that ends at ``time``.
-
-    beta = (1 - delta / time) ** (gamma + 1); arXiv 2312.02696, Eq. 127. 0 at the first
-    update, where ``time == delta``.
-    """
-    return (1 - delta / np.asarray(time, np.float64)) ** (gamma + 1)
-
-
-def power_profile(tau: ArrayLike, time: float, gamma: float) -> np.ndarray:
-    """Density of the weights at ``time``: (gamma + 1) tau^gamma / time^(gamma + 1).
-
-    Integrates to 1 over [0, time] and is 0 outside; arXiv 2312.02696, appendix C.
-    """
-    tau = np.asarray(tau, np.float64)
-    inside = (tau >= 0) & (tau <= time)
-    ratio = np.where(inside, tau / time, 0.0)
-    return np.where(inside, (gamma + 1) / time * ratio**gamma, 0.0)
 
 
 def profile_dot(
@@ -101,7 +70,7 @@ def profile_dot(
 def posthoc_coefficients(
     times: Sequence[float], rel_stds: Sequence[float], time: float, rel_std: float
 ) -> np.ndarray:
-    """Coefficients of the stored averages that come closest to the wanted one.
+    """Coefficients of the stored EMAs that come closest to the wanted one.
 
     Least squares between profiles: A c = b with the inner products of the stored
     profiles with each other and with the target; arXiv 2312.02696, Alg. 3. ``lstsq``
@@ -153,36 +122,15 @@ def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
     return jax.tree.map(lambda s, x: s.astype(np.asarray(x).dtype), total, first)
 
 
-def reconstruct(
-    snapshots: Sequence[tuple[float, float, Any]], rel_std: float, time: float
-) -> Any:
-    """The average of relative width ``rel_std`` at ``time``, after the training.
-
-    Args:
-      snapshots: ``(time, rel_std, tree)`` of every stored average.
-      rel_std: the wanted width; best within the range of the stored ones.
-      time: the wanted moment, in the unit of the snapshots, at most the newest.
-
-    Returns:
-      A tree of numpy arrays like those of the snapshots.
-
-    >>> trees = [(8, 0.05, {"w": np.ones(2)}), (8, 0.10, {"w": np.ones(2)})]
-    >>> reconstruct(trees, 0.07, 8)["w"].round(6)
-    array([1., 1.])
-    """
-    times, rel_stds, trees = zip(*snapshots, strict=True)
-    coefficients = posthoc_coefficients(times, rel_stds, time, rel_std)
-    return weighted_sum(coefficients, trees)
-
-
 @dataclasses.dataclass(frozen=True)
 class PowerEma:
     """Power-function average: its width is ``rel_std`` of the training so far.
 
-    arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
+    beta = (1 - 1 / (step + 1)) ** (gamma + 1) is how much of the old average survives
+    an update; arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
 
-    >>> float(PowerEma(0.05).beta(0, 128))
-    0.0
+    >>> float(PowerEma(0.05).update_weight(0, 128))
+    1.0
     """
 
     rel_std: float
@@ -201,10 +149,6 @@ class PowerEma:
         time = jnp.asarray(step, jnp.float32) + 1
         return -jnp.expm1(exponent * jnp.log1p(-1 / time))
 
-    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
-        """The share of the old average in update ``step``, float32 scalar."""
-        return 1 - self.update_weight(step, images_per_step)
-
 
 @dataclasses.dataclass(frozen=True)
 class HalfLifeEma:
@@ -215,7 +159,7 @@ class HalfLifeEma:
     2206.00364, appendix F.3, their training code: 0.05); None switches that off. In
     both cases beta is 0 at the first update, so that the initialization is forgotten.
 
-    >>> float(HalfLifeEma(500_000).beta(10**6, 500_000))
+    >>> float(HalfLifeEma(500_000).update_weight(10**6, 500_000))
     0.5
     """
 
@@ -240,10 +184,6 @@ class HalfLifeEma:
             half_life = jnp.minimum(half_life, images * self.rampup_ratio)
         rate = jnp.log(2.0) * images_per_step / half_life
         return jnp.where(images > 0, -jnp.expm1(-rate), 1.0)
-
-    def beta(self, step: jax.Array, images_per_step: int) -> jax.Array:
-        """The share of the old average in update ``step``, float32 scalar."""
-        return 1 - self.update_weight(step, images_per_step)
 
 
 EmaProfile = PowerEma | HalfLifeEma

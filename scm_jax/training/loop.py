@@ -369,7 +369,7 @@ def _write_bad_batch(
     return path, message
 
 
-def _named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
+def _named_arrays(prefix: str, tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         prefix + (sharding.path_name(path) or "batch"): np.asarray(x)

@@ -3,7 +3,7 @@
 The only file that names mesh axes. One code path from one CPU (the trivial mesh) to a
 pod: ``jax.jit`` (what pjit has become) with a ``NamedSharding`` for every leaf, from an
 ordered list of ``(pattern, tactic)`` rules over parameter paths. Models carry no
-annotations. Optimizer moments and averages are sharded like their parameter.
+annotations. Optimizer moments and EMAs are sharded like their parameter.
 
     mesh = make_mesh(MeshSpec(data=-1, fsdp=4))
     shardings = state_shardings(abstract_state, mesh)
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -272,11 +272,11 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     """A ``NamedSharding`` for every leaf of a train state.
 
     The rules see the paths of ``state.params`` only. Any other leaf whose path ends in
-    the path of a parameter of its shape (moments: ``opt_state/0/mu/net/...``; averages
+    the path of a parameter of its shape (moments: ``opt_state/0/mu/net/...``; EMAs
     of the network: ``ema/NAME/...`` ends without the group ``net``) is sharded like
     that parameter; everything else (step, counters, key) is replicated.
     """
-    by_suffix = {}
+    by_suffix: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         name = path_name(path)
         spec = partition_spec(name, leaf.shape, mesh, rules)
@@ -287,9 +287,9 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     def sharding(path, leaf):
         parts = path_name(path).split("/")
         for start in range(len(parts)):
-            shape, spec = by_suffix.get("/".join(parts[start:]), (None, None))
-            if shape == leaf.shape:
-                return NamedSharding(mesh, spec)
+            known = by_suffix.get("/".join(parts[start:]))
+            if known is not None and known[0] == leaf.shape:
+                return NamedSharding(mesh, known[1])
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
@@ -337,7 +337,7 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     """
     shards = num_batch_shards(mesh)
     rows_of: dict[int, set[int]] = {}
-    device_rows = batch_sharding(mesh).devices_indices_map((shards,))
+    device_rows: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((shards,))
     for device, (rows,) in device_rows.items():
         begin, end, _ = rows.indices(shards)
         rows_of.setdefault(device.process_index, set()).update(range(begin, end))

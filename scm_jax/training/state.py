@@ -39,9 +39,9 @@ def init_state(
     ema_names: tuple[str, ...],
     key: jax.Array,
 ) -> TrainState:
-    """A fresh state; every average starts at the initial network.
+    """A fresh state; every EMA starts at the initial network.
 
-    Each average is a copy: a donated state may not hold one buffer twice.
+    Each EMA is a copy: a donated state may not hold one buffer twice.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),

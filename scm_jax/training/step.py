@@ -1,8 +1,9 @@
-"""One pure training step: loss, gradient, update, averages."""
+"""One pure training step: loss, gradient, update, EMA."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_train_step(
         the compute dtype; differentiated once, after the sum over microbatches.
       keep: constrains such weights, and their gradient, to where they are stored.
       project: what an update is followed by on ``params["net"]``, such as forced weight
-        normalization; averages are taken of what it returns.
+        normalization; every EMA is taken of what it returns.
       num_microbatches: parts of a batch whose gradients are averaged before one update;
         must divide the batch.
 
@@ -52,17 +53,7 @@ def make_train_step(
       were finite; the loop refuses an update that was not (``loop.halting``).
     """
 
-    def loss_fn(
-        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        bound = None
-        if teacher_fn is not None:
-
-            def bound(x: jax.Array, cond: Any) -> jax.Array:
-                return teacher_fn(teacher, x, cond)
-
-        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
-        return out.loss, {"loss": out.loss, **out.metrics}
+    loss_fn = _make_loss(objective, net_fn, teacher_fn)
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
         weights, pull = jax.vjp(fold, state.params["net"])
@@ -74,10 +65,7 @@ def make_train_step(
             )
             return {**grads, "net": keep(grads["net"])}, metrics
 
-        if num_microbatches == 1:
-            grads, metrics = grad_fn(batch, key)
-        else:
-            grads, metrics = _over_parts(grad_fn, keep, batch, key, num_microbatches)
+        grads, metrics = _over_parts(grad_fn, keep, batch, key, num_microbatches)
         like = jax.tree.map(lambda w, g: g.astype(w.dtype), weights, grads["net"])
         return {**grads, "net": pull(like)[0]}, metrics
 
@@ -111,6 +99,21 @@ def make_train_step(
     return step
 
 
+def _make_loss(
+    objective: Objective,
+    net_fn: NetFn,
+    teacher_fn: Callable[..., jax.Array] | None,
+) -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
+    def loss_fn(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        bound = teacher_fn and functools.partial(teacher_fn, teacher)
+        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
+        return out.loss, {"loss": out.loss, **out.metrics}
+
+    return loss_fn
+
+
 def _over_parts(
     grad_fn: Callable[[Batch, jax.Array], Any],
     keep: Callable[[Any], Any],
@@ -119,6 +122,8 @@ def _over_parts(
     parts: int,
 ) -> Any:
     """Mean gradient and metrics over parts of a batch, one after the other."""
+    if parts == 1:
+        return grad_fn(batch, key)
 
     def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(_add_float32, total, grad_fn(*part)), None

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -81,12 +81,6 @@ def read_arrays(path: pathlib.Path, item: Any) -> Any:
         return reader.restore(plain, args=restore)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """One saved item of JSON."""
-    with plain_path(path) as plain:
-        return ocp.JsonCheckpointHandler().restore(plain)
-
-
 def with_sharding(tree: Any) -> Any:
     """Abstract leaves; those without a sharding go to the first local device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -131,7 +125,9 @@ def _saves_in_a_thread() -> bool:
 class Store:
     """One directory of sealed steps: an Orbax manager and the thread that drives it."""
 
-    def __init__(self, directory: pathlib.Path, items, max_to_keep: int | None):
+    def __init__(
+        self, directory: pathlib.Path, items: Iterable[str], max_to_keep: int | None
+    ):
         self.directory = directory
         self._closing = contextlib.ExitStack()
         directory.mkdir(parents=True, exist_ok=True)  # no link to nowhere
@@ -242,7 +238,7 @@ class Store:
     def restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def set_aside(self, steps) -> None:
+    def set_aside(self, steps: Iterable[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
                 seal.set_aside(self.directory / str(step))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax.datasets import make_dataset, pipeline, storage
+from scm_jax.datasets import make_dataset, order, pipeline, storage
 from scm_jax.types import DatasetInfo
 
 NUM_ITEMS = 24
@@ -56,7 +56,7 @@ def test_each_epoch_has_every_item_once_in_an_order_of_its_own():
 
 def test_order_is_pinned():
     """A change of the order breaks the resumption of every run there is."""
-    items = pipeline.shuffled_items(np.arange(6, 14), num_items=10, seed=3)
+    items = order.shuffled_items(np.arange(6, 14), num_items=10, seed=3)
     assert items.tolist() == [7, 5, 3, 8, 4, 1, 2, 8]
 
 
@@ -131,7 +131,7 @@ def test_batch_must_divide_by_the_processes():
     ("arguments", "message"),
     [
         ((0, 0), "batch_size 0"),
-        ((8, -1), "seed = -1 must be a whole number"),
+        ((8, -1), "seed = -1 must be a whole number in 0..4294967295"),
         ((8, 2**32), "seed = 4294967296"),
         ((8, 0, 2, 2), r"process_index 2 is not in 0\.\.1"),
     ],

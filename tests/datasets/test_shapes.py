@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scm_jax.datasets import make_dataset, pipeline, shapes
+from scm_jax.datasets import shape_drawing as drawing
 from scm_jax.datasets.shapes import ShapeSource
 
 NUM = 2000
@@ -69,7 +70,7 @@ def test_mean_and_standard_deviation(images):
     error = 4 / np.sqrt(NUM)
     # The constants of the drawing were chosen to three digits.
     assert abs(means.mean()) < error * means.std() + 0.005
-    expected = shapes.SIGMA_DATA**2
+    expected = 0.5**2
     assert abs(squares.mean() - expected) < error * squares.std() + 0.005
 
 
@@ -98,7 +99,7 @@ def test_the_shape_has_its_color_where_it_is():
     images = source.gather(np.arange(500))["image"]
     column, row = ((seen.center + 1) * 16).astype(int).T
     pixels = images[np.arange(500), row, column] / 255
-    palette = shapes.CONTRAST * (shapes._PALETTE - shapes.MEAN_PAINT) + 0.5
+    palette = drawing.CONTRAST * (drawing._PALETTE - drawing.MEAN_PAINT) + 0.5
     # Paint and light change a channel by less than 0.12 + 0.05 of it.
     distance = abs(pixels[:, None] - np.clip(palette, 0, 1)[None]).max(-1)
     assert (distance[np.arange(500), seen.color][filled] < 0.2).all()

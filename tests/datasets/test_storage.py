@@ -111,7 +111,7 @@ def test_foreign_files_are_not_overwritten(tmp_path):
     mine = tmp_path / "root/vectors/2.0.0/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
-    with pytest.raises(FileExistsError, match=r"2\.0\.0 is in the way"):
+    with pytest.raises(FileExistsError, match=r"2\.0\.0 already exists"):
         storage.prepare(builder, tmp_path / "root")
     assert mine.read_text() == "keep"
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from scm_jax import evaluation, trigflow
-from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
 from scm_jax.evaluation import EVALUATORS, PretrainedQuality, SampleQuality, Subject
 from scm_jax.evaluation.sample_quality import labels_in_proportion
 from scm_jax.evaluation.validation import exact_consistency
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 
 SIGMA_DATA = 0.5
 MIXTURE = GaussianMixture(weights=(0.4, 0.6), means=((-0.5,), (0.4,)), stds=(0.1, 0.2))

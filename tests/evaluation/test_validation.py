@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from scm_jax import objectives, sampling, trigflow
-from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
 from scm_jax.evaluation import (
     MixtureConsistency,
     Subject,
@@ -17,6 +16,7 @@ from scm_jax.evaluation import (
     Validation,
 )
 from scm_jax.evaluation.validation import exact_consistency
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 from scm_jax.types import Cond
 
 SIGMA_DATA = 0.5
@@ -228,7 +228,8 @@ def exact_paths(num, steps, seed):
     grid = sampling.make_grid("heun", steps, SIGMA_DATA)
     keys = sampling.sample_keys(seed, np.arange(num))
     cond = Cond(t=jnp.zeros((num,)))
-    states = sampling.heun_path(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    states = sampling.heun_path(problem)
     return grid, states, None
 
 
@@ -259,7 +260,8 @@ def test_paths_end_where_the_sampler_does():
     grid, states, _ = exact_paths(4, 6, 3)
     keys = sampling.sample_keys(3, np.arange(4))
     cond = Cond(t=jnp.zeros((4,)))
-    end = sampling.heun_sample(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+    end = sampling.heun_sample(problem)
     assert states.shape == (7, 4, 2)
     np.testing.assert_array_equal(states[-1], end)
     start = sampling.sample_noise(keys, 0, (2,), SIGMA_DATA)

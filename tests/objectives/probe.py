@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax import trigflow
-from scm_jax.datasets.synthetic import Gaussian
+from scm_jax.trigflow.exact import Gaussian
 from scm_jax.types import Batch, Cond
 
 SD = 0.5

@@ -221,12 +221,12 @@ def test_pictures_of_latents_are_centred_on_their_mean():
     facts = {"mean": [3.0] * 8, "std": [2.0] * 8}
     values = np.full((1, 2, 2, 8), 3.0, np.float32)
     values[0, 0, 0] = 3 + 2.5 * 2
-    shown = inspection._pictures(values, {"field": "latent"}, facts)
+    shown = inspection._shown(values, {"field": "latent"}, facts)
     assert shown.shape == (1, 2, 2, 3) and shown.dtype == np.uint8
     assert (shown[0, 0, 0] == 255).all() and (shown[0, 1, 1] == 127).all()
 
 
 def test_pictures_with_few_levels_use_all_of_the_grey_scale():
     values = np.array([0, 8, 16], np.uint8).reshape(1, 1, 3, 1)
-    shown = inspection._pictures(values, {"field": "image"}, {})
+    shown = inspection._shown(values, {"field": "image"}, {})
     assert shown.ravel().tolist() == [0, 127, 255]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scm_jax import sampling, trigflow
-from scm_jax.datasets.synthetic import Gaussian
+from scm_jax.trigflow.exact import Gaussian
 from scm_jax.types import Cond
 
 SD = 0.5
@@ -113,7 +113,8 @@ def test_samples_do_not_depend_on_the_batch():
         keys = sampling.sample_keys(9, indices)
         cond = Cond(t=jnp.zeros((len(indices),)))
         grid = sampling.make_grid("consistency", 2, SD)
-        return sampling.consistency_sample(student, keys, cond, grid, (2,), SD)
+        problem = sampling.Problem(student, keys, cond, grid, (2,), SD)
+        return sampling.consistency_sample(problem)
 
     all_eight = np.asarray(sample(np.arange(8)))
     np.testing.assert_allclose(sample(np.array([5])), all_eight[[5]], rtol=1e-6)

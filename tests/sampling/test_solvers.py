@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scm_jax import sampling, trigflow
-from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 from scm_jax.types import Cond
 
 SD = 0.5

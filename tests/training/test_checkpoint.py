@@ -93,17 +93,16 @@ def test_no_checkpoint_is_no_error(tmp_path):
 
 def test_old_checkpoints_go_and_snapshots_stay(run):
     assert seal.list_steps(run / "checkpoints") == [2, 3]
-    with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
-        assert checkpointer.list_ema_snapshots() == [1, 2, 3]
+    assert seal.list_steps(run / "ema_snapshots") == [1, 2, 3]
     snapshot = checkpoint.load_ema(run / "ema_snapshots", "0.10", 1)
     toy.assert_same(snapshot, state_at(1).ema["0.10"])
-    assert checkpoint.load_metadata(run / "ema_snapshots", 1) == {"images": 8}
+    assert toy.metadata(run / "ema_snapshots", 1) == {"images": 8}
 
 
 def test_a_snapshot_passed_a_second_time_is_left_as_it_is(run):
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         checkpointer.save_ema_snapshot(2, state_at(9).ema)
-        assert checkpointer.list_ema_snapshots() == [1, 2, 3]
+    assert seal.list_steps(run / "ema_snapshots") == [1, 2, 3]
     kept = checkpoint.load_ema(run / "ema_snapshots", "0.05", 2)
     toy.assert_same(kept, state_at(2).ema["0.05"])
 
@@ -301,7 +300,7 @@ def test_a_run_can_be_read_whatever_its_path_is_called(tmp_path, name):
     for folder in ("checkpoints", "ema_snapshots"):
         average = checkpoint.load_ema(run / folder, "0.05")
         toy.assert_same(average, state_at(7).ema["0.05"])
-    assert checkpoint.load_metadata(run / "checkpoints") == {"config_hash": "cd"}
+    assert toy.metadata(run / "checkpoints", 7) == {"config_hash": "cd"}
 
 
 def test_a_run_that_was_moved_to_such_a_path_can_be_read(run, tmp_path):

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax.training import checkpoint, loop
+from scm_jax.training import checkpoint, loop, seal
 from scm_jax.training.ahead import Ahead
 from scm_jax.training.late import Dispatched, Flight, bin_means
 from tests.training import toy
@@ -103,11 +103,10 @@ def test_checkpoints_and_snapshots_when_due(finished):
     directory, _, _, _ = finished
     steps = sorted(int(p.name) for p in (directory / "checkpoints").iterdir())
     assert steps == [10, 15, 20]  # and 5, which is one too many to keep
-    with checkpoint.Checkpointer(directory / "checkpoints") as checkpointer:
-        assert checkpointer.list_ema_snapshots() == [8, 16, 20]
-    metadata = checkpoint.load_metadata(directory / "checkpoints")
+    assert seal.list_steps(directory / "ema_snapshots") == [8, 16, 20]
+    metadata = toy.metadata(directory / "checkpoints", 20)
     assert metadata == {"config_hash": "toy", "step": 20, "images": 160}
-    assert checkpoint.load_metadata(directory / "ema_snapshots", 8)["images"] == 64
+    assert toy.metadata(directory / "ema_snapshots", 8)["images"] == 64
 
 
 def test_a_finished_run_does_nothing_when_started_again(finished, by_hand):

@@ -8,6 +8,7 @@ As a program it trains in ``--directory``; the signal and kill tests need it:
 """
 
 import argparse
+import json
 import os
 import pathlib
 import signal
@@ -153,6 +154,11 @@ def leaves(state) -> dict[str, np.ndarray]:
             x = jax.random.key_data(x)
         named[jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(x)
     return named
+
+
+def metadata(folder, step: int) -> dict[str, Any]:
+    """The metadata of a saved checkpoint."""
+    return json.loads((folder / str(step) / "metadata/metadata").read_text())
 
 
 def assert_same(a, b):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scm_jax import trigflow
-from scm_jax.datasets.synthetic import Gaussian
+from scm_jax.trigflow.exact import Gaussian
 
 SD = 0.5
 TIMES = (1e-4, 0.3, 0.8, 1.1, 1.3, trigflow.t_max(SD), np.pi / 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scm_jax import trigflow
-from scm_jax.datasets.synthetic import Gaussian
+from scm_jax.trigflow.exact import Gaussian
 from scm_jax.types import Cond
 
 SD = 0.5

@@ -84,7 +84,7 @@ class EncodedItems:
     def _encode_batch(self, start: int) -> list[dict[str, np.ndarray] | ItemError]:
         """Each item of a batch, or why it cannot be used."""
         stop = min(start + self.encoder.batch_size, len(self))
-        read = [self._read_image(index) for index in range(start, stop)]
+        read: list[Any] = [self._read_image(index) for index in range(start, stop)]
         good = [k for k, item in enumerate(read) if isinstance(item, dict)]
         if not good:
             return read

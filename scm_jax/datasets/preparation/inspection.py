@@ -64,7 +64,7 @@ def inspect(
         _title(found, split, facts), fontsize=11, color=INK, x=0.01, ha="left"
     )
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-    _draw_grid(top, rows, _pictures(values, found, facts), labels, found)
+    _draw_grid(top, rows, _shown(values, found, facts), labels, found)
     _draw_histograms(bottom, sample, found, facts)
     figure.savefig(out, facecolor="white")
     shown = {key: facts[key] for key in ("count", "mean", "std")}
@@ -87,7 +87,7 @@ def _title(found: dict[str, Any], split: str, facts: dict[str, Any]) -> str:
     return f"{found['name']}, {split}: {what}"
 
 
-def _pictures(
+def _shown(
     values: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
 ) -> np.ndarray:
     """uint8 with one or three channels; of latents three, each its mean +- 2.5 std."""
@@ -104,16 +104,16 @@ def _pictures(
 def _draw_grid(
     figure: Any,
     rows: int,
-    pictures: np.ndarray,
+    images: np.ndarray,
     labels: np.ndarray | None,
     found: dict[str, Any],
 ) -> None:
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for index, axis in enumerate(axes.ravel()):
         axis.set_axis_off()
-        if index >= len(pictures):
+        if index >= len(images):
             continue
-        axis.imshow(pictures[index], cmap="gray", vmin=0, vmax=255)
+        axis.imshow(images[index], cmap="gray", vmin=0, vmax=255)
         if labels is not None:
             name = found["class_names"][int(labels[index])]
             if len(name) > NAME_LETTERS:

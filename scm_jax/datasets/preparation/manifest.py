@@ -104,7 +104,7 @@ def recipe_part(plan: shards.Plan) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what could change the stored bytes."""
+    """The versions of what could change the stored bytes."""
     names = ("scm_jax", "numpy", "pillow", "array_record", "tensorflow-datasets")
     found = {"python": platform.python_version()}
     for name in names:
@@ -128,8 +128,8 @@ def moments(
     """
     count = sum(record["count"] for record in records)
     exact: Any = object if field == "image" else np.float64
-    total = sum(np.array(record["total"], exact) for record in records)
-    squares = sum(np.array(record["squares"], exact) for record in records)
+    total: Any = sum(np.array(record["total"], exact) for record in records)
+    squares: Any = sum(np.array(record["squares"], exact) for record in records)
     if field == "image":
         # n * sum(x^2) - sum(x)^2 in whole numbers: nothing cancels.
         spread = [int(v) for v in count * squares - total * total]

@@ -77,7 +77,7 @@ def run(work: Work, workers: int, say: progress.Progress) -> None:
     say.start(sum(len(work.plan.items_of(k)) for k in done))
     missing = work.plan.num_shards - len(done)
     if min(workers, missing) <= 1:
-        write_missing(work, 0, say.count)
+        write_missing(work, 0, say.add)
         return
     _run_processes(work, min(workers, missing), say)
 
@@ -197,9 +197,10 @@ def _worker(work: Work, first: int, count: Any, sender: Any) -> None:
 
 def _watch(processes: list[Any], ends: list[Any], show: Callable[[], None]) -> None:
     """Waits for all; the first error of one is raised here."""
-    waiting = dict(zip(ends, processes, strict=True))
+    waiting: dict[Any, Any] = dict(zip(ends, processes, strict=True))
     while waiting:
-        for end in multiprocessing.connection.wait(list(waiting), timeout=POLL_SECONDS):
+        ready: Any = multiprocessing.connection.wait(list(waiting), POLL_SECONDS)
+        for end in ready:
             process = waiting.pop(end)
             try:
                 error = end.recv()

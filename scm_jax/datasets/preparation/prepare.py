@@ -63,8 +63,8 @@ def prepare(
       labelled: store the classes of items that have them.
       shard_items: items in a shard; 0 for at most 4,096 items and 256 MiB.
       workers: processes that this call starts.
-      process_index: which of several calls on the same target this is; they meet
-        without it, but begin at different shards with it.
+      process_index: which of several calls on the same target this is; with it they
+        begin at different shards.
       process_count: how many calls these are.
       skip_bad: leave out up to so many items that cannot be used; the manifest names
         them. What one call left out a further one leaves out, too, unless it is 0.
@@ -72,8 +72,7 @@ def prepare(
         for a single call only.
       quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
-      encoder: what made latents, for the manifest; with ``pixel_range``, ``[-1, 1]`` or
-        ``[0, 1]``, reading refuses whitening constants of the other.
+      encoder: what made latents, for the manifest, with its ``pixel_range``.
 
     Returns:
       ``target``.
@@ -85,28 +84,16 @@ def prepare(
       FileExistsError: something that is no prepared dataset has the target's name.
       OSError: a shard could not be written.
     """
-    _check_names(target, split)
-    if fresh and process_count > 1:
-        raise ValueError(
-            "fresh = True: each of several processes would remove what the others have "
-            f"made. Delete the hidden folders {target.parent}/.{target.name}-{split}-* "
-            "instead, before the first of them starts"
-        )
+    _check_arguments(target, split, fresh, process_count)
     first = _first_item(items, recipe, size, skip_bad)
-    if first.field == "latent" and (recipe != "none" or size):
-        raise ValueError(
-            f"size = {size}, recipe = {recipe!r}: the items at "
-            f"{items.origin.get('path')} are latents, which are not resized"
-        )
     stored = _stored_dtype(first.field, dtype)
-    classes = _stored_classes(items, first, labelled)
     plan = shards.Plan(
         name=target.parent.name,
         split=split,
         field=first.field,
         shape=first.shape,
         dtype=stored,
-        class_names=classes,
+        class_names=_stored_classes(items, first, labelled),
         recipe=recipe,
         size=size,
         shard_items=shard_items or _shard_items(first.shape, stored),
@@ -116,29 +103,32 @@ def prepare(
         encoder=_as_json(encoder or {}),
     )
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
-    if _is_there(target, plan):
-        shutil.rmtree(staging, ignore_errors=True)  # of a call killed at its very end
-        return target
-    if fresh:
+    there = _is_there(target, plan)
+    if there or fresh:  # a call may have been killed at its very end
         shutil.rmtree(staging, ignore_errors=True)
-    work = parallel.Work(
-        items, plan, staging, target, skip_bad, process_index, process_count
-    )
+    if not there:
+        processes = process_index, process_count
+        work = parallel.Work(items, plan, staging, target, skip_bad, *processes)
+        _make(work, workers, quiet)
+    return target
+
+
+def _make(work: parallel.Work, workers: int, quiet: bool) -> None:
     _begin(work)
-    say = progress.Progress(f"{plan.name} {split}", plan.num_items, quiet)
+    plan, target = work.plan, work.target
+    say = progress.Progress(f"{plan.name} {plan.split}", plan.num_items, quiet)
     parallel.run(work, workers, say)
     _publish(work)
     say.end()
-    skipped = manifest.read(target)["splits"][split]["skipped"]
+    skipped = manifest.read(target)["splits"][plan.split]["skipped"]
     if skipped:
         logger.warning(
             "%d of these items were left out; %s names them, the first: %s",
             *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
         )
-    return target
 
 
-def _check_names(target: Path, split: str) -> None:
+def _check_arguments(target: Path, split: str, fresh: bool, process_count: int) -> None:
     for what, name in (("name of a dataset", target.parent.name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", name):
             raise ValueError(
@@ -147,6 +137,12 @@ def _check_names(target: Path, split: str) -> None:
             )
     if not re.fullmatch(r"\d+\.\d+\.\d+", target.name):
         raise ValueError(f"{target.name!r} is no version: they look like 1.0.0")
+    if fresh and process_count > 1:
+        raise ValueError(
+            "fresh = True: each of several processes would remove what the others have "
+            f"made. Delete the hidden folders {target.parent}/.{target.name}-{split}-* "
+            "instead, before the first of them starts"
+        )
 
 
 # --- plan -----------------------------------------------------------------------------
@@ -171,8 +167,13 @@ def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> _First:
         except ItemError:
             if index >= min(skip_bad, len(items) - 1):
                 raise
-        else:
-            return _First(item.field, item.value.shape, item.label is not None)
+            continue
+        if item.field == "latent" and (recipe != "none" or size):
+            raise ValueError(
+                f"size = {size}, recipe = {recipe!r}: the items at "
+                f"{items.origin.get('path')} are latents, which are not resized"
+            )
+        return _First(item.field, item.value.shape, item.label is not None)
     raise AssertionError("the last item either returned or raised")
 
 
@@ -218,8 +219,8 @@ def _is_there(target: Path, plan: shards.Plan) -> bool:
         return False
     if not (target / manifest.FILE).is_file():
         raise FileExistsError(
-            f"{target} is in the way: it has no {manifest.FILE}, so it was prepared in "
-            "another way. Move it away, or choose another name or version"
+            f"{target} already exists, without the {manifest.FILE} of a prepared "
+            "dataset. Move it away, or choose another name or version"
         )
     old = manifest.read(target)
     manifest.check_shared(old, manifest.shared_part(plan), target)

@@ -39,12 +39,8 @@ class Progress:
         if before:
             self._line(f"{before:,} of {self._total:,} items are there; going on")
 
-    def count(self) -> None:
-        """One more item."""
-        self.add(1)
-
-    def add(self, items: int) -> None:
-        """So many more."""
+    def add(self, items: int = 1) -> None:
+        """So many more items."""
         self.at(self._done + items)
 
     def at(self, done: int) -> None:

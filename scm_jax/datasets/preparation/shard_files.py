@@ -49,7 +49,7 @@ def num_records(file: Path) -> int:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
+    """SHA-256 of a file's bytes, hexadecimal."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

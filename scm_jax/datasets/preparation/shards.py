@@ -92,7 +92,7 @@ class Plan:
         }
 
     def hash(self) -> str:
-        """Of the identity, for names of folders."""
+        """A hash of the identity, for names of folders."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -357,6 +357,6 @@ def read_record(
 
 
 def names_hash(items: Items, plan: Plan, shard: int) -> str:
-    """Of the names of a shard's raw items, in order."""
+    """A hash of the names of a shard's raw items, in order."""
     text = json.dumps([items.name(index) for index in plan.items_of(shard)])
     return hashlib.sha256(text.encode()).hexdigest()

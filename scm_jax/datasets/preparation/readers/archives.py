@@ -1,8 +1,7 @@
 """Files in zip and tar archives, by number and without unpacking.
 
-An archive is walked once for the place of each file in it. Reading then takes that
-place and nothing else: no handle is kept, so listings can be pickled, and threads and
-processes read at once.
+An archive is walked once for the place of each file in it: its bytes in a tar, its name
+in a zip. Listings can be pickled, and threads and processes read at once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import functools
 import os
 import posixpath
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
@@ -33,8 +31,7 @@ COMPRESSED = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a file in a zip: lengths of two fields
-_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,10 +42,9 @@ class ArchiveFiles:
       paths: the archives.
       names: of the files; with several archives each is unique in its own.
       archive: ``(n,)``, which archive a file is in.
-      offset: ``(n,)``, its first byte there; in a zip that of its local header.
-      stored: ``(n,)``, how many bytes it takes.
-      crc: ``(n,)``, checksum of its content, -1 for none (tar).
-      length: ``(n,)``, bytes of its content where these are deflated, else -1.
+      offset: ``(n,)``, its first byte in a tar.
+      size: ``(n,)``, how many bytes it has there.
+      members: the names of the files in the directory of a zip; empty for a tar.
       sizes: the bytes of each archive.
       broken: the files that are links to nothing in the archive, and what they name.
       empty: see ``Files``.
@@ -59,9 +55,8 @@ class ArchiveFiles:
     names: tuple[str, ...]
     archive: np.ndarray
     offset: np.ndarray
-    stored: np.ndarray
-    crc: np.ndarray
-    length: np.ndarray
+    size: np.ndarray
+    members: tuple[str, ...]
     sizes: dict[str, Any]
     broken: Mapping[int, str]
     empty: tuple[str, ...]
@@ -78,29 +73,24 @@ class ArchiveFiles:
                 "archive"
             )
         try:
+            if self.members:
+                changed = os.stat(path).st_mtime_ns
+                archive = _open_zip(path, changed, os.getpid())
+                return archive.read(self.members[index])
             with open(path, "rb", buffering=0) as file:
-                return self._read(file, index)
-        except (OSError, EOFError, zlib.error, struct.error) as error:
+                file.seek(int(self.offset[index]))
+                return _read_exactly(file, int(self.size[index]))
+        except (EOFError, KeyError, zlib.error, *_DAMAGE) as error:
             raise ItemError(
                 f"{self.where(index)}: cannot be read, the archive is cut off or "
                 f"damaged: {error}"
             ) from error
 
-    def _read(self, file: IO[bytes], index: int) -> bytes:
-        file.seek(int(self.offset[index]))
-        if self.crc[index] >= 0:  # a zip has a header of its own before each file
-            header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            if header[0] != b"PK\x03\x04":
-                raise EOFError("there is no file where the directory says")
-            file.seek(header[1] + header[2], os.SEEK_CUR)
-        content = _read_exactly(file, int(self.stored[index]))
-        if (length := int(self.length[index])) >= 0:
-            content = zlib.decompressobj(-15).decompress(content, length + 1)
-            if len(content) != length:
-                raise EOFError(f"it unpacks to other than {length:,} bytes")
-        if self.crc[index] >= 0 and zlib.crc32(content) != self.crc[index]:
-            raise EOFError("its checksum is another one")
-        return content
+
+# By process: a forked child would share the position in the file with its parent.
+@functools.lru_cache(maxsize=4)
+def _open_zip(path: str, changed: int, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:
@@ -124,9 +114,8 @@ class _Place:
 
     name: str
     offset: int = 0
-    stored: int = 0
-    crc: int = -1
-    length: int = -1
+    size: int = 0
+    member: str = ""
     target: str | None = None
 
 
@@ -141,12 +130,13 @@ def _collect(paths: Sequence[Path], places: list[list[_Place]]) -> ArchiveFiles:
             seen.add(place.name)
     flat = [place for inside in files for place in inside]
     numbers = np.repeat(np.arange(len(paths)), [len(inside) for inside in files])
-    columns = ("offset", "stored", "crc", "length")
     return ArchiveFiles(
         paths=tuple(map(str, paths)),
         names=tuple(place.name for place in flat),
         archive=numbers,
-        **{c: np.array([getattr(p, c) for p in flat], np.int64) for c in columns},
+        offset=np.array([place.offset for place in flat], np.int64),
+        size=np.array([place.size for place in flat], np.int64),
+        members=tuple(p.member for p in flat) if any(p.member for p in flat) else (),
         sizes={"files": {path.name: path.stat().st_size for path in paths}},
         broken={i: p.target for i, p in enumerate(flat) if p.target is not None},
         empty=_empty_folders([place.name for inside in shown for place in inside]),
@@ -174,7 +164,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path}: the zip archive is cut off or damaged: {error}"
         ) from error
@@ -190,7 +180,8 @@ def index_zip(path: Path) -> ArchiveFiles:
     places, links = [], {}
     for member in zip_members(path):
         name = _clean(member.filename)
-        if member.compress_type not in (_STORED, _DEFLATED) or member.flag_bits & 1:
+        known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if member.compress_type not in known or member.flag_bits & 1:
             raise ValueError(
                 f"{path}: {member.filename} is encrypted or compressed in a way that "
                 "is not read here; legal are stored and deflated files"
@@ -200,16 +191,7 @@ def index_zip(path: Path) -> ArchiveFiles:
                 target = archive.read(member).decode("utf-8", "surrogateescape")
             links[name] = posixpath.join(posixpath.dirname(name), target)
             continue
-        deflated = member.compress_type == _DEFLATED
-        places.append(
-            _Place(
-                name,
-                member.header_offset,
-                member.compress_size,
-                member.CRC,
-                member.file_size if deflated else -1,
-            )
-        )
+        places.append(_Place(name, member=member.filename))
     return _collect([path], [_by_name(_follow(places, links))])
 
 
@@ -288,7 +270,7 @@ def _open_tar(path: Path) -> list[_Place]:
                     f"{path}: {place.name} is a link to nothing: {place.target} is "
                     "not in the archive"
                 )
-            window = _Window(file, place.offset, place.stored)
+            window = _Window(file, place.offset, place.size)
             inside = _tar_places(window, f"{path}: {place.name}")
             places += _in_folder(
                 place.name.removesuffix(".tar"), inside, offset=place.offset
@@ -352,7 +334,8 @@ def _tar_places(file: Any, where: str) -> list[_Place]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             end = 0
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile keeps them all: 1 kB for each image
+                # tarfile keeps them all: 1 kB for each image.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if member.issparse():
                     raise ValueError(f"{where}: {member.name} is a sparse file")
                 name = _clean(member.name)

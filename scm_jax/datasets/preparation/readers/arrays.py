@@ -34,7 +34,7 @@ CIFAR10_BATCHES = {
     "test": ("test_batch",),
 }
 # The files that ImageNet 64x64 comes in, as pickles or as npz.
-_BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
+BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
 
 # What damaged files can raise; a wrong length can ask for more memory than there is.
 _DAMAGE = (
@@ -228,7 +228,7 @@ def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
                 f"{path}: one file has no splits; leave --source_split out"
             )
         return None, [path]
-    found = {name: list(path.glob(pattern)) for name, pattern in _BATCHES.items()}
+    found = {name: list(path.glob(pattern)) for name, pattern in BATCHES.items()}
     if any(found.values()):
         split = split or options.target
     if split is not None:
@@ -236,13 +236,13 @@ def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
     elif all(found.values()):
         raise ValueError(
             f"{path}: has batches of several splits; choose one with --source_split, "
-            f"legal are {', '.join(_BATCHES)}"
+            f"legal are {', '.join(BATCHES)}"
         )
     else:
         files = found["train"] or found["validation"] or list(path.glob("*.npz"))
     if not files:
         raise ValueError(
-            f"{path}: has no files {' or '.join(_BATCHES.values())} or *.npz"
+            f"{path}: has no files {' or '.join(BATCHES.values())} or *.npz"
             + (f" for the split {split!r}" if split else "")
         )
     return split, sorted(files, key=_natural)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,8 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.archives import (
-    ArchiveFiles,
-    index_shards,
     index_tar,
     index_zip,
-    refuse_broken,
-    tars_in,
 )
 from scm_jax.datasets.preparation.readers.class_folders import (
     arrange,
@@ -46,8 +40,7 @@ from scm_jax.datasets.preparation.readers.labels import number_labels
 from scm_jax.datasets.preparation.readers.options import NO_SPLIT, Options
 
 DATASET_JSON = "dataset.json"
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
-_LISTED = "image files end in " + " ".join(SUFFIXES)
+LISTED = "image files end in " + " ".join(SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +84,7 @@ class FileItems:
         return fields
 
 
-def _make_items(
+def make_items(
     files: Files,
     chosen: Sequence[int],
     labels: Sequence[Any],
@@ -173,7 +166,7 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
     ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
     if not ways:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
-        raise ValueError(f"{path}: holds no images; {_LISTED}{unused}")
+        raise ValueError(f"{path}: holds no images; {LISTED}{unused}")
     images = set(ways)
     ways, around, split, others = arrange(ways, path, options)
     notes = []
@@ -206,7 +199,7 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
                 )
     if kind == "tar" and len(files.sizes["files"]) > 1:
         notes.append("each tar is a class, and a shard with --kind=webdataset")
-    return _make_items(files, list(ways), labels, origin, options, notes, images)
+    return make_items(files, list(ways), labels, origin, options, notes, images)
 
 
 # --- EDM and EDM2 ---------------------------------------------------------------------
@@ -242,7 +235,7 @@ def read_edm(path: Path, options: Options) -> FileItems:
     if latents not in (0, len(items)) or not items:
         raise ValueError(
             f"{path}: holds {len(items) - latents} images and {latents} "
-            f"latents (.npy); it must be one or the other; {_LISTED}"
+            f"latents (.npy); it must be one or the other; {LISTED}"
         )
     if latents and options.channels != 3:
         raise ValueError(
@@ -262,7 +255,7 @@ def read_edm(path: Path, options: Options) -> FileItems:
             )
     chosen = [index_of[name] for name in labels]
     values = list(labels.values())
-    return _make_items(files, chosen, values, origin, options, used=[listing])
+    return make_items(files, chosen, values, origin, options, used=[listing])
 
 
 def _open_files(path: Path) -> tuple[str, Files]:
@@ -295,7 +288,7 @@ def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
 
 def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] | None:
     """File name -> label, in the order of dataset.json."""
-    parsed = _parse_json(content, where)
+    parsed = parse_json(content, where)
     known = isinstance(parsed, dict) and (not parsed or "labels" in parsed)
     listed = parsed.get("labels") if known else 0
     if listed is None:
@@ -315,100 +308,9 @@ def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] |
     return labels
 
 
-def _parse_json(content: bytes, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Any:
+    """The content of a JSON file; raises ItemError where it is none."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ItemError(f"{where}: is no JSON: {error}") from error
-
-
-# --- webdataset -----------------------------------------------------------------------
-
-
-def read_webdataset(path: Path, options: Options) -> FileItems:
-    """Webdataset shards: a folder of tars, one tar, or a pattern; ``find_shards``.
-
-    Files with one name up to the first dot are one item: its image, and its label in
-    ``.cls`` (a number) or in ``.json`` under ``label_key`` (a number or a name). Shards
-    are in the order of their names, items in that in which they are stored.
-    """
-    paths = find_shards(path)
-    if not paths:
-        raise FileNotFoundError(f"{path}: there are no files *.tar")
-    files = index_shards(paths)
-    groups: dict[tuple[int, str], dict[str, int]] = {}
-    for index, name in enumerate(files.names):
-        folder, _, base = name.rpartition("/")
-        key, _, suffix = base.partition(".")
-        group = groups.setdefault((files.archive[index], f"{folder}/{key}"), {})
-        if is_image(name):
-            suffix = "image"
-        if suffix in group:
-            raise ItemError(f"{files.where(index)}: a second {suffix} of one item")
-        group[suffix] = index
-    for group in groups.values():
-        if "image" not in group:
-            first = files.where(next(iter(group.values())))
-            raise ItemError(f"{first}: there is no image of that name; {_LISTED}")
-    chosen = [group["image"] for group in groups.values()]
-    if not chosen:
-        raise ValueError(f"{path}: holds no images; {_LISTED}")
-    found: list[tuple[Any, int]] = [(None, -1)] * len(chosen)
-    if options.labels != "none":
-        found = [_shard_label(files, group, options) for group in groups.values()]
-    labels, used = zip(*found, strict=True)
-    notes = []
-    if len(paths) > 1 and set(used) == {-1}:
-        notes.append("each tar is a shard, and a class with --kind=tar")
-    origin = {"kind": "webdataset", "path": str(path)}
-    return _make_items(files, chosen, labels, origin, options, notes, used)
-
-
-def find_shards(path: Path) -> list[Path]:
-    """The tars in a folder, the tar itself, or those that a pattern names, sorted.
-
-    Patterns are the shell's ``a-*.tar`` and webdataset's ``a-{000..146}.tar``; of the
-    second kind all must be there.
-
-    Raises:
-      FileNotFoundError: shards of a range are missing; names the first.
-    """
-    if path.is_dir():
-        return tars_in(path)
-    if path.exists():
-        return [path]
-    if found := _RANGE.search(str(path)):
-        return _shards_of_range(str(path), found)
-    return refuse_broken(sorted(Path(name) for name in glob.glob(str(path))))
-
-
-def _shards_of_range(pattern: str, found: re.Match[str]) -> list[Path]:
-    first, last = found.groups()
-    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-    start, end = pattern[: found.start()], pattern[found.end() :]
-    paths = [Path(f"{start}{number}{end}") for number in numbers]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{pattern}: {len(missing)} of {len(paths)} shards do not exist; the first "
-            f"is {missing[0]}"
-        )
-    return paths
-
-
-def _shard_label(
-    files: ArchiveFiles, group: dict[str, int], options: Options
-) -> tuple[Any, int]:
-    """The label of an item and the file it is in; None and -1 where it has none."""
-    if "cls" in group:
-        where, text = files.where(group["cls"]), files.read(group["cls"])
-        try:
-            return int(text), group["cls"]
-        except ValueError:
-            raise ItemError(f"{where}: {text[:40]!r} is no whole number") from None
-    if "json" in group:
-        where = files.where(group["json"])
-        content = _parse_json(files.read(group["json"]), where)
-        if isinstance(content, dict) and options.label_key in content:
-            return content[options.label_key], group["json"]
-    return None, -1

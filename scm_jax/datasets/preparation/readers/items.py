@@ -20,8 +20,11 @@ class Items(Protocol):
       origin: what identifies the raw data, ready for JSON: kind, path, file sizes.
     """
 
-    class_names: tuple[str, ...]
-    origin: dict[str, Any]
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def origin(self) -> dict[str, Any]: ...
 
     def __len__(self) -> int: ...
 

@@ -168,9 +168,9 @@ def match_labels(
     known: dict[str, Line] = {}
     twice: Line | None = None
     for line in lines:
-        file = line.file.replace("\\", "/").removeprefix("./")
-        twice = twice or (line if file in known else None)
-        known.setdefault(file, line)
+        key = line.file.replace("\\", "/").removeprefix("./")
+        twice = twice or (line if key in known else None)
+        known.setdefault(key, line)
     labels: list[int | str | None] = []
     used: dict[str, str] = {}
     longer: dict[str, str | None] | None = None

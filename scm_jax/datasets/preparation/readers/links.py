@@ -39,20 +39,19 @@ def follow_links(
         if end in files:
             continue
         inside: list[str] = []
-        if end is not None and not f"{link}/".startswith(f"{end}/"):
+        if not f"{link}/".startswith(f"{end}/"):
             first = bisect.bisect_left(names, f"{end}/")
-            inside = names[
-                first : bisect.bisect_left(names, f"{end}0")
-            ]  # "0" is "/" + 1
+            inside = names[first : bisect.bisect_left(names, f"{end}0")]  # 0 is / + 1
         if not inside:
             broken[link] = posixpath.normpath(links[link])
         for name in inside:
-            found[f"{link}/{name[len(end or '') + 1 :]}"] = known[name]
+            found[f"{link}/{name[len(end) + 1 :]}"] = known[name]
     return found, broken
 
 
-def _end(name: str, links: Mapping[str, str]) -> str | None:
-    """The path that a link leads to in the end; None where it goes round in circles."""
+def _end(name: str, links: Mapping[str, str]) -> str:
+    """The path that a link leads to in the end; itself where it goes in circles."""
+    first = name
     for _ in range(MAX_LINKS):
         parts = name.split("/")
         heads = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
@@ -60,4 +59,4 @@ def _end(name: str, links: Mapping[str, str]) -> str | None:
         if depth is None:
             return name
         name = posixpath.normpath("/".join([links[heads[depth]], *parts[depth + 1 :]]))
-    return None
+    return first

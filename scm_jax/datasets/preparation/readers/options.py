@@ -53,6 +53,8 @@ class Options:
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")
+        if self.label_file is not None:  # a path may be given, and the origin is JSON
+            object.__setattr__(self, "label_file", str(self.label_file))
         if self.channels not in CHANNELS:
             raise ValueError(f"channels = {self.channels!r} is not one of [1, 3]")
         if self.num_classes is not None and self.num_classes < 1:

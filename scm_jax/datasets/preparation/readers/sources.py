@@ -17,9 +17,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scm_jax.datasets.preparation.readers import arrays, file_items, tfds_items
+from scm_jax.datasets.preparation.readers import (
+    arrays,
+    file_items,
+    tfds_items,
+    webdataset,
+)
 from scm_jax.datasets.preparation.readers.archives import (
     COMPRESSED,
     index_tar,
@@ -29,7 +34,7 @@ from scm_jax.datasets.preparation.readers.archives import (
 from scm_jax.datasets.preparation.readers.decode import is_image
 from scm_jax.datasets.preparation.readers.folder_files import count_kinds, is_hidden
 from scm_jax.datasets.preparation.readers.items import Items
-from scm_jax.datasets.preparation.readers.options import MAX_PIXELS, Options
+from scm_jax.datasets.preparation.readers.options import Options
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
@@ -61,7 +66,7 @@ SOURCES = {
         True,
     ),
     "webdataset": Source(
-        file_items.read_webdataset,
+        webdataset.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
         False,
     ),
@@ -86,53 +91,21 @@ SOURCES = {
 
 
 def open_items(
-    path: str | os.PathLike[str],
-    *,
-    kind: str = "auto",
-    split: str | None = None,
-    target: str | None = None,
-    labels: str = "auto",
-    label_file: str | os.PathLike[str] | None = None,
-    label_base: int = 0,
-    num_classes: int | None = None,
-    label_key: str = "label",
-    channels: int = 3,
-    upright: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    path: str | os.PathLike[str], *, kind: str = "auto", **options: Any
 ) -> Items:
     """Opens raw data of any kind in ``SOURCES``.
 
     Args:
       path: the file or folder, a pattern of shards, or ``tfds:NAME``.
       kind: one of ``SOURCES``, or ``auto`` to recognize it by its content.
-      split: see ``Options``, as for all that follow.
-      target: the split that is made of the data.
-      labels: ``auto``, ``required`` or ``none``.
-      label_file: text with a file and its class in each line.
-      label_base: number of the first class in the data.
-      num_classes: how many classes there must be.
-      label_key: where the label is in the ``.json`` of webdataset shards.
-      channels: 3 or 1.
-      upright: whether the EXIF orientation of images counts.
-      max_pixels: how large an image may be.
+      **options: the attributes of ``Options``, such as ``split`` or ``label_file``.
 
     Raises:
       FileNotFoundError: there is nothing at the path.
       ValueError: it is of no known kind, cut off, damaged or empty; labels do not fit.
         Where one item is to blame it is an ``ItemError``.
     """
-    options = Options(
-        split=split,
-        target=target,
-        labels=labels,
-        label_file=None if label_file is None else str(label_file),
-        label_base=label_base,
-        num_classes=num_classes,
-        label_key=label_key,
-        channels=channels,
-        upright=upright,
-        max_pixels=max_pixels,
-    )
+    chosen = Options(**options)
     is_name = str(path).startswith(tfds_items.PREFIX)
     path = Path(path) if is_name else user_paths.expand(path)
     if kind == "auto":
@@ -140,8 +113,8 @@ def open_items(
     source = lookup(SOURCES, kind, "kind")
     if kind not in ("tfds", "webdataset") and not path.exists():
         raise FileNotFoundError(f"{path}: does not exist")
-    _refuse_what_has_no_effect(path, kind, options)
-    return source.read(path, options)
+    _refuse_what_has_no_effect(path, kind, chosen)
+    return source.read(path, chosen)
 
 
 def _refuse_what_has_no_effect(path: Path, kind: str, options: Options) -> None:
@@ -217,7 +190,7 @@ def detect_kind(path: Path) -> str:
         return _detect_file(path)
     if path.is_symlink():
         raise FileNotFoundError(f"{path}: is a link to nothing: {path.readlink()}")
-    if file_items.find_shards(path):
+    if webdataset.find_shards(path):
         return "webdataset"
     raise FileNotFoundError(f"{path}: does not exist, and no files match it")
 
@@ -237,7 +210,7 @@ def _detect_folder(path: Path) -> str:
     tars = tars_in(path)
     if tars and not any(is_image(entry.name) or entry.is_dir() for entry in entries):
         return _detect_tars(path, tars)
-    patterns = ("train_data_batch_*", "val_data*", "*.npz")
+    patterns = (*arrays.BATCHES.values(), "*.npz")
     if any(any(path.glob(pattern)) for pattern in patterns):
         return "npz"
     return "folder"

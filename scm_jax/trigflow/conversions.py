@@ -1,0 +1,204 @@
+"""TrigFlow and other processes: EDM, variance preserving (VP), rectified flow.
+
+A Gaussian process is ``x = alpha x0 + sigma eps`` with a unit normal ``eps``
+(arXiv 2410.11081v2, App. B).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scm_jax.trigflow.algebra import (
+    F_from_f,
+    F_from_x0_z,
+    Time,
+    as_time,
+    cos_sin,
+    expand,
+    f_from_F,
+    log_sigma,
+    z_from_F,
+)
+
+
+def to_trigflow(
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> tuple[jax.Array, Time]:
+    """``x_t`` and ``t`` of a point ``x = alpha x0 + sigma eps`` of any Gaussian
+    process.
+
+    ``t = arctan(sigma / (sigma_data alpha))`` and ``x_t = k x`` with
+    ``k = sigma_data / sqrt(alpha^2 sigma_data^2 + sigma^2)`` (App. B). ``alpha`` and
+    ``sigma`` have shape ``(b,)`` and are not both zero.
+    """
+    signal = sigma_data * jnp.asarray(alpha)
+    noise = jnp.asarray(sigma)
+    norm = jnp.hypot(signal, noise)
+    time = Time(jnp.arctan2(noise, signal), signal / norm, noise / norm)
+    return expand(sigma_data / norm, x) * x, time
+
+
+def from_trigflow(
+    x_t: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``x = alpha x0 + sigma eps`` from ``x_t``: the inverse of ``to_trigflow``."""
+    norm = jnp.hypot(sigma_data * jnp.asarray(alpha), jnp.asarray(sigma))
+    return expand(norm / sigma_data, x_t) * x_t
+
+
+def edm_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma) = (1, sigma_data tan t)`` of EDM and VE."""
+    t = as_time(t)
+    return jnp.ones_like(t.cos), sigma_data * t.sin / t.cos
+
+
+def vp_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma)`` with ``alpha^2 + sigma^2 = 1`` at the same signal-to-noise."""
+    t = as_time(t)
+    norm = jnp.hypot(t.cos, sigma_data * t.sin)
+    return t.cos / norm, sigma_data * t.sin / norm
+
+
+def rectified_flow_coefficients(
+    t: Time | jax.typing.ArrayLike, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """``(alpha, sigma) = (1 - s, s)``; the flow's own time is ``s = sigma``."""
+    t = as_time(t)
+    total = t.cos + sigma_data * t.sin
+    return t.cos / total, sigma_data * t.sin / total
+
+
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm")
+
+
+def F_from_prediction(
+    prediction: jax.Array,
+    kind: str,
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """TrigFlow's ``F`` from what a network of another process predicts at ``x``.
+
+    Args:
+      prediction: the network's output at ``x = alpha x0 + sigma eps``.
+      kind: ``x0``; ``eps`` (unit normal); ``v = alpha eps - sigma x0`` (needs
+        ``alpha^2 + sigma^2 = 1``); ``flow = eps - x0`` (needs ``alpha + sigma = 1``);
+        ``edm``, the raw network of EDM, whose sign alone differs.
+      x: ``(b, ..., c)`` point of that process.
+      alpha: ``(b,)`` signal coefficient.
+      sigma: ``(b,)`` noise coefficient.
+      sigma_data: standard deviation of the data.
+
+    Returns:
+      ``F = (cos(t) sigma_data eps - sin(t) x0) / sigma_data``. ``v`` and ``flow`` never
+      divide by ``alpha`` or ``sigma``; ``x0`` divides by ``sigma``, ``eps`` by
+      ``alpha``, as those predictions hold nothing on the other part.
+
+    Raises:
+      ValueError: unknown ``kind``.
+    """
+    x_t, time = to_trigflow(x, alpha, sigma, sigma_data)
+    a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
+    match kind:
+        case "edm":
+            return -prediction
+        case "x0":
+            return F_from_f(x_t, prediction, time, sigma_data)
+        case "eps":
+            cos, sin = cos_sin(time, x)
+            return (sigma_data * prediction - sin * x_t) / (sigma_data * cos)
+        case "v":
+            x0, eps = a * x - b * prediction, b * x + a * prediction
+        case "flow":
+            x0, eps = x - b * prediction, x + a * prediction
+        case _:
+            raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
+    return F_from_x0_z(x0, sigma_data * eps, time, sigma_data)
+
+
+def prediction_from_F(
+    F: jax.Array,
+    kind: str,
+    x: jax.Array,
+    alpha: jax.typing.ArrayLike,
+    sigma: jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """What a network of another process predicts at ``x``, given ``F`` there.
+
+    The inverse of ``F_from_prediction``; never divides by ``alpha`` or ``sigma``.
+    """
+    x_t, time = to_trigflow(x, alpha, sigma, sigma_data)
+    a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
+    x0 = f_from_F(x_t, F, time, sigma_data)
+    eps = z_from_F(x_t, F, time, sigma_data) / sigma_data
+    predictions = {
+        "x0": x0,
+        "eps": eps,
+        "v": a * eps - b * x0,
+        "flow": eps - x0,
+        "edm": -F,
+    }
+    if kind not in predictions:
+        raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
+    return predictions[kind]
+
+
+PARAMETERIZATIONS = ("trigflow", "edm")
+
+
+def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
+    """EDM's input for the noise level, ``log(sigma_data tan t) / 4``.
+
+    Its derivative times ``sin t`` is ``1/(4 cos t)``, without bound towards ``pi/2``:
+    one of the instabilities that TrigFlow's ``c_noise(t) = t`` removes (Sec. 4.1).
+    """
+    # float32(pi/2) lies above pi/2, where the cosine is negative.
+    return log_sigma(jnp.clip(t, 1e-6, np.pi / 2 - 1e-6), sigma_data) / 4
+
+
+def from_edm(net_fn: Any, sigma_data: float) -> Any:
+    """A network in EDM's parameterization as a TrigFlow network, exactly.
+
+    ``F(x_t/sigma_data, t) = -F_EDM(x_t/sigma_data, log(sigma_data tan t)/4)``: EDM
+    scales its input to ``x_t / sigma_data``, too, so only the sign and the time change
+    (Sec. 3; arXiv 2206.00364, Table 1).
+
+    Args:
+      net_fn: ``F_EDM = net_fn(params, x, cond, ...)``, which reads ``cond.t`` as EDM's
+        ``c_noise``.
+      sigma_data: standard deviation of the data.
+    """
+
+    def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        cond = cond.replace(t=edm_c_noise(cond.t, sigma_data))
+        return -net_fn(params, x, cond, **kwargs)
+
+    return fn
+
+
+def score_from_F(
+    x_t: jax.Array,
+    F: jax.Array,
+    t: Time | jax.typing.ArrayLike,
+    sigma_data: float,
+) -> jax.Array:
+    """``grad log p_t(x_t) = -z / (sigma_data^2 sin t)`` with ``z`` of ``z_from_F``."""
+    _, sin = cos_sin(t, x_t)
+    return -z_from_F(x_t, F, t, sigma_data) / (sigma_data**2 * sin)
