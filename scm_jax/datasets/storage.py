@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.files import user_paths
+from scm_jax.files import shipped, user_paths
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -47,8 +47,8 @@ def default_root() -> Path:
 
 
 def builders_folder() -> Path:
-    """The checkout's ``data/``, which holds one folder per dataset builder."""
-    return Path(__file__).resolve().parents[2] / "data"
+    """``data/``, which holds one folder per dataset builder or recipe."""
+    return shipped.folder("data")
 
 
 def find_builder(builder: str | os.PathLike[str]) -> Path:
@@ -68,13 +68,6 @@ def find_builder(builder: str | os.PathLike[str]) -> Path:
     files = [file for file in files if file.name.endswith("_dataset_builder.py")]
     if len(files) == 1:
         return files[0]
-    if is_name and not builders_folder().is_dir():
-        raise FileNotFoundError(
-            f"no builder for the dataset {builder!r}: {builders_folder()} does not "
-            "exist. Builders are part of the repository, not of the installed package: "
-            "install a checkout with `pip install -e .`, or give the path of a builder "
-            "folder instead of a name"
-        )
     raise FileNotFoundError(
         f"expected one file *_dataset_builder.py at {folder}, found {len(files)}"
         + (f"; builders here: {_folder_names(builders_folder())}" if is_name else "")

@@ -11,8 +11,9 @@ import dataclasses
 from pathlib import Path
 
 from scm_jax.cost.counts import effective_sampling_compute
+from scm_jax.files import shipped
 
-PATH = Path(__file__).resolve().parents[3] / "data" / "reference" / "published.csv"
+PATH = shipped.folder("data") / "reference" / "published.csv"
 
 
 @dataclasses.dataclass(frozen=True)
