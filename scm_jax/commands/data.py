@@ -157,7 +157,7 @@ def _encode() -> int:
     from scm_jax.datasets import storage
     from scm_jax.datasets.preparation import encode
     from scm_jax.datasets.preparation.readers import sources
-    from scm_jax.runs import encoding
+    from scm_jax.runs import latents
 
     f = flags.FLAGS
     if f.workers != 1:
@@ -167,7 +167,7 @@ def _encode() -> int:
         )
     images = sources.open_items(_folder(), kind="tfds", split=f.split)
     compile_cache.enable()
-    encoder = encoding.make_encoder(
+    encoder = latents.make_encoder(
         f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
     )
     root = storage.data_root(f.root)

@@ -85,11 +85,11 @@ def _sample() -> int:
     cli.parse()
     cli.required("run")
     from scm_jax.runs import sample
-    from scm_jax.runs.directory import layout
+    from scm_jax.runs.directory import reading
 
     compile_cache.enable()
     f = flags.FLAGS
-    layout.samples_file(f.out)  # before the work, not after it
+    reading.samples_file(f.out)  # before the work, not after it
     loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
     x, pixels = loaded.generate(
@@ -102,7 +102,7 @@ def _sample() -> int:
         pixels=True,
     )
     seconds = time.perf_counter() - started
-    layout.Samples(x, pixels).save(f.out)
+    reading.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
@@ -162,9 +162,9 @@ def _evaluate() -> int:
         measured.append(row)
     if f.plot:
         from scm_jax.analysis.plots import quality
-        from scm_jax.runs.directory import layout
+        from scm_jax.runs.directory.layout import RunDir
 
-        dataset = layout.RunDir(f.run).read_config()["dataset"]["name"]
+        dataset = RunDir(f.run).read_config()["dataset"]["name"]
         quality.plot_rows(measured, f.plot, dataset=dataset)
         print(f"plot: {f.plot}", file=sys.stderr)
     return 0
@@ -225,7 +225,7 @@ def _accounts(
     import dataclasses
 
     from scm_jax.cost import roofline
-    from scm_jax.runs.estimate import accounts
+    from scm_jax.runs.estimate import accounts, accounts_table
 
     spec = None if mesh is None else accounts.parse_mesh(mesh)
     # Before anything starts a backend: this process simulates its devices.
@@ -238,7 +238,7 @@ def _accounts(
     )
     if as_json:
         return json.dumps(dataclasses.asdict(found), indent=1)
-    return accounts.format_accounts(found)
+    return accounts_table.format_accounts(found)
 
 
 @cli.command("report", "Writes an HTML page on one or more runs.")
@@ -247,10 +247,10 @@ def _report() -> int:
     cli.path("out", "report.html", "The page.")
     cli.parse()
     cli.required("runs")
-    from scm_jax.commands import demo
+    from scm_jax.commands import report
 
     user_paths.writable(flags.FLAGS.out)
-    demo.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
+    report.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
     print(f"report: {flags.FLAGS.out}")
     return 0
 

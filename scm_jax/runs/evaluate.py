@@ -25,10 +25,10 @@ from scm_jax.runs import subject as subjects
 from scm_jax.runs import training_data
 from scm_jax.runs.directory import layout
 from scm_jax.runs.sample import Generator, load_generate
-from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup import parts
+from scm_jax.runs.setup.evaluators import configured_evaluators
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import seal
-from scm_jax.types import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,54 +111,6 @@ def evaluate(
     subject = subjects.make_subject(experiment, net_params, generate)
     rows = Rows(experiment, subject, experiment.sampling_ema)
     return [rows.measure(point, evaluators) for point in points]
-
-
-def configured_evaluators(
-    config: ConfigDict, names: Sequence[str] | None = None, **settings: Any
-) -> dict[str, Evaluator]:
-    """Evaluators with the settings of a config.
-
-    Args:
-      config: gives ``eval.*``; the proposal is the objective's.
-      names: keys of ``EVALUATORS``; default is ``eval.evaluators``.
-      **settings: take precedence; None and what an evaluator does not have is left out.
-    """
-    asked = {
-        "num_seeds": config.eval.num_seeds,
-        "reference": config.eval.reference,
-        "P_mean": config.objective.P_mean,
-        "P_std": config.objective.P_std,
-        **{name: value for name, value in settings.items() if value is not None},
-    }
-    built = {}
-    for name in config.eval.evaluators if names is None else names:
-        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
-        known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
-        chosen = {key: value for key, value in asked.items() if key in known}
-        if config.eval.num_samples and "num_samples" in known:
-            chosen.setdefault("num_samples", config.eval.num_samples)
-        built[name] = evaluation.build(name, **chosen)
-    return built
-
-
-def check(config: ConfigDict, *, files: bool = True) -> None:
-    """Raises what the end of a run would raise, before its training begins.
-
-    Args:
-      config: of the run.
-      files: also look for files of weights and references, which may be on another
-        machine while a sweep is planned.
-
-    Raises:
-      ValueError: an unknown evaluator, a setting that it cannot take, or a split of the
-        data that is not there.
-      FileNotFoundError: an evaluator's weights or reference are not there.
-    """
-    for evaluator in configured_evaluators(config).values():
-        if files and hasattr(evaluator, "check"):
-            evaluator.check()
-    if config.eval.split:
-        experiment_lib.build_dataset(config, config.eval.split)
 
 
 @dataclasses.dataclass
@@ -300,7 +252,7 @@ def evaluate_run(
     if step is None:
         step = seal.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
     changed = training_data.changed_since(
-        directory, functools.partial(experiment_lib.build_dataset, config)
+        directory, functools.partial(parts.build_dataset, config)
     )
     done = {
         row["key"]: row
@@ -308,8 +260,8 @@ def evaluate_run(
         if "key" in row and not rerun
     }
     for average in averages:
-        average = experiment_lib.average_name(average)
-        name = average or experiment_lib.sampling_average(config)
+        average = parts.average_name(average)
+        name = average or parts.sampling_average(config)
         rows = None
         for point in points:
             key = _row_key(config, step, name, point, built, changed)

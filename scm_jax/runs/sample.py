@@ -20,15 +20,17 @@ from scm_jax import config as config_lib
 from scm_jax import sampling
 from scm_jax.datasets import pixels as quantize
 from scm_jax.runs import latents
+from scm_jax.runs.directory import reading
 from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.reading import Run
 from scm_jax.runs.setup.experiment import (
     Experiment,
-    average_name,
     build,
-    ema_profiles,
-    load_average,
     with_moved_runs,
+    without_teacher,
 )
+from scm_jax.runs.setup.parts import average_name, ema_profiles
+from scm_jax.runs.setup.start import load_average
 from scm_jax.training import checkpoint, ema, seal
 from scm_jax.types import Cond, check_seed
 
@@ -321,12 +323,18 @@ def _reconstruct_average(
     return ema.weighted_sum(coefficients, trees)
 
 
-def without_teacher(config: ConfigDict) -> ConfigDict:
-    """The config for sampling: the teacher's directory may be gone by then."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.teacher.source = "none"
-        if "dx_dt" in config.objective:
-            config.objective.dx_dt = "data"
-            config.objective.guidance_range = None
-    return config
+def make_sampler(run: Run) -> Any:
+    """``run.sample`` of a ``Run``: the newest checkpoint, compiled once."""
+    loaded: dict[str | None, Loaded] = {}
+
+    def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
+        if ema not in loaded:
+            loaded[ema] = load_generate(run.path, ema or "")
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
+
+    return sample
+
+
+def load_run(directory: str | os.PathLike) -> Run:
+    """A run for notebooks: config, metrics, results and ``run.sample(...)``."""
+    return reading.load_run(directory, make_sampler)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.files.jsonl import write_atomically
-from scm_jax.runs.directory.layout import Run
+from scm_jax.runs.directory.reading import Run
 from scm_jax.runs.directory.report_curves import NUM_COLOURS, curve_panels
 from scm_jax.runs.directory.salvage import Salvaged, salvage
 

@@ -18,12 +18,11 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
-from scm_jax.files.jsonl import canonical_json
-from scm_jax.runs import evaluate, train
+from scm_jax.files.jsonl import canonical_json, flatten
 from scm_jax.runs.directory import layout, run_configs
 from scm_jax.runs.directory.linked_runs import RUN_KEYS, identity
-from scm_jax.runs.estimate import describe
-from scm_jax.runs.setup import config_values, experiment
+from scm_jax.runs.estimate import work
+from scm_jax.runs.setup import config_values, evaluators, experiment, parts
 from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.plan.sweep_file import SweepFile, base_config
@@ -98,7 +97,7 @@ class _Resolver:
         self._set_budget(config, entry, account)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
-        evaluate.check(config, files=False)
+        evaluators.check(config, files=False)
         plain = config_lib.to_dict(config)
         steps = -(-config.train.duration_images // config.train.batch_size)
         images = steps * config.train.batch_size
@@ -134,7 +133,7 @@ class _Resolver:
             self.runs[planned.id] = planned
             return
         if canonical_json(other.config) != canonical_json(planned.config):
-            ours, theirs = (layout.flatten(c.config) for c in (planned, other))
+            ours, theirs = (flatten(c.config) for c in (planned, other))
             keys = sorted(k for k in ours if ours[k] != theirs[k])
             raise ValueError(
                 f"duplicate id {planned.id}: this entry differs from an earlier one "
@@ -200,13 +199,13 @@ class _Resolver:
 
     def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
         """Accounts of a training; equal programs are traced once."""
-        built = describe.build_abstract(config, teacher)
+        built = experiment.build_abstract(config, teacher)
         key = _program_key(config, teacher)
         if key not in self._accounts:
             batch_size = min(config.train.batch_size, 16)
             self._accounts[key] = _Account(
                 counts.parameter_count(built.abstract_params()["net"]),
-                train.train_macs(built, batch_size),
+                work.train_macs(built, batch_size),
             )
         return self._accounts[key]
 
@@ -283,12 +282,12 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
 
 def _check_start(config: ConfigDict, start: ConfigDict) -> None:
     """Raises ValueError where ``init.run`` has weights of other shapes."""
-    dataset = experiment.build_dataset(config)
+    dataset = parts.build_dataset(config)
     ours, theirs = (
         {
             jax.tree_util.keystr(path): leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(
-                experiment.abstract_init(experiment.build_network(c, dataset))
+                parts.abstract_init(parts.build_network(c, dataset))
             )
         }
         for c in (config, start)
