@@ -17,7 +17,7 @@ from scm_jax.runs import evaluate, training_data
 from scm_jax.runs.directory import layout, locks, run_configs, writers
 from scm_jax.runs.estimate import work
 from scm_jax.runs.sample import Generator
-from scm_jax.runs.setup import evaluators, parts, start
+from scm_jax.runs.setup import evaluators, start
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import loop, sharding
@@ -208,7 +208,7 @@ def _place_state(
 ) -> tuple[Any, int | None]:
     """The state to train from, on the mesh; moves ``data`` to its position."""
     abstract = jax.eval_shape(experiment.init_state)
-    rules = parts.mesh_rules(experiment.config)
+    rules = start.mesh_rules(experiment.config)
     shardings = sharding.state_shardings(abstract, mesh, rules)
 
     def init() -> Any:

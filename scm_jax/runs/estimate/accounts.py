@@ -27,7 +27,7 @@ from scm_jax.cost.hardware import Hardware
 from scm_jax.networks import layers
 from scm_jax.runs.estimate import lowering, work
 from scm_jax.runs.setup import experiment as experiment_lib
-from scm_jax.runs.setup import parts
+from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
 from scm_jax.training.sharding import MeshSpec
@@ -231,7 +231,7 @@ def gradient_bytes(experiment: Experiment) -> int:
 def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Bytes of one device's part of the train state."""
     state = jax.eval_shape(experiment.init_state)
-    rules = parts.mesh_rules(experiment.config)
+    rules = start.mesh_rules(experiment.config)
     return lowering.bytes_per_device(
         state, sharding.state_shardings(state, mesh, rules)
     )

@@ -15,7 +15,7 @@ from scm_jax.cost import counts
 from scm_jax.files.jsonl import canonical_json
 from scm_jax.runs.estimate import work
 from scm_jax.runs.estimate.lowering import bytes_per_device
-from scm_jax.runs.setup import evaluators, parts
+from scm_jax.runs.setup import evaluators, start
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
@@ -82,7 +82,7 @@ def dry_run(config: ConfigDict) -> str:
     )
     sharding.check_batch_size(config.train.batch_size, mesh)
     state = jax.eval_shape(experiment.init_state)
-    shardings = sharding.state_shardings(state, mesh, parts.mesh_rules(config))
+    shardings = sharding.state_shardings(state, mesh, start.mesh_rules(config))
     rows = []
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     for (path, leaf), where in zip(

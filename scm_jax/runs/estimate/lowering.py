@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scm_jax.runs.setup import parts, start
+from scm_jax.runs.setup import start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
 
@@ -35,7 +35,7 @@ def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lo
     sharding.check_batch_size(config.train.batch_size, mesh)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(experiment.init_state)
-        rules = parts.mesh_rules(config)
+        rules = start.mesh_rules(config)
         shardings = sharding.state_shardings(state, mesh, rules)
         batch = experiment.example_batch(config.train.batch_size)
         step = jax.jit(

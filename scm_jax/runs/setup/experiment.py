@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,16 @@ from scm_jax.runs.setup.parts import (
     build_dataset,
     build_network,
     ema_profiles,
-    mesh_rules,
     sampling_average,
 )
 from scm_jax.runs.setup.teachers import Teacher, build_teacher
-from scm_jax.training import ema, sharding
+from scm_jax.training import ema
 from scm_jax.training import state as state_lib
-from scm_jax.training.step import TrainStep, make_train_step
 from scm_jax.types import Batch, lookup
+
+if TYPE_CHECKING:
+    from scm_jax.training.sharding import Placement
+    from scm_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     ema_profiles: dict[str, ema.EmaProfile]
     teacher: Teacher | None
-    placement: sharding.Placement | None = None
+    placement: Placement | None = None
 
     @property
     def sampling_ema(self) -> str:
@@ -56,7 +58,10 @@ class Experiment:
         """The same experiment, trained on ``mesh``."""
         if mesh.size == 1:
             return self
-        placement = sharding.Placement(mesh, mesh_rules(self.config))
+        from scm_jax.runs.setup.start import mesh_rules
+        from scm_jax.training.sharding import Placement
+
+        placement = Placement(mesh, mesh_rules(self.config))
         teacher = self.teacher
         if teacher is not None and teacher.network is not None:
             network = teacher.network.place(placement)
@@ -70,6 +75,8 @@ class Experiment:
 
     def train_step(self) -> TrainStep:
         """The pure training step."""
+        from scm_jax.training.step import make_train_step
+
         return make_train_step(
             self.objective,
             self.network.apply,

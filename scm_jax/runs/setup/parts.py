@@ -16,7 +16,7 @@ from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.training import ema, sharding
+from scm_jax.training import ema
 from scm_jax.types import lookup
 
 
@@ -89,8 +89,3 @@ def average_name(text: str) -> str:
         return f"{float(text):g}"
     except ValueError:
         return text
-
-
-def mesh_rules(config: ConfigDict) -> tuple:
-    """Sharding rules: those of the config, then the defaults."""
-    return (*config.mesh.rules, *sharding.DEFAULT_RULES)

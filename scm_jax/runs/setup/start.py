@@ -13,7 +13,7 @@ from scm_jax import networks
 from scm_jax.networks import Network
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.setup.experiment import Experiment
-from scm_jax.runs.setup.parts import abstract_init, mesh_rules, saved_network
+from scm_jax.runs.setup.parts import abstract_init, saved_network
 from scm_jax.training import checkpoint, sharding
 
 
@@ -97,3 +97,8 @@ def abstract_net(network: Network, mesh: Mesh, config: ConfigDict) -> Any:
     tree = {"net": abstract_init(network)}
     shardings = sharding.tree_shardings(tree, mesh, mesh_rules(config))
     return sharding.abstract_like(tree, shardings)["net"]
+
+
+def mesh_rules(config: ConfigDict) -> tuple:
+    """Sharding rules: those of the config, then the defaults."""
+    return (*config.mesh.rules, *sharding.DEFAULT_RULES)
