@@ -217,6 +217,19 @@ def yes_or_no(text: str) -> bool:
     return words[text.lower()]
 
 
+# EX_TEMPFAIL: everything is saved; the same command goes on.
+EXIT_PREEMPTED = 75
+
+
+def num_steps(duration_images: int, batch_size: int) -> int:
+    """Optimizer steps of a training: the last batch may go beyond its length.
+
+    >>> num_steps(1000, 128)
+    8
+    """
+    return -(-duration_images // batch_size)
+
+
 def lookup(registry: Mapping[str, Any], name: str, path: str) -> Any:
     """``registry[name]``; an unknown name is an error that lists the valid ones.
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from scm_jax.commands import cli, compile_cache, data, process_flags, sweep
 from scm_jax.files import user_paths
-from scm_jax.types import MAX_SEED, real_number, whole_number
+from scm_jax.types import EXIT_PREEMPTED, MAX_SEED, real_number, whole_number
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Imported for what they register.
 __all__ = ["data", "main", "sweep"]
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
 # --- Flags, by command ----------------------------------------------------------------
 

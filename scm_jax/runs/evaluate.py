@@ -24,6 +24,7 @@ from scm_jax.files.catalogue import file_sha256
 from scm_jax.runs import subject as subjects
 from scm_jax.runs import training_data
 from scm_jax.runs.directory import layout
+from scm_jax.runs.directory.run_configs import sampling_ema
 from scm_jax.runs.sample import Generator, load_generate
 from scm_jax.runs.setup import parts
 from scm_jax.runs.setup.evaluators import configured_evaluators
@@ -261,7 +262,7 @@ def evaluate_run(
     }
     for average in averages:
         average = parts.average_name(average)
-        name = average or parts.sampling_average(config)
+        name = average or sampling_ema(config.ema)
         rows = None
         for point in points:
             key = _row_key(config, step, name, point, built, changed)

@@ -92,7 +92,7 @@ def _train(
 ) -> str:
     started = time.monotonic()
     # Asked before the training: later a faster process may have written it.
-    measured = run_dir.summary_path.exists()
+    measured = run_dir.is_done
     index, count = sharding.data_shard(mesh)
     data = experiment.dataset.iterator(
         config.train.batch_size, config.seed, process_index=index, process_count=count

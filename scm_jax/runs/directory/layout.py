@@ -100,6 +100,11 @@ class RunDir:
     def nonfinite_dir(self) -> Path:
         return self.path / "nonfinite"
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has ended: its summary is written last."""
+        return self.summary_path.exists()
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Makes the directory and claims it for ``config``, before the first step.
 

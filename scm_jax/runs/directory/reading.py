@@ -149,13 +149,14 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The summary, empty as long as the run is not done."""
-        path = self.dir.summary_path
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not self.dir.is_done:
+            return {}
+        return json.loads(self.dir.summary_path.read_text(encoding="utf-8"))
 
     @property
     def state(self) -> str:
         """``done``, ``nonfinite`` (stopped on NaN), ``started`` or ``new``."""
-        if self.dir.summary_path.exists():
+        if self.dir.is_done:
             return "done"
         if self.dir.nonfinite_dir.exists() and any(self.dir.nonfinite_dir.iterdir()):
             return "nonfinite"

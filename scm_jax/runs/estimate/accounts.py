@@ -31,7 +31,7 @@ from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
 from scm_jax.training.sharding import MeshSpec
-from scm_jax.types import lookup
+from scm_jax.types import lookup, num_steps
 
 DEFAULT_HARDWARE = "a100-80g"
 
@@ -167,7 +167,7 @@ def _state(
         "devices": num_devices(spec),
         "batch_size": config.train.batch_size,
         "microbatches": config.train.microbatches,
-        "steps": -(-config.train.duration_images // config.train.batch_size),
+        "steps": num_steps(config.train.duration_images, config.train.batch_size),
         "compute_dtype": config.network.get("dtype", "float32"),
         "efficiency": efficiency,
         "bandwidth_efficiency": roofline.BANDWIDTH_EFFICIENCY,

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from scm_jax.cost import collectives
 from scm_jax.runs.directory import report
+from scm_jax.runs.directory.labels import short_count
 from scm_jax.runs.estimate.accounts import Accounts
-
-_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def _si(value: float, unit: str) -> str:
-    """Three digits with a decimal prefix: ``4.57 GB``."""
-    for scale, prefix in _PREFIXES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
-    return f"{value:.3g} {unit}".rstrip()
 
 
 def _seconds(value: float) -> str:
@@ -29,10 +19,13 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-_bytes = functools.partial(_si, unit="B")
+def _bytes(value: float) -> str:
+    """Three digits with a decimal prefix: ``4.57 GB``."""
+    return f"{short_count(value, ' ')}B"
 
 
-_count = functools.partial(_si, unit="")
+def _count(value: float) -> str:
+    return short_count(value, " ").rstrip()
 
 
 # Group, key, what it is called, how it is written.

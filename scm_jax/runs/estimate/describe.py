@@ -19,6 +19,7 @@ from scm_jax.runs.setup import evaluators, start
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
+from scm_jax.types import num_steps
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     train = work.train_macs(experiment, batch_size)
     diffusion = work.train_macs(_as_diffusion(experiment), batch_size)
     parameters = counts.parameter_count(experiment.abstract_params()["net"])
-    steps = -(-config.train.duration_images // config.train.batch_size)
+    steps = num_steps(config.train.duration_images, config.train.batch_size)
     sampled = config.sampling
     consumes = experiment.network.consumes
     nfe = sampling.nfe(sampled.sampler, sampled.steps, sampled.guidance, consumes)

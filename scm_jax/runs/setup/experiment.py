@@ -18,13 +18,13 @@ from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
 from scm_jax.objectives import Objective
 from scm_jax.runs.directory import linked_runs
+from scm_jax.runs.directory.run_configs import sampling_ema
 from scm_jax.runs.setup import config_values
 from scm_jax.runs.setup.parts import (
     abstract_init,
     build_dataset,
     build_network,
     ema_profiles,
-    sampling_average,
 )
 from scm_jax.runs.setup.teachers import Teacher, build_teacher
 from scm_jax.training import ema
@@ -52,7 +52,7 @@ class Experiment:
     @property
     def sampling_ema(self) -> str:
         """Name of the average that samples."""
-        return sampling_average(self.config)
+        return sampling_ema(self.config.ema)
 
     def place(self, mesh: Mesh) -> Experiment:
         """The same experiment, trained on ``mesh``."""

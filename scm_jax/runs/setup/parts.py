@@ -16,6 +16,7 @@ from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
 from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.run_configs import ema_names, sampling_ema
 from scm_jax.training import ema
 from scm_jax.types import lookup
 
@@ -55,28 +56,20 @@ def build_network(config: ConfigDict, dataset: Dataset) -> Network:
 
 
 def ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
-    """The averages that a config keeps, by name, in its order."""
-    profiles: dict[str, ema.EmaProfile] = {}
-    for rel_std in config.ema.rel_std:
-        profiles[f"{rel_std:g}"] = ema.PowerEma(rel_std)
-    for images in config.ema.half_life_images:
-        profiles[f"half_life_{images:g}"] = ema.HalfLifeEma(images)
+    """The EMAs that a config keeps, by name, in its order."""
+    profiles: list[ema.EmaProfile] = [*map(ema.PowerEma, config.ema.rel_std)]
+    profiles += map(ema.HalfLifeEma, config.ema.half_life_images)
     if not profiles:
         raise ValueError("ema.rel_std and ema.half_life_images are both empty")
-    return profiles
-
-
-def sampling_average(config: ConfigDict) -> str:
-    """Name of the average that samples: ``ema.sampling``, or the first."""
-    return config.ema.sampling or next(iter(ema_profiles(config)))
+    return dict(zip(ema_names(config.ema), profiles, strict=True))
 
 
 def saved_network(
     directory: str | os.PathLike, average: str, dataset: Dataset
 ) -> tuple[Network, str]:
-    """The network of a run, and which of its averages to read."""
+    """The network of a run, and which of its EMAs to read."""
     saved = config_lib.from_dict(RunDir(directory).read_config())
-    return build_network(saved, dataset), average or sampling_average(saved)
+    return build_network(saved, dataset), average or sampling_ema(saved.ema)
 
 
 def average_name(text: str) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 from scm_jax.sweeps.launchers.options import worker_command
 from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources, seconds
 from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.types import EXIT_PREEMPTED
 
 Manifest = dict[str, Any]
 
-EXIT_PREEMPTED = 75
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_NAME = 48  # of 63: pods of a JobSet add "-workers-0-12345"
 

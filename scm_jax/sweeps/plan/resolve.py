@@ -26,7 +26,7 @@ from scm_jax.runs.setup import config_values, evaluators, experiment, parts
 from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.plan.sweep_file import SweepFile, base_config
-from scm_jax.types import lookup
+from scm_jax.types import lookup, num_steps
 
 BUDGET = "train.flops"
 RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", BUDGET)
@@ -99,7 +99,7 @@ class _Resolver:
         config = config_values.checked(config)
         evaluators.check(config, files=False)
         plain = config_lib.to_dict(config)
-        steps = -(-config.train.duration_images // config.train.batch_size)
+        steps = num_steps(config.train.duration_images, config.train.batch_size)
         images = steps * config.train.batch_size
         places = {key: config_values.get_value(config, key) for key in teachers}
         ids = {key: Path(place).name for key, place in places.items()}
