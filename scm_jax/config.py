@@ -278,7 +278,7 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
-def from_dict(saved: dict[str, Any]) -> ConfigDict:
+def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
     """The config of a run directory, completed with defaults for keys that are new.
 
     Raises:
@@ -287,7 +287,7 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     names = (saved[section]["name"] for section in ("network", "objective", "dataset"))
     config = base_config(*names)
 
-    def fill(target: ConfigDict, values: dict[str, Any], path: str) -> None:
+    def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
         for key, value in values.items():
             lookup(dict.fromkeys(target.keys()), key, f"config key {path}".strip())
             if isinstance(value, dict):

@@ -51,10 +51,10 @@ def enable() -> Path | None:
     """
     import jax
 
-    if not jax.config.jax_enable_compilation_cache:
+    if not jax.config.read("jax_enable_compilation_cache"):
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if chosen := jax.config.read("jax_compilation_cache_dir"):
+        return Path(chosen)
     try:
         folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)

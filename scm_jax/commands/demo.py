@@ -60,6 +60,7 @@ def _experiment_file(name: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
     spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -153,20 +154,18 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
     grids = {}
     for variant in VARIANTS:
         loaded = sample.load_generate(workdir / variant)
-        to_pixels = loaded.experiment.dataset.info.to_pixels
         for row in [r for r in rows if r["method"] == variant]:
-            x = loaded.generate(GRID_SAMPLES, row["steps"], 0)
-            label = f"{variant}, NFE {row['nfe']}"
-            grids[label] = image_grid(to_pixels(x), columns=10)
-    real, labels = loaded.experiment.dataset.arrays()
+            _, pixels = loaded.generate(GRID_SAMPLES, row["steps"], 0, pixels=True)
+            grids[f"{variant}, NFE {row['nfe']}"] = image_grid(pixels, columns=10)
+    dataset = loaded.experiment.dataset
+    assert dataset.info.to_pixels is not None
+    real, labels = dataset.arrays()
     by_class = np.concatenate(
         [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
     )
     order = by_class.reshape(10, -1).T.ravel()
-    grids = {
-        "real digits": image_grid(to_pixels(real[order]), columns=10),
-        **grids,
-    }
+    pixels = dataset.info.to_pixels(real[order])
+    grids = {"real digits": image_grid(pixels, columns=10), **grids}
     report.write_report(
         workdir / "report.html",
         title="Two-step digits: teacher, sCD and sCT",

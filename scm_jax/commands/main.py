@@ -289,7 +289,7 @@ def _import() -> int:
         f.config,
         f.weights,
         f.workdir,
-        key=f["key"].value,
+        key=f["key"].value or "",
         parameterization=f.parameterization,
     )
     print(json.dumps(found, indent=1))

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,15 @@ def sampling_points(
                 f"times {'/'.join(map(str, chosen))} go with {len(chosen) + 1} steps, "
                 f"which are not among --steps={','.join(map(str, steps))}"
             )
-    points = []
+    points: list[SamplingPoint] = []
     for n in steps:
         if n < 1:
             raise ValueError(f"steps {n}: must be at least 1")
-        fitting = [t for t in times if len(t) == n - 1 and n > 1] or [None]
-        for chosen, scale in itertools.product(fitting, guidance or [None]):
-            points.append(SamplingPoint(n, chosen, scale))
+        fitting: list[Any] = [t for t in times if len(t) == n - 1 and n > 1] or [None]
+        scales: Sequence[Any] = guidance or [None]
+        points += itertools.starmap(
+            functools.partial(SamplingPoint, n), itertools.product(fitting, scales)
+        )
     return points
 
 
@@ -124,7 +126,7 @@ class Rows:
     fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def measure(
-        self, point: SamplingPoint, evaluators: dict[str, Evaluator]
+        self, point: SamplingPoint, evaluators: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of a point: how it was sampled, then the numbers.
 
@@ -150,7 +152,7 @@ class Rows:
 
     def _sampled(self, point: SamplingPoint, facts: dict[str, Any]) -> Subject:
         """The subject, drawing samples as the point says."""
-        generate = self.subject.generate
+        generate: Any = self.subject.generate
         if generate is None:
             return self.subject
         options = {"times": point.times, "guidance": point.guidance}
@@ -292,7 +294,7 @@ def _row_key(
     step: int,
     average: str,
     point: SamplingPoint,
-    evaluators: dict[str, Evaluator],
+    evaluators: Mapping[str, Any],
     changed: Identity | None,
 ) -> str:
     """What a row is the answer to, as ten hexadecimal digits.

@@ -30,7 +30,7 @@ def open_dataset(
     return make_dataset("images", split, root=root, prepared=name)
 
 
-def pixel_batches(dataset: Dataset, first: int, end: int) -> Iterator[np.ndarray]:
+def pixel_batches(dataset: Any, first: int, end: int) -> Iterator[np.ndarray]:
     """Items in stored order as uint8 ``(n, h, w, c)``, no chance in it."""
     info = _pictures(dataset)
     for start in range(first, end, BATCH):
@@ -51,7 +51,7 @@ def _pictures(dataset: Dataset) -> Any:
     return info
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Any) -> str:
     """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
     info = _pictures(dataset)
     rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))

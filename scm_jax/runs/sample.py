@@ -133,11 +133,12 @@ class Generator:
             # The last batch is filled up with samples that are cut off again, so that
             # every batch has one shape.
             numbers = np.arange(start, start + size)
-            cond = Cond(t=jnp.zeros((size,)))
+            label, strength = None, None
             if labels is not None:
-                cond = cond.replace(label=jnp.asarray(labels[numbers % num], jnp.int32))
+                label = jnp.asarray(labels[numbers % num], jnp.int32)
             if takes_guidance or guided:
-                cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
+                strength = jnp.full((size,), scale, jnp.float32)
+            cond = Cond(t=jnp.zeros((size,)), label=label, guidance=strength)
             split = self._placed(PartitionSpec("samples"))
             drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
             found = jax.tree.map(
@@ -196,6 +197,7 @@ class Generator:
             return sampling.with_guidance(fn) if guided else fn
 
         def decode(params: Any, x0: jax.Array) -> jax.Array:
+            assert self._decoder is not None
             return self._decoder.pixels(params[1], x0)
 
         grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
@@ -323,11 +325,13 @@ def _reconstruct_average(
     return ema.weighted_sum(coefficients, trees)
 
 
-def make_sampler(run: Run) -> Any:
+def make_sampler(run: Run) -> reading.SampleFn:
     """``run.sample`` of a ``Run``: the newest checkpoint, compiled once."""
     loaded: dict[str | None, Loaded] = {}
 
-    def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
+    def sample(
+        num: int, *, steps: int, seed: int, label: int | None, ema: str | None
+    ) -> Any:
         if ema not in loaded:
             loaded[ema] = load_generate(run.path, ema or "")
         return loaded[ema].generate(num, steps, seed, label, pixels=True)

@@ -109,7 +109,9 @@ def _validation_error(
         return load_teacher(experiment) if objective.needs_teacher else None
 
     @jax.jit
-    def errors(params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any):
+    def errors(
+        params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any
+    ) -> Any:
         net = functools.partial(experiment.network.apply, params, dtype="float32")
         cond = _condition(experiment, label, time.t)
         teacher_fn = None

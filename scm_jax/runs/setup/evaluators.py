@@ -40,8 +40,8 @@ def configured_evaluators(
     }
     built = {}
     for name in names:
-        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
-        known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
+        evaluator: Any = lookup(evaluation.EVALUATORS, name, "eval.evaluators")
+        known = {f.name for f in dataclasses.fields(evaluator)}
         chosen = {key: value for key, value in asked.items() if key in known}
         if config.eval.num_samples and "num_samples" in known:
             chosen.setdefault("num_samples", config.eval.num_samples)

@@ -93,7 +93,7 @@ class Experiment:
         """Folded weights, or their gradient, in the pieces that devices store."""
         if self.placement is None:
             return folded
-        return folded.replace(weights=self.placement.keep(folded.weights))
+        return networks.Folded(self.placement.keep(folded.weights))
 
     def init_state(self, params: dict[str, Any] | None = None) -> state_lib.TrainState:
         """A fresh state; traceable. ``params`` replaces random parameters."""
@@ -125,11 +125,9 @@ class Experiment:
     def example_batch(self, batch_size: int) -> Batch:
         """Shapes of a batch; nothing is allocated."""
         info = self.dataset.info
-        label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        return Batch(
-            x=jax.ShapeDtypeStruct((batch_size, *info.sample_shape), jnp.float32),
-            label=label if info.num_classes else None,
-        )
+        x: Any = jax.ShapeDtypeStruct((batch_size, *info.sample_shape), jnp.float32)
+        label: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        return Batch(x=x, label=label if info.num_classes else None)
 
 
 def build(config: ConfigDict) -> Experiment:

@@ -20,7 +20,7 @@ from scm_jax.training import checkpoint, sharding
 def load_teacher(experiment: Experiment, mesh: Mesh) -> Any:
     """The teacher's weights, folded, sharded over ``mesh``; None for closed forms."""
     teacher = experiment.teacher
-    if teacher is None or teacher.network is None:
+    if teacher is None or teacher.network is None or teacher.run is None:
         return None
     abstract = abstract_net(teacher.network, mesh, experiment.config)
     params = load_average(teacher.run, teacher.ema, abstract)

@@ -45,6 +45,7 @@ class Teacher:
         return fn(x, cond)
 
     def _apply(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        assert self.network is not None
         # A teacher knows only what it was trained with; dropout is off.
         known = {k: getattr(cond, k) for k in self.network.consumes}
         return self.network.apply(params, x, Cond(**known))

@@ -245,8 +245,8 @@ def _check_reserved(entry: Mapping[str, Any]) -> None:
     attempts = entry.get("max_attempts", 1)
     if not isinstance(attempts, numbers.Integral) or attempts < 1:
         raise ValueError(f"max_attempts = {attempts!r}: must be at least 1")
-    budget = entry.get(BUDGET, 1.0)
-    if not isinstance(budget, numbers.Real) or not 0 < budget < float("inf"):
+    budget: Any = entry.get(BUDGET, 1.0)
+    if not isinstance(budget, numbers.Real) or not 0 < float(budget) < float("inf"):
         raise ValueError(f"{BUDGET} = {budget!r}: must be a number above 0")
 
 
