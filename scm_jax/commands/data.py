@@ -142,10 +142,18 @@ def _encode() -> int:
     )
     flags.DEFINE_bool("flips", False, "Store the latents of mirrored images, too.")
     flags.DEFINE_string("split", "train", "Which split.")
-    flags.DEFINE_string("version", "1.0.0", "Of the dataset of latents.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of stored latents.")
+    flags.DEFINE_string("version", "1.0.0", "Version of the dataset of latents.")
     flags.DEFINE_enum(
-        "compute_dtype", "float32", ["float32", "bfloat16"], "Of the autoencoder."
+        "dtype",
+        "float32",
+        ["float32", "float16"],
+        "Number format of the stored latents.",
+    )
+    flags.DEFINE_enum(
+        "compute_dtype",
+        "float32",
+        ["float32", "bfloat16"],
+        "Number format in which the autoencoder computes.",
     )
     cli.integer(
         "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import sys
@@ -19,6 +18,7 @@ from scm_jax.commands.report import GRID_SAMPLES
 from scm_jax.runs import sample, train
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.writers import image_grid
+from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,10 @@ SPEED_BATCH = 512
 
 def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
     """The configs of ``experiments/digits.py``, with the students' teacher here."""
-    module = _experiment_file("digits")
+    path = Path(__file__).parents[2] / "experiments" / "digits.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
+    module = load_module(str(path))
     configs = {}
     for variant in VARIANTS:
         config = module.get_config(variant + (",quick" if quick else ""))
@@ -52,18 +55,6 @@ def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
             config.eval.evaluators = ("digits",)
         configs[variant] = config
     return configs
-
-
-def _experiment_file(name: str) -> Any:
-    """An experiment file beside the package, as a module."""
-    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
-    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(workdir: Path, *, quick: bool = False) -> str:

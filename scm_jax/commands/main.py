@@ -79,7 +79,7 @@ def _sample() -> int:
     cli.integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
-    cli.path("vae", None, "Of latents: weights that decode them, or none to show them.")
+    cli.path("vae", None, "Weights that decode latents, or none to show the latents.")
     cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     cli.parse()
     cli.required("run")

@@ -51,6 +51,10 @@ _PACKAGES = (
 )
 
 
+def _below(name: str) -> Any:
+    return property(lambda run_dir: run_dir.path / name)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunDir:
     """The paths of a run directory and everything that is written there by name."""
@@ -60,45 +64,14 @@ class RunDir:
     def __init__(self, path: str | os.PathLike):
         object.__setattr__(self, "path", Path(path))
 
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def results_path(self) -> Path:
-        return self.path / "results.jsonl"
-
-    @property
-    def summary_path(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def data_path(self) -> Path:
-        return self.path / "data.json"
-
-    @property
-    def events_dir(self) -> Path:
-        return self.path / "events"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def ema_snapshots_dir(self) -> Path:
-        return self.path / "ema_snapshots"
-
-    @property
-    def samples_dir(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def nonfinite_dir(self) -> Path:
-        return self.path / "nonfinite"
+    config_path = _below("config.json")
+    metrics_path = _below("metrics.jsonl")
+    results_path = _below("results.jsonl")
+    summary_path = _below("summary.json")
+    data_path = _below("data.json")
+    checkpoints_dir = _below("checkpoints")
+    ema_snapshots_dir = _below("ema_snapshots")
+    nonfinite_dir = _below("nonfinite")
 
     @property
     def is_done(self) -> bool:

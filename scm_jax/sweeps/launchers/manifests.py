@@ -150,11 +150,11 @@ def _preempted() -> Manifest:
 def _command(
     site: Kubernetes, run_dir: str, wait: bool, more: Sequence[str] = ()
 ) -> list[str]:
-    """Of a container; ``run_dir`` is shell text. ``exec``: signals reach Python."""
+    """The command of a container; ``run_dir`` is shell text."""
     *command, _ = worker_command("", site.python)
     words = shlex.join([*command, *more, *["--wait"] * wait])
-    words = f"exec {words} --run={run_dir}"
-    return ["/bin/sh", "-c", words]
+    # With exec, signals reach Python.
+    return ["/bin/sh", "-c", f"exec {words} --run={run_dir}"]
 
 
 def _pod(
