@@ -35,7 +35,7 @@ def _flag_workdir(default: str | None = None) -> None:
 
 def _flag_run() -> None:
     cli.path("run", None, "Run directory of a trained model.")
-    flags.DEFINE_string("ema", "", "Which average; default is the run's own choice.")
+    flags.DEFINE_string("ema", "", "Name of the EMA; default is the run's own choice.")
     cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
 
 
@@ -50,7 +50,7 @@ def _train() -> int:
     _flag_config()
     _flag_workdir()
     flags.DEFINE_bool(
-        "dry_run", False, "Print config, accounts and sharding, and stop."
+        "dry_run", False, "Print config, cost estimate and sharding, and stop."
     )
     process_flags.define()
     cli.parse()
@@ -110,7 +110,7 @@ def _sample() -> int:
 def _evaluate() -> int:
     cli.path("run", None, "Run directory of a trained model.")
     flags.DEFINE_list(
-        "ema", [""], "Averages or relative widths; default is the run's own choice."
+        "ema", [""], "EMAs, by name or relative width; default is the run's own choice."
     )
     cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
     flags.DEFINE_list("steps", None, "Sampler steps; default: the run's.")

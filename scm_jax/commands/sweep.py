@@ -150,7 +150,7 @@ def _work() -> int:
     )
 
 
-@cli.command("sweep status", "What became of every run of a sweep.")
+@cli.command("sweep status", "Shows the status of every run of a sweep.")
 def _status() -> int:
     _flag_root()
     flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")

@@ -163,7 +163,7 @@ class Rows:
             asked = {"pixels": True, "part": part, **options}
             for _, batch in generate.batches(num, steps, seed, **asked):
                 if batch is None:
-                    raise ValueError("the samples are no pictures")
+                    raise ValueError("the samples are not images")
                 yield batch
 
         return dataclasses.replace(
@@ -226,8 +226,8 @@ def evaluate_run(
 
     Args:
       directory: the run.
-      averages: names or relative widths; one that was not kept is reconstructed from
-        the run's snapshots. Empty is the run's own choice.
+      averages: EMAs, by name or relative width; one that was not kept is reconstructed
+        from the run's snapshots. Empty is the run's own choice.
       step: which checkpoint; default is the newest.
       steps: sampler steps; default is ``eval.steps``. Without ``times`` and
         ``guidance`` as well it is all of ``configured_points``.

@@ -234,7 +234,7 @@ class Loaded:
 
     Attributes:
       experiment: the objects of its config, without a teacher.
-      average: name of the average whose parameters were read.
+      average: name of the EMA whose parameters were read.
       step: the checkpoint's step.
       params: those parameters.
       generate: draws from them.
@@ -253,7 +253,7 @@ def load_generate(
     step: int | None = None,
     decoder: str | None = None,
 ) -> Loaded:
-    """Reads what is needed to sample from a run: its config and one average.
+    """Reads what is needed to sample from a run: its config and one EMA.
 
     ``decoder`` takes the place of ``config.sampling.decoder``.
     """
@@ -277,7 +277,7 @@ def load_generate(
 def _reconstruct_average(
     run_dir: RunDir, config: ConfigDict, width: str, step: int
 ) -> Any:
-    """An average that was not kept, from the run's snapshots and its checkpoint.
+    """An EMA that was not kept, from the run's snapshots and its checkpoint.
 
     Args:
       run_dir: the run.
@@ -312,7 +312,7 @@ def _reconstruct_average(
     if len(stored) < 3:
         raise ValueError(
             f"ema {width} of {run_dir.path} was not kept and cannot be reconstructed "
-            f"from {len(stored)} stored averages: train with ema.snapshot_images above "
+            f"from {len(stored)} stored EMAs: train with ema.snapshot_images above "
             f"0, or take one of {sorted(ema_profiles(config))}"
         )
     coefficients = ema.posthoc_coefficients(

@@ -106,7 +106,7 @@ def _validation_error(
 
     @functools.cache
     def teacher() -> Any:
-        return load_teacher(experiment) if objective.needs_teacher else None
+        return reference_teacher(experiment) if objective.needs_teacher else None
 
     @jax.jit
     def errors(
@@ -133,8 +133,8 @@ def _validation_error(
 # --- The teacher of a run that is measured --------------------------------------------
 
 
-def load_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
-    """The teacher that a run names, with its parameters on this machine.
+def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
+    """The teacher that a run is measured against, with its parameters on this machine.
 
     That is ``teacher.run``; without one the run that it started from; else the exact
     velocity of data in closed form.
@@ -168,7 +168,7 @@ def _teacher_paths(
     info = experiment.dataset.info
 
     def paths(num: int, steps: int, seed: int) -> tuple[Any, Any, Any]:
-        teacher, params = load_teacher(experiment)
+        teacher, params = reference_teacher(experiment)
         grid = sampling.make_grid("heun", steps, info.sigma_data)
         label = None
         if info.num_classes:

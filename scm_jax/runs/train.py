@@ -156,7 +156,7 @@ def _measure(
     summary: dict[str, Any],
     started: float,
 ) -> None:
-    """The end of a run: results, a picture of samples, and the summary.
+    """The end of a run: results, a grid of samples, and the summary.
 
     Every process samples for itself, so that none waits for another; one writes.
     """
@@ -261,7 +261,7 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
 def _write_samples(
     experiment: Experiment, net_params: Any, step: int, writer: Any
 ) -> None:
-    """A grid of samples of the final average, for data that can be looked at."""
+    """A grid of samples of the final EMA, for data that can be shown."""
     if experiment.dataset.info.to_pixels is None:
         return
     generate = Generator(experiment, net_params)

@@ -102,12 +102,12 @@ def export_run(
     ema: str = "",
     step: int | None = None,
 ) -> int:
-    """Writes a run's averaged weights under the names of the EDM family.
+    """Writes an EMA of a run's weights under the names of the EDM family.
 
     Args:
       run: the run directory of a U-Net or DDPM++.
       out: ``.safetensors``, ``.npz`` or ``.pt``.
-      ema: which average; empty is the one that samples.
+      ema: which EMA; empty is the one that samples.
       step: which checkpoint; default is the newest.
 
     Returns:

@@ -191,7 +191,7 @@ def test_a_start_of_other_shapes_is_refused(planned):
 
 
 def test_two_entries_with_one_label_are_refused(planned):
-    with pytest.raises(ValueError, match="'t' stands at two"):
+    with pytest.raises(ValueError, match="'t' appears in two"):
         planned("""
             def sweep(arg=""):
                 yield {"label": "t"}

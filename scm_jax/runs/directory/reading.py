@@ -54,7 +54,7 @@ class Samples:
     def grid(
         self, columns: int | None = None, scale: int | None = None
     ) -> PIL.Image.Image:
-        """The samples as one picture; small images are enlarged by default."""
+        """The samples as one image; small images are enlarged by default."""
         if self.pixels is None:
             raise ValueError(
                 "these samples are vectors, not images: look at .x instead"
@@ -177,7 +177,7 @@ class Run:
           steps: sampling steps.
           seed: of the noise.
           label: class of all samples; None draws from all classes.
-          ema: name of the averaged parameters; None takes the run's first.
+          ema: name of the EMA; None takes the run's own choice.
 
         Example:
           >>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP

@@ -1,6 +1,6 @@
 """One self-contained HTML page about some runs, and a plain table for the terminal.
 
-The page needs no network and no script: curves are SVG in the page, pictures are base64
+The page needs no network and no script: curves are SVG in the page, images are base64
 PNG, and colours follow the reader's light or dark setting.
 """
 
@@ -58,7 +58,7 @@ def write_report(
       runs: whose curves and facts are shown, each in its own colour; one with damaged
         files with what can be read, and a warning.
       results: caption and rows of each table of results.
-      grids: caption -> picture (PIL, or the path of a PNG), shown side by side.
+      grids: caption -> image (PIL, or the path of a PNG), shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
 

@@ -74,7 +74,7 @@ Collectives are in bytes that one device receives in a step, in a ring."""
 
 
 def format_accounts(accounts: Accounts) -> str:
-    """Accounts as text of at most 80 columns."""
+    """The estimate as text of at most 80 columns."""
     groups = dataclasses.asdict(accounts)
     stated = accounts.stated
     mesh = ",".join(f"{axis}={n}" for axis, n in stated["mesh"].items())

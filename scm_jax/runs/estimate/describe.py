@@ -23,7 +23,7 @@ from scm_jax.types import num_steps
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Accounts of a config as plain data; no weights are allocated.
+    """The cost estimate of a config as plain data; no weights are allocated.
 
     Multiply-adds are counted on the jaxpr (``scaling.count_macs``), not estimated. A
     teacher whose run directory does not exist yet is taken to have the student's
@@ -35,7 +35,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
       the same over a diffusion step of this network and batch; ``total_train_macs`` of
       the whole training; ``effective_sampling_compute``, billions of parameters times
       network evaluations of ``config.sampling``; ``state_bytes`` of parameters, moments
-      and averages; ``steps`` and ``images`` of the training.
+      and EMAs; ``steps`` and ``images`` of the training.
     """
     experiment = experiment_lib.build_abstract(config)
     batch_size = min(config.train.batch_size, 16)
@@ -75,7 +75,7 @@ def _as_diffusion(experiment: Experiment) -> Experiment:
 
 
 def dry_run(config: ConfigDict) -> str:
-    """The resolved config, accounts, and where each parameter would lie."""
+    """The resolved config, its cost estimate, and where each parameter would lie."""
     experiment = experiment_lib.build_abstract(config)
     evaluators.check(experiment.config, files=False)
     mesh = sharding.make_mesh(

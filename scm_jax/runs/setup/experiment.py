@@ -51,7 +51,7 @@ class Experiment:
 
     @property
     def sampling_ema(self) -> str:
-        """Name of the average that samples."""
+        """Name of the EMA that samples."""
         return sampling_ema(self.config.ema)
 
     def place(self, mesh: Mesh) -> Experiment:

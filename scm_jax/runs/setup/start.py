@@ -42,7 +42,7 @@ def abstract_teacher(experiment: Experiment, mesh: Mesh) -> Any:
 def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
     """Parameters that ``init.run`` prescribes, or None for a random start.
 
-    The network starts at an average of that run (Alg. 1, for sCT as well). Inputs that
+    The network starts at an EMA of that run (Alg. 1, for sCT as well). Inputs that
     the student takes and that run's network does not, such as the guidance scale, keep
     their fresh layers.
     """
@@ -87,7 +87,7 @@ def _with_new_inputs(
 def load_average(
     directory: str | os.PathLike, name: str, abstract: Any, step: int | None = None
 ) -> Any:
-    """An average of a run, on the devices and in the shapes of ``abstract``."""
+    """An EMA of a run, on the devices and in the shapes of ``abstract``."""
     return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
 
 

@@ -25,7 +25,7 @@ class Teacher:
     Attributes:
       network: the teacher's network, None for a closed form.
       run: its run directory, None for a closed form.
-      ema: the average that is read from there.
+      ema: which of its EMAs is read.
       guidance: scale of classifier-free guidance; 1 for none, None for the one that
         each example is conditioned on.
       closed_form: ``F = closed_form(x, cond)``, in place of a network.
@@ -57,7 +57,7 @@ def build_teacher(
     """The velocity of ``config.teacher``, guided where the config says so.
 
     ``stand_in`` is the network to assume where the teacher's run does not exist yet,
-    for accounts before the training.
+    for a cost estimate before the training.
 
     Raises:
       ValueError: no teacher where one is needed, or the closed form of data without

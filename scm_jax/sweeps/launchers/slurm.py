@@ -1,4 +1,4 @@
-"""Sends runs to SLURM as job arrays, and asks it what became of them.
+"""Sends runs to SLURM as job arrays, and asks it for their status.
 
 Everything that is sent lies in ``ROOT/submissions``: ``ID.sh`` is the script,
 ``ID.txt`` lists the run directories, ``ID.log`` has what the script said before it knew

@@ -1,4 +1,4 @@
-"""What a sweep would do: runs, accounts, times and what is there already."""
+"""What a sweep would do: its runs, their cost and hours, and what is done already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the entries of a sweep file to runs: complete configs, ids and accounts.
+"""From the entries of a sweep file to runs: complete configs, ids and cost estimates.
 
 Everything is checked before anything is sent: keys and types of the overrides, names,
 shapes (the training step is traced, nothing is allocated), teachers, double entries.
@@ -87,7 +87,7 @@ class _Resolver:
         _check_reserved(entry)
         label = entry.get("label", "")
         if label in self._labels:
-            raise ValueError(f"the label {label!r} stands at two entries")
+            raise ValueError(f"the label {label!r} appears in two entries")
         base, config = base_config(self.file, entry.get("base", ""))
         config = config.copy_and_resolve_references()
         changed = {k: v for k, v in entry.items() if k not in RESERVED}
@@ -198,7 +198,7 @@ class _Resolver:
         return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
     def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
-        """Accounts of a training; equal programs are traced once."""
+        """The cost estimate of a training; equal programs are traced once."""
         built = experiment.build_abstract(config, teacher)
         key = _program_key(config, teacher)
         if key not in self._accounts:

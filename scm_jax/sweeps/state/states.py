@@ -1,4 +1,4 @@
-"""What became of a run, read from its directory.
+"""The status of a run, read from its directory.
 
 done        summary.json is there: it is written last
 running     a worker, or ``scm train``, has the run, and lives
