@@ -104,7 +104,7 @@ def _train(
             config, run_dir.path, experiment.dataset, restored_step
         )
     teacher = start.load_teacher(experiment, mesh)
-    accounts = work.training_accounts(experiment)
+    macs = work.macs_per_image(experiment)
     # From here on the directory is this config's: whatever is refused comes before.
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
@@ -138,8 +138,8 @@ def _train(
             "parameters": counts.parameter_count(result.state.params["net"]),
             "resumed_at_step": restored_step,
             "images": settings.num_steps * settings.batch_size,
-            **accounts,
-            "total_train_macs": accounts["train_macs_per_image"]
+            **macs,
+            "total_train_macs": macs["train_macs_per_image"]
             * settings.num_steps
             * settings.batch_size,
         }

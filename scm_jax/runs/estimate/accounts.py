@@ -184,7 +184,6 @@ def _state(
 def measure(experiment: Experiment) -> dict[str, Any]:
     """Exact counts of a step; nothing is compiled."""
     teacher = experiment.teacher.network if experiment.teacher else None
-    batch_size = min(experiment.config.train.batch_size, 16)
 
     def traffic(batch: int) -> int:
         loss, args = work.training_loss(experiment, batch)
@@ -201,8 +200,7 @@ def measure(experiment: Experiment) -> dict[str, Any]:
         "teacher_parameters": counts.parameter_count(
             parts.abstract_init(teacher) if teacher else {}
         ),
-        "forward_macs_per_image": work.forward_macs(experiment),
-        "train_macs_per_image": work.train_macs(experiment, batch_size),
+        **work.macs_per_image(experiment),
         "saved_bytes_per_image": roofline.linear(saved)[1],
         "contraction_bytes_per_image": traffic_per_image,
         "contraction_bytes_per_step": traffic_fixed,

@@ -25,7 +25,7 @@ from scm_jax.types import num_steps
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The cost estimate of a config as plain data; no weights are allocated.
 
-    Multiply-adds are counted on the jaxpr (``scaling.count_macs``), not estimated. A
+    Multiply-adds are counted on the jaxpr (``counts.count_macs``), not estimated. A
     teacher whose run directory does not exist yet is taken to have the student's
     network.
 
@@ -38,10 +38,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
       and EMAs; ``steps`` and ``images`` of the training.
     """
     experiment = experiment_lib.build_abstract(config)
-    batch_size = min(config.train.batch_size, 16)
-    forward = work.forward_macs(experiment)
-    train = work.train_macs(experiment, batch_size)
-    diffusion = work.train_macs(_as_diffusion(experiment), batch_size)
+    macs = work.macs_per_image(experiment)
+    train = macs["train_macs_per_image"]
+    diffusion = work.train_macs(_as_diffusion(experiment))
     parameters = counts.parameter_count(experiment.abstract_params()["net"])
     steps = num_steps(config.train.duration_images, config.train.batch_size)
     sampled = config.sampling
@@ -52,8 +51,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "network": config.network.name,
         "objective": config.objective.name,
         "parameters": parameters,
-        "forward_macs_per_image": forward,
-        "train_macs_per_image": train,
+        **macs,
         "train_macs_ratio_to_diffusion": train / diffusion,
         "total_train_macs": train * steps * config.train.batch_size,
         "nfe": nfe,

@@ -14,12 +14,11 @@ from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
 
 
-def training_accounts(experiment: Experiment) -> dict[str, int]:
-    """Multiply-adds per image of a forward pass and of a training step."""
-    batch_size = min(experiment.config.train.batch_size, 16)
+def macs_per_image(experiment: Experiment) -> dict[str, int]:
+    """Multiply-adds of a forward pass and of a training step, by their names."""
     return {
         "forward_macs_per_image": forward_macs(experiment),
-        "train_macs_per_image": train_macs(experiment, batch_size),
+        "train_macs_per_image": train_macs(experiment),
     }
 
 
@@ -30,8 +29,9 @@ def forward_macs(experiment: Experiment) -> int:
     return counts.count_macs(experiment.network.apply, params, x, cond)
 
 
-def train_macs(experiment: Experiment, batch_size: int) -> int:
-    """Multiply-adds of loss and gradient, per image of the batch."""
+def train_macs(experiment: Experiment, batch_size: int | None = None) -> int:
+    """Multiply-adds of loss and gradient, per image of the batch: by default 16."""
+    batch_size = batch_size or min(experiment.config.train.batch_size, 16)
     loss, args = training_loss(experiment, batch_size)
     return counts.count_macs(jax.value_and_grad(loss), *args) // batch_size
 

@@ -202,10 +202,9 @@ class _Resolver:
         built = experiment.build_abstract(config, teacher)
         key = _program_key(config, teacher)
         if key not in self._accounts:
-            batch_size = min(config.train.batch_size, 16)
             self._accounts[key] = _Account(
                 counts.parameter_count(built.abstract_params()["net"]),
-                work.train_macs(built, batch_size),
+                work.train_macs(built),
             )
         return self._accounts[key]
 
