@@ -30,7 +30,7 @@ def forward_macs(experiment: Experiment) -> int:
 
 
 def train_macs(experiment: Experiment, batch_size: int | None = None) -> int:
-    """Multiply-adds of loss and gradient, per image of the batch: by default 16."""
+    """Multiply-adds of loss and gradient, per image of a batch of at most 16."""
     batch_size = batch_size or min(experiment.config.train.batch_size, 16)
     loss, args = training_loss(experiment, batch_size)
     return counts.count_macs(jax.value_and_grad(loss), *args) // batch_size
