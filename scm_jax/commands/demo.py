@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from scm_jax.runs.directory import report
 from scm_jax.runs.directory.writers import image_grid
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = (
     "method",

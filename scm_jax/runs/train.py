@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from typing import Any
@@ -25,8 +24,6 @@ from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.processes import multihost
 from scm_jax.training.progress import NoProgress, Progress
-
-logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(

@@ -103,7 +103,7 @@ def simulate_devices(count: int) -> None:
         ) from error
 
 
-# --- Accounts -------------------------------------------------------------------------
+# --- The estimate ---------------------------------------------------------------------
 
 
 def account(
@@ -329,6 +329,3 @@ def model(
         "largest_images_per_device": largest,
         "microbatches_needed": roofline.microbatches(images, largest),
     }
-
-
-# --- Text -----------------------------------------------------------------------------

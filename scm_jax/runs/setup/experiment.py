@@ -196,9 +196,6 @@ def _check_sampling(config: ConfigDict, sigma_data: float) -> None:
                 raise ValueError(f"{key}: {error}") from error
 
 
-# --- Teachers and other runs ----------------------------------------------------------
-
-
 def without_teacher(config: ConfigDict) -> ConfigDict:
     """The config for sampling: the teacher's directory may be gone by then."""
     config = config.copy_and_resolve_references()
