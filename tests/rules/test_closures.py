@@ -41,6 +41,8 @@ def test_a_sweep_is_resolved_with_55_modules(tmp_path):
     )
     assert "scm_jax.sweeps.plan.resolve" in modules
     assert len(modules) <= 55, sorted(modules)
+    # Backbones and datasets that no config names stay on disk.
+    assert not {"scm_jax.networks.unet", "scm_jax.datasets.images"} & modules.keys()
     assert not of_evaluation(modules)
 
 
