@@ -35,9 +35,11 @@ def compile_step(size: str) -> dict[str, Any]:
 
     from benchmarks import common
     from benchmarks.full_size import experiment_config
-    from scm_jax.runs.estimate import describe
+    from scm_jax.runs.setup import experiment as experiment_lib
 
-    experiment = describe.build_abstract(experiment_config("sct", size, 1, "float32"))
+    experiment = experiment_lib.build_abstract(
+        experiment_config("sct", size, 1, "float32")
+    )
     state = jax.eval_shape(experiment.init_state)
     step = jax.jit(experiment.train_step(), donate_argnums=0)
     batch = experiment.example_batch(1)

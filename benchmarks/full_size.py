@@ -59,10 +59,10 @@ def step(args: argparse.Namespace) -> dict:
     """Two training steps at batch 1."""
     import jax
 
-    from scm_jax.runs.estimate import describe
+    from scm_jax.runs.setup import experiment as experiment_lib
 
     config = experiment_config(args.variant, args.size, 1, args.dtype)
-    experiment = describe.build_abstract(config)
+    experiment = experiment_lib.build_abstract(config)
     started = time.perf_counter()
     state = jax.block_until_ready(jax.jit(experiment.init_state)())
     init_seconds = time.perf_counter() - started
@@ -96,15 +96,16 @@ def step(args: argparse.Namespace) -> dict:
 def aot(args: argparse.Namespace) -> dict:
     """Lowers and compiles a sharded step; nothing is allocated."""
     from scm_jax.cost import collectives
-    from scm_jax.runs.estimate import accounts, describe
+    from scm_jax.runs.estimate import accounts, lowering
+    from scm_jax.runs.setup import experiment as experiment_lib
     from scm_jax.training import sharding
 
     accounts.simulate_devices(args.devices)
     config = experiment_config(args.variant, args.size, args.devices, args.dtype)
-    experiment = describe.build_abstract(accounts.as_on_accelerator(config))
+    experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
     mesh = sharding.make_mesh(sharding.MeshSpec(1, args.devices, 1))
     started, cpu = time.perf_counter(), time.process_time()
-    lowered = describe.lower_step(experiment, mesh)
+    lowered = lowering.lower_step(experiment, mesh)
     lower_seconds = time.perf_counter() - started
     compiled, _ = collectives.compile_partitioned(lowered)
     memory = compiled.memory_analysis()

@@ -24,8 +24,8 @@ import jax
 from scm_jax.cost import counts as scaling
 from scm_jax.cost import roofline
 from scm_jax.cost.hardware import Hardware, find
-from scm_jax.runs import train
-from scm_jax.runs.estimate import accounts, describe
+from scm_jax.runs.estimate import accounts, work
+from scm_jax.runs.setup import experiment as experiment_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UNETS, DITS = ("s", "m", "l", "xl", "xxl"), ("s", "b", "l", "xl", "1p6b")
@@ -56,8 +56,8 @@ def count(model: str) -> dict:
     found = {"macs": {}, "images": {}, "batch_size": module.BATCH}
     for variant in module.VARIANTS:
         config = module.get_config(f"{variant},family={family},size={size}")
-        experiment = describe.build_abstract(accounts.as_on_accelerator(config))
-        found["macs"][variant] = train.train_macs(experiment, 4)
+        experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
+        found["macs"][variant] = work.train_macs(experiment, 4)
         found["images"][variant] = config.train.duration_images
         if variant == "sct":
             found |= memory_counts(experiment)
@@ -69,7 +69,7 @@ def memory_counts(experiment) -> dict:
     """Bytes of state and of contractions; those of sCT."""
 
     def traffic(batch: int) -> int:
-        loss, args = train.training_loss(experiment, batch)
+        loss, args = work.training_loss(experiment, batch)
         return roofline.contraction_bytes(jax.value_and_grad(loss), *args)
 
     abstract = experiment.abstract_params()
@@ -88,10 +88,10 @@ def kept(config) -> dict[str, float]:
     found = {}
     for name, gathers in (("whole", False), ("gathered", True)):
         there = accounts.as_on_accelerator(config, gathers=gathers)
-        experiment = describe.build_abstract(there)
+        experiment = experiment_lib.build_abstract(there)
 
         def saved(batch: int, experiment=experiment) -> int:
-            loss, args = train.training_loss(experiment, batch)
+            loss, args = work.training_loss(experiment, batch)
             return roofline.saved_bytes(loss, *args)
 
         found[name] = roofline.linear(saved)[1]

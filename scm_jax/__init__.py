@@ -22,10 +22,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What a notebook calls, imported when it is used."""
-    if name in ("load_run", "train_and_evaluate"):
-        from scm_jax.runs import train
+    if name == "load_run":
+        from scm_jax.runs.sample import load_run
 
-        return getattr(train, name)
+        return load_run
+    if name == "train_and_evaluate":
+        from scm_jax.runs.train import train_and_evaluate
+
+        return train_and_evaluate
     if name in ("load_runs", "load_metrics", "load_results"):
         from scm_jax.analysis.tables import frames
 

@@ -80,19 +80,19 @@ def base_config(
     c.teacher = ConfigDict()
     c.teacher.source = "none"  # none | run (a run directory) | exact (closed form)
     c.teacher.run = ""  # run directory, for source = run
-    c.teacher.ema = ""  # which of its averages; "" is the one it samples with
+    c.teacher.ema = ""  # which of its EMAs; "" is the one it samples with
     c.teacher.guidance = 1.0  # classifier-free guidance scale of its velocity
 
     c.init = ConfigDict()
-    c.init.run = ""  # run directory whose average starts the network; "" is random
-    c.init.ema = ""  # which of its averages
+    c.init.run = ""  # run directory whose EMA starts the network; "" is random
+    c.init.ema = ""  # which of its EMAs
 
     c.optimizer = ConfigDict(dataclasses.asdict(OptimizerConfig()))
 
     c.ema = ConfigDict()
-    c.ema.rel_std = (0.05, 0.10)  # power-function averages, relative to training length
-    c.ema.half_life_images = ()  # averages of constant half-life, in images
-    c.ema.sampling = ""  # the average that samples; "" is the first
+    c.ema.rel_std = (0.05, 0.10)  # power-function EMAs, relative to training length
+    c.ema.half_life_images = ()  # EMAs of constant half-life, in images
+    c.ema.sampling = ""  # the EMA that samples; "" is the first
     c.ema.snapshot_images = 0  # images between snapshots for post-hoc widths; 0: never
 
     c.train = ConfigDict()
@@ -278,7 +278,7 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
-def from_dict(saved: dict[str, Any]) -> ConfigDict:
+def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
     """The config of a run directory, completed with defaults for keys that are new.
 
     Raises:
@@ -287,7 +287,7 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
     names = (saved[section]["name"] for section in ("network", "objective", "dataset"))
     config = base_config(*names)
 
-    def fill(target: ConfigDict, values: dict[str, Any], path: str) -> None:
+    def fill(target: ConfigDict, values: Mapping[str, Any], path: str) -> None:
         for key, value in values.items():
             lookup(dict.fromkeys(target.keys()), key, f"config key {path}".strip())
             if isinstance(value, dict):

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import numpy as np
+
+
+class Registry(collections.UserDict[str, Any]):
+    """What a config can name: the things themselves, or where they are defined.
+
+    A place ``module.attribute`` is imported when its entry is first looked up, so that
+    one backbone or dataset does not load the others.
+
+    >>> Registry(root="math.sqrt", twice=lambda x: 2 * x)["root"](9.0)
+    3.0
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        if isinstance(found, str):
+            module, _, attribute = found.rpartition(".")
+            found = self[name] = getattr(importlib.import_module(module), attribute)
+        return found
+
 
 # A label below zero is the null class: the network's own unconditional embedding.
 NULL_LABEL = -1
@@ -196,11 +217,24 @@ def yes_or_no(text: str) -> bool:
     return words[text.lower()]
 
 
-def lookup(registry: dict[str, Any], name: str, path: str) -> Any:
+# EX_TEMPFAIL: everything is saved; the same command goes on.
+EXIT_PREEMPTED = 75
+
+
+def num_steps(duration_images: int, batch_size: int) -> int:
+    """Optimizer steps of a training: the last batch may go beyond its length.
+
+    >>> num_steps(1000, 128)
+    8
+    """
+    return -(-duration_images // batch_size)
+
+
+def lookup(registry: Mapping[str, Any], name: str, path: str) -> Any:
     """``registry[name]``; an unknown name is an error that lists the valid ones.
 
     Args:
-      registry: a literal dict of valid names.
+      registry: valid names and what they stand for.
       name: what was asked for.
       path: the config path it came from, for the message.
 

@@ -94,7 +94,7 @@ def test_importing_the_package_turns_nothing_on(tmp_path):
 )
 def test_commands_that_compile_turn_it_on(arguments, tmp_path):
     code = f"""
-from scm_jax import compile_cache, main
+from scm_jax.commands import compile_cache, main
 def enable():
     print("on")
     raise SystemExit(0)

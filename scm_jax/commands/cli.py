@@ -39,16 +39,18 @@ class _WholeNumbers(flags.IntegerParser):
     """Whole numbers as people type them, such as 1e6."""
 
     def convert(self, argument: int | str) -> int:
-        text = isinstance(argument, str)
-        return whole_number(argument) if text else super().convert(argument)
+        if isinstance(argument, str):
+            return whole_number(argument)
+        return super().convert(argument)
 
 
 class _RealNumbers(flags.FloatParser):
     """Finite numbers, with an error that says what to write."""
 
     def convert(self, argument: float | str) -> float:
-        text = isinstance(argument, str)
-        return real_number(argument) if text else super().convert(argument)
+        if isinstance(argument, str):
+            return real_number(argument)
+        return super().convert(argument)
 
 
 class _Paths(flags.ArgumentParser):

@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from scm_jax.files import user_paths
 
@@ -51,10 +52,11 @@ def enable() -> Path | None:
     """
     import jax
 
-    if not jax.config.jax_enable_compilation_cache:
+    options: Any = jax.config
+    if not options.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if options.jax_compilation_cache_dir:
+        return Path(options.jax_compilation_cache_dir)
     try:
         folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)

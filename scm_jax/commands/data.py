@@ -142,10 +142,18 @@ def _encode() -> int:
     )
     flags.DEFINE_bool("flips", False, "Store the latents of mirrored images, too.")
     flags.DEFINE_string("split", "train", "Which split.")
-    flags.DEFINE_string("version", "1.0.0", "Of the dataset of latents.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of stored latents.")
+    flags.DEFINE_string("version", "1.0.0", "Version of the dataset of latents.")
     flags.DEFINE_enum(
-        "compute_dtype", "float32", ["float32", "bfloat16"], "Of the autoencoder."
+        "dtype",
+        "float32",
+        ["float32", "float16"],
+        "Number format of the stored latents.",
+    )
+    flags.DEFINE_enum(
+        "compute_dtype",
+        "float32",
+        ["float32", "bfloat16"],
+        "Number format in which the autoencoder computes.",
     )
     cli.integer(
         "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
@@ -157,7 +165,7 @@ def _encode() -> int:
     from scm_jax.datasets import storage
     from scm_jax.datasets.preparation import encode
     from scm_jax.datasets.preparation.readers import sources
-    from scm_jax.runs import encoding
+    from scm_jax.runs import latents
 
     f = flags.FLAGS
     if f.workers != 1:
@@ -167,7 +175,7 @@ def _encode() -> int:
         )
     images = sources.open_items(_folder(), kind="tfds", split=f.split)
     compile_cache.enable()
-    encoder = encoding.make_encoder(
+    encoder = latents.make_encoder(
         f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
     )
     root = storage.data_root(f.root)

@@ -55,7 +55,9 @@ def chosen_recipe(file: Path | None) -> Recipe:
     from scm_jax.datasets.preparation import recipes
 
     f = flags.FLAGS
-    given = {name: f[name].value for name in _OWN if f[name].value is not None}
+    given: dict[str, Any] = {
+        name: f[name].value for name in _OWN if f[name].value is not None
+    }
     if file is None:
         cli.required("source")
         if f.variant:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -15,13 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax import datasets
-from scm_jax.evaluation import comparable
-from scm_jax.runs import sample
-from scm_jax.runs import train as training_run
-from scm_jax.runs.directory import layout, report, salvage
+from scm_jax.commands.report import GRID_SAMPLES
+from scm_jax.runs import sample, train
+from scm_jax.runs.directory import report
+from scm_jax.runs.directory.writers import image_grid
+from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = (
     "method",
@@ -36,12 +33,14 @@ COLUMNS = (
 )
 VARIANTS = ("teacher", "scd", "sct")
 SPEED_BATCH = 512
-GRID_SAMPLES = 80
 
 
 def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
     """The configs of ``experiments/digits.py``, with the students' teacher here."""
-    module = _experiment_file("digits")
+    path = Path(__file__).parents[2] / "experiments" / "digits.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
+    module = load_module(str(path))
     configs = {}
     for variant in VARIANTS:
         config = module.get_config(variant + (",quick" if quick else ""))
@@ -53,17 +52,6 @@ def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
             config.eval.evaluators = ("digits",)
         configs[variant] = config
     return configs
-
-
-def _experiment_file(name: str) -> Any:
-    """An experiment file beside the package, as a module."""
-    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
-    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(workdir: Path, *, quick: bool = False) -> str:
@@ -81,7 +69,7 @@ def run(workdir: Path, *, quick: bool = False) -> str:
     configs = demo_configs(workdir, quick)
     for n, (variant, config) in enumerate(configs.items(), 1):
         _say(f"\n[{n}/4] {_TITLES[variant]}")
-        status = training_run.train_and_evaluate(config, workdir / variant)
+        status = train.train_and_evaluate(config, workdir / variant)
         if status != loop.DONE:
             return status
     _say("\n[4/4] sampling speed, table, report")
@@ -154,24 +142,22 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
     grids = {}
     for variant in VARIANTS:
         loaded = sample.load_generate(workdir / variant)
-        to_pixels = loaded.experiment.dataset.info.to_pixels
         for row in [r for r in rows if r["method"] == variant]:
-            x = loaded.generate(GRID_SAMPLES, row["steps"], 0)
-            label = f"{variant}, NFE {row['nfe']}"
-            grids[label] = layout.image_grid(to_pixels(x), columns=10)
-    real, labels = loaded.experiment.dataset.arrays()
+            _, pixels = loaded.generate(GRID_SAMPLES, row["steps"], 0, pixels=True)
+            grids[f"{variant}, NFE {row['nfe']}"] = image_grid(pixels, columns=10)
+    dataset = loaded.experiment.dataset
+    assert dataset.info.to_pixels is not None
+    real, labels = dataset.arrays()
     by_class = np.concatenate(
         [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
     )
     order = by_class.reshape(10, -1).T.ravel()
-    grids = {
-        "real digits": layout.image_grid(to_pixels(real[order]), columns=10),
-        **grids,
-    }
+    pixels = dataset.info.to_pixels(real[order])
+    grids = {"real digits": image_grid(pixels, columns=10), **grids}
     report.write_report(
         workdir / "report.html",
         title="Two-step digits: teacher, sCD and sCT",
-        runs=[training_run.load_run(workdir / v) for v in VARIANTS],
+        runs=[sample.load_run(workdir / v) for v in VARIANTS],
         results=[("", rows)],
         grids=grids,
         commands=_commands(workdir),
@@ -185,18 +171,18 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _commands(workdir: Path) -> list[tuple[str, str]]:
-    train = "python -m scm_jax train --config=experiments/digits.py"
+    command = "python -m scm_jax train --config=experiments/digits.py"
     teacher = workdir / "teacher"
     return [
-        ("Train the teacher", f"{train}:teacher --workdir={teacher}"),
+        ("Train the teacher", f"{command}:teacher --workdir={teacher}"),
         (
             "Distill it (sCD)",
-            f"{train}:scd --config.teacher.run={teacher} "
+            f"{command}:scd --config.teacher.run={teacher} "
             f"--config.init.run={teacher} --workdir={workdir / 'scd'}",
         ),
         (
             "Train without its velocity (sCT)",
-            f"{train}:sct --config.init.run={teacher} --workdir={workdir / 'sct'}",
+            f"{command}:sct --config.init.run={teacher} --workdir={workdir / 'sct'}",
         ),
         (
             "Look at samples",
@@ -210,33 +196,3 @@ def _commands(workdir: Path) -> list[tuple[str, str]]:
         ),
         ("Everything", f"python -m scm_jax demo --workdir={workdir}"),
     ]
-
-
-def report_runs(directories: Sequence[str], out: str) -> None:
-    """An HTML page on any runs: curves, sample grids, results."""
-    loaded = [salvage.salvage(training_run.load_run(d)) for d in directories]
-    grids, rows = {}, []
-    for found in loaded:
-        run_ = found.run
-        rows += [{"run": run_.name, **row} for row in found.results]
-        if found.config:
-            try:
-                steps = int(found.config["sampling.steps"])
-                samples = run_.sample(GRID_SAMPLES, steps=steps)
-                if samples.pixels is not None:
-                    grids[run_.name] = samples.grid(10)
-            except (OSError, ValueError, RuntimeError, LookupError) as error:
-                found.problems.append(f"samples of {run_.path}: {error}")
-        for problem in found.problems:
-            logger.warning("left out, as it cannot be read: %s", problem)
-    report.write_report(
-        Path(out),
-        title="Runs: " + ", ".join(found.run.name for found in loaded),
-        runs=loaded,
-        results=comparable.tables(rows),
-        grids=grids,
-        commands=[
-            ("This page", f"python -m scm_jax report --runs={','.join(directories)}")
-        ],
-        intro="",
-    )

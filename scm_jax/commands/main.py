@@ -13,7 +13,7 @@ from absl import flags
 
 from scm_jax.commands import cli, compile_cache, data, process_flags, sweep
 from scm_jax.files import user_paths
-from scm_jax.types import MAX_SEED, real_number, whole_number
+from scm_jax.types import EXIT_PREEMPTED, MAX_SEED, real_number, whole_number
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Imported for what they register.
 __all__ = ["data", "main", "sweep"]
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again
 
 # --- Flags, by command ----------------------------------------------------------------
 
@@ -36,7 +35,7 @@ def _flag_workdir(default: str | None = None) -> None:
 
 def _flag_run() -> None:
     cli.path("run", None, "Run directory of a trained model.")
-    flags.DEFINE_string("ema", "", "Which average; default is the run's own choice.")
+    flags.DEFINE_string("ema", "", "Name of the EMA; default is the run's own choice.")
     cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
 
 
@@ -51,7 +50,7 @@ def _train() -> int:
     _flag_config()
     _flag_workdir()
     flags.DEFINE_bool(
-        "dry_run", False, "Print config, accounts and sharding, and stop."
+        "dry_run", False, "Print config, cost estimate and sharding, and stop."
     )
     process_flags.define()
     cli.parse()
@@ -80,16 +79,16 @@ def _sample() -> int:
     cli.integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
-    cli.path("vae", None, "Of latents: weights that decode them, or none to show them.")
+    cli.path("vae", None, "Weights that decode latents, or none to show the latents.")
     cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     cli.parse()
     cli.required("run")
     from scm_jax.runs import sample
-    from scm_jax.runs.directory import layout
+    from scm_jax.runs.directory import reading
 
     compile_cache.enable()
     f = flags.FLAGS
-    layout.samples_file(f.out)  # before the work, not after it
+    reading.samples_file(f.out)  # before the work, not after it
     loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
     x, pixels = loaded.generate(
@@ -102,7 +101,7 @@ def _sample() -> int:
         pixels=True,
     )
     seconds = time.perf_counter() - started
-    layout.Samples(x, pixels).save(f.out)
+    reading.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
@@ -111,7 +110,7 @@ def _sample() -> int:
 def _evaluate() -> int:
     cli.path("run", None, "Run directory of a trained model.")
     flags.DEFINE_list(
-        "ema", [""], "Averages or relative widths; default is the run's own choice."
+        "ema", [""], "EMAs, by name or relative width; default is the run's own choice."
     )
     cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
     flags.DEFINE_list("steps", None, "Sampler steps; default: the run's.")
@@ -162,9 +161,9 @@ def _evaluate() -> int:
         measured.append(row)
     if f.plot:
         from scm_jax.analysis.plots import quality
-        from scm_jax.runs.directory import layout
+        from scm_jax.runs.directory.layout import RunDir
 
-        dataset = layout.RunDir(f.run).read_config()["dataset"]["name"]
+        dataset = RunDir(f.run).read_config()["dataset"]["name"]
         quality.plot_rows(measured, f.plot, dataset=dataset)
         print(f"plot: {f.plot}", file=sys.stderr)
     return 0
@@ -225,7 +224,7 @@ def _accounts(
     import dataclasses
 
     from scm_jax.cost import roofline
-    from scm_jax.runs.estimate import accounts
+    from scm_jax.runs.estimate import accounts, accounts_table
 
     spec = None if mesh is None else accounts.parse_mesh(mesh)
     # Before anything starts a backend: this process simulates its devices.
@@ -238,7 +237,7 @@ def _accounts(
     )
     if as_json:
         return json.dumps(dataclasses.asdict(found), indent=1)
-    return accounts.format_accounts(found)
+    return accounts_table.format_accounts(found)
 
 
 @cli.command("report", "Writes an HTML page on one or more runs.")
@@ -247,10 +246,10 @@ def _report() -> int:
     cli.path("out", "report.html", "The page.")
     cli.parse()
     cli.required("runs")
-    from scm_jax.commands import demo
+    from scm_jax.commands import report
 
     user_paths.writable(flags.FLAGS.out)
-    demo.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
+    report.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
     print(f"report: {flags.FLAGS.out}")
     return 0
 
@@ -290,7 +289,7 @@ def _import() -> int:
         f.config,
         f.weights,
         f.workdir,
-        key=f["key"].value,
+        key=f["key"].value or "",
         parameterization=f.parameterization,
     )
     print(json.dumps(found, indent=1))

@@ -45,7 +45,7 @@ def _flags_of_launching() -> None:
     cli.integer(
         "devices_per_run",
         None,
-        "Of local: accelerators for each run; 0 lets runs share them all.",
+        "Accelerators per run of the local launcher; 0: all runs share all of them.",
         lower_bound=0,
     )
     flags.DEFINE_bool("force", False, "Also runs that failed for good.")
@@ -150,7 +150,7 @@ def _work() -> int:
     )
 
 
-@cli.command("sweep status", "What became of every run of a sweep.")
+@cli.command("sweep status", "Shows the status of every run of a sweep.")
 def _status() -> int:
     _flag_root()
     flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")

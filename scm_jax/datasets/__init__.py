@@ -9,50 +9,36 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from scm_jax.datasets.digits import make_digits
-from scm_jax.datasets.images import make_cifar10, make_imagenet64, make_noise_images
-from scm_jax.datasets.latents import make_imagenet512_latents
 from scm_jax.datasets.pipeline import (
     BatchIterator,
     Dataset,
     FiniteDataset,
     LazyDataset,
 )
-from scm_jax.datasets.prepared_images import make_images
-from scm_jax.datasets.shapes import make_shapes
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
-from scm_jax.datasets.synthetic import (
-    Gaussian,
-    GaussianMixture,
-    SyntheticDataset,
-    make_gaussian,
-    make_mixture,
-)
+from scm_jax.types import Registry
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
-    "cifar10": make_cifar10,
-    "digits": make_digits,
-    "gaussian": make_gaussian,
-    "images": make_images,
-    "imagenet512_latents": make_imagenet512_latents,
-    "imagenet64": make_imagenet64,
-    "mixture": make_mixture,
-    "noise_images": make_noise_images,
-    "shapes": make_shapes,
-}
+DATASETS = Registry(
+    cifar10="scm_jax.datasets.images.make_cifar10",
+    digits="scm_jax.datasets.digits.make_digits",
+    gaussian="scm_jax.datasets.synthetic.make_gaussian",
+    images="scm_jax.datasets.prepared_images.make_images",
+    imagenet512_latents="scm_jax.datasets.latents.make_imagenet512_latents",
+    imagenet64="scm_jax.datasets.images.make_imagenet64",
+    mixture="scm_jax.datasets.synthetic.make_mixture",
+    noise_images="scm_jax.datasets.images.make_noise_images",
+    shapes="scm_jax.datasets.shapes.make_shapes",
+)
 
 __all__ = [
     "DATASETS",
     "BatchIterator",
     "Dataset",
     "FiniteDataset",
-    "Gaussian",
-    "GaussianMixture",
     "LazyDataset",
-    "SyntheticDataset",
     "default_root",
     "make_dataset",
     "prepare",

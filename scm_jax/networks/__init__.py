@@ -11,26 +11,21 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import ddpmpp, dit, unet
-from scm_jax.networks.ddpmpp import DDPMpp
-from scm_jax.networks.dit import DiT
-from scm_jax.networks.mlp import MLP
-from scm_jax.networks.unet import UNet
-from scm_jax.types import Cond, NetFn, Placement, lookup
+from scm_jax.types import Cond, NetFn, Placement, Registry, lookup
 
-NETWORKS = {
-    "ddpmpp": DDPMpp,
-    "dit": DiT,
-    "mlp": MLP,
-    "unet": UNet,
-}
+NETWORKS = Registry(
+    ddpmpp="scm_jax.networks.ddpmpp.DDPMpp",
+    dit="scm_jax.networks.dit.DiT",
+    mlp="scm_jax.networks.mlp.MLP",
+    unet="scm_jax.networks.unet.UNet",
+)
 
 # Settings of the published sizes: PRESETS[network][size].
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ddpmpp": ddpmpp.PRESETS,
-    "dit": dit.PRESETS,
-    "unet": unet.PRESETS,
-}
+PRESETS = Registry(
+    ddpmpp="scm_jax.networks.ddpmpp.PRESETS",
+    dit="scm_jax.networks.dit.PRESETS",
+    unet="scm_jax.networks.unet.PRESETS",
+)
 
 
 @flax.struct.dataclass

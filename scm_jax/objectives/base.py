@@ -35,6 +35,16 @@ class LossOutput(NamedTuple):
 class Objective(Protocol):
     """A frozen dataclass of hyperparameters with two pure functions."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of ``Cond`` that a network must consume."""
+        ...
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether calls need ``teacher_fn``."""
+        ...
+
     def init(self, key: jax.Array) -> Any:
         """Parameters of the objective itself (the weight network), maybe empty."""
         ...

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from scm_jax.files.atomic import file_sha256
 from scm_jax.runs import subject as subjects
 from scm_jax.runs import training_data
 from scm_jax.runs.directory import layout
+from scm_jax.runs.directory.run_configs import sampling_ema
 from scm_jax.runs.sample import Generator, load_generate
-from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup import parts
+from scm_jax.runs.setup.evaluators import configured_evaluators
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import seal
-from scm_jax.types import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,15 @@ def sampling_points(
                 f"times {'/'.join(map(str, chosen))} go with {len(chosen) + 1} steps, "
                 f"which are not among --steps={','.join(map(str, steps))}"
             )
-    points = []
+    points: list[SamplingPoint] = []
     for n in steps:
         if n < 1:
             raise ValueError(f"steps {n}: must be at least 1")
-        fitting = [t for t in times if len(t) == n - 1 and n > 1] or [None]
-        for chosen, scale in itertools.product(fitting, guidance or [None]):
-            points.append(SamplingPoint(n, chosen, scale))
+        fitting: list[Any] = [t for t in times if len(t) == n - 1 and n > 1] or [None]
+        scales: Sequence[Any] = guidance or [None]
+        points += itertools.starmap(
+            functools.partial(SamplingPoint, n), itertools.product(fitting, scales)
+        )
     return points
 
 
@@ -113,54 +116,6 @@ def evaluate(
     return [rows.measure(point, evaluators) for point in points]
 
 
-def configured_evaluators(
-    config: ConfigDict, names: Sequence[str] | None = None, **settings: Any
-) -> dict[str, Evaluator]:
-    """Evaluators with the settings of a config.
-
-    Args:
-      config: gives ``eval.*``; the proposal is the objective's.
-      names: keys of ``EVALUATORS``; default is ``eval.evaluators``.
-      **settings: take precedence; None and what an evaluator does not have is left out.
-    """
-    asked = {
-        "num_seeds": config.eval.num_seeds,
-        "reference": config.eval.reference,
-        "P_mean": config.objective.P_mean,
-        "P_std": config.objective.P_std,
-        **{name: value for name, value in settings.items() if value is not None},
-    }
-    built = {}
-    for name in config.eval.evaluators if names is None else names:
-        lookup(evaluation.EVALUATORS, name, "eval.evaluators")
-        known = {f.name for f in dataclasses.fields(evaluation.EVALUATORS[name])}
-        chosen = {key: value for key, value in asked.items() if key in known}
-        if config.eval.num_samples and "num_samples" in known:
-            chosen.setdefault("num_samples", config.eval.num_samples)
-        built[name] = evaluation.build(name, **chosen)
-    return built
-
-
-def check(config: ConfigDict, *, files: bool = True) -> None:
-    """Raises what the end of a run would raise, before its training begins.
-
-    Args:
-      config: of the run.
-      files: also look for files of weights and references, which may be on another
-        machine while a sweep is planned.
-
-    Raises:
-      ValueError: an unknown evaluator, a setting that it cannot take, or a split of the
-        data that is not there.
-      FileNotFoundError: an evaluator's weights or reference are not there.
-    """
-    for evaluator in configured_evaluators(config).values():
-        if files and hasattr(evaluator, "check"):
-            evaluator.check()
-    if config.eval.split:
-        experiment_lib.build_dataset(config, config.eval.split)
-
-
 @dataclasses.dataclass
 class Rows:
     """Measures points of one set of parameters; what no sampler changes, only once."""
@@ -171,7 +126,7 @@ class Rows:
     fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def measure(
-        self, point: SamplingPoint, evaluators: dict[str, Evaluator]
+        self, point: SamplingPoint, evaluators: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The row of a point: how it was sampled, then the numbers.
 
@@ -197,7 +152,7 @@ class Rows:
 
     def _sampled(self, point: SamplingPoint, facts: dict[str, Any]) -> Subject:
         """The subject, drawing samples as the point says."""
-        generate = self.subject.generate
+        generate: Any = self.subject.generate
         if generate is None:
             return self.subject
         options = {"times": point.times, "guidance": point.guidance}
@@ -208,7 +163,7 @@ class Rows:
             asked = {"pixels": True, "part": part, **options}
             for _, batch in generate.batches(num, steps, seed, **asked):
                 if batch is None:
-                    raise ValueError("the samples are no pictures")
+                    raise ValueError("the samples are not images")
                 yield batch
 
         return dataclasses.replace(
@@ -271,8 +226,8 @@ def evaluate_run(
 
     Args:
       directory: the run.
-      averages: names or relative widths; one that was not kept is reconstructed from
-        the run's snapshots. Empty is the run's own choice.
+      averages: EMAs, by name or relative width; one that was not kept is reconstructed
+        from the run's snapshots. Empty is the run's own choice.
       step: which checkpoint; default is the newest.
       steps: sampler steps; default is ``eval.steps``. Without ``times`` and
         ``guidance`` as well it is all of ``configured_points``.
@@ -300,7 +255,7 @@ def evaluate_run(
     if step is None:
         step = seal.newest_whole(run_dir.checkpoints_dir, "ema/")[0]
     changed = training_data.changed_since(
-        directory, functools.partial(experiment_lib.build_dataset, config)
+        directory, functools.partial(parts.build_dataset, config)
     )
     done = {
         row["key"]: row
@@ -308,8 +263,8 @@ def evaluate_run(
         if "key" in row and not rerun
     }
     for average in averages:
-        average = experiment_lib.average_name(average)
-        name = average or experiment_lib.sampling_average(config)
+        average = parts.average_name(average)
+        name = average or sampling_ema(config.ema)
         rows = None
         for point in points:
             key = _row_key(config, step, name, point, built, changed)
@@ -339,7 +294,7 @@ def _row_key(
     step: int,
     average: str,
     point: SamplingPoint,
-    evaluators: dict[str, Evaluator],
+    evaluators: Mapping[str, Any],
     changed: Identity | None,
 ) -> str:
     """What a row is the answer to, as ten hexadecimal digits.

@@ -30,15 +30,15 @@ def open_dataset(
     return make_dataset("images", split, root=root, prepared=name)
 
 
-def pixel_batches(dataset: Dataset, first: int, end: int) -> Iterator[np.ndarray]:
-    """Items in stored order as uint8 ``(n, h, w, c)``, no chance in it."""
-    info = _pictures(dataset)
+def pixel_batches(dataset: Any, first: int, end: int) -> Iterator[np.ndarray]:
+    """Items in stored order as uint8 ``(n, h, w, c)``, without augmentation."""
+    info = _image_info(dataset)
     for start in range(first, end, BATCH):
         rows = np.arange(start, min(start + BATCH, end))
         yield info.to_pixels(dataset.items(rows)[0])
 
 
-def _pictures(dataset: Dataset) -> Any:
+def _image_info(dataset: Dataset) -> Any:
     """What ``dataset`` says of itself once its data are there."""
     info = getattr(dataset, "opened", dataset).info
     if info.whitening is not None:
@@ -47,13 +47,13 @@ def _pictures(dataset: Dataset) -> Any:
             "the images themselves; name their file in eval.reference or --reference"
         )
     if info.to_pixels is None or not info.num_items:
-        raise ValueError(f"dataset {info.name!r} holds no pictures to take features of")
+        raise ValueError(f"dataset {info.name!r} holds no images to take features of")
     return info
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Any) -> str:
     """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
-    info = _pictures(dataset)
+    info = _image_info(dataset)
     rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))
     pixels = info.to_pixels(dataset.items(rows.astype(np.int64))[0])
     digest = hashlib.sha256(f"{info.num_items} {pixels.shape}".encode())
@@ -68,7 +68,7 @@ def default_path(
 ) -> Path:
     """Where the statistics of a data set in the features of a network are kept."""
     folder = storage.data_root(root or None)
-    name = f"{_pictures(dataset).name}-{fingerprint(dataset)}"
+    name = f"{_image_info(dataset).name}-{fingerprint(dataset)}"
     return folder / "stats" / f"{name}-{net.name}-{net.weights_sha256[:10]}.npz"
 
 
@@ -96,7 +96,7 @@ def measure(
     """
     if path.is_file():
         return True
-    info = _pictures(dataset)
+    info = _image_info(dataset)
     say = Progress(f"{info.name} in {net.name}", info.num_items)
 
     def images(first: int, end: int) -> Iterator[np.ndarray]:

@@ -20,15 +20,17 @@ from scm_jax import config as config_lib
 from scm_jax import sampling
 from scm_jax.datasets import pixels as quantize
 from scm_jax.runs import latents
+from scm_jax.runs.directory import reading
 from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.reading import Run
 from scm_jax.runs.setup.experiment import (
     Experiment,
-    average_name,
     build,
-    ema_profiles,
-    load_average,
     with_moved_runs,
+    without_teacher,
 )
+from scm_jax.runs.setup.parts import average_name, ema_profiles
+from scm_jax.runs.setup.start import load_average
 from scm_jax.training import checkpoint, ema, seal
 from scm_jax.types import Cond, check_seed
 
@@ -131,11 +133,12 @@ class Generator:
             # The last batch is filled up with samples that are cut off again, so that
             # every batch has one shape.
             numbers = np.arange(start, start + size)
-            cond = Cond(t=jnp.zeros((size,)))
+            label, strength = None, None
             if labels is not None:
-                cond = cond.replace(label=jnp.asarray(labels[numbers % num], jnp.int32))
+                label = jnp.asarray(labels[numbers % num], jnp.int32)
             if takes_guidance or guided:
-                cond = cond.replace(guidance=jnp.full((size,), scale, jnp.float32))
+                strength = jnp.full((size,), scale, jnp.float32)
+            cond = Cond(t=jnp.zeros((size,)), label=label, guidance=strength)
             split = self._placed(PartitionSpec("samples"))
             drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
             found = jax.tree.map(
@@ -194,6 +197,7 @@ class Generator:
             return sampling.with_guidance(fn) if guided else fn
 
         def decode(params: Any, x0: jax.Array) -> jax.Array:
+            assert self._decoder is not None
             return self._decoder.pixels(params[1], x0)
 
         grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
@@ -230,7 +234,7 @@ class Loaded:
 
     Attributes:
       experiment: the objects of its config, without a teacher.
-      average: name of the average whose parameters were read.
+      average: name of the EMA whose parameters were read.
       step: the checkpoint's step.
       params: those parameters.
       generate: draws from them.
@@ -249,7 +253,7 @@ def load_generate(
     step: int | None = None,
     decoder: str | None = None,
 ) -> Loaded:
-    """Reads what is needed to sample from a run: its config and one average.
+    """Reads what is needed to sample from a run: its config and one EMA.
 
     ``decoder`` takes the place of ``config.sampling.decoder``.
     """
@@ -273,7 +277,7 @@ def load_generate(
 def _reconstruct_average(
     run_dir: RunDir, config: ConfigDict, width: str, step: int
 ) -> Any:
-    """An average that was not kept, from the run's snapshots and its checkpoint.
+    """An EMA that was not kept, from the run's snapshots and its checkpoint.
 
     Args:
       run_dir: the run.
@@ -308,7 +312,7 @@ def _reconstruct_average(
     if len(stored) < 3:
         raise ValueError(
             f"ema {width} of {run_dir.path} was not kept and cannot be reconstructed "
-            f"from {len(stored)} stored averages: train with ema.snapshot_images above "
+            f"from {len(stored)} stored EMAs: train with ema.snapshot_images above "
             f"0, or take one of {sorted(ema_profiles(config))}"
         )
     coefficients = ema.posthoc_coefficients(
@@ -321,12 +325,20 @@ def _reconstruct_average(
     return ema.weighted_sum(coefficients, trees)
 
 
-def without_teacher(config: ConfigDict) -> ConfigDict:
-    """The config for sampling: the teacher's directory may be gone by then."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.teacher.source = "none"
-        if "dx_dt" in config.objective:
-            config.objective.dx_dt = "data"
-            config.objective.guidance_range = None
-    return config
+def make_sampler(run: Run) -> reading.SampleFn:
+    """``run.sample`` of a ``Run``: the newest checkpoint, compiled once."""
+    loaded: dict[str | None, Loaded] = {}
+
+    def sample(
+        num: int, *, steps: int, seed: int, label: int | None, ema: str | None
+    ) -> Any:
+        if ema not in loaded:
+            loaded[ema] = load_generate(run.path, ema or "")
+        return loaded[ema].generate(num, steps, seed, label, pixels=True)
+
+    return sample
+
+
+def load_run(directory: str | os.PathLike) -> Run:
+    """A run for notebooks: config, metrics, results and ``run.sample(...)``."""
+    return reading.load_run(directory, make_sampler)

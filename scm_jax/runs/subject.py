@@ -22,8 +22,9 @@ from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
 from scm_jax.runs import reference_stats
 from scm_jax.runs.sample import Generator
-from scm_jax.runs.setup import experiment as experiment_lib
-from scm_jax.runs.setup.experiment import Experiment, Teacher
+from scm_jax.runs.setup import parts, start, teachers
+from scm_jax.runs.setup.experiment import Experiment
+from scm_jax.runs.setup.teachers import Teacher
 from scm_jax.types import Cond
 
 
@@ -86,7 +87,7 @@ def held_out_batch(
     config = experiment.config
     dataset = experiment.dataset
     if config.eval.split:
-        dataset = experiment_lib.build_dataset(config, config.eval.split)
+        dataset = parts.build_dataset(config, config.eval.split)
     batch = jax.jit(dataset.to_batch)(next(dataset.iterator(num, seed)))
     return batch.x, batch.label
 
@@ -105,10 +106,12 @@ def _validation_error(
 
     @functools.cache
     def teacher() -> Any:
-        return load_teacher(experiment) if objective.needs_teacher else None
+        return reference_teacher(experiment) if objective.needs_teacher else None
 
     @jax.jit
-    def errors(params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any):
+    def errors(
+        params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any
+    ) -> Any:
         net = functools.partial(experiment.network.apply, params, dtype="float32")
         cond = _condition(experiment, label, time.t)
         teacher_fn = None
@@ -130,8 +133,8 @@ def _validation_error(
 # --- The teacher of a run that is measured --------------------------------------------
 
 
-def load_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
-    """The teacher that a run names, with its parameters on this machine.
+def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
+    """The teacher that a run is measured against, with its parameters on this machine.
 
     That is ``teacher.run``; without one the run that it started from; else the exact
     velocity of data in closed form.
@@ -146,16 +149,16 @@ def load_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
         scale = config.sampling.guidance
     source = config.teacher if config.teacher.run else config.init
     if source.run:
-        network, name = experiment_lib.saved_network(source.run, source.ema, dataset)
-        abstract = experiment_lib.abstract_init(network)
-        params = experiment_lib.load_average(source.run, name, abstract)
+        network, name = parts.saved_network(source.run, source.ema, dataset)
+        abstract = parts.abstract_init(network)
+        params = start.load_average(source.run, name, abstract)
         return Teacher(network, source.run, name, scale), params
     if dataset.closed_form is None:
         raise ValueError(
             "this measurement needs a teacher: the run's config has neither "
             "teacher.run nor init.run, and its data no closed form"
         )
-    return experiment_lib.exact_teacher(dataset), None
+    return teachers.exact_teacher(dataset), None
 
 
 def _teacher_paths(
@@ -165,7 +168,7 @@ def _teacher_paths(
     info = experiment.dataset.info
 
     def paths(num: int, steps: int, seed: int) -> tuple[Any, Any, Any]:
-        teacher, params = load_teacher(experiment)
+        teacher, params = reference_teacher(experiment)
         grid = sampling.make_grid("heun", steps, info.sigma_data)
         label = None
         if info.num_classes:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
 from scm_jax.runs import evaluate, training_data
 from scm_jax.runs.directory import layout, locks, run_configs, writers
-from scm_jax.runs.sample import Generator, Loaded, load_generate
+from scm_jax.runs.estimate import work
+from scm_jax.runs.sample import Generator
+from scm_jax.runs.setup import evaluators, start
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import loop, sharding
@@ -26,8 +24,6 @@ from scm_jax.training.ahead import make_place
 from scm_jax.training.checkpoint import Checkpointer
 from scm_jax.training.processes import multihost
 from scm_jax.training.progress import NoProgress, Progress
-
-logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
@@ -67,7 +63,7 @@ def train_and_evaluate(
     config = experiment.config
     sharding.check_batch_size(config.train.batch_size, mesh)
     run_dir.check_config(config_lib.to_dict(config))
-    evaluate.check(config)
+    evaluators.check(config)
     with contextlib.ExitStack() as held:
         if jax.process_index() == 0:
             run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -93,7 +89,7 @@ def _train(
 ) -> str:
     started = time.monotonic()
     # Asked before the training: later a faster process may have written it.
-    measured = run_dir.summary_path.exists()
+    measured = run_dir.is_done
     index, count = sharding.data_shard(mesh)
     data = experiment.dataset.iterator(
         config.train.batch_size, config.seed, process_index=index, process_count=count
@@ -104,8 +100,8 @@ def _train(
         entries = training_data.check(
             config, run_dir.path, experiment.dataset, restored_step
         )
-    teacher = experiment_lib.load_teacher(experiment, mesh)
-    accounts = training_accounts(experiment)
+    teacher = start.load_teacher(experiment, mesh)
+    macs = work.macs_per_image(experiment)
     # From here on the directory is this config's: whatever is refused comes before.
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
@@ -139,8 +135,8 @@ def _train(
             "parameters": counts.parameter_count(result.state.params["net"]),
             "resumed_at_step": restored_step,
             "images": settings.num_steps * settings.batch_size,
-            **accounts,
-            "total_train_macs": accounts["train_macs_per_image"]
+            **macs,
+            "total_train_macs": macs["train_macs_per_image"]
             * settings.num_steps
             * settings.batch_size,
         }
@@ -157,7 +153,7 @@ def _measure(
     summary: dict[str, Any],
     started: float,
 ) -> None:
-    """The end of a run: results, a picture of samples, and the summary.
+    """The end of a run: results, a grid of samples, and the summary.
 
     Every process samples for itself, so that none waits for another; one writes.
     """
@@ -209,11 +205,11 @@ def _place_state(
 ) -> tuple[Any, int | None]:
     """The state to train from, on the mesh; moves ``data`` to its position."""
     abstract = jax.eval_shape(experiment.init_state)
-    rules = experiment_lib.mesh_rules(experiment.config)
+    rules = start.mesh_rules(experiment.config)
     shardings = sharding.state_shardings(abstract, mesh, rules)
 
     def init() -> Any:
-        params = experiment_lib.load_init(experiment, mesh)
+        params = start.load_init(experiment, mesh)
         return jax.jit(experiment.init_state, out_shardings=shardings)(params)
 
     return loop.restore_or_init(
@@ -233,59 +229,6 @@ def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:
     )
     writer.write_texts(0, {"parameters": table})
     writer.write_hparams(config_lib.to_dict(config))
-
-
-def training_accounts(experiment: Experiment) -> dict[str, int]:
-    """Multiply-adds per image of a forward pass and of a training step."""
-    batch_size = min(experiment.config.train.batch_size, 16)
-    return {
-        "forward_macs_per_image": forward_macs(experiment),
-        "train_macs_per_image": train_macs(experiment, batch_size),
-    }
-
-
-def forward_macs(experiment: Experiment) -> int:
-    """Multiply-adds of one evaluation of the network, per image."""
-    x, cond = experiment.network.example(1)
-    params = experiment.abstract_params()["net"]
-    return counts.count_macs(experiment.network.apply, params, x, cond)
-
-
-def train_macs(experiment: Experiment, batch_size: int) -> int:
-    """Multiply-adds of loss and gradient, per image of the batch."""
-    loss, args = training_loss(experiment, batch_size)
-    return counts.count_macs(jax.value_and_grad(loss), *args) // batch_size
-
-
-def training_loss(
-    experiment: Experiment, batch_size: int
-) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
-    """``loss(params, ...)`` of a training step, and shapes to trace it with."""
-
-    def loss(params: Any, teacher: Any, batch: Any, key: Any, step: Any) -> jax.Array:
-        fn = None
-        if experiment.teacher is not None:
-            fn = functools.partial(experiment.teacher.fn, teacher)
-        return experiment.objective(
-            experiment.network.apply,
-            params,
-            batch,
-            key=key,
-            step=step,
-            teacher_fn=fn,
-        ).loss
-
-    teacher = experiment.teacher
-    abstract_teacher = None
-    if teacher is not None and teacher.network is not None:
-        abstract_teacher = experiment_lib.abstract_init(teacher.network)
-    return loss, (
-        experiment.abstract_params(),
-        abstract_teacher,
-        experiment.example_batch(batch_size),
-        jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
 
 
 # --- Evaluation on the way and at the end ---------------------------------------------
@@ -315,27 +258,10 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
 def _write_samples(
     experiment: Experiment, net_params: Any, step: int, writer: Any
 ) -> None:
-    """A grid of samples of the final average, for data that can be looked at."""
+    """A grid of samples of the final EMA, for data that can be shown."""
     if experiment.dataset.info.to_pixels is None:
         return
     generate = Generator(experiment, net_params)
     num = min(64, experiment.config.sampling.batch_size)
     _, pixels = generate(num, pixels=True)
     writer.write_images(step, {"samples": pixels})
-
-
-def make_sampler(run: layout.Run) -> Any:
-    """``run.sample`` of a ``runs.Run``: the newest checkpoint, compiled once."""
-    loaded: dict[str | None, Loaded] = {}
-
-    def sample(num: int, *, steps: int, seed: int, label: int | None, ema: str | None):
-        if ema not in loaded:
-            loaded[ema] = load_generate(run.path, ema or "")
-        return loaded[ema].generate(num, steps, seed, label, pixels=True)
-
-    return sample
-
-
-def load_run(directory: str | os.PathLike) -> layout.Run:
-    """A run for notebooks: config, metrics, results and ``run.sample(...)``."""
-    return layout.load_run(directory, make_sampler)

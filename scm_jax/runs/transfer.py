@@ -56,7 +56,8 @@ def import_run(
     config = _with_network(config, name, settings, parameterization)
     run_dir = layout.RunDir(workdir)
     experiment = experiment_lib.build(without_teacher(config))
-    params, extras = edm.import_weights(experiment.network.module, state)
+    module: Any = experiment.network.module
+    params, extras = edm.import_weights(module, state)
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
@@ -70,7 +71,8 @@ def import_run(
     checkpoint.save_average(
         run_dir.checkpoints_dir, experiment.sampling_ema, params, metadata=found
     )
-    np.savez(run_dir.path / EXTRAS, **extras)
+    arrays: dict[str, Any] = extras
+    np.savez(run_dir.path / EXTRAS, **arrays)
     (run_dir.path / IMPORTED_FILE).write_text(json.dumps(found, indent=1))
     return found
 
@@ -100,12 +102,12 @@ def export_run(
     ema: str = "",
     step: int | None = None,
 ) -> int:
-    """Writes a run's averaged weights under the names of the EDM family.
+    """Writes an EMA of a run's weights under the names of the EDM family.
 
     Args:
       run: the run directory of a U-Net or DDPM++.
       out: ``.safetensors`` or ``.npz``.
-      ema: which average; empty is the one that samples.
+      ema: which EMA; empty is the one that samples.
       step: which checkpoint; default is the newest.
 
     Returns:

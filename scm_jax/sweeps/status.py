@@ -13,6 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scm_jax.runs.directory.labels import (
+    short_count,
+    short_names,
+    short_value,
+    varying_keys,
+)
 from scm_jax.sweeps import submissions
 from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.state import states
@@ -150,7 +156,7 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
 
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
     shown = _first(rows, limit)
-    names = changed_keys([row.overrides for row in overview.rows])
+    names = short_names(varying_keys([row.overrides for row in overview.rows]))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
         line = Text(_line(_cells(row)) + _name(row, names))
@@ -198,25 +204,6 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
 # ------------------------------------------------------------------ cells
 
 
-def changed_keys(overrides: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Dotted key -> short name, of the keys whose value differs between runs.
-
-    Places of other runs are left out: they follow from the rest.
-
-    >>> changed_keys([{"network.width": 32, "seed": 0}, {"network.width": 64,
-    ...                                                  "seed": 0}])
-    {'network.width': 'width'}
-    """
-    values: dict[str, set[str]] = {}
-    for override in overrides:
-        for key, value in override.items():
-            values.setdefault(key, set()).add(json.dumps(value))
-    keys = [k for k in values if len(values[k]) > 1 and not k.endswith(".run")]
-    short = {key: key.rpartition(".")[2].removesuffix("_images") for key in keys}
-    count = collections.Counter(short.values())
-    return {key: name if count[name] == 1 else key for key, name in short.items()}
-
-
 def duration(seconds: float | None) -> str:
     """Seconds in at most six characters.
 
@@ -242,7 +229,7 @@ def _cells(row: Row) -> list[str]:
     return [
         state.state,
         _percent(state),
-        _short(state.images_per_second),
+        "" if state.images_per_second is None else short_count(state.images_per_second),
         duration(state.eta_seconds),
         duration(state.heartbeat_age if begun else None),
         f"{state.attempt}" if state.attempt else "",
@@ -264,19 +251,11 @@ def _name(row: Row, names: Mapping[str, str]) -> str:
     if row.label:
         return f"{digits} {row.label}"
     changed = [
-        f"{names[key]}={_value(value)}"
+        f"{names[key]}={short_value(value)}"
         for key, value in row.overrides.items()
         if key in names
     ]
     return " ".join(filter(None, [digits, row.variant, *changed]))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "/".join(_value(v) for v in value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 100_000:
-        return _short(float(value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(state: RunState) -> str:
@@ -285,20 +264,6 @@ def _percent(state: RunState) -> str:
     if state.step is None or not state.steps:
         return ""
     return f"{state.step / state.steps:.0%}"
-
-
-def _short(rate: float | None) -> str:
-    """Three digits.
-
-    >>> [_short(r) for r in (0.123, 45.6, 7890.0, 1.2e6)]
-    ['0.123', '45.6', '7.89k', '1.2M']
-    """
-    if rate is None:
-        return ""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if rate >= size:
-            return f"{rate / size:.3g}{letter}"
-    return f"{rate:.3g}"
 
 
 def _error_line(row: Row) -> str:

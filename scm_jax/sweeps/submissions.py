@@ -92,7 +92,7 @@ def cancel(root: str | os.PathLike, only: Iterable[str] = ()) -> list[str]:
 def selection(
     root: str | os.PathLike, runs: Sequence[PlannedRun], *, force: bool = False
 ) -> tuple[list[PlannedRun], list[RunState]]:
-    """Of planned runs those to send, and the states of the others."""
+    """The planned runs that are to be sent, and the states of the others."""
     jobs, send, rest = queue(root), [], []
     for run in runs:
         state = states.read_state(Path(root) / run.id, queue=jobs)

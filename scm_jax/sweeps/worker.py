@@ -22,6 +22,7 @@ from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.state import states
 from scm_jax.sweeps.state.heartbeat import Heartbeat, ReportedProgress
 from scm_jax.sweeps.state.signals import Watch
+from scm_jax.types import EXIT_PREEMPTED, num_steps
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from scm_jax.training.processes.peers import Peers
 
 
-EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 75
+EXIT_DONE, EXIT_FAILED = 0, 1
 # Set by launchers whose jobs cannot be told from variables of the scheduler.
 JOB_VARIABLE = "SCM_JAX_JOB"
 _WAIT_SECONDS = 5.0
@@ -66,7 +67,7 @@ def work(
     run_dir = Path(run_dir)
     leave = _Leave()
     with Watch(leave).installed():
-        if RunDir(run_dir).summary_path.exists():
+        if RunDir(run_dir).is_done:
             _say(f"{run_dir} is done")
             return EXIT_DONE
         facts = states.facts(run_dir)
@@ -184,7 +185,7 @@ def _lead(
     """The process that writes: locks, trains, records the outcome."""
     try:
         with locks.hold(run_dir):
-            if RunDir(run_dir).summary_path.exists():
+            if RunDir(run_dir).is_done:
                 _tell(peers, EXIT_DONE)
                 return EXIT_DONE  # another worker ended it just now
             heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
@@ -245,7 +246,7 @@ def _progress(
     from scm_jax.training.progress import Progress
 
     batch_size = config.train.batch_size
-    steps = -(-config.train.duration_images // batch_size)
+    steps = num_steps(config.train.duration_images, batch_size)
     shown = Progress(steps, batch_size, label=run_dir.name)
     return ReportedProgress(shown, heartbeat, steps, batch_size, on_leave_loop)
 

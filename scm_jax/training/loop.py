@@ -30,6 +30,7 @@ from scm_jax.training.ahead import Ahead, DataIterator
 from scm_jax.training.late import Dispatched, Flight, LateMetrics
 from scm_jax.training.processes.interruption import Interruption
 from scm_jax.training.progress import NoProgress, Progress
+from scm_jax.types import num_steps
 
 DONE, PREEMPTED = "done", "preempted"
 
@@ -92,7 +93,7 @@ class LoopSettings:
 
     @property
     def num_steps(self) -> int:
-        return -(-self.duration_images // self.batch_size)
+        return num_steps(self.duration_images, self.batch_size)
 
     def due(self, period: int, step: int) -> bool:
         """Whether update number ``step`` (from 1) passes a multiple of ``period``."""

@@ -6,8 +6,8 @@ import pytest
 from benchmarks import scaling_page as script
 from scm_jax.cost import counts as scaling
 from scm_jax.cost.hardware import find
-from scm_jax.runs import train
-from scm_jax.runs.estimate import accounts, describe
+from scm_jax.runs.estimate import accounts, work
+from scm_jax.runs.setup import experiment as experiment_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -30,9 +30,9 @@ def test_page_is_short_and_fits_a_terminal():
 
 def test_counts_are_those_of_the_code(counts):
     config = script.experiment_module().get_config("sct,family=dit,size=s")
-    experiment = describe.build_abstract(accounts.as_on_accelerator(config))
+    experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
     found = counts["dit,s"]
-    assert train.train_macs(experiment, 4) == found["macs"]["sct"]
+    assert work.train_macs(experiment, 4) == found["macs"]["sct"]
     assert script.kept(config) == found["kept"]
     assert accounts.gradient_bytes(experiment) == found["gradient_bytes"]
     parameters = experiment.abstract_params()["net"]

@@ -16,7 +16,7 @@ import scm_jax
 from scm_jax.analysis.plots import quality
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
-from scm_jax.runs.setup import experiment
+from scm_jax.runs.setup import parts
 from tests.hang import HANG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -161,9 +161,9 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
 
 
 def test_widths_are_read_as_numbers():
-    assert experiment.average_name("0.10") == "0.1"
-    assert experiment.average_name("half_life_5e+05") == "half_life_5e+05"
-    assert experiment.average_name("") == ""
+    assert parts.average_name("0.10") == "0.1"
+    assert parts.average_name("half_life_5e+05") == "half_life_5e+05"
+    assert parts.average_name("") == ""
 
 
 def test_report_of_runs(demo, tmp_path):

@@ -13,7 +13,7 @@ from scm_jax.config import base_config
 from scm_jax.datasets import storage
 from scm_jax.files import catalogue, user_paths
 from scm_jax.runs import sample
-from scm_jax.runs.directory import layout
+from scm_jax.runs.directory import reading
 from scm_jax.runs.setup import experiment
 
 assert main  # registers the commands
@@ -131,7 +131,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match=r"cannot write .*a\.npy: 100 requested"):
-        layout.Samples(np.zeros((1, 2))).save(tmp_path / "a.npy")
+        reading.Samples(np.zeros((1, 2))).save(tmp_path / "a.npy")
 
 
 def test_no_steps_are_no_default():

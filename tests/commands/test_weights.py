@@ -11,7 +11,7 @@ from scm_jax import networks
 from scm_jax.files import state_dict
 from scm_jax.networks.external import edm
 from scm_jax.runs import sample, transfer
-from scm_jax.runs.setup import experiment
+from scm_jax.runs.setup import experiment, start
 from scm_jax.training import sharding
 
 SETTINGS = {
@@ -117,12 +117,12 @@ def test_a_student_takes_it_as_its_teacher(student):
 
 def test_a_teacher_is_folded_when_it_is_loaded(run, student):
     mesh = sharding.make_mesh(sharding.MeshSpec())
-    got = experiment.load_teacher(student, mesh)
+    got = start.load_teacher(student, mesh)
     assert isinstance(got, networks.Folded)
     expected = sample.load_generate(run)
     folded = jax.jit(expected.experiment.network.fold)(expected.params)
     jax.tree.map(np.testing.assert_array_equal, got, folded)
-    abstract = experiment.abstract_teacher(student, mesh)
+    abstract = start.abstract_teacher(student, mesh)
     assert jax.tree.structure(abstract) == jax.tree.structure(got)
     for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(got), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
@@ -145,7 +145,7 @@ def test_a_trigflow_student_cannot_start_from_an_edm_network(run):
     c.init.run = str(run)
     built = experiment.build(c)
     with pytest.raises(ValueError, match="another parameterization"):
-        experiment.load_init(built, None)
+        start.load_init(built, None)
 
 
 def test_weights_of_other_data_are_refused(file, tmp_path):

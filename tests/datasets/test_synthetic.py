@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from scm_jax.datasets import Gaussian, GaussianMixture, make_dataset
+from scm_jax.datasets import make_dataset
+from scm_jax.datasets.synthetic import Gaussian, GaussianMixture
 
 SD = 0.5
 T_MAX = math.atan(80 / SD)

@@ -11,9 +11,9 @@ from scm_jax.datasets import DATASETS
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
 from scm_jax.runs import train
-from scm_jax.runs.directory import layout
+from scm_jax.runs.directory import layout, reading
 from scm_jax.runs.estimate import describe
-from scm_jax.runs.setup import config_values, experiment
+from scm_jax.runs.setup import config_values, experiment, start
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
 from scm_jax.types import check_seed, real_number, whole_number, yes_or_no
@@ -177,7 +177,7 @@ def test_a_config_that_was_refused_does_not_own_the_directory(tmp_path, monkeypa
 
     config = tiny()
     config_lib.shrink(config, network={})
-    monkeypatch.setattr(experiment, "load_teacher", refuse)
+    monkeypatch.setattr(start, "load_teacher", refuse)
     with pytest.raises(ValueError, match="the last thing"):
         train.train_and_evaluate(config, tmp_path)
     other = config_lib.to_dict(config) | {"seed": 1}
@@ -216,7 +216,7 @@ def test_seeds_are_32_bits_everywhere(seed):
     with pytest.raises(ValueError, match=r"0\.\.4294967295"):
         sampling.sample_keys(seed, np.arange(2))
     with pytest.raises(ValueError, match=r"0\.\.4294967295"):
-        layout.Run("x", lambda run: None).sample(1, seed=seed)
+        reading.Run("x", lambda run: None).sample(1, seed=seed)
     for name in evaluation.EVALUATORS:
         with pytest.raises(ValueError, match=r"0\.\.4294967295"):
             evaluation.build(name, seed=seed)

@@ -23,9 +23,9 @@ from scm_jax.config import (
     to_dict,
 )
 from scm_jax.cost import counts
-from scm_jax.runs import train
+from scm_jax.runs import sample, train
 from scm_jax.runs.estimate import describe
-from scm_jax.runs.setup import experiment
+from scm_jax.runs.setup import experiment, parts
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 VARIANTS = ("teacher", "sct", "scd")
@@ -265,13 +265,13 @@ def test_dataset_arguments_are_config_keys():
     c = base_config("unet", "diffusion", "imagenet512_latents")
     assert c.dataset.whitening == "sd_vae_ft_mse_pm1"
     c.dataset.whitening = "edm2"
-    info = experiment.build_dataset(c).info
+    info = parts.build_dataset(c).info
     assert "edm2" in info.description
     with pytest.raises(AttributeError):
         c.dataset.mirror = True
     c.dataset.whitening = "edm"
     with pytest.raises(ValueError, match=r"dataset\.whitening = 'edm'"):
-        experiment.build_dataset(c)
+        parts.build_dataset(c)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -300,7 +300,7 @@ def test_every_config_is_locked_repeats_and_builds(quick):
         with pytest.raises(AttributeError):
             c.network.widht = 1
         assert to_dict(from_dict(to_dict(c))) == to_dict(c)
-        built = describe.build_abstract(c)
+        built = experiment.build_abstract(c)
         conditional = name != "cifar10" or "conditional" in arg
         assert ("label" in built.network.consumes) == conditional
         assert (built.teacher is not None) == arg.startswith("scd")
@@ -315,14 +315,14 @@ def test_students_start_at_an_average_that_their_teacher_has():
         if not arg.startswith("teacher"):
             teacher = config(name, arg.replace(arg.split(",")[0], "teacher", 1))
             assert c.init.run == f"runs/{teacher.name}"
-            profiles = describe.build_abstract(teacher).ema_profiles
+            profiles = experiment.build_abstract(teacher).ema_profiles
             assert (c.init.ema or next(iter(profiles))) in profiles
 
 
 @pytest.mark.parametrize("size", ["s", "m", "l", "xl"])
 def test_parameters_of_imagenet512(size):
     c = config("imagenet512", f"scd,size={size}")
-    shapes = describe.build_abstract(c).abstract_params()["net"]
+    shapes = experiment.build_abstract(c).abstract_params()["net"]
     count, guidance = PARAMETERS[size]
     assert counts.parameter_count(shapes) == count
     assert count / 1e6 == pytest.approx(CAPACITY[size], abs=0.9)
@@ -354,7 +354,7 @@ def test_describe_doubles_the_evaluations_of_a_guided_teacher():
 
 
 def test_parameters_of_cifar10():
-    shapes = describe.build_abstract(config("cifar10")).abstract_params()["net"]
+    shapes = experiment.build_abstract(config("cifar10")).abstract_params()["net"]
     assert counts.parameter_count(shapes) == 60_066_563
 
 
@@ -379,7 +379,7 @@ def arrays_like(shapes):
     ],
 )
 def test_quick_steps_have_the_shapes_of_the_state(name, arg):
-    built = describe.build_abstract(config(name, arg))
+    built = experiment.build_abstract(config(name, arg))
     state = jax.eval_shape(built.init_state, built.abstract_params())
     teacher = built.teacher and jax.eval_shape(
         built.teacher.network.init, jax.random.key(0)
@@ -397,7 +397,7 @@ def test_quick_steps_have_the_shapes_of_the_state(name, arg):
     "name, variant", [("cifar10", "teacher"), ("imagenet64", "sct")]
 )
 def test_quick_unets_train(name, variant):
-    built = describe.build_abstract(config(name, f"{variant},quick"))
+    built = experiment.build_abstract(config(name, f"{variant},quick"))
     state = built.init_state(arrays_like(built.abstract_params()))
     options = {"xla_backend_optimization_level": 0}  # half the time to compile
     step = jax.jit(built.train_step(), compiler_options=options)
@@ -426,7 +426,7 @@ def test_quick_distillation_of_a_quick_teacher(tmp_path):
             c.teacher.run = c.init.run = str(runs["teacher"])
         runs[variant] = tmp_path / variant
         assert train.train_and_evaluate(c, runs[variant]) == "done"
-    losses = train.load_run(runs["scd"]).metrics["loss"].dropna()
+    losses = sample.load_run(runs["scd"]).metrics["loss"].dropna()
     assert len(losses) == 2 and np.isfinite(losses).all()
     (path,) = runs["scd"].rglob("*.png")  # drawn with the guidance of the config
     with PIL.Image.open(path) as grid:

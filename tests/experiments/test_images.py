@@ -12,7 +12,7 @@ from scm_jax import config as config_lib
 from scm_jax import networks
 from scm_jax.datasets.preparation import prepare
 from scm_jax.datasets.preparation.readers.sources import open_items
-from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import experiment as experiment_lib
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "images.py"
 VARIANTS = ("teacher", "sct", "scd")
@@ -45,7 +45,7 @@ def test_a_prepared_dataset_says_shape_and_classes(root, variant, quick):
     c = IMAGES.get_config(f"{variant},name=flowers{quick}")
     assert c.is_locked and c.dataset.prepared == "flowers"
     c.dataset.root = str(root)
-    built = describe.build_abstract(c)
+    built = experiment_lib.build_abstract(c)
     assert built.network.module.sample_shape == (16, 16, 3)
     assert built.network.module.num_classes == 3
     assert (built.teacher is not None) == (variant == "scd")
@@ -81,10 +81,10 @@ def test_without_a_name_only_a_smoke_run_is_built(tmp_path):
     c = IMAGES.get_config("teacher")
     c.dataset.root = str(tmp_path)
     with pytest.raises(ValueError, match=r"dataset\.prepared is the name"):
-        describe.build_abstract(c)
+        experiment_lib.build_abstract(c)
     for variant, family in zip(VARIANTS, ("unet", "dit", "unet"), strict=True):
         c = IMAGES.get_config(f"{variant},family={family},quick")
-        built = describe.build_abstract(c)
+        built = experiment_lib.build_abstract(c)
         state = jax.eval_shape(built.init_state, built.abstract_params())
         teacher = built.teacher and jax.eval_shape(
             built.teacher.network.init, jax.random.key(0)

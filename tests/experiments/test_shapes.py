@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scm_jax.evaluation import EVALUATORS
-from scm_jax.runs.estimate import describe
+from scm_jax.runs.setup import experiment as experiment_lib
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "experiments/shapes.py"
 VARIANTS = ("teacher", "sct", "scd")
@@ -27,7 +27,7 @@ def get_config():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_size_builds(get_config, variant, size):
     c = get_config(f"{variant},size={size},resolution=64")
-    built = describe.build_abstract(c)
+    built = experiment_lib.build_abstract(c)
     assert built.dataset.info.sample_shape == (64, 64, 3)
     assert "label" in built.network.consumes
     assert (built.teacher is not None) == (variant == "scd")
@@ -41,7 +41,7 @@ def test_every_size_builds(get_config, variant, size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_quick_steps_have_the_shapes_of_the_state(get_config, variant):
-    built = describe.build_abstract(get_config(f"{variant},quick"))
+    built = experiment_lib.build_abstract(get_config(f"{variant},quick"))
     state = jax.eval_shape(built.init_state, built.abstract_params())
     teacher = built.teacher and jax.eval_shape(
         built.teacher.network.init, jax.random.key(0)
@@ -55,7 +55,7 @@ def test_quick_steps_have_the_shapes_of_the_state(get_config, variant):
 
 @pytest.mark.parametrize("variant", ["teacher"])
 def test_quick_training_moves_the_network(get_config, variant):
-    built = describe.build_abstract(get_config(f"{variant},quick"))
+    built = experiment_lib.build_abstract(get_config(f"{variant},quick"))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda s: jnp.asarray(0.1 * rng.standard_normal(s.shape), s.dtype),

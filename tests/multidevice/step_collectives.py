@@ -10,7 +10,8 @@ import jax
 
 from scm_jax import config
 from scm_jax.cost import collectives, counts
-from scm_jax.runs.estimate import describe
+from scm_jax.runs.estimate import lowering
+from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import sharding
 
 DEVICES = 4
@@ -34,9 +35,9 @@ def read(network, method):
     c = config.base_config(network, objective, "digits")
     c.update({"train": {"batch_size": 8}, "network": {"dtype": "bfloat16"}})
     c.network.update(SETTINGS[network])
-    experiment = describe.build_abstract(c)
+    experiment = experiment_lib.build_abstract(c)
     mesh = sharding.make_mesh(sharding.MeshSpec(1, DEVICES, 1))
-    lowered = describe.lower_step(experiment, mesh)
+    lowered = lowering.lower_step(experiment, mesh)
     _, hlo = collectives.compile_partitioned(lowered)
     rows = collectives.summarize(collectives.read_collectives(hlo))
     net = experiment.abstract_params()["net"]

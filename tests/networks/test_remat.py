@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from scm_jax import networks
 from scm_jax.cost import counts
-from scm_jax.networks import layers
+from scm_jax.networks import dit, layers
 from scm_jax.training import sharding
 
 BATCH, SHAPE = 2, (8, 8, 2)
@@ -55,7 +55,7 @@ def macs(name, remat):
 
 def logits_macs(module):
     """Of all products of queries and keys: heads times their channels are the width."""
-    if isinstance(module, networks.DiT):
+    if isinstance(module, dit.DiT):
         tokens = math.prod(n // module.patch for n in module.sample_shape[:-1])
         return BATCH * module.depth * tokens**2 * module.width
     return BATCH * sum(
@@ -134,7 +134,7 @@ MESH = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) *
 
 def lengths(module):
     """Blocks of every stack."""
-    if isinstance(module, networks.DiT):
+    if isinstance(module, dit.DiT):
         return {"blocks": module.depth}
     return {group.name: len(group.names) for group in module.layout().groups}
 

@@ -17,7 +17,7 @@ from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
 from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
-from scm_jax.runs import encoding
+from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
 from tests.hang import HANG
 
@@ -207,7 +207,7 @@ def vae(tmp_path_factory):
 
 @pytest.mark.parametrize(["pixel_range", "low"], [("pm1", -1.0), ("unit", 0.0)])
 def test_pixels_enter_the_autoencoder_in_the_named_range(pixel_range, low, vae):
-    encoder = encoding.make_encoder(vae, pixel_range, batch_size=2)
+    encoder = latents_lib.make_encoder(vae, pixel_range, batch_size=2)
     assert encoder.identity["pixel_range"] == f"[{low:.0f},1]"
     assert encoder.identity["sha256"] and encoder.identity["name"] == "vae.safetensors"
     images = pictures().fields["image"][:2]
@@ -246,7 +246,7 @@ def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
     assert done.stdout.strip() == str(folder)
     items = sources.open_items(folder)
     assert len(items) == 8 and items.read(3)["label"] == 1
-    encoder = encoding.make_encoder(vae, "unit", batch_size=4)
+    encoder = latents_lib.make_encoder(vae, "unit", batch_size=4)
     expected = encode.EncodedItems(pictures(4), encoder, flips=True).read(3)
     np.testing.assert_allclose(items.read(3)["latent"], expected["latent"], rtol=1e-5)
     measured = latents.read_measured(folder / "manifest.json")

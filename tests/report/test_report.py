@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax.commands import demo
-from scm_jax.runs.directory import layout, report
+from scm_jax.commands import report as report_command
+from scm_jax.runs.directory import layout, reading, report
 from scm_jax.runs.directory.writers import image_grid, make_writer
 from scm_jax.training.seal import CheckpointError
 
@@ -66,7 +66,7 @@ def make_run(path, offset):
             "environment": {"device": "toaster"},
         }
     )
-    return layout.load_run(path)
+    return reading.load_run(path)
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +230,13 @@ class TestDamagedRuns:
         def sample(run, num, steps):
             if run.name == "hurt":
                 raise CheckpointError("none of the 2 checkpoints is whole")
-            return layout.Samples(np.zeros((4, 8, 8, 1), np.float32), PIXELS)
+            return reading.Samples(np.zeros((4, 8, 8, 1), np.float32), PIXELS)
 
-        monkeypatch.setattr(layout.Run, "sample", sample)
+        monkeypatch.setattr(reading.Run, "sample", sample)
         for run in pair:
             run.dir.config_path.write_text('{"sampling": {"steps": 2}}')
         out = tmp_path / "page.html"
-        demo.report_runs([str(run.path) for run in pair], str(out))
+        report_command.report_runs([str(run.path) for run in pair], str(out))
         page = Page(out.read_text())
         shown = " ".join(page.texts)
         assert f"{pair[1].dir.results_path}, line 2: " in shown

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax.runs.directory import layout, run_configs
+from scm_jax.runs.directory import layout, reading, run_configs
 from scm_jax.runs.directory.writers import make_writer
 
 CONFIG = {
@@ -97,15 +97,15 @@ class TestConfigHash:
 class TestLoadRun:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no such directory"):
-            layout.load_run(tmp_path / "none")
+            reading.load_run(tmp_path / "none")
 
     def test_no_config_names_the_runs_below(self, run_dir):
         match = r"holds no config.json; runs below it: .*digits"
         with pytest.raises(FileNotFoundError, match=match):
-            layout.load_run(run_dir.path.parent)
+            reading.load_run(run_dir.path.parent)
 
     def test_a_new_run_is_empty(self, run_dir):
-        run = layout.load_run(run_dir.path)
+        run = reading.load_run(run_dir.path)
         assert (run.name, run.state, run.summary) == ("digits", "new", {})
         assert len(run.metrics) == len(run.results) == 0
         assert run.config.network.width == 64
@@ -121,7 +121,7 @@ class TestLoadRun:
         writer = make_writer((), run_dir.path, resume_step=2)
         writer.write_scalars(3, {"images": 30, "loss": float("nan")})
         writer.write_arrays(3, {"bins/loss": [1.0, float("nan")]})
-        run = layout.load_run(run_dir.path)
+        run = reading.load_run(run_dir.path)
         metrics = run.metrics
         assert list(metrics["step"]) == [1, 2, 3]
         assert list(metrics["images"]) == [10, 20, 30]
@@ -137,7 +137,7 @@ class TestLoadRun:
         with run_dir.results_path.open("a") as file:
             file.write('{"steps": 2')
         run_dir.append_result({"steps": 2, "frechet_distance": float("nan")})
-        run = layout.load_run(run_dir.path)
+        run = reading.load_run(run_dir.path)
         assert list(run.results["steps"]) == [1, 2]
         np.testing.assert_array_equal(run.results["frechet_distance"], [0.5, np.nan])
         run_dir.write_summary({"parameters": 10, "final": {"loss": np.float32(0.5)}})
@@ -147,7 +147,7 @@ class TestLoadRun:
     def test_a_stop_on_nan_shows_in_the_state(self, run_dir):
         run_dir.nonfinite_dir.mkdir()
         (run_dir.nonfinite_dir / "batch.npz").touch()
-        assert layout.load_run(run_dir.path).state == "nonfinite"
+        assert reading.load_run(run_dir.path).state == "nonfinite"
 
 
 class TestSample:
@@ -168,7 +168,7 @@ class TestSample:
 
             return sample
 
-        return layout.load_run(run_dir.path, make_sampler)
+        return reading.load_run(run_dir.path, make_sampler)
 
     def test_arguments_reach_one_sampler(self, run, asked):
         samples = run.sample(3)
@@ -199,10 +199,10 @@ class TestSample:
         with pytest.raises(ValueError, match=r"legal are \.png, \.npy"):
             run.sample(1).save(tmp_path / "grid.jpg")
         with pytest.raises(ValueError, match=r"scm_jax\.load_run"):
-            layout.load_run(run_dir.path).sample(1)
+            reading.load_run(run_dir.path).sample(1)
 
     def test_vectors_have_numbers_instead_of_pictures(self, tmp_path):
-        samples = layout.Samples(np.array([[1.0], [3.0]], np.float32))
+        samples = reading.Samples(np.array([[1.0], [3.0]], np.float32))
         assert samples._repr_png_() is None
         assert "mean 2, standard deviation 1" in samples._repr_html_()
         with pytest.raises(ValueError, match="vectors"):
@@ -217,7 +217,7 @@ def test_notebook_view_escapes_and_shows_the_last_metrics(tmp_path):
     writer.write_scalars(1, {"images": 10, "loss": 0.125})
     writer.write_scalars(2, {"images": 20, "eval/frechet_distance": 0.5})
     writer.close()
-    page = layout.load_run(directory.path)._repr_html_()
+    page = reading.load_run(directory.path)._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "a&lt;b&gt;" in page
     for shown in ("235,000", "done", "0.125", "0.5", "network.width"):

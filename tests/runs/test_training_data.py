@@ -9,7 +9,7 @@ import pytest
 from scm_jax import config as config_lib
 from scm_jax.datasets import identity, make_dataset
 from scm_jax.runs import evaluate, reference_stats, train, training_data
-from scm_jax.runs.directory import layout
+from scm_jax.runs.directory import reading
 from tests.preparation import engine_program
 from tests.preparation.engine_program import arrays
 
@@ -182,7 +182,7 @@ def test_a_training_refuses_changed_data_and_its_results_name_them(roots, tmp_pa
     assert train.train_and_evaluate(make_config(root), run) == "done"
     (row,) = map(json.loads, (run / "results.jsonl").read_text().splitlines())
     assert row["data"] == first
-    assert layout.load_run(run).summary["data"] == first
+    assert reading.load_run(run).summary["data"] == first
 
     shutil.rmtree(root)
     shutil.copytree(roots / "second", root)

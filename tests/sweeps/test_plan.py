@@ -7,6 +7,7 @@ import pytest
 import rich.console
 
 from scm_jax.files.jsonl import write_json
+from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.writers import JsonlWriter
 from scm_jax.sweeps.plan import hours as plan
@@ -77,14 +78,14 @@ def test_a_resumed_run_measures_nothing(tmp_path):
 
 def test_only_what_tells_runs_apart_is_shown():
     planned = [make_run(n) for n in range(3)]
-    assert plan.varying_keys(planned) == ["seed"]
+    assert plan.changed_keys(planned) == ["seed"]
     assert plan.changed_texts(planned) == ["seed=0", "seed=1", "seed=2"]
     other = make_run(3, base="e.py:scd")
     assert plan.changed_texts([*planned, other])[3] == "scd seed=3"
 
 
 def test_names_are_short_where_they_are_clear():
-    assert plan.short_names(["a.name", "b.name", "c.width"]) == {
+    assert labels.short_names(["a.name", "b.name", "c.width"]) == {
         "a.name": "a.name",
         "b.name": "b.name",
         "c.width": "width",

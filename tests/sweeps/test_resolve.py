@@ -8,7 +8,8 @@ import pytest
 
 from scm_jax import config as config_lib
 from scm_jax.runs.directory import run_configs
-from scm_jax.runs.estimate import describe
+from scm_jax.runs.estimate import describe, work
+from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.sweeps.plan.planned import read_run, write_run
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
@@ -123,7 +124,7 @@ def test_a_student_names_its_teacher_and_waits_for_it(planned, tmp_path):
     teacher = config_lib.from_dict(dict(large.config))
     other = config_lib.from_dict(dict(small.config))
     counted = [
-        describe.training_run.train_macs(describe.build_abstract(config, t), 16)
+        work.train_macs(experiment_lib.build_abstract(config, t), 16)
         for t in (teacher, other)
     ]
     assert counted[0] > counted[1]
@@ -190,7 +191,7 @@ def test_a_start_of_other_shapes_is_refused(planned):
 
 
 def test_two_entries_with_one_label_are_refused(planned):
-    with pytest.raises(ValueError, match="'t' stands at two"):
+    with pytest.raises(ValueError, match="'t' appears in two"):
         planned("""
             def sweep(arg=""):
                 yield {"label": "t"}

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import write_json
-from scm_jax.runs.directory.run_configs import config_hash
+from scm_jax.runs.directory.run_configs import RUN_KEYS, config_hash
 
 logger = logging.getLogger(__name__)
 
-# Config keys that hold the run directory of another run.
-RUN_KEYS = ("init.run", "teacher.run")
 LINKS_FILE = "linked_runs.json"
 RUN_FILE = "run.json"  # of a run that a sweep planned; has its id
 IMPORTED_FILE = "imported.json"  # of a run made from a file of weights; has its hash

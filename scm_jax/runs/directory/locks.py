@@ -72,8 +72,8 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
 def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) -> bool:
     """Whether the worker that wrote ``status`` (state running) still lives.
 
-    Of this machine: whether the lock is held. Of another: whether its heartbeat is
-    fresh at ``now`` (unix seconds).
+    On this machine that is whether the lock is held; on another, whether its heartbeat
+    is fresh at ``now`` (unix seconds).
     """
     if _is_elsewhere(status):
         return is_fresh(status, now)

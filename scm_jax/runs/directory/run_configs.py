@@ -27,6 +27,10 @@ NEUTRAL_KEYS = (
 )
 
 
+# Config keys that hold the run directory of another run.
+RUN_KEYS = ("init.run", "teacher.run")
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits that tell apart configs with different results.
 
@@ -45,3 +49,18 @@ def config_texts(config: Mapping[str, Any]) -> dict[str, str]:
 def is_neutral(key: str) -> bool:
     """Whether a dotted config key is one of ``NEUTRAL_KEYS``."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL_KEYS)
+
+
+def ema_names(ema: Mapping[str, Any]) -> list[str]:
+    """Names of the EMAs that the section ``ema`` of a config keeps, in its order.
+
+    >>> ema_names({"rel_std": (0.05, 0.10), "half_life_images": (500_000,)})
+    ['0.05', '0.1', 'half_life_500000']
+    """
+    half_lives = [f"half_life_{n:g}" for n in ema.get("half_life_images") or ()]
+    return [f"{rel_std:g}" for rel_std in ema.get("rel_std") or ()] + half_lives
+
+
+def sampling_ema(ema: Mapping[str, Any]) -> str:
+    """Name of the EMA that samples: ``ema.sampling``, or the first; "" without any."""
+    return ema.get("sampling") or next(iter(ema_names(ema)), "")

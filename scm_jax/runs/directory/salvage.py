@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
-from scm_jax.runs.directory.layout import Run
+from scm_jax.runs.directory.reading import Run
 
 if TYPE_CHECKING:
     import pandas as pd

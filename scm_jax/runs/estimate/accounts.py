@@ -25,14 +25,13 @@ from scm_jax.cost import collectives, counts, roofline
 from scm_jax.cost import hardware as hardware_lib
 from scm_jax.cost.hardware import Hardware
 from scm_jax.networks import layers
-from scm_jax.runs import train
-from scm_jax.runs.directory import report
-from scm_jax.runs.estimate import describe
+from scm_jax.runs.estimate import lowering, work
 from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import sharding
 from scm_jax.training.sharding import MeshSpec
-from scm_jax.types import lookup
+from scm_jax.types import lookup, num_steps
 
 DEFAULT_HARDWARE = "a100-80g"
 
@@ -104,7 +103,7 @@ def simulate_devices(count: int) -> None:
         ) from error
 
 
-# --- Accounts -------------------------------------------------------------------------
+# --- The estimate ---------------------------------------------------------------------
 
 
 def account(
@@ -132,7 +131,7 @@ def account(
     real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
     sharding.check_batch_size(config.train.batch_size, real)
     config = as_on_accelerator(config, gathers=spec.fsdp > 1)
-    experiment = describe.build_abstract(config)
+    experiment = experiment_lib.build_abstract(config)
     stated = _state(config, spec, device, efficiency)
     measured = measure(experiment)
     measured["state_bytes_per_device"] = state_bytes_per_device(experiment, real)
@@ -168,7 +167,7 @@ def _state(
         "devices": num_devices(spec),
         "batch_size": config.train.batch_size,
         "microbatches": config.train.microbatches,
-        "steps": -(-config.train.duration_images // config.train.batch_size),
+        "steps": num_steps(config.train.duration_images, config.train.batch_size),
         "compute_dtype": config.network.get("dtype", "float32"),
         "efficiency": efficiency,
         "bandwidth_efficiency": roofline.BANDWIDTH_EFFICIENCY,
@@ -185,14 +184,13 @@ def _state(
 def measure(experiment: Experiment) -> dict[str, Any]:
     """Exact counts of a step; nothing is compiled."""
     teacher = experiment.teacher.network if experiment.teacher else None
-    batch_size = min(experiment.config.train.batch_size, 16)
 
     def traffic(batch: int) -> int:
-        loss, args = train.training_loss(experiment, batch)
+        loss, args = work.training_loss(experiment, batch)
         return roofline.contraction_bytes(jax.value_and_grad(loss), *args)
 
     def saved(batch: int) -> int:
-        loss, args = train.training_loss(experiment, batch)
+        loss, args = work.training_loss(experiment, batch)
         return roofline.saved_bytes(loss, *args)
 
     traffic_fixed, traffic_per_image = roofline.linear(traffic)
@@ -200,10 +198,9 @@ def measure(experiment: Experiment) -> dict[str, Any]:
     return {
         "parameters": counts.parameter_count(abstract["net"]),
         "teacher_parameters": counts.parameter_count(
-            experiment_lib.abstract_init(teacher) if teacher else {}
+            parts.abstract_init(teacher) if teacher else {}
         ),
-        "forward_macs_per_image": train.forward_macs(experiment),
-        "train_macs_per_image": train.train_macs(experiment, batch_size),
+        **work.macs_per_image(experiment),
         "saved_bytes_per_image": roofline.linear(saved)[1],
         "contraction_bytes_per_image": traffic_per_image,
         "contraction_bytes_per_step": traffic_fixed,
@@ -225,15 +222,15 @@ def gradient_bytes(experiment: Experiment) -> int:
         return int(leaf.size) * (4 if wide else leaf.dtype.itemsize)
 
     network = experiment.network
-    folded = jax.eval_shape(network.fold, experiment_lib.abstract_init(network))
+    folded = jax.eval_shape(network.fold, parts.abstract_init(network))
     return sum(jax.tree.leaves(jax.tree.map_with_path(leaf_bytes, folded)))
 
 
 def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Bytes of one device's part of the train state."""
     state = jax.eval_shape(experiment.init_state)
-    rules = experiment_lib.mesh_rules(experiment.config)
-    return describe.bytes_per_device(
+    rules = start.mesh_rules(experiment.config)
+    return lowering.bytes_per_device(
         state, sharding.state_shardings(state, mesh, rules)
     )
 
@@ -242,7 +239,7 @@ def compile_step(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[list[collectives.Collective], dict[str, Any]]:
     """Compiles the step once: its collectives, and bytes per device."""
-    lowered = describe.lower_step(experiment, mesh)
+    lowered = lowering.lower_step(experiment, mesh)
     program, hlo = collectives.compile_partitioned(lowered)
     found = collectives.read_collectives(hlo)
     memory = program.memory_analysis()
@@ -332,117 +329,3 @@ def model(
         "largest_images_per_device": largest,
         "microbatches_needed": roofline.microbatches(images, largest),
     }
-
-
-# --- Text -----------------------------------------------------------------------------
-
-_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def _si(value: float, unit: str) -> str:
-    """Three digits with a decimal prefix: ``4.57 GB``."""
-    for scale, prefix in _PREFIXES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
-    return f"{value:.3g} {unit}".rstrip()
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-_bytes = functools.partial(_si, unit="B")
-_count = functools.partial(_si, unit="")
-
-# Group, key, what it is called, how it is written.
-_LINES: tuple[tuple[str, str, str, Any], ...] = (
-    ("stated", "batch_size", "images per step, all devices", str),
-    ("modelled", "images_per_device", "images per step and device", "{:g}".format),
-    ("stated", "microbatches", "microbatches", str),
-    ("measured", "parameters", "parameters", _count),
-    ("measured", "teacher_parameters", "parameters of the teacher", _count),
-    ("measured", "forward_macs_per_image", "multiply-adds, forward, per image", _count),
-    ("measured", "train_macs_per_image", "multiply-adds, step, per image", _count),
-    ("measured", "state_bytes", "state, all devices without copies", _bytes),
-    ("measured", "state_bytes_per_device", "state per device", _bytes),
-    ("compiled", "argument_bytes_per_device", "state, teacher, batch", _bytes),
-    ("measured", "saved_bytes_per_image", "kept for backward, per image", _bytes),
-    ("compiled", "temporary_bytes_per_device", "peak temporaries per device", _bytes),
-    ("modelled", "temporary_bytes_per_device", "peak temporaries per device", _bytes),
-    ("modelled", "largest_images_per_device", "images that fit at once", str),
-    ("modelled", "microbatches_needed", "microbatches needed", str),
-    ("stated", "efficiency", "share of peak in matrix products", _percent),
-    ("stated", "bandwidth_efficiency", "share of bandwidths reached", _percent),
-    ("modelled", "compute_seconds", "roofline: compute", _seconds),
-    ("modelled", "memory_seconds", "roofline: memory of products", _seconds),
-    ("modelled", "update_seconds", "roofline: memory of the update", _seconds),
-    ("modelled", "network_seconds", "roofline: network", _seconds),
-    ("modelled", "network_seconds_analytic", "network by the FSDP model", _seconds),
-    ("modelled", "step_seconds_overlapped", "step, network hidden", _seconds),
-    ("modelled", "step_seconds_exposed", "step, network exposed", _seconds),
-    (
-        "modelled",
-        "model_flops_utilization_overlapped",
-        "MFU, network hidden",
-        _percent,
-    ),
-    ("modelled", "model_flops_utilization_exposed", "MFU, network exposed", _percent),
-    ("modelled", "device_hours", "device hours of the training", _count),
-)
-
-_LEGEND = """\
-measured  counted on the traced program and its shapes, exact
-compiled  read from XLA's program for simulated CPU devices; nothing was run
-modelled  formulas of scm_jax/cost/roofline.py
-stated    the config, a flag or a data sheet
-Collectives are in bytes that one device receives in a step, in a ring."""
-
-
-def format_accounts(accounts: Accounts) -> str:
-    """Accounts as text of at most 80 columns."""
-    groups = dataclasses.asdict(accounts)
-    stated = accounts.stated
-    mesh = ",".join(f"{axis}={n}" for axis, n in stated["mesh"].items())
-    rows = [
-        {"quantity": label, "value": write(value), "known": group}
-        for group, key, label, write in _LINES
-        if (value := groups[group].get(key)) is not None
-    ]
-    parts = [
-        f"{stated['name']}: {mesh} of {stated['hardware']}, bound by "
-        f"{accounts.modelled['bound']}",
-        report.format_table(rows),
-    ]
-    if table := _collective_rows(accounts):
-        parts.append(report.format_table(table))
-    if stated["mesh"]["tensor"] > 1:
-        parts.append("The FSDP model leaves out what the tensor axis exchanges.")
-    return "\n\n".join([*parts, _LEGEND])
-
-
-def _collective_rows(accounts: Accounts) -> list[dict[str, Any]]:
-    """Compiled and modelled traffic side by side, by kind."""
-    model = {row["kind"]: row for row in accounts.modelled["collectives"]}
-    compiled: dict[str, list[dict[str, Any]]] = {}
-    for row in accounts.compiled.get("collectives", ()):
-        compiled.setdefault(row["kind"], []).append(row)
-    rows = []
-    for kind in collectives.KINDS:
-        received = model.get(kind, {}).get("received_bytes", 0.0)
-        if kind not in compiled and not received:
-            continue
-        found = compiled.get(kind, [])
-        rows.append(
-            {
-                "collective": kind,
-                "times": str(sum(row["executions"] for row in found)),
-                "compiled": _bytes(sum(row["received_bytes"] for row in found)),
-                "FSDP model": _bytes(received),
-                "dtypes": " ".join(row["dtype"] for row in found),
-            }
-        )
-    return rows

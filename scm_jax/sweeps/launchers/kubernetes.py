@@ -1,7 +1,7 @@
 """Writes Kubernetes manifests for runs, and says which command applies them.
 
 ``kubectl`` is never called: what the cluster does with the manifests is asked there,
-and what became of the runs is read from their directories.
+and the status of the runs is read from their directories.
 """
 
 from __future__ import annotations

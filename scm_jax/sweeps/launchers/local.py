@@ -24,9 +24,9 @@ from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
 from scm_jax.sweeps.launchers.slots import Slot
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.state import journal, states
+from scm_jax.types import EXIT_PREEMPTED
 
 NAME = "local"
-EXIT_INTERRUPTED = 75
 _POLL_SECONDS = 0.2
 # Runs that wait, for others or for another launcher, are looked at so often.
 _LOOK_SECONDS = 1.0
@@ -242,7 +242,7 @@ class _Launch:
                 "to go on: python -m scm_jax sweep resubmit "
                 f"--root={root} --launcher=local --max_parallel={len(self._slots)}"
             )
-            return EXIT_INTERRUPTED
+            return EXIT_PREEMPTED
         return 0 if all(end == states.DONE for end in ends) else 1
 
     # ------------------------------------------------------------ signals

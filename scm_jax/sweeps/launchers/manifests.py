@@ -11,10 +11,10 @@ from typing import Any
 from scm_jax.sweeps.launchers.options import worker_command
 from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources, seconds
 from scm_jax.sweeps.plan.planned import PlannedRun
+from scm_jax.types import EXIT_PREEMPTED
 
 Manifest = dict[str, Any]
 
-EXIT_PREEMPTED = 75
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_NAME = 48  # of 63: pods of a JobSet add "-workers-0-12345"
 
@@ -150,11 +150,11 @@ def _preempted() -> Manifest:
 def _command(
     site: Kubernetes, run_dir: str, wait: bool, more: Sequence[str] = ()
 ) -> list[str]:
-    """Of a container; ``run_dir`` is shell text. ``exec``: signals reach Python."""
+    """The command of a container; ``run_dir`` is shell text."""
     *command, _ = worker_command("", site.python)
     words = shlex.join([*command, *more, *["--wait"] * wait])
-    words = f"exec {words} --run={run_dir}"
-    return ["/bin/sh", "-c", words]
+    # With exec, signals reach Python.
+    return ["/bin/sh", "-c", f"exec {words} --run={run_dir}"]
 
 
 def _pod(

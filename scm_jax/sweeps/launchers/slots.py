@@ -98,7 +98,7 @@ def accelerators(environ: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def _numbers(prefix: str) -> list[str]:
-    """Of the device files ``/dev/PREFIXn``."""
+    """The numbers n of device files ``/dev/PREFIXn``."""
     folder = Path("/dev")
     found = (re.fullmatch(rf"{prefix}(\d+)", p.name) for p in folder.glob(f"{prefix}*"))
     return [str(n) for n in sorted(int(match[1]) for match in found if match)]

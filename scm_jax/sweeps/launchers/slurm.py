@@ -1,4 +1,4 @@
-"""Sends runs to SLURM as job arrays, and asks it what became of them.
+"""Sends runs to SLURM as job arrays, and asks it for their status.
 
 Everything that is sent lies in ``ROOT/submissions``: ``ID.sh`` is the script,
 ``ID.txt`` lists the run directories, ``ID.log`` has what the script said before it knew
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scm_jax.files.atomic import write_atomically
+from scm_jax.runs.directory.layout import RunDir
 from scm_jax.sweeps.launchers import slurm_arrays
 from scm_jax.sweeps.launchers.options import Options, in_order
 from scm_jax.sweeps.launchers.profiles import Profile, load_profile, seconds
@@ -125,7 +126,7 @@ def _arrays(
         runs,
         profile.slurm.max_array_size,
         max_parallel=options.max_parallel,
-        done={i for i in needed if (Path(root) / i / "summary.json").exists()},
+        done={i for i in needed if RunDir(Path(root) / i).is_done},
         jobs=jobs,
     )
 

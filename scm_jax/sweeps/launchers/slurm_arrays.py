@@ -15,8 +15,7 @@ from pathlib import Path
 from scm_jax.sweeps.launchers.options import in_order, worker_command
 from scm_jax.sweeps.launchers.profiles import Profile, Resources
 from scm_jax.sweeps.plan.planned import PlannedRun
-
-EXIT_PREEMPTED = 75
+from scm_jax.types import EXIT_PREEMPTED
 
 # An array of this submission by its number, with one of its elements or with None for
 # the element of one's own index; or a job that exists.

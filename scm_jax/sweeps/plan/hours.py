@@ -1,4 +1,4 @@
-"""What a sweep would do: runs, accounts, times and what is there already."""
+"""What a sweep would do: its runs, their cost and hours, and what is done already."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import flatten, read_rows
+from scm_jax.runs.directory.labels import (
+    short_count,
+    short_names,
+    short_value,
+    varying_keys,
+)
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.runs.directory.linked_runs import RUN_KEYS
 from scm_jax.runs.directory.run_configs import is_neutral
 from scm_jax.sweeps.plan.planned import PlannedRun
 
@@ -43,7 +48,7 @@ class Measured:
 def measured_run(directory: str | Path) -> Measured | None:
     """The speed of a finished run; None where it has not been measured."""
     run = RunDir(directory)
-    if not run.summary_path.is_file():
+    if not run.is_done:
         return None
     summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
     rows = read_rows(run.metrics_path)
@@ -88,20 +93,16 @@ def estimated_device_hours(
     return (planned.train_flops / rate + overhead) * near[0].device_count / 3600
 
 
-def varying_keys(planned: Sequence[PlannedRun]) -> list[str]:
+def changed_keys(planned: Sequence[PlannedRun]) -> list[str]:
     """Overridden keys that tell the runs apart, in their order.
 
-    Left out is what cannot change a result, directories of other runs, and numbers of
-    images where a budget or a training length decides them.
+    Left out is what cannot change a result, and numbers of images where a budget or a
+    training length decides them.
     """
     keys = dict.fromkeys(key for run in planned for key in run.overrides)
     configs = [flatten(run.config) for run in planned]
-    return [
-        key
-        for key in keys
-        if not (is_neutral(key) or key in RUN_KEYS or key.endswith("_images"))
-        and len({json.dumps(config.get(key)) for config in configs}) > 1
-    ]
+    varying = varying_keys([{key: c.get(key) for key in keys} for c in configs])
+    return [k for k in varying if not (is_neutral(k) or k.endswith("_images"))]
 
 
 def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
@@ -110,7 +111,7 @@ def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
     The argument of the experiment file stands first where it is not the same for all;
     a key is shortened to its last part where that is unambiguous.
     """
-    keys = varying_keys(planned)
+    keys = changed_keys(planned)
     bases = len({run.base for run in planned}) > 1
     short = short_names(keys)
     texts = []
@@ -124,21 +125,6 @@ def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
         ]
         texts.append(" ".join(part for part in parts if part) or run.label or "-")
     return texts
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key, or the whole key where two share it."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {k: s if last.count(s) == 1 else k for k, s in zip(keys, last, strict=True)}
-
-
-def short_value(value: Any) -> str:
-    """A value for a table: a run's directory by its name."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, str) and "/" in value:
-        return Path(value).name
-    return str(value)
 
 
 def plan_rows(
@@ -236,18 +222,6 @@ def plan_totals(
         f"{short_hours(total)} device hours, {short_hours(left)} of them to come, by "
         f"the rates of {len(measured)} finished runs on {', '.join(kinds)}",
     ]
-
-
-def short_count(number: float) -> str:
-    """Three digits and a suffix.
-
-    >>> short_count(1_523_200_000), short_count(417_412), short_count(128)
-    ('1.52G', '417k', '128')
-    """
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
 
 
 def short_hours(hours: float | None) -> str:

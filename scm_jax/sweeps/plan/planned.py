@@ -85,7 +85,7 @@ def read_run(directory: str | Path) -> PlannedRun:
         raise FileNotFoundError(f"{directory} is no run of a sweep: no {RUN_FILE}")
     facts = json.loads(path.read_text(encoding="utf-8"))
     known = {f.name for f in dataclasses.fields(PlannedRun)}
-    values = {
+    values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in facts.items()
         if key in known

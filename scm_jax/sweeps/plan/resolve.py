@@ -1,4 +1,4 @@
-"""From the entries of a sweep file to runs: complete configs, ids and accounts.
+"""From the entries of a sweep file to runs: complete configs, ids and cost estimates.
 
 Everything is checked before anything is sent: keys and types of the overrides, names,
 shapes (the training step is traced, nothing is allocated), teachers, double entries.
@@ -18,16 +18,15 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
-from scm_jax.files.jsonl import canonical_json
-from scm_jax.runs import evaluate, train
+from scm_jax.files.jsonl import canonical_json, flatten
 from scm_jax.runs.directory import layout, run_configs
 from scm_jax.runs.directory.linked_runs import RUN_KEYS, identity
-from scm_jax.runs.estimate import describe
-from scm_jax.runs.setup import config_values, experiment
+from scm_jax.runs.estimate import work
+from scm_jax.runs.setup import config_values, evaluators, experiment, parts
 from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.plan.sweep_file import SweepFile, base_config
-from scm_jax.types import lookup
+from scm_jax.types import lookup, num_steps
 
 BUDGET = "train.flops"
 RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", BUDGET)
@@ -88,7 +87,7 @@ class _Resolver:
         _check_reserved(entry)
         label = entry.get("label", "")
         if label in self._labels:
-            raise ValueError(f"the label {label!r} stands at two entries")
+            raise ValueError(f"the label {label!r} appears in two entries")
         base, config = base_config(self.file, entry.get("base", ""))
         config = config.copy_and_resolve_references()
         changed = {k: v for k, v in entry.items() if k not in RESERVED}
@@ -98,9 +97,9 @@ class _Resolver:
         self._set_budget(config, entry, account)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
-        evaluate.check(config, files=False)
+        evaluators.check(config, files=False)
         plain = config_lib.to_dict(config)
-        steps = -(-config.train.duration_images // config.train.batch_size)
+        steps = num_steps(config.train.duration_images, config.train.batch_size)
         images = steps * config.train.batch_size
         places = {key: config_values.get_value(config, key) for key in teachers}
         ids = {key: Path(place).name for key, place in places.items()}
@@ -134,7 +133,7 @@ class _Resolver:
             self.runs[planned.id] = planned
             return
         if canonical_json(other.config) != canonical_json(planned.config):
-            ours, theirs = (layout.flatten(c.config) for c in (planned, other))
+            ours, theirs = (flatten(c.config) for c in (planned, other))
             keys = sorted(k for k in ours if ours[k] != theirs[k])
             raise ValueError(
                 f"duplicate id {planned.id}: this entry differs from an earlier one "
@@ -199,14 +198,13 @@ class _Resolver:
         return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
     def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
-        """Accounts of a training; equal programs are traced once."""
-        built = describe.build_abstract(config, teacher)
+        """The cost estimate of a training; equal programs are traced once."""
+        built = experiment.build_abstract(config, teacher)
         key = _program_key(config, teacher)
         if key not in self._accounts:
-            batch_size = min(config.train.batch_size, 16)
             self._accounts[key] = _Account(
                 counts.parameter_count(built.abstract_params()["net"]),
-                train.train_macs(built, batch_size),
+                work.train_macs(built),
             )
         return self._accounts[key]
 
@@ -246,8 +244,8 @@ def _check_reserved(entry: Mapping[str, Any]) -> None:
     attempts = entry.get("max_attempts", 1)
     if not isinstance(attempts, numbers.Integral) or attempts < 1:
         raise ValueError(f"max_attempts = {attempts!r}: must be at least 1")
-    budget = entry.get(BUDGET, 1.0)
-    if not isinstance(budget, numbers.Real) or not 0 < budget < float("inf"):
+    budget: Any = entry.get(BUDGET, 1.0)
+    if not isinstance(budget, numbers.Real) or not 0 < float(budget) < float("inf"):
         raise ValueError(f"{BUDGET} = {budget!r}: must be a number above 0")
 
 
@@ -283,12 +281,12 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
 
 def _check_start(config: ConfigDict, start: ConfigDict) -> None:
     """Raises ValueError where ``init.run`` has weights of other shapes."""
-    dataset = experiment.build_dataset(config)
+    dataset = parts.build_dataset(config)
     ours, theirs = (
         {
             jax.tree_util.keystr(path): leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(
-                experiment.abstract_init(experiment.build_network(c, dataset))
+                parts.abstract_init(parts.build_network(c, dataset))
             )
         }
         for c in (config, start)

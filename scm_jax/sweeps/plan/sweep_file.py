@@ -46,7 +46,7 @@ def load_sweep(text: str) -> SweepFile:
       ValueError: it lacks a part, fails, or yields something else.
     """
     path, _, arg = text.partition(":")
-    module = _load_module(path)
+    module = load_module(path)
     missing = [name for name in ("BASE", "sweep") if not hasattr(module, name)]
     if missing:
         raise ValueError(
@@ -91,7 +91,7 @@ def base_config(file: SweepFile, base: str) -> tuple[str, ConfigDict]:
     else:
         text = base
     path, _, arg = text.partition(":")
-    module = _load_module(_find(path, file.path))
+    module = load_module(_find(path, file.path))
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} is no experiment file: it defines no get_config")
     return text, _call(text, "get_config", lambda: module.get_config(arg))
@@ -110,10 +110,10 @@ def _find(path: str, sweep: Path) -> str:
     )
 
 
-def _load_module(path: str) -> ModuleType:
+def load_module(path: str) -> ModuleType:
+    """A Python file as a module, loaded again when it has changed."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    # A file that changes while a notebook lives is loaded again.
     return _module(path, Path(path).stat().st_mtime_ns)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from scm_jax.files.jsonl import append_row, read_whole_rows
+from scm_jax.runs.directory.layout import RunDir
 
 SUBMISSIONS_FILE = "submissions.jsonl"
 SENDING, SENT, FAILED, CANCELLED = "sending", "sent", "failed", "cancelled"
@@ -142,6 +143,6 @@ def sent_jobs(root: str | os.PathLike, launcher: str) -> dict[str, str]:
         newest = newest_submission(path.parent)
         if newest is None or (newest.launcher, newest.event) != (launcher, SENT):
             continue
-        if newest.job and not (path.parent / "summary.json").exists():
+        if newest.job and not RunDir(path.parent).is_done:
             jobs[path.parent.name] = newest.job
     return jobs

@@ -1,4 +1,4 @@
-"""What became of a run, read from its directory.
+"""The status of a run, read from its directory.
 
 done        summary.json is there: it is written last
 running     a worker, or ``scm train``, has the run, and lives
@@ -218,7 +218,7 @@ def _status(run_dir: Path) -> dict[str, Any]:
 def _decide(
     run_dir: Path, status: Mapping[str, Any], job: str | None, now: float
 ) -> str:
-    if RunDir(run_dir).summary_path.exists():
+    if RunDir(run_dir).is_done:
         return DONE
     recorded = status.get("state")
     if recorded == RUNNING and (

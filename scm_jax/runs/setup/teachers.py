@@ -1,0 +1,113 @@
+"""The teacher of a config: where a student's velocity comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scm_jax import sampling
+from scm_jax.datasets.pipeline import Dataset
+from scm_jax.networks import Network
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.setup.parts import saved_network
+from scm_jax.types import Cond, lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Where a student's velocity comes from.
+
+    Attributes:
+      network: the teacher's network, None for a closed form.
+      run: its run directory, None for a closed form.
+      ema: which of its EMAs is read.
+      guidance: scale of classifier-free guidance; 1 for none, None for the one that
+        each example is conditioned on.
+      closed_form: ``F = closed_form(x, cond)``, in place of a network.
+    """
+
+    network: Network | None = None
+    run: str | None = None
+    ema: str = ""
+    guidance: float | None = 1.0
+    closed_form: Callable[[jax.Array, Cond], jax.Array] | None = None
+
+    def fn(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        """``F`` of the teacher; ``params`` are its parameters, folded or not."""
+        fn = self.closed_form or functools.partial(self._apply, params)
+        if self.guidance != 1.0:
+            fn = sampling.with_guidance(fn, self.guidance)
+        return fn(x, cond)
+
+    def _apply(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        assert self.network is not None
+        # A teacher knows only what it was trained with; dropout is off.
+        known = {k: getattr(cond, k) for k in self.network.consumes}
+        return self.network.apply(params, x, Cond(**known))
+
+
+def build_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None = None
+) -> Teacher:
+    """The velocity of ``config.teacher``, guided where the config says so.
+
+    ``stand_in`` is the network to assume where the teacher's run does not exist yet,
+    for a cost estimate before the training.
+
+    Raises:
+      ValueError: no teacher where one is needed, or the closed form of data without
+        one.
+    """
+    settings = config.teacher
+    kinds = {"none": None, "run": _run_teacher, "exact": _exact_teacher}
+    make = lookup(kinds, settings.source, "teacher.source")
+    if make is None:
+        raise ValueError(
+            "objective.dx_dt = 'teacher' needs teacher.source = 'run' with teacher.run "
+            "set to a run directory, or teacher.source = 'exact' for data in closed "
+            "form"
+        )
+    teacher = make(config, dataset, stand_in)
+    per_sample = config.objective.guidance_range is not None
+    return dataclasses.replace(
+        teacher, guidance=None if per_sample else settings.guidance
+    )
+
+
+def _run_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+) -> Teacher:
+    directory = config.teacher.run
+    if not directory:
+        raise ValueError("teacher.run is empty: set it to the teacher's run directory")
+    if stand_in is not None and not RunDir(directory).config_path.exists():
+        return Teacher(stand_in, directory, config.teacher.ema)
+    network, name = saved_network(directory, config.teacher.ema, dataset)
+    return Teacher(network, directory, name)
+
+
+def _exact_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None
+) -> Teacher:
+    del stand_in
+    if dataset.closed_form is None:
+        raise ValueError(
+            f"teacher.source = 'exact' needs data in closed form; dataset.name = "
+            f"{config.dataset.name!r} has none"
+        )
+    return exact_teacher(dataset)
+
+
+def exact_teacher(dataset: Dataset) -> Teacher:
+    """The exact velocity of data in closed form."""
+    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
+
+    def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
+        return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
+
+    return Teacher(closed_form=closed_form)
