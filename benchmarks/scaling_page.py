@@ -569,9 +569,8 @@ def page(counts: dict, compiled: list[pathlib.Path]) -> str:
         "",
         "- counted: on the traced program and its shapes, exact;",
         "- compiled: read from what XLA makes of the step for simulated CPU devices;",
-        "- modelled: formulas of `scm_jax/cost/roofline.py` over counts and the",
-        "data sheets",
-        "  in `scm_jax/cost/hardware.py`.",
+        "- modelled: formulas of `scm_jax/cost/roofline.py` over counts and the data",
+        "  sheets in `scm_jax/cost/hardware.py`.",
         "",
         f"Assumed: products reach {roofline.EFFICIENCY:.0%} of the peak, memory and "
         f"network {roofline.BANDWIDTH_EFFICIENCY:.0%} of their",

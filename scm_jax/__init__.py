@@ -1,8 +1,9 @@
 """Continuous-time consistency models (sCM, arXiv 2410.11081) in JAX and Flax.
 
->>> import scm_jax
->>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP
->>> run.sample(num=16, steps=2, seed=0, label=3)  # doctest: +SKIP
+Example:
+  >>> import scm_jax
+  >>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP
+  >>> run.sample(num=16, steps=2, seed=0, label=3)  # doctest: +SKIP
 """
 
 from __future__ import annotations

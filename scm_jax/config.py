@@ -199,8 +199,9 @@ def parse_arg(
     Raises:
       ValueError: anything unknown, with the legal values.
 
-    >>> parse_arg("scd,quick", ("teacher", "scd"))
-    ('scd', {'quick': True})
+    Example:
+      >>> parse_arg("scd,quick", ("teacher", "scd"))
+      ('scd', {'quick': True})
     """
     legal = {k: d for k, d in options.items() if isinstance(d, tuple)}
     values = {**options, **{k: d[0] for k, d in legal.items()}, "quick": False}
@@ -244,10 +245,11 @@ def shrink(
     Raises:
       ValueError: no tiny network is known, and none is given.
 
-    >>> c = base_config("unet", "consistency")
-    >>> shrink(c)
-    >>> c.network.width, c.train.batch_size, c.train.duration_images
-    (32, 8, 48)
+    Example:
+      >>> c = base_config("unet", "consistency")
+      >>> shrink(c)
+      >>> c.network.width, c.train.batch_size, c.train.duration_images
+      (32, 8, 48)
     """
     if network is None:
         network = lookup(TINY_NETWORKS, config.network.name, "network.name")

@@ -21,8 +21,9 @@ class Registry(collections.UserDict[str, Any]):
     A place ``module.attribute`` is imported when its entry is first looked up, so that
     one backbone or dataset does not load the others.
 
-    >>> Registry(root="math.sqrt", twice=lambda x: 2 * x)["root"](9.0)
-    3.0
+    Example:
+      >>> Registry(root="math.sqrt", twice=lambda x: 2 * x)["root"](9.0)
+      3.0
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -150,9 +151,10 @@ class Placement(Protocol):
 def check_seed(seed: int, name: str = "seed") -> None:
     """Raises ValueError unless ``0 <= seed <= MAX_SEED``; ``name`` is for the message.
 
-    >>> check_seed(-1)
-    Traceback (most recent call last):
-    ValueError: seed = -1 must be a whole number in 0..4294967295
+    Example:
+      >>> check_seed(-1)
+      Traceback (most recent call last):
+      ValueError: seed = -1 must be a whole number in 0..4294967295
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed <= MAX_SEED:
@@ -162,8 +164,9 @@ def check_seed(seed: int, name: str = "seed") -> None:
 def whole_number(text: str) -> int:
     """An int as people type it.
 
-    >>> whole_number("1e6"), whole_number("1_000")
-    (1000000, 1000)
+    Example:
+      >>> whole_number("1e6"), whole_number("1_000")
+      (1000000, 1000)
 
     Raises:
       ValueError: not a whole number.
@@ -182,9 +185,10 @@ def whole_number(text: str) -> int:
 def real_number(text: str) -> float:
     """A finite float from text.
 
-    >>> real_number("none")
-    Traceback (most recent call last):
-    ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
+    Example:
+      >>> real_number("none")
+      Traceback (most recent call last):
+      ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
     """
     number = _float(text)
     if not math.isfinite(number):
@@ -204,8 +208,9 @@ def _float(text: str) -> float:
 def yes_or_no(text: str) -> bool:
     """A flag's word as a bool; an empty one means yes.
 
-    >>> yes_or_no("TRUE"), yes_or_no("off")
-    (True, False)
+    Example:
+      >>> yes_or_no("TRUE"), yes_or_no("off")
+      (True, False)
 
     Raises:
       ValueError: another word.
@@ -224,8 +229,9 @@ EXIT_PREEMPTED = 75
 def num_steps(duration_images: int, batch_size: int) -> int:
     """Optimizer steps of a training: the last batch may go beyond its length.
 
-    >>> num_steps(1000, 128)
-    8
+    Example:
+      >>> num_steps(1000, 128)
+      8
     """
     return -(-duration_images // batch_size)
 

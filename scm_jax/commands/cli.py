@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from scm_jax.files import user_paths
+from scm_jax.files import shipped, user_paths
 from scm_jax.types import real_number, whole_number
 
 # Name, of one word or two, -> function and summary.
@@ -123,7 +123,7 @@ def parse() -> None:
         print(_flag_help())
         raise SystemExit(0)
     try:
-        left = flags.FLAGS(["scm " + name, *rest])
+        left = flags.FLAGS(["scm " + name, *map(_shipped_config, rest)])
     except (KeyError, AttributeError) as error:  # of an override's key
         raise UsageError(_unknown_key(rest)) from error
     except flags.Error as error:
@@ -154,6 +154,15 @@ def _unknown_key(args: Sequence[str]) -> str:
             except ValueError as error:
                 return f"--{name}: {error}"
     return f"one of the overrides of {file} cannot be set"
+
+
+def _shipped_config(arg: str) -> str:
+    """``--config=FILE:ARG`` with the shipped file where there is no such file here."""
+    flag, _, value = arg.partition("=")
+    file, colon, rest = value.partition(":")
+    if flag.lstrip("-") != "config" or not file:
+        return arg
+    return f"{flag}={shipped.find(file)}{colon}{rest}"
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import datasets
 from scm_jax.commands.report import GRID_SAMPLES
+from scm_jax.files import shipped
 from scm_jax.runs import sample, train
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.writers import image_grid
@@ -37,10 +38,7 @@ SPEED_BATCH = 512
 
 def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
     """The configs of ``experiments/digits.py``, with the students' teacher here."""
-    path = Path(__file__).parents[2] / "experiments" / "digits.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run the demo from a checkout")
-    module = load_module(str(path))
+    module = load_module(str(shipped.folder("experiments") / "digits.py"))
     configs = {}
     for variant in VARIANTS:
         config = module.get_config(variant + (",quick" if quick else ""))

@@ -58,8 +58,9 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
       ValueError: unknown name or argument; the message lists the legal ones.
       FileNotFoundError: not prepared, and ``prepare`` is false.
 
-    >>> make_dataset("mixture").info.sample_shape
-    (1,)
+    Example:
+      >>> make_dataset("mixture").info.sample_shape
+      (1,)
     """
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {_among(name, DATASETS)}")

@@ -33,8 +33,9 @@ _X = (np.arange(MAX_LEVEL + 1) - LEVEL_MEAN) * (SIGMA_DATA / LEVEL_STD)
 def to_x(levels: Any) -> jax.Array:
     """Stored levels 0..16 -> float32 with mean 0 and standard deviation 0.5.
 
-    >>> to_x(np.array([0, 16])).round(4).tolist()
-    [-0.4059000015258789, 0.9236999750137329]
+    Example:
+      >>> to_x(np.array([0, 16])).round(4).tolist()
+      [-0.4059000015258789, 0.9236999750137329]
     """
     return jnp.asarray(_X, jnp.float32)[levels]
 

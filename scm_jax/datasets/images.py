@@ -45,8 +45,9 @@ def to_x(image: np.ndarray) -> np.ndarray:
     and one product rounds. A quotient and a difference would be fused, or not, as a
     compiler likes.
 
-    >>> to_x(np.array([0, 255], np.uint8)).tolist()
-    [-1.0, 1.0]
+    Example:
+      >>> to_x(np.array([0, 255], np.uint8)).tolist()
+      [-1.0, 1.0]
     """
     centred = image.astype(np.float32) * np.float32(2) - np.float32(255)
     return centred * np.float32(1 / 255)

@@ -29,8 +29,9 @@ def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
 def shuffled_items(positions: np.ndarray, num_items: int, seed: int) -> np.ndarray:
     """Items at positions of the endless stream, each exactly once in every epoch.
 
-    >>> sorted(shuffled_items(np.arange(4, 8), num_items=4, seed=0).tolist())
-    [0, 1, 2, 3]
+    Example:
+      >>> sorted(shuffled_items(np.arange(4, 8), num_items=4, seed=0).tolist())
+      [0, 1, 2, 3]
     """
     epochs, offsets = np.divmod(positions, num_items)
     items = np.empty_like(offsets)

@@ -27,8 +27,9 @@ def pm1_to_uint8(x: Array) -> jax.Array:
 
     Inverts ``pm1_from_uint8`` exactly.
 
-    >>> pm1_to_uint8(jnp.array([-1.5, -1.0, 0.0, 0.999, 1.0])).tolist()
-    [0, 0, 128, 255, 255]
+    Example:
+      >>> pm1_to_uint8(jnp.array([-1.5, -1.0, 0.0, 0.999, 1.0])).tolist()
+      [0, 0, 128, 255, 255]
     """
     return jnp.clip(jnp.asarray(x) * 127.5 + 128, 0, 255).astype(jnp.uint8)
 
@@ -43,8 +44,9 @@ def unit_to_uint8(x: Array) -> jax.Array:
 
     Truncation darkens by half a level on average. It is part of the published numbers.
 
-    >>> unit_to_uint8(jnp.array([-0.5, 0.5, 0.999, 1.0])).tolist()
-    [0, 127, 254, 255]
+    Example:
+      >>> unit_to_uint8(jnp.array([-0.5, 0.5, 0.999, 1.0])).tolist()
+      [0, 127, 254, 255]
     """
     return (jnp.clip(jnp.asarray(x), 0, 1) * 255).astype(jnp.uint8)
 

@@ -54,8 +54,9 @@ def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarra
 
     A counter-based generator: no state, and all items at once.
 
-    >>> uniforms(0, 0, np.array([5, 6]), 2).round(3).tolist()
-    [[0.086, 0.973], [0.563, 0.568]]
+    Example:
+      >>> uniforms(0, 0, np.array([5, 6]), 2).round(3).tolist()
+      [[0.086, 0.973], [0.563, 0.568]]
     """
     item = np.asarray(indices, np.uint64)[:, None]
     start = _mix(np.array([[seed]], np.uint64) + _GOLDEN)
@@ -188,8 +189,9 @@ class ShapeSource:
     def caption(self, index: int) -> str:
         """One item in words.
 
-        >>> ShapeSource().caption(7)
-        'a medium blue heart on yellow stripes, upper left'
+        Example:
+          >>> ShapeSource().caption(7)
+          'a medium blue heart on yellow stripes, upper left'
         """
         return caption(self.attributes(np.array([index])))
 

@@ -130,8 +130,9 @@ def prepare(
       FileNotFoundError: no such builder.
       FileExistsError: something that is no prepared dataset has the folder's name.
 
-    >>> prepare("digits")  # doctest: +SKIP
-    PosixPath('/home/me/.cache/scm_jax/datasets/digits/1.0.0')
+    Example:
+      >>> prepare("digits")  # doctest: +SKIP
+      PosixPath('/home/me/.cache/scm_jax/datasets/digits/1.0.0')
     """
     root = data_root(root)
     builder_class = load_builder_class(find_builder(builder))

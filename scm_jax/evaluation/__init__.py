@@ -53,8 +53,9 @@ __all__ = [
 def build(name: str, **settings: Any) -> Evaluator:
     """The evaluator ``name`` with some settings changed.
 
-    >>> build("digits", steps=4).steps
-    4
+    Example:
+      >>> build("digits", steps=4).steps
+      4
 
     Raises:
       ValueError: unknown name or setting; the message lists the legal ones.

@@ -140,8 +140,9 @@ class Measured:
     def row(self, best: str | None = None) -> dict[str, Any]:
         """``value``, ``std``, ``num_seeds``, ``values``, and on request ``best``.
 
-        >>> Measured((2.0, 4.0, 3.0)).row(best="least")["best"]
-        2.0
+        Example:
+          >>> Measured((2.0, 4.0, 3.0)).row(best="least")["best"]
+          2.0
 
         Args:
           best: ``least`` or ``greatest`` adds that value, which the field reports as

@@ -213,8 +213,9 @@ def labels_in_proportion(labels: np.ndarray, num: int) -> np.ndarray:
     These are evenly spaced quantiles of the sorted labels; with ``num = len(labels)``
     they are the labels themselves.
 
-    >>> labels_in_proportion(np.array([1, 0, 1, 1]), 8).tolist()
-    [0, 0, 1, 1, 1, 1, 1, 1]
+    Example:
+      >>> labels_in_proportion(np.array([1, 0, 1, 1]), 8).tolist()
+      [0, 0, 1, 1, 1, 1, 1, 1]
     """
     position = (2 * np.arange(num) + 1) * len(labels) // (2 * num)
     return np.sort(labels)[position].astype(np.int32)

@@ -17,8 +17,9 @@ def folder(name: str) -> Path:
 def find(path: str | os.PathLike[str]) -> Path:
     """``path``, or the shipped file of that name where there is none here.
 
-    >>> find("experiments/digits.py").is_file()
-    True
+    Example:
+      >>> find("experiments/digits.py").is_file()
+      True
     """
     first, *rest = Path(path).parts or ("",)
     if not Path(path).exists() and first in ("experiments", "data"):

@@ -1,8 +1,7 @@
 """What ``torch.save`` writes, and pickles of networks: objects, storages, tensors.
 
-PyTorch is never imported and no code of a file is run: pickles are read as data
-(``inert_pickle``), the names that may occur in one are listed here, and the source text
-that EDM's pickles carry along stays text.
+PyTorch is never imported and no code of a file is run: the names that may occur in a
+pickle are listed here, and the source text that EDM's pickles carry stays text.
 """
 
 from __future__ import annotations

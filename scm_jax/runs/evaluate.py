@@ -55,8 +55,9 @@ def sampling_points(
 ) -> list[SamplingPoint]:
     """All combinations. ``times`` of k entries go with ``k + 1`` steps.
 
-    >>> [(p.steps, p.times) for p in sampling_points((1, 2), [(1.1,), (0.8,)])]
-    [(1, None), (2, (1.1,)), (2, (0.8,))]
+    Example:
+      >>> [(p.steps, p.times) for p in sampling_points((1, 2), [(1.1,), (0.8,)])]
+      [(1, None), (2, (1.1,)), (2, (0.8,))]
 
     Raises:
       ValueError: some ``times`` go with none of ``steps``.

@@ -13,7 +13,7 @@ import numpy as np
 
 from scm_jax.datasets import latents
 from scm_jax.datasets import pixels as quantize
-from scm_jax.files import catalogue
+from scm_jax.files import atomic, catalogue
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external.autoencoder import load_autoencoder
 from scm_jax.training import sharding
@@ -142,6 +142,6 @@ def make_encoder(
     identity = {
         "pixel_range": pixels.interval,
         "name": AUTOENCODER if not os.fspath(vae) else path.name,
-        "sha256": catalogue.file_sha256(path),
+        "sha256": atomic.file_sha256(path),
     }
     return Encoder(encode, batch_size, identity)

@@ -1,8 +1,9 @@
 """What a sweep file is made of, and nothing that needs an accelerator to import.
 
->>> from scm_jax.sweeps import cross, grid, seeds
->>> len(list(cross(grid({"network.width": (32, 64)}), seeds(3))))
-6
+Example:
+  >>> from scm_jax.sweeps import cross, grid, seeds
+  >>> len(list(cross(grid({"network.width": (32, 64)}), seeds(3))))
+  6
 """
 
 from scm_jax.sweeps.plan.combinators import (

@@ -207,8 +207,9 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
 def duration(seconds: float | None) -> str:
     """Seconds in at most six characters.
 
-    >>> [duration(s) for s in (5, 75, 3700, 200000)]
-    ['5s', '1:15', '1h01m', '2d07h']
+    Example:
+      >>> [duration(s) for s in (5, 75, 3700, 200000)]
+      ['5s', '1:15', '1h01m', '2d07h']
     """
     if seconds is None:
         return ""

@@ -165,8 +165,9 @@ def _send(
 def count_states(found: Iterable[RunState]) -> str:
     """How many runs are in each state.
 
-    >>> count_states([RunState("a", "done"), RunState("b", "done")])
-    '2 done'
+    Example:
+      >>> count_states([RunState("a", "done"), RunState("b", "done")])
+      '2 done'
     """
     names = [state.state for state in found]
     return ", ".join(

@@ -87,8 +87,9 @@ def work(
 def job_name(environ: Mapping[str, str]) -> str | None:
     """What the scheduler calls the job of a process with these variables.
 
-    >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
-    '7_3'
+    Example:
+      >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+      '7_3'
     """
     if JOB_VARIABLE in environ:
         return environ[JOB_VARIABLE]

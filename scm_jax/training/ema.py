@@ -36,8 +36,9 @@ def rel_std_to_gamma(rel_std: float) -> float:
     Raises:
       ValueError: ``rel_std`` is outside (0, 1/sqrt(12)].
 
-    >>> round(rel_std_to_gamma(0.05), 2), round(rel_std_to_gamma(0.10), 2)
-    (16.97, 6.94)
+    Example:
+      >>> round(rel_std_to_gamma(0.05), 2), round(rel_std_to_gamma(0.10), 2)
+      (16.97, 6.94)
     """
     if not 0 < rel_std <= MAX_REL_STD:
         raise ValueError(
@@ -129,8 +130,9 @@ class PowerEma:
     beta = (1 - 1 / (step + 1)) ** (gamma + 1) is how much of the old average survives
     an update; arXiv 2312.02696, Eq. 127. The weight of the initialization is exactly 0.
 
-    >>> float(PowerEma(0.05).update_weight(0, 128))
-    1.0
+    Example:
+      >>> float(PowerEma(0.05).update_weight(0, 128))
+      1.0
     """
 
     rel_std: float
@@ -159,8 +161,9 @@ class HalfLifeEma:
     2206.00364, appendix F.3, their training code: 0.05); None switches that off. In
     both cases beta is 0 at the first update, so that the initialization is forgotten.
 
-    >>> float(HalfLifeEma(500_000).update_weight(10**6, 500_000))
-    0.5
+    Example:
+      >>> float(HalfLifeEma(500_000).update_weight(10**6, 500_000))
+      0.5
     """
 
     half_life_images: float

@@ -90,9 +90,10 @@ def interpolate(
 ) -> jax.Array:
     """``x_t = cos(t) x0 + sin(t) z`` with ``z`` of standard deviation ``sigma_data``.
 
-    >>> import jax.numpy as jnp
-    >>> interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros(1))
-    Array([[1., 1.]], dtype=float32)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> interpolate(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros(1))
+      Array([[1., 1.]], dtype=float32)
     """
     cos, sin = cos_sin(t, x0)
     return cos * x0 + sin * z
@@ -208,8 +209,9 @@ def edm_grid(
     ``sigma_i = (a + i/(N-1) (b - a))^rho``
     and ``t_i = arctan(sigma_i / sigma_data)``.
 
-    >>> [round(t, 3) for t in edm_grid(3, 0.5).tolist()]
-    [1.565, 1.375, 0.004, 0.0]
+    Example:
+      >>> [round(t, 3) for t in edm_grid(3, 0.5).tolist()]
+      [1.565, 1.375, 0.004, 0.0]
     """
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}: must be at least 1")
@@ -231,8 +233,9 @@ def consistency_grid(
 
     One and two steps are the paper's; more than four are spread evenly in ``t``.
 
-    >>> consistency_grid(2, 0.5).round(4).tolist()
-    [1.5645, 1.1]
+    Example:
+      >>> consistency_grid(2, 0.5).round(4).tolist()
+      [1.5645, 1.1]
     """
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}: must be at least 1")

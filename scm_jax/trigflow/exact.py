@@ -52,10 +52,11 @@ class Gaussian:
       mean: ``d`` numbers.
       std: standard deviation of each element, positive.
 
-    >>> g = Gaussian(mean=(0.0,), std=0.3)
-    >>> f = g.consistency(jnp.ones((1, 1)), jnp.full((1,), 1.1), sigma_data=0.5)
-    >>> round(float(f[0, 0]), 5)
-    0.64389
+    Example:
+      >>> g = Gaussian(mean=(0.0,), std=0.3)
+      >>> f = g.consistency(jnp.ones((1, 1)), jnp.full((1,), 1.1), sigma_data=0.5)
+      >>> round(float(f[0, 0]), 5)
+      0.64389
     """
 
     mean: tuple[float, ...]

@@ -3,10 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 
 import numpy as np
 import PIL.Image
@@ -37,11 +40,62 @@ def scm(*args, check=0):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A finished quick demo."""
+def installed(tmp_path_factory):
+    """``installed(*args)``: the same from a wheel in an environment of its own."""
+    root = tmp_path_factory.mktemp("installed")
+    source, here = root / "source", root / "here"
+    here.mkdir()
+    for name in ("scm_jax", "experiments", "data"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(root)]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([*wheel, str(source)], check=True, env=env)
+    venv.create(root / "env", symlinks=True)
+    python = root / "env/bin/python"
+    (wheel_file,) = root.glob("*.whl")
+    where = sysconfig.get_path("purelib", vars={"base": str(root / "env")})
+    install = [*pip, "--python", str(python), "install", "--no-deps", str(wheel_file)]
+    subprocess.run(install, check=True, env=env)
+    # What it depends on is that of this environment; an editable install is not seen.
+    (pathlib.Path(where) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+
+    def run(*command):
+        done = subprocess.run(
+            [root / "env/bin" / command[0], *command[1:]],
+            cwd=here,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def demo(installed, tmp_path_factory):
+    """A finished quick demo, run from the wheel."""
     workdir = tmp_path_factory.mktemp("demo")
-    done = scm("demo", "--quick", f"--workdir={workdir}")
+    done = installed("scm", "demo", "--quick", f"--workdir={workdir}")
     return workdir, done
+
+
+def test_a_wheel_needs_no_checkout(installed, demo):
+    where = installed("python", "-c", "import scm_jax; print(scm_jax.__file__)").stdout
+    assert "/env/lib/" in where
+    config = "--config=experiments/mixture.py:scd"
+    found = json.loads(installed("scm", "describe", config).stdout)
+    assert found["objective"] == "consistency" and found["parameters"] > 0
+    sweep = "--sweep=experiments/sweeps/isoflop_digits.py:sct,quick"
+    plan = json.loads(installed("scm", "sweep", "plan", sweep, "--json").stdout)
+    assert len(plan) > 3 and all(row["train_flops"] > 0 for row in plan)
+    code = f"import scm_jax; print(len(scm_jax.load_runs({str(demo[0])!r})))"
+    assert installed("python", "-c", code).stdout == "3\n"
 
 
 def test_demo_leaves_results_and_report(demo):

@@ -61,9 +61,10 @@ def estimate(
 ) -> Estimate:
     """Mean of independent values with its intervals.
 
-    >>> low, high = estimate([1.0, 2.0, 3.0]).interval
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
+    Example:
+      >>> low, high = estimate([1.0, 2.0, 3.0]).interval
+      >>> round(low, 3), round(high, 3)
+      (-0.484, 4.484)
 
     Args:
       values: one per pair.

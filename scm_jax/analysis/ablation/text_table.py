@@ -37,10 +37,11 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table, aligned so that it reads well as text too.
 
-        >>> print(Table(("a", "b"), (("x|y", "1"),)).to_markdown())
-        | a    | b |
-        |------|---|
-        | x\\|y | 1 |
+        Example:
+          >>> print(Table(("a", "b"), (("x|y", "1"),)).to_markdown())
+          | a    | b |
+          |------|---|
+          | x\\|y | 1 |
         """
         cells = [
             [text.replace("|", "\\|") for text in row]

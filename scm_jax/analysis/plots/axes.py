@@ -40,8 +40,9 @@ def tidy(axes: Axes, x: str, y: str) -> Axes:
 def metric_name(column: str) -> str:
     """A column of results as a reader says it.
 
-    >>> metric_name("2_steps/frechet_distance")
-    'frechet distance, 2 steps'
+    Example:
+      >>> metric_name("2_steps/frechet_distance")
+      'frechet distance, 2 steps'
     """
     steps, found, metric = column.partition("_steps/")
     if not found or not steps.isdigit():

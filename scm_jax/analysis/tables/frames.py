@@ -1,9 +1,10 @@
 """Any number of runs as tables: one row a run, one a logged step, one a measurement.
 
->>> import scm_jax
->>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
->>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
-... # doctest: +SKIP
+Example:
+  >>> import scm_jax
+  >>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
+  >>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
+  ... # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -218,8 +219,9 @@ def split_configs(
 
     A config that cannot be read, and so is empty, has no say.
 
-    >>> split_configs([{"seed": 0, "width": 8}, {"seed": 1, "width": 8}, {}])[1]
-    {'width': 8}
+    Example:
+      >>> split_configs([{"seed": 0, "width": 8}, {"seed": 1, "width": 8}, {}])[1]
+      {'width': 8}
     """
     known = [config for config in configs if config]
     varying, constant = {}, {}

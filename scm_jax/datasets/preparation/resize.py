@@ -20,8 +20,9 @@ def center_crop_dhariwal(image: np.ndarray, size: int) -> np.ndarray:
     half, rounded down, by a box filter; each halving rounds to whole grey levels. Then
     a bicubic filter makes the shorter side ``size``, and the middle is cut out.
 
-    >>> center_crop_dhariwal(np.full((9, 20, 3), 7, np.uint8), 4).shape
-    (4, 4, 3)
+    Example:
+      >>> center_crop_dhariwal(np.full((9, 20, 3), 7, np.uint8), 4).shape
+      (4, 4, 3)
     """
     from PIL import Image
 

@@ -84,9 +84,10 @@ def compare(
 ) -> dict[str, float]:
     """Metrics of ``fake`` against ``real`` with the settings of ``SETTINGS``.
 
-    >>> line = np.arange(8.0)[:, None]
-    >>> f"{compare(FeatureSet(line), FeatureSet(line + 0.5), ['fid'])['fid']:.3f}"
-    '0.250'
+    Example:
+      >>> line = np.arange(8.0)[:, None]
+      >>> f"{compare(FeatureSet(line), FeatureSet(line + 0.5), ['fid'])['fid']:.3f}"
+      '0.250'
 
     Args:
       real: the reference; its mean and covariance are enough for ``fid`` and ``sfid``,
@@ -112,8 +113,9 @@ def compare(
 def protocol_metric(metric: str) -> str:
     """``metric`` with the settings that change its number, for ``Protocol.metric``.
 
-    >>> protocol_metric("is")
-    'is(split_size=5000)'
+    Example:
+      >>> protocol_metric("is")
+      'is(split_size=5000)'
     """
     settings = lookup(SETTINGS, metric, "metric")
     inside = ",".join(f"{name}={value}" for name, value in settings.items())

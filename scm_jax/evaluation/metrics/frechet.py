@@ -43,8 +43,9 @@ def empty_stats(dim: int) -> FeatureStats:
 def feature_stats(features: np.ndarray) -> FeatureStats:
     """Statistics of ``(n, d)`` features.
 
-    >>> feature_stats(np.array([[1.0, 0.0], [3.0, 0.0]])).covariance.tolist()
-    [[2.0, 0.0], [0.0, 0.0]]
+    Example:
+      >>> feature_stats(np.array([[1.0, 0.0], [3.0, 0.0]])).covariance.tolist()
+      [[2.0, 0.0], [0.0, 0.0]]
 
     Raises:
       ValueError: not two axes, or values that are not finite.
@@ -94,8 +95,9 @@ def gaussian_frechet(
     leaves 1e-8 for each small one, so that two Gaussians whose spectra fall over ten
     decades and differ by a percent get a distance that is wrong in the second digit.
 
-    >>> gaussian_frechet(np.zeros(1), np.eye(1), np.ones(1), 4 * np.eye(1))
-    2.0
+    Example:
+      >>> gaussian_frechet(np.zeros(1), np.eye(1), np.ones(1), 4 * np.eye(1))
+      2.0
 
     Args:
       mean_a: ``(d,)``.

@@ -29,8 +29,9 @@ def inception_score(logits: np.ndarray, split_size: int = 5000) -> InceptionScor
     score falls with the size of a split, and depends on the order of samples that are
     sorted by class: the numbers of another split size are other numbers.
 
-    >>> inception_score(np.diag([99.0, 99.0]))
-    InceptionScore(mean=2.0, std=0.0)
+    Example:
+      >>> inception_score(np.diag([99.0, 99.0]))
+      InceptionScore(mean=2.0, std=0.0)
 
     Args:
       logits: ``(n, classes)``, for Inception ``logits_unbiased`` with 1008 columns.

@@ -164,9 +164,10 @@ def mmd2(
     ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``; unless ``biased``, the first two
     means leave out the pairs of a point with itself.
 
-    >>> points = np.array([[0.0], [1.0]])
-    >>> mmd2(points, points, cubic), mmd2(points, points, cubic, biased=True)
-    (-3.5, 0.0)
+    Example:
+      >>> points = np.array([[0.0], [1.0]])
+      >>> mmd2(points, points, cubic), mmd2(points, points, cubic, biased=True)
+      (-3.5, 0.0)
     """
     return _both_forms(x, y, kernel)[biased]
 

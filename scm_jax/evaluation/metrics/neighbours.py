@@ -47,9 +47,10 @@ def precision_recall(
     point's ``k``-th neighbour besides itself. Precision is the share of ``fake`` inside
     the manifold of ``real``, recall the share of ``real`` inside that of ``fake``.
 
-    >>> line = np.arange(8.0)[:, None]
-    >>> precision_recall(line, line[:4])
-    PrecisionRecall(precision=1.0, recall=0.875)
+    Example:
+      >>> line = np.arange(8.0)[:, None]
+      >>> precision_recall(line, line[:4])
+      PrecisionRecall(precision=1.0, recall=0.875)
 
     Args:
       real: ``(n, d)`` features.
@@ -72,9 +73,10 @@ def density_coverage(
 ) -> DensityCoverage:
     """Density and coverage of ``fake`` against ``real`` (2002.09797, Eqs. 3 and 4).
 
-    >>> line = np.arange(8.0)[:, None]
-    >>> density_coverage(line, line[3:5], k=2)
-    DensityCoverage(density=1.5, coverage=0.5)
+    Example:
+      >>> line = np.arange(8.0)[:, None]
+      >>> density_coverage(line, line[3:5], k=2)
+      DensityCoverage(density=1.5, coverage=0.5)
 
     Args:
       real: ``(n, d)`` features; the balls are around these.

@@ -92,8 +92,9 @@ def squared_w2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     The optimal coupling on a line pairs equal quantiles. Both quantile functions are
     steps, so that the integral over them is a sum over the union of their edges.
 
-    >>> squared_w2(np.array([[0.0], [2.0]]), np.array([[1.0]]))
-    array([1.])
+    Example:
+      >>> squared_w2(np.array([[0.0], [2.0]]), np.array([[1.0]]))
+      array([1.])
 
     Args:
       a: ``(n, p)`` values, one problem in each column.

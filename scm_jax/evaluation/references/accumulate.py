@@ -139,8 +139,9 @@ def of_all_processes(part: Collected, widths: Mapping[str, int]) -> Collected:
 def part_bounds(num_images: int) -> list[tuple[int, int]]:
     """Equal parts of a set, first and end: what a measurement is cut into.
 
-    >>> part_bounds(20_000)
-    [(0, 6667), (6667, 13333), (13333, 20000)]
+    Example:
+      >>> part_bounds(20_000)
+      [(0, 6667), (6667, 13333), (13333, 20000)]
     """
     num = min(MOST_PARTS, -(-num_images // PART_IMAGES))
     edges = [round(i * num_images / num) for i in range(num + 1)]

@@ -17,8 +17,9 @@ def varying_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Directories of other runs are left out: they follow from the rest.
 
-    >>> varying_keys([{"network.width": 32, "seed": 0}, {"network.width": 64}])
-    ['network.width']
+    Example:
+      >>> varying_keys([{"network.width": 32, "seed": 0}, {"network.width": 64}])
+      ['network.width']
     """
     texts: dict[str, set[str]] = {}
     for setting in settings:
@@ -30,8 +31,9 @@ def varying_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each dotted key, or the whole key where two share it.
 
-    >>> short_names(["a.name", "b.name", "optimizer.rampup_images"])
-    {'a.name': 'a.name', 'b.name': 'b.name', 'optimizer.rampup_images': 'rampup'}
+    Example:
+      >>> short_names(["a.name", "b.name", "optimizer.rampup_images"])
+      {'a.name': 'a.name', 'b.name': 'b.name', 'optimizer.rampup_images': 'rampup'}
     """
     last = [key.rpartition(".")[2].removesuffix("_images") for key in keys]
     return {k: s if last.count(s) == 1 else k for k, s in zip(keys, last, strict=True)}
@@ -40,8 +42,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def short_value(value: Any) -> str:
     """A value of a config; a directory by its name.
 
-    >>> [short_value(v) for v in (0.00012345, 204_800, (1.1, 0.6), "runs/teacher")]
-    ['0.0001234', '205k', '1.1/0.6', 'teacher']
+    Example:
+      >>> [short_value(v) for v in (0.00012345, 204_800, (1.1, 0.6), "runs/teacher")]
+      ['0.0001234', '205k', '1.1/0.6', 'teacher']
     """
     if isinstance(value, list | tuple):
         return "/".join(map(short_value, value))
@@ -55,8 +58,9 @@ def short_value(value: Any) -> str:
 def short_count(number: float, space: str = "", digits: int = 3) -> str:
     """A number with a decimal prefix.
 
-    >>> short_count(1_523_200_000), short_count(417_412, " "), short_count(0.1234)
-    ('1.52G', '417 k', '0.123')
+    Example:
+      >>> short_count(1_523_200_000), short_count(417_412, " "), short_count(0.1234)
+      ('1.52G', '417 k', '0.123')
     """
     for power, prefix in _PREFIXES:
         if abs(number) >= 1000**power:

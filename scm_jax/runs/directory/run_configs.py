@@ -54,8 +54,9 @@ def is_neutral(key: str) -> bool:
 def ema_names(ema: Mapping[str, Any]) -> list[str]:
     """Names of the EMAs that the section ``ema`` of a config keeps, in its order.
 
-    >>> ema_names({"rel_std": (0.05, 0.10), "half_life_images": (500_000,)})
-    ['0.05', '0.1', 'half_life_500000']
+    Example:
+      >>> ema_names({"rel_std": (0.05, 0.10), "half_life_images": (500_000,)})
+      ['0.05', '0.1', 'half_life_500000']
     """
     half_lives = [f"half_life_{n:g}" for n in ema.get("half_life_images") or ()]
     return [f"{rel_std:g}" for rel_std in ema.get("rel_std") or ()] + half_lives

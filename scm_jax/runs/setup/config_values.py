@@ -104,11 +104,12 @@ def checked(config: ConfigDict) -> ConfigDict:
       ValueError: a value that a run cannot use; the message has key, value and what is
         legal.
 
-    >>> c = config_lib.base_config()
-    >>> c.eval.steps = (1, 2.5)
-    >>> checked(c)
-    Traceback (most recent call last):
-    ValueError: eval.steps = (1, 2.5): 2.5 must be a whole number
+    Example:
+      >>> c = config_lib.base_config()
+      >>> c.eval.steps = (1, 2.5)
+      >>> checked(c)
+      Traceback (most recent call last):
+      ValueError: eval.steps = (1, 2.5): 2.5 must be a whole number
     """
     config = config.copy_and_resolve_references()
     kinds = _kinds_of(config)

@@ -75,8 +75,9 @@ def saved_network(
 def average_name(text: str) -> str:
     """The name of an EMA as runs write it: a relative width without needless digits.
 
-    >>> average_name("0.10"), average_name("half_life_500000")
-    ('0.1', 'half_life_500000')
+    Example:
+      >>> average_name("0.10"), average_name("half_life_500000")
+      ('0.1', 'half_life_500000')
     """
     try:
         return f"{float(text):g}"

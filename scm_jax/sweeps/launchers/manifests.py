@@ -121,8 +121,9 @@ def job_set(
 def object_name(*parts: str) -> str:
     """A legal name of an object: lower case, short, with the end of the last part.
 
-    >>> object_name("scm", "T32_long-0123456789")
-    'scm-t32-long-0123456789'
+    Example:
+      >>> object_name("scm", "T32_long-0123456789")
+      'scm-t32-long-0123456789'
     """
     text = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
     if len(text) <= _LONGEST_NAME:
@@ -200,7 +201,8 @@ def _resources(site: Kubernetes, need: Resources) -> Manifest:
 def _quantity(memory: str) -> str:
     """Memory as Kubernetes writes it; SLURM's K, M, G and T are powers of 1024.
 
-    >>> _quantity("64G"), _quantity("64Gi")
-    ('64Gi', '64Gi')
+    Example:
+      >>> _quantity("64G"), _quantity("64Gi")
+      ('64Gi', '64Gi')
     """
     return f"{memory}i" if memory[-1:] in "KMGT" else memory

@@ -70,8 +70,9 @@ class Launcher(Protocol):
 def worker_command(run_dir: str | os.PathLike, python: str) -> list[str]:
     """The command of a job: trains one run, or goes on with it.
 
-    >>> worker_command("runs/s/t32-0123456789", "python")
-    ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
+    Example:
+      >>> worker_command("runs/s/t32-0123456789", "python")
+      ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
     """
     return [python, "-m", "scm_jax", "sweep", "work", f"--run={os.fspath(run_dir)}"]
 

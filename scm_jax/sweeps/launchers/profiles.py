@@ -124,8 +124,9 @@ class Profile:
         Raises:
           ValueError: there are none; the message lists the legal names.
 
-        >>> Profile().resources_of("").nodes
-        1
+        Example:
+          >>> Profile().resources_of("").nodes
+          1
         """
         found = self.resources.get(name or "default")
         if found is None and name:
@@ -173,8 +174,9 @@ def seconds(time: str) -> int:
     Raises:
       ValueError: it is neither.
 
-    >>> seconds("1-00:00:10")
-    86410
+    Example:
+      >>> seconds("1-00:00:10")
+      86410
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
     if not found:

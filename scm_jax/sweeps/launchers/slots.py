@@ -30,8 +30,9 @@ class Slot:
     def text(self) -> str:
         """For people.
 
-        >>> Slot(1, {}, (2, 3)).text
-        'slot 1, cores 2,3'
+        Example:
+          >>> Slot(1, {}, (2, 3)).text
+          'slot 1, cores 2,3'
         """
         parts = [f"{name}={value}" for name, value in self.environment.items()]
         if self.cores:

@@ -66,10 +66,11 @@ def plan_arrays(
     Raises:
       ValueError: runs depend on each other in a circle.
 
-    >>> runs = [PlannedRun("a", "s", "", "", "", {}, {}),
-    ...         PlannedRun("b", "s", "", "", "", {}, {}, depends_on=("a",))]
-    >>> [array.after for array in plan_arrays(runs, 10)]
-    [(), ((0, None),)]
+    Example:
+      >>> runs = [PlannedRun("a", "s", "", "", "", {}, {}),
+      ...         PlannedRun("b", "s", "", "", "", {}, {}, depends_on=("a",))]
+      >>> [array.after for array in plan_arrays(runs, 10)]
+      [(), ((0, None),)]
     """
     arrays: list[tuple[tuple[str, tuple[After, ...]], dict[int, str]]] = []
     places: dict[str, tuple[int, int]] = {}
@@ -218,8 +219,9 @@ def _srun(need: Resources, profile: Profile) -> str:
 def _ranges(indices: Sequence[int]) -> str:
     """SLURM's short form of ascending numbers.
 
-    >>> _ranges([0, 1, 2, 5, 7, 8])
-    '0-2,5,7-8'
+    Example:
+      >>> _ranges([0, 1, 2, 5, 7, 8])
+      '0-2,5,7-8'
     """
     parts: list[list[int]] = []
     for index in indices:

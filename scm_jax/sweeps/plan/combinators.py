@@ -36,8 +36,10 @@ class RunDirOf:
 def of_duration(fraction: float) -> OfDuration:
     """``fraction`` of ``train.duration_images``, for schedules that scale with it.
 
-    >>> {"train.flops": 1e12, "optimizer.decay_images": of_duration(1.0)}
-    {'train.flops': 1000000000000.0, 'optimizer.decay_images': OfDuration(fraction=1.0)}
+    Example:
+      >>> {"train.flops": 1e12, "optimizer.decay_images": of_duration(1.0)}
+      {'train.flops': 1000000000000.0,
+       'optimizer.decay_images': OfDuration(fraction=1.0)}
     """
     if not fraction >= 0:
         raise ValueError(f"of_duration({fraction}): must be at least 0")
@@ -47,8 +49,9 @@ def of_duration(fraction: float) -> OfDuration:
 def run_dir(label: str) -> RunDirOf:
     """The directory of the entry with this ``label``; the run then depends on it.
 
-    >>> {"base": ":scd", "teacher.run": run_dir("teacher_32")}
-    {'base': ':scd', 'teacher.run': RunDirOf(label='teacher_32')}
+    Example:
+      >>> {"base": ":scd", "teacher.run": run_dir("teacher_32")}
+      {'base': ':scd', 'teacher.run': RunDirOf(label='teacher_32')}
     """
     return RunDirOf(label)
 
@@ -56,8 +59,9 @@ def run_dir(label: str) -> RunDirOf:
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Override]:
     """Every combination of the values of several keys; the last key varies fastest.
 
-    >>> grid({"network.width": (32, 64), "seed": (0, 1)})[1]
-    {'network.width': 32, 'seed': 1}
+    Example:
+      >>> grid({"network.width": (32, 64), "seed": (0, 1)})[1]
+      {'network.width': 32, 'seed': 1}
     """
     return [
         dict(zip(axes, values, strict=True))
@@ -71,9 +75,10 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Override]:
     Raises:
       ValueError: keys with different numbers of values.
 
-    >>> zipped({"network.width": (32, 64), "network.num_heads": (1, 2)})
-    [{'network.width': 32, 'network.num_heads': 1}, \
-{'network.width': 64, 'network.num_heads': 2}]
+    Example:
+      >>> zipped({"network.width": (32, 64), "network.num_heads": (1, 2)})
+      [{'network.width': 32, 'network.num_heads': 1}, \
+  {'network.width': 64, 'network.num_heads': 2}]
     """
     lists = _lists(axes)
     lengths = {key: len(values) for key, values in lists.items()}
@@ -94,8 +99,9 @@ def cross(*parts: Iterable[Override]) -> list[Override]:
     Raises:
       ValueError: two parts set one key.
 
-    >>> cross(zipped({"network.width": (32, 64), "tags": ("a", "b")}), seeds(2))[1]
-    {'network.width': 32, 'tags': 'a', 'seed': 1}
+    Example:
+      >>> cross(zipped({"network.width": (32, 64), "tags": ("a", "b")}), seeds(2))[1]
+      {'network.width': 32, 'tags': 'a', 'seed': 1}
     """
     combined = []
     for chosen in itertools.product(*(list(part) for part in parts)):
@@ -111,8 +117,9 @@ def cross(*parts: Iterable[Override]) -> list[Override]:
 def seeds(count: int, first: int = 0) -> list[Override]:
     """``count`` training seeds.
 
-    >>> seeds(2)
-    [{'seed': 0}, {'seed': 1}]
+    Example:
+      >>> seeds(2)
+      [{'seed': 0}, {'seed': 1}]
     """
     if count < 1:
         raise ValueError(f"seeds({count}): must be at least 1")
@@ -132,8 +139,9 @@ def sample(
       seed: of the draws.
       axes: key -> values to choose from, or ``uniform(...)``, ``loguniform(...)``.
 
-    >>> len(sample(3, 0, {"optimizer.learning_rate": loguniform(1e-4, 1e-2)}))
-    3
+    Example:
+      >>> len(sample(3, 0, {"optimizer.learning_rate": loguniform(1e-4, 1e-2)}))
+      3
     """
     return [
         {key: _draw(axis, _rng(seed, i, key)) for key, axis in axes.items()}

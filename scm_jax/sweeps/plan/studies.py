@@ -65,8 +65,9 @@ def isoflop(
 def parse_kinds(arg: str) -> tuple[tuple[str, ...], bool]:
     """The argument of a study: ``both``, ``sct`` or ``scd``, and ``quick``.
 
-    >>> parse_kinds("scd,quick")
-    (('scd',), True)
+    Example:
+      >>> parse_kinds("scd,quick")
+      (('scd',), True)
     """
     parts = (arg or "both").split(",")
     kind, quick = parts[0], parts[1:] == ["quick"]
@@ -80,7 +81,8 @@ def parse_kinds(arg: str) -> tuple[tuple[str, ...], bool]:
 def widths(*values: Any) -> dict[str, Override]:
     """Sizes that differ in ``network.width``.
 
-    >>> widths(32, 64)["64"]
-    {'network.width': 64}
+    Example:
+      >>> widths(32, 64)["64"]
+      {'network.width': 64}
     """
     return {str(value): {"network.width": value} for value in values}

@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from scm_jax.files import shipped
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepFile:
@@ -46,6 +48,7 @@ def load_sweep(text: str) -> SweepFile:
       ValueError: it lacks a part, fails, or yields something else.
     """
     path, _, arg = text.partition(":")
+    path = str(shipped.find(path))
     module = load_module(path)
     missing = [name for name in ("BASE", "sweep") if not hasattr(module, name)]
     if missing:
@@ -101,6 +104,7 @@ def _find(path: str, sweep: Path) -> str:
     """``path`` from here, or from a folder above the sweep file: from a notebook."""
     candidates = [Path(path)]
     candidates += [parent / path for parent in sweep.resolve().parents]
+    candidates.append(shipped.find(path))
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate)

@@ -159,10 +159,11 @@ def retryable(state: RunState, max_attempts: int) -> bool:
     True for missing and preempted runs, and for stale and failed ones with less than
     ``max_attempts`` failures whose error can go away by itself.
 
-    >>> retryable(RunState("a", "stale", failures=2), max_attempts=3)
-    True
-    >>> retryable(RunState("a", "failed", failures=1, retry=False), max_attempts=3)
-    False
+    Example:
+      >>> retryable(RunState("a", "stale", failures=2), max_attempts=3)
+      True
+      >>> retryable(RunState("a", "failed", failures=1, retry=False), max_attempts=3)
+      False
     """
     if state.state in (MISSING, PREEMPTED):
         return True

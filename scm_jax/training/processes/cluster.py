@@ -73,9 +73,10 @@ def find_cluster(
     Raises:
       ValueError: incomplete or contradictory; names the flag or variable.
 
-    >>> find_cluster({"JAX_COORDINATOR_ADDRESS": "a:1234", "JAX_NUM_PROCESSES": "2",
-    ...               "JAX_PROCESS_ID": "1"}).process_id
-    1
+    Example:
+      >>> find_cluster({"JAX_COORDINATOR_ADDRESS": "a:1234", "JAX_NUM_PROCESSES": "2",
+      ...               "JAX_PROCESS_ID": "1"}).process_id
+      1
     """
     flags = (coordinator, num_processes, process_id)
     if any(value is not None for value in flags):
@@ -174,8 +175,9 @@ def visible_devices(text: str) -> list[str]:
 
     As CUDA reads it: the list ends at the first name that cannot be a device.
 
-    >>> visible_devices("2,GPU-8932f937"), visible_devices("-1")
-    (['2', 'GPU-8932f937'], [])
+    Example:
+      >>> visible_devices("2,GPU-8932f937"), visible_devices("-1")
+      (['2', 'GPU-8932f937'], [])
     """
     names = [name.strip() for name in text.split(",")]
     legal = re.compile(r"\d+|(GPU|MIG)-.+")
@@ -185,8 +187,9 @@ def visible_devices(text: str) -> list[str]:
 def expand_hosts(text: str) -> list[str]:
     """The hosts of SLURM's short form.
 
-    >>> expand_hosts("gpu[08-10,12],login")
-    ['gpu08', 'gpu09', 'gpu10', 'gpu12', 'login']
+    Example:
+      >>> expand_hosts("gpu[08-10,12],login")
+      ['gpu08', 'gpu09', 'gpu10', 'gpu12', 'login']
     """
     hosts = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
@@ -207,8 +210,9 @@ def expand_hosts(text: str) -> list[str]:
 def expand_counts(text: str) -> list[int]:
     """The numbers of SLURM's short form.
 
-    >>> expand_counts("4(x2),1")
-    [4, 4, 1]
+    Example:
+      >>> expand_counts("4(x2),1")
+      [4, 4, 1]
     """
     counts = []
     for part in text.split(","):

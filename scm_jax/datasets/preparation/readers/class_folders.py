@@ -46,8 +46,9 @@ class Arrangement(NamedTuple):
 def path_parts(name: str) -> list[str]:
     r"""The folders and the file of a path, also of one that Windows has written.
 
-    >>> path_parts("a/b.png"), path_parts("a\\b.png")
-    (['a', 'b.png'], ['a', 'b.png'])
+    Example:
+      >>> path_parts("a/b.png"), path_parts("a\\b.png")
+      (['a', 'b.png'], ['a', 'b.png'])
     """
     return re.split(r"[/\\]", name)
 
@@ -55,14 +56,16 @@ def path_parts(name: str) -> list[str]:
 def name_splits(folders: Collection[str]) -> dict[str, str]:
     """Those of some folders, side by side, that are splits, and which splits.
 
-    >>> name_splits(["Training", "test_set", "pred"])
-    {'Training': 'train', 'test_set': 'test'}
+    Example:
+      >>> name_splits(["Training", "test_set", "pred"])
+      {'Training': 'train', 'test_set': 'test'}
 
     A name with other words in it is a split where one differs from it in the split
     only.
 
-    >>> name_splits(["seg_train", "seg_test", "bullet_train", "pred"])
-    {'seg_train': 'train', 'seg_test': 'test'}
+    Example:
+      >>> name_splits(["seg_train", "seg_test", "bullet_train", "pred"])
+      {'seg_train': 'train', 'seg_test': 'test'}
     """
     parsed = {folder: _parse(folder) for folder in folders}
     splits = collections.defaultdict(set)

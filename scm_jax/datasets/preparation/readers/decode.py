@@ -24,8 +24,9 @@ _DAMAGE = (SyntaxError, EOFError, LookupError, TypeError, OverflowError, zlib.er
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image.
 
-    >>> is_image("n01440764/n01440764_10026.JPEG"), is_image("a/README.md")
-    (True, False)
+    Example:
+      >>> is_image("n01440764/n01440764_10026.JPEG"), is_image("a/README.md")
+      (True, False)
     """
     return name.lower().endswith(SUFFIXES)
 

@@ -44,8 +44,9 @@ class Files(Protocol):
 def is_hidden(name: str) -> bool:
     """Whether a path is one that file managers leave behind.
 
-    >>> is_hidden("__MACOSX/._a.png"), is_hidden("a/.DS_Store"), is_hidden("a/b.png")
-    (True, True, False)
+    Example:
+      >>> is_hidden("__MACOSX/._a.png"), is_hidden("a/.DS_Store"), is_hidden("a/b.png")
+      (True, True, False)
     """
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
@@ -54,8 +55,9 @@ def is_hidden(name: str) -> bool:
 def count_kinds(names: Iterable[str]) -> list[str]:
     """How many files there are of each suffix, the most frequent first.
 
-    >>> count_kinds(["a.txt", "README", "b/c.TXT"])
-    ['2 .txt', '1 without a suffix']
+    Example:
+      >>> count_kinds(["a.txt", "README", "b/c.TXT"])
+      ['2 .txt', '1 without a suffix']
     """
     kinds = collections.Counter(
         PurePosixPath(name).suffix.lower() or "without a suffix" for name in names

@@ -21,8 +21,9 @@ def follow_links(
     A link to a folder stands for all files in it. Nothing outside of the archive is
     ever looked at: a link that leaves it, or that leads to itself, leads to nothing.
 
-    >>> follow_links({"a/1.png": "one"}, {"b": "a", "c.png": "a/1.png", "d": "../x"})
-    ({'c.png': 'one', 'b/1.png': 'one'}, {'d': '../x'})
+    Example:
+      >>> follow_links({"a/1.png": "one"}, {"b": "a", "c.png": "a/1.png", "d": "../x"})
+      ({'c.png': 'one', 'b/1.png': 'one'}, {'d': '../x'})
 
     Args:
       files: what lies in the archive, by its path from the archive's root.

@@ -155,9 +155,10 @@ def _refuse_what_has_no_effect(path: Path, kind: str, options: Options) -> None:
 def summarize(items: Items) -> str:
     """One line: what a source was taken for, and what of it is not used.
 
-    >>> from scm_jax.datasets.preparation.readers.items import ArrayItems
-    >>> summarize(ArrayItems({"image": range(3)}, ("a", "b"), {"path": "x.zip"}))
-    'x.zip: 3 items, 2 classes (a, b)'
+    Example:
+      >>> from scm_jax.datasets.preparation.readers.items import ArrayItems
+      >>> summarize(ArrayItems({"image": range(3)}, ("a", "b"), {"path": "x.zip"}))
+      'x.zip: 3 items, 2 classes (a, b)'
     """
     origin, names = items.origin, items.class_names
     kind = f"kind {origin['kind']}, " if "kind" in origin else ""
@@ -233,8 +234,9 @@ def _detect_file(path: Path) -> str:
 def describe() -> str:
     """All kinds in one sentence.
 
-    >>> describe()[:40]
-    'Understood are folder (a folder of image'
+    Example:
+      >>> describe()[:40]
+      'Understood are folder (a folder of image'
     """
     kinds = "; ".join(f"{name} ({source.what})" for name, source in SOURCES.items())
     return f"Understood are {kinds}"
