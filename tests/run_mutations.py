@@ -23,8 +23,8 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COPIED = (
-    *("scm_jax", "tests", "benchmarks", "experiments", "data"),
-    *("setup.cfg", "pyproject.toml"),
+    *("scm_jax", "tests", "benchmarks", "experiments", "data", "docs"),
+    *("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"),
 )
 RED, GREEN = 1, 0  # pytest: some tests failed; all passed
 
