@@ -45,7 +45,7 @@ BAD = [
     ("mesh.fsdp", 0, "or -1"),
     ("log.every_images", 0, "at least 1"),
     ("log.writers", ("jsonl", 1), "text"),
-    ("checkpoint.max_to_keep", 0, "at least 1"),
+    ("checkpoint.max_to_keep", 1, "at least 2"),
     ("teacher.run", "None", "--config.teacher.run="),
     ("network.width", 0, "at least 1"),
     ("objective.P_std", 0.0, "above 0"),

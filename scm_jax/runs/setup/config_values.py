@@ -63,7 +63,7 @@ _RANGES = {
     "eval.*": _NOT_NEGATIVE,
     "log.*": _COUNT,
     "checkpoint.every_images": _NOT_NEGATIVE,
-    "checkpoint.max_to_keep": _COUNT,
+    "checkpoint.max_to_keep": _Range("must be at least 2", lambda v: v >= 2),
     "network.dropout": _DECAY,
     "network.dropout_max_resolution": _NOT_NEGATIVE,
     "network.unroll": _NOT_NEGATIVE,
