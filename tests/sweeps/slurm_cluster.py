@@ -127,7 +127,10 @@ class Cluster:
     def restore_node(self, node: str) -> None:
         """The lost node comes back, empty."""
         self.start_node(node)
-        self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        # SLURM refuses to resume a node that has registered and is back already.
+        with contextlib.suppress(RuntimeError):
+            self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        wait_for(lambda: self._is_up(node), f"{node} to be back")
 
     def stop(self) -> None:
         """Ends the daemons and every process of a job."""
@@ -158,6 +161,10 @@ class Cluster:
                 f"Port={free_port()} CPUs={cpus} RealMemory=1000\n"
             )
         return text + PARTITIONS
+
+    def _is_up(self, node: str) -> bool:
+        found = self.call("sinfo", "-h", "-N", "-p", "low", "-n", node, "-o", "%T")
+        return found.split()[:1] in (["idle"], ["mixed"], ["allocated"])
 
     def _all_idle(self) -> bool:
         try:
