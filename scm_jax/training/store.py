@@ -163,6 +163,7 @@ class Store:
         """
         self.wait()
         self._step = step
+        self._check_space(trees)
         items = {name: ocp.args.JsonSave(dict(value)) for name, value in json.items()}
         try:
             if _saves_in_a_thread():
@@ -223,6 +224,17 @@ class Store:
         """Raises what went wrong in a save that has ended; never waits."""
         if self._under_way is not None and self._under_way.done():
             self.wait()
+
+    def _check_space(self, trees: dict[str, Any]) -> None:
+        """Raises CheckpointError where the disk cannot hold what is to be saved.
+
+        Orbax's threads would print pages of tracebacks before the message.
+        """
+        needed = sum(x.nbytes for x in jax.tree.leaves(trees))
+        # Compression takes less than a tenth off float32 weights.
+        if shutil.disk_usage(self.directory).free < 0.8 * needed:
+            full = f"No space left on device for {needed / 2**20:.1f} MiB"
+            raise self._failure(OSError(full))
 
     def _failure(self, error: Exception) -> CheckpointError:
         # The unfinished folder stays: other threads of this save may still write to

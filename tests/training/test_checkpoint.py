@@ -424,3 +424,12 @@ def test_files_that_cannot_grow_stop_the_run_and_leave_it_resumable(tmp_path):
         assert checkpointer.restore_latest(jax.eval_shape(toy.init)).step == 5
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert names == {"5"}, "what was left half written is gone"
+
+
+def test_a_full_disk_is_a_sentence_before_orbax_begins(tmp_path, monkeypatch, caplog):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with checkpoint.Checkpointer(tmp_path) as checkpointer:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(checkpoint.CheckpointError, match="No space left"):
+            checkpointer.save(1, state_at(1), data={}, metadata={})
+    assert not caplog.records
