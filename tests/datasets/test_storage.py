@@ -142,12 +142,6 @@ def test_prepared_data_are_read_without_the_builder(digits_root, monkeypatch, tm
     assert dataset.info.num_items == 1797
 
 
-def test_installed_without_the_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "builders_folder", lambda: tmp_path / "data")
-    with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
-        storage.prepare("digits", tmp_path)
-
-
 def test_unknown_builder_lists_those_there_are(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"found 0; builders here: \[.*'digits'"
