@@ -1,4 +1,26 @@
-"""From finished runs to tables, laws and figures.
+"""Tables, ablations, scaling laws and plots of runs.
 
-It reads run directories and never runs anything; nothing here imports jax.
+Run directories are read and nothing is run; nothing here imports JAX. Modules that notebooks imported from here before they had rooms are still found.
 """
+
+import importlib
+from types import ModuleType
+
+_MOVED = {
+    "scaling_fit": "laws.fit",
+    "power_sums": "laws.power_sums",
+    "frontier": "laws.frontier",
+    "proposals": "laws.proposals",
+    "ratio": "laws.ratio",
+    "law_plots": "plots.laws",
+    "ablation_plots": "plots.ablation",
+    "curve_plots": "plots.curves",
+    "sampling_plots": "plots.sampling",
+}
+
+
+def __getattr__(name: str) -> ModuleType:
+    """A module by its former name."""
+    if name in _MOVED:
+        return importlib.import_module(f"scm_jax.analysis.{_MOVED[name]}")
+    raise AttributeError(f"module 'scm_jax.analysis' has no attribute {name!r}")

@@ -200,3 +200,14 @@ print([m for m in ("jax", "pandas", "matplotlib") if m in sys.modules])
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_modules_are_found_by_their_former_names():
+    import scm_jax.analysis
+    from scm_jax.analysis import law_plots, scaling_fit
+
+    assert scaling_fit.fit_scaling and law_plots.plot_optimum
+    for name in scm_jax.analysis._MOVED:
+        assert getattr(scm_jax.analysis, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scm_jax.analysis.nothing
