@@ -1,6 +1,7 @@
 """Tables, ablations, scaling laws and plots of runs.
 
-Run directories are read and nothing is run; nothing here imports JAX. Modules that notebooks imported from here before they had rooms are still found.
+Run directories are read and nothing is run; nothing here imports JAX. Modules that
+notebooks imported from here before they had rooms are still found.
 """
 
 import importlib
