@@ -88,7 +88,7 @@ def abstract_arguments(case: Any, method: str, batch: int) -> tuple[Any, tuple]:
 
 
 def multiply_adds() -> dict[str, float]:
-    """Of every backbone and method, over the diffusion step; the worst of each."""
+    """Multiply-adds over the diffusion step: for each method, the worst backbone."""
     from benchmarks import common, shapes
     from scm_jax.cost import counts
 

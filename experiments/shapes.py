@@ -103,7 +103,7 @@ def get_config(arg: str = ""):
         c.dataset.num_items = 256
         c.eval.evaluators = ()
         c.eval.num_seeds = 1
-        # Of the chosen size, on one level.
+        # The chosen size, on one level.
         one_level = {"channel_mult": (1,), "attention_resolutions": ()}
         shrink(c, batch_size=16, network=one_level, writers=c.log.writers)
     c.optimizer.decay_images = float(c.train.duration_images)

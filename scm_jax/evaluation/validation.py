@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Iterator
 
 import jax
@@ -73,6 +74,7 @@ class Validation:
     num_times: int = 16
     num_points: int = 256
     batch_size: int = 256
+    held_out: typing.ClassVar[bool] = True  # reads ``eval.split``
     seed: int = 0
 
     def __post_init__(self):

@@ -40,7 +40,7 @@ Rules = Sequence[tuple[str, Tactic]]
 # column: besides, the outputs are split over tensor. row: the inputs are.
 NAMED_TACTICS = ("replicate", "fsdp", "column", "row")
 
-# Of each pair of layers in a block the first is split by its outputs and the second by
+# In each pair of layers of a block the first is split by its outputs and the second by
 # its inputs: one reduction at the end of the pair.
 DEFAULT_RULES: Rules = (
     (r"(^|/)(qkv|mlp_in|conv0)/kernel$", "column"),

@@ -117,7 +117,7 @@ def _has_host_memory() -> bool:
 
 
 def _saves_in_a_thread() -> bool:
-    # Of several processes Orbax aligns the beginning of a save by collectives, which
+    # With several processes Orbax aligns the beginning of a save by collectives, which
     # must not mix with those of the steps.
     return jax.process_count() == 1 and _has_host_memory()
 

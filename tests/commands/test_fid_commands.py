@@ -105,7 +105,7 @@ def evaluate(machine, *flags, check=0):
 
 @pytest.fixture(scope="module")
 def row(machine, stats):
-    """Of the run, against the data's own statistics, measured for the first time."""
+    """The run's row, against the data's own statistics, measured for the first time."""
     return json.loads(evaluate(machine).stdout)
 
 

@@ -43,7 +43,7 @@ quick_jit = functools.partial(
 
 
 def make_key(seed):
-    """Of the kind that is quick to compile."""
+    """A key of the kind that is quick to compile."""
     return jax.random.key(seed, impl="unsafe_rbg")
 
 
@@ -354,7 +354,7 @@ def stacked(case, path):
 
 
 def test_gradient_reaches_every_parameter(case):
-    """Of every block; only rows of classes that no example has get none.
+    """Every block has one; only rows of classes that no example has get none.
 
     None explodes: behind a zero-initialized modulation its pixel norm would have a
     slope of 1e4. A gain that starts at zero hides what lies behind it for one step;
@@ -372,7 +372,7 @@ def test_gradient_reaches_every_parameter(case):
 
 
 def test_gradient_is_the_central_difference(case):
-    """Of the value alone, through dropout, loops and rematerialization."""
+    """Gradient of the value alone, through dropout, loops and rematerialization."""
     grads, (_, dF_dt) = run_step(case, case.params, 9)
     c = cotangent(dF_dt)
     h = 3e-3

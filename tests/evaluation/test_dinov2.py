@@ -14,7 +14,7 @@ from scm_jax.files.state_dict import write_state_dict
 from scm_jax.files.tensors import tensors_sha256
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dinov2_tiny.npz"
-# Of a sum of some hundred products in float32; asked for are 1e-4.
+# Error of a sum of some hundred products in float32; asked for are 1e-4.
 TOLERANCE = 1e-5
 
 
@@ -281,7 +281,7 @@ def test_device_resize_is_torchs_antialiased_bicubic(which):
 
 @pytest.mark.parametrize("side", [20, 100])
 def test_device_resize_is_within_a_grey_level_of_pillow(side):
-    """Of values that no pass brings out of 0..255; Pillow rounds after each of two."""
+    """For values that no pass brings out of 0..255; Pillow rounds after each of two."""
     rng = np.random.default_rng(0)
     images = rng.integers(64, 192, (2, side, side, 3), dtype=np.uint8)
     pillow = dinov2.resize_with_pil(images, 56).astype(float)

@@ -43,7 +43,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def output(net):
-    """Of a small image, in which borders are a large part."""
+    """Output for a small image, in which borders are a large part."""
     run = jax.jit(inception.apply, compiler_options=FAST)
     return run(net.params, drawn.image(139, 107))
 

@@ -111,7 +111,7 @@ def test_exporting_gives_the_file_back(spelling):
 
 
 def test_names_are_those_of_the_published_file():
-    """Of the attention, whose layers no other test knows by all their names."""
+    """Names of the attention, whose layers no other test knows by all their names."""
     names = {e.name for e in exchange.entries(drawn()[0], "old")}
     layers = ("group_norm", "query", "key", "value", "proj_attn")
     attention = [

@@ -13,7 +13,7 @@ from scm_jax.objectives import OBJECTIVES
 from scm_jax.runs import train
 from scm_jax.runs.directory import layout, reading
 from scm_jax.runs.estimate import describe
-from scm_jax.runs.setup import config_values, experiment, start
+from scm_jax.runs.setup import config_values, evaluators, experiment, start
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
 from scm_jax.types import check_seed, real_number, whole_number, yes_or_no
@@ -226,3 +226,17 @@ def test_the_last_seed_of_a_set_counts_as_well():
     evaluation.build("raw_samples", seed=2**32 - 2, num_seeds=2)
     with pytest.raises(ValueError, match="last seed"):
         evaluation.build("raw_samples", seed=2**32 - 2, num_seeds=3)
+
+
+def test_a_split_must_be_there_only_for_an_evaluator_that_reads_it(monkeypatch):
+    def missing(config, split):
+        raise FileNotFoundError(f"no split {split}")
+
+    monkeypatch.setattr(evaluators, "build_dataset", missing)
+    config = tiny()
+    config.eval.split = "validation"
+    config.eval.evaluators = ("raw_samples",)
+    evaluators.check(config)
+    config.eval.evaluators = ("raw_samples", "validation")
+    with pytest.raises(FileNotFoundError, match="no split validation"):
+        evaluators.check(config)

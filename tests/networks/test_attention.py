@@ -124,7 +124,7 @@ def test_value_tangent_and_gradient_in_float64(name, case, small_chunks, float64
 @pytest.mark.parametrize("case", ["lengths that chunks do not divide", "masked"])
 @pytest.mark.parametrize("mode", [gradient, second_order])
 def test_other_derivatives_in_float64(name, case, mode, small_chunks, float64):
-    """Of the value alone, and through a tangent that is not stopped."""
+    """Gradients of the value alone, and through a tangent that is not stopped."""
     arrays, mask = make(case, jnp.float64)
     f, einsum = (implementation(i, mask) for i in (name, "einsum"))
     assert_equal(mode, f, einsum, arrays, 1e-12)
@@ -282,7 +282,7 @@ def temporary_bytes(mode, name, tokens):
     "mode", ["value", "value_and_tangent", "gradient", "consistency_step"]
 )
 def test_memory_of_chunks_is_linear_in_tokens(mode, monkeypatch):
-    """Of four times the tokens, also where the number of chunks does not grow."""
+    """Four times the tokens, also where the number of chunks does not grow."""
     monkeypatch.setattr(door, "QUERY_CHUNK", 64)
     monkeypatch.setattr(door, "KEY_CHUNK", 128)
     monkeypatch.setattr(door, "MAX_KEY_CHUNKS", 8)

@@ -135,7 +135,7 @@ def test_a_step_normalizes_every_kernel_once(objective, parts, monkeypatch):
     kernels = [w for path, w in leaves if path[-1].key == "kernel"]
 
     def norm_of_weights(eqn):
-        # Of a batch there is one for each example and position.
+        # In a batch there is one for each example and position.
         *lead, last = eqn.outvars[0].aval.shape or (0,)
         return int(len(lead) > 0 and last > 1 and set(lead[1:]) <= {1} and lead[0] < 4)
 

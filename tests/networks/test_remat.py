@@ -54,7 +54,7 @@ def macs(name, remat):
 
 
 def logits_macs(module):
-    """Of all products of queries and keys: heads times their channels are the width."""
+    """Cost of the products of queries and keys: heads x channels are the width."""
     if isinstance(module, dit.DiT):
         tokens = math.prod(n // module.patch for n in module.sample_shape[:-1])
         return BATCH * module.depth * tokens**2 * module.width
@@ -101,7 +101,7 @@ def kept(tokens, placement=None, **settings):
 
 
 def growth(**settings):
-    """Of what is kept, from 1024 to 2048 tokens: more than one chunk."""
+    """Growth of what is kept, from 1024 to 2048 tokens: more than one chunk."""
     return kept(2048, **settings) / kept(1024, **settings)
 
 

@@ -352,7 +352,7 @@ def test_bfloat16_is_close_in_value_and_tangent():
 
 
 def test_activations_keep_their_magnitude():
-    """Of all blocks with fresh weights: that is what the normalizations are for."""
+    """With fresh weights, in all blocks: that is what the normalizations are for."""
     settings = {"width": 32, "channel_mult": (1, 2), "num_blocks": 1}
     net = networks.build("unet", (16, 16, 3), 0, head_channels=16, **settings)
     groups = {g.name for g in net.module.layout().groups}

@@ -349,6 +349,6 @@ def test_every_block_has_a_dropout_mask_of_its_own():
     np.testing.assert_array_equal(*outputs)
     n = TINY.num_blocks
     masks = (outputs[0].astype(int) >> np.arange(n)[:, None]) & 1
-    # Of independent masks of 400 bits half agree, give or take 2.5 %.
+    # Half of the bits of independent masks agree, give or take 2.5 %.
     agreement = np.mean(masks[:, None] == masks[None], axis=-1)
     assert np.all(np.abs(agreement[~np.eye(n, dtype=bool)] - 0.5) < 0.15)

@@ -89,8 +89,10 @@ class TestResume:
     ):
         os.symlink(tmp_path / "a", tmp_path / "link")
         self.resume(student, tmp_path / "link" / "teacher")
+        assert "link" in student.read_config()["teacher"]["run"]
         monkeypatch.chdir(tmp_path)
         self.resume(student, "a/teacher")
+        assert student.read_config()["teacher"]["run"] == "a/teacher"
 
     def test_another_run_is_refused_with_both(self, student, tmp_path):
         other = make_run(tmp_path / "other", 9)

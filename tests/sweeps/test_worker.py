@@ -250,6 +250,7 @@ class TestHeartbeat:
         monkeypatch.setattr(heartbeat, "write_json", full)
         monkeypatch.setattr(heartbeat, "append_row", full)
         beat.end("done", 0)
+        assert not (run_dir / "attempts.jsonl").exists()
 
     def test_the_end_is_recorded_once_and_not_overwritten(self, run_dir):
         beat = self.beating(run_dir)

@@ -274,7 +274,7 @@ def column_rms(w):
 
 
 def test_projection_follows_the_update():
-    """Of the network alone: the new parameters are the projected, updated ones."""
+    """Only of the network: the new parameters are the projected, updated ones."""
     first, second, *_ = projected_training()
     unprojected, _ = sgd_step()(first, data(0), TEACHER)
     updated = jax.tree.map(

@@ -34,7 +34,7 @@ PROFILES = {"0.05": PowerEma(0.05), "0.10": PowerEma(0.10)}
 
 
 def make_key(seed: int):
-    """Of another kind than the default, which must survive; and quick to compile."""
+    """A key that is not of the default kind, must survive, and compiles quickly."""
     return jax.random.key(seed, impl="unsafe_rbg")
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RUNS, METRICS, RESULTS = "runs.parquet", "metrics.parquet", "results.parquet"
 SOURCES = {RUNS: FACT_FILES, METRICS: (METRICS_FILE,), RESULTS: (RESULTS_FILE,)}
 
-# Of the files' contents. Files of another format are not used.
+# Version of the files' format. Files of another format are not used.
 FORMAT = "1"
 _KEY = b"scm_jax"
 
@@ -178,7 +178,7 @@ def _metadata(file: Any) -> dict[str, Any]:
 def _by_root(
     runs: Sequence[RunFiles], name: str
 ) -> Iterator[tuple[dict[str, RunFiles], Any]]:
-    """Of each root with a collected file: directory -> run whose rows hold; file."""
+    """For each root with a collected file: directory -> run whose rows hold; file."""
     roots: dict[str, list[RunFiles]] = {}
     for run in runs:
         roots.setdefault(os.path.dirname(run.path), []).append(run)

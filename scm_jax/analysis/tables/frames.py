@@ -310,7 +310,7 @@ def _duplicates(
     configs: Sequence[Mapping[str, Any]],
     varying: Mapping[str, Sequence[Any]],
 ) -> list[str | None]:
-    """Of each run the first one with the same ``runs.config_hash``.
+    """For each run, the first one with the same ``config_hash``.
 
     Keys whose values do not vary cannot tell two runs apart, so only the others are
     compared; hashing whole configs would take longer than reading them.

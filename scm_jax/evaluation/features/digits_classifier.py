@@ -18,7 +18,7 @@ import numpy as np
 from scm_jax.evaluation.features import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "digits_classifier.npz"
-# Of the arrays, see frozen_weights; printed by data/digits/train_classifier.py.
+# Hash of the arrays (frozen_weights), printed by data/digits/train_classifier.py.
 WEIGHTS_SHA256 = "21c9d6b91f0bdf50fbe761e3626177ca911f87d5dd34b74384efcc243d4179c4"
 
 IMAGE_SHAPE = (8, 8, 1)

@@ -26,7 +26,7 @@ from scm_jax.files.tensors import tensors_sha256
 from scm_jax.types import lookup
 
 IMAGE_SIZE = 224
-# Of the colours of ImageNet, for values in [0, 1].
+# Mean and deviation of ImageNet's colours, for values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NORM_EPS = 1e-6

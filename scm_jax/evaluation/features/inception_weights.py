@@ -17,7 +17,7 @@ from scm_jax.files.tensors import check_tensors, tensors_sha256
 
 NAME = "inception"  # of its weights
 
-# Of both .pth files, which are the same bytes under two names (size 95,628,359).
+# Hash of both .pth files, which are the same bytes under two names (size 95,628,359).
 PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 # PyTorch counts batches in a buffer that inference has no use for.

@@ -22,7 +22,7 @@ import numpy as np
 from scm_jax.evaluation.features import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_classifier.npz"
-# Of the arrays, see frozen_weights; printed by data/shapes/train_classifier.py. They
+# Hash of the arrays (frozen_weights), printed by data/shapes/train_classifier.py. They
 # are not of one run of that script in one go: the training was interrupted and went on
 # after the first of its two cycles with --start.
 WEIGHTS_SHA256 = "b928b152c59c59731218fac1df00548b27fecfb9fb69132bb6836d8eb1a1bc70"

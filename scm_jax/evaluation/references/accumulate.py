@@ -29,7 +29,7 @@ SPACES = {
     "inception-2015-12-05": {"features": "fid", "spatial": "sfid"},
     "dinov2_vitl14": {"features": "fd_dinov2"},
 }
-# Of a reference, for metrics that compare single items; ADM's evaluator keeps as many.
+# Items kept for metrics that compare single items; ADM's evaluator keeps as many.
 KEPT_FEATURES = 10_000
 # Rows that are summed up at a time.
 BLOCK = 1024

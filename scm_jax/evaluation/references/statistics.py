@@ -30,7 +30,7 @@ from scm_jax.files.state_dict import write_state_dict
 
 # Features of the spaces that published files have.
 DIMENSIONS = {"fid": 2048, "sfid": 2023, "fd_dinov2": 1024}
-# Of a covariance, against its largest entry: some were summed up in float32.
+# Asymmetry of a covariance over its largest entry: some were summed up in float32.
 ASYMMETRY = 1e-5
 
 

@@ -36,7 +36,7 @@ DONE, RUNNING, STALE, PREEMPTED, FAILED, QUEUED, MISSING = STATES = (
     "queued",
     "missing",
 )
-# Of a job whose scheduler cannot be asked; jobs are else QUEUED, RUNNING or not there.
+# A job whose scheduler cannot be asked; jobs are else QUEUED, RUNNING or not there.
 UNKNOWN = "unknown"
 # The end of an attempt that could not write it: killed, or the machine went down.
 LOST = "lost"
