@@ -142,10 +142,7 @@ def get_config(arg: str = ""):
     c.name = run_name(variant)
     c.network.update(NETWORK_PRESETS[family][size])
     c.network.dtype = "bfloat16"
-    c.optimizer.name = "adam"
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.99
-    c.optimizer.eps = 1e-11
+    c.optimizer.update({"name": "adam", "b1": 0.9, "b2": 0.99, "eps": 1e-11})
     c.optimizer.schedule = "inverse_sqrt"
     c.optimizer.decay_images = float(DECAY_ITERATIONS * BATCH)
     c.optimizer.rampup_images = RAMPUP_IMAGES
