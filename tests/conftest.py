@@ -1,13 +1,24 @@
 """Settings for all tests."""
 
+import atexit
 import os
+import resource
+import shutil
+import tempfile
 
-# Commands that tests start keep nothing in the user's folder.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# One compile cache a run: workers and the commands that tests start inherit it, and
+# nothing is kept in the user's folder. A worker's environment already names it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="scm_jax_compiled_")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import jax.numpy as jnp
 import pytest
+
+PEAKS = pytest.StashKey[list]()
 
 # (b,) * (b, 1) is a bug here, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,6 +55,30 @@ def pytest_collection_modifyitems(items):
         return next(named, len(LONG_FILES))
 
     items.sort(key=place)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    # Compiled programs of a finished file would stay in the worker's memory.
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
+def pytest_sessionfinish(session):
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        output["peak"] = f"{kilobytes / 1e6:.2f} GB"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Peak memory of each worker, read by ``pytest_terminal_summary``."""
+    peak = getattr(node, "workeroutput", {}).get("peak", "unknown")
+    node.config.stash.setdefault(PEAKS, []).append(f"{node.gateway.id} {peak}")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if peaks := config.stash.get(PEAKS, []):
+        terminalreporter.write_line(f"peak memory of workers: {', '.join(peaks)}")
 
 
 def pytest_configure(config):
