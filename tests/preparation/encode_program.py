@@ -26,13 +26,13 @@ def wait_for(log, pattern, number):
 def keeping_step(write_shard, log, process):
     """``write_shard`` as said above."""
 
-    def write(items, plan, shard, *args):
+    def write(work, shard, *args):
         (log / f"began-{shard}-{process}").touch()
         if process == 0:
             wait_for(log, "began-*-1", 1)
         elif not list(log.glob("wrote-*-1")):
-            wait_for(log, "wrote-*-0", plan.num_shards - 1)
-        write_shard(items, plan, shard, *args)
+            wait_for(log, "wrote-*-0", work.plan.num_shards - 1)
+        write_shard(work, shard, *args)
         (log / f"wrote-{shard}-{process}").touch()
 
     return write

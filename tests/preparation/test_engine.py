@@ -15,10 +15,10 @@ import tensorflow_datasets as tfds
 
 from scm_jax.datasets import pipeline
 from scm_jax.datasets.preparation import (
+    manifest,
     parallel,
     prepare,
     progress,
-    shard_files,
     shards,
 )
 from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
@@ -165,15 +165,15 @@ def test_a_second_split_comes_into_the_same_folder(tmp_path):
 
 def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
     folder = run(arrays(), tmp_path)
-    write, written = shard_files.write_json, []
+    write, written = manifest.write_atomically, []
 
-    def fail(file, value, indent=None):
-        written.append(file.parent)
-        if written.count(folder) == 2:  # between the first file and the second
+    def fail(file, text):
+        written.append(file)
+        if len(written) == 2:  # between the first file and the second
             raise KeyboardInterrupt
-        write(file, value, indent)
+        write(file, text)
 
-    monkeypatch.setattr(shard_files, "write_json", fail)
+    monkeypatch.setattr(manifest, "write_atomically", fail)
     with pytest.raises(KeyboardInterrupt):
         run(arrays(seed=1), tmp_path, split="test")
     monkeypatch.undo()
@@ -232,32 +232,35 @@ def test_a_claim_is_held_by_one(tmp_path):
 
 
 class Moving(type(pathlib.Path())):
-    """A folder whose files go to ``published`` when they are looked at once."""
+    """A folder whose shards go to ``published`` when they are looked at once."""
 
     def stat(self, **options):
         found = super().stat(**options)
-        shutil.move(str(self), self.parent.with_name("published"))
+        if self.parent.name == "folder":
+            shutil.move(str(self), self.parent.with_name("published"))
         return found
 
 
 def test_a_shard_that_another_process_publishes_meanwhile_is_whole(tmp_path):
-    made, published, state = (tmp_path / n for n in ("made", "published", "state"))
-    for folder in (made, published, state):
+    work = shards.Work(arrays(), PLAN, tmp_path, tmp_path / "published")
+    for folder in (work.folder, work.state, work.target):
         folder.mkdir()
-    shards.write_shard(arrays(), PLAN, 0, made, state, on_bad=lambda *_: None)
-    look = (arrays(), PLAN, 0, state)
-    assert shards.read_record(*look, (Moving(made), published)) is not None
-    assert os.listdir(published) == [PLAN.file(0)]
-    assert shards.read_record(*look, (made,)) is None
+    shards.write_shard(work, 0)
+    moving = dataclasses.replace(work, staging=Moving(tmp_path))
+    assert moving.record(0) is not None
+    assert os.listdir(work.target) == [PLAN.file(0)]
+    assert dataclasses.replace(work, target=tmp_path).record(0) is None
 
 
 def test_leftovers_of_killed_processes_go(tmp_path):
-    own = shard_files.temporary(tmp_path, "shard")
-    other = tmp_path / ".shard.another-host.1"
-    for file in (own, other):
+    work = shards.Work(arrays(), PLAN, tmp_path, tmp_path / "published")
+    work.state.mkdir()
+    own, next_one = work.temporary(0), work.temporary(1)
+    other = work.state / f".{PLAN.file(0)}.another-host.1"
+    for file in (own, next_one, other):
         file.touch()
-    shard_files.remove_leftovers(tmp_path, "shard")
-    assert list(tmp_path.iterdir()) == [other]
+    work.remove_leftovers(0)
+    assert set(work.state.iterdir()) == {next_one, other}
 
 
 # --- what may not be mixed ------------------------------------------------------------

@@ -15,15 +15,15 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.decode import to_channels
+from scm_jax.datasets.preparation.readers.items import Options
 from scm_jax.datasets.preparation.readers.labels import number_labels
-from scm_jax.datasets.preparation.readers.options import Options
 from scm_jax.files.inert_pickle import Record, read_pickle
 from scm_jax.types import lookup
 
@@ -33,7 +33,7 @@ CIFAR10_BATCHES = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
     "test": ("test_batch",),
 }
-# The files that ImageNet 64x64 comes in, as pickles or as npz.
+# The files of ImageNet 64x64, as pickles or as npz.
 BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
 
 # What damaged files can raise; a wrong length can ask for more memory than there is.
@@ -42,6 +42,7 @@ _DAMAGE = (
     *(zlib.error, zipfile.BadZipFile),
 )
 
+Part = tuple[str, str]  # a file, and what is read of it
 Load = Callable[[str, str], dict[str, Any]]
 
 
@@ -50,7 +51,7 @@ class StackedItems:
     """Items in arrays in files; see ``Items`` for the methods.
 
     Attributes:
-      parts: (file, part of it) of each array, as ``load`` takes them.
+      parts: where each array is, as ``load`` takes it.
       starts: ``(parts + 1,)``, the first item of each array and the number of all.
       load: reads the content of a part; a function of a module, so that it pickles.
       label: int64 ``(n,)``, or None.
@@ -59,7 +60,7 @@ class StackedItems:
       channels: see ``Options``.
     """
 
-    parts: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
     starts: np.ndarray
     load: Load
     label: np.ndarray | None
@@ -70,7 +71,7 @@ class StackedItems:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _find(self, index: int) -> tuple[tuple[str, str], int]:
+    def _find(self, index: int) -> tuple[Part, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -78,41 +79,40 @@ class StackedItems:
 
     def name(self, index: int) -> str:
         part, row = self._find(index)
-        return f"{_where(part)}: item {row}"
+        return f"{_where(*part)}: item {row}"
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         part, row = self._find(index)
-        images = _load_images(self.load, part)
+        images, _ = _load(self.load, part)
         fields = {"image": to_channels(images[row], self.channels).copy()}
         if self.label is not None:
             fields["label"] = self.label[index]
         return fields
 
 
-def _where(part: tuple[str, str]) -> str:
-    return ": ".join(filter(None, part))
-
-
-def _load_images(load: Load, part: tuple[str, str]) -> np.ndarray:
-    with _LOADING:  # so that threads do not read one file several times
-        return _loaded(load, part)[0]
+def _where(path: str, part: str) -> str:
+    return f"{path}: {part}" if part else path
 
 
 _LOADING = threading.Lock()
 
 
+def _load(load: Load, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images uint8 ``(n, h, w, 1 or 3)`` and labels ``(n,)`` of a part."""
+    with _LOADING:  # so that threads do not read one file several times
+        return _loaded(load, part)
+
+
 # One array may be gigabytes; items are read in order, so two are enough.
 @functools.lru_cache(maxsize=2)
-def _loaded(load: Load, part: tuple[str, str]) -> tuple[np.ndarray, Any]:
-    content = load(*part)
-    where = _where(part)
-    image_key = _find_key(content, IMAGE_KEYS)
+def _loaded(load: Load, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    content, where = load(*part), _where(*part)
+    image_key, label_key = _find_keys(content)
     if image_key is None:
         raise ValueError(
             f"{where}: has no array of images under {', '.join(IMAGE_KEYS)}; its keys "
             f"are {', '.join(map(repr, content))}"
         )
-    label_key = _find_key(content, LABEL_KEYS)
     images = _to_images(content[image_key], f"{where}: {image_key}")
     if label_key is None:
         return images, None
@@ -125,20 +125,19 @@ def _loaded(load: Load, part: tuple[str, str]) -> tuple[np.ndarray, Any]:
     return images, labels
 
 
-def _find_key(content: Collection[str], keys: Sequence[str]) -> str | None:
-    return next((key for key in keys if key in content), None)
+def _find_keys(content: Iterable[str]) -> list[str | None]:
+    return [
+        next((key for key in keys if key in content), None)
+        for keys in (IMAGE_KEYS, LABEL_KEYS)
+    ]
 
 
 def _to_images(values: Any, where: str) -> np.ndarray:
-    """Stacked images as uint8 ``(n, h, w, 1 or 3)``.
-
-    ``(n, 3 * s * s)`` are the red, then the green, then the blue plane of each image.
-    """
     shape = getattr(values, "shape", None)
     if shape is None or values.dtype != np.uint8:
         dtype = getattr(values, "dtype", type(values).__name__)
         raise ValueError(f"{where}: must be an array of uint8, it is {dtype}")
-    if len(shape) == 2:
+    if len(shape) == 2:  # the red, then the green, then the blue plane of each image
         side = round((shape[1] / 3) ** 0.5)
         if 3 * side**2 == shape[1]:
             return values.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
@@ -167,7 +166,7 @@ def _to_numbers(values: Any, where: str) -> np.ndarray:
 
 
 def _make_items(
-    parts: Sequence[tuple[str, str]],
+    parts: Sequence[Part],
     load: Load,
     origin: dict[str, Any],
     options: Options,
@@ -176,8 +175,7 @@ def _make_items(
     counts: list[int] = []
     labels: list[int | None] = []
     for part in parts:
-        with _LOADING:
-            images, numbers = _loaded(load, part)
+        images, numbers = _load(load, part)
         counts.append(len(images))
         labels += [None] * len(images) if numbers is None else numbers.tolist()
     if not labels:
@@ -200,11 +198,11 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
     Images are uint8 under ``images``, ``arr_0`` or ``data``, labels under ``labels`` or
     ``arr_1``. Chrabaszcz's ImageNet 64x64 (arXiv 1707.08819) is a folder of batches
     ``train_data_batch_1`` to ``_10`` and ``val_data``, pickled or npz: choose with
-    ``split``, and give ``label_base`` 1. Its classes are in its authors' order
-    (``map_clsloc.txt``), not in alphabetical one. The batches of a folder are in the
-    order of the numbers in their names.
+    ``split``, and give ``label_base`` 1. Its classes are in the order of its authors
+    (``map_clsloc.txt``), not in alphabetical order. Batches are in the order of the
+    numbers in their names.
     """
-    split, files = find_batches(path, options)
+    split, files = _find_batches(path, options)
     origin = {
         "kind": "npz",
         "path": str(path),
@@ -215,12 +213,8 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
     return _make_items([(str(file), "") for file in files], _load_file, origin, options)
 
 
-def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
-    """The split that is read, if there are splits, and its files of stacked images.
-
-    Raises:
-      ValueError: none, or those of several splits.
-    """
+def _find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
+    """The split that is read, if there are splits, and its files of stacked images."""
     split = options.split
     if not path.is_dir():
         if split is not None:
@@ -255,7 +249,6 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _load_file(path: str, part: str) -> dict[str, Any]:
-    del part
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
@@ -263,9 +256,8 @@ def _load_file(path: str, part: str) -> dict[str, Any]:
             return _unpickle(file, path)
         try:
             with np.load(file, allow_pickle=False) as archive:
-                keys = archive.files
-                wanted = (_find_key(keys, IMAGE_KEYS), _find_key(keys, LABEL_KEYS))
-                return {key: archive[key] if key in wanted else None for key in keys}
+                wanted = _find_keys(archive.files)
+                return {k: archive[k] if k in wanted else None for k in archive.files}
         except _DAMAGE as error:
             raise ValueError(
                 f"{path}: the npz is cut off or damaged: {error}"
@@ -279,38 +271,27 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     """CIFAR-10 as published: ``cifar-10-python.tar.gz``, or the folder in it.
 
     The split is ``train`` (by default) or ``test``, in the order of the batches. The
-    names of the classes are those in ``batches.meta``.
+    classes have the names in ``batches.meta``.
     """
     split = options.split or options.target or "train"
     batches = lookup(CIFAR10_BATCHES, split, "--source_split of cifar10")
-    content = _load_cifar10(str(path), "batches.meta")
-    names = content.get("label_names")
+    names = _load_cifar10(str(path), "batches.meta").get("label_names")
     if not isinstance(names, list) or not all(type(name) is str for name in names):
         raise ValueError(f"{path}: batches.meta has no list of names, label_names")
-    origin: dict[str, Any] = {"kind": "cifar10", "path": str(path), "split": split}
-    if path.is_file():
-        origin["files"] = {path.name: path.stat().st_size}
-    else:
-        files = [path / name for name in batches if (path / name).exists()]
-        origin["files"] = {file.name: file.stat().st_size for file in files}
-    return _make_items(
-        [(str(path), name) for name in batches],
-        _load_cifar10,
-        origin,
-        options,
-        tuple(names),
-    )
+    files = [path] if path.is_file() else [path / name for name in batches]
+    sizes = {file.name: file.stat().st_size for file in files if file.exists()}
+    origin = {"kind": "cifar10", "path": str(path), "split": split, "files": sizes}
+    parts = [(str(path), name) for name in batches]
+    return _make_items(parts, _load_cifar10, origin, options, tuple(names))
 
 
 def _load_cifar10(path: str, part: str) -> dict[str, Any]:
     where = f"{path}: {part}"
     if os.path.isdir(path):
-        file = os.path.join(path, part)
-        if not os.path.exists(file):
-            raise ValueError(f"{where}: is not there")
-        with open(file, "rb") as stream:
-            return _unpickle(stream, where)
-    content = _cifar10_members(path).get(part)
+        file = Path(path, part)
+        content = file.read_bytes() if file.exists() else None
+    else:
+        content = _cifar10_members(path).get(part)
     if content is None:
         raise ValueError(f"{where}: is not there")
     return _unpickle(io.BytesIO(content), where)
@@ -335,10 +316,7 @@ def _cifar10_members(path: str) -> dict[str, bytes]:
 
 # --- pickles --------------------------------------------------------------------------
 
-_ARRAYS = {
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-}
+_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _KNOWN = {*_ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 
 
@@ -355,15 +333,12 @@ def _unpickle(stream: Any, where: str) -> dict[str, Any]:
     Raises:
       ValueError: it is something else, cut off, or asks for anything to be called.
     """
-    try:
-        content = read_pickle(
-            stream,
-            where=where,
-            builders={"_codecs.encode": _encode},
-            is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
-        )
-    except MemoryError as error:
-        raise ValueError(f"{where}: the pickle is damaged: {error}") from error
+    content = read_pickle(
+        stream,
+        where=where,
+        builders={"_codecs.encode": _encode},
+        is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
+    )
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds a {type(content).__name__}, not a dict")
     texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -383,10 +358,7 @@ def _plain(value: Any, where: str) -> Any:
             raise ValueError(f"an array of {code!r}")
         if not isinstance(content, bytes | bytearray):
             raise TypeError(f"content in a {type(content).__name__}")
-        described = np.dtype(order + code)
-        array: np.ndarray = np.ndarray(shape, described, content, order="C")
-        if by_columns:
-            array = np.ndarray(shape, described, content, order="F")
-        return array
+        layout: Any = "F" if by_columns else "C"
+        return np.ndarray(shape, np.dtype(order + code), content, order=layout)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{where}: the array is damaged: {error}") from error

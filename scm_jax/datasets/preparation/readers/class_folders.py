@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from scm_jax.datasets.preparation.readers.folder_files import Files
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import NO_SPLIT, Options
+from scm_jax.datasets.preparation.readers.files import Files
+from scm_jax.datasets.preparation.readers.items import NO_SPLIT, ItemError, Options
 
 # The words by which folders name splits, in any case.
 SPLITS = {
@@ -33,8 +32,8 @@ class Arrangement(NamedTuple):
       ways: from the folder of their classes on.
       around: the innermost folder that all of them share, unless it is a split.
       split: the split that was chosen, None where there are no splits.
-      others: for each folder beside that split how many images are in it; the empty
-        name stands for no folder.
+      others: number of images in each folder beside that split; the empty name stands
+        for no folder.
     """
 
     ways: Ways
@@ -54,16 +53,14 @@ def path_parts(name: str) -> list[str]:
 
 
 def name_splits(folders: Collection[str]) -> dict[str, str]:
-    """Those of some folders, side by side, that are splits, and which splits.
+    """Which folders, of some that lie side by side, are splits, and which splits.
+
+    A name with other words in it is a split only where another name differs from it in
+    the split alone.
 
     Example:
       >>> name_splits(["Training", "test_set", "pred"])
       {'Training': 'train', 'test_set': 'test'}
-
-    A name with other words in it is a split where one differs from it in the split
-    only.
-
-    Example:
       >>> name_splits(["seg_train", "seg_test", "bullet_train", "pred"])
       {'seg_train': 'train', 'seg_test': 'test'}
     """
@@ -117,8 +114,7 @@ def arrange(ways: Ways, path: Path, options: Options) -> Arrangement:
         if len(way) > depth + 1 and way[depth] == folder
     }
     others = {name: count for name, count in heads.items() if name != folder}
-    split = options.split or options.target
-    return Arrangement(*_drop_common(chosen), split, others)
+    return Arrangement(*_drop_common(chosen), options.split or options.target, others)
 
 
 def _drop_common(
@@ -212,8 +208,7 @@ def check_classes(files: Files, ways: Ways, path: Path) -> None:
         if outer == above and name not in classes:
             raise ValueError(
                 f"{path}: the class folder {folder} is empty, or a link to nothing; "
-                "remove it, or the classes behind it have other numbers than they seem "
-                "to have"
+                "remove it, since it would shift the numbers of the classes behind it"
             )
     for index, way in ways.items():
         if len(way) == 1:

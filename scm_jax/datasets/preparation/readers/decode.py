@@ -1,4 +1,4 @@
-"""Bytes of an image file -> pixels, and of an EDM2 latent -> moments."""
+"""From the bytes of an image or of a latent to an array."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import MAX_PIXELS
+from scm_jax.datasets.preparation.readers.items import MAX_PIXELS, ItemError
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -41,23 +40,17 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes an image file to uint8 ``(h, w, channels)``.
 
-    Everything becomes RGB by Pillow's conversions: palettes are looked up, CMYK by
-    ``255 - min(255, c + k)`` and so on without colour profiles, grey is repeated, and
-    transparency is left out, so that the colour below it counts. Grey of 16 bits is
-    divided by 257 and rounded (Pillow by itself would clip it); 16 bits a channel lose
-    their lower byte. Of several frames the first counts. Grey (``channels`` 1) is
-    ``0.299 r + 0.587 g + 0.114 b``.
-
-    Args:
-      content: the file.
-      where: names file and item in messages.
-      channels: 3 or 1.
-      upright: turn the image as its EXIF orientation asks.
-      max_pixels: how large it may be.
+    Pillow converts everything to RGB: palettes are looked up, CMYK becomes
+    ``255 - min(255, c + k)`` without colour profiles, grey is repeated, and
+    transparency is dropped, so that the colour below it counts. Grey of 16 bits is
+    divided by 257 and rounded (Pillow would clip it); 16 bits a channel lose their
+    lower byte. The first frame counts. Grey (``channels`` 1) is
+    ``0.299 r + 0.587 g + 0.114 b``. ``where`` names file and item in messages; see
+    ``Options`` for the others.
 
     Raises:
-      ItemError: it does not decode, is cut off, too large, or of a number format that
-        has no obvious range.
+      ItemError: it does not decode, is cut off, too large, or has a number format
+        without an obvious range.
     """
     from PIL import Image, ImageOps
 
@@ -71,8 +64,7 @@ def decode_image(
                     f"--max_pixels={max_pixels}; raise this to read it"
                 )
             image.load()
-            turned = ImageOps.exif_transpose(image) if upright else image
-            pixels = _to_rgb(turned)
+            pixels = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except ItemError:
         raise
     except (OSError, ValueError, *_DAMAGE) as error:
@@ -85,7 +77,12 @@ def decode_image(
 def _to_rgb(image: Any) -> np.ndarray:
     """``(h, w, 3)``, or ``(h, w, 1)`` of images that are grey."""
     if image.mode in _DEEP_GREY:
-        return _from_16_bits(np.asarray(image))[..., None]
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(
+                f"its pixels are in {levels.min()}..{levels.max()}; legal are 0..65535"
+            )
+        return ((levels + 128) // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
         raise ValueError("its pixels are floats; legal are whole numbers")
     if image.mode == "L":
@@ -93,15 +90,6 @@ def _to_rgb(image: Any) -> np.ndarray:
     if "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns where a palette loses it at once
     return np.array(image.convert("RGB"))
-
-
-def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    values = values.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"its pixels are in {values.min()}..{values.max()}; legal are 0..65535"
-        )
-    return ((values + 128) // 257).astype(np.uint8)
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -125,8 +113,7 @@ def decode_latent(content: bytes, where: str) -> np.ndarray:
       ItemError: it is no such array, or a value is not finite.
     """
     try:
-        file = io.BytesIO(content)
-        latent = np.lib.format.read_array(file, allow_pickle=False)
+        latent = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, *_DAMAGE) as error:
         raise ItemError(
             f"{where}: no numpy array, or it is cut off: {error}"

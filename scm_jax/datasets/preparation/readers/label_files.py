@@ -1,4 +1,4 @@
-"""Text files that say of images which class they are of: csv, tsv, words, json."""
+"""Text files with the class of each image: csv, tsv, words, json."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _read_json(path: str, text: str) -> list[Line]:
 
 
 def _read_rows(text: str) -> list[tuple[str, list[str]]]:
-    """The fields of all lines that are not empty, and the lines, for messages."""
+    """The lines that are not empty, for messages, and their fields."""
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
     delimiter = next((mark for mark in "\t;," if mark in first), ",")
@@ -138,9 +138,8 @@ def _find_columns(
     header = [re.sub("[^a-z]", "", name.lower()) for name in rows[0][1]]
     files = [header.index(name) for name in FILE_COLUMNS if name in header]
     classes = [header.index(name) for name in CLASS_COLUMNS if name in header]
-    width = max(len(row) for _, row in rows)
     is_header = (files or classes) and not any(is_image(name) for name in rows[0][1])
-    if not is_header and width <= 2:
+    if not is_header and max(len(row) for _, row in rows) <= 2:
         return None
     if is_header and len(header) == 2:
         file = files[0] if files else 1 - classes[0]
@@ -149,8 +148,7 @@ def _find_columns(
         return files[0], classes[0]
     raise ValueError(
         f"{path}: {rows[0][0]} does not say which columns are the file and the class. "
-        "Leave these two, or name them file and class in a header, and no other column "
-        "so"
+        "Keep these two only, or a header that names them file and class"
     )
 
 
@@ -163,7 +161,7 @@ def match_labels(
     of the two paths has more folders.
 
     Raises:
-      ValueError: no line is of an image, or one is of several; a file is in two lines.
+      ValueError: no line fits an image, or one fits several; a file is in two lines.
     """
     known: dict[str, Line] = {}
     twice: Line | None = None
@@ -202,8 +200,7 @@ def _ends(name: str) -> list[str]:
     """A path and its ends, the longest first, each also without the suffix."""
     path = PurePosixPath(name.replace("\\", "/"))
     ends = ["/".join(path.parts[k:]) for k in range(len(path.parts))]
-    stems = [end.removesuffix(path.suffix) for end in ends]
-    both = (end for pair in zip(ends, stems, strict=True) for end in pair)
+    both = (text for end in ends for text in (end, end.removesuffix(path.suffix)))
     return list(dict.fromkeys(both))
 
 

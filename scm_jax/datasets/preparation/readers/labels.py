@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.datasets.preparation.readers.items import ItemError, Options
 
-# A larger number is a damaged one.
-_MOST_CLASSES = 1_000_000
+_MAX_CLASSES = 1_000_000  # a larger number is damage
 
 
 def number_labels(
@@ -32,8 +30,8 @@ def number_labels(
 
     Raises:
       ItemError: an item has no label while others do, or one that is out of range.
-      ValueError: labels are wanted and there are none, or names are not as many as
-        ``num_classes``.
+      ValueError: labels are required and there are none, or there are not
+        ``num_classes`` names.
     """
     if options.labels == "none":
         return None, ()
@@ -89,7 +87,7 @@ def _check_numbers(
                 + (", as those of other items" if isinstance(value, str) else "")
             )
     limit = options.num_classes or max(values) - base + 1
-    limit = min(max(limit, 1), _MOST_CLASSES)
+    limit = min(max(limit, 1), _MAX_CLASSES)
     for index, value in enumerate(values):
         if not base <= value < base + limit:
             raise ItemError(

@@ -5,8 +5,8 @@
     items.read(0)["image"].shape           # (250, 250, 3)
 
 Items can be pickled and read from several threads and processes. Their order is fixed:
-that of the names (of ``dataset.json`` where it has labels; as stored in shards, arrays
-and tfds records).
+by name, as in ``dataset.json`` where it has labels, or as stored in shards, arrays and
+tfds records.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scm_jax.datasets.preparation.readers import (
-    arrays,
-    file_items,
-    tfds_items,
-    webdataset,
-)
+from scm_jax.datasets.preparation.readers import arrays, file_items, tfds_items
 from scm_jax.datasets.preparation.readers.archives import (
     COMPRESSED,
     index_tar,
@@ -32,9 +27,9 @@ from scm_jax.datasets.preparation.readers.archives import (
     zip_members,
 )
 from scm_jax.datasets.preparation.readers.decode import is_image
-from scm_jax.datasets.preparation.readers.folder_files import count_kinds, is_hidden
-from scm_jax.datasets.preparation.readers.items import Items
-from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.datasets.preparation.readers.files import count_kinds, is_hidden
+from scm_jax.datasets.preparation.readers.items import Items, Options
+from scm_jax.datasets.shapes import RESOLUTIONS, ShapeSource
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
@@ -45,48 +40,62 @@ class Source(NamedTuple):
     Attributes:
       read: opens it.
       what: what it is, in words, for messages.
-      has_splits: whether ``Options.split`` means something to it.
+      options: the names of ``Options`` that only some kinds have a use for.
     """
 
     read: Callable[[Path, Options], Items]
     what: str
-    has_splits: bool
+    options: tuple[str, ...]
 
 
 SOURCES = {
     "folder": Source(
-        file_items.read_folder, "a folder of images, or of one folder per class", True
+        file_items.read_folder,
+        "a folder of images, or of one folder per class",
+        ("split", "label_file", "max_pixels"),
     ),
     "zip": Source(
-        file_items.read_zip, "a zip of images, flat or one folder per class", True
+        file_items.read_zip,
+        "a zip of images, flat or one folder per class",
+        ("split", "label_file", "max_pixels"),
     ),
     "tar": Source(
         file_items.read_tar,
         "an uncompressed tar of images, flat, one folder or one tar per class",
-        True,
+        ("split", "label_file", "max_pixels"),
     ),
     "webdataset": Source(
-        webdataset.read_webdataset,
+        file_items.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
-        False,
+        ("label_key", "max_pixels"),
     ),
     "edm": Source(
         file_items.read_edm,
         "an archive of EDM or EDM2, images or latents, packed or unpacked, with "
         "dataset.json",
-        False,
+        ("max_pixels",),
     ),
     "npz": Source(
         arrays.read_arrays,
         "stacked images as npz, or as pickled batches of ImageNet 64x64",
-        True,
+        ("split",),
     ),
     "cifar10": Source(
-        arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", True
+        arrays.read_cifar10,
+        "cifar-10-python.tar.gz, or the folder in it",
+        ("split",),
     ),
     "tfds": Source(
-        tfds_items.read_tfds, "tfds:NAME, or a folder that tfds has prepared", True
+        tfds_items.read_tfds,
+        "tfds:NAME, or a folder that tfds has prepared",
+        ("split",),
     ),
+}
+_WITHOUT = {
+    "split": "has no splits; give the path of the part that is wanted",
+    "label_file": "has labels of its own, unless --kind is folder, zip or tar",
+    "label_key": "has no keys; only webdataset has",
+    "max_pixels": "has arrays, not files that are decoded",
 }
 
 
@@ -113,43 +122,23 @@ def open_items(
     source = lookup(SOURCES, kind, "kind")
     if kind not in ("tfds", "webdataset") and not path.exists():
         raise FileNotFoundError(f"{path}: does not exist")
-    _refuse_what_has_no_effect(path, kind, chosen)
-    return source.read(path, chosen)
-
-
-def _refuse_what_has_no_effect(path: Path, kind: str, options: Options) -> None:
-    """Raises ValueError for options that a kind has no use for."""
     if kind in ("folder", "zip") and path.is_dir() != (kind == "folder"):
         raise ValueError(
             f"{path}: is {'a folder' if path.is_dir() else 'no folder'}, and the kind "
-            f"{kind!r} is {SOURCES[kind].what}"
+            f"{kind!r} is {source.what}"
         )
-    uses = {
-        "split": (
-            SOURCES[kind].has_splits,
-            "has no splits; give the path of the part that is wanted",
-        ),
-        "label_file": (
-            kind in ("folder", "zip", "tar"),
-            "has labels of its own, unless --kind is folder, zip or tar",
-        ),
-        "label_key": (kind == "webdataset", "has no keys; only webdataset has"),
-        "max_pixels": (
-            kind not in ("npz", "cifar10", "tfds"),
-            "has arrays, not files that are decoded",
-        ),
-    }
-    for option, (is_used, why) in uses.items():
-        value = getattr(options, option)
-        if value != getattr(Options, option) and not is_used:
+    for option, why in _WITHOUT.items():
+        value = getattr(chosen, option)
+        if value != getattr(Options, option) and option not in source.options:
             name = "--source_split" if option == "split" else option
             raise ValueError(
                 f"{name} = {value!r}: {path} is of the kind {kind!r}, which {why}"
             )
-    if options.label_file is not None and options.labels == "none":
+    if chosen.label_file is not None and chosen.labels == "none":
         raise ValueError(
-            f"label_file = {options.label_file!r}: labels 'none' reads no classes"
+            f"label_file = {chosen.label_file!r}: labels 'none' reads no classes"
         )
+    return source.read(path, chosen)
 
 
 def summarize(items: Items) -> str:
@@ -176,6 +165,9 @@ def summarize(items: Items) -> str:
     return f"{path}: " + "; ".join(parts)
 
 
+# --- which kind a path is -------------------------------------------------------------
+
+
 def detect_kind(path: Path) -> str:
     """Which of ``SOURCES`` a path is, by its content and not by its suffix.
 
@@ -191,7 +183,7 @@ def detect_kind(path: Path) -> str:
         return _detect_file(path)
     if path.is_symlink():
         raise FileNotFoundError(f"{path}: is a link to nothing: {path.readlink()}")
-    if webdataset.find_shards(path):
+    if file_items.find_shards(path):
         return "webdataset"
     raise FileNotFoundError(f"{path}: does not exist, and no files match it")
 
@@ -221,34 +213,21 @@ def _detect_file(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith(b"PK"):
-        return _detect_zip(path)
+        names = [member.filename for member in zip_members(path)]
+        if _has_json(names):
+            return "edm"
+        stacked = all(name.endswith(".npy") and "/" not in name for name in names)
+        return "npz" if names and stacked else "zip"
     if start.startswith(tuple(COMPRESSED)):
         return "cifar10" if _is_cifar10(path) else "tar"  # whose reader refuses it
     if start[257:262] == b"ustar" or path.suffix == ".tar":
         return _detect_tar(path)
     if start.startswith(b"\x80"):  # a pickle of protocol 2 and up
         return "npz"
-    raise ValueError(f"{path}: is of no kind that is understood here. {describe()}")
-
-
-def describe() -> str:
-    """All kinds in one sentence.
-
-    Example:
-      >>> describe()[:40]
-      'Understood are folder (a folder of image'
-    """
     kinds = "; ".join(f"{name} ({source.what})" for name, source in SOURCES.items())
-    return f"Understood are {kinds}"
-
-
-def _detect_zip(path: Path) -> str:
-    names = [member.filename for member in zip_members(path)]
-    if _has_json(names):
-        return "edm"
-    if names and all(name.endswith(".npy") and "/" not in name for name in names):
-        return "npz"
-    return "zip"
+    raise ValueError(
+        f"{path}: is of no kind that is understood here. Understood are {kinds}"
+    )
 
 
 def _is_cifar10(path: Path) -> bool:
@@ -270,7 +249,7 @@ def _detect_tars(path: Path, tars: list[Path]) -> str:
     kind = _detect_tar(tars[0])
     numbers = [re.fullmatch(r"(.*?)(\d+)", tar.stem) for tar in tars]
     ends = sorted(int(number[2]) for number in numbers if number)
-    in_turn = ends == list(range(ends[0], ends[0] + len(tars))) if ends else False
+    in_turn = bool(ends) and ends == list(range(ends[0], ends[0] + len(tars)))
     if kind == "tar" and len(tars) > 1 and in_turn:
         raise ValueError(
             f"{path}: {tars[0].name} to {tars[-1].name} may be one tar for each class, "
@@ -306,3 +285,24 @@ def _detect_tar(path: Path) -> str:
             "class folders. --kind=webdataset reads a shard, --kind=tar class folders"
         )
     return "webdataset" if labels else "tar"
+
+
+# --- items that are drawn when they are read ------------------------------------------
+
+DRAWN = "drawn"  # a kind without files, so as many items as one likes
+
+
+def open_drawn(name: str, split: str, num_items: int, size: int = 0) -> Items:
+    """Items of a data set that is drawn.
+
+    Args:
+      name: ``shapes``.
+      split: ``train`` or ``test``.
+      num_items: how many.
+      size: side in pixels; 0 for 32.
+
+    Raises:
+      ValueError: no such data set, split, number or size.
+    """
+    make = lookup({"shapes": ShapeSource}, name, f"source of the kind {DRAWN!r}")
+    return make(split, num_items, size or RESOLUTIONS[0])
