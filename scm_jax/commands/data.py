@@ -12,23 +12,24 @@ from scm_jax.commands import cli, data_prepare
 from scm_jax.files import user_paths
 
 
+def _strings(**helps: str) -> None:
+    """Declares flags that take a string and have no default."""
+    for name, text in helps.items():
+        flags.DEFINE_string(name, None, text)
+
+
 def _flag_dataset(what: str) -> None:
-    flags.DEFINE_string("dataset", None, what)
-    text = "Folder of prepared data; default is $SCM_JAX_DATA or the cache."
-    flags.DEFINE_string("root", None, text)
+    root = "Folder of prepared data; default is $SCM_JAX_DATA or the cache."
+    _strings(dataset=what, root=root)
 
 
 def _flags_of_recipe() -> None:
-    text = (
-        "What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, tfds, "
-        "drawn; default: recognized."
+    _strings(
+        kind="What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, "
+        "tfds, drawn; default: recognized.",
+        recipe="How images get their size: center_crop_dhariwal, center_crop_bicubic, "
+        "box; default: they have it.",
     )
-    flags.DEFINE_string("kind", None, text)
-    text = (
-        "How images get their size: center_crop_dhariwal, center_crop_bicubic, box; "
-        "default: they have it."
-    )
-    flags.DEFINE_string("recipe", None, text)
     cli.integer("size", None, "Side of the images in pixels.", lower_bound=1)
     text = "Type of stored latents; default float32."
     flags.DEFINE_enum("dtype", None, ["float32", "float16"], text)
@@ -57,20 +58,18 @@ def _flags_of_writing() -> None:
 @cli.command("data prepare", "Raw files to a prepared dataset; goes on after a kill.")
 def _prepare() -> int:
     _flag_dataset("Recipe or builder: a folder of data/, or a path.")
-    flags.DEFINE_string("name", None, "Name of the dataset, instead of --dataset.")
-    flags.DEFINE_string("source", None, "The raw data: a file, folder or tfds:NAME.")
-    flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
-    text = "Number of items, where the source is drawn, such as shapes."
-    cli.integer("num_items", None, text, lower_bound=1)
-    text = (
-        "Part of the source, where it has several: a folder such as train, or none "
-        "where such folders are classes; default: as --split."
+    _strings(
+        name="Name of the dataset, instead of --dataset.",
+        source="The raw data: a file, folder or tfds:NAME.",
+        source_split="Part of the source, where it has several: a folder such as "
+        "train, or none where such folders are classes; default: as --split.",
+        label_file="Text with an image and its class in each line.",
     )
-    flags.DEFINE_string("source_split", None, text)
-    text = "Text with an image and its class in each line."
-    flags.DEFINE_string("label_file", None, text)
+    flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
     text = "Key of the class in the .json of webdataset shards."
     flags.DEFINE_string("label_key", "label", text)
+    text = "Number of items, where the source is drawn, such as shapes."
+    cli.integer("num_items", None, text, lower_bound=1)
     text = "Pixels of the largest image that is read; default 178,956,970."
     cli.integer("max_pixels", None, text, lower_bound=1)
     text = "Variant of imagenet64: edm2, resized or downsampled."
@@ -210,15 +209,8 @@ def _verify() -> int:
     chosen = [s for name, s in splits.items() if f.split in (None, name)]
     total = sum(split["count"] for split in chosen)
     say = progress.Progress(f"verify {folder.parent.name}", total)
-    done = 0
-
-    def on_shard(items: int) -> None:
-        nonlocal done
-        done += items
-        say.at(done)
-
     broken = 0
-    for problem in verify.verify(folder, f.split, quick=f.quick, on_shard=on_shard):
+    for problem in verify.verify(folder, f.split, quick=f.quick, on_shard=say.add):
         broken += 1
         print(problem, flush=True)
     num_shards = sum(len(split["shards"]) for split in chosen)

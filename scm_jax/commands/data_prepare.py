@@ -12,6 +12,7 @@ from absl import flags
 
 from scm_jax.commands import cli
 from scm_jax.files import user_paths
+from scm_jax.types import lookup
 
 if TYPE_CHECKING:
     from scm_jax.datasets.preparation.readers.items import Items
@@ -125,6 +126,7 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
 
 
 def _draw_items(recipe: Recipe) -> Items:
+    from scm_jax.datasets import shapes
     from scm_jax.datasets.preparation.readers import sources
 
     f = flags.FLAGS
@@ -135,8 +137,10 @@ def _draw_items(recipe: Recipe) -> Items:
     without = [name for name in chosen if f[name].present]
     if without:
         raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
-    part = f.source_split or f.split
-    return sources.open_drawn(recipe.source, part, number, recipe.size)
+    where = f"source of the kind {sources.DRAWN!r}"
+    make = lookup({"shapes": shapes.ShapeSource}, recipe.source, where)
+    size = recipe.size or shapes.RESOLUTIONS[0]
+    return make(f.source_split or f.split, number, size)
 
 
 def _run_recipe(recipe: Recipe) -> Path:

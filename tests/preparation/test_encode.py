@@ -13,13 +13,14 @@ import pytest
 from scm_jax.datasets import latents, pipeline
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
-from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
+from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
 from tests.hang import HANG
+from tests.preparation.engine_program import ArrayItems, contents
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM, BATCH = 7, 3
@@ -122,7 +123,7 @@ def test_a_bad_image_is_an_error_of_its_own_item_only():
 
 
 def encoded(target, stub, **settings):
-    settings = {"shard_items": 3, "quiet": True, **settings}
+    settings = {"shard_items": 3, **settings}
     return encode.encode_dataset(pictures(), stub.encoder, target, **settings)
 
 
@@ -170,7 +171,7 @@ def test_another_encoder_does_not_add_to_a_dataset(split, tmp_path):
     other = encode.Encoder(stub, BATCH, {**IDENTITY, "pixel_range": "[-1,1]"})
     with pytest.raises(ValueError, match=r"(?s)encoder.*\[0,1\].*\[-1,1\]"):
         encode.encode_dataset(
-            pictures(), other, target, split=split, quiet=True, shard_items=3
+            pictures(), other, target, split=split, shard_items=3
         )
 
 
@@ -180,7 +181,7 @@ def test_shards_of_another_encoder_are_not_taken_over(tmp_path):
         encoded(target, Stub(dies_at=2))
     stub = Stub()
     other = encode.Encoder(stub, BATCH, {**IDENTITY, "sha256": "1" * 64})
-    encode.encode_dataset(pictures(), other, target, quiet=True, shard_items=3)
+    encode.encode_dataset(pictures(), other, target, shard_items=3)
     assert len(stub.calls) >= 3
 
 
@@ -225,25 +226,11 @@ def test_pixels_enter_the_autoencoder_in_the_named_range(pixel_range, low, vae):
 
 def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
     """Prepared images in, latents out, whose measured constants training can take."""
-    prepare.prepare(pictures(4), tmp_path / "pictures" / "1.0.0", quiet=True)
-    arguments = {
-        "dataset": "pictures",
-        "root": tmp_path,
-        "out_name": "latents",
-        "vae": vae,
-        "pixel_range": "unit",
-        "batch_size": 4,
-    }
-    given = [f"--{name}={value}" for name, value in arguments.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "scm_jax", "data", "encode", "--flips", *given],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    prepare.prepare(pictures(4), tmp_path / "pictures" / "1.0.0")
+    given = ["--dataset=pictures", f"--root={tmp_path}", "--out_name=latents"]
+    given += [f"--vae={vae}", "--pixel_range=unit", "--batch_size=4", "--flips"]
     folder = tmp_path / "latents" / "1.0.0"
-    assert done.stdout.strip() == str(folder)
+    assert scm("data", "encode", *given).stdout.strip() == str(folder)
     items = sources.open_items(folder)
     assert len(items) == 8 and items.read(3)["label"] == 1
     encoder = latents_lib.make_encoder(vae, "unit", batch_size=4)
@@ -253,20 +240,11 @@ def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
     assert measured.pixel_range == "[0,1]"
 
 
-def contents(folder):
-    """File -> bytes; the manifest without when and with what it was made."""
-    found = {file.name: file.read_bytes() for file in folder.iterdir()}
-    manifest = json.loads(found["manifest.json"])
-    for split in manifest["splits"].values():
-        del split["made"]
-    return found | {"manifest.json": json.dumps(manifest)}
-
-
 def test_two_commands_at_once_store_the_same_bytes(vae, tmp_path):
     """Each has a shard in its hands at the same time; see ``encode_program``."""
     folder, log = tmp_path / "pictures" / "1.0.0", tmp_path / "log"
     log.mkdir()
-    prepare.prepare(pictures(), folder, quiet=True)
+    prepare.prepare(pictures(), folder)
     common = [f"--dataset={folder}", f"--vae={vae}", "--batch_size=2", "--flips"]
     common += ["--out_name=latents", "--shard_items=4"]  # 14 items
     program = [sys.executable, "-m", "tests.preparation.encode_program", str(log)]

@@ -224,7 +224,7 @@ def test_latents_have_no_colours_and_no_recipe(tmp_path):
         open_items(path, channels=1)
     for how in ({"size": 2, "recipe": "box"}, {"size": 2}):
         with pytest.raises(ValueError, match=r"raw.zip are latents, .* not resized"):
-            prepare(open_items(path), tmp_path / "a/1.0.0", quiet=True, **how)
+            prepare(open_items(path), tmp_path / "a/1.0.0", **how)
 
 
 @pytest.mark.parametrize(

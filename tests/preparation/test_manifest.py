@@ -10,8 +10,7 @@ from PIL import Image
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation import inspection, manifest, verify
-from scm_jax.datasets.preparation.readers.items import ArrayItems
-from tests.preparation.engine_program import arrays, run
+from tests.preparation.engine_program import ArrayItems, arrays, run
 
 RNG = np.random.default_rng(2)
 LATENTS = ArrayItems(

@@ -23,18 +23,14 @@ SHARD_ITEMS = 2048  # 256 MiB of 64x64 latents in float32
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns a batch of images into latents.
+    """What turns a batch of images into latents."""
 
-    Attributes:
-      encode: uint8 ``(batch_size, h, w, c)`` -> ``(batch_size, h', w', 2 c')`` float32,
-        mean and standard deviation; each image by itself.
-      batch_size: number of images that it takes.
-      identity: for the manifest: ``pixel_range``, the interval in which pixels enter,
-        ``name``, and ``sha256`` of the weights.
-    """
-
+    # uint8 (batch_size, h, w, c) -> float32 (batch_size, h', w', 2 c'), mean and
+    # standard deviation; each image by itself.
     encode: Callable[[np.ndarray], np.ndarray]
     batch_size: int
+    # For the manifest: ``pixel_range`` in which pixels enter, ``name``, and ``sha256``
+    # of the weights.
     identity: dict[str, Any]
 
 
@@ -68,7 +64,7 @@ class EncodedItems:
         return len(self.images) * (1 + self.flips)
 
     def name(self, index: int) -> str:
-        image, mirrored = self._image(index)
+        image, mirrored = divmod(index, 1 + self.flips)
         return self.images.name(image) + (", mirrored" if mirrored else "")
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -77,9 +73,6 @@ class EncodedItems:
         if isinstance(found, ItemError):
             raise found
         return found
-
-    def _image(self, index: int) -> tuple[int, bool]:
-        return (index // 2, index % 2 == 1) if self.flips else (index, False)
 
     def _encode_batch(self, start: int) -> list[dict[str, np.ndarray] | ItemError]:
         """Each item of a batch, or why it cannot be used."""
@@ -107,7 +100,7 @@ class EncodedItems:
         return read
 
     def _read_image(self, index: int) -> dict[str, np.ndarray] | ItemError:
-        image, mirrored = self._image(index)
+        image, mirrored = divmod(index, 1 + self.flips)
         try:
             fields = dict(self.images.read(image))
         except ItemError as error:

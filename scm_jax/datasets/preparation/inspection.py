@@ -20,7 +20,6 @@ INK, MUTED, LINE = "#1b1f24", "#59636e", "#d1d9e0"
 CHANNELS = {
     1: ("grey",),
     3: ("red", "green", "blue"),
-    4: tuple(f"channel {k}" for k in range(4)),
     8: (*(f"mean {k}" for k in range(4)), *(f"std {k}" for k in range(4))),
 }
 COLOURS = ("#cf222e", "#1a7f37", "#0969da", "#8250df")
@@ -46,7 +45,6 @@ def inspect(
     Raises:
       FileNotFoundError: there is no manifest.
       ValueError: no such split.
-      ImportError: matplotlib is missing.
     """
     found = manifest.read(folder)
     facts = lookup(found["splits"], split, f"split of {folder}")
@@ -55,11 +53,9 @@ def inspect(
     sample, _ = _items(source, found["field"], 1000)
     figure_module = require("matplotlib.figure", "data inspect", "scm_jax[analysis]")
     rows = math.ceil(len(values) / COLUMNS)
-    named = labels is not None
-    heights = [(0.98 if named else 0.84) * rows, 2.6]
-    figure = figure_module.Figure(
-        figsize=(9, sum(heights) + 0.9), dpi=110, layout="constrained"
-    )
+    heights = [(0.84 if labels is None else 0.98) * rows, 2.6]
+    size = (9, sum(heights) + 0.9)
+    figure = figure_module.Figure(figsize=size, dpi=110, layout="constrained")
     classes = f"{found['num_classes']:,}" if found["num_classes"] else "no"
     shape = "x".join(map(str, found["shape"]))
     what = f"{facts['count']:,} items, {found['dtype']} {shape}, {classes} classes"
@@ -133,10 +129,8 @@ def _draw_histograms(
         axis.hist(values, bins=64, range=span, density=True, color=colour, alpha=0.75)
         axis.axvline(mean, color=INK, linewidth=1)
         axis.axvspan(mean - std, mean + std, color=LINE, alpha=0.5, zorder=0)
-        axis.set_title(
-            f"{names[k]}: mean {mean:.3f}, std {std:.3f}", fontsize=8, color=INK
-        )
+        title = f"{names[k]}: mean {mean:.3f}, std {std:.3f}"
+        axis.set_title(title, fontsize=8, color=INK)
         axis.tick_params(labelsize=7, colors=MUTED)
         axis.set_yticks([])
-        for side in ("top", "right", "left"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right", "left"]].set_visible(False)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets.preparation import shards
+from scm_jax.datasets.preparation.readers.items import damaged
 from scm_jax.files.atomic import write_atomically
 
 FILE = "manifest.json"
@@ -32,24 +33,17 @@ SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names", "enco
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is not one.
-    """
+    """The manifest of a folder; FileNotFoundError or ValueError where it has none."""
     file = folder / FILE
     if not file.is_file():
         raise FileNotFoundError(
             f"{folder} has no {FILE}: it was not prepared by `python -m scm_jax data "
             "prepare`"
         )
-    try:
+    with damaged(f"{file} is not a manifest", (ValueError, TypeError)):
         found = json.loads(file.read_text())
         if not set(SHARED) | {"splits"} <= set(found):
             raise ValueError(f"it has the keys {sorted(found)}")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is not a manifest: {error}") from error
     return found
 
 
@@ -106,11 +100,8 @@ def moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, float64, over all values of all items.
 
-    Sums of levels are whole numbers and exact, so they do not depend on the order;
-    those of latents are added in the order of the shards.
-
-    Returns:
-      Of pixels in [-1, 1], or of latents as stored.
+    Of pixels in [-1, 1], from exact sums of levels; or of latents as stored, whose sums
+    are added in the order of the shards.
     """
     count = sum(record["count"] for record in records)
     exact: Any = object if field == "image" else np.float64
@@ -169,11 +160,7 @@ def write(folder: Path, manifest: dict[str, Any], version: str) -> None:
 
 
 def describe_prepared(folder: Path) -> dict[str, Any] | None:
-    """Measures a folder that a tfds builder wrote and writes its manifest.
-
-    Returns:
-      The manifest; None where the items are neither images nor latents.
-    """
+    """Measures what a tfds builder wrote; None where it has no images or latents."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)

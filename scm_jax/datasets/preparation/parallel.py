@@ -1,10 +1,8 @@
 """Several processes that write the shards of one split, each shard once.
 
 A process claims a shard by a lock on a file, which the system gives back when the
-process ends, however it ends. Any number of processes may run, started together by
-``--workers`` or each by hand, on one machine or on several that share a file system.
-Claims only save work: on a file system without locks a shard may be made twice, with
-the same bytes, and the second takes the name of the first.
+process ends, however it ends. Claims only save work: on a file system without locks a
+shard may be made twice, with the same bytes, and the second takes the first's name.
 """
 
 from __future__ import annotations
@@ -33,9 +31,7 @@ _PRELOADED = (
 
 
 def run(work: Work, first: int, workers: int, say: progress.Progress) -> None:
-    """Writes all shards that are missing, or waits for others that write them.
-
-    Begins at the shard ``first``: calls on one target begin at different ones.
+    """Writes the shards that are missing from ``first`` on, or waits for others.
 
     Raises:
       ItemError: an item cannot be used.

@@ -43,7 +43,6 @@ def prepare(
     process_count: int = 1,
     skip_bad: int = 0,
     fresh: bool = False,
-    quiet: bool = False,
     options: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
 ) -> Path:
@@ -67,7 +66,6 @@ def prepare(
         them. A further call leaves them out, too, unless it has 0.
       fresh: forget what an earlier, unfinished call with the same arguments has made;
         for a single call only.
-      quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
 
@@ -103,7 +101,7 @@ def prepare(
         return target
     work = Work(items, plan, staging, target, skip_bad)
     _begin(work)
-    say = progress.Progress(f"{plan.name} {split}", plan.num_items, quiet)
+    say = progress.Progress(f"{plan.name} {split}", plan.num_items)
     first = plan.num_shards * process_index // max(process_count, 1)
     parallel.run(work, first, workers, say)
     _publish(work)
@@ -153,8 +151,8 @@ def _make_plan(
         raise ValueError(f"there are no items at {path}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    first = _first_item(items, recipe, size, skip_bad)
-    is_image = first.field == "image"
+    field, value, label = _first_item(items, recipe, size, skip_bad)
+    is_image = field == "image"
     if not is_image and (recipe != "none" or size):
         raise ValueError(
             f"size = {size}, recipe = {recipe!r}: the items at {path} are latents, "
@@ -165,24 +163,24 @@ def _make_plan(
     if is_image and dtype is not None:
         raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
     stored = "uint8" if is_image else dtype or "float32"
-    has_label = labelled and first.label is not None
+    has_label = labelled and label is not None
     if has_label and not items.class_names:
         raise ValueError(
             f"the items at {path} have labels, and the number of classes is not known"
         )
     return Plan(
-        field=first.field,
-        shape=first.value.shape,
+        field=field,
+        shape=value.shape,
         dtype=stored,
         class_names=tuple(items.class_names) if has_label else (),
         recipe=recipe,
         size=size,
-        shard_items=shard_items or _shard_items(first.value.shape, stored),
+        shard_items=shard_items or _shard_items(value.shape, stored),
         **rest,
     )
 
 
-def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> shards.Item:
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> Any:
     last = min(skip_bad, len(items) - 1)
     for index in range(last):
         with contextlib.suppress(ItemError):

@@ -7,16 +7,10 @@ import time
 
 
 class Progress:
-    """Counts items and says how many, how fast and how long still, on stderr.
+    """Counts items and says how many, how fast and how long still, on stderr."""
 
-    Args:
-      what: what is prepared.
-      total: its number of items.
-      quiet: says nothing.
-    """
-
-    def __init__(self, what: str, total: int, quiet: bool = False):
-        self._what, self._total, self._quiet = what, total, quiet
+    def __init__(self, what: str, total: int):
+        self._what, self._total = what, total
         self._terminal = sys.stderr.isatty()
         self._before = self._done = 0
         self._started = self._said = time.monotonic()
@@ -62,8 +56,6 @@ class Progress:
         )
 
     def _line(self, text: str, end: str | None = None) -> None:
-        if self._quiet:
-            return
         clear, default = ("\r\x1b[K", "") if self._terminal else ("", "\n")
         print(f"{clear}{self._what}: {text}", end=end or default, file=sys.stderr)
         sys.stderr.flush()

@@ -11,6 +11,7 @@ from typing import Any
 from scm_jax.datasets import storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.datasets.preparation.readers import sources
+from scm_jax.datasets.preparation.readers.items import damaged
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
@@ -19,35 +20,20 @@ FILE = "recipe.toml"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What ``data prepare`` does with raw files.
-
-    Attributes:
-      name: of the prepared dataset.
-      source: path of the raw data, relative to the file; empty where the command gives
-        it. With the kind ``drawn`` what is drawn: ``shapes``.
-      kind: of the source, a key of ``SOURCES``, ``auto``, or ``drawn``.
-      recipe: a key of ``RECIPES``.
-      size: side of the images in pixels; 0 for as they are, with the recipe ``none``.
-      dtype: of stored latents; empty for images.
-      labels: ``auto``, ``required`` or ``none``.
-      label_base: number of the first class in the raw data.
-      num_classes: how many classes there must be; 0 for as many as there are.
-      channels: 3 or 1.
-      encoder: what made latents, and from pixels in which range.
-      items: published number of items in each split; another one is a warning.
-    """
+    """What ``data prepare`` does with raw files; data/README.md lists the keys."""
 
     name: str
-    source: str = ""
-    kind: str = "auto"
-    recipe: str = "none"
-    size: int = 0
-    dtype: str = ""
+    source: str = ""  # relative to the file; what is drawn with the kind ``drawn``
+    kind: str = "auto"  # or a key of SOURCES, or ``drawn``
+    recipe: str = "none"  # a key of RECIPES
+    size: int = 0  # side of the images in pixels; 0 for as they are
+    dtype: str = ""  # of stored latents
     labels: str = "auto"
     label_base: int = 0
-    num_classes: int = 0
+    num_classes: int = 0  # 0 for as many as there are
     channels: int = 3
     encoder: dict[str, str] = dataclasses.field(default_factory=dict)
+    # Published number of items in each split; another one is a warning.
     items: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -78,10 +64,8 @@ def read(file: Path, variant: str = "") -> Recipe:
     Raises:
       ValueError: not such a file, or no such variant; the message has the legal values.
     """
-    try:
+    with damaged(f"{file}", (tomllib.TOMLDecodeError,)):
         values = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file}: {error}") from error
     defaults = {field.name: field for field in dataclasses.fields(Recipe)}
     for key, value in values.items():
         wanted = str(lookup(defaults, key, f"{file}: key").type).split("[")[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.items import ItemError, damaged
 from scm_jax.types import lookup
 
 
@@ -77,13 +77,7 @@ RECIPES = {
 
 
 def resize(image: np.ndarray, size: int, recipe: str, where: str) -> np.ndarray:
-    """Applies a recipe to an item.
-
-    Args:
-      image: uint8 ``(h, w, c)`` with 1 or 3 channels.
-      size: side of the result in pixels.
-      recipe: one of ``RECIPES``.
-      where: names the item in messages; ``Items.name``.
+    """Applies a recipe to a uint8 image ``(h, w, 1 or 3)``; ``where`` names the item.
 
     Raises:
       ValueError: no such recipe or size.
@@ -92,10 +86,9 @@ def resize(image: np.ndarray, size: int, recipe: str, where: str) -> np.ndarray:
     function = lookup(RECIPES, recipe, "recipe")
     if size < 1:
         raise ValueError(f"size = {size} must be at least 1")
-    try:
-        return function(image, size)
-    except ValueError as error:
-        raise ItemError(f"{where}: {error}") from error
+    with damaged(where, (ValueError,), ItemError):
+        image = function(image, size)
+    return image
 
 
 def _resize(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,36 +30,22 @@ SHARD_BYTES = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that determines the stored bytes of one split.
+    """All that determines the stored bytes of one split."""
 
-    Attributes:
-      name: of the dataset.
-      split: of it.
-      field: ``image`` or ``latent``.
-      shape: of one stored item, channels last.
-      dtype: of its values as stored.
-      class_names: names of the classes; empty where none are stored.
-      recipe: how images are resized, a name in ``preparation.resize.RECIPES``.
-      size: what they are resized to, in pixels; 0 with ``none``: as the first is.
-      shard_items: items in a shard.
-      num_items: number of raw items.
-      origin: ``Items.origin``.
-      options: how the raw data were opened, where that says more.
-      encoder: what made the latents, ``pixel_range`` above all; empty for images.
-    """
-
-    name: str
+    name: str  # of the dataset
     split: str
-    field: str
-    shape: tuple[int, ...]
-    dtype: str
-    class_names: tuple[str, ...]
-    recipe: str
-    size: int
+    field: str  # ``image`` or ``latent``
+    shape: tuple[int, ...]  # of one stored item, channels last
+    dtype: str  # as stored
+    class_names: tuple[str, ...]  # empty where no classes are stored
+    recipe: str  # a name in ``preparation.resize.RECIPES``
+    size: int  # in pixels; 0 with the recipe ``none`` for that of the first item
     shard_items: int
-    num_items: int
-    origin: dict[str, Any]
+    num_items: int  # raw items
+    origin: dict[str, Any]  # ``Items.origin``
+    # How the raw data were opened, where that says more.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # What made the latents, ``pixel_range`` above all; empty for images.
     encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -94,21 +80,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What the processes of one preparation share; picklable.
-
-    Attributes:
-      items: the raw items.
-      plan: what to make of them.
-      staging: hidden folder where it is made.
-      target: folder where it will be.
-      skip_bad: how many bad items may be left out.
-    """
+    """What the processes of one preparation share; picklable."""
 
     items: Items
     plan: Plan
-    staging: Path
+    staging: Path  # hidden folder where it is made
     target: Path
-    skip_bad: int = 0
+    skip_bad: int = 0  # how many bad items may be left out
 
     @property
     def folder(self) -> Path:
@@ -175,26 +153,21 @@ def features(plan: Plan) -> Any:
         # tfds stores names as the stripped lines of a file.
         usable = all(n and n == n.strip() and len(n.splitlines()) == 1 for n in names)
         usable = usable and len(set(names)) == len(names)
-        known: dict[str, Any] = {"names": names} if usable else {}
-        fields["label"] = tfds.features.ClassLabel(
-            **(known or {"num_classes": len(names)})
-        )
+        known: Any = {"names": names} if usable else {"num_classes": len(names)}
+        fields["label"] = tfds.features.ClassLabel(**known)
     return tfds.features.FeaturesDict(fields)
 
 
 # --- one item -------------------------------------------------------------------------
 
 
-class Item(NamedTuple):
-    """One raw item, resized and cast; ``label`` is None where it has none."""
-
-    field: str
-    value: np.ndarray
-    label: int | None
-
-
-def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> Item:
+def read_item(
+    items: Items, index: int, recipe: str, size: int, dtype: str
+) -> tuple[str, np.ndarray, int | None]:
     """Reads a raw item, resizes an image, casts a latent to ``dtype``.
+
+    Returns:
+      The name of its field, its value, and its label or None.
 
     Raises:
       ItemError: it cannot be used.
@@ -223,15 +196,11 @@ def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> I
             f"{name} has values that are not finite in {dtype} (NaN, infinity, or too "
             "large)"
         )
-    return Item(field, value, label)
+    return field, value, label
 
 
 def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
-    """One item as it is stored.
-
-    Raises:
-      ItemError: it is not what the plan says.
-    """
+    """One item as it is stored; raises ItemError where it is not as planned."""
     field, value, label = read_item(items, index, plan.recipe, plan.size, plan.dtype)
     name = items.name(index)
     if field != plan.field:
@@ -378,14 +347,7 @@ def _disk_errors(file: Path) -> Iterator[None]:
 def record_of(
     name: str, file: Path, sums: Sums, skipped: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """What is known of a whole shard, for JSON.
-
-    Args:
-      name: what its file is called in the end.
-      file: where it lies now.
-      sums: over its items.
-      skipped: items that could not be used: ``item`` and ``why``.
-    """
+    """What is known of a whole shard, which lies at ``file`` and will have ``name``."""
     return {
         "file": name,
         "items": int(sums.classes.sum()),

@@ -21,6 +21,7 @@ from scm_jax.datasets.preparation.readers.files import (
     collect,
     is_hidden,
 )
+from scm_jax.datasets.preparation.readers.items import damaged
 
 # What compressed files start with; none of them can be read from the middle.
 COMPRESSED = {
@@ -33,27 +34,15 @@ _MAX_LINKS = 40  # as many as the kernel follows before it calls them a loop
 
 
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
-    """The directory of a zip.
-
-    Raises:
-      ValueError: it is cut off or damaged.
-    """
-    try:
+    """The directory of a zip; raises ValueError where it is cut off or damaged."""
+    with damaged(f"{path}: the zip archive is cut off or damaged", DAMAGE):
         with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except DAMAGE as error:
-        raise ValueError(
-            f"{path}: the zip archive is cut off or damaged: {error}"
-        ) from error
+            members = archive.infolist()
+    return members
 
 
 def index_zip(path: Path) -> Files:
-    """The files in a zip, sorted by name.
-
-    Raises:
-      ValueError: it is cut off or damaged, encrypted, or compressed by other than
-        deflate.
-    """
+    """The files in a zip, sorted by name; raises ValueError where one is unreadable."""
     places, links = [], {}
     for member in zip_members(path):
         name = _clean(member.filename)
@@ -147,40 +136,35 @@ def _open_tar(path: Path, unfold: bool) -> list[Place]:
 def _tar_places(file: IO[bytes], root: str, where: str, unfold: bool) -> list[Place]:
     """The files in an open tar; with ``unfold`` those in its tars, in their place."""
     places, links = [], {}
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            end = 0
-            while (member := archive.next()) is not None:
-                # tarfile keeps them all: 1 kB for each image.
-                archive.members.clear()  # type: ignore[attr-defined]
-                if member.issparse():
-                    raise ValueError(f"{where}: {member.name} is a sparse file")
-                name = _clean(member.name)
-                if member.isreg():
-                    place = Place(name, root, member.size, member.offset_data)
-                    places.append(place)
-                elif member.isdir() and name != ".":
-                    places.append(Place(f"{name}/", root))
-                elif member.issym():
-                    folder = posixpath.dirname(name)
-                    links[name] = posixpath.join(folder, member.linkname)
-                elif member.islnk():
-                    links[name] = member.linkname
-                # After a whole file the archive may only go on or end with zeros;
-                # tarfile takes whatever is no header for the end.
-                end = archive.offset
-            file.seek(end)
-            if file.read(512) != bytes(512):
-                raise tarfile.ReadError("it has no end mark")
-            places = _follow(places, links, root)
-            if not unfold:
-                return places
-            unfolded = (_unfold(archive, place, where) for place in places)
-            return [place for inside in unfolded for place in inside]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{where}: the tar archive is empty, cut off or damaged: {error}"
-        ) from error
+    what = f"{where}: the tar archive is empty, cut off or damaged"
+    errors = (tarfile.TarError, EOFError, OSError)
+    with damaged(what, errors), tarfile.open(fileobj=file, mode="r:") as archive:
+        end = 0
+        while (member := archive.next()) is not None:
+            # tarfile keeps them all: 1 kB for each image.
+            archive.members.clear()  # type: ignore[attr-defined]
+            if member.issparse():
+                raise ValueError(f"{where}: {member.name} is a sparse file")
+            name = _clean(member.name)
+            if member.isreg():
+                places.append(Place(name, root, member.size, member.offset_data))
+            elif member.isdir() and name != ".":
+                places.append(Place(f"{name}/", root))
+            elif member.issym():
+                links[name] = posixpath.join(posixpath.dirname(name), member.linkname)
+            elif member.islnk():
+                links[name] = member.linkname
+            # After a whole file the archive may only go on or end with zeros; tarfile
+            # takes whatever is no header for the end.
+            end = archive.offset
+        file.seek(end)
+        if file.read(512) != bytes(512):
+            raise tarfile.ReadError("it has no end mark")
+        places = _follow(places, links, root)
+        if unfold:
+            unfolded = [_unfold(archive, place, where) for place in places]
+            places = [place for inside in unfolded for place in inside]
+    return places
 
 
 def _unfold(archive: tarfile.TarFile, tar: Place, where: str) -> list[Place]:

@@ -15,14 +15,14 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.decode import to_channels
-from scm_jax.datasets.preparation.readers.items import Options
+from scm_jax.datasets.preparation.readers.items import Options, damaged
 from scm_jax.datasets.preparation.readers.labels import number_labels
 from scm_jax.files.inert_pickle import Record, read_pickle
 from scm_jax.types import lookup
@@ -42,28 +42,17 @@ _DAMAGE = (
     *(zlib.error, zipfile.BadZipFile),
 )
 
-Part = tuple[str, str]  # a file, and what is read of it
-Load = Callable[[str, str], dict[str, Any]]
+# A file, and the member of CIFAR-10 that is read of it, or nothing.
+Part = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StackedItems:
-    """Items in arrays in files; see ``Items`` for the methods.
+    """Items in arrays in files; see ``Items`` for the methods."""
 
-    Attributes:
-      parts: where each array is, as ``load`` takes it.
-      starts: ``(parts + 1,)``, the first item of each array and the number of all.
-      load: reads the content of a part; a function of a module, so that it pickles.
-      label: int64 ``(n,)``, or None.
-      class_names: of the labels.
-      origin: see ``Items``.
-      channels: see ``Options``.
-    """
-
-    parts: tuple[Part, ...]
-    starts: np.ndarray
-    load: Load
-    label: np.ndarray | None
+    parts: tuple[Part, ...]  # where each array is
+    starts: np.ndarray  # (parts + 1,), the first item of each, and the number of all
+    label: np.ndarray | None  # int64 (n,)
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     channels: int
@@ -83,7 +72,7 @@ class StackedItems:
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         part, row = self._find(index)
-        images, _ = _load(self.load, part)
+        images, _ = _load(part)
         fields = {"image": to_channels(images[row], self.channels).copy()}
         if self.label is not None:
             fields["label"] = self.label[index]
@@ -97,16 +86,17 @@ def _where(path: str, part: str) -> str:
 _LOADING = threading.Lock()
 
 
-def _load(load: Load, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+def _load(part: Part) -> tuple[np.ndarray, np.ndarray | None]:
     """Images uint8 ``(n, h, w, 1 or 3)`` and labels ``(n,)`` of a part."""
     with _LOADING:  # so that threads do not read one file several times
-        return _loaded(load, part)
+        return _loaded(part)
 
 
 # One array may be gigabytes; items are read in order, so two are enough.
 @functools.lru_cache(maxsize=2)
-def _loaded(load: Load, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
-    content, where = load(*part), _where(*part)
+def _loaded(part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    where = _where(*part)
+    content = _load_cifar10(*part) if part[1] else _load_file(part[0])
     image_key, label_key = _find_keys(content)
     if image_key is None:
         raise ValueError(
@@ -166,8 +156,7 @@ def _to_numbers(values: Any, where: str) -> np.ndarray:
 
 
 def _make_items(
-    parts: Sequence[Part],
-    load: Load,
+    parts: list[Part],
     origin: dict[str, Any],
     options: Options,
     class_names: tuple[str, ...] = (),
@@ -175,13 +164,13 @@ def _make_items(
     counts: list[int] = []
     labels: list[int | None] = []
     for part in parts:
-        images, numbers = _load(load, part)
+        images, numbers = _load(part)
         counts.append(len(images))
         labels += [None] * len(images) if numbers is None else numbers.tolist()
     if not labels:
         raise ValueError(f"{origin['path']}: holds no images")
     starts = np.cumsum([0, *counts])
-    items = StackedItems(tuple(parts), starts, load, None, (), origin, options.channels)
+    items = StackedItems(tuple(parts), starts, None, (), origin, options.channels)
     if class_names:
         options = dataclasses.replace(options, num_classes=len(class_names))
     label, numbered = number_labels(labels, items.name, origin["path"], options)
@@ -210,7 +199,7 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
         "label_base": options.label_base,
         "files": {file.name: file.stat().st_size for file in files},
     }
-    return _make_items([(str(file), "") for file in files], _load_file, origin, options)
+    return _make_items([(str(file), "") for file in files], origin, options)
 
 
 def _find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
@@ -248,20 +237,17 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in parts]
 
 
-def _load_file(path: str, part: str) -> dict[str, Any]:
+def _load_file(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if not is_zip:
             return _unpickle(file, path)
-        try:
+        with damaged(f"{path}: the npz is cut off or damaged", _DAMAGE):
             with np.load(file, allow_pickle=False) as archive:
                 wanted = _find_keys(archive.files)
-                return {k: archive[k] if k in wanted else None for k in archive.files}
-        except _DAMAGE as error:
-            raise ValueError(
-                f"{path}: the npz is cut off or damaged: {error}"
-            ) from error
+                found = {k: archive[k] if k in wanted else None for k in archive.files}
+    return found
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------
@@ -282,35 +268,32 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     sizes = {file.name: file.stat().st_size for file in files if file.exists()}
     origin = {"kind": "cifar10", "path": str(path), "split": split, "files": sizes}
     parts = [(str(path), name) for name in batches]
-    return _make_items(parts, _load_cifar10, origin, options, tuple(names))
+    return _make_items(parts, origin, options, tuple(names))
 
 
 def _load_cifar10(path: str, part: str) -> dict[str, Any]:
-    where = f"{path}: {part}"
-    if os.path.isdir(path):
-        file = Path(path, part)
-        content = file.read_bytes() if file.exists() else None
-    else:
-        content = _cifar10_members(path).get(part)
+    content = _cifar10_files(path).get(part)
     if content is None:
-        raise ValueError(f"{where}: is not there")
-    return _unpickle(io.BytesIO(content), where)
+        raise ValueError(f"{path}: {part}: is not there")
+    return _unpickle(io.BytesIO(content), f"{path}: {part}")
 
 
 @functools.lru_cache(maxsize=1)
-def _cifar10_members(path: str) -> dict[str, bytes]:
-    """All files in the archive, 184 MB: a gzip can be read from its start only."""
-    wanted = {"batches.meta", *sum(CIFAR10_BATCHES.values(), ())}
+def _cifar10_files(path: str) -> dict[str, bytes]:
+    """All files, 184 MB: a gzip can be read from its start only."""
+    wanted = ("batches.meta", *sum(CIFAR10_BATCHES.values(), ()))
+    if os.path.isdir(path):
+        files = [Path(path, name) for name in wanted]
+        return {file.name: file.read_bytes() for file in files if file.exists()}
     members = {}
-    try:
+    errors = (tarfile.TarError, EOFError, OSError, zlib.error)
+    with damaged(f"{path}: is cut off or damaged", errors):
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 content = archive.extractfile(member)
                 if content is not None and name in wanted:
                     members[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: is cut off or damaged: {error}") from error
     return members
 
 
@@ -328,11 +311,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _unpickle(stream: Any, where: str) -> dict[str, Any]:
-    """A pickled dict of arrays, lists and texts.
-
-    Raises:
-      ValueError: it is something else, cut off, or asks for anything to be called.
-    """
+    """A pickled dict of arrays, lists and texts; anything else is a ValueError."""
     content = read_pickle(
         stream,
         where=where,
@@ -349,7 +328,8 @@ def _plain(value: Any, where: str) -> Any:
     """The array that a record stands for; other values as they are."""
     if not isinstance(value, Record):
         return value
-    try:
+    errors = (ValueError, TypeError, AttributeError, LookupError)
+    with damaged(f"{where}: the array is damaged", errors):
         _, shape, dtype, by_columns, content = value.state
         if isinstance(content, str):  # bytes of Python 2
             content = content.encode("latin1")
@@ -359,6 +339,5 @@ def _plain(value: Any, where: str) -> Any:
         if not isinstance(content, bytes | bytearray):
             raise TypeError(f"content in a {type(content).__name__}")
         layout: Any = "F" if by_columns else "C"
-        return np.ndarray(shape, np.dtype(order + code), content, order=layout)
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ValueError(f"{where}: the array is damaged: {error}") from error
+        array: Any = np.ndarray(shape, np.dtype(order + code), content, order=layout)
+    return array

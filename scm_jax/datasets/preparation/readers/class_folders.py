@@ -6,7 +6,6 @@ import collections
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
 
 from scm_jax.datasets.preparation.readers.files import Files
 from scm_jax.datasets.preparation.readers.items import NO_SPLIT, ItemError, Options
@@ -23,23 +22,6 @@ _FILLERS = {"", "data", "dataset", "folder", "images", "image", "imgs", "img", "
 
 # Items by number, and the folders on the way to each of them with its name at the end.
 Ways = dict[int, list[str]]
-
-
-class Arrangement(NamedTuple):
-    """The images of the chosen split.
-
-    Attributes:
-      ways: from the folder of their classes on.
-      around: the innermost folder that all of them share, unless it is a split.
-      split: the split that was chosen, None where there are no splits.
-      others: number of images in each folder beside that split; the empty name stands
-        for no folder.
-    """
-
-    ways: Ways
-    around: str
-    split: str | None
-    others: dict[str, int]
 
 
 def path_parts(name: str) -> list[str]:
@@ -84,17 +66,24 @@ def _parse(folder: str) -> tuple[str, tuple[str, ...]]:
     return (found[0] if len(found) == 1 else ""), tuple(rest)
 
 
-def arrange(ways: Ways, path: Path, options: Options) -> Arrangement:
+def arrange(
+    ways: Ways, path: Path, options: Options
+) -> tuple[Ways, str, str | None, dict[str, int]]:
     """Chooses a split, where there are splits, and finds the folders of classes.
 
     Splits are the outermost folders that are not around all images, or lie in each of
     the class folders.
 
+    Returns:
+      The images of the split, from the folder of their classes on; the innermost folder
+      that all of them share, unless it is a split; the split, or None; and the number
+      of images in each folder beside that split, ``""`` for those in none.
+
     Raises:
       ValueError: the split is not there, or folders may be splits or classes.
     """
     if options.split == NO_SPLIT:
-        return Arrangement(*_drop_common(ways), None, {})
+        return *_drop_common(ways), None, {}
     below, around = _drop_common(ways, stop=lambda folder: bool(name_splits([folder])))
     depth, splits = _find_splits(below)
     heads = collections.Counter(
@@ -103,18 +92,18 @@ def arrange(ways: Ways, path: Path, options: Options) -> Arrangement:
     if not splits and (options.split is None or options.split not in heads):
         if options.split is not None:
             raise ValueError(_not_there(path, options.split, heads))
-        return Arrangement(below, around, None, {})
+        return below, around, None, {}
     has_classes = {way[depth] for way in below.values() if len(way) > depth + 2}
     folder = _choose(splits, heads, has_classes, path, options)
     if folder is None:
-        return Arrangement(*_drop_common(ways), None, {})
+        return *_drop_common(ways), None, {}
     chosen = {
         index: way[:depth] + way[depth + 1 :]
         for index, way in below.items()
         if len(way) > depth + 1 and way[depth] == folder
     }
     others = {name: count for name, count in heads.items() if name != folder}
-    return Arrangement(*_drop_common(chosen), options.split or options.target, others)
+    return *_drop_common(chosen), options.split or options.target, others
 
 
 def _drop_common(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation.readers.items import MAX_PIXELS, ItemError
+from scm_jax.datasets.preparation.readers.items import MAX_PIXELS, ItemError, damaged
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -16,8 +16,11 @@ SUFFIXES = (
 )
 # 16 bits a pixel, in either byte order, and what Pillow reads some of them as.
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# What damaged files make Pillow raise, besides OSError and ValueError.
-_DAMAGE = (SyntaxError, EOFError, LookupError, TypeError, OverflowError, zlib.error)
+# What damaged files make Pillow raise.
+_DAMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError),
+    *(OverflowError, zlib.error),
+)
 
 
 def is_image(name: str) -> bool:
@@ -31,12 +34,7 @@ def is_image(name: str) -> bool:
 
 
 def decode_image(
-    content: bytes,
-    where: str,
-    *,
-    channels: int = 3,
-    upright: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    content: bytes, where: str, *, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """Decodes an image file to uint8 ``(h, w, channels)``.
 
@@ -44,33 +42,27 @@ def decode_image(
     ``255 - min(255, c + k)`` without colour profiles, grey is repeated, and
     transparency is dropped, so that the colour below it counts. Grey of 16 bits is
     divided by 257 and rounded (Pillow would clip it); 16 bits a channel lose their
-    lower byte. The first frame counts. Grey (``channels`` 1) is
-    ``0.299 r + 0.587 g + 0.114 b``. ``where`` names file and item in messages; see
-    ``Options`` for the others.
+    lower byte. The first frame counts, and EXIF orientation does not, as in ADM and
+    EDM2. Grey (``channels`` 1) is ``0.299 r + 0.587 g + 0.114 b``. ``where`` names file
+    and item in messages.
 
     Raises:
-      ItemError: it does not decode, is cut off, too large, or has a number format
-        without an obvious range.
+      ItemError: it does not decode, is cut off, has more than ``max_pixels``, or a
+        number format without an obvious range.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # in its place the check below, which says the flag
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ItemError(
-                    f"{where}: the image has {width:,} x {height:,} pixels, more than "
-                    f"--max_pixels={max_pixels}; raise this to read it"
-                )
-            image.load()
-            pixels = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except ItemError:
-        raise
-    except (OSError, ValueError, *_DAMAGE) as error:
-        raise ItemError(
-            f"{where}: the image does not decode, it is damaged or cut off: {error}"
-        ) from error
+    what = f"{where}: the image does not decode, it is damaged or cut off"
+    with damaged(what, _DAMAGE, ItemError), Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ItemError(
+                f"{where}: the image has {width:,} x {height:,} pixels, more than "
+                f"--max_pixels={max_pixels}; raise this to read it"
+            )
+        image.load()
+        pixels = _to_rgb(image)
     return to_channels(pixels, channels)
 
 
@@ -112,12 +104,8 @@ def decode_latent(content: bytes, where: str) -> np.ndarray:
     Raises:
       ItemError: it is no such array, or a value is not finite.
     """
-    try:
+    with damaged(f"{where}: no numpy array, or it is cut off", _DAMAGE, ItemError):
         latent = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, *_DAMAGE) as error:
-        raise ItemError(
-            f"{where}: no numpy array, or it is cut off: {error}"
-        ) from error
     if latent.ndim != 3 or latent.dtype != np.float32:
         raise ItemError(
             f"{where}: the latent is {latent.dtype} {latent.shape}; expected is "

@@ -32,12 +32,17 @@ from scm_jax.datasets.preparation.readers.decode import (
     is_image,
 )
 from scm_jax.datasets.preparation.readers.files import Files, count_kinds, list_folder
-from scm_jax.datasets.preparation.readers.items import NO_SPLIT, ItemError, Options
-from scm_jax.datasets.preparation.readers.label_files import (
+from scm_jax.datasets.preparation.readers.items import (
+    NO_SPLIT,
+    ItemError,
+    Options,
+    damaged,
+)
+from scm_jax.datasets.preparation.readers.labels import (
     match_labels,
+    number_labels,
     read_label_file,
 )
-from scm_jax.datasets.preparation.readers.labels import number_labels
 
 DATASET_JSON = "dataset.json"
 LISTED = "image files end in " + " ".join(SUFFIXES)
@@ -46,24 +51,15 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileItems:
-    """Items that are one file each; see ``Items`` for the methods.
+    """Items that are one file each; see ``Items`` for the methods."""
 
-    Attributes:
-      files: all files of the source.
-      chosen: ``(n,)``, which of them the items are.
-      label: int64 ``(n,)``, or None.
-      class_names: of the labels.
-      origin: see ``Items``.
-      options: how images are decoded.
-      notes: what was not used of the source, and what else to know, each a clause.
-    """
-
-    files: Files
-    chosen: np.ndarray
-    label: np.ndarray | None
+    files: Files  # all of the source
+    chosen: np.ndarray  # (n,), which of them the items are
+    label: np.ndarray | None  # int64 (n,)
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options
+    # What was not used of the source, and what else to know, each a clause.
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -77,9 +73,9 @@ class FileItems:
         if where.endswith(".npy"):
             fields = {"latent": decode_latent(content, where)}
         else:
-            names = ("channels", "upright", "max_pixels")
-            how = {name: getattr(self.options, name) for name in names}
-            fields = {"image": decode_image(content, where, **how)}
+            channels, limit = self.options.channels, self.options.max_pixels
+            pixels = decode_image(content, where, channels=channels, max_pixels=limit)
+            fields = {"image": pixels}
         if self.label is not None:
             fields["label"] = self.label[index]
         return fields
@@ -130,31 +126,18 @@ def _not_used(files: Files, used: Collection[int]) -> list[str]:
 
 # --- flat, or one folder per class ----------------------------------------------------
 
+_INDEX = {"folder": list_folder, "zip": index_zip, "tar": index_tar}
 
-def read_folder(path: Path, options: Options) -> FileItems:
-    """Images below a folder: flat, or one folder per class.
+
+def read_classes(path: Path, options: Options, kind: str) -> FileItems:
+    """Images in a folder, zip or tar: flat, or one folder per class.
 
     Items are sorted by name, and so are classes. With ``split``, only what is in the
     folder of that name, ``train`` or ``val``. The first folder on the way to an image
-    names its class; deeper ones do not count.
+    names its class; deeper ones do not count. A tar may be one tar per class, such as
+    ``ILSVRC2012_img_train.tar``, and so may a folder with the kind ``tar``.
     """
-    return _read_classes(list_folder(path), "folder", path, options)
-
-
-def read_zip(path: Path, options: Options) -> FileItems:
-    """Images in a zip, arranged as in ``read_folder``."""
-    return _read_classes(index_zip(path), "zip", path, options)
-
-
-def read_tar(path: Path, options: Options) -> FileItems:
-    """Images in a tar, as in a zip; also one tar per class, in a tar or a folder.
-
-    ``ILSVRC2012_img_train.tar`` is one tar per class in a tar.
-    """
-    return _read_classes(index_tar(path), "tar", path, options)
-
-
-def _read_classes(files: Files, kind: str, path: Path, options: Options) -> FileItems:
+    files = _INDEX[kind](path)
     ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
     if not ways:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
@@ -200,11 +183,13 @@ def read_edm(path: Path, options: Options) -> FileItems:
     ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels;
     its files are relative to its folder. Items are in its order, without labels sorted
     by name. Latents are ``00000/img-mean-std-00000000.npy``; see ``decode_latent``.
-
-    Raises:
-      ValueError: dataset.json and the files do not belong together.
+    Raises ValueError where dataset.json and the files do not belong together.
     """
-    kind, files = _open_files(path)
+    kind = "folder"
+    if not path.is_dir():
+        with path.open("rb") as file:
+            kind = "zip" if file.read(2) == b"PK" else "tar"
+    files = _INDEX[kind](path)
     listing, base = _find_json(files, path, kind)
     index_of = {
         name.removeprefix(base): index
@@ -242,15 +227,6 @@ def read_edm(path: Path, options: Options) -> FileItems:
     return _make_items(files, chosen, values, origin, options, used=[listing])
 
 
-def _open_files(path: Path) -> tuple[str, Files]:
-    """The kind of a folder or an archive, and the files in it."""
-    if path.is_dir():
-        return "folder", list_folder(path)
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    return ("zip", index_zip(path)) if is_zip else ("tar", index_tar(path))
-
-
 def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
     """The outermost dataset.json, and the folder that it lies in, with its slash."""
     found = [
@@ -260,14 +236,14 @@ def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
     ]
     if not found:
         raise ValueError(f"{path}: has no {DATASET_JSON}")
-    outer = [entry for entry in found if entry[0] == min(found)[0]]
+    outer = [(index, base) for depth, index, base in found if depth == min(found)[0]]
     if len(outer) > 1:
         raise ValueError(
             f"{path}: has {len(outer)} files {DATASET_JSON}, the first in "
-            f"{outer[0][2]}. Give the path of one such folder; --kind={kind} reads the "
+            f"{outer[0][1]}. Give the path of one such folder; --kind={kind} reads the "
             "source without them"
         )
-    return outer[0][1:]
+    return outer[0]
 
 
 def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] | None:
@@ -293,11 +269,9 @@ def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] |
 
 
 def _parse_json(content: bytes, where: str) -> Any:
-    """The content of a JSON file; raises ItemError where it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ItemError(f"{where}: is no JSON: {error}") from error
+    with damaged(f"{where}: is no JSON", (ValueError, RecursionError), ItemError):
+        parsed = json.loads(content)
+    return parsed
 
 
 # --- webdataset -----------------------------------------------------------------------
@@ -346,10 +320,7 @@ def find_shards(path: Path) -> list[Path]:
     """The tars in a folder, the tar itself, or those that a pattern names, sorted.
 
     Patterns are the shell's ``a-*.tar`` and webdataset's ``a-{000..146}.tar``, whose
-    shards must all be there.
-
-    Raises:
-      FileNotFoundError: shards of a range are missing; names the first.
+    shards must all be there, else it raises FileNotFoundError.
     """
     if path.is_dir():
         return tars_in(path)

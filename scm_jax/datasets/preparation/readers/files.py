@@ -13,49 +13,33 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.datasets.preparation.readers.items import ItemError, damaged
 
 # What a damaged zip makes zipfile raise.
 DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
+_DAMAGE = (*DAMAGE, EOFError, KeyError, zlib.error)
 
 
 class Place(NamedTuple):
-    """Where one file lies.
+    """Where one file lies, or a folder, whose name ends with a slash."""
 
-    Attributes:
-      name: its path with ``/`` in the folder or archive; of a folder with one at the
-        end.
-      root: the folder or archive.
-      size: its bytes.
-      offset: its first byte in a tar, else 0.
-      member: its name in the directory of a zip.
-      target: what a link names that leads to nothing.
-    """
-
-    name: str
-    root: str
+    name: str  # path with ``/`` in the folder or archive
+    root: str  # the folder or archive
     size: int = 0
-    offset: int = 0
-    member: str = ""
-    target: str | None = None
+    offset: int = 0  # its first byte in a tar
+    member: str = ""  # its name in the directory of a zip
+    target: str | None = None  # of a link that leads to nothing: what it names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-    """Files in a fixed order; picklable, and read by threads and processes at once.
-
-    Attributes:
-      places: where they lie.
-      sizes: what identifies them, ready for JSON.
-      empty: folders without a file, and links to nothing that may have been folders;
-        each with a slash at its end.
-      hidden: how many hidden files were passed over; a hidden folder counts as one.
-    """
+    """Files in a fixed order; picklable, and read by threads and processes at once."""
 
     places: tuple[Place, ...]
-    sizes: dict[str, Any]
+    sizes: dict[str, Any]  # what identifies them, ready for JSON
+    # Folders without a file, and links to nothing that may have been folders.
     empty: tuple[str, ...]
-    hidden: int
+    hidden: int  # hidden files that were passed over; a hidden folder counts as one
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -65,32 +49,25 @@ class Files:
         return f"{self.places[index].root}: {self.places[index].name}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-          ItemError: it cannot be read.
-        """
-        place = self.places[index]
+        """The bytes of a file; raises ItemError where it cannot be read."""
+        place, where = self.places[index], self.where(index)
         if place.target is not None:
-            raise ItemError(
-                f"{self.where(index)}: is a link to nothing: {place.target}"
-            )
-        try:
+            raise ItemError(f"{where}: is a link to nothing: {place.target}")
+        with damaged(
+            f"{where}: cannot be read, cut off or damaged", _DAMAGE, ItemError
+        ):
             if place.member:
                 changed = os.stat(place.root).st_mtime_ns
-                return _open_zip(place.root, changed, os.getpid()).read(place.member)
-            if not place.offset:
-                return Path(place.root, place.name).read_bytes()
-            with open(place.root, "rb") as file:
-                file.seek(place.offset)
-                content = file.read(place.size)
-            if len(content) < place.size:
-                raise EOFError("the file ends before it")
-            return content
-        except (EOFError, KeyError, zlib.error, *DAMAGE) as error:
-            raise ItemError(
-                f"{self.where(index)}: cannot be read, cut off or damaged: {error}"
-            ) from error
+                content = _open_zip(place.root, changed, os.getpid()).read(place.member)
+            elif place.offset:
+                with open(place.root, "rb") as file:
+                    file.seek(place.offset)
+                    content = file.read(place.size)
+                if len(content) < place.size:
+                    raise EOFError("the file ends before it")
+            else:
+                content = Path(place.root, place.name).read_bytes()
+        return content
 
 
 # By process: a forked child would share the position in the file with its parent.
@@ -100,11 +77,7 @@ def _open_zip(path: str, changed: int, process: int) -> zipfile.ZipFile:
 
 
 def collect(places: Iterable[Place], sizes: dict[str, Any]) -> Files:
-    """Files without the hidden ones, from the places of files and folders.
-
-    Raises:
-      ValueError: an archive holds two files of one name.
-    """
+    """Files without the hidden ones, from the places of files and folders."""
     places = list(places)
     shown = [place for place in places if not is_hidden(place.name)]
     files = [place for place in shown if not place.name.endswith("/")]
@@ -116,14 +89,14 @@ def collect(places: Iterable[Place], sizes: dict[str, Any]) -> Files:
     return Files(
         places=tuple(files),
         sizes=sizes,
-        empty=_empty_folders([place.name for place in shown]),
+        empty=_empty_folders({place.name for place in shown}),
         hidden=sum(is_hidden(p.name) and not p.name.endswith("/") for p in places),
     )
 
 
-def _empty_folders(names: list[str]) -> tuple[str, ...]:
+def _empty_folders(names: set[str]) -> tuple[str, ...]:
     folders = {name for name in names if name.endswith("/")}
-    filled = {name.rpartition("/")[0] for name in names if name not in folders}
+    filled = {name.rpartition("/")[0] for name in names - folders}
     for folder in list(filled):
         while folder := folder.rpartition("/")[0]:
             filled.add(folder)

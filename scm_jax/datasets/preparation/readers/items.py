@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from scm_jax.types import lookup
 
-LABELS = {"auto": "where there are any", "required": "", "none": "left out"}
+LABELS = {"auto": "where there are any", "required": "or an error", "none": "left out"}
 NO_SPLIT = "none"  # as a split: folders that look like splits are classes
 # Twice the number at which Pillow warns, where it refuses an image.
 MAX_PIXELS = 178_956_970
@@ -19,40 +21,38 @@ class ItemError(ValueError):
     """One item cannot be used; the message names file and item."""
 
 
+@contextlib.contextmanager
+def damaged(
+    what: str, errors: tuple[type[Exception], ...], kind: type[ValueError] = ValueError
+) -> Iterator[None]:
+    """Turns errors of a library into one that begins with file or item and ``what``."""
+    try:
+        yield
+    except ItemError:
+        raise
+    except errors as error:
+        raise kind(f"{what}: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a source is read; a kind refuses options that it has no use for.
+    """How a source is read; a kind refuses options that it has no use for."""
 
-    Attributes:
-      split: part of the data (``--source_split``): a folder such as ``train`` around or
-        inside of class folders, or a split of CIFAR-10 or tfds; ``NO_SPLIT`` where
-        folders with such names are classes; None for what ``target`` says.
-      target: the split that is made of the data, which is read where they have splits;
-        None for all there is (CIFAR-10 and tfds: train).
-      labels: ``auto`` takes labels where there are any, ``required`` makes missing ones
-        an error, ``none`` leaves them out.
-      label_file: text with a file and its class in each line, for images outside of
-        class folders (ImageNet's validation images); see ``label_files``.
-      label_base: number of the first class; 1 for the files of ImageNet 64x64.
-      num_classes: how many classes there are; None for as many as are seen.
-      label_key: key of the label in the ``.json`` of webdataset shards.
-      channels: 3 for RGB, whatever is stored; 1 for grey.
-      upright: turn images as their EXIF orientation asks. Off, since the published
-        figures (ADM, EDM2) were measured without.
-      max_pixels: larger images are bad items: a file of a few bytes may take all
-        memory.
-    """
-
+    # Part of the data (--source_split): a folder such as train around or inside of
+    # class folders, or a split of CIFAR-10 or tfds. NO_SPLIT: folders with such names
+    # are classes. None: as ``target``.
     split: str | None = None
+    # The split that is made of the data, which is read where they have splits. None:
+    # all there is (CIFAR-10 and tfds: train).
     target: str | None = None
-    labels: str = "auto"
+    labels: str = "auto"  # a key of LABELS
+    # Text with a file and its class in each line, for images outside of class folders.
     label_file: str | None = None
-    label_base: int = 0
-    num_classes: int | None = None
-    label_key: str = "label"
-    channels: int = 3
-    upright: bool = False
-    max_pixels: int = MAX_PIXELS
+    label_base: int = 0  # number of the first class; 1 for the files of ImageNet 64x64
+    num_classes: int | None = None  # None for as many as are seen
+    label_key: str = "label"  # in the .json of webdataset shards
+    channels: int = 3  # 3 for RGB, whatever is stored; 1 for grey
+    max_pixels: int = MAX_PIXELS  # a file of a few bytes may take all memory
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")
@@ -94,21 +94,3 @@ class Items(Protocol):
           ItemError: it does not decode, or its label is out of range.
         """
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayItems:
-    """Items in memory: fields stacked over items."""
-
-    fields: dict[str, np.ndarray]
-    class_names: tuple[str, ...] = ()
-    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.fields.values())))
-
-    def name(self, index: int) -> str:
-        return f"item {index}"
-
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        return {name: values[index] for name, values in self.fields.items()}

@@ -1,16 +1,12 @@
 """From a path to raw items: what kinds of raw data there are, and which one a path is.
 
-    items = open_items("ILSVRC2012_img_train.tar")
-    len(items), items.class_names[0]       # (1281167, 'n01440764')
-    items.read(0)["image"].shape           # (250, 250, 3)
-
-Items can be pickled and read from several threads and processes. Their order is fixed:
-by name, as in ``dataset.json`` where it has labels, or as stored in shards, arrays and
-tfds records.
+Items are sorted by name, or in the order of ``dataset.json``, or as stored in shards,
+arrays and tfds records.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tarfile
@@ -29,40 +25,30 @@ from scm_jax.datasets.preparation.readers.archives import (
 from scm_jax.datasets.preparation.readers.decode import is_image
 from scm_jax.datasets.preparation.readers.files import count_kinds, is_hidden
 from scm_jax.datasets.preparation.readers.items import Items, Options
-from scm_jax.datasets.shapes import RESOLUTIONS, ShapeSource
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
+DRAWN = "drawn"  # a kind without files, whose items are drawn when they are read
+
 
 class Source(NamedTuple):
-    """One kind of raw data.
-
-    Attributes:
-      read: opens it.
-      what: what it is, in words, for messages.
-      options: the names of ``Options`` that only some kinds have a use for.
-    """
+    """One kind of raw data."""
 
     read: Callable[[Path, Options], Items]
-    what: str
-    options: tuple[str, ...]
+    what: str  # in words, for messages
+    options: tuple[str, ...]  # of those that only some kinds have a use for
+
+
+def _classes(kind: str, what: str) -> Source:
+    read = functools.partial(file_items.read_classes, kind=kind)
+    return Source(read, what, ("split", "label_file", "max_pixels"))
 
 
 SOURCES = {
-    "folder": Source(
-        file_items.read_folder,
-        "a folder of images, or of one folder per class",
-        ("split", "label_file", "max_pixels"),
-    ),
-    "zip": Source(
-        file_items.read_zip,
-        "a zip of images, flat or one folder per class",
-        ("split", "label_file", "max_pixels"),
-    ),
-    "tar": Source(
-        file_items.read_tar,
-        "an uncompressed tar of images, flat, one folder or one tar per class",
-        ("split", "label_file", "max_pixels"),
+    "folder": _classes("folder", "a folder of images, or of one folder per class"),
+    "zip": _classes("zip", "a zip of images, flat or one folder per class"),
+    "tar": _classes(
+        "tar", "an uncompressed tar of images, flat, one folder or one tar per class"
     ),
     "webdataset": Source(
         file_items.read_webdataset,
@@ -71,8 +57,7 @@ SOURCES = {
     ),
     "edm": Source(
         file_items.read_edm,
-        "an archive of EDM or EDM2, images or latents, packed or unpacked, with "
-        "dataset.json",
+        "EDM's or EDM2's images or latents with dataset.json, packed or unpacked",
         ("max_pixels",),
     ),
     "npz": Source(
@@ -81,14 +66,10 @@ SOURCES = {
         ("split",),
     ),
     "cifar10": Source(
-        arrays.read_cifar10,
-        "cifar-10-python.tar.gz, or the folder in it",
-        ("split",),
+        arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", ("split",)
     ),
     "tfds": Source(
-        tfds_items.read_tfds,
-        "tfds:NAME, or a folder that tfds has prepared",
-        ("split",),
+        tfds_items.read_tfds, "tfds:NAME, or a folder tfds has prepared", ("split",)
     ),
 }
 _WITHOUT = {
@@ -103,6 +84,11 @@ def open_items(
     path: str | os.PathLike[str], *, kind: str = "auto", **options: Any
 ) -> Items:
     """Opens raw data of any kind in ``SOURCES``.
+
+    Example:
+      >>> items = open_items("ILSVRC2012_img_train.tar")  # doctest: +SKIP
+      >>> len(items), items.class_names[0]  # doctest: +SKIP
+      (1281167, 'n01440764')
 
     Args:
       path: the file or folder, a pattern of shards, or ``tfds:NAME``.
@@ -145,9 +131,9 @@ def summarize(items: Items) -> str:
     """One line: what a source was taken for, and what of it is not used.
 
     Example:
-      >>> from scm_jax.datasets.preparation.readers.items import ArrayItems
-      >>> summarize(ArrayItems({"image": range(3)}, ("a", "b"), {"path": "x.zip"}))
-      'x.zip: 3 items, 2 classes (a, b)'
+      >>> from scm_jax.datasets.shapes import ShapeSource
+      >>> summarize(ShapeSource(num_items=3))[:61]
+      'no file: kind shapes, split train, 3 items, 10 classes (circl'
     """
     origin, names = items.origin, items.class_names
     kind = f"kind {origin['kind']}, " if "kind" in origin else ""
@@ -173,7 +159,7 @@ def detect_kind(path: Path) -> str:
 
     Raises:
       FileNotFoundError: there is nothing at the path.
-      ValueError: it is none of them; the message lists them.
+      ValueError: it is none of them, or may be two.
     """
     if str(path).startswith(tfds_items.PREFIX):
         return "tfds"
@@ -285,24 +271,3 @@ def _detect_tar(path: Path) -> str:
             "class folders. --kind=webdataset reads a shard, --kind=tar class folders"
         )
     return "webdataset" if labels else "tar"
-
-
-# --- items that are drawn when they are read ------------------------------------------
-
-DRAWN = "drawn"  # a kind without files, so as many items as one likes
-
-
-def open_drawn(name: str, split: str, num_items: int, size: int = 0) -> Items:
-    """Items of a data set that is drawn.
-
-    Args:
-      name: ``shapes``.
-      split: ``train`` or ``test``.
-      num_items: how many.
-      size: side in pixels; 0 for 32.
-
-    Raises:
-      ValueError: no such data set, split, number or size.
-    """
-    make = lookup({"shapes": ShapeSource}, name, f"source of the kind {DRAWN!r}")
-    return make(split, num_items, size or RESOLUTIONS[0])

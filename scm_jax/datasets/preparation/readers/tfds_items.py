@@ -15,7 +15,7 @@ import numpy as np
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation.readers.decode import to_channels
-from scm_jax.datasets.preparation.readers.items import ItemError, Options
+from scm_jax.datasets.preparation.readers.items import ItemError, Options, damaged
 from scm_jax.types import lookup
 
 PREFIX = "tfds:"
@@ -23,25 +23,15 @@ PREFIX = "tfds:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsItems:
-    """Items of a prepared tfds dataset; see ``Items`` for the methods.
+    """Items of a prepared tfds dataset; see ``Items`` for the methods."""
 
-    Attributes:
-      folder: the prepared version.
-      split: a tfds split, slices included.
-      num_items: how many there are in it.
-      feature: ``image`` or ``latent``.
-      class_names: of the labels; empty where items have none.
-      origin: see ``Items``.
-      options: ``channels`` and ``label_base`` count.
-    """
-
-    folder: str
-    split: str
+    folder: str  # the prepared version
+    split: str  # a tfds split, slices included
     num_items: int
-    feature: str
+    feature: str  # ``image`` or ``latent``
     class_names: tuple[str, ...]
     origin: dict[str, Any]
-    options: Options
+    options: Options  # ``channels`` and ``label_base`` count
 
     def __len__(self) -> int:
         return self.num_items
@@ -52,10 +42,9 @@ class TfdsItems:
     def read(self, index: int) -> dict[str, np.ndarray]:
         with _OPENING:
             records = _open_records(self.folder, self.split, os.getpid())
-        try:
+        errors = (ValueError, OSError, RuntimeError)
+        with damaged(f"{self.name(index)}: cannot be read", errors, ItemError):
             item = records[index]
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ItemError(f"{self.name(index)}: cannot be read: {error}") from error
         value = np.asarray(item[self.feature])
         if self.feature == "latent":
             fields = {"latent": value}
@@ -67,13 +56,7 @@ class TfdsItems:
                 "expected is uint8 (height, width, 1 or 3)"
             )
         if self.class_names:
-            base, number = self.options.label_base, len(self.class_names)
-            label = int(item["label"]) - base
-            if not 0 <= label < number:
-                raise ItemError(
-                    f"{self.name(index)}: the label {item['label']} is out of range; "
-                    f"legal are {base}..{base + number - 1}"
-                )
+            label = int(item["label"]) - self.options.label_base
             fields["label"] = np.array(label, np.int64)
         return fields
 
@@ -94,8 +77,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
 
     A name may hold a config (``tfds:imagenet_resized/64x64``) and is looked for in
     ``$SCM_JAX_DATA``, in ``$TFDS_DATA_DIR`` and in ``~/tensorflow_datasets``, the
-    newest version first. Nothing is downloaded. The features ``image`` and ``label``
-    count.
+    newest version first. Nothing is downloaded.
 
     Raises:
       FileNotFoundError: it is not prepared; the message has the command that does it.
@@ -143,19 +125,15 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
 def _class_names(feature: Any, where: str, options: Options) -> tuple[str, ...]:
     if options.labels == "none":
         return ()
+    if feature is None and options.labels == "required":
+        raise ValueError(f"{where}: has no feature 'label', and labels are required")
     if feature is None:
-        if options.labels == "required":
-            raise ValueError(
-                f"{where}: has no feature 'label', and labels are required"
-            )
         return ()
     if names := getattr(feature, "names", None):
         return tuple(names)
     number = options.num_classes or getattr(feature, "num_classes", None)
     if not number:
-        raise ValueError(
-            f"{where}: does not say how many classes it has; give num_classes"
-        )
+        raise ValueError(f"{where}: has no number of classes; give num_classes")
     return tuple(map(str, range(number)))
 
 
@@ -180,13 +158,12 @@ def _find_prepared(path: str) -> Path:
 
 
 def _how_to_prepare(name: str) -> str:
-    how = (
+    missing = (
+        " This needs TensorFlow, which is not installed here: `pip install "
+        "'scm_jax[tf]'`."
+    )
+    return (
         f"Prepare it with `tfds build {name} --file_format=array_record`, which "
         "downloads what its card names."
-    )
-    if importlib.util.find_spec("tensorflow") is not None:
-        return how
-    return (
-        f"{how} This needs TensorFlow, which is not installed here: `pip install "
-        "'scm_jax[tf]'`."
+        + ("" if importlib.util.find_spec("tensorflow") else missing)
     )
