@@ -6,7 +6,10 @@ import tarfile
 import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from scm_jax.datasets.preparation.readers.sources import open_items
 
 
 def picture(number: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -58,6 +61,9 @@ def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
 def write_tar(path, files: dict[str, bytes], mode: str = "w"):
     path.write_bytes(tar_bytes(files, mode))
     return path
+
+
+WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
 
 
 def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
@@ -117,3 +123,25 @@ def cifar10_files(python2: bool = True, labels_from: int = 0) -> dict[str, bytes
         entries = {"batch_label": batch, "labels": labels, "data": planar(images)}
         files[batch] = dump(entries)
     return {f"cifar-10-batches-py/{name}": content for name, content in files.items()}
+
+
+def labels_of(items) -> list[int]:
+    return [int(items.read(index)["label"]) for index in range(len(items))]
+
+
+def assert_images(items, images) -> None:
+    assert len(items) == len(images)
+    for index, image in enumerate(images):
+        found = items.read(index)["image"]
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, image)
+
+
+def assert_pictures(items, numbers) -> None:
+    assert_images(items, [picture(number) for number in numbers])
+
+
+def refused(message: str, path, error=ValueError, **options) -> None:
+    """Asserts that a source cannot be opened, and what is said."""
+    with pytest.raises(error, match=message):
+        open_items(path, **options)

@@ -5,13 +5,18 @@ import os
 import tarfile
 import zipfile
 
-import numpy as np
 import pytest
 
 from scm_jax.datasets.preparation.prepare import prepare
 from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.datasets.preparation.readers.sources import open_items
-from tests.preparation.raw_data import class_files, encode, picture, write_folder
+from tests.preparation.raw_data import (
+    class_files,
+    encode,
+    picture,
+    refused,
+    write_folder,
+)
 
 
 def write_links(path, files, links, hard=False):
@@ -49,8 +54,8 @@ PLACES = pytest.mark.parametrize("name", ["raw", "raw.zip", "raw.tar"])
 def assert_class(items, name, numbers):
     wanted = items.class_names.index(name)
     read = [items.read(index) for index in range(len(items))]
-    found = [item["image"] for item in read if item["label"] == wanted]
-    np.testing.assert_array_equal(found, [picture(number) for number in numbers])
+    found = [item["image"].tobytes() for item in read if item["label"] == wanted]
+    assert found == [picture(number).tobytes() for number in numbers]
 
 
 @PLACES
@@ -99,8 +104,7 @@ def test_links_to_nothing_are_bad_items(tmp_path, name):
 @PLACES
 def test_a_class_folder_that_is_a_link_to_nothing(tmp_path, name):
     path = write_links(tmp_path / name, class_files(), {"bat": "../gone"})
-    with pytest.raises(ValueError, match="folder bat/ is empty, or a link to nothing"):
-        open_items(path)
+    refused("folder bat/ is empty, or a link to nothing", path)
 
 
 @pytest.mark.parametrize("name", ["raw.zip", "raw.tar"])
@@ -119,11 +123,9 @@ def test_links_in_webdataset_shards(tmp_path):
 def test_a_source_that_is_a_link_to_nothing(tmp_path):
     path = write_links(tmp_path / "raw", {}, {"ant.tar": "gone.tar"})
     for source in (path, path / "ant.tar", path / "*.tar"):
-        with pytest.raises(FileNotFoundError, match="is a link to nothing: gone.tar"):
-            open_items(source)
+        refused("is a link to nothing: gone.tar", source, error=FileNotFoundError)
 
 
 def test_a_class_tar_that_is_a_link_to_nothing(tmp_path):
     path = write_links(tmp_path / "train.tar", {}, {"n01.tar": "n02.tar"})
-    with pytest.raises(ValueError, match="train.tar: n01.tar is a link to nothing"):
-        open_items(path)
+    refused("train.tar: n01.tar is a link to nothing", path)

@@ -7,6 +7,7 @@ import pytest
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation.readers.sources import open_items
+from tests.preparation.raw_data import refused
 
 BUILDER = """
 import numpy as np
@@ -68,8 +69,7 @@ def test_splits_labels_and_grey(root):
     items = open_items(path, labels="none", channels=1)
     assert items.class_names == () and set(items.read(0)) == {"image"}
     assert items.read(2)["image"].tolist() == [[[2]] * 3] * 2
-    with pytest.raises(ValueError, match="split = 'val' is not one of"):
-        open_items(path, split="val")
+    refused("split = 'val' is not one of", path, split="val")
     assert open_items(path, label_base=1).read(1)["label"] == 0
 
 
@@ -79,8 +79,7 @@ def test_what_is_not_prepared_says_how(monkeypatch, tmp_path):
         f"{tmp_path}. Prepare it with `tfds build imagenet_resized/64x64 "
         "--file_format=array_record`"
     )
-    with pytest.raises(FileNotFoundError, match=message):
-        open_items("tfds:imagenet_resized/64x64")
+    refused(message, "tfds:imagenet_resized/64x64", error=FileNotFoundError)
 
 
 def test_a_missing_tensorflow_is_mentioned(monkeypatch, tmp_path):
@@ -102,5 +101,4 @@ def test_records_without_access_by_number_are_refused(root, tmp_path):
     for file in (root / "toy" / "1.0.0").glob("*.json"):
         text = file.read_text().replace('"array_record"', '"tfrecord"')
         (folder / file.name).write_text(text)
-    with pytest.raises(ValueError, match="1.0.0: is prepared as tfrecord.*tfds build"):
-        open_items(folder)
+    refused("1.0.0: is prepared as tfrecord.*tfds build", folder)

@@ -23,7 +23,6 @@ import numpy as np
 from scm_jax.datasets.preparation import manifest, parallel, progress, shards
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
 from scm_jax.datasets.preparation.shards import Plan, Work
-from scm_jax.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +240,7 @@ def _begin(work: Work) -> None:
             "%s now. Shards that are whole are kept; --fresh makes all of them again",
             *(old, work.plan.origin),
         )
-    write_atomically(file, json.dumps(work.plan.origin) + "\n")
+    file.write_text(json.dumps(work.plan.origin))
 
 
 def _publish(work: Work) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
-from scm_jax.files.atomic import file_sha256, write_atomically
+from scm_jax.files.atomic import file_sha256
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
 FIELDS = ("image", "latent")
@@ -123,7 +123,7 @@ class Work:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def temporary(self, shard: int) -> Path:
-        """Where this process writes a shard until it is whole."""
+        """Where this process, of this machine, writes a shard until it is whole."""
         return self.state / f"{_own_prefix(self.plan.file(shard))}{os.getpid()}"
 
     def remove_leftovers(self, shard: int) -> None:
@@ -278,9 +278,10 @@ def write_shard(
         record = record_of(plan.file(shard), temporary, sums, skipped)
         record["names"] = work.names_hash(shard)
         os.replace(temporary, work.folder / plan.file(shard))
+        temporary.write_text(json.dumps(record))
+        os.replace(temporary, work.record_file(shard))
     finally:
         temporary.unlink(missing_ok=True)
-    write_atomically(work.record_file(shard), json.dumps(record) + "\n")
 
 
 def _check_skips(work: Work, shard: int, before: int, error: ItemError) -> None:
