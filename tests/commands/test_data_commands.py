@@ -18,6 +18,11 @@ from tests.commands.in_process import scm
 from tests.preparation import raw_data
 
 
+def prepare_pets(root, raw, *flags, check=0):
+    own = ("--name=pets", f"--source={raw}", f"--root={root}")
+    return scm("data", "prepare", *own, *flags, check=check)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """24 photographs of two classes in several sizes, prepared by command to 8x8."""
@@ -70,12 +75,11 @@ def test_a_broken_shard_is_named_and_the_exit_code_is_1(prepared, tmp_path):
 def test_a_bad_item_is_named_and_nothing_is_left_under_the_name(prepared, tmp_path):
     raw = raw_data.write_folder(tmp_path / "raw", raw_data.class_files(count=3))
     (raw / "cat/1.png").write_bytes(raw_data.encode(raw_data.picture(1))[:40])
-    flags = ("--name=cats", f"--source={raw}", f"--root={tmp_path}")
-    done = scm("data", "prepare", *flags, check=1)
+    done = prepare_pets(tmp_path, raw, check=1)
     assert "cat/1.png" in done.stderr and "Traceback" not in done.stderr
-    assert [p for p in os.listdir(tmp_path / "cats") if not p.startswith(".")] == []
-    scm("data", "prepare", *flags, "--skip_bad=1")
-    split = manifest.read(tmp_path / "cats/1.0.0")["splits"]["train"]
+    assert [p for p in os.listdir(tmp_path / "pets") if not p.startswith(".")] == []
+    prepare_pets(tmp_path, raw, "--skip_bad=1")
+    split = manifest.read(tmp_path / "pets/1.0.0")["splits"]["train"]
     assert split["count"] == 5 and "cat/1.png" in split["skipped"][0]["item"]
 
 
@@ -85,7 +89,7 @@ def test_a_bad_item_is_named_and_nothing_is_left_under_the_name(prepared, tmp_pa
 def test_cifar10_and_latents_by_their_names(tmp_path):
     """Recipes that are as declared, and archives that are not, are told apart."""
     archive = raw_data.write_tar(
-        tmp_path / "cifar-10-python.tar.gz", raw_data.cifar10_files(), "w:gz"
+        tmp_path / "cifar-10-python.tar.gz", raw_data.cifar10_files(), mode="w:gz"
     )
     flags = (f"--source={archive}", f"--root={tmp_path}")
     done = scm("data", "prepare", "--dataset=cifar10", *flags, check=1)
@@ -110,10 +114,10 @@ def test_flags_of_writing_reach_the_preparation(tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr(prepare, "prepare", lambda *_, **how: given.update(how))
     flags = {"workers": 2, "shard_items": 5, "skip_bad": 4, "fresh": True}
-    flags |= {"process_id": 1, "num_processes": 3, "name": "pets", "source": raw}
-    scm("data", "prepare", *(f"--{name}={value}" for name, value in flags.items()))
-    assert (given["process_index"], given["process_count"]) == (1, 3)
-    assert {name: given[name] for name in list(flags)[:4]}.items() <= flags.items()
+    wanted = flags | {"process_index": 1, "process_count": 3}
+    flags |= {"process_id": 1, "num_processes": 3}
+    prepare_pets(tmp_path, raw, *(f"--{name}={flags[name]}" for name in flags))
+    assert given.items() >= wanted.items()
 
 
 def test_a_users_folder_with_a_recipe(tmp_path):
@@ -128,14 +132,12 @@ def test_a_users_folder_with_a_recipe(tmp_path):
 
 
 def test_classes_from_a_text_file(tmp_path):
-    names = [f"{k}.png" for k in range(4)]
-    files = {n: raw_data.encode(raw_data.picture(k)) for k, n in enumerate(names)}
-    raw_data.write_folder(tmp_path / "raw", files)
+    files = {f"{k}.png": raw_data.encode(raw_data.picture(k)) for k in range(4)}
+    raw = raw_data.write_folder(tmp_path / "raw", files)
     text = tmp_path / "labels.csv"
     text.write_text("".join(f"{k},{k % 2 + 1}\n" for k in range(4)))
-    flags = ("--name=flat", f"--source={tmp_path / 'raw'}", f"--root={tmp_path}")
-    scm("data", "prepare", *flags, f"--label_file={text}", "--label_base=1")
-    found = manifest.read(tmp_path / "flat/1.0.0")
+    prepare_pets(tmp_path, raw, f"--label_file={text}", "--label_base=1")
+    found = manifest.read(tmp_path / "pets/1.0.0")
     assert found["splits"]["train"]["items_per_class"] == [2, 2]
 
 
@@ -184,24 +186,22 @@ def test_the_part_of_a_source_that_a_split_is(tmp_path):
     files = raw_data.class_files(prefix="Training/")
     files |= raw_data.class_files(count=1, prefix="Testing/")
     raw = raw_data.write_zip(tmp_path / "raw.zip", {**files, "pred/0.png": b""})
-    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
-    done = scm("data", "prepare", *flags)
+    done = prepare_pets(tmp_path, raw)
     line = f"{raw}: kind zip, split train, 4 items, 2 classes (ant, cat); not read: "
     assert done.stderr.startswith(f"{line}Testing (2), pred (1)")
-    scm("data", "prepare", *flags, "--split=test")
+    prepare_pets(tmp_path, raw, "--split=test")
     found = manifest.read(tmp_path / "pets/1.0.0")
     assert found["class_names"] == ["ant", "cat"]
     counts = {name: split["count"] for name, split in found["splits"].items()}
     assert counts == {"train": 4, "test": 2}
-    done = scm("data", "prepare", *flags, "--split=validation", check=1)
+    done = prepare_pets(tmp_path, raw, "--split=validation", check=1)
     assert "none of them 'validation'" in done.stderr
 
 
 def test_what_raw_data_have_no_use_for_is_refused(tmp_path):
     raw = raw_data.write_folder(tmp_path / "raw", raw_data.class_files())
-    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
     for flag in ("--label_base=1", "--label_key=y", "--source_split=val"):
-        done = scm("data", "prepare", *flags, flag, check=1)
+        done = prepare_pets(tmp_path, raw, flag, check=1)
         assert flag[2:11] in done.stderr and not (tmp_path / "pets").exists()
     done = scm("data", "prepare", "--dataset=digits", "--label_file=a.csv", check=2)
     assert "--label_file" in done.stderr
@@ -209,12 +209,9 @@ def test_what_raw_data_have_no_use_for_is_refused(tmp_path):
 
 def test_the_largest_image_is_a_flag(tmp_path):
     raw = raw_data.write_folder(tmp_path / "raw", raw_data.class_files())
-    flags = ("--name=pets", f"--source={raw}", f"--root={tmp_path}")
-    done = scm("data", "prepare", *flags, "--max_pixels=19", check=1)
-    assert "ant/0.png: the image has 5 x 4 pixels, more than --max_pixels=19" in (
-        done.stderr
-    )
-    scm("data", "prepare", *flags, "--max_pixels=20")
+    said = prepare_pets(tmp_path, raw, "--max_pixels=19", check=1).stderr
+    assert "ant/0.png: the image has 5 x 4 pixels, more than --max_pixels=19" in said
+    prepare_pets(tmp_path, raw, "--max_pixels=20")
 
 
 # --- the command line -----------------------------------------------------------------

@@ -36,7 +36,7 @@ def flat_files(count=3):
 
 
 def write_deflated(path, files):
-    return write_zip(path, files, zipfile.ZIP_DEFLATED)
+    return write_zip(path, files, compression=zipfile.ZIP_DEFLATED)
 
 
 PLACES = [*WRITERS.items(), ("zip", write_deflated)]
@@ -130,38 +130,24 @@ def test_a_label_file_for_images_without_class_folders(tmp_path, kind, write):
         refused(message, path, label_file=labels)
 
 
-def test_what_file_managers_leave_is_no_item(tmp_path):
-    left = {"__MACOSX/cat/._0.png": b"x", "ant/.DS_Store": b"x", ".git/a.png": b"x"}
-    files = class_files() | left
-    for kind, write in WRITERS.items():
-        assert len(open_items(write(tmp_path / kind, files))) == 4
-
-
-# --- threads, processes, identity -----------------------------------------------------
-
-
-def read_sums(items):
-    return [int(items.read(index)["image"].sum()) for index in range(len(items))]
+# --- copies, threads, identity --------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, write", PLACES)
-def test_copies_read_in_threads_and_processes(tmp_path, kind, write):
-    items = open_items(write(tmp_path / "raw", class_files(count=4)))
-    expected = read_sums(items)
+def test_copies_are_read_in_threads_and_the_origin_tells_data_apart(
+    tmp_path, kind, write
+):
+    items = open_items(write(tmp_path / "raw", class_files()))
     copy = pickle.loads(pickle.dumps(items))
-    assert read_sums(copy) == expected and copy.name(3) == items.name(3)
+    assert_pictures(copy, [2, 3, 0, 1])
+    assert copy.name(3) == items.name(3)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(read_sums, [items] * 8)) == [expected] * 8
-
-
-@pytest.mark.parametrize("kind, write", PLACES)
-def test_the_origin_is_json_and_changes_with_the_data(tmp_path, kind, write):
-    origins = [
-        open_items(write(tmp_path / "raw", class_files(count=count))).origin
-        for count in (2, 2, 3)
-    ]
-    assert json.loads(json.dumps(origins[0])) == origins[1]
-    assert origins[1] != origins[2]
+        list(threads.map(assert_pictures, [items] * 8, [[2, 3, 0, 1]] * 8))
+    again = open_items(write(tmp_path / "raw", class_files()))
+    assert json.loads(json.dumps(items.origin)) == again.origin
+    assert (
+        items.origin != open_items(write(tmp_path / "raw", class_files(count=3))).origin
+    )
 
 
 # --- webdataset -----------------------------------------------------------------------
@@ -196,11 +182,8 @@ def test_webdataset_shards(tmp_path, label):
 
 def test_a_range_of_shards_has_all_of_its_numbers(tmp_path):
     write_folder(tmp_path, {f"x-{n:03d}.tar": tar_bytes(shard(n)) for n in (8, 10)})
-    refused(
-        r"1 of 3 shards .*x-009\.tar",
-        tmp_path / "x-{008..010}.tar",
-        error=FileNotFoundError,
-    )
+    path, message = tmp_path / "x-{008..010}.tar", r"1 of 3 shards .*x-009\.tar"
+    refused(message, path, error=FileNotFoundError)
 
 
 def test_one_tar_is_shards_where_labels_lie_beside_images(tmp_path):
@@ -225,9 +208,8 @@ BAD_SHARDS = {
 
 @pytest.mark.parametrize("files, message", BAD_SHARDS.values(), ids=BAD_SHARDS)
 def test_bad_shards(tmp_path, files, message):
-    refused(
-        message, write_tar(tmp_path / "a.tar", files), label_key="y", error=ItemError
-    )
+    path = write_tar(tmp_path / "a.tar", files)
+    refused(message, path, label_key="y", error=ItemError)
 
 
 # --- EDM and EDM2 ---------------------------------------------------------------------
@@ -382,13 +364,13 @@ def test_an_archive_that_shrank_since(tmp_path):
 
 
 def test_other_compression_of_a_zip_is_refused(tmp_path):
-    path = write_zip(tmp_path / "raw", class_files(), zipfile.ZIP_LZMA)
+    path = write_zip(tmp_path / "raw", class_files(), compression=zipfile.ZIP_LZMA)
     refused("cat/0.png is encrypted or compressed", path)
 
 
 @pytest.mark.parametrize("mode, name", [("w:gz", "gzip"), ("w:xz", "xz")])
 def test_a_compressed_tar_is_refused(tmp_path, mode, name):
-    path = write_tar(tmp_path / "raw.tar", class_files(), mode)
+    path = write_tar(tmp_path / "raw.tar", class_files(), mode=mode)
     for kind in ("tar", "auto"):
         refused(f"raw.tar: is compressed with {name}", path, kind=kind)
 
@@ -403,15 +385,14 @@ def test_nothing_there(tmp_path):
     refused("is an empty folder", tmp_path)
     refused("holds no images; image files end in .png", tmp_path, kind="folder")
     refused("holds no images", write_tar(tmp_path / "a.tar", {}))
-    refused("holds no images", write_zip(tmp_path / "a.zip", {}))
+    path = write_zip(tmp_path / "a.zip", {"a.heic": b"", "b.heic": b""})
+    refused("holds no images.*not used: 2 .heic", path)
     for kind in ("auto", "zip", "webdataset"):
         refused("missing", tmp_path / "missing", kind=kind, error=FileNotFoundError)
 
 
 def test_a_file_of_an_unknown_kind(tmp_path):
     (tmp_path / "raw").write_bytes(b"text")
-    with pytest.raises(ValueError, match="raw: is of no kind") as raised:
-        open_items(tmp_path / "raw")
-    for kind in SOURCES:
-        assert f"{kind} (" in str(raised.value)
+    listed = ".*".join(rf"{kind} \(" for kind in SOURCES)
+    refused(f"raw: is of no kind.*{listed}", tmp_path / "raw")
     refused("kind = 'zpi' is not one of.*mean 'zip'", tmp_path / "raw", kind="zpi")

@@ -184,7 +184,7 @@ def test_bad_pickles(tmp_path, message):
 @pytest.mark.parametrize("python2", [True, False])
 def test_cifar10_as_published(tmp_path, python2):
     files = cifar10_files(python2)
-    archive = write_tar(tmp_path / "cifar.tar.gz", files, "w:gz")
+    archive = write_tar(tmp_path / "cifar.tar.gz", files, mode="w:gz")
     folder = write_folder(tmp_path, files) / "cifar-10-batches-py"
     for path in (archive, folder):
         items = open_items(path)
@@ -201,7 +201,7 @@ def test_cifar10_as_published(tmp_path, python2):
 
 
 def test_bad_cifar10(tmp_path):
-    archive = write_tar(tmp_path / "cifar.tar.gz", cifar10_files(), "w:gz")
+    archive = write_tar(tmp_path / "cifar.tar.gz", cifar10_files(), mode="w:gz")
     refused("cifar10 = 'val' is not one of", archive, split="val")
     content = archive.read_bytes()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content[: len(content) // 2])
@@ -209,7 +209,7 @@ def test_bad_cifar10(tmp_path):
         "10-python.tar.gz: is cut off or damaged", tmp_path / "cifar-10-python.tar.gz"
     )
     files = cifar10_files(labels_from=1)
-    shifted = write_tar(tmp_path / "shifted.tar.gz", files, "w:gz")
+    shifted = write_tar(tmp_path / "shifted.tar.gz", files, mode="w:gz")
     refused("batch_1: item 0: the label 2.*legal are 0..1", shifted, error=ItemError)
     folder = write_folder(tmp_path, cifar10_files()) / "cifar-10-batches-py"
     (folder / "data_batch_3").unlink()
