@@ -131,11 +131,9 @@ def labels_of(items) -> list[int]:
 
 
 def assert_images(items, images) -> None:
-    assert len(items) == len(images)
-    for index, image in enumerate(images):
-        found = items.read(index)["image"]
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, image)
+    found = [items.read(index)["image"] for index in range(len(items))]
+    np.testing.assert_array_equal(found, images)
+    assert found[0].dtype == np.uint8
 
 
 def assert_pictures(items, numbers) -> None:

@@ -38,14 +38,6 @@ def test_box_is_the_mean_of_each_cell_and_drops_the_proportions():
     assert np.abs(resized - cells).max() <= 1  # rounded after rows and after columns
 
 
-def test_halving_rounds_at_every_step():
-    # Each row is 1 0 0 0. Its mean, 1/4, is 0; halved twice 1/2 is 1 and again 1/2, 1.
-    image = np.zeros((4, 4, 1), np.uint8)
-    image[:, 0] = 1
-    assert resize(image, 1, "box", "a").item() == 0
-    assert resize(image, 1, "center_crop_dhariwal", "a").item() == 1
-
-
 @pytest.mark.parametrize("recipe", ["center_crop_bicubic", "center_crop_dhariwal"])
 @pytest.mark.parametrize("extra, first", [(0, 0), (1, 0), (2, 1), (5, 2)])
 def test_the_crop_is_the_middle_half_a_pixel_to_the_left(recipe, extra, first):

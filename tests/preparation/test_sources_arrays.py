@@ -61,17 +61,12 @@ def test_npz(tmp_path, save, image_key, label_key):
     assert "item 2" in items.name(2)
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [IMAGES, planar(IMAGES), IMAGES.transpose(0, 3, 1, 2)],
-    ids=["channels last", "planes", "channels first"],
-)
-def test_layouts_of_stacked_images(tmp_path, stored):
-    assert_items(open_items(write_npz(tmp_path / "raw", images=stored)), IMAGES)
-
-
-def test_stacked_grey_images(tmp_path):
-    path = write_npz(tmp_path / "raw", images=IMAGES[..., 0])
+def test_layouts_of_stacked_images(tmp_path):
+    planes_first = IMAGES.transpose(0, 3, 1, 2)
+    for number, stored in enumerate((IMAGES, planar(IMAGES), planes_first)):
+        path = write_npz(tmp_path / f"{number}", images=stored)
+        assert_items(open_items(path), IMAGES)
+    path = write_npz(tmp_path / "grey", images=IMAGES[..., 0])
     assert_items(open_items(path, channels=1), IMAGES[..., :1])
     assert_items(open_items(path), np.repeat(IMAGES[..., :1], 3, axis=-1))
 
@@ -110,15 +105,13 @@ def batch_of(count, first, dump=pickle.dumps):
 
 def write_batches(root):
     # Batch 10 is after batch 2, in numbers and not in letters.
-    return write_folder(
-        root,
-        {
-            "train_data_batch_10": batch_of(1, 3),
-            "train_data_batch_1": batch_of(2, 0, pickle_of_python2),
-            "train_data_batch_2": batch_of(1, 2, lambda d: pickle.dumps(d, 2)),
-            "val_data": batch_of(1, 9),
-        },
-    )
+    batches = {
+        "train_data_batch_10": batch_of(1, 3),
+        "train_data_batch_1": batch_of(2, 0, pickle_of_python2),
+        "train_data_batch_2": batch_of(1, 2, lambda d: pickle.dumps(d, 2)),
+        "val_data": batch_of(1, 9),
+    }
+    return write_folder(root, batches)
 
 
 def test_the_pickled_batches_of_imagenet_count_from_one(tmp_path):
@@ -132,14 +125,9 @@ def test_the_pickled_batches_of_imagenet_count_from_one(tmp_path):
     validation = open_items(path, split="validation", label_base=1)
     assert_items(validation, [picture(9, 2, 2)], [0])
     refused("batches of several splits", path)
-    refused(
-        "batch_2: item 0: the label 3.*legal are 1..2",
-        path,
-        split="train",
-        label_base=1,
-        num_classes=2,
-        error=ItemError,
-    )
+    few = {"split": "train", "label_base": 1, "num_classes": 2}
+    message = "batch_2: item 0: the label 3.*legal are 1..2"
+    refused(message, path, error=ItemError, **few)
 
 
 def test_items_are_read_in_any_order_from_more_files_than_are_kept(tmp_path):

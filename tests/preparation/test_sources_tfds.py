@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from scm_jax.datasets.preparation.readers import tfds_items
 from scm_jax.datasets.preparation.readers.decode import to_channels
 from scm_jax.datasets.preparation.readers.sources import open_items
 from tests.preparation.engine_program import arrays, run
@@ -48,26 +49,15 @@ def test_splits_labels_and_grey(root):
     assert open_items(path, label_base=1).read(1)["label"] == 0
 
 
-def test_what_is_not_prepared_says_how(monkeypatch, tmp_path):
+@pytest.mark.parametrize("tensorflow", [None, "a spec"])
+def test_what_is_not_prepared_says_how(monkeypatch, tmp_path, tensorflow):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    message = (
-        f"{tmp_path}. Prepare it with `tfds build imagenet_resized/64x64 "
-        "--file_format=array_record`"
-    )
-    refused(message, "tfds:imagenet_resized/64x64", error=FileNotFoundError)
-
-
-def test_a_missing_tensorflow_is_mentioned(monkeypatch, tmp_path):
-    from scm_jax.datasets.preparation.readers import tfds_items
-
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    for there in (None, "a spec"):
-        monkeypatch.setattr(
-            tfds_items.importlib.util, "find_spec", lambda name, there=there: there
-        )
-        with pytest.raises(FileNotFoundError) as raised:
-            open_items("tfds:cifar10")
-        assert ("pip install 'scm_jax[tf]'" in str(raised.value)) == (there is None)
+    monkeypatch.setattr(tfds_items.importlib.util, "find_spec", lambda _: tensorflow)
+    with pytest.raises(FileNotFoundError) as raised:
+        open_items("tfds:imagenet_resized/64x64")
+    said = str(raised.value)
+    assert f"{tmp_path}. Prepare it with `tfds build imagenet_resized/64x64 --f" in said
+    assert ("pip install 'scm_jax[tf]'" in said) == (tensorflow is None)
 
 
 def test_records_without_access_by_number_are_refused(root, tmp_path):
