@@ -88,9 +88,8 @@ def test_a_bad_item_is_named_and_nothing_is_left_under_the_name(prepared, tmp_pa
 
 def test_cifar10_and_latents_by_their_names(tmp_path):
     """Recipes that are as declared, and archives that are not, are told apart."""
-    archive = raw_data.write_tar(
-        tmp_path / "cifar-10-python.tar.gz", raw_data.cifar10_files(), mode="w:gz"
-    )
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    raw_data.write_tar(archive, raw_data.cifar10_files(), mode="w:gz")
     flags = (f"--source={archive}", f"--root={tmp_path}")
     done = scm("data", "prepare", "--dataset=cifar10", *flags, check=1)
     assert "has 2 classes, and 'cifar10' has 10" in done.stderr
@@ -164,18 +163,18 @@ def test_variants_of_imagenet64(variant):
     assert recipes.open_options(recipe, "tfds")["label_base"] == 0
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ('name = "a"\nsiz = 4', r"key = 'siz' .* did you mean 'size'"),
-        ('name = "a"\nsize = "4"', "size = '4' must be of the type int"),
-        ("size = 4", "has no name"),
-        ("name = ", "recipe.toml: "),
-    ],
-)
-def test_recipes_that_cannot_be_meant(tmp_path, text, message):
+BAD_RECIPES = {
+    r"key = 'siz' .* did you mean 'size'": 'name = "a"\nsiz = 4',
+    "size = '4' must be of the type int": 'name = "a"\nsize = "4"',
+    "has no name": "size = 4",
+    "recipe.toml: ": "name = ",
+}
+
+
+@pytest.mark.parametrize("message", BAD_RECIPES)
+def test_recipes_that_cannot_be_meant(tmp_path, message):
     file = tmp_path / "recipe.toml"
-    file.write_text(text)
+    file.write_text(BAD_RECIPES[message])
     with pytest.raises(ValueError, match=message):
         recipes.read(file)
     with pytest.raises(ValueError, match="has no variants"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from scm_jax.datasets.preparation import prepare
 
-NUM, SHARD_ITEMS = 23, 4
+NUM = 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def target(root):
 
 def run(raw, root, **options):
     """Prepares them, in shards of four items."""
-    options = {"shard_items": SHARD_ITEMS} | options
+    options = {"shard_items": 4} | options
     return prepare.prepare(raw, target(root), **options)
 
 

@@ -16,18 +16,11 @@ from scm_jax.datasets.preparation import manifest, parallel, prepare, progress, 
 from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.hang import HANG
 from tests.preparation import engine_program as engine
-from tests.preparation.engine_program import (
-    NUM,
-    SHARD_ITEMS,
-    ArrayItems,
-    arrays,
-    contents,
-    run,
-)
+from tests.preparation.engine_program import NUM, ArrayItems, arrays, contents, run
 
 ORIGIN = {"kind": "folder", "path": "a", "num_bytes": 3}
 STORED = {"field": "image", "shape": (8, 8, 3), "dtype": "uint8", "class_names": ()}
-HOW = {"recipe": "none", "size": 0, "shard_items": SHARD_ITEMS}
+HOW = {"recipe": "none", "size": 0, "shard_items": 4}
 PLAN = shards.Plan("tiny", "train", **STORED, **HOW, num_items=NUM, origin=ORIGIN)
 
 
@@ -80,7 +73,7 @@ def test_layout_is_read_by_tfds_and_by_the_pipeline(tmp_path, name):
     expected = raw.fields[field].astype(dtype)
     info = tfds.builder_from_directory(folder).info
     assert info.splits["train"].num_examples == len(raw) and info.name == "tiny"
-    assert info.splits["train"].num_shards == -(-len(raw) // SHARD_ITEMS)
+    assert info.splits["train"].num_shards == -(-len(raw) // 4)
     if raw.class_names:
         assert tuple(info.features["label"].names) == raw.class_names
     assert set(info.features) == set(raw.fields)

@@ -98,8 +98,5 @@ def test_a_source_that_is_a_link_to_nothing(tmp_path):
     path = write_folder(tmp_path / "raw", {}, {"ant.tar": "gone.tar"})
     for source in (path, path / "ant.tar", path / "*.tar"):
         refused("is a link to nothing: gone.tar", source, error=FileNotFoundError)
-
-
-def test_a_class_tar_that_is_a_link_to_nothing(tmp_path):
     path = write_tar(tmp_path / "train.tar", {}, {"n01.tar": "n02.tar"})
     refused("train.tar: n01.tar is a link to nothing", path)

@@ -178,11 +178,6 @@ def test_values_that_are_not_finite_name_the_item():
     assert verify._problem(item, found) == "has values that are not finite"
 
 
-def test_unknown_split(folder):
-    with pytest.raises(ValueError, match="'val' is not one of"):
-        problems(folder, split="val")
-
-
 # --- inspect --------------------------------------------------------------------------
 
 
@@ -199,6 +194,8 @@ def test_page_shows_items_and_moments(tmp_path):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(ValueError, match="split of"):
         inspection.inspect(folder, "val", out)
+    with pytest.raises(ValueError, match="'val' is not one of"):
+        problems(folder, split="val")
 
 
 def test_pictures_of_latents_are_centred_on_their_mean():
