@@ -61,7 +61,7 @@ def _run_builder(builder: str, root: str | None) -> Path:
     given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
-            f"{builder} is a tfds builder, which decides itself about --{given[0]}"
+            f"--{given[0]} has no effect on {builder}, which is a tfds builder"
         )
     folder = storage.prepare(builder, root)
     if not (folder / manifest.FILE).is_file():
@@ -136,7 +136,7 @@ def _draw_items(recipe: Recipe) -> Items:
     chosen = ("label_base", "channels", *_READING)
     without = [name for name in chosen if f[name].present]
     if without:
-        raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
+        raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")
     where = f"source of the kind {sources.DRAWN!r}"
     make = lookup({"shapes": shapes.ShapeSource}, recipe.source, where)
     size = recipe.size or shapes.RESOLUTIONS[0]
@@ -160,7 +160,8 @@ def _run_recipe(recipe: Recipe) -> Path:
     if published != len(items):
         print(
             f"{recipe.source} holds {len(items):,} items, and {recipe.name!r} has "
-            f"{published:,} in the split {f.split!r}: this is a part, or another set",
+            f"{published:,} in the split {f.split!r}: this is a part, or something "
+            "else",
             file=sys.stderr,
         )
     return prepare.prepare(

@@ -361,7 +361,7 @@ ILLEGAL = {
     "recipe = 'bx' .* did you mean 'box'": (arrays(), {"recipe": "bx", "size": 4}),
     "is for latents; images are uint8": (arrays(), {"dtype": "float16"}),
     "not one of float16, float32": (latent(0), {"dtype": "int8"}),
-    "'Train 1' is no split": (arrays(), {"split": "Train 1"}),
+    "'Train 1' is not a split": (arrays(), {"split": "Train 1"}),
     "the others have made": (arrays(), {"fresh": True, "process_count": 2}),
     "number of classes is not": (dataclasses.replace(arrays(), class_names=()), {}),
 }

@@ -92,7 +92,7 @@ def test_lines_without_an_image_are_counted(tmp_path):
     assert "labels.csv without an image: 2" in summarize(items)
 
 
-EXPECTED = "expected is a file and its class in each line"
+EXPECTED = "expected a file and its class in each line"
 BAD = {
     "none fits": (rows(",", CLASSES, FILES), "none of its 4 lines names an image. "
                   "It has line 1, 'tabby cat,0.png', and an image is '0.png'; "),
@@ -104,7 +104,7 @@ BAD = {
     "no class": ("0.png,\n1.png,dog\n", f"line 1, '0.png,', has no class; {EXPECTED}"),
     "classes only": ("4\n2\n", "line 1, '4', has no class"),
     "empty": ("\n", f"has no lines; {EXPECTED}"),
-    "another encoding": ("0.png,Löwe".encode("latin1"), "is no text in UTF-8"),
+    "another encoding": ("0.png,Löwe".encode("latin1"), "is not UTF-8 text"),
 }  # fmt: skip
 
 

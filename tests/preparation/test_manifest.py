@@ -182,7 +182,7 @@ def test_values_that_are_not_finite_name_the_item():
 
 
 def test_page_shows_items_and_moments(tmp_path):
-    """Of latents without classes; a command draws one of images with classes."""
+    """Latents without classes; a command draws a page of images with classes."""
     folder = run(LATENTS, tmp_path, labelled=False)
     out = tmp_path / "page.png"
     facts = inspection.inspect(folder, "train", out, num=5)

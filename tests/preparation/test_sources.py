@@ -200,7 +200,7 @@ BAD_SHARDS = {
     "a label is negative": ({**shard(0), "0001.cls": b"-1"}, "0001.jpg: the label -1"),
     "an image is missing": (without(shard(0), "0001.jpg"), "0001.*there is no image"),
     "two images": ({**shard(0), "0001.png": b""}, "0001.png: a second image"),
-    "no json": ({**shard(0, "json"), "0001.json": b"{"}, "0001.json: is no JSON"),
+    "no json": ({**shard(0, "json"), "0001.json": b"{"}, "0001.json: is not JSON"),
 }
 
 
@@ -252,8 +252,8 @@ FIRST = "00000/img00000000.png"
 BAD_EDM = {
     "missing file": (without(edm_files(), FIRST), "raw: .*names.*0000.png.*not there"),
     "missing label": ({**edm_files(), "00000/9.png": b""}, "9.png: dataset.json does"),
-    "not JSON": ({**edm_files(), "dataset.json": b"{"}, "dataset.json: is no JSON"),
-    "vectors": (edm_files((1, [0.5], 2)), "img00000000.png: the label .0.5. is no"),
+    "not JSON": ({**edm_files(), "dataset.json": b"{"}, "dataset.json: is not JSON"),
+    "vectors": (edm_files((1, [0.5], 2)), "img00000000.png: the label .0.5. is not"),
     "negative": (edm_files((1, -1, 2)), "img00000000.png: the label -1 is out of"),
     "huge": (edm_files((1, 10**30, 2)), "img00000000.png: the label 10*0 is out of"),
     "both": ({**edm_files(), "0.npy": b""}, "3 images and 1 latents"),
@@ -272,7 +272,7 @@ BAD_LATENTS = {
     "flat": (npy(np.zeros((8, 4), np.float32)), r"float32 \(8, 4\)"),
     "nan": (npy(np.full((8, 2, 2), np.nan, np.float32)), "not finite"),
     "cut off": (npy(np.zeros((8, 2, 2), np.float32))[:-1], "cut off"),
-    "objects": (npy(np.array([[["a"]]], object)), "no numpy array"),
+    "objects": (npy(np.array([[["a"]]], object)), "not a numpy array"),
 }
 
 
@@ -383,5 +383,5 @@ def test_nothing_there(tmp_path):
 def test_a_file_of_an_unknown_kind(tmp_path):
     (tmp_path / "raw").write_bytes(b"text")
     listed = ".*".join(rf"{kind} \(" for kind in SOURCES)
-    refused(f"raw: is of no kind.*{listed}", tmp_path / "raw")
+    refused(f"raw: is of no known kind.*{listed}", tmp_path / "raw")
     refused("kind = 'zpi' is not one of.*mean 'zip'", tmp_path / "raw", kind="zpi")

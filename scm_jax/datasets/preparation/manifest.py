@@ -100,8 +100,8 @@ def moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, float64, over all values of all items.
 
-    Of pixels in [-1, 1], from exact sums of levels; or of latents as stored, whose sums
-    are added in the order of the shards.
+    The values are pixels in [-1, 1], from exact sums of levels, or latents as stored,
+    whose sums are added in the order of the shards.
     """
     count = sum(record["count"] for record in records)
     exact: Any = object if field == "image" else np.float64

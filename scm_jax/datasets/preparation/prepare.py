@@ -117,11 +117,11 @@ def _check_arguments(target: Path, split: str, fresh: bool, process_count: int) 
     for what, name in (("name of a dataset", target.parent.name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", name):
             raise ValueError(
-                f"{name!r} is no {what}: legal are small letters, digits and _, with a "
-                "letter first"
+                f"{name!r} is not a {what}: legal are lowercase letters, digits and _, "
+                "with a letter first"
             )
     if not re.fullmatch(r"\d+\.\d+\.\d+", target.name):
-        raise ValueError(f"{target.name!r} is no version: they look like 1.0.0")
+        raise ValueError(f"{target.name!r} is not a version such as 1.0.0")
     if fresh and process_count > 1:
         raise ValueError(
             "fresh = True: each of several processes would remove what the others have "

@@ -63,11 +63,11 @@ class Plan:
         return f"{self.name}-{self.split}.array_record-{number}"
 
     def hash(self) -> str:
-        """Of what two preparations must share to use the shards of each other.
+        """A hash of what two preparations must share to use each other's shards.
 
-        Neither the number of raw items nor the sizes of their files: a bad file may be
-        mended or removed, and what was done before still counts. Each shard has a hash
-        of the names of its items, so a shard whose items moved is made again.
+        The number of raw items and the sizes of their files do not count: a bad file
+        may be mended or removed. Each shard has a hash of the names of its items, so
+        that a shard whose items moved is made again.
         """
         own = ["name", "split", "field", "shape", "dtype", "recipe", "size"]
         own += ["class_names", "shard_items", "options", "encoder"]

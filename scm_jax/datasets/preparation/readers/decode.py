@@ -104,11 +104,11 @@ def decode_latent(content: bytes, where: str) -> np.ndarray:
     Raises:
       ItemError: it is no such array, or a value is not finite.
     """
-    with damaged(f"{where}: no numpy array, or it is cut off", _DAMAGE, ItemError):
+    with damaged(f"{where}: not a numpy array, or cut off", _DAMAGE, ItemError):
         latent = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     if latent.ndim != 3 or latent.dtype != np.float32:
         raise ItemError(
-            f"{where}: the latent is {latent.dtype} {latent.shape}; expected is "
+            f"{where}: the latent is {latent.dtype} {latent.shape}; expected "
             "float32 (channels, height, width)"
         )
     if not np.isfinite(latent).all():

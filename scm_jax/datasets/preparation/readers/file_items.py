@@ -269,7 +269,7 @@ def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] |
 
 
 def _parse_json(content: bytes, where: str) -> Any:
-    with damaged(f"{where}: is no JSON", (ValueError, RecursionError), ItemError):
+    with damaged(f"{where}: is not JSON", (ValueError, RecursionError), ItemError):
         parsed = json.loads(content)
     return parsed
 
@@ -351,7 +351,7 @@ def _shard_label(
         try:
             return int(text), group["cls"]
         except ValueError:
-            raise ItemError(f"{where}: {text[:40]!r} is no whole number") from None
+            raise ItemError(f"{where}: {text[:40]!r} is not a whole number") from None
     if "json" in group:
         where = files.where(group["json"])
         content = _parse_json(files.read(group["json"]), where)

@@ -85,7 +85,7 @@ def _check_numbers(
     for index, value in enumerate(values):
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ItemError(
-                f"{name(index)}: the label {value!r} is no whole number"
+                f"{name(index)}: the label {value!r} is not a whole number"
                 + (", as those of other items" if isinstance(value, str) else "")
             )
     limit = options.num_classes or max(values) - base + 1
@@ -114,8 +114,8 @@ CLASS_COLUMNS = (
     "predictionstring",
 )
 EXPECTED = (
-    "a file and its class in each line, apart by a comma, a tab or a space; with more "
-    "columns, a header such as file,class"
+    "a file and its class in each line, separated by a comma, a tab or a space; with "
+    "more columns, a header such as file,class"
 )
 # A class and the corners of boxes, as Kaggle lists ImageNet's validation images under
 # PredictionString.
@@ -136,21 +136,21 @@ class Line(NamedTuple):
 def read_label_file(path: str) -> list[Line]:
     """The files and classes of a text file.
 
-    Columns are apart by commas, tabs or semicolons, and are told by a header, or the
+    Columns are separated by commas, tabs or semicolons. A header names them, or the
     file comes first; without such a separator the rest of a line is its class. A class
-    may have several words; a number is a whole number. In ``.json`` it is
-    ``{file: class, ...}``, ``[[file, class], ...]`` or the second under ``labels``.
+    may have several words; a number is a whole number. A ``.json`` file holds
+    ``{file: class, ...}``, ``[[file, class], ...]`` or the latter under ``labels``.
 
     Raises:
-      ValueError: it is no text, a line has no class, or the columns are not clear.
+      ValueError: it is not text, a line has no class, or the columns are not clear.
     """
-    with damaged(f"{path}: is no text in UTF-8", (UnicodeDecodeError,)):
+    with damaged(f"{path}: is not UTF-8 text", (UnicodeDecodeError,)):
         text = Path(path).read_text(encoding="utf-8-sig")
     if path.lower().endswith(".json"):
         return _read_json(path, text)
     rows = _read_rows(text)
     if not rows:
-        raise ValueError(f"{path}: has no lines; expected is {EXPECTED}")
+        raise ValueError(f"{path}: has no lines; expected {EXPECTED}")
     columns = _find_columns(path, rows)
     header, columns = (rows[0][1], columns) if columns else ([], (0, 1))
     boxes = bool(header) and header[columns[1]].lower() == "predictionstring"
@@ -163,9 +163,9 @@ def read_label_file(path: str) -> list[Line]:
         if header and len(row) > len(header):
             problem = "has more columns than the header; a comma in a name needs quotes"
         elif re.fullmatch(r"[-\d.]+(\s+[-\d.]+)+", label):
-            problem = "has several numbers in place of a class"
+            problem = "has several numbers instead of a class"
         if problem:
-            raise ValueError(f"{path}: {where} {problem}; expected is {EXPECTED}")
+            raise ValueError(f"{path}: {where} {problem}; expected {EXPECTED}")
         value = int(label) if label.isdecimal() else label
         lines.append(Line(row[columns[0]], value, where))
     return lines
@@ -182,8 +182,8 @@ def _read_json(path: str, text: str) -> list[Line]:
     for line in lines:
         if type(line.file) is not str or type(line.label) not in (int, str):
             raise ValueError(
-                f"{path}: {line.where} has the class {line.label!r}; expected is a "
-                "whole number or a name"
+                f"{path}: {line.where} has the class {line.label!r}; expected a whole "
+                "number or a name"
             )
     return lines
 
@@ -265,7 +265,7 @@ def match_labels(
         shown = lines[0].where.removesuffix(",") if lines else "nothing"
         raise ValueError(
             f"{path}: none of its {len(lines):,} lines names an image. It has {shown}, "
-            f"and an image is {names[0]!r}; expected is {EXPECTED}"
+            f"and an image is {names[0]!r}; expected {EXPECTED}"
         )
     if twice is not None:
         raise ValueError(f"{path}: {twice.where} names a file twice")

@@ -211,9 +211,7 @@ def _detect_file(path: Path) -> str:
     if start.startswith(b"\x80"):  # a pickle of protocol 2 and up
         return "npz"
     kinds = "; ".join(f"{name} ({source.what})" for name, source in SOURCES.items())
-    raise ValueError(
-        f"{path}: is of no kind that is understood here. Understood are {kinds}"
-    )
+    raise ValueError(f"{path}: is of no known kind. Known are {kinds}")
 
 
 def _is_cifar10(path: Path) -> bool:

@@ -53,7 +53,7 @@ class TfdsItems:
         else:
             raise ItemError(
                 f"{self.name(index)}: the image is {value.dtype} {value.shape}; "
-                "expected is uint8 (height, width, 1 or 3)"
+                "expected uint8 (height, width, 1 or 3)"
             )
         if self.class_names:
             label = int(item["label"]) - self.options.label_base
@@ -93,7 +93,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
     if file_format is None or file_format.value != "array_record":
         raise ValueError(
             f"{folder}: is prepared as {getattr(file_format, 'value', None)}, which "
-            f"has no access by number. {_how_to_prepare(builder.info.full_name)}"
+            f"has no random access. {_how_to_prepare(builder.info.full_name)}"
         )
     features = builder.info.features
     names = [name for name in ("image", "latent") if name in features]
