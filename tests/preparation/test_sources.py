@@ -318,7 +318,6 @@ def test_there_must_be_as_many_class_folders_as_classes(tmp_path):
     path = write_folder(tmp_path / "raw", class_files())
     for number in (1, 3):
         refused(f"has 2 classes, expected are {number}", path, num_classes=number)
-    assert len(open_items(path, num_classes=2).class_names) == 2
 
 
 @pytest.mark.parametrize("size", [0, 100, 600, 700, 1100])

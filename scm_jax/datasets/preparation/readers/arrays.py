@@ -15,7 +15,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _loaded(part: Part) -> tuple[np.ndarray, np.ndarray | None]:
     return images, labels
 
 
-def _find_keys(content: Iterable[str]) -> list[str | None]:
+def _find_keys(content: Collection[str]) -> list[str | None]:
     return [
         next((key for key in keys if key in content), None)
         for keys in (IMAGE_KEYS, LABEL_KEYS)
