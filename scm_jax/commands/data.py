@@ -12,104 +12,68 @@ from scm_jax.commands import cli, data_prepare
 from scm_jax.files import user_paths
 
 
+def _strings(**helps: str) -> None:
+    """Declares flags that take a string and have no default."""
+    for name, text in helps.items():
+        flags.DEFINE_string(name, None, text)
+
+
 def _flag_dataset(what: str) -> None:
-    flags.DEFINE_string("dataset", None, what)
-    flags.DEFINE_string(
-        "root", None, "Folder of prepared data; default is $SCM_JAX_DATA or the cache."
-    )
+    root = "Folder of prepared data; default is $SCM_JAX_DATA or the cache."
+    _strings(dataset=what, root=root)
 
 
 def _flags_of_recipe() -> None:
-    flags.DEFINE_string(
-        "kind",
-        None,
-        "What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, tfds, "
-        "drawn; default: recognized.",
-    )
-    flags.DEFINE_string(
-        "recipe",
-        None,
-        "How images get their size: center_crop_dhariwal, center_crop_bicubic, box; "
-        "default: they have it.",
+    _strings(
+        kind="What the source is: folder, zip, tar, webdataset, edm, npz, cifar10, "
+        "tfds, drawn; default: recognized.",
+        recipe="How images get their size: center_crop_dhariwal, center_crop_bicubic, "
+        "box; default: they have it.",
     )
     cli.integer("size", None, "Side of the images in pixels.", lower_bound=1)
-    flags.DEFINE_enum(
-        "dtype",
-        None,
-        ["float32", "float16"],
-        "Type of stored latents; default float32.",
-    )
-    flags.DEFINE_enum(
-        "labels",
-        None,
-        ["auto", "required", "none"],
-        "Whether classes are stored; default: where there are any.",
-    )
+    text = "Type of stored latents; default float32."
+    flags.DEFINE_enum("dtype", None, ["float32", "float16"], text)
+    text = "Whether classes are stored; default: where there are any."
+    flags.DEFINE_enum("labels", None, ["auto", "required", "none"], text)
     cli.integer("label_base", None, "Number of the first class in the source.")
     cli.integer("num_classes", None, "How many classes there must be.")
     cli.integer("channels", None, "3 for RGB (default), 1 for grey.")
 
 
 def _flags_of_processes() -> None:
-    cli.integer(
-        "num_processes",
-        1,
-        "How many such commands run, where there are several.",
-        lower_bound=1,
-    )
-    cli.integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
+    cli.integer("num_processes", 1, "Number of such commands, if several.", 1)
+    cli.integer("process_id", 0, "Which of them this is, from 0.", 0)
 
 
 def _flags_of_writing() -> None:
-    cli.integer("workers", 1, "Processes that this command starts.", lower_bound=1)
+    cli.integer("workers", 1, "Processes that this command starts.", 1)
     _flags_of_processes()
-    cli.integer(
-        "shard_items",
-        0,
-        "Items in a shard; default: at most 4,096 and 256 MiB.",
-        lower_bound=0,
-    )
+    text = "Items in a shard; default: at most 4,096 and 256 MiB."
+    cli.integer("shard_items", 0, text, lower_bound=0)
     cli.integer("skip_bad", 0, "Leave out up to so many bad items.", lower_bound=0)
-    flags.DEFINE_bool(
-        "fresh",
-        False,
-        "Forget what an unfinished command has made; not with --num_processes.",
-    )
+    text = "Forget what an unfinished command has made; not with --num_processes."
+    flags.DEFINE_bool("fresh", False, text)
 
 
 @cli.command("data prepare", "Raw files to a prepared dataset; goes on after a kill.")
 def _prepare() -> int:
     _flag_dataset("Recipe or builder: a folder of data/, or a path.")
-    flags.DEFINE_string("name", None, "Name of the dataset, instead of --dataset.")
-    flags.DEFINE_string("source", None, "The raw data: a file, folder or tfds:NAME.")
+    _strings(
+        name="Name of the dataset, instead of --dataset.",
+        source="The raw data: a file, folder or tfds:NAME.",
+        source_split="Part of the source, where it has several: a folder such as "
+        "train, or none where such folders are classes; default: as --split.",
+        label_file="Text with an image and its class in each line.",
+    )
     flags.DEFINE_string("split", "train", "Name of the split that is prepared.")
-    cli.integer(
-        "num_items",
-        None,
-        "How many items of a source that is drawn, such as shapes.",
-        lower_bound=1,
-    )
-    flags.DEFINE_string(
-        "source_split",
-        None,
-        "Part of the source, where it has several: a folder such as train, or none "
-        "where such folders are classes; default: as --split.",
-    )
-    flags.DEFINE_string(
-        "label_file", None, "Text with an image and its class in each line."
-    )
-    flags.DEFINE_string(
-        "label_key", "label", "Key of the class in the .json of webdataset shards."
-    )
-    cli.integer(
-        "max_pixels",
-        None,
-        "Pixels of the largest image that is read; default 178,956,970.",
-        lower_bound=1,
-    )
-    flags.DEFINE_string(
-        "variant", "", "Variant of imagenet64: edm2, resized or downsampled."
-    )
+    text = "Key of the class in the .json of webdataset shards."
+    flags.DEFINE_string("label_key", "label", text)
+    text = "Number of items, where the source is drawn, such as shapes."
+    cli.integer("num_items", None, text, lower_bound=1)
+    text = "Pixels of the largest image that is read; default 178,956,970."
+    cli.integer("max_pixels", None, text, lower_bound=1)
+    text = "Variant of imagenet64: edm2, resized or downsampled."
+    flags.DEFINE_string("variant", "", text)
     flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
     _flags_of_recipe()
     _flags_of_writing()
@@ -119,13 +83,7 @@ def _prepare() -> int:
         raise cli.UsageError(
             "either --dataset=NAME or, for data of your own, --name=NAME --source=PATH"
         )
-    from scm_jax.datasets.preparation import recipes
-
-    file = None if f.dataset is None else recipes.find(f.dataset)
-    if f.dataset is not None and file is None:
-        print(data_prepare.run_builder(f.dataset, f.root))
-        return 0
-    print(data_prepare.run_recipe(data_prepare.chosen_recipe(file)))
+    print(data_prepare.prepare())
     return 0
 
 
@@ -134,30 +92,17 @@ def _encode() -> int:
     _flag_dataset("Prepared images: a name, or the path of their folder.")
     flags.DEFINE_string("out_name", None, "Name of the dataset of latents.")
     flags.DEFINE_string("vae", "", "Weights; default: where published ones are kept.")
-    flags.DEFINE_enum(
-        "pixel_range",
-        "pm1",
-        ["pm1", "unit"],
-        "Pixels enter in [-1,1], as the autoencoder was trained, or [0,1], as EDM2's.",
-    )
+    text = "Pixels enter in [-1,1], as the autoencoder was trained, or [0,1] (EDM2)."
+    flags.DEFINE_enum("pixel_range", "pm1", ["pm1", "unit"], text)
     flags.DEFINE_bool("flips", False, "Store the latents of mirrored images, too.")
     flags.DEFINE_string("split", "train", "Which split.")
     flags.DEFINE_string("version", "1.0.0", "Version of the dataset of latents.")
-    flags.DEFINE_enum(
-        "dtype",
-        "float32",
-        ["float32", "float16"],
-        "Number format of the stored latents.",
-    )
-    flags.DEFINE_enum(
-        "compute_dtype",
-        "float32",
-        ["float32", "bfloat16"],
-        "Number format in which the autoencoder computes.",
-    )
-    cli.integer(
-        "batch_size", 0, "Images at a time; default: 8 on each device.", lower_bound=0
-    )
+    text = "Number format of the stored latents."
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], text)
+    text = "Number format in which the autoencoder computes."
+    flags.DEFINE_enum("compute_dtype", "float32", ["float32", "bfloat16"], text)
+    text = "Images at a time; default: 8 on each device."
+    cli.integer("batch_size", 0, text, lower_bound=0)
     _flags_of_writing()
     cli.parse()
     cli.required("dataset", "out_name")
@@ -170,29 +115,18 @@ def _encode() -> int:
     f = flags.FLAGS
     if f.workers != 1:
         raise cli.UsageError(
-            "--workers: one process has all devices of a machine; start more commands "
-            "with --num_processes and --process_id where there are more machines"
+            "--workers: one process uses all devices of a machine; on further machines "
+            "run the command with --num_processes and --process_id"
         )
     images = sources.open_items(_folder(), kind="tfds", split=f.split)
     compile_cache.enable()
     encoder = latents.make_encoder(
         f.vae, f.pixel_range, batch_size=f.batch_size, dtype=f.compute_dtype
     )
-    root = storage.data_root(f.root)
-    folder = encode.encode_dataset(
-        images,
-        encoder,
-        root / f.out_name / f.version,
-        flips=f.flips,
-        split=f.split,
-        dtype=f.dtype,
-        shard_items=f.shard_items,
-        process_index=f.process_id,
-        process_count=f.num_processes,
-        skip_bad=f.skip_bad,
-        fresh=f.fresh,
-    )
-    print(folder)
+    target = storage.data_root(f.root) / f.out_name / f.version
+    how = {"flips": f.flips, "split": f.split, "dtype": f.dtype}
+    how |= data_prepare.writing()
+    print(encode.encode_dataset(images, encoder, target, **how))
     return 0
 
 
@@ -275,15 +209,8 @@ def _verify() -> int:
     chosen = [s for name, s in splits.items() if f.split in (None, name)]
     total = sum(split["count"] for split in chosen)
     say = progress.Progress(f"verify {folder.parent.name}", total)
-    done = 0
-
-    def on_shard(items: int) -> None:
-        nonlocal done
-        done += items
-        say.at(done)
-
     broken = 0
-    for problem in verify.verify(folder, f.split, quick=f.quick, on_shard=on_shard):
+    for problem in verify.verify(folder, f.split, quick=f.quick, on_shard=say.add):
         broken += 1
         print(problem, flush=True)
     num_shards = sum(len(split["shards"]) for split in chosen)

@@ -12,6 +12,7 @@ from absl import flags
 
 from scm_jax.commands import cli
 from scm_jax.files import user_paths
+from scm_jax.types import lookup
 
 if TYPE_CHECKING:
     from scm_jax.datasets.preparation.readers.items import Items
@@ -26,7 +27,25 @@ _OWN = (
 _READING = ("label_file", "label_key", "max_pixels")
 
 
-def run_builder(builder: str, root: str | None) -> Path:
+def prepare() -> Path:
+    """Prepares what the flags say and returns the folder of the dataset."""
+    from scm_jax.datasets.preparation import recipes
+
+    f = flags.FLAGS
+    file = None if f.dataset is None else recipes.find(f.dataset)
+    if f.dataset is not None and file is None:
+        return _run_builder(f.dataset, f.root)
+    return _run_recipe(_chosen_recipe(file))
+
+
+def writing() -> dict[str, Any]:
+    """The arguments of ``preparation.prepare`` that are flags."""
+    names = {"process_index": "process_id", "process_count": "num_processes"}
+    names |= {name: name for name in ("shard_items", "workers", "skip_bad", "fresh")}
+    return {name: flags.FLAGS[flag].value for name, flag in names.items()}
+
+
+def _run_builder(builder: str, root: str | None) -> Path:
     """Prepares what a tfds builder makes, and measures it."""
     from scm_jax.datasets import storage
     from scm_jax.datasets.preparation import manifest, recipes
@@ -42,7 +61,7 @@ def run_builder(builder: str, root: str | None) -> Path:
     given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
-            f"{builder} is a tfds builder, which decides itself about --{given[0]}"
+            f"--{given[0]} has no effect on {builder}, which is a tfds builder"
         )
     folder = storage.prepare(builder, root)
     if not (folder / manifest.FILE).is_file():
@@ -50,7 +69,7 @@ def run_builder(builder: str, root: str | None) -> Path:
     return folder
 
 
-def chosen_recipe(file: Path | None) -> Recipe:
+def _chosen_recipe(file: Path | None) -> Recipe:
     """The recipe of a file, or of flags; what a file says, flags may not change."""
     from scm_jax.datasets.preparation import recipes
 
@@ -65,11 +84,8 @@ def chosen_recipe(file: Path | None) -> Recipe:
         return recipes.Recipe(name=f.name, source=f.source, **given)
     recipe = recipes.read(file, f.variant)
     # dtype and kind do not change what the data are.
-    fixed = [
-        n
-        for n in given
-        if n not in ("dtype", "kind") and given[n] != getattr(recipe, n)
-    ]
+    own = {name: given.pop(name) for name in ("dtype", "kind") if name in given}
+    fixed = [name for name in given if given[name] != getattr(recipe, name)]
     if fixed:
         raise cli.UsageError(
             f"{file} has {fixed[0]} = {getattr(recipe, fixed[0])!r}; data made "
@@ -80,26 +96,23 @@ def chosen_recipe(file: Path | None) -> Recipe:
             f"missing --source=PATH: the raw data; {file.parent / 'README.md'} says "
             "where they come from"
         )
-    own = {name: given[name] for name in ("dtype", "kind") if name in given}
     return dataclasses.replace(recipe, source=f.source or recipe.source, **own)
 
 
 def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
     """The raw data, and how they were opened."""
     from scm_jax.datasets.preparation import recipes
-    from scm_jax.datasets.preparation.readers import drawn, sources
+    from scm_jax.datasets.preparation.readers import sources
 
     f = flags.FLAGS
-    if recipe.kind == drawn.KIND:
+    if recipe.kind == sources.DRAWN:
         return _draw_items(recipe), {}
     if f.num_items is not None:
-        raise cli.UsageError(f"--num_items goes with data that are {drawn.KIND}")
-    is_tfds = recipe.source.startswith("tfds:")
+        raise cli.UsageError(f"--num_items goes with data that are {sources.DRAWN}")
     path: Any = recipe.source
-    path = path if is_tfds else user_paths.expand(path).absolute()
-    kind = recipe.kind
-    if kind == "auto":
-        kind = sources.detect_kind(Path(path))
+    if not path.startswith("tfds:"):
+        path = user_paths.expand(path).absolute()
+    kind = sources.detect_kind(Path(path)) if recipe.kind == "auto" else recipe.kind
     options = recipes.open_options(recipe, kind, f.label_file)
     # Options are a part of what is prepared, so those with a default are left out.
     if f.label_base is not None:
@@ -113,7 +126,8 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
 
 
 def _draw_items(recipe: Recipe) -> Items:
-    from scm_jax.datasets.preparation.readers import drawn
+    from scm_jax.datasets import shapes
+    from scm_jax.datasets.preparation.readers import sources
 
     f = flags.FLAGS
     number = f.num_items or recipe.items.get(f.split)
@@ -122,13 +136,14 @@ def _draw_items(recipe: Recipe) -> Items:
     chosen = ("label_base", "channels", *_READING)
     without = [name for name in chosen if f[name].present]
     if without:
-        raise cli.UsageError(f"--{without[0]}: data that are drawn have none to choose")
-    part = f.source_split or f.split
-    return drawn.open_drawn(recipe.source, part, number, recipe.size)
+        raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")
+    where = f"source of the kind {sources.DRAWN!r}"
+    make = lookup({"shapes": shapes.ShapeSource}, recipe.source, where)
+    size = recipe.size or shapes.RESOLUTIONS[0]
+    return make(f.source_split or f.split, number, size)
 
 
-def run_recipe(recipe: Recipe) -> Path:
-    """Prepares what a recipe says, and returns the folder of the dataset."""
+def _run_recipe(recipe: Recipe) -> Path:
     from scm_jax.datasets import storage
     from scm_jax.datasets.preparation import prepare
     from scm_jax.datasets.preparation.readers import sources
@@ -145,24 +160,19 @@ def run_recipe(recipe: Recipe) -> Path:
     if published != len(items):
         print(
             f"{recipe.source} holds {len(items):,} items, and {recipe.name!r} has "
-            f"{published:,} in the split {f.split!r}: this is a part, or another set",
+            f"{published:,} in the split {f.split!r}: this is a part, or something "
+            "else",
             file=sys.stderr,
         )
-    root = storage.data_root(f.root)
     return prepare.prepare(
         items,
-        root / recipe.name / f.version,
+        storage.data_root(f.root) / recipe.name / f.version,
         split=f.split,
         recipe=recipe.recipe,
         size=recipe.size,
         dtype=recipe.dtype or None,
-        shard_items=f.shard_items,
-        workers=f.workers,
-        process_index=f.process_id,
-        process_count=f.num_processes,
-        skip_bad=f.skip_bad,
-        fresh=f.fresh,
         labelled=recipe.labels != "none",
         options=options,
         encoder=recipe.encoder,
+        **writing(),
     )

@@ -10,8 +10,7 @@ import pytest
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.datasets.preparation.prepare import prepare
-from scm_jax.datasets.preparation.readers.items import ArrayItems
-from tests.preparation.engine_program import arrays, run
+from tests.preparation.engine_program import ArrayItems, arrays, run
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     if chosen.labelled:
         fields["label"] = np.array([0, 999, 5])
     raw = ArrayItems(fields, tuple(map(str, range(1000))), {"path": "x"})
-    prepare(raw, tmp_path / chosen.folder / "1.0.0", quiet=True)
+    prepare(raw, tmp_path / chosen.folder / "1.0.0")
     with caplog.at_level(logging.WARNING):
         dataset = make_dataset("imagenet64", root=tmp_path, variant=variant)
     assert ("cannot be compared" in caplog.text) == (variant != "edm2")

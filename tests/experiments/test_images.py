@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     np.savez(folder / "raw.npz", images=pixels, labels=np.arange(6) % 3)
     items = open_items(folder / "raw.npz")
-    prepare.prepare(items, folder / "flowers" / "1.0.0", quiet=True)
+    prepare.prepare(items, folder / "flowers" / "1.0.0")
     return folder
 
 

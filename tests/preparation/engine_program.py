@@ -1,17 +1,35 @@
-"""Items that tests prepare, and a process that does it: ROOT, then key=value."""
+"""Items that tests prepare, and what a preparation has stored."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
-import sys
+from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets.preparation import prepare
-from scm_jax.datasets.preparation.readers import items
 
-NUM, SHARD_ITEMS = 23, 4
+NUM = 23
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayItems:
+    """Items in memory: fields stacked over items."""
+
+    fields: dict[str, np.ndarray]
+    class_names: tuple[str, ...] = ()
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self):
+        return len(next(iter(self.fields.values())))
+
+    def name(self, index):
+        return f"item {index}"
+
+    def read(self, index):
+        return {name: values[index] for name, values in self.fields.items()}
 
 
 def arrays(num=NUM, shape=(8, 8, 3), classes=3, seed=0):
@@ -21,11 +39,11 @@ def arrays(num=NUM, shape=(8, 8, 3), classes=3, seed=0):
     if classes:
         fields["label"] = np.arange(num) % classes
     names = tuple("abcdefghij"[:classes])
-    return items.ArrayItems(fields, names, {"kind": "array", "path": "made"})
+    return ArrayItems(fields, names, {"kind": "array", "path": "made"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Deadly(items.ArrayItems):
+class Deadly(ArrayItems):
     """Kills the process that reads an item, until a file is there."""
 
     kill_at: int = -1
@@ -48,11 +66,14 @@ def target(root):
 
 def run(raw, root, **options):
     """Prepares them, in shards of four items."""
-    options = {"shard_items": SHARD_ITEMS, "quiet": True} | options
+    options = {"shard_items": 4} | options
     return prepare.prepare(raw, target(root), **options)
 
 
-if __name__ == "__main__":
-    given = dict(argument.split("=") for argument in sys.argv[2:])
-    raw = deadly(int(given.pop("kill_at", -1)), given.pop("mark", ""))
-    run(raw, sys.argv[1], **{name: int(value) for name, value in given.items()})
+def contents(folder):
+    """File -> bytes; the manifest without when and with what it was made."""
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    manifest = json.loads(found["manifest.json"])
+    for split in manifest["splits"].values():
+        del split["made"]
+    return found | {"manifest.json": json.dumps(manifest)}

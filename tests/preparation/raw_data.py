@@ -1,12 +1,17 @@
 """Raw data in the formats that the preparation reads, tiny, as the tests write them."""
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
+from typing import ClassVar
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from scm_jax.datasets.preparation.readers.sources import open_items
 
 
 def picture(number: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -30,34 +35,48 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_folder(root, files: dict[str, bytes]):
+def write_folder(root, files: dict[str, bytes], links=()):
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    for name, target in dict(links).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(target, root / name)
     return root
 
 
-def write_zip(path, files: dict[str, bytes], compression=zipfile.ZIP_STORED):
+def write_zip(path, files: dict[str, bytes], links=(), compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+        for name, target in dict(links).items():
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = 3, 0o120777 << 16
+            archive.writestr(info, target)
     return path
 
 
-def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
+def tar_bytes(files: dict[str, bytes], links=(), mode="w", kind=tarfile.SYMTYPE):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+        for name, target in dict(links).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
     return file.getvalue()
 
 
-def write_tar(path, files: dict[str, bytes], mode: str = "w"):
-    path.write_bytes(tar_bytes(files, mode))
+def write_tar(path, files: dict[str, bytes], links=(), **how):
+    path.write_bytes(tar_bytes(files, links, **how))
     return path
+
+
+WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
 
 
 def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
@@ -70,34 +89,22 @@ def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
     }
 
 
+class _Python2(pickle._Pickler):
+    """As cPickle of Python 2, whose texts and bytes are one type."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, text):
+        content = text.encode() if isinstance(text, str) else text
+        self.write(b"T" + len(content).to_bytes(4, "little") + content)
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+
 def pickle_of_python2(entries: dict) -> bytes:
-    """A dict as cPickle of Python 2 writes it: texts and bytes are one type."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + len(value).to_bytes(4, "little") + value
-
-    def number(value: int) -> bytes:
-        return b"J" + value.to_bytes(4, "little", signed=True)
-
-    def write(value) -> bytes:
-        if isinstance(value, str):
-            return text(value.encode())
-        if isinstance(value, int):
-            return number(value)
-        if isinstance(value, list):
-            return b"](" + b"".join(map(write, value)) + b"e"
-        dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
-        rest = (number(-1), number(-1), number(0))
-        dtype += b"(" + number(3) + text(b"|") + b"NNN" + b"".join(rest) + b"tb"
-        return (
-            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-            + (number(0) + b"\x85" + text(b"b") + b"\x87R")
-            + (b"(" + number(1) + b"(" + b"".join(map(number, value.shape)) + b"t")
-            + (dtype + b"\x89" + text(value.tobytes()) + b"tb")
-        )
-
-    pairs = b"".join(write(key) + write(value) for key, value in entries.items())
-    return b"\x80\x02}(" + pairs + b"u."
+    file = io.BytesIO()
+    _Python2(file, protocol=2).dump(entries)
+    return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
 
 
 def planar(images: np.ndarray) -> np.ndarray:
@@ -117,3 +124,23 @@ def cifar10_files(python2: bool = True, labels_from: int = 0) -> dict[str, bytes
         entries = {"batch_label": batch, "labels": labels, "data": planar(images)}
         files[batch] = dump(entries)
     return {f"cifar-10-batches-py/{name}": content for name, content in files.items()}
+
+
+def labels_of(items) -> list[int]:
+    return [int(items.read(index)["label"]) for index in range(len(items))]
+
+
+def assert_images(items, images) -> None:
+    found = [items.read(index)["image"] for index in range(len(items))]
+    np.testing.assert_array_equal(found, images)
+    assert found[0].dtype == np.uint8
+
+
+def assert_pictures(items, numbers) -> None:
+    assert_images(items, [picture(number) for number in numbers])
+
+
+def refused(message: str, path, error=ValueError, **options) -> None:
+    """Asserts that a source cannot be opened, and what is said."""
+    with pytest.raises(error, match=message):
+        open_items(path, **options)

@@ -1,59 +1,48 @@
 """Images to latents: which item is what, interruptions, and the manifest."""
 
-import json
 import os
-import pathlib
-import subprocess
-import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 
 from scm_jax.datasets import latents, pipeline
-from scm_jax.datasets.preparation import encode, prepare
+from scm_jax.datasets.preparation import encode, manifest, prepare
 from scm_jax.datasets.preparation.readers import sources
-from scm_jax.datasets.preparation.readers.items import ArrayItems, ItemError
+from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
-from tests.hang import HANG
+from tests.preparation.engine_program import ArrayItems, arrays, contents
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM, BATCH = 7, 3
 IDENTITY = {"pixel_range": "[0,1]", "name": "stub", "sha256": "0" * 64}
 
 
 def pictures(num=NUM):
-    rng = np.random.default_rng(0)
-    return ArrayItems(
-        {
-            "image": rng.integers(0, 256, (num, 4, 6, 3), np.uint8),
-            "label": np.arange(num) % 2,
-        },
-        class_names=("a", "b"),
-        origin={"kind": "memory", "path": "pictures"},
-    )
+    return arrays(num, (4, 6, 3), classes=2)
 
 
 class Stub:
     """Latents that tell which image, and which way round, they are of."""
 
-    def __init__(self, dies_at=None):
-        self.calls, self.dies_at = [], dies_at
+    def __init__(self, dies_at=None, barrier=None):
+        self.calls, self.dies_at, self.barrier = [], dies_at, barrier
 
     def __call__(self, images):
         assert images.shape == (BATCH, 4, 6, 3) and images.dtype == np.uint8
         if len(self.calls) == self.dies_at:
             raise KeyboardInterrupt
+        if len(self.calls) == 1 and self.barrier is not None:
+            self.barrier.wait(60)
         self.calls.append(images)
         return latent_of(images)
 
-    @property
-    def encoder(self):
-        return encode.Encoder(self, BATCH, IDENTITY)
+    def encoder(self, **identity):
+        return encode.Encoder(self, BATCH, IDENTITY | identity)
 
 
 def latent_of(images):
@@ -63,33 +52,36 @@ def latent_of(images):
     return np.concatenate([corner, other, corner[..., :2]], axis=-1)
 
 
+def assert_latents(items, indices):
+    images = latent_of(pictures().fields["image"])
+    for index in indices:
+        np.testing.assert_array_equal(items.read(index)["latent"], images[index])
+
+
 # --- items ----------------------------------------------------------------------------
 
 
 def test_items_are_the_latents_of_their_images_in_whole_batches():
     raw, stub = pictures(), Stub()
-    items = encode.EncodedItems(raw, stub.encoder)
+    items = encode.EncodedItems(raw, stub.encoder())
     assert len(items) == NUM and items.class_names == raw.class_names
-    for index in range(NUM):
-        found = items.read(index)
-        image = raw.fields["image"][index : index + 1]
-        np.testing.assert_array_equal(found["latent"], latent_of(image)[0])
-        assert found["label"] == index % 2 and "image" not in found
+    assert_latents(items, range(NUM))
     assert len(stub.calls) == 3  # 3 + 3 + 1: the last one filled up
     assert not stub.calls[-1][1:].any()
+    found = items.read(5)
+    assert found["label"] == 1 and "image" not in found
 
 
 def test_reading_from_the_middle_makes_the_same_batches():
     stub = Stub()
-    encode.EncodedItems(pictures(), stub.encoder).read(4)
+    encode.EncodedItems(pictures(), stub.encoder()).read(4)
     np.testing.assert_array_equal(stub.calls[0], pictures().fields["image"][3:6])
 
 
 def test_flips_are_encoded_beside_their_images():
-    raw = pictures()
-    items = encode.EncodedItems(raw, Stub().encoder, flips=True)
+    items = encode.EncodedItems(pictures(), Stub().encoder(), flips=True)
     assert len(items) == 2 * NUM and items.name(5) == "item 2, mirrored"
-    image = raw.fields["image"][2:3]
+    image = pictures().fields["image"][2:3]
     np.testing.assert_array_equal(items.read(4)["latent"], latent_of(image)[0])
     mirrored = latent_of(image[:, :, ::-1])[0]
     np.testing.assert_array_equal(items.read(5)["latent"], mirrored)
@@ -106,12 +98,8 @@ class Broken(ArrayItems):
 
 
 def test_a_bad_image_is_an_error_of_its_own_item_only():
-    raw = pictures()
-    broken = Broken(raw.fields, raw.class_names, raw.origin)
-    items = encode.EncodedItems(broken, Stub().encoder)
-    for index in (0, 2, 3, 4, 6):
-        image = raw.fields["image"][index : index + 1]
-        np.testing.assert_array_equal(items.read(index)["latent"], latent_of(image)[0])
+    items = encode.EncodedItems(Broken(**vars(pictures())), Stub().encoder())
+    assert_latents(items, (0, 2, 3, 4, 6))
     with pytest.raises(ItemError, match="item 1 does not decode"):
         items.read(1)
     with pytest.raises(ItemError, match=r"item 5 has shape \(2, 6, 3\).*\(4, 6, 3\)"):
@@ -121,67 +109,76 @@ def test_a_bad_image_is_an_error_of_its_own_item_only():
 # --- datasets -------------------------------------------------------------------------
 
 
-def encoded(target, stub, **settings):
-    settings = {"shard_items": 3, "quiet": True, **settings}
-    return encode.encode_dataset(pictures(), stub.encoder, target, **settings)
-
-
-def stored(folder, split="train"):
-    return {f.name: f.read_bytes() for f in sorted(folder.glob(f"*-{split}.*"))}
+def encoded(root, encoder, **settings):
+    settings = {"shard_items": 3, **settings}
+    target = root / "latents/1.0.0"
+    return encode.encode_dataset(pictures(), encoder, target, **settings)
 
 
 def test_the_dataset_holds_latents_labels_and_the_encoder(tmp_path):
-    folder = encoded(tmp_path / "small" / "1.0.0", Stub(), dtype="float16")
-    source = pipeline.read_prepared(folder, "train")
-    fields = source.gather(np.arange(NUM))
+    folder = encoded(tmp_path, Stub().encoder(), dtype="float16")
+    fields = pipeline.read_prepared(folder, "train").fields
     assert fields["latent"].dtype == np.float16
-    np.testing.assert_array_equal(
-        fields["latent"], latent_of(pictures().fields["image"])
-    )
+    expected = latent_of(pictures().fields["image"])
+    np.testing.assert_array_equal(fields["latent"], expected)
     assert fields["label"].tolist() == [0, 1, 0, 1, 0, 1, 0]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["encoder"] == IDENTITY
-    assert manifest["field"] == "latent" and manifest["shape"] == [2, 3, 8]
+    found = manifest.read(folder)
+    assert found["encoder"] == IDENTITY
+    assert found["field"] == "latent" and found["shape"] == [2, 3, 8]
 
 
 def test_an_interrupted_encoding_goes_on_with_the_same_bytes(tmp_path):
-    whole = encoded(tmp_path / "a" / "latents" / "1.0.0", Stub())
-    target = tmp_path / "b" / "latents" / "1.0.0"
+    whole = encoded(tmp_path / "a", Stub().encoder())
     with pytest.raises(KeyboardInterrupt):
-        encoded(target, Stub(dies_at=2))
-    assert not target.exists()
+        encoded(tmp_path / "b", Stub(dies_at=2).encoder())
+    assert not (tmp_path / "b/latents/1.0.0").exists()
     stub = Stub()
-    assert encoded(target, stub) == target
+    folder = encoded(tmp_path / "b", stub.encoder())
     assert len(stub.calls) == 2  # the first batch to learn the shape, and the last
-    assert stored(target) == stored(whole) and len(stored(whole)) == 3
+    assert contents(folder) == contents(whole)
 
 
 def test_shards_are_whole_batches(tmp_path):
-    folder = encoded(tmp_path / "latents" / "1.0.0", Stub(), shard_items=4)
-    lengths = json.loads((folder / "manifest.json").read_text())["splits"]["train"]
-    assert [shard["items"] for shard in lengths["shards"]] == [6, 1]
+    folder = encoded(tmp_path, Stub().encoder(), shard_items=4)
+    split = manifest.read(folder)["splits"]["train"]
+    assert [shard["items"] for shard in split["shards"]] == [6, 1]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_another_encoder_does_not_add_to_a_dataset(split, tmp_path):
-    target = tmp_path / "latents" / "1.0.0"
-    encoded(target, Stub())
-    stub = Stub()
-    other = encode.Encoder(stub, BATCH, {**IDENTITY, "pixel_range": "[-1,1]"})
+    encoded(tmp_path, Stub().encoder())
     with pytest.raises(ValueError, match=r"(?s)encoder.*\[0,1\].*\[-1,1\]"):
-        encode.encode_dataset(
-            pictures(), other, target, split=split, quiet=True, shard_items=3
-        )
+        encoded(tmp_path, Stub().encoder(pixel_range="[-1,1]"), split=split)
 
 
 def test_shards_of_another_encoder_are_not_taken_over(tmp_path):
-    target = tmp_path / "latents" / "1.0.0"
     with pytest.raises(KeyboardInterrupt):
-        encoded(target, Stub(dies_at=2))
+        encoded(tmp_path, Stub(dies_at=2).encoder())
     stub = Stub()
-    other = encode.Encoder(stub, BATCH, {**IDENTITY, "sha256": "1" * 64})
-    encode.encode_dataset(pictures(), other, target, quiet=True, shard_items=3)
+    encoded(tmp_path, stub.encoder(sha256="1" * 64))
     assert len(stub.calls) >= 3
+
+
+def test_two_commands_at_once_store_the_same_bytes(tmp_path):
+    """Three shards; both commands are in the middle of their first one at once."""
+    settings = {"flips": True, "shard_items": 6, "process_count": 2}
+    barrier = threading.Barrier(2)
+    stubs = [Stub(barrier=barrier) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=encoded, args=given, kwargs=settings | {"process_index": k}
+        )
+        for k, given in enumerate((tmp_path, stub.encoder()) for stub in stubs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Both read the first batch for its shape; it is not encoded again. Four are left.
+    assert sum(len(stub.calls) for stub in stubs) == 2 + 4
+    assert os.listdir(tmp_path / "latents") == ["1.0.0"]
+    alone = encoded(tmp_path / "alone", Stub().encoder(), **settings)
+    assert contents(tmp_path / "latents/1.0.0") == contents(alone)
 
 
 # --- with an autoencoder --------------------------------------------------------------
@@ -205,88 +202,46 @@ def vae(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(["pixel_range", "low"], [("pm1", -1.0), ("unit", 0.0)])
-def test_pixels_enter_the_autoencoder_in_the_named_range(pixel_range, low, vae):
-    encoder = latents_lib.make_encoder(vae, pixel_range, batch_size=2)
-    assert encoder.identity["pixel_range"] == f"[{low:.0f},1]"
-    assert encoder.identity["sha256"] and encoder.identity["name"] == "vae.safetensors"
-    images = pictures().fields["image"][:2]
-    found = encoder.encode(images)
+@pytest.fixture(scope="module")
+def moments_of(vae):
+    """(two images, where 0 enters) -> mean and standard deviation, compiled once."""
     module, params = exchange.load_autoencoder(vae)
-    x = low + (1 - low) * images.astype(np.float32) / 255
     run = jax.jit(
         lambda p, x: autoencoder.encode(module, p, x),
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    expected = np.concatenate(run(params, x), axis=-1)
+
+    def moments(images, low):
+        x = low + (1 - low) * images.astype(np.float32) / 255
+        return np.concatenate(run(params, x), axis=-1)
+
+    return moments
+
+
+@pytest.mark.parametrize(["pixel_range", "low"], [("pm1", -1.0), ("unit", 0.0)])
+def test_pixels_enter_the_autoencoder_in_the_named_range(
+    pixel_range, low, vae, moments_of
+):
+    encoder = latents_lib.make_encoder(vae, pixel_range, batch_size=2)
+    assert encoder.identity["pixel_range"] == f"[{low:.0f},1]"
+    assert encoder.identity["sha256"] and encoder.identity["name"] == "vae.safetensors"
+    images = pictures().fields["image"][:2]
+    found, expected = encoder.encode(images), moments_of(images, low)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert found.shape == (2, 2, 3, 8) and np.abs(found[..., :4]).max() > 0.1
 
 
-def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
+def test_the_command_encodes_a_prepared_dataset(vae, moments_of, tmp_path):
     """Prepared images in, latents out, whose measured constants training can take."""
-    prepare.prepare(pictures(4), tmp_path / "pictures" / "1.0.0", quiet=True)
-    arguments = {
-        "dataset": "pictures",
-        "root": tmp_path,
-        "out_name": "latents",
-        "vae": vae,
-        "pixel_range": "unit",
-        "batch_size": 4,
-    }
-    given = [f"--{name}={value}" for name, value in arguments.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "scm_jax", "data", "encode", "--flips", *given],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    prepare.prepare(pictures(2), tmp_path / "pictures" / "1.0.0")
+    given = ["--dataset=pictures", f"--root={tmp_path}", "--out_name=latents"]
+    given += [f"--vae={vae}", "--pixel_range=unit", "--batch_size=2", "--flips"]
     folder = tmp_path / "latents" / "1.0.0"
-    assert done.stdout.strip() == str(folder)
+    assert scm("data", "encode", *given).stdout.strip() == str(folder)
     items = sources.open_items(folder)
-    assert len(items) == 8 and items.read(3)["label"] == 1
-    encoder = latents_lib.make_encoder(vae, "unit", batch_size=4)
-    expected = encode.EncodedItems(pictures(4), encoder, flips=True).read(3)
-    np.testing.assert_allclose(items.read(3)["latent"], expected["latent"], rtol=1e-5)
+    assert len(items) == 4 and items.read(3)["label"] == 1
+    expected = moments_of(pictures(2).fields["image"][:, :, ::-1], 0)[1]
+    found = items.read(3)["latent"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     measured = latents.read_measured(folder / "manifest.json")
     assert measured.pixel_range == "[0,1]"
-
-
-def contents(folder):
-    """File -> bytes; the manifest without when and with what it was made."""
-    found = {file.name: file.read_bytes() for file in folder.iterdir()}
-    manifest = json.loads(found["manifest.json"])
-    for split in manifest["splits"].values():
-        del split["made"]
-    return found | {"manifest.json": json.dumps(manifest)}
-
-
-def test_two_commands_at_once_store_the_same_bytes(vae, tmp_path):
-    """Each has a shard in its hands at the same time; see ``encode_program``."""
-    folder, log = tmp_path / "pictures" / "1.0.0", tmp_path / "log"
-    log.mkdir()
-    prepare.prepare(pictures(), folder, quiet=True)
-    common = [f"--dataset={folder}", f"--vae={vae}", "--batch_size=2", "--flips"]
-    common += ["--out_name=latents", "--shard_items=4"]  # 14 items
-    program = [sys.executable, "-m", "tests.preparation.encode_program", str(log)]
-    program += [*common, f"--root={tmp_path / 'two'}", "--num_processes=2"]
-    both = [
-        subprocess.Popen(
-            [*program, f"--process_id={k}"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for k in range(2)
-    ]
-    scm("data", "encode", *common, f"--root={tmp_path / 'one'}")
-    target = tmp_path / "two" / "latents" / "1.0.0"
-    for process in both:
-        said = process.communicate(timeout=HANG)[0]
-        assert (process.returncode, said.strip()) == (0, str(target))
-    wrote = sorted(file.name for file in log.glob("wrote-*"))
-    assert wrote == ["wrote-0-0", "wrote-1-0", "wrote-2-1", "wrote-3-0"]
-    assert contents(target) == contents(tmp_path / "one" / "latents" / "1.0.0")
-    assert os.listdir(target.parent) == ["1.0.0"]

@@ -10,15 +10,12 @@ from PIL import Image
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation import inspection, manifest, verify
-from scm_jax.datasets.preparation.readers.items import ArrayItems
-from tests.preparation.engine_program import arrays, run
+from tests.preparation.engine_program import ArrayItems, arrays, run
 
 RNG = np.random.default_rng(2)
+NORMAL = (3 + 5 * RNG.standard_normal((10, 4, 4, 8))).astype(np.float32)
 LATENTS = ArrayItems(
-    {
-        "latent": (3 + 5 * RNG.standard_normal((10, 4, 4, 8))).astype(np.float32),
-        "label": np.arange(10) % 4,
-    },
+    {"latent": NORMAL, "label": np.arange(10) % 4},
     ("a", "b", "c", "d", "none of them"),
     {"kind": "edm", "path": "latents.zip"},
 )
@@ -74,12 +71,8 @@ def test_moments_of_latents_are_raw_and_of_what_is_stored(tmp_path, dtype):
 def test_moments_do_not_lose_digits_far_from_zero():
     """Images of level 255 with one pixel of 254: the variance is exact."""
     n = 10**9
-    record = {
-        "count": n,
-        "total": [255 * n - 1],
-        "squares": [255**2 * n - 255**2 + 254**2],
-    }
-    mean, std = manifest.moments("image", [record])
+    sums = {"total": [255 * n - 1], "squares": [255**2 * n - 255**2 + 254**2]}
+    mean, std = manifest.moments("image", [{"count": n, **sums}])
     share = 1 / n
     assert std[0] == pytest.approx(np.sqrt(share * (1 - share)) / 127.5, rel=1e-12)
     assert mean[0] == pytest.approx(1 - share / 127.5, rel=1e-15)
@@ -157,34 +150,25 @@ def test_changed_bytes_name_the_item(tmp_path):
     assert "00001-of-00002: item 2 (item 6 of the split) cannot be decoded" in found[1]
 
 
-def edited(folder, change):
-    found = json.loads((folder / "manifest.json").read_text())
-    change(found)
+EDITS = {
+    "item 2 .* has the label 2; legal are 0..1": lambda m: m.update(num_classes=2),
+    r"item 0 .* is uint8 \(8, 8, 3\)": lambda m: m.update(shape=[8, 8, 1]),
+    "item 0 .* is uint8 ": lambda m: m.update(dtype="int8"),
+    "items per class are not": lambda m: train(m)["items_per_class"].reverse(),
+    "'test' is in manif": lambda m: m["splits"].update(test=train(m)),
+    "info.json has shards of other lengths": lambda m: train(m)["shards"].pop(),
+}
+
+
+def train(found):
+    return found["splits"]["train"]
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_data_that_are_not_as_declared(folder, message):
+    found = manifest.read(folder)
+    EDITS[message](found)
     (folder / "manifest.json").write_text(json.dumps(found))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (
-            lambda m: m.update(num_classes=2),
-            "item 2 .* has the label 2; legal are 0..1",
-        ),
-        (lambda m: m.update(shape=[8, 8, 1]), r"item 0 .* is uint8 \(8, 8, 3\)"),
-        (lambda m: m.update(dtype="int8"), r"item 0 .* is uint8"),
-        (
-            lambda m: m["splits"]["train"]["items_per_class"].reverse(),
-            "items per class are not those",
-        ),
-        (lambda m: m["splits"].update(test=m["splits"]["train"]), "'test' is in manif"),
-        (
-            lambda m: m["splits"]["train"]["shards"].pop(),
-            "dataset_info.json has shards of other lengths",
-        ),
-    ],
-)
-def test_data_that_are_not_as_declared(folder, change, message):
-    edited(folder, change)
     assert any(re.search(message, problem) for problem in problems(folder))
 
 
@@ -194,27 +178,24 @@ def test_values_that_are_not_finite_name_the_item():
     assert verify._problem(item, found) == "has values that are not finite"
 
 
-def test_unknown_split(folder):
-    with pytest.raises(ValueError, match="'val' is not one of"):
-        problems(folder, split="val")
-
-
 # --- inspect --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raw", [arrays(classes=0), LATENTS])
-def test_page_shows_items_and_moments(tmp_path, raw):
-    folder = run(raw, tmp_path)
+def test_page_shows_items_and_moments(tmp_path):
+    """Latents without classes; a command draws a page of images with classes."""
+    folder = run(LATENTS, tmp_path, labelled=False)
     out = tmp_path / "page.png"
     facts = inspection.inspect(folder, "train", out, num=5)
     split = manifest.read(folder)["splits"]["train"]
-    assert facts["count"] == len(raw)
+    assert facts["count"] == len(LATENTS)
     assert (facts["mean"], facts["std"]) == (split["mean"], split["std"])
     with Image.open(out) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(ValueError, match="split of"):
         inspection.inspect(folder, "val", out)
+    with pytest.raises(ValueError, match="'val' is not one of"):
+        problems(folder, split="val")
 
 
 def test_pictures_of_latents_are_centred_on_their_mean():

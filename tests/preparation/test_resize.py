@@ -10,8 +10,8 @@ from scm_jax.datasets.preparation.resize import RECIPES, resize
 RESIZING = sorted(set(RECIPES) - {"none"})
 
 
-def noise(height, width, channels=3, seed=0):
-    rng = np.random.default_rng(seed)
+def noise(height, width, channels=3):
+    rng = np.random.default_rng(0)
     return rng.integers(0, 256, (height, width, channels), np.uint8)
 
 
@@ -31,26 +31,11 @@ def test_an_image_of_the_size_is_left_alone(recipe):
     np.testing.assert_array_equal(resize(image, 6, recipe, "a"), image)
 
 
-@pytest.mark.parametrize("recipe", ["box", "center_crop_dhariwal"])
-def test_a_chequerboard_becomes_its_mean(recipe):
-    board = np.indices((16, 16)).sum(0) % 2 * 200
-    image = np.repeat(board[..., None], 3, axis=-1).astype(np.uint8)
-    assert (resize(image, 4, recipe, "a") == 100).all()
-
-
 def test_box_is_the_mean_of_each_cell_and_drops_the_proportions():
     image = noise(6, 12)
     cells = image.reshape(3, 2, 3, 4, 3).mean((1, 3))
     resized = resize(image, 3, "box", "a")
     assert np.abs(resized - cells).max() <= 1  # rounded after rows and after columns
-
-
-def test_halving_rounds_at_every_step():
-    # Each row is 1 0 0 0. Its mean, 1/4, is 0; halved twice 1/2 is 1 and again 1/2, 1.
-    image = np.zeros((4, 4, 1), np.uint8)
-    image[:, 0] = 1
-    assert resize(image, 1, "box", "a").item() == 0
-    assert resize(image, 1, "center_crop_dhariwal", "a").item() == 1
 
 
 @pytest.mark.parametrize("recipe", ["center_crop_bicubic", "center_crop_dhariwal"])
@@ -62,15 +47,6 @@ def test_the_crop_is_the_middle_half_a_pixel_to_the_left(recipe, extra, first):
     )
     tall = wide.transpose(1, 0, 2)
     np.testing.assert_array_equal(resize(tall, 8, recipe, "a"), tall[first : first + 8])
-
-
-@pytest.mark.parametrize("recipe", RESIZING)
-def test_a_mirrored_image_becomes_the_mirrored_one(recipe):
-    # Even differences in size, so that the crop is symmetric.
-    image = noise(20, 40)
-    mirrored = resize(image[:, ::-1], 10, recipe, "a")
-    difference = mirrored.astype(int) - resize(image, 10, recipe, "a")[:, ::-1]
-    assert np.abs(difference).max() <= 1  # halves round up in both
 
 
 def golden(image, size, halvings):
@@ -98,30 +74,9 @@ def golden(image, size, halvings):
 )
 def test_the_recipes_of_imagenet_step_by_step(shape, halvings):
     image = noise(*shape)
-    np.testing.assert_array_equal(
-        resize(image, 8, "center_crop_dhariwal", "a"), golden(image, 8, halvings)
-    )
-    np.testing.assert_array_equal(
-        resize(image, 8, "center_crop_bicubic", "a"), golden(image, 8, [])
-    )
-
-
-def test_bicubic_weights_by_hand():
-    # Keys' cubic with a = -1/2 at the distances 1/2 and 3/2 of each middle: 9/16 and
-    # -1/16. One image of 1 x 4 cannot be cropped; 4 x 4 rows are all alike. Twice
-    # reduced, the filter is stretched twice: distances 1/4, 3/4, 5/4, 7/4.
-    def cubic(x):
-        near = 1.5 * x**3 - 2.5 * x**2 + 1
-        far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-        return near if x < 1 else far
-
-    row = np.array([10, 50, 90, 30, 200, 120, 60, 250], float)
-    image = np.repeat(row[None, :, None], 8, axis=0).astype(np.uint8)
-    resized = resize(image, 4, "center_crop_bicubic", "a")
-    weights = np.array([cubic(d) for d in (1.75, 1.25, 0.75, 0.25)])
-    weights = np.concatenate([weights, weights[::-1]])
-    second = (weights[1:] * row[:7]).sum() / weights[1:].sum()  # cut off at the edge
-    assert abs(float(resized[0, 1, 0]) - second) <= 1
+    for recipe, steps in (("dhariwal", halvings), ("bicubic", [])):
+        resized = resize(image, 8, f"center_crop_{recipe}", "a")
+        np.testing.assert_array_equal(resized, golden(image, 8, steps))
 
 
 def test_what_no_recipe_can_do_names_the_item():

@@ -23,27 +23,23 @@ SHARD_ITEMS = 2048  # 256 MiB of 64x64 latents in float32
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns a batch of images into latents, and what it is called.
+    """What turns a batch of images into latents."""
 
-    Attributes:
-      encode: uint8 ``(batch_size, h, w, c)`` -> ``(batch_size, h', w', 2 c')`` float32,
-        mean and standard deviation; of each image by itself.
-      batch_size: number of images that it takes.
-      identity: what a manifest says of it: ``pixel_range``, the interval in which
-        pixels enter, ``name``, and ``sha256`` of the weights.
-    """
-
+    # uint8 (batch_size, h, w, c) -> float32 (batch_size, h', w', 2 c'), mean and
+    # standard deviation; each image by itself.
     encode: Callable[[np.ndarray], np.ndarray]
     batch_size: int
+    # For the manifest: ``pixel_range`` in which pixels enter, ``name``, and ``sha256``
+    # of the weights.
     identity: dict[str, Any]
 
 
 class EncodedItems:
     """Items of latents; see ``Items``.
 
-    Item by item they are read from batches that begin at multiples of the batch size:
-    an image is always encoded in the same company, so that the stored bytes do not
-    depend on where a preparation was interrupted. The last batch is kept.
+    Batches begin at multiples of the batch size: an image is always encoded in the same
+    company, so that the stored bytes do not depend on where a preparation was
+    interrupted. The last batch is kept.
 
     Args:
       images: items of images, all of one shape.
@@ -68,7 +64,7 @@ class EncodedItems:
         return len(self.images) * (1 + self.flips)
 
     def name(self, index: int) -> str:
-        image, mirrored = self._image(index)
+        image, mirrored = divmod(index, 1 + self.flips)
         return self.images.name(image) + (", mirrored" if mirrored else "")
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -78,37 +74,33 @@ class EncodedItems:
             raise found
         return found
 
-    def _image(self, index: int) -> tuple[int, bool]:
-        return (index // 2, index % 2 == 1) if self.flips else (index, False)
-
     def _encode_batch(self, start: int) -> list[dict[str, np.ndarray] | ItemError]:
         """Each item of a batch, or why it cannot be used."""
         stop = min(start + self.encoder.batch_size, len(self))
         read: list[Any] = [self._read_image(index) for index in range(start, stop)]
-        good = [k for k, item in enumerate(read) if isinstance(item, dict)]
-        if not good:
+        shape = next((r["image"].shape for r in read if isinstance(r, dict)), None)
+        if shape is None:
             return read
-        shape = read[good[0]]["image"].shape
         batch = np.zeros((self.encoder.batch_size, *shape), np.uint8)
-        for k in good:
-            image = read[k]["image"]
-            if image.shape != shape:
-                read[k] = ItemError(
-                    f"{self.name(start + k)} has shape {image.shape}, and the images "
-                    f"before it {shape}; all must have one to be encoded together"
-                )
-            else:
-                batch[k] = image
+        for k, item in enumerate(read):
+            if not isinstance(item, dict):
+                continue
+            if item["image"].shape == shape:
+                batch[k] = item["image"]
+                continue
+            read[k] = ItemError(
+                f"{self.name(start + k)} has shape {item['image'].shape}, and the "
+                f"images before it {shape}; all must have one to be encoded together"
+            )
         latents = np.asarray(self.encoder.encode(batch), np.float32)
-        return [
-            {**{n: v for n, v in item.items() if n != "image"}, "latent": latents[k]}
-            if isinstance(item, dict)
-            else item
-            for k, item in enumerate(read)
-        ]
+        for item, latent in zip(read, latents, strict=False):
+            if isinstance(item, dict):
+                del item["image"]
+                item["latent"] = latent
+        return read
 
     def _read_image(self, index: int) -> dict[str, np.ndarray] | ItemError:
-        image, mirrored = self._image(index)
+        image, mirrored = divmod(index, 1 + self.flips)
         try:
             fields = dict(self.images.read(image))
         except ItemError as error:
@@ -129,26 +121,15 @@ def encode_dataset(
     shard_items: int = 0,
     **settings: Any,
 ) -> Path:
-    """Writes the latents of images as a prepared dataset; resumable.
-
-    Several calls, one for each process with devices of its own, share the work when
-    they have the same target.
+    """Writes the latents of images as a prepared dataset; see ``prepare.prepare``.
 
     Args:
       images: items of images, such as ``sources.open_items`` of a prepared folder.
       encoder: see ``Encoder``; the manifest repeats its identity.
-      target: ``ROOT/NAME/VERSION``.
+      target: ``ROOT/NAME/VERSION``, which is returned.
       flips: store the latents of the mirrored images, too.
       shard_items: items in a shard, rounded up to whole batches; 0 for 2,048.
-      **settings: further arguments of ``prepare.prepare``, such as ``split`` and
-        ``dtype``, ``process_index`` and ``process_count``.
-
-    Returns:
-      ``target``.
-
-    Raises:
-      ItemError: an item cannot be encoded; the message names it.
-      ValueError: see ``prepare.prepare``.
+      **settings: further arguments of ``prepare.prepare``.
     """
     batches = -(-(shard_items or SHARD_ITEMS) // encoder.batch_size)
     return prepare.prepare(

@@ -20,7 +20,6 @@ INK, MUTED, LINE = "#1b1f24", "#59636e", "#d1d9e0"
 CHANNELS = {
     1: ("grey",),
     3: ("red", "green", "blue"),
-    4: tuple(f"channel {k}" for k in range(4)),
     8: (*(f"mean {k}" for k in range(4)), *(f"std {k}" for k in range(4))),
 }
 COLOURS = ("#cf222e", "#1a7f37", "#0969da", "#8250df")
@@ -31,8 +30,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Writes a page on a prepared split.
 
-    Shown are items at equal distances through the split. The histograms are of at most
-    1,000 such items; mean and standard deviation are those of the manifest, of all.
+    It shows items at equal distances through the split, and histograms of at most 1,000
+    such items; mean and standard deviation are those of the manifest, over all items.
 
     Args:
       folder: ``ROOT/NAME/VERSION`` with a manifest.
@@ -46,23 +45,22 @@ def inspect(
     Raises:
       FileNotFoundError: there is no manifest.
       ValueError: no such split.
-      ImportError: matplotlib is missing.
     """
     found = manifest.read(folder)
     facts = lookup(found["splits"], split, f"split of {folder}")
     source = pipeline.read_prepared(folder, split, memory_limit=0)
-    values, labels = _items(source, found, num)
-    sample, _ = _items(source, found, 1000)
+    values, labels = _items(source, found["field"], num)
+    sample, _ = _items(source, found["field"], 1000)
     figure_module = require("matplotlib.figure", "data inspect", "scm_jax[analysis]")
     rows = math.ceil(len(values) / COLUMNS)
-    named = labels is not None
-    heights = [(0.98 if named else 0.84) * rows, 2.6]
-    figure = figure_module.Figure(
-        figsize=(9, sum(heights) + 0.9), dpi=110, layout="constrained"
-    )
-    figure.suptitle(
-        _title(found, split, facts), fontsize=11, color=INK, x=0.01, ha="left"
-    )
+    heights = [(0.84 if labels is None else 0.98) * rows, 2.6]
+    size = (9, sum(heights) + 0.9)
+    figure = figure_module.Figure(figsize=size, dpi=110, layout="constrained")
+    classes = f"{found['num_classes']:,}" if found["num_classes"] else "no"
+    shape = "x".join(map(str, found["shape"]))
+    what = f"{facts['count']:,} items, {found['dtype']} {shape}, {classes} classes"
+    title = f"{found['name']}, {split}: {what}"
+    figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     _draw_grid(top, rows, _shown(values, found, facts), labels, found)
     _draw_histograms(bottom, sample, found, facts)
@@ -72,27 +70,19 @@ def inspect(
 
 
 def _items(
-    source: pipeline.Source, found: dict[str, Any], num: int
+    source: pipeline.Source, field: str, num: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     indices = np.linspace(0, len(source) - 1, min(num, len(source))).astype(np.int64)
     fields = source.gather(indices)
-    return fields[found["field"]], fields.get("label")
-
-
-def _title(found: dict[str, Any], split: str, facts: dict[str, Any]) -> str:
-    shape = "x".join(map(str, found["shape"]))
-    classes = found["num_classes"]
-    said = f"{classes:,} classes" if classes else "no classes"
-    what = f"{facts['count']:,} items, {found['dtype']} {shape}, {said}"
-    return f"{found['name']}, {split}: {what}"
+    return fields[field], fields.get("label")
 
 
 def _shown(
     values: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
 ) -> np.ndarray:
-    """uint8 with one or three channels; of latents three, each its mean +- 2.5 std."""
+    """uint8 with one or three channels; three of latents, each its mean +- 2.5 std."""
     if found["field"] == "image":
-        # A few levels only, as the digits have: all of the grey scale.
+        # Images with a few levels only, such as the digits, use all of the grey scale.
         top = 255 if values.max() > 16 else max(int(values.max()), 1)
         return (values.astype(np.float32) * (255 / top)).astype(np.uint8)
     mean, std = (np.array(facts[key][:3]) for key in ("mean", "std"))
@@ -124,7 +114,7 @@ def _draw_grid(
 def _draw_histograms(
     figure: Any, sample: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """One panel per channel, at most eight; the unit is that of the statistics."""
+    """One panel per channel, at most eight, in the unit of the statistics."""
     channels = min(sample.shape[-1], 8)
     names = CHANNELS.get(channels, tuple(f"channel {k}" for k in range(channels)))
     axes = figure.subplots(1 if channels <= 4 else 2, min(channels, 4), squeeze=False)
@@ -139,10 +129,8 @@ def _draw_histograms(
         axis.hist(values, bins=64, range=span, density=True, color=colour, alpha=0.75)
         axis.axvline(mean, color=INK, linewidth=1)
         axis.axvspan(mean - std, mean + std, color=LINE, alpha=0.5, zorder=0)
-        axis.set_title(
-            f"{names[k]}: mean {mean:.3f}, std {std:.3f}", fontsize=8, color=INK
-        )
+        title = f"{names[k]}: mean {mean:.3f}, std {std:.3f}"
+        axis.set_title(title, fontsize=8, color=INK)
         axis.tick_params(labelsize=7, colors=MUTED)
         axis.set_yticks([])
-        for side in ("top", "right", "left"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right", "left"]].set_visible(False)

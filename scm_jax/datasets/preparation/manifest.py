@@ -1,55 +1,49 @@
 """``manifest.json`` of a prepared dataset: what it holds, measured and hashed.
 
-It lies beside tfds's own files. Keys: ``name``, ``field``, ``shape``, ``dtype``,
-``num_classes``, ``class_names``, ``encoder`` (of latents: what made them, and from
-pixels in which ``pixel_range``), ``statistics_of``, and for each split ``count``,
-``items_per_class``, ``mean`` and ``std`` per channel, ``recipe``, ``shards`` with their
-items, bytes and sha256, ``skipped`` items, and ``made``: when and with which versions.
+It lies beside the files of tfds; docs/data.md lists its keys.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import shard_files as files
 from scm_jax.datasets.preparation import shards
+from scm_jax.datasets.preparation.readers.items import damaged
+from scm_jax.files.atomic import write_atomically
 
 FILE = "manifest.json"
 STATISTICS_OF = {
     "image": "pixels scaled to [-1, 1]: level / 127.5 - 1",
     "latent": "latents as stored",
 }
+# They could change the stored bytes.
+_PACKAGES = ("scm_jax", "numpy", "pillow", "array_record", "tensorflow-datasets")
 # What the splits of one folder share.
 SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names", "encoder")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is not one.
-    """
+    """The manifest of a folder; FileNotFoundError or ValueError where it has none."""
     file = folder / FILE
     if not file.is_file():
         raise FileNotFoundError(
             f"{folder} has no {FILE}: it was not prepared by `python -m scm_jax data "
             "prepare`"
         )
-    try:
+    with damaged(f"{file} is not a manifest", (ValueError, TypeError)):
         found = json.loads(file.read_text())
         if not set(SHARED) | {"splits"} <= set(found):
             raise ValueError(f"it has the keys {sorted(found)}")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is not a manifest: {error}") from error
     return found
 
 
@@ -70,13 +64,19 @@ def shared_part(plan: shards.Plan) -> dict[str, Any]:
 def split_part(plan: shards.Plan, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a manifest says of one split, from the records of its shards in order."""
     mean, std = moments(plan.field, records)
-    classes = np.zeros(len(plan.class_names), np.int64)
+    classes = [0] * len(plan.class_names)
     for record in records if plan.class_names else ():
         for label, count in record["classes"].items():
             classes[int(label)] += count
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        versions[package] = "not installed"  # such as scm_jax, run from a checkout
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         "count": sum(record["items"] for record in records),
-        "items_per_class": classes.tolist(),
+        "items_per_class": classes,
         "mean": mean.tolist(),
         "std": std.tolist(),
         "recipe": recipe_part(plan),
@@ -85,34 +85,14 @@ def split_part(plan: shards.Plan, records: Sequence[dict[str, Any]]) -> dict[str
             for record in records
         ],
         "skipped": [item for record in records for item in record["skipped"]],
-        "made": {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **versions(),
-        },
+        "made": {"date": date, **versions},
     }
 
 
 def recipe_part(plan: shards.Plan) -> dict[str, Any]:
     """How a split was made, for its manifest."""
-    return {
-        "recipe": plan.recipe,
-        "size": plan.size,
-        "shard_items": plan.shard_items,
-        "origin": plan.origin,
-        "options": plan.options,
-    }
-
-
-def versions() -> dict[str, str]:
-    """The versions of what could change the stored bytes."""
-    names = ("scm_jax", "numpy", "pillow", "array_record", "tensorflow-datasets")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            found[name] = "not installed"
-    return found
+    keys = ("recipe", "size", "shard_items", "origin", "options")
+    return {key: getattr(plan, key) for key in keys}
 
 
 def moments(
@@ -120,11 +100,8 @@ def moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, float64, over all values of all items.
 
-    Sums of levels are whole numbers and exact, so they do not depend on the order;
-    those of latents are added in the order of the shards.
-
-    Returns:
-      Of pixels in [-1, 1], or of latents as stored.
+    The values are pixels in [-1, 1], from exact sums of levels, or latents as stored,
+    whose sums are added in the order of the shards.
     """
     count = sum(record["count"] for record in records)
     exact: Any = object if field == "image" else np.float64
@@ -155,11 +132,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# --- tfds's own description -----------------------------------------------------------
-
-
-def write_dataset_info(folder: Path, manifest: dict[str, Any], version: str) -> None:
-    """Writes ``dataset_info.json``, from which tfds knows splits and shards."""
+def write(folder: Path, manifest: dict[str, Any], version: str) -> None:
+    """Writes the manifest, and ``dataset_info.json``, which tfds reads."""
     splits = [
         {
             "name": name,
@@ -177,18 +151,16 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any], version: str) -> 
         "splits": splits,
         "version": version,
     }
-    files.write_json(folder / "dataset_info.json", info, indent=1)
+    # The manifest last: with it the split counts as there.
+    write_atomically(folder / "dataset_info.json", json.dumps(info, indent=1) + "\n")
+    write_atomically(folder / FILE, json.dumps(manifest, indent=1) + "\n")
 
 
 # --- data that a tfds builder made ----------------------------------------------------
 
 
 def describe_prepared(folder: Path) -> dict[str, Any] | None:
-    """Measures a folder that a tfds builder wrote and writes its manifest.
-
-    Returns:
-      The manifest; None where the items are neither images nor latents.
-    """
+    """Measures what a tfds builder wrote; None where it has no images or latents."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -212,31 +184,13 @@ def describe_prepared(folder: Path) -> dict[str, Any] | None:
             num_items=info.num_examples,
             origin={"kind": "tfds builder", "path": builder.info.full_name},
         )
-        records = builder.as_data_source(split=split)
-        parts = [
-            _measured(plan, records, Path(file), items)
-            for file, items in _runs(info.filepaths, info.shard_lengths)
-        ]
+        items, parts = iter(builder.as_data_source(split=split)), []
+        for file, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            sums = shards.Sums.zeros(plan)
+            for item in itertools.islice(items, length):
+                sums.add(np.asarray(item[field]), item.get("label", 0))
+            parts.append(shards.record_of(Path(file).name, Path(file), sums, []))
         found |= shared_part(plan)
         found["splits"][split] = split_part(plan, parts)
-    files.write_json(folder / FILE, found, indent=1)
+    write_atomically(folder / FILE, json.dumps(found, indent=1) + "\n")
     return found
-
-
-def _runs(files: Sequence[Any], lengths: Sequence[int]) -> Iterator[tuple[Any, range]]:
-    start = 0
-    for file, length in zip(files, lengths, strict=True):
-        yield file, range(start, start + length)
-        start += length
-
-
-def _measured(
-    plan: shards.Plan, records: Any, file: Path, items: range
-) -> dict[str, Any]:
-    """The record of one shard that is there already."""
-    sums, classes = shards.Sums.zeros(plan), np.zeros(len(plan.class_names) or 1, int)
-    for index in items:
-        item = records[index]
-        sums.add(np.asarray(item[plan.field]))
-        classes[int(item.get("label", 0))] += 1
-    return shards.record_of(file.name, file, sums, classes, skipped=[])

@@ -8,6 +8,7 @@ appears under its name by one rename when all of it is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,18 +16,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import (
-    manifest,
-    parallel,
-    progress,
-    shard_files,
-    shards,
-)
+from scm_jax.datasets.preparation import manifest, parallel, progress, shards
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
+from scm_jax.datasets.preparation.shards import Plan, Work
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +42,6 @@ def prepare(
     process_count: int = 1,
     skip_bad: int = 0,
     fresh: bool = False,
-    quiet: bool = False,
     options: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
 ) -> Path:
@@ -63,14 +58,13 @@ def prepare(
       labelled: store the classes of items that have them.
       shard_items: items in a shard; 0 for at most 4,096 items and 256 MiB.
       workers: processes that this call starts.
-      process_index: which of several calls on the same target this is; with it they
-        begin at different shards.
+      process_index: which of several calls on the same target this is; each begins at
+        another shard.
       process_count: how many calls these are.
       skip_bad: leave out up to so many items that cannot be used; the manifest names
-        them. What one call left out a further one leaves out, too, unless it is 0.
+        them. A further call leaves them out, too, unless it has 0.
       fresh: forget what an earlier, unfinished call with the same arguments has made;
         for a single call only.
-      quiet: no progress on stderr.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
 
@@ -85,18 +79,14 @@ def prepare(
       OSError: a shard could not be written.
     """
     _check_arguments(target, split, fresh, process_count)
-    first = _first_item(items, recipe, size, skip_bad)
-    stored = _stored_dtype(first.field, dtype)
-    plan = shards.Plan(
+    plan = _make_plan(
+        items,
+        *(skip_bad, labelled, dtype),
         name=target.parent.name,
         split=split,
-        field=first.field,
-        shape=first.shape,
-        dtype=stored,
-        class_names=_stored_classes(items, first, labelled),
         recipe=recipe,
         size=size,
-        shard_items=shard_items or _shard_items(first.shape, stored),
+        shard_items=shard_items,
         num_items=len(items),
         origin=_as_json(items.origin),
         options=_as_json(options or {}),
@@ -106,37 +96,32 @@ def prepare(
     there = _is_there(target, plan)
     if there or fresh:  # a call may have been killed at its very end
         shutil.rmtree(staging, ignore_errors=True)
-    if not there:
-        processes = process_index, process_count
-        work = parallel.Work(items, plan, staging, target, skip_bad, *processes)
-        _make(work, workers, quiet)
-    return target
-
-
-def _make(work: parallel.Work, workers: int, quiet: bool) -> None:
+    if there:
+        return target
+    work = Work(items, plan, staging, target, skip_bad)
     _begin(work)
-    plan, target = work.plan, work.target
-    say = progress.Progress(f"{plan.name} {plan.split}", plan.num_items, quiet)
-    parallel.run(work, workers, say)
+    say = progress.Progress(f"{plan.name} {split}", plan.num_items)
+    first = plan.num_shards * process_index // max(process_count, 1)
+    parallel.run(work, first, workers, say)
     _publish(work)
     say.end()
-    skipped = manifest.read(target)["splits"][plan.split]["skipped"]
-    if skipped:
+    if skipped := manifest.read(target)["splits"][split]["skipped"]:
         logger.warning(
             "%d of these items were left out; %s names them, the first: %s",
             *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
         )
+    return target
 
 
 def _check_arguments(target: Path, split: str, fresh: bool, process_count: int) -> None:
     for what, name in (("name of a dataset", target.parent.name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", name):
             raise ValueError(
-                f"{name!r} is no {what}: legal are small letters, digits and _, with a "
-                "letter first"
+                f"{name!r} is not a {what}: legal are lowercase letters, digits and _, "
+                "with a letter first"
             )
     if not re.fullmatch(r"\d+\.\d+\.\d+", target.name):
-        raise ValueError(f"{target.name!r} is no version: they look like 1.0.0")
+        raise ValueError(f"{target.name!r} is not a version such as 1.0.0")
     if fresh and process_count > 1:
         raise ValueError(
             "fresh = True: each of several processes would remove what the others have "
@@ -148,52 +133,58 @@ def _check_arguments(target: Path, split: str, fresh: bool, process_count: int) 
 # --- plan -----------------------------------------------------------------------------
 
 
-class _First(NamedTuple):
-    """The first item that can be used: all others are as it is."""
-
-    field: str
-    shape: tuple[int, ...]
-    has_label: bool
-
-
-def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> _First:
+def _make_plan(
+    items: Items,
+    skip_bad: int,
+    labelled: bool,
+    dtype: str | None,
+    *,
+    recipe: str,
+    size: int,
+    shard_items: int,
+    **rest: Any,
+) -> Plan:
+    """The plan of a split; its items are as the first one is that can be used."""
+    path = items.origin.get("path")
     if len(items) == 0:
-        raise ValueError(f"there are no items at {items.origin.get('path')}")
+        raise ValueError(f"there are no items at {path}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    for index in range(len(items)):
-        try:
-            item = shards.read_item(items, index, recipe, size, "float32")
-        except ItemError:
-            if index >= min(skip_bad, len(items) - 1):
-                raise
-            continue
-        if item.field == "latent" and (recipe != "none" or size):
-            raise ValueError(
-                f"size = {size}, recipe = {recipe!r}: the items at "
-                f"{items.origin.get('path')} are latents, which are not resized"
-            )
-        return _First(item.field, item.value.shape, item.label is not None)
-    raise AssertionError("the last item either returned or raised")
-
-
-def _stored_dtype(field: str, dtype: str | None) -> str:
+    field, value, label = _first_item(items, recipe, size, skip_bad)
+    is_image = field == "image"
+    if not is_image and (recipe != "none" or size):
+        raise ValueError(
+            f"size = {size}, recipe = {recipe!r}: the items at {path} are latents, "
+            "which are not resized"
+        )
     if dtype not in (None, "float16", "float32"):
         raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
-    if field == "image" and dtype is not None:
+    if is_image and dtype is not None:
         raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
-    return "uint8" if field == "image" else dtype or "float32"
-
-
-def _stored_classes(items: Items, first: _First, labelled: bool) -> tuple[str, ...]:
-    if not (labelled and first.has_label):
-        return ()
-    if not items.class_names:
+    stored = "uint8" if is_image else dtype or "float32"
+    has_label = labelled and label is not None
+    if has_label and not items.class_names:
         raise ValueError(
-            f"the items at {items.origin.get('path')} have labels, and the number of "
-            "classes is not known"
+            f"the items at {path} have labels, and the number of classes is not known"
         )
-    return tuple(items.class_names)
+    return Plan(
+        field=field,
+        shape=value.shape,
+        dtype=stored,
+        class_names=tuple(items.class_names) if has_label else (),
+        recipe=recipe,
+        size=size,
+        shard_items=shard_items or _shard_items(value.shape, stored),
+        **rest,
+    )
+
+
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> Any:
+    last = min(skip_bad, len(items) - 1)
+    for index in range(last):
+        with contextlib.suppress(ItemError):
+            return shards.read_item(items, index, recipe, size, "float32")
+    return shards.read_item(items, last, recipe, size, "float32")
 
 
 def _shard_items(shape: tuple[int, ...], dtype: str) -> int:
@@ -208,13 +199,8 @@ def _as_json(value: Any) -> Any:
 # --- begin and end --------------------------------------------------------------------
 
 
-def _is_there(target: Path, plan: shards.Plan) -> bool:
-    """Whether the target holds this very split.
-
-    Raises:
-      ValueError: it holds something that this split does not go with.
-      FileExistsError: it is something else.
-    """
+def _is_there(target: Path, plan: Plan) -> bool:
+    """Whether the target holds this very split."""
     if not target.exists():
         return False
     if not (target / manifest.FILE).is_file():
@@ -239,8 +225,8 @@ def _is_there(target: Path, plan: shards.Plan) -> bool:
     return True
 
 
-def _begin(work: parallel.Work) -> None:
-    """Makes the hidden folder, or finds it and says if the raw data have changed."""
+def _begin(work: Work) -> None:
+    """Makes the hidden folder; warns where the raw data of its shards have changed."""
     for folder in (work.folder, work.state):
         folder.mkdir(parents=True, exist_ok=True)
     file = work.state / "origin.json"
@@ -254,18 +240,22 @@ def _begin(work: parallel.Work) -> None:
             "%s now. Shards that are whole are kept; --fresh makes all of them again",
             *(old, work.plan.origin),
         )
-    shard_files.write_json(file, work.plan.origin)
+    file.write_text(json.dumps(work.plan.origin))
 
 
-def _publish(work: parallel.Work) -> None:
+def _publish(work: Work) -> None:
     """Gives the whole split its name; of several processes the first does it."""
     with parallel.claimed(work.target.parent, wait=True):
         if work.state.exists() and not _is_there(work.target, work.plan):
             _move_into_place(work)
-        _remove(work.staging)
+        # In one rename, so that no process takes a half-removed folder for a whole one.
+        gone = work.staging.with_name(f"{work.staging.name}.gone-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            work.staging.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _move_into_place(work: parallel.Work) -> None:
+def _move_into_place(work: Work) -> None:
     plan, target = work.plan, work.target
     records = [work.record(shard) for shard in range(plan.num_shards)]
     whole = [record for record in records if record is not None]
@@ -279,30 +269,17 @@ def _move_into_place(work: parallel.Work) -> None:
             f"{len(split['skipped'])} items were skipped, and skip_bad = "
             f"{work.skip_bad}: {split['skipped'][0]['why']}"
         )
+    folder, old = work.folder, {}
     if target.exists():
         for record in whole:
             if (work.folder / record["file"]).exists():
                 os.replace(work.folder / record["file"], target / record["file"])
-        folder = target
-        old = manifest.read(target)["splits"]
+        folder, old = target, manifest.read(target)["splits"]
     else:
-        shards.features(plan).save_config(work.folder)
-        folder = work.folder
-        old = {}
+        shards.features(plan).save_config(folder)
     splits = dict(sorted({**old, plan.split: split}.items()))
-    found = {**manifest.shared_part(plan), "splits": splits}
-    # The manifest last: with it the split counts as there.
-    manifest.write_dataset_info(folder, found, target.name)
-    shard_files.write_json(folder / manifest.FILE, found, indent=1)
+    manifest.write(
+        folder, {**manifest.shared_part(plan), "splits": splits}, target.name
+    )
     if folder is not target:
         os.rename(folder, target)
-
-
-def _remove(staging: Path) -> None:
-    """In one rename, so that no process takes a half-removed folder for a whole one."""
-    gone = staging.with_name(f"{staging.name}.gone-{os.getpid()}")
-    try:
-        staging.rename(gone)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(gone, ignore_errors=True)

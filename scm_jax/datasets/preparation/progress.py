@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
-
-LINE_SECONDS = 10.0
-TERMINAL_SECONDS = 0.5
 
 
 class Progress:
-    """Counts items and says how many, how fast and how long still, on stderr.
+    """Counts items and says how many, how fast and how long still, on stderr."""
 
-    Args:
-      what: what is prepared.
-      total: its number of items.
-      quiet: says nothing.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        quiet: bool = False,
-        stream: TextIO | None = None,
-    ):
-        self._what, self._total, self._quiet = what, total, quiet
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+    def __init__(self, what: str, total: int):
+        self._what, self._total = what, total
+        self._terminal = sys.stderr.isatty()
         self._before = self._done = 0
         self._started = self._said = time.monotonic()
 
@@ -47,7 +30,7 @@ class Progress:
         """So many items since ``start``."""
         self._done = done
         now = time.monotonic()
-        if now - self._said >= (TERMINAL_SECONDS if self._terminal else LINE_SECONDS):
+        if now - self._said >= (0.5 if self._terminal else 10):
             self._said = now
             self._line(self.text(now - self._started))
 
@@ -55,11 +38,13 @@ class Progress:
         """The state after so many seconds, in words."""
         there = self._before + self._done
         rate = self._done / max(seconds, 1e-9)
-        left = (self._total - there) / rate if rate else float("inf")
+        left = (
+            f"{_duration((self._total - there) / rate)} left" if rate else "no item yet"
+        )
         share = 100 * there / max(self._total, 1)
         return (
             f"{there:,} of {self._total:,} items ({share:.0f} %), {rate:,.0f} items/s, "
-            + (f"{_duration(left)} left" if left < 1e9 else "no item yet")
+            f"{left}"
         )
 
     def end(self) -> None:
@@ -71,11 +56,9 @@ class Progress:
         )
 
     def _line(self, text: str, end: str | None = None) -> None:
-        if self._quiet:
-            return
         clear, default = ("\r\x1b[K", "") if self._terminal else ("", "\n")
-        self._stream.write(f"{clear}{self._what}: {text}{end or default}")
-        self._stream.flush()
+        print(f"{clear}{self._what}: {text}", end=end or default, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _duration(seconds: float) -> str:

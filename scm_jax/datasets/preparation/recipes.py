@@ -1,4 +1,4 @@
-"""``data/NAME/recipe.toml``: how raw files become a dataset of a given name."""
+"""``data/NAME/recipe.toml``: how raw files become a dataset with a given name."""
 
 from __future__ import annotations
 
@@ -10,47 +10,30 @@ from typing import Any
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
-from scm_jax.datasets.preparation.readers import drawn
+from scm_jax.datasets.preparation.readers import sources
+from scm_jax.datasets.preparation.readers.items import damaged
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
 FILE = "recipe.toml"
-# Datasets that several different sets of images go by the name of.
-VARIANTS = {"imagenet64": IMAGENET64_VARIANTS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What ``data prepare`` does with raw files.
-
-    Attributes:
-      name: of the prepared dataset.
-      source: path of the raw data, relative to the file; empty where the command gives
-        it. Of the kind ``drawn`` a key of ``preparation.drawn.DRAWN``.
-      kind: of the source, a key of ``preparation.sources.SOURCES``, ``auto``, or
-        ``drawn``.
-      recipe: a key of ``preparation.resize.RECIPES``.
-      size: side of the images in pixels; 0 for as they are, with the recipe ``none``.
-      dtype: of stored latents; empty for images.
-      labels: ``auto``, ``required`` or ``none``.
-      label_base: number of the first class in the raw data.
-      num_classes: how many classes there must be; 0 for as many as there are.
-      channels: 3 or 1.
-      encoder: what made latents, and from pixels in which range.
-      items: published number of items of each split; another one is a warning.
-    """
+    """What ``data prepare`` does with raw files; data/README.md lists the keys."""
 
     name: str
-    source: str = ""
-    kind: str = "auto"
-    recipe: str = "none"
-    size: int = 0
-    dtype: str = ""
+    source: str = ""  # relative to the file; what is drawn with the kind ``drawn``
+    kind: str = "auto"  # or a key of SOURCES, or ``drawn``
+    recipe: str = "none"  # a key of RECIPES
+    size: int = 0  # side of the images in pixels; 0 for as they are
+    dtype: str = ""  # of stored latents
     labels: str = "auto"
     label_base: int = 0
-    num_classes: int = 0
+    num_classes: int = 0  # 0 for as many as there are
     channels: int = 3
     encoder: dict[str, str] = dataclasses.field(default_factory=dict)
+    # Published number of items in each split; another one is a warning.
     items: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -74,20 +57,15 @@ def names() -> list[str]:
 
 
 def read(file: Path, variant: str = "") -> Recipe:
-    """Reads a recipe.
+    """Reads a TOML file whose keys are the attributes of ``Recipe``.
 
-    Args:
-      file: a TOML file whose keys are the attributes of ``Recipe``.
-      variant: which of the datasets of that name, see ``VARIANTS``; empty for the
-        first.
+    ``variant`` is a key of ``IMAGENET64_VARIANTS``; empty for the first.
 
     Raises:
       ValueError: not such a file, or no such variant; the message has the legal values.
     """
-    try:
+    with damaged(f"{file}", (tomllib.TOMLDecodeError,)):
         values = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file}: {error}") from error
     defaults = {field.name: field for field in dataclasses.fields(Recipe)}
     for key, value in values.items():
         wanted = str(lookup(defaults, key, f"{file}: key").type).split("[")[0]
@@ -96,27 +74,22 @@ def read(file: Path, variant: str = "") -> Recipe:
     if not values.get("name"):
         raise ValueError(f"{file}: has no name")
     recipe = Recipe(**values)
-    is_name = recipe.kind == drawn.KIND or recipe.source.startswith("tfds:")
+    is_name = recipe.kind == sources.DRAWN or recipe.source.startswith("tfds:")
     if recipe.source and not is_name:
         source = str((file.parent / user_paths.expand(recipe.source)).resolve())
         recipe = dataclasses.replace(recipe, source=source)
-    return _varied(recipe, variant)
-
-
-def _varied(recipe: Recipe, variant: str) -> Recipe:
-    table: dict[str, Any] = VARIANTS.get(recipe.name, {})
-    if not table:
+    if recipe.name != "imagenet64":
         if variant:
             raise ValueError(f"variant = {variant!r}: {recipe.name!r} has no variants")
         return recipe
-    chosen = lookup(table, variant or next(iter(table)), "variant")
-    labelled = chosen.labelled
+    first = next(iter(IMAGENET64_VARIANTS))
+    chosen = lookup(IMAGENET64_VARIANTS, variant or first, "variant")
     return dataclasses.replace(
         recipe,
         name=chosen.folder,
         recipe=chosen.recipe,
-        labels="required" if labelled else "none",
-        num_classes=recipe.num_classes if labelled else 0,
+        labels="required" if chosen.labelled else "none",
+        num_classes=recipe.num_classes if chosen.labelled else 0,
         label_base=chosen.label_base,
     )
 
@@ -124,7 +97,7 @@ def _varied(recipe: Recipe, variant: str) -> Recipe:
 def open_options(
     recipe: Recipe, kind: str, label_file: str | None = None
 ) -> dict[str, Any]:
-    """What ``preparation.sources.open_items`` is told besides path, kind and split."""
+    """What ``sources.open_items`` is told besides path, kind and split."""
     # tfds counts classes from 0, and folders have names.
     named = kind in ("tfds", "folder", "zip", "tar", "cifar10") and not label_file
     return {

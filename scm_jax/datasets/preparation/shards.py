@@ -12,14 +12,15 @@ import errno
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import shard_files
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
+from scm_jax.files.atomic import file_sha256
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
 FIELDS = ("image", "latent")
@@ -29,36 +30,22 @@ SHARD_BYTES = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that determines the stored bytes of one split.
+    """All that determines the stored bytes of one split."""
 
-    Attributes:
-      name: of the dataset.
-      split: of it.
-      field: ``image`` or ``latent``.
-      shape: of one stored item, channels last.
-      dtype: of its values as stored.
-      class_names: names of the classes; empty where none are stored.
-      recipe: how images are resized, a name in ``preparation.resize.RECIPES``.
-      size: what they are resized to, in pixels; 0 with ``none``: as the first is.
-      shard_items: items in a shard.
-      num_items: how many there are.
-      origin: ``Items.origin``.
-      options: how the raw data were opened, where that says more.
-      encoder: what made the latents, ``pixel_range`` above all; empty for images.
-    """
-
-    name: str
+    name: str  # of the dataset
     split: str
-    field: str
-    shape: tuple[int, ...]
-    dtype: str
-    class_names: tuple[str, ...]
-    recipe: str
-    size: int
+    field: str  # ``image`` or ``latent``
+    shape: tuple[int, ...]  # of one stored item, channels last
+    dtype: str  # as stored
+    class_names: tuple[str, ...]  # empty where no classes are stored
+    recipe: str  # a name in ``preparation.resize.RECIPES``
+    size: int  # in pixels; 0 with the recipe ``none`` for that of the first item
     shard_items: int
-    num_items: int
-    origin: dict[str, Any]
+    num_items: int  # raw items
+    origin: dict[str, Any]  # ``Items.origin``
+    # How the raw data were opened, where that says more.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # What made the latents, ``pixel_range`` above all; empty for images.
     encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -75,37 +62,90 @@ class Plan:
         number = f"{shard:05d}-of-{self.num_shards:05d}"
         return f"{self.name}-{self.split}.array_record-{number}"
 
-    def identity(self) -> dict[str, Any]:
-        """What two preparations must share to use the shards of each other.
+    def hash(self) -> str:
+        """A hash of what two preparations must share to use each other's shards.
 
-        Neither the number of raw items nor the sizes of their files: a bad file may be
-        mended or removed, and what was done before still counts. Each shard has the
-        names of its items to itself, so a shard whose items moved is made again.
+        The number of raw items and the sizes of their files do not count: a bad file
+        may be mended or removed. Each shard has a hash of the names of its items, so
+        that a shard whose items moved is made again.
         """
         own = ["name", "split", "field", "shape", "dtype", "recipe", "size"]
         own += ["class_names", "shard_items", "options", "encoder"]
         where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
-        return {
-            "format": FORMAT,
-            **{key: getattr(self, key) for key in own},
-            "origin": where,
-        }
-
-    def hash(self) -> str:
-        """A hash of the identity, for names of folders."""
-        text = json.dumps(self.identity(), sort_keys=True)
+        shared = {key: getattr(self, key) for key in own}
+        identity = {"format": FORMAT, **shared, "origin": where}
+        text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def features(plan: Plan) -> Any:
-    """What is stored, as tfds says it.
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the processes of one preparation share; picklable."""
 
-    ``bytes``: by default tfds turns every value into a 64-bit number, which takes
-    twelve times as long to write, and more room.
-    """
+    items: Items
+    plan: Plan
+    staging: Path  # hidden folder where it is made
+    target: Path
+    skip_bad: int = 0  # how many bad items may be left out
+
+    @property
+    def folder(self) -> Path:
+        """Whole shards."""
+        return self.staging / "folder"
+
+    @property
+    def state(self) -> Path:
+        """Their records, claims, and what is incomplete."""
+        return self.staging / "state"
+
+    def record_file(self, shard: int) -> Path:
+        return self.state / f"{self.plan.file(shard)}.json"
+
+    def record(self, shard: int) -> dict[str, Any] | None:
+        """The record of a shard if it is whole and still of the same items."""
+        try:
+            record = json.loads(self.record_file(shard).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if record["skipped"] and not self.skip_bad:
+            return None  # of a command that allowed it; its items may be mended now
+        sizes = []
+        for folder in (self.folder, self.target):
+            # One look: another process may publish the file between two.
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append((folder / record["file"]).stat().st_size)
+        same = record["bytes"] in sizes and record["names"] == self.names_hash(shard)
+        return record if same else None
+
+    def names_hash(self, shard: int) -> str:
+        """A hash of the names of a shard's raw items, in order."""
+        text = json.dumps([self.items.name(k) for k in self.plan.items_of(shard)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def temporary(self, shard: int) -> Path:
+        """Where this process, of this machine, writes a shard until it is whole."""
+        return self.state / f"{_own_prefix(self.plan.file(shard))}{os.getpid()}"
+
+    def remove_leftovers(self, shard: int) -> None:
+        """Removes what killed processes of this machine left of a shard.
+
+        For the holder of its claim: no other process of this machine writes it.
+        """
+        for file in self.state.glob(f"{_own_prefix(self.plan.file(shard))}*"):
+            file.unlink(missing_ok=True)
+
+
+def _own_prefix(name: str) -> str:
+    return f".{name}.{socket.gethostname()}."
+
+
+def features(plan: Plan) -> Any:
+    """What is stored, in the words of tfds."""
     import tensorflow_datasets as tfds
 
     dtype = np.dtype(plan.dtype).type
+    # "bytes": by default tfds turns every value into a 64-bit number, which takes
+    # twelve times as long to write, and more room.
     stored = tfds.features.Tensor(shape=plan.shape, dtype=dtype, encoding="bytes")
     fields = {plan.field: stored}
     if plan.class_names:
@@ -113,66 +153,54 @@ def features(plan: Plan) -> Any:
         # tfds stores names as the stripped lines of a file.
         usable = all(n and n == n.strip() and len(n.splitlines()) == 1 for n in names)
         usable = usable and len(set(names)) == len(names)
-        known: dict[str, Any] = {"names": names} if usable else {}
-        fields["label"] = tfds.features.ClassLabel(
-            **(known or {"num_classes": len(names)})
-        )
+        known: Any = {"names": names} if usable else {"num_classes": len(names)}
+        fields["label"] = tfds.features.ClassLabel(**known)
     return tfds.features.FeaturesDict(fields)
 
 
 # --- one item -------------------------------------------------------------------------
 
 
-class Item(NamedTuple):
-    """One raw item, resized and cast; ``label`` is None where it has none."""
-
-    field: str
-    value: np.ndarray
-    label: int | None
-
-
-def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> Item:
+def read_item(
+    items: Items, index: int, recipe: str, size: int, dtype: str
+) -> tuple[str, np.ndarray, int | None]:
     """Reads a raw item, resizes an image, casts a latent to ``dtype``.
+
+    Returns:
+      The name of its field, its value, and its label or None.
 
     Raises:
       ItemError: it cannot be used.
     """
-    fields = items.read(index)
+    fields, name = items.read(index), items.name(index)
     field = next((name for name in FIELDS if name in fields), None)
     if field is None:
-        raise ItemError(f"{items.name(index)} has none of {FIELDS}: {sorted(fields)}")
+        raise ItemError(f"{name} has none of {FIELDS}: {sorted(fields)}")
     value = np.asarray(fields[field])
     if field == "image":
-        value = _resized(items.name(index), value, recipe, size)
+        dtype = "uint8"
+        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] not in (1, 3):
+            raise ItemError(
+                f"{name} is {value.dtype} {value.shape}; images are uint8 "
+                "(h, w, 1 or 3)"
+            )
+        if recipe != "none" or size:
+            from scm_jax.datasets.preparation import resize
+
+            value = resize.resize(value, size, recipe, name)
     label = None if fields.get("label") is None else int(fields["label"])
     with np.errstate(over="ignore"):
-        value = np.ascontiguousarray(value, "uint8" if field == "image" else dtype)
+        value = np.ascontiguousarray(value, dtype)
     if not np.isfinite(value).all():
         raise ItemError(
-            f"{items.name(index)} has values that are not finite in {dtype} (NaN, "
-            "infinity, or too large)"
+            f"{name} has values that are not finite in {dtype} (NaN, infinity, or too "
+            "large)"
         )
-    return Item(field, value, label)
-
-
-def _resized(name: str, image: np.ndarray, recipe: str, size: int) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ItemError(
-            f"{name} is {image.dtype} {image.shape}; images are uint8 (h, w, 1 or 3)"
-        )
-    if recipe == "none" and size == 0:
-        return image
-    from scm_jax.datasets.preparation import resize
-
-    return resize.resize(image, size, recipe, name)
+    return field, value, label
 
 
 def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
-    """One item as it is stored.
-
-    Raises:
-      ItemError: it is not what the plan says.
-    """
+    """One item as it is stored; raises ItemError where it is not as planned."""
     field, value, label = read_item(items, index, plan.recipe, plan.size, plan.dtype)
     name = items.name(index)
     if field != plan.field:
@@ -203,48 +231,34 @@ class Sums:
 
     total: np.ndarray
     squares: np.ndarray
+    classes: np.ndarray  # items of each class; without classes, of all
     count: int = 0  # values in each channel
 
     @classmethod
     def zeros(cls, plan: Plan) -> Sums:
         dtype = np.int64 if plan.field == "image" else np.float64
-        zeros = np.zeros(plan.shape[-1], dtype)
-        return cls(zeros, zeros.copy())
+        total, squares = np.zeros((2, plan.shape[-1]), dtype)
+        return cls(total, squares, np.zeros(len(plan.class_names) or 1, np.int64))
 
-    def add(self, value: np.ndarray) -> None:
+    def add(self, value: np.ndarray, label: Any) -> None:
         values = value.reshape(-1, value.shape[-1]).astype(self.total.dtype)
         self.total += values.sum(0)
         self.squares += (values * values).sum(0)
         self.count += len(values)
+        self.classes[int(label)] += 1
 
 
 def write_shard(
-    items: Items,
-    plan: Plan,
-    shard: int,
-    folder: Path,
-    state: Path,
-    on_bad: Callable[[ItemError, int], None],
-    on_item: Callable[[], None] = lambda: None,
+    work: Work, shard: int, on_item: Callable[[], None] = lambda: None
 ) -> None:
-    """Writes a shard and then its record.
-
-    Args:
-      items: the raw items.
-      plan: what to make of them.
-      shard: which shard.
-      folder: where its file goes.
-      state: where its record goes, and both while they are incomplete.
-      on_bad: takes the error of an item that cannot be used and how many there were
-        before in this shard; raises it, or returns to go on without the item.
-      on_item: called after each item.
+    """Writes a shard and then its record; calls ``on_item`` after each item.
 
     Raises:
-      ItemError: see ``on_bad``.
+      ItemError: an item cannot be used, and no more may be skipped.
       OSError: it could not be written, such as on a full disk.
     """
-    temporary = shard_files.temporary(state, plan.file(shard))
-    sums, classes = Sums.zeros(plan), np.zeros(max(len(plan.class_names), 1), np.int64)
+    items, plan, temporary = work.items, work.plan, work.temporary(shard)
+    sums = Sums.zeros(plan)
     skipped: list[dict[str, str]] = []
 
     def stored() -> Iterator[dict[str, Any]]:
@@ -252,22 +266,35 @@ def write_shard(
             try:
                 item = planned_item(items, index, plan)
             except ItemError as error:
-                on_bad(error, len(skipped))
+                _check_skips(work, shard, len(skipped), error)
                 skipped.append({"item": items.name(index), "why": str(error)})
             else:
-                sums.add(item[plan.field])
-                classes[item.get("label", 0)] += 1
+                sums.add(item[plan.field], item.get("label", 0))
                 yield item
             on_item()
 
     try:
         _write_records(plan, stored(), temporary)
-        record = record_of(plan.file(shard), temporary, sums, classes, skipped)
-        record["names"] = names_hash(items, plan, shard)
-        os.replace(temporary, folder / plan.file(shard))
+        record = record_of(plan.file(shard), temporary, sums, skipped)
+        record["names"] = work.names_hash(shard)
+        os.replace(temporary, work.folder / plan.file(shard))
+        temporary.write_text(json.dumps(record))
+        os.replace(temporary, work.record_file(shard))
     finally:
         temporary.unlink(missing_ok=True)
-    shard_files.write_json(record_file(state, plan, shard), record)
+
+
+def _check_skips(work: Work, shard: int, before: int, error: ItemError) -> None:
+    """Raises ItemError unless one more item may be skipped, over all shards."""
+    if not work.skip_bad:
+        raise error
+    records = (work.record(k) for k in range(work.plan.num_shards) if k != shard)
+    elsewhere = sum(len(record["skipped"]) for record in records if record is not None)
+    if elsewhere + before >= work.skip_bad:
+        raise ItemError(
+            f"{error}; {work.skip_bad} other bad items were skipped already, and "
+            f"skip_bad = {work.skip_bad} allows no more"
+        )
 
 
 def _write_records(plan: Plan, items: Iterator[dict[str, Any]], file: Path) -> None:
@@ -276,7 +303,7 @@ def _write_records(plan: Plan, items: Iterator[dict[str, Any]], file: Path) -> N
 
     connector = features(plan)
     serializer = example_serializer.ExampleSerializer(connector.get_serialized_info())
-    with shard_files.disk_errors(file):
+    with _disk_errors(file):
         writer = array_record.ArrayRecordWriter(str(file), "group_size:1")
     written = 0
     try:
@@ -284,79 +311,52 @@ def _write_records(plan: Plan, items: Iterator[dict[str, Any]], file: Path) -> N
             example = serializer.get_tf_example(connector.encode_example(item))
             # Else its fields come in an order that differs from process to process.
             record = example.SerializeToString(deterministic=True)
-            with shard_files.disk_errors(file):
+            with _disk_errors(file):
                 writer.write(record)
             written += 1
     except BaseException:
         with contextlib.suppress(RuntimeError, ValueError):
             writer.close()
         raise
-    with shard_files.disk_errors(file):
+    with _disk_errors(file):
         writer.close()
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
-        if written != shard_files.num_records(file):
+        reader = array_record.ArrayRecordReader(str(file))
+        number = reader.num_records()
+        reader.close()
+        if written != number:
             raise OSError(errno.EIO, "not all records arrived on disk")
 
 
-def record_of(
-    name: str,
-    file: Path,
-    sums: Sums,
-    classes: np.ndarray,
-    skipped: list[dict[str, str]],
-) -> dict[str, Any]:
-    """What is known of a whole shard, for JSON.
+@contextlib.contextmanager
+def _disk_errors(file: Path) -> Iterator[None]:
+    """Array records report a full disk as a RuntimeError; here it is an OSError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        no = error.errno if isinstance(error, OSError) else None
+        known = {"No space left": errno.ENOSPC, "File too large": errno.EFBIG}
+        no = no or next((n for text, n in known.items() if text in str(error)), None)
+        raise OSError(
+            no or errno.EIO,
+            f"cannot write {file}: {os.strerror(no) if no else error}. Make room and "
+            "run the same command again: whole shards are kept",
+        ) from error
 
-    Args:
-      name: what its file is called in the end.
-      file: where it lies now.
-      sums: over its items.
-      classes: its number of items of each class; without classes, of all.
-      skipped: items that could not be used: ``item`` and ``why``.
-    """
+
+def record_of(
+    name: str, file: Path, sums: Sums, skipped: list[dict[str, str]]
+) -> dict[str, Any]:
+    """What is known of a whole shard, which lies at ``file`` and will have ``name``."""
     return {
         "file": name,
-        "items": int(classes.sum()),
+        "items": int(sums.classes.sum()),
         "bytes": file.stat().st_size,
-        "sha256": shard_files.sha256(file),
+        "sha256": file_sha256(file),
         "count": sums.count,
         "total": sums.total.tolist(),
         "squares": sums.squares.tolist(),
-        "classes": {str(k): int(classes[k]) for k in np.flatnonzero(classes)},
+        "classes": {str(k): int(n) for k, n in enumerate(sums.classes) if n},
         "skipped": skipped,
     }
-
-
-# --- records of shards ----------------------------------------------------------------
-
-
-def record_file(state: Path, plan: Plan, shard: int) -> Path:
-    """Where the JSON of a whole shard lies."""
-    return state / f"{plan.file(shard)}.json"
-
-
-def read_record(
-    items: Items, plan: Plan, shard: int, state: Path, folders: tuple[Path, ...]
-) -> dict[str, Any] | None:
-    """The record of a shard if it is whole and still of the same items, else None."""
-    try:
-        record = json.loads(record_file(state, plan, shard).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    sizes = []
-    for folder in folders:
-        # One look: another process may publish the file between two.
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append((folder / record["file"]).stat().st_size)
-    if record["bytes"] not in sizes or record["names"] != names_hash(
-        items, plan, shard
-    ):
-        return None
-    return record
-
-
-def names_hash(items: Items, plan: Plan, shard: int) -> str:
-    """A hash of the names of a shard's raw items, in order."""
-    text = json.dumps([items.name(index) for index in plan.items_of(shard)])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import manifest, shard_files
+from scm_jax.datasets.preparation import manifest
+from scm_jax.files.atomic import file_sha256
 from scm_jax.types import lookup
 
 
@@ -33,18 +33,19 @@ def verify(
       FileNotFoundError: there is no manifest.
       ValueError: no such split.
     """
+    import tensorflow_datasets as tfds
+
     found = manifest.read(folder)
     names = list(found["splits"]) if split is None else [split]
     for name in names:
         lookup(found["splits"], name, f"split of {folder}")
     yield from _check_declared(folder, found)
-    decode = None if quick else _decoder(folder)
+    features = None if quick else tfds.features.FeaturesDict.from_config(str(folder))
     for name in names:
         counts = np.zeros(found["num_classes"], np.int64)
         start, broken = 0, False
         for shard in found["splits"][name]["shards"]:
-            problems = _check_shard(folder, shard, found, decode, start, counts)
-            for problem in problems:
+            for problem in _check_shard(folder, shard, found, features, start, counts):
                 broken = True
                 yield f"split {name!r}: {problem}"
             start += shard["items"]
@@ -78,10 +79,11 @@ def _check_shard(
     folder: Path,
     shard: dict[str, Any],
     found: dict[str, Any],
-    decode: Callable[[bytes], dict[str, Any]] | None,
+    features: Any,
     start: int,
     counts: np.ndarray,
 ) -> Iterator[str]:
+    """What is wrong with a shard; without ``features`` its items are not decoded."""
     file = folder / shard["file"]
     if not file.is_file():
         yield f"{file} is missing"
@@ -91,24 +93,10 @@ def _check_shard(
         yield f"{file} is cut off: {size:,} of {shard['bytes']:,} bytes"
     elif size > shard["bytes"]:
         yield f"{file} has grown: {size:,} instead of {shard['bytes']:,} bytes"
-    elif shard_files.sha256(file) != shard["sha256"]:
+    elif file_sha256(file) != shard["sha256"]:
         yield f"{file} has another sha256 than in {manifest.FILE}: it was changed"
-    if decode is None:
+    if features is None:
         return
-    for index, problem in _check_items(file, shard["items"], found, decode, counts):
-        where = f"{file}: " if index is None else f"{file}: item {index}"
-        which = "" if index is None else f" (item {start + index} of the split) "
-        yield f"{where}{which}{problem}"
-
-
-def _check_items(
-    file: Path,
-    expected: int,
-    found: dict[str, Any],
-    decode: Callable[[bytes], dict[str, Any]],
-    counts: np.ndarray,
-) -> Iterator[tuple[int | None, str]]:
-    """(item of the shard or None, what is wrong with it)."""
     from array_record.python import array_record_module as array_record
 
     try:
@@ -118,19 +106,18 @@ def _check_items(
             reader.close()  # raises what is wrong
         number = reader.num_records()
     except (RuntimeError, ValueError) as error:
-        yield None, f"cannot be opened: {_first_line(error)}"
+        yield f"{file}: cannot be opened: {_first_line(error)}"
         return
-    if number != expected:
-        yield None, f"holds {number} items, and {manifest.FILE} says {expected}"
+    if number != shard["items"]:
+        yield f"{file}: holds {number} items, and {manifest.FILE} says {shard['items']}"
     for index in range(number):
         try:
-            item = decode(reader.read([index])[0])
+            item = features.deserialize_example_np(reader.read([index])[0])
+            problem = _problem(item, found)
         except Exception as error:  # of array records, protobuf or tfds
-            yield index, f"cannot be decoded: {_first_line(error)}"
-            continue
-        problem = _problem(item, found)
+            problem = f"cannot be decoded: {_first_line(error)}"
         if problem:
-            yield index, problem
+            yield f"{file}: item {index} (item {start + index} of the split) {problem}"
         elif counts.size:
             counts[int(item["label"])] += 1
     with contextlib.suppress(RuntimeError):  # of an item that was named already
@@ -145,16 +132,8 @@ def _problem(item: dict[str, Any], found: dict[str, Any]) -> str:
     if not np.isfinite(value).all():
         return "has values that are not finite"
     if found["num_classes"] and not 0 <= int(item["label"]) < found["num_classes"]:
-        last = found["num_classes"] - 1
-        return f"has the label {item['label']}; legal are 0..{last}"
+        return f"has the label {item['label']}; legal are 0..{found['num_classes'] - 1}"
     return ""
-
-
-def _decoder(folder: Path) -> Callable[[bytes], dict[str, Any]]:
-    import tensorflow_datasets as tfds
-
-    features = tfds.features.FeaturesDict.from_config(str(folder))
-    return functools.partial(features.deserialize_example_np, decoders=None)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,15 +15,15 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.decode import to_channels
+from scm_jax.datasets.preparation.readers.items import Options, damaged
 from scm_jax.datasets.preparation.readers.labels import number_labels
-from scm_jax.datasets.preparation.readers.options import Options
 from scm_jax.files.inert_pickle import Record, read_pickle
 from scm_jax.types import lookup
 
@@ -33,7 +33,7 @@ CIFAR10_BATCHES = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
     "test": ("test_batch",),
 }
-# The files that ImageNet 64x64 comes in, as pickles or as npz.
+# The files of ImageNet 64x64, as pickles or as npz.
 BATCHES = {"train": "train_data_batch_*", "validation": "val_data*"}
 
 # What damaged files can raise; a wrong length can ask for more memory than there is.
@@ -42,27 +42,17 @@ _DAMAGE = (
     *(zlib.error, zipfile.BadZipFile),
 )
 
-Load = Callable[[str, str], dict[str, Any]]
+# A file, and the member of CIFAR-10 that is read of it, or nothing.
+Part = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StackedItems:
-    """Items in arrays in files; see ``Items`` for the methods.
+    """Items in arrays in files; see ``Items`` for the methods."""
 
-    Attributes:
-      parts: (file, part of it) of each array, as ``load`` takes them.
-      starts: ``(parts + 1,)``, the first item of each array and the number of all.
-      load: reads the content of a part; a function of a module, so that it pickles.
-      label: int64 ``(n,)``, or None.
-      class_names: of the labels.
-      origin: see ``Items``.
-      channels: see ``Options``.
-    """
-
-    parts: tuple[tuple[str, str], ...]
-    starts: np.ndarray
-    load: Load
-    label: np.ndarray | None
+    parts: tuple[Part, ...]  # where each array is
+    starts: np.ndarray  # (parts + 1,), the first item of each, and the number of all
+    label: np.ndarray | None  # int64 (n,)
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     channels: int
@@ -70,7 +60,7 @@ class StackedItems:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _find(self, index: int) -> tuple[tuple[str, str], int]:
+    def _find(self, index: int) -> tuple[Part, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -78,41 +68,41 @@ class StackedItems:
 
     def name(self, index: int) -> str:
         part, row = self._find(index)
-        return f"{_where(part)}: item {row}"
+        return f"{_where(*part)}: item {row}"
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         part, row = self._find(index)
-        images = _load_images(self.load, part)
+        images, _ = _load(part)
         fields = {"image": to_channels(images[row], self.channels).copy()}
         if self.label is not None:
             fields["label"] = self.label[index]
         return fields
 
 
-def _where(part: tuple[str, str]) -> str:
-    return ": ".join(filter(None, part))
-
-
-def _load_images(load: Load, part: tuple[str, str]) -> np.ndarray:
-    with _LOADING:  # so that threads do not read one file several times
-        return _loaded(load, part)[0]
+def _where(path: str, part: str) -> str:
+    return f"{path}: {part}" if part else path
 
 
 _LOADING = threading.Lock()
 
 
+def _load(part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images uint8 ``(n, h, w, 1 or 3)`` and labels ``(n,)`` of a part."""
+    with _LOADING:  # so that threads do not read one file several times
+        return _loaded(part)
+
+
 # One array may be gigabytes; items are read in order, so two are enough.
 @functools.lru_cache(maxsize=2)
-def _loaded(load: Load, part: tuple[str, str]) -> tuple[np.ndarray, Any]:
-    content = load(*part)
-    where = _where(part)
-    image_key = _find_key(content, IMAGE_KEYS)
+def _loaded(part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    where = _where(*part)
+    content = _load_cifar10(*part) if part[1] else _load_file(part[0])
+    image_key, label_key = _find_keys(content)
     if image_key is None:
         raise ValueError(
             f"{where}: has no array of images under {', '.join(IMAGE_KEYS)}; its keys "
             f"are {', '.join(map(repr, content))}"
         )
-    label_key = _find_key(content, LABEL_KEYS)
     images = _to_images(content[image_key], f"{where}: {image_key}")
     if label_key is None:
         return images, None
@@ -125,20 +115,19 @@ def _loaded(load: Load, part: tuple[str, str]) -> tuple[np.ndarray, Any]:
     return images, labels
 
 
-def _find_key(content: Collection[str], keys: Sequence[str]) -> str | None:
-    return next((key for key in keys if key in content), None)
+def _find_keys(content: Collection[str]) -> list[str | None]:
+    return [
+        next((key for key in keys if key in content), None)
+        for keys in (IMAGE_KEYS, LABEL_KEYS)
+    ]
 
 
 def _to_images(values: Any, where: str) -> np.ndarray:
-    """Stacked images as uint8 ``(n, h, w, 1 or 3)``.
-
-    ``(n, 3 * s * s)`` are the red, then the green, then the blue plane of each image.
-    """
     shape = getattr(values, "shape", None)
     if shape is None or values.dtype != np.uint8:
         dtype = getattr(values, "dtype", type(values).__name__)
         raise ValueError(f"{where}: must be an array of uint8, it is {dtype}")
-    if len(shape) == 2:
+    if len(shape) == 2:  # the red, then the green, then the blue plane of each image
         side = round((shape[1] / 3) ** 0.5)
         if 3 * side**2 == shape[1]:
             return values.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
@@ -167,8 +156,7 @@ def _to_numbers(values: Any, where: str) -> np.ndarray:
 
 
 def _make_items(
-    parts: Sequence[tuple[str, str]],
-    load: Load,
+    parts: list[Part],
     origin: dict[str, Any],
     options: Options,
     class_names: tuple[str, ...] = (),
@@ -176,14 +164,13 @@ def _make_items(
     counts: list[int] = []
     labels: list[int | None] = []
     for part in parts:
-        with _LOADING:
-            images, numbers = _loaded(load, part)
+        images, numbers = _load(part)
         counts.append(len(images))
         labels += [None] * len(images) if numbers is None else numbers.tolist()
     if not labels:
         raise ValueError(f"{origin['path']}: holds no images")
     starts = np.cumsum([0, *counts])
-    items = StackedItems(tuple(parts), starts, load, None, (), origin, options.channels)
+    items = StackedItems(tuple(parts), starts, None, (), origin, options.channels)
     if class_names:
         options = dataclasses.replace(options, num_classes=len(class_names))
     label, numbered = number_labels(labels, items.name, origin["path"], options)
@@ -200,11 +187,11 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
     Images are uint8 under ``images``, ``arr_0`` or ``data``, labels under ``labels`` or
     ``arr_1``. Chrabaszcz's ImageNet 64x64 (arXiv 1707.08819) is a folder of batches
     ``train_data_batch_1`` to ``_10`` and ``val_data``, pickled or npz: choose with
-    ``split``, and give ``label_base`` 1. Its classes are in its authors' order
-    (``map_clsloc.txt``), not in alphabetical one. The batches of a folder are in the
-    order of the numbers in their names.
+    ``split``, and give ``label_base`` 1. Its classes are in the order of its authors
+    (``map_clsloc.txt``), not in alphabetical order. Batches are in the order of the
+    numbers in their names.
     """
-    split, files = find_batches(path, options)
+    split, files = _find_batches(path, options)
     origin = {
         "kind": "npz",
         "path": str(path),
@@ -212,15 +199,11 @@ def read_arrays(path: Path, options: Options) -> StackedItems:
         "label_base": options.label_base,
         "files": {file.name: file.stat().st_size for file in files},
     }
-    return _make_items([(str(file), "") for file in files], _load_file, origin, options)
+    return _make_items([(str(file), "") for file in files], origin, options)
 
 
-def find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
-    """The split that is read, if there are splits, and its files of stacked images.
-
-    Raises:
-      ValueError: none, or those of several splits.
-    """
+def _find_batches(path: Path, options: Options) -> tuple[str | None, list[Path]]:
+    """The split that is read, if there are splits, and its files of stacked images."""
     split = options.split
     if not path.is_dir():
         if split is not None:
@@ -254,22 +237,17 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in parts]
 
 
-def _load_file(path: str, part: str) -> dict[str, Any]:
-    del part
+def _load_file(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if not is_zip:
             return _unpickle(file, path)
-        try:
+        with damaged(f"{path}: the npz is cut off or damaged", _DAMAGE):
             with np.load(file, allow_pickle=False) as archive:
-                keys = archive.files
-                wanted = (_find_key(keys, IMAGE_KEYS), _find_key(keys, LABEL_KEYS))
-                return {key: archive[key] if key in wanted else None for key in keys}
-        except _DAMAGE as error:
-            raise ValueError(
-                f"{path}: the npz is cut off or damaged: {error}"
-            ) from error
+                wanted = _find_keys(archive.files)
+                found = {k: archive[k] if k in wanted else None for k in archive.files}
+    return found
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------
@@ -279,66 +257,49 @@ def read_cifar10(path: Path, options: Options) -> StackedItems:
     """CIFAR-10 as published: ``cifar-10-python.tar.gz``, or the folder in it.
 
     The split is ``train`` (by default) or ``test``, in the order of the batches. The
-    names of the classes are those in ``batches.meta``.
+    classes have the names in ``batches.meta``.
     """
     split = options.split or options.target or "train"
     batches = lookup(CIFAR10_BATCHES, split, "--source_split of cifar10")
-    content = _load_cifar10(str(path), "batches.meta")
-    names = content.get("label_names")
+    names = _load_cifar10(str(path), "batches.meta").get("label_names")
     if not isinstance(names, list) or not all(type(name) is str for name in names):
         raise ValueError(f"{path}: batches.meta has no list of names, label_names")
-    origin: dict[str, Any] = {"kind": "cifar10", "path": str(path), "split": split}
-    if path.is_file():
-        origin["files"] = {path.name: path.stat().st_size}
-    else:
-        files = [path / name for name in batches if (path / name).exists()]
-        origin["files"] = {file.name: file.stat().st_size for file in files}
-    return _make_items(
-        [(str(path), name) for name in batches],
-        _load_cifar10,
-        origin,
-        options,
-        tuple(names),
-    )
+    files = [path] if path.is_file() else [path / name for name in batches]
+    sizes = {file.name: file.stat().st_size for file in files if file.exists()}
+    origin = {"kind": "cifar10", "path": str(path), "split": split, "files": sizes}
+    parts = [(str(path), name) for name in batches]
+    return _make_items(parts, origin, options, tuple(names))
 
 
 def _load_cifar10(path: str, part: str) -> dict[str, Any]:
-    where = f"{path}: {part}"
-    if os.path.isdir(path):
-        file = os.path.join(path, part)
-        if not os.path.exists(file):
-            raise ValueError(f"{where}: is not there")
-        with open(file, "rb") as stream:
-            return _unpickle(stream, where)
-    content = _cifar10_members(path).get(part)
+    content = _cifar10_files(path).get(part)
     if content is None:
-        raise ValueError(f"{where}: is not there")
-    return _unpickle(io.BytesIO(content), where)
+        raise ValueError(f"{path}: {part}: is not there")
+    return _unpickle(io.BytesIO(content), f"{path}: {part}")
 
 
 @functools.lru_cache(maxsize=1)
-def _cifar10_members(path: str) -> dict[str, bytes]:
-    """All files in the archive, 184 MB: a gzip can be read from its start only."""
-    wanted = {"batches.meta", *sum(CIFAR10_BATCHES.values(), ())}
+def _cifar10_files(path: str) -> dict[str, bytes]:
+    """All files, 184 MB: a gzip can be read from its start only."""
+    wanted = ("batches.meta", *sum(CIFAR10_BATCHES.values(), ()))
+    if os.path.isdir(path):
+        files = [Path(path, name) for name in wanted]
+        return {file.name: file.read_bytes() for file in files if file.exists()}
     members = {}
-    try:
+    errors = (tarfile.TarError, EOFError, OSError, zlib.error)
+    with damaged(f"{path}: is cut off or damaged", errors):
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 content = archive.extractfile(member)
                 if content is not None and name in wanted:
                     members[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: is cut off or damaged: {error}") from error
     return members
 
 
 # --- pickles --------------------------------------------------------------------------
 
-_ARRAYS = {
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-}
+_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _KNOWN = {*_ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 
 
@@ -350,20 +311,13 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _unpickle(stream: Any, where: str) -> dict[str, Any]:
-    """A pickled dict of arrays, lists and texts.
-
-    Raises:
-      ValueError: it is something else, cut off, or asks for anything to be called.
-    """
-    try:
-        content = read_pickle(
-            stream,
-            where=where,
-            builders={"_codecs.encode": _encode},
-            is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
-        )
-    except MemoryError as error:
-        raise ValueError(f"{where}: the pickle is damaged: {error}") from error
+    """A pickled dict of arrays, lists and texts; anything else is a ValueError."""
+    content = read_pickle(
+        stream,
+        where=where,
+        builders={"_codecs.encode": _encode},
+        is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
+    )
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds a {type(content).__name__}, not a dict")
     texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -374,7 +328,8 @@ def _plain(value: Any, where: str) -> Any:
     """The array that a record stands for; other values as they are."""
     if not isinstance(value, Record):
         return value
-    try:
+    errors = (ValueError, TypeError, AttributeError, LookupError)
+    with damaged(f"{where}: the array is damaged", errors):
         _, shape, dtype, by_columns, content = value.state
         if isinstance(content, str):  # bytes of Python 2
             content = content.encode("latin1")
@@ -383,10 +338,6 @@ def _plain(value: Any, where: str) -> Any:
             raise ValueError(f"an array of {code!r}")
         if not isinstance(content, bytes | bytearray):
             raise TypeError(f"content in a {type(content).__name__}")
-        described = np.dtype(order + code)
-        array: np.ndarray = np.ndarray(shape, described, content, order="C")
-        if by_columns:
-            array = np.ndarray(shape, described, content, order="F")
-        return array
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ValueError(f"{where}: the array is damaged: {error}") from error
+        layout: Any = "F" if by_columns else "C"
+        array: Any = np.ndarray(shape, np.dtype(order + code), content, order=layout)
+    return array

@@ -6,11 +6,9 @@ import collections
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
 
-from scm_jax.datasets.preparation.readers.folder_files import Files
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import NO_SPLIT, Options
+from scm_jax.datasets.preparation.readers.files import Files
+from scm_jax.datasets.preparation.readers.items import NO_SPLIT, ItemError, Options
 
 # The words by which folders name splits, in any case.
 SPLITS = {
@@ -26,23 +24,6 @@ _FILLERS = {"", "data", "dataset", "folder", "images", "image", "imgs", "img", "
 Ways = dict[int, list[str]]
 
 
-class Arrangement(NamedTuple):
-    """The images of the chosen split.
-
-    Attributes:
-      ways: from the folder of their classes on.
-      around: the innermost folder that all of them share, unless it is a split.
-      split: the split that was chosen, None where there are no splits.
-      others: for each folder beside that split how many images are in it; the empty
-        name stands for no folder.
-    """
-
-    ways: Ways
-    around: str
-    split: str | None
-    others: dict[str, int]
-
-
 def path_parts(name: str) -> list[str]:
     r"""The folders and the file of a path, also of one that Windows has written.
 
@@ -54,16 +35,14 @@ def path_parts(name: str) -> list[str]:
 
 
 def name_splits(folders: Collection[str]) -> dict[str, str]:
-    """Those of some folders, side by side, that are splits, and which splits.
+    """Which folders, of some that lie side by side, are splits, and which splits.
+
+    A name with other words in it is a split only where another name differs from it in
+    the split alone.
 
     Example:
       >>> name_splits(["Training", "test_set", "pred"])
       {'Training': 'train', 'test_set': 'test'}
-
-    A name with other words in it is a split where one differs from it in the split
-    only.
-
-    Example:
       >>> name_splits(["seg_train", "seg_test", "bullet_train", "pred"])
       {'seg_train': 'train', 'seg_test': 'test'}
     """
@@ -87,17 +66,24 @@ def _parse(folder: str) -> tuple[str, tuple[str, ...]]:
     return (found[0] if len(found) == 1 else ""), tuple(rest)
 
 
-def arrange(ways: Ways, path: Path, options: Options) -> Arrangement:
+def arrange(
+    ways: Ways, path: Path, options: Options
+) -> tuple[Ways, str, str | None, dict[str, int]]:
     """Chooses a split, where there are splits, and finds the folders of classes.
 
     Splits are the outermost folders that are not around all images, or lie in each of
     the class folders.
 
+    Returns:
+      The images of the split, from the folder of their classes on; the innermost folder
+      that all of them share, unless it is a split; the split, or None; and the number
+      of images in each folder beside that split, ``""`` for those in none.
+
     Raises:
       ValueError: the split is not there, or folders may be splits or classes.
     """
     if options.split == NO_SPLIT:
-        return Arrangement(*_drop_common(ways), None, {})
+        return *_drop_common(ways), None, {}
     below, around = _drop_common(ways, stop=lambda folder: bool(name_splits([folder])))
     depth, splits = _find_splits(below)
     heads = collections.Counter(
@@ -106,19 +92,18 @@ def arrange(ways: Ways, path: Path, options: Options) -> Arrangement:
     if not splits and (options.split is None or options.split not in heads):
         if options.split is not None:
             raise ValueError(_not_there(path, options.split, heads))
-        return Arrangement(below, around, None, {})
+        return below, around, None, {}
     has_classes = {way[depth] for way in below.values() if len(way) > depth + 2}
     folder = _choose(splits, heads, has_classes, path, options)
     if folder is None:
-        return Arrangement(*_drop_common(ways), None, {})
+        return *_drop_common(ways), None, {}
     chosen = {
         index: way[:depth] + way[depth + 1 :]
         for index, way in below.items()
         if len(way) > depth + 1 and way[depth] == folder
     }
     others = {name: count for name, count in heads.items() if name != folder}
-    split = options.split or options.target
-    return Arrangement(*_drop_common(chosen), split, others)
+    return *_drop_common(chosen), options.split or options.target, others
 
 
 def _drop_common(
@@ -212,8 +197,7 @@ def check_classes(files: Files, ways: Ways, path: Path) -> None:
         if outer == above and name not in classes:
             raise ValueError(
                 f"{path}: the class folder {folder} is empty, or a link to nothing; "
-                "remove it, or the classes behind it have other numbers than they seem "
-                "to have"
+                "remove it, since it would shift the numbers of the classes behind it"
             )
     for index, way in ways.items():
         if len(way) == 1:

@@ -1,4 +1,4 @@
-"""Bytes of an image file -> pixels, and of an EDM2 latent -> moments."""
+"""From the bytes of an image or of a latent to an array."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import MAX_PIXELS
+from scm_jax.datasets.preparation.readers.items import MAX_PIXELS, ItemError, damaged
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -17,8 +16,11 @@ SUFFIXES = (
 )
 # 16 bits a pixel, in either byte order, and what Pillow reads some of them as.
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# What damaged files make Pillow raise, besides OSError and ValueError.
-_DAMAGE = (SyntaxError, EOFError, LookupError, TypeError, OverflowError, zlib.error)
+# What damaged files make Pillow raise.
+_DAMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError),
+    *(OverflowError, zlib.error),
+)
 
 
 def is_image(name: str) -> bool:
@@ -32,60 +34,47 @@ def is_image(name: str) -> bool:
 
 
 def decode_image(
-    content: bytes,
-    where: str,
-    *,
-    channels: int = 3,
-    upright: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    content: bytes, where: str, *, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """Decodes an image file to uint8 ``(h, w, channels)``.
 
-    Everything becomes RGB by Pillow's conversions: palettes are looked up, CMYK by
-    ``255 - min(255, c + k)`` and so on without colour profiles, grey is repeated, and
-    transparency is left out, so that the colour below it counts. Grey of 16 bits is
-    divided by 257 and rounded (Pillow by itself would clip it); 16 bits a channel lose
-    their lower byte. Of several frames the first counts. Grey (``channels`` 1) is
-    ``0.299 r + 0.587 g + 0.114 b``.
-
-    Args:
-      content: the file.
-      where: names file and item in messages.
-      channels: 3 or 1.
-      upright: turn the image as its EXIF orientation asks.
-      max_pixels: how large it may be.
+    Pillow converts everything to RGB: palettes are looked up, CMYK becomes
+    ``255 - min(255, c + k)`` without colour profiles, grey is repeated, and
+    transparency is dropped, so that the colour below it counts. Grey of 16 bits is
+    divided by 257 and rounded (Pillow would clip it); 16 bits a channel lose their
+    lower byte. The first frame counts, and EXIF orientation does not, as in ADM and
+    EDM2. Grey (``channels`` 1) is ``0.299 r + 0.587 g + 0.114 b``. ``where`` names file
+    and item in messages.
 
     Raises:
-      ItemError: it does not decode, is cut off, too large, or of a number format that
-        has no obvious range.
+      ItemError: it does not decode, is cut off, has more than ``max_pixels``, or a
+        number format without an obvious range.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # in its place the check below, which says the flag
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ItemError(
-                    f"{where}: the image has {width:,} x {height:,} pixels, more than "
-                    f"--max_pixels={max_pixels}; raise this to read it"
-                )
-            image.load()
-            turned = ImageOps.exif_transpose(image) if upright else image
-            pixels = _to_rgb(turned)
-    except ItemError:
-        raise
-    except (OSError, ValueError, *_DAMAGE) as error:
-        raise ItemError(
-            f"{where}: the image does not decode, it is damaged or cut off: {error}"
-        ) from error
+    what = f"{where}: the image does not decode, it is damaged or cut off"
+    with damaged(what, _DAMAGE, ItemError), Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ItemError(
+                f"{where}: the image has {width:,} x {height:,} pixels, more than "
+                f"--max_pixels={max_pixels}; raise this to read it"
+            )
+        image.load()
+        pixels = _to_rgb(image)
     return to_channels(pixels, channels)
 
 
 def _to_rgb(image: Any) -> np.ndarray:
     """``(h, w, 3)``, or ``(h, w, 1)`` of images that are grey."""
     if image.mode in _DEEP_GREY:
-        return _from_16_bits(np.asarray(image))[..., None]
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(
+                f"its pixels are in {levels.min()}..{levels.max()}; legal are 0..65535"
+            )
+        return ((levels + 128) // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
         raise ValueError("its pixels are floats; legal are whole numbers")
     if image.mode == "L":
@@ -93,15 +82,6 @@ def _to_rgb(image: Any) -> np.ndarray:
     if "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns where a palette loses it at once
     return np.array(image.convert("RGB"))
-
-
-def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    values = values.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"its pixels are in {values.min()}..{values.max()}; legal are 0..65535"
-        )
-    return ((values + 128) // 257).astype(np.uint8)
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -124,16 +104,11 @@ def decode_latent(content: bytes, where: str) -> np.ndarray:
     Raises:
       ItemError: it is no such array, or a value is not finite.
     """
-    try:
-        file = io.BytesIO(content)
-        latent = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, *_DAMAGE) as error:
-        raise ItemError(
-            f"{where}: no numpy array, or it is cut off: {error}"
-        ) from error
+    with damaged(f"{where}: not a numpy array, or cut off", _DAMAGE, ItemError):
+        latent = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     if latent.ndim != 3 or latent.dtype != np.float32:
         raise ItemError(
-            f"{where}: the latent is {latent.dtype} {latent.shape}; expected is "
+            f"{where}: the latent is {latent.dtype} {latent.shape}; expected "
             "float32 (channels, height, width)"
         )
     if not np.isfinite(latent).all():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets.preparation.readers.archives import (
+    index_shards,
     index_tar,
     index_zip,
+    refuse_broken,
+    tars_in,
 )
 from scm_jax.datasets.preparation.readers.class_folders import (
     arrange,
@@ -26,43 +31,35 @@ from scm_jax.datasets.preparation.readers.decode import (
     decode_latent,
     is_image,
 )
-from scm_jax.datasets.preparation.readers.folder_files import (
-    Files,
-    count_kinds,
-    list_folder,
+from scm_jax.datasets.preparation.readers.files import Files, count_kinds, list_folder
+from scm_jax.datasets.preparation.readers.items import (
+    NO_SPLIT,
+    ItemError,
+    Options,
+    damaged,
 )
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.label_files import (
+from scm_jax.datasets.preparation.readers.labels import (
     match_labels,
+    number_labels,
     read_label_file,
 )
-from scm_jax.datasets.preparation.readers.labels import number_labels
-from scm_jax.datasets.preparation.readers.options import NO_SPLIT, Options
 
 DATASET_JSON = "dataset.json"
 LISTED = "image files end in " + " ".join(SUFFIXES)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileItems:
-    """Items that are one file each; see ``Items`` for the methods.
+    """Items that are one file each; see ``Items`` for the methods."""
 
-    Attributes:
-      files: all files of the source.
-      chosen: ``(n,)``, which of them the items are.
-      label: int64 ``(n,)``, or None.
-      class_names: of the labels.
-      origin: see ``Items``.
-      options: how images are decoded.
-      notes: what was not used of the source, and what else to know, each a clause.
-    """
-
-    files: Files
-    chosen: np.ndarray
-    label: np.ndarray | None
+    files: Files  # all of the source
+    chosen: np.ndarray  # (n,), which of them the items are
+    label: np.ndarray | None  # int64 (n,)
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options
+    # What was not used of the source, and what else to know, each a clause.
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -76,15 +73,15 @@ class FileItems:
         if where.endswith(".npy"):
             fields = {"latent": decode_latent(content, where)}
         else:
-            names = ("channels", "upright", "max_pixels")
-            how = {name: getattr(self.options, name) for name in names}
-            fields = {"image": decode_image(content, where, **how)}
+            channels, limit = self.options.channels, self.options.max_pixels
+            pixels = decode_image(content, where, channels=channels, max_pixels=limit)
+            fields = {"image": pixels}
         if self.label is not None:
             fields["label"] = self.label[index]
         return fields
 
 
-def make_items(
+def _make_items(
     files: Files,
     chosen: Sequence[int],
     labels: Sequence[Any],
@@ -97,20 +94,21 @@ def make_items(
 
     ``used`` are the files that were read besides.
     """
-    where = origin["path"]
     label, class_names = number_labels(
-        labels, lambda index: files.where(chosen[index]), where, options
+        labels, lambda index: files.where(chosen[index]), origin["path"], options
     )
+    # Tells listings apart: the names of all items in order, and their labels.
+    digest = hashlib.sha256()
+    for index in chosen:
+        digest.update(files.names[index].encode("utf-8", "surrogateescape") + b"\0")
+    if label is not None:
+        digest.update(label.astype("<i8").tobytes())
     return FileItems(
         files=files,
         chosen=np.array(chosen, np.int64),
         label=label,
         class_names=class_names,
-        origin={
-            **origin,
-            **files.sizes,
-            "listing_sha256": _digest(files, chosen, label),
-        },
+        origin={**origin, **files.sizes, "listing_sha256": digest.hexdigest()},
         options=options,
         notes=(*notes, *_not_used(files, {*chosen, *used})),
     )
@@ -126,43 +124,20 @@ def _not_used(files: Files, used: Collection[int]) -> list[str]:
     return [f"not used: {', '.join(counts)}"] if counts else []
 
 
-def _digest(files: Files, chosen: Sequence[int], label: np.ndarray | None) -> str:
-    """Tells listings apart: the names of all items in order, and their labels."""
-    digest = hashlib.sha256()
-    for index in chosen:
-        digest.update(files.names[index].encode("utf-8", "surrogateescape") + b"\0")
-    if label is not None:
-        digest.update(label.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
 # --- flat, or one folder per class ----------------------------------------------------
 
+_INDEX = {"folder": list_folder, "zip": index_zip, "tar": index_tar}
 
-def read_folder(path: Path, options: Options) -> FileItems:
-    """Images below a folder: flat, or one folder per class.
 
-    The items are in the order of their names, the classes in that of theirs. With
-    ``split``, only what is in the folder of that name, ``train`` or ``val``. A class is
-    named by the first folder on the way to an image; deeper ones do not count.
+def read_classes(path: Path, options: Options, kind: str) -> FileItems:
+    """Images in a folder, zip or tar: flat, or one folder per class.
+
+    Items are sorted by name, and so are classes. With ``split``, only what is in the
+    folder of that name, ``train`` or ``val``. The first folder on the way to an image
+    names its class; deeper ones do not count. A tar may be one tar per class, such as
+    ``ILSVRC2012_img_train.tar``, and so may a folder with the kind ``tar``.
     """
-    return _read_classes(list_folder(path), "folder", path, options)
-
-
-def read_zip(path: Path, options: Options) -> FileItems:
-    """Images in a zip, arranged as in ``read_folder``; one folder around all counts."""
-    return _read_classes(index_zip(path), "zip", path, options)
-
-
-def read_tar(path: Path, options: Options) -> FileItems:
-    """Images in a tar, as in a zip; also one tar per class, in a tar or a folder.
-
-    One tar per class in a tar is ``ILSVRC2012_img_train.tar``.
-    """
-    return _read_classes(index_tar(path), "tar", path, options)
-
-
-def _read_classes(files: Files, kind: str, path: Path, options: Options) -> FileItems:
+    files = _INDEX[kind](path)
     ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
     if not ways:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
@@ -177,15 +152,12 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
             "folders are classes"
         )
     origin = {"kind": kind, "path": str(path), "split": split}
-    if options.label_file is not None:
-        origin["label_file"] = options.label_file
-        lines = read_label_file(options.label_file)
+    if (file := options.label_file) is not None:
+        origin["label_file"] = file
         names = [files.names[index] for index in ways]
-        labels, unmatched = match_labels(options.label_file, lines, names)
+        labels, unmatched = match_labels(file, read_label_file(file), names)
         if unmatched:
-            notes.append(
-                f"lines of {options.label_file} without an image: {unmatched:,}"
-            )
+            notes.append(f"lines of {file} without an image: {unmatched:,}")
     else:
         labels = [way[0] if len(way) > 1 else None for way in ways.values()]
         if options.labels != "none":
@@ -199,7 +171,7 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
                 )
     if kind == "tar" and len(files.sizes["files"]) > 1:
         notes.append("each tar is a class, and a shard with --kind=webdataset")
-    return make_items(files, list(ways), labels, origin, options, notes, images)
+    return _make_items(files, list(ways), labels, origin, options, notes, images)
 
 
 # --- EDM and EDM2 ---------------------------------------------------------------------
@@ -208,15 +180,16 @@ def _read_classes(files: Files, kind: str, path: Path, options: Options) -> File
 def read_edm(path: Path, options: Options) -> FileItems:
     """The archives of EDM and EDM2, packed or unpacked: images or latents, and labels.
 
-    ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels,
-    and names files from the folder that it lies in. The items are in its order, without
-    labels in the order of their names. Latents are
-    ``00000/img-mean-std-00000000.npy``, see ``images.decode_latent``.
-
-    Raises:
-      ValueError: dataset.json and the files do not belong together.
+    ``dataset.json`` is ``{"labels": [[file, number], ...]}`` or has null for labels;
+    its files are relative to its folder. Items are in its order, without labels sorted
+    by name. Latents are ``00000/img-mean-std-00000000.npy``; see ``decode_latent``.
+    Raises ValueError where dataset.json and the files do not belong together.
     """
-    kind, files = _open_files(path)
+    kind = "folder"
+    if not path.is_dir():
+        with path.open("rb") as file:
+            kind = "zip" if file.read(2) == b"PK" else "tar"
+    files = _INDEX[kind](path)
     listing, base = _find_json(files, path, kind)
     index_of = {
         name.removeprefix(base): index
@@ -226,12 +199,8 @@ def read_edm(path: Path, options: Options) -> FileItems:
     where = files.where(listing)
     otherwise = f"; --kind={kind} reads the source without {DATASET_JSON}"
     labels = _json_labels(files.read(listing), where, otherwise)
-    is_latent = {
-        index: name.endswith(".npy")
-        for name, index in index_of.items()
-        if is_image(name) or name.endswith(".npy")
-    }
-    items, latents = list(is_latent), sum(is_latent.values())
+    items = [name for name in index_of if is_image(name) or name.endswith(".npy")]
+    latents = sum(name.endswith(".npy") for name in items)
     if latents not in (0, len(items)) or not items:
         raise ValueError(
             f"{path}: holds {len(items) - latents} images and {latents} "
@@ -242,29 +211,20 @@ def read_edm(path: Path, options: Options) -> FileItems:
             f"channels = {options.channels}: {path} holds latents, whose channels are "
             "not colours"
         )
-    origin = {"kind": "edm", "path": str(path)}
     if labels is None:
-        labels = dict.fromkeys((files.names[i].removeprefix(base) for i in items), None)
+        labels = dict.fromkeys(items)
     for name in labels:
         if name not in index_of:
             raise ItemError(f"{where}: names {name}, which is not there{otherwise}")
-    for index in items:
-        if files.names[index].removeprefix(base) not in labels:
+    for name in items:
+        if name not in labels:
             raise ItemError(
-                f"{files.where(index)}: {DATASET_JSON} does not name it{otherwise}"
+                f"{files.where(index_of[name])}: {DATASET_JSON} does not name it"
+                f"{otherwise}"
             )
-    chosen = [index_of[name] for name in labels]
-    values = list(labels.values())
-    return make_items(files, chosen, values, origin, options, used=[listing])
-
-
-def _open_files(path: Path) -> tuple[str, Files]:
-    """The kind of a folder or an archive, and the files in it."""
-    if path.is_dir():
-        return "folder", list_folder(path)
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    return ("zip", index_zip(path)) if is_zip else ("tar", index_tar(path))
+    origin = {"kind": "edm", "path": str(path)}
+    chosen, values = [index_of[name] for name in labels], list(labels.values())
+    return _make_items(files, chosen, values, origin, options, used=[listing])
 
 
 def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
@@ -276,19 +236,19 @@ def _find_json(files: Files, path: Path, kind: str) -> tuple[int, str]:
     ]
     if not found:
         raise ValueError(f"{path}: has no {DATASET_JSON}")
-    outer = [entry for entry in found if entry[0] == min(found)[0]]
+    outer = [(index, base) for depth, index, base in found if depth == min(found)[0]]
     if len(outer) > 1:
         raise ValueError(
             f"{path}: has {len(outer)} files {DATASET_JSON}, the first in "
-            f"{outer[0][2]}. Give the path of one such folder; --kind={kind} reads the "
+            f"{outer[0][1]}. Give the path of one such folder; --kind={kind} reads the "
             "source without them"
         )
-    return outer[0][1:]
+    return outer[0]
 
 
 def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] | None:
     """File name -> label, in the order of dataset.json."""
-    parsed = parse_json(content, where)
+    parsed = _parse_json(content, where)
     known = isinstance(parsed, dict) and (not parsed or "labels" in parsed)
     listed = parsed.get("labels") if known else 0
     if listed is None:
@@ -308,9 +268,93 @@ def _json_labels(content: bytes, where: str, otherwise: str) -> dict[str, Any] |
     return labels
 
 
-def parse_json(content: bytes, where: str) -> Any:
-    """The content of a JSON file; raises ItemError where it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ItemError(f"{where}: is no JSON: {error}") from error
+def _parse_json(content: bytes, where: str) -> Any:
+    with damaged(f"{where}: is not JSON", (ValueError, RecursionError), ItemError):
+        parsed = json.loads(content)
+    return parsed
+
+
+# --- webdataset -----------------------------------------------------------------------
+
+
+def read_webdataset(path: Path, options: Options) -> FileItems:
+    """Webdataset shards: a folder of tars, one tar, or a pattern; ``find_shards``.
+
+    Files with one name up to the first dot are one item: its image, and its label in
+    ``.cls`` (a number) or in ``.json`` under ``label_key`` (a number or a name). Shards
+    are sorted by name, and items are in the order in which they are stored.
+    """
+    paths = find_shards(path)
+    if not paths:
+        raise FileNotFoundError(f"{path}: there are no files *.tar")
+    files = index_shards(paths)
+    groups: dict[tuple[str, str], dict[str, int]] = {}
+    for index, place in enumerate(files.places):
+        folder, _, base = place.name.rpartition("/")
+        key, _, suffix = base.partition(".")
+        group = groups.setdefault((place.root, f"{folder}/{key}"), {})
+        if is_image(place.name):
+            suffix = "image"
+        if suffix in group:
+            raise ItemError(f"{files.where(index)}: a second {suffix} of one item")
+        group[suffix] = index
+    for group in groups.values():
+        if "image" not in group:
+            first = files.where(next(iter(group.values())))
+            raise ItemError(f"{first}: there is no image of that name; {LISTED}")
+    if not groups:
+        raise ValueError(f"{path}: holds no images; {LISTED}")
+    found: list[tuple[Any, int]] = [(None, -1)] * len(groups)
+    if options.labels != "none":
+        found = [_shard_label(files, group, options) for group in groups.values()]
+    labels, used = zip(*found, strict=True)
+    notes = []
+    if len(paths) > 1 and set(used) == {-1}:
+        notes.append("each tar is a shard, and a class with --kind=tar")
+    origin = {"kind": "webdataset", "path": str(path)}
+    chosen = [group["image"] for group in groups.values()]
+    return _make_items(files, chosen, labels, origin, options, notes, used)
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The tars in a folder, the tar itself, or those that a pattern names, sorted.
+
+    Patterns are the shell's ``a-*.tar`` and webdataset's ``a-{000..146}.tar``, whose
+    shards must all be there, else it raises FileNotFoundError.
+    """
+    if path.is_dir():
+        return tars_in(path)
+    if path.exists():
+        return [path]
+    found = _RANGE.search(str(path))
+    if not found:
+        return refuse_broken(sorted(Path(name) for name in glob.glob(str(path))))
+    first, last = found.groups()
+    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    start, end = str(path)[: found.start()], str(path)[found.end() :]
+    paths = [Path(f"{start}{number}{end}") for number in numbers]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(paths)} shards do not exist; the first is "
+            f"{missing[0]}"
+        )
+    return paths
+
+
+def _shard_label(
+    files: Files, group: dict[str, int], options: Options
+) -> tuple[Any, int]:
+    """The label of an item and the file it is in; None and -1 where it has none."""
+    if "cls" in group:
+        where, text = files.where(group["cls"]), files.read(group["cls"])
+        try:
+            return int(text), group["cls"]
+        except ValueError:
+            raise ItemError(f"{where}: {text[:40]!r} is not a whole number") from None
+    if "json" in group:
+        where = files.where(group["json"])
+        content = _parse_json(files.read(group["json"]), where)
+        if isinstance(content, dict) and options.label_key in content:
+            return content[options.label_key], group["json"]
+    return None, -1

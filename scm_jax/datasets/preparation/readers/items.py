@@ -1,15 +1,67 @@
-"""What every source of raw data looks like to the preparation."""
+"""What a source of raw data is told, and what it gives to the preparation."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from scm_jax.types import lookup
+
+LABELS = {"auto": "where there are any", "required": "or an error", "none": "left out"}
+NO_SPLIT = "none"  # as a split: folders that look like splits are classes
+# Twice the number at which Pillow warns, where it refuses an image.
+MAX_PIXELS = 178_956_970
+
 
 class ItemError(ValueError):
     """One item cannot be used; the message names file and item."""
+
+
+@contextlib.contextmanager
+def damaged(
+    what: str, errors: tuple[type[Exception], ...], kind: type[ValueError] = ValueError
+) -> Iterator[None]:
+    """Turns errors of a library into one that begins with file or item and ``what``."""
+    try:
+        yield
+    except ItemError:
+        raise
+    except errors as error:
+        raise kind(f"{what}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a source is read; a kind refuses options that it has no use for."""
+
+    # Part of the data (--source_split): a folder such as train around or inside of
+    # class folders, or a split of CIFAR-10 or tfds. NO_SPLIT: folders with such names
+    # are classes. None: as ``target``.
+    split: str | None = None
+    # The split that is made of the data, which is read where they have splits. None:
+    # all there is (CIFAR-10 and tfds: train).
+    target: str | None = None
+    labels: str = "auto"  # a key of LABELS
+    # Text with a file and its class in each line, for images outside of class folders.
+    label_file: str | None = None
+    label_base: int = 0  # number of the first class; 1 for the files of ImageNet 64x64
+    num_classes: int | None = None  # None for as many as are seen
+    label_key: str = "label"  # in the .json of webdataset shards
+    channels: int = 3  # 3 for RGB, whatever is stored; 1 for grey
+    max_pixels: int = MAX_PIXELS  # a file of a few bytes may take all memory
+
+    def __post_init__(self):
+        lookup(LABELS, self.labels, "labels")
+        if self.label_file is not None:  # a path may be given, and the origin is JSON
+            object.__setattr__(self, "label_file", str(self.label_file))
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels = {self.channels!r} is not one of [1, 3]")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes = {self.num_classes} must be at least 1")
 
 
 class Items(Protocol):
@@ -42,21 +94,3 @@ class Items(Protocol):
           ItemError: it does not decode, or its label is out of range.
         """
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayItems:
-    """Items that are in memory already: fields stacked over items."""
-
-    fields: dict[str, np.ndarray]
-    class_names: tuple[str, ...] = ()
-    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.fields.values())))
-
-    def name(self, index: int) -> str:
-        return f"item {index}"
-
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        return {name: values[index] for name, values in self.fields.items()}

@@ -1,16 +1,12 @@
 """From a path to raw items: what kinds of raw data there are, and which one a path is.
 
-    items = open_items("ILSVRC2012_img_train.tar")
-    len(items), items.class_names[0]       # (1281167, 'n01440764')
-    items.read(0)["image"].shape           # (250, 250, 3)
-
-Items can be pickled and read from several threads and processes. Their order is fixed:
-that of the names (of ``dataset.json`` where it has labels; as stored in shards, arrays
-and tfds records).
+Items are sorted by name, or in the order of ``dataset.json``, or as stored in shards,
+arrays and tfds records.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tarfile
@@ -19,12 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scm_jax.datasets.preparation.readers import (
-    arrays,
-    file_items,
-    tfds_items,
-    webdataset,
-)
+from scm_jax.datasets.preparation.readers import arrays, file_items, tfds_items
 from scm_jax.datasets.preparation.readers.archives import (
     COMPRESSED,
     index_tar,
@@ -32,61 +23,60 @@ from scm_jax.datasets.preparation.readers.archives import (
     zip_members,
 )
 from scm_jax.datasets.preparation.readers.decode import is_image
-from scm_jax.datasets.preparation.readers.folder_files import count_kinds, is_hidden
-from scm_jax.datasets.preparation.readers.items import Items
-from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.datasets.preparation.readers.files import count_kinds, is_hidden
+from scm_jax.datasets.preparation.readers.items import Items, Options
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
+DRAWN = "drawn"  # a kind without files, whose items are drawn when they are read
+
 
 class Source(NamedTuple):
-    """One kind of raw data.
-
-    Attributes:
-      read: opens it.
-      what: what it is, in words, for messages.
-      has_splits: whether ``Options.split`` means something to it.
-    """
+    """One kind of raw data."""
 
     read: Callable[[Path, Options], Items]
-    what: str
-    has_splits: bool
+    what: str  # in words, for messages
+    options: tuple[str, ...]  # of those that only some kinds have a use for
+
+
+def _classes(kind: str, what: str) -> Source:
+    read = functools.partial(file_items.read_classes, kind=kind)
+    return Source(read, what, ("split", "label_file", "max_pixels"))
 
 
 SOURCES = {
-    "folder": Source(
-        file_items.read_folder, "a folder of images, or of one folder per class", True
-    ),
-    "zip": Source(
-        file_items.read_zip, "a zip of images, flat or one folder per class", True
-    ),
-    "tar": Source(
-        file_items.read_tar,
-        "an uncompressed tar of images, flat, one folder or one tar per class",
-        True,
+    "folder": _classes("folder", "a folder of images, or of one folder per class"),
+    "zip": _classes("zip", "a zip of images, flat or one folder per class"),
+    "tar": _classes(
+        "tar", "an uncompressed tar of images, flat, one folder or one tar per class"
     ),
     "webdataset": Source(
-        webdataset.read_webdataset,
+        file_items.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
-        False,
+        ("label_key", "max_pixels"),
     ),
     "edm": Source(
         file_items.read_edm,
-        "an archive of EDM or EDM2, images or latents, packed or unpacked, with "
-        "dataset.json",
-        False,
+        "EDM's or EDM2's images or latents with dataset.json, packed or unpacked",
+        ("max_pixels",),
     ),
     "npz": Source(
         arrays.read_arrays,
         "stacked images as npz, or as pickled batches of ImageNet 64x64",
-        True,
+        ("split",),
     ),
     "cifar10": Source(
-        arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", True
+        arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", ("split",)
     ),
     "tfds": Source(
-        tfds_items.read_tfds, "tfds:NAME, or a folder that tfds has prepared", True
+        tfds_items.read_tfds, "tfds:NAME, or a folder tfds has prepared", ("split",)
     ),
+}
+_WITHOUT = {
+    "split": "has no splits; give the path of the part that is wanted",
+    "label_file": "has labels of its own, unless --kind is folder, zip or tar",
+    "label_key": "has no keys; only webdataset has",
+    "max_pixels": "has arrays, not files that are decoded",
 }
 
 
@@ -94,6 +84,11 @@ def open_items(
     path: str | os.PathLike[str], *, kind: str = "auto", **options: Any
 ) -> Items:
     """Opens raw data of any kind in ``SOURCES``.
+
+    Example:
+      >>> items = open_items("ILSVRC2012_img_train.tar")  # doctest: +SKIP
+      >>> len(items), items.class_names[0]  # doctest: +SKIP
+      (1281167, 'n01440764')
 
     Args:
       path: the file or folder, a pattern of shards, or ``tfds:NAME``.
@@ -113,52 +108,32 @@ def open_items(
     source = lookup(SOURCES, kind, "kind")
     if kind not in ("tfds", "webdataset") and not path.exists():
         raise FileNotFoundError(f"{path}: does not exist")
-    _refuse_what_has_no_effect(path, kind, chosen)
-    return source.read(path, chosen)
-
-
-def _refuse_what_has_no_effect(path: Path, kind: str, options: Options) -> None:
-    """Raises ValueError for options that a kind has no use for."""
     if kind in ("folder", "zip") and path.is_dir() != (kind == "folder"):
         raise ValueError(
             f"{path}: is {'a folder' if path.is_dir() else 'no folder'}, and the kind "
-            f"{kind!r} is {SOURCES[kind].what}"
+            f"{kind!r} is {source.what}"
         )
-    uses = {
-        "split": (
-            SOURCES[kind].has_splits,
-            "has no splits; give the path of the part that is wanted",
-        ),
-        "label_file": (
-            kind in ("folder", "zip", "tar"),
-            "has labels of its own, unless --kind is folder, zip or tar",
-        ),
-        "label_key": (kind == "webdataset", "has no keys; only webdataset has"),
-        "max_pixels": (
-            kind not in ("npz", "cifar10", "tfds"),
-            "has arrays, not files that are decoded",
-        ),
-    }
-    for option, (is_used, why) in uses.items():
-        value = getattr(options, option)
-        if value != getattr(Options, option) and not is_used:
+    for option, why in _WITHOUT.items():
+        value = getattr(chosen, option)
+        if value != getattr(Options, option) and option not in source.options:
             name = "--source_split" if option == "split" else option
             raise ValueError(
                 f"{name} = {value!r}: {path} is of the kind {kind!r}, which {why}"
             )
-    if options.label_file is not None and options.labels == "none":
+    if chosen.label_file is not None and chosen.labels == "none":
         raise ValueError(
-            f"label_file = {options.label_file!r}: labels 'none' reads no classes"
+            f"label_file = {chosen.label_file!r}: labels 'none' reads no classes"
         )
+    return source.read(path, chosen)
 
 
 def summarize(items: Items) -> str:
     """One line: what a source was taken for, and what of it is not used.
 
     Example:
-      >>> from scm_jax.datasets.preparation.readers.items import ArrayItems
-      >>> summarize(ArrayItems({"image": range(3)}, ("a", "b"), {"path": "x.zip"}))
-      'x.zip: 3 items, 2 classes (a, b)'
+      >>> from scm_jax.datasets.shapes import ShapeSource
+      >>> summarize(ShapeSource(num_items=3))[:61]
+      'no file: kind shapes, split train, 3 items, 10 classes (circl'
     """
     origin, names = items.origin, items.class_names
     kind = f"kind {origin['kind']}, " if "kind" in origin else ""
@@ -176,12 +151,15 @@ def summarize(items: Items) -> str:
     return f"{path}: " + "; ".join(parts)
 
 
+# --- which kind a path is -------------------------------------------------------------
+
+
 def detect_kind(path: Path) -> str:
     """Which of ``SOURCES`` a path is, by its content and not by its suffix.
 
     Raises:
       FileNotFoundError: there is nothing at the path.
-      ValueError: it is none of them; the message lists them.
+      ValueError: it is none of them, or may be two.
     """
     if str(path).startswith(tfds_items.PREFIX):
         return "tfds"
@@ -191,7 +169,7 @@ def detect_kind(path: Path) -> str:
         return _detect_file(path)
     if path.is_symlink():
         raise FileNotFoundError(f"{path}: is a link to nothing: {path.readlink()}")
-    if webdataset.find_shards(path):
+    if file_items.find_shards(path):
         return "webdataset"
     raise FileNotFoundError(f"{path}: does not exist, and no files match it")
 
@@ -221,34 +199,19 @@ def _detect_file(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith(b"PK"):
-        return _detect_zip(path)
+        names = [member.filename for member in zip_members(path)]
+        if _has_json(names):
+            return "edm"
+        stacked = all(name.endswith(".npy") and "/" not in name for name in names)
+        return "npz" if names and stacked else "zip"
     if start.startswith(tuple(COMPRESSED)):
         return "cifar10" if _is_cifar10(path) else "tar"  # whose reader refuses it
     if start[257:262] == b"ustar" or path.suffix == ".tar":
         return _detect_tar(path)
     if start.startswith(b"\x80"):  # a pickle of protocol 2 and up
         return "npz"
-    raise ValueError(f"{path}: is of no kind that is understood here. {describe()}")
-
-
-def describe() -> str:
-    """All kinds in one sentence.
-
-    Example:
-      >>> describe()[:40]
-      'Understood are folder (a folder of image'
-    """
     kinds = "; ".join(f"{name} ({source.what})" for name, source in SOURCES.items())
-    return f"Understood are {kinds}"
-
-
-def _detect_zip(path: Path) -> str:
-    names = [member.filename for member in zip_members(path)]
-    if _has_json(names):
-        return "edm"
-    if names and all(name.endswith(".npy") and "/" not in name for name in names):
-        return "npz"
-    return "zip"
+    raise ValueError(f"{path}: is of no known kind. Known are {kinds}")
 
 
 def _is_cifar10(path: Path) -> bool:
@@ -270,7 +233,7 @@ def _detect_tars(path: Path, tars: list[Path]) -> str:
     kind = _detect_tar(tars[0])
     numbers = [re.fullmatch(r"(.*?)(\d+)", tar.stem) for tar in tars]
     ends = sorted(int(number[2]) for number in numbers if number)
-    in_turn = ends == list(range(ends[0], ends[0] + len(tars))) if ends else False
+    in_turn = bool(ends) and ends == list(range(ends[0], ends[0] + len(tars)))
     if kind == "tar" and len(tars) > 1 and in_turn:
         raise ValueError(
             f"{path}: {tars[0].name} to {tars[-1].name} may be one tar for each class, "

@@ -1,4 +1,4 @@
-"""Items of a dataset that tfds has prepared in array records; without TensorFlow."""
+"""Items of a dataset that tfds has prepared in array records, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation.readers.decode import to_channels
-from scm_jax.datasets.preparation.readers.items import ItemError
-from scm_jax.datasets.preparation.readers.options import Options
+from scm_jax.datasets.preparation.readers.items import ItemError, Options, damaged
 from scm_jax.types import lookup
 
 PREFIX = "tfds:"
@@ -24,27 +23,15 @@ PREFIX = "tfds:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsItems:
-    """Items of a prepared tfds dataset; see ``Items`` for the methods.
+    """Items of a prepared tfds dataset; see ``Items`` for the methods."""
 
-    Attributes:
-      folder: the prepared version.
-      split: a tfds split, slices included.
-      num_items: how many there are in it.
-      feature: ``image`` or ``latent``, and the stored feature it is.
-      labelled: whether items have a label.
-      class_names: of the labels.
-      origin: see ``Items``.
-      options: ``channels`` and ``label_base`` count.
-    """
-
-    folder: str
-    split: str
+    folder: str  # the prepared version
+    split: str  # a tfds split, slices included
     num_items: int
-    feature: str
-    labelled: bool
+    feature: str  # ``image`` or ``latent``
     class_names: tuple[str, ...]
     origin: dict[str, Any]
-    options: Options
+    options: Options  # ``channels`` and ``label_base`` count
 
     def __len__(self) -> int:
         return self.num_items
@@ -55,10 +42,9 @@ class TfdsItems:
     def read(self, index: int) -> dict[str, np.ndarray]:
         with _OPENING:
             records = _open_records(self.folder, self.split, os.getpid())
-        try:
+        errors = (ValueError, OSError, RuntimeError)
+        with damaged(f"{self.name(index)}: cannot be read", errors, ItemError):
             item = records[index]
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ItemError(f"{self.name(index)}: cannot be read: {error}") from error
         value = np.asarray(item[self.feature])
         if self.feature == "latent":
             fields = {"latent": value}
@@ -67,21 +53,12 @@ class TfdsItems:
         else:
             raise ItemError(
                 f"{self.name(index)}: the image is {value.dtype} {value.shape}; "
-                "expected is uint8 (height, width, 1 or 3)"
+                "expected uint8 (height, width, 1 or 3)"
             )
-        if self.labelled:
-            fields["label"] = self._label(item["label"], index)
+        if self.class_names:
+            label = int(item["label"]) - self.options.label_base
+            fields["label"] = np.array(label, np.int64)
         return fields
-
-    def _label(self, value: Any, index: int) -> np.ndarray:
-        label = int(value) - self.options.label_base
-        if not 0 <= label < len(self.class_names):
-            base = self.options.label_base
-            raise ItemError(
-                f"{self.name(index)}: the label {value} is out of range; legal are "
-                f"{base}..{base + len(self.class_names) - 1}"
-            )
-        return np.array(label, np.int64)
 
 
 _OPENING = threading.Lock()
@@ -100,8 +77,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
 
     A name may hold a config (``tfds:imagenet_resized/64x64``) and is looked for in
     ``$SCM_JAX_DATA``, in ``$TFDS_DATA_DIR`` and in ``~/tensorflow_datasets``, the
-    newest version first. Nothing is downloaded. The image is the feature ``image``,
-    the label the feature ``label``.
+    newest version first. Nothing is downloaded.
 
     Raises:
       FileNotFoundError: it is not prepared; the message has the command that does it.
@@ -109,7 +85,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
     """
     import tensorflow_datasets as tfds
 
-    folder = find_prepared(str(path))
+    folder = _find_prepared(str(path))
     builder = tfds.builder_from_directory(folder)
     split = options.split or options.target or "train"
     lookup(dict(builder.info.splits), split.split("[", 1)[0], "--source_split")
@@ -117,7 +93,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
     if file_format is None or file_format.value != "array_record":
         raise ValueError(
             f"{folder}: is prepared as {getattr(file_format, 'value', None)}, which "
-            f"has no access by number. {_how_to_prepare(builder.info.full_name)}"
+            f"has no random access. {_how_to_prepare(builder.info.full_name)}"
         )
     features = builder.info.features
     names = [name for name in ("image", "latent") if name in features]
@@ -133,7 +109,6 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
         split=split,
         num_items=builder.info.splits[split].num_examples,
         feature=names[0],
-        labelled=bool(class_names),
         class_names=class_names,
         origin={
             "kind": "tfds",
@@ -150,59 +125,45 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
 def _class_names(feature: Any, where: str, options: Options) -> tuple[str, ...]:
     if options.labels == "none":
         return ()
+    if feature is None and options.labels == "required":
+        raise ValueError(f"{where}: has no feature 'label', and labels are required")
     if feature is None:
-        if options.labels == "required":
-            raise ValueError(
-                f"{where}: has no feature 'label', and labels are required"
-            )
         return ()
-    names = getattr(feature, "names", None)
-    if names:
+    if names := getattr(feature, "names", None):
         return tuple(names)
     number = options.num_classes or getattr(feature, "num_classes", None)
     if not number:
-        raise ValueError(
-            f"{where}: does not say how many classes it has; give num_classes"
-        )
-    return tuple(str(index) for index in range(number))
+        raise ValueError(f"{where}: has no number of classes; give num_classes")
+    return tuple(map(str, range(number)))
 
 
-def find_prepared(path: str) -> Path:
+def _find_prepared(path: str) -> Path:
     """The folder of one prepared version, for ``tfds:NAME`` or a folder above it."""
     if not path.startswith(PREFIX):
         if (Path(path) / "dataset_info.json").is_file():
             return Path(path)
         return storage.prepared_folder(Path(path).name, Path(path).parent)
     name = path.removeprefix(PREFIX).strip("/")
-    roots = _roots()
+    roots = []
+    for given in (None, os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"):
+        with contextlib.suppress(ValueError):  # no home directory
+            roots.append(storage.data_root(given))
     for root in roots:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return storage.prepared_folder(name, root)
-        except FileNotFoundError:
-            continue
     raise FileNotFoundError(
         f"{path}: tfds has prepared no dataset {name!r} in any of "
         f"{', '.join(map(str, roots))}. {_how_to_prepare(name)}"
     )
 
 
-def _roots() -> list[Path]:
-    tfds_root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    roots = []
-    for root in (None, tfds_root):
-        with contextlib.suppress(ValueError):  # no home directory
-            roots.append(storage.data_root(root))
-    return roots
-
-
 def _how_to_prepare(name: str) -> str:
     missing = (
-        " That takes TensorFlow, which is not installed here: `pip install "
+        " This needs TensorFlow, which is not installed here: `pip install "
         "'scm_jax[tf]'`."
-        if importlib.util.find_spec("tensorflow") is None
-        else ""
     )
     return (
         f"Prepare it with `tfds build {name} --file_format=array_record`, which "
-        f"downloads what its card names.{missing}"
+        "downloads what its card names."
+        + ("" if importlib.util.find_spec("tensorflow") else missing)
     )
