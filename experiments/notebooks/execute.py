@@ -1,10 +1,7 @@
-"""Executes a notebook source and writes it as a page.
+"""Executes a notebook source and writes it as a notebook with outputs.
 
-    python experiments/notebooks/execute.py scaling --root=runs/isoflop_digits \\
-      --out=docs/isoflop_digits.md
-
-``.ipynb`` as ending writes a notebook with its outputs, ``.md`` a page with its
-pictures in a folder beside it.
+    python experiments/notebooks/execute.py scaling --root=docs/isoflop_digits \\
+      --out=docs/notebooks/scaling.ipynb
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import re
 
 import jupytext
 import nbclient
@@ -21,43 +17,24 @@ import nbformat
 HERE = pathlib.Path(__file__).parent
 
 
-def execute(name: str, root: str, timeout: float = 3600) -> nbformat.NotebookNode:
+def execute(name: str, root: str) -> nbformat.NotebookNode:
     """The notebook of this name with its outputs; raises where a cell does."""
     notebook = jupytext.read(HERE / f"{name}.py")
     os.environ["SCM_JAX_ROOT"] = str(pathlib.Path(root).resolve())
-    nbclient.NotebookClient(notebook, timeout=timeout, kernel_name="python3").execute(
-        cwd=str(HERE.parent.parent)
-    )
+    # Times of execution would change the file each time it is made.
+    client = nbclient.NotebookClient(notebook, timeout=3600, record_timing=False)
+    client.execute(cwd=str(HERE.parent.parent))
     return notebook
 
 
-def write_page(notebook: nbformat.NotebookNode, out: pathlib.Path) -> None:
-    """Markdown, and its pictures in a folder of the page's name."""
-    from nbconvert import MarkdownExporter
-
-    text, resources = MarkdownExporter().from_notebook_node(notebook)
-    folder = out.with_suffix("")
-    for name, data in resources["outputs"].items():
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(data)
-        text = text.replace(f"({name})", f"({folder.name}/{name})")
-    # Tables come with a style sheet that no page of Markdown shows.
-    text = re.sub(r"<style.*?</style>\n?", "", text, flags=re.S)
-    text = re.sub(r' style="[^"]*"', "", text)
-    out.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
-
-
 def main() -> None:
+    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "execute")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="scaling, ablation, sampling or tangents")
+    parser.add_argument("name", choices=names)
     parser.add_argument("--root", required=True, help="directory of the runs")
-    parser.add_argument("--out", required=True, help=".ipynb or .md", type=pathlib.Path)
+    parser.add_argument("--out", required=True, help="the .ipynb file to write")
     args = parser.parse_args()
-    notebook = execute(args.name, args.root)
-    if args.out.suffix == ".ipynb":
-        nbformat.write(notebook, args.out)
-    else:
-        write_page(notebook, args.out)
+    nbformat.write(execute(args.name, args.root), args.out)
 
 
 if __name__ == "__main__":
