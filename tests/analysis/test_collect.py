@@ -8,10 +8,10 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 
 import scm_jax
-from scm_jax.analysis.tables import collect as collect_lib
 from scm_jax.analysis.tables import collected, metric_rows, run_files
 from scm_jax.analysis.tables.collect import collect
 from tests.analysis.synthetic_runs import result, write, write_metrics
@@ -98,13 +98,6 @@ class TestSame:
         before = frames(tmp_path / "*")
         collect(root)
         assert_same(before, frames(tmp_path / "*"))
-
-    def test_many_rows_in_several_groups(self, root, monkeypatch):
-        before = frames(root)
-        monkeypatch.setattr(collect_lib, "_GROUP_ROWS", 4)
-        collect(root)
-        assert_same(before, frames(root))
-        assert not [p for p in os.listdir(root) if p.endswith(("0", "1", "tmp"))]
 
     def test_without_the_run_directories(self, root):
         shutil.rmtree(root / "bad")
@@ -203,14 +196,14 @@ class TestFiles:
         collect(root)
         before = {name: (root / name).read_bytes() for name in FILES}
         write(root, {"seed": 50}, rows=rows())
-        sync = collect_lib._sync
+        write_table = parquet.write_table
 
-        def full(path):
-            sync(path)
+        def full(table, path):
+            write_table(table, path)
             if failing in path.name:
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(collect_lib, "_sync", full)
+        monkeypatch.setattr(parquet, "write_table", full)
         with pytest.raises(OSError, match=f"{failing}, and nothing.*No space left"):
             collect(root)
         assert {name: (root / name).read_bytes() for name in FILES} == before

@@ -1,7 +1,7 @@
 """A scaling study as one object: the law, its intervals, its prediction error.
 
 fit = fit_scaling(load_runs("runs/isoflop_digits"), "2_steps/frechet_distance")
-print(fit)                      # in a notebook `fit` alone shows a table
+print(fit)                      # in a notebook ``fit`` alone shows a table
 fit.optimum(1e15)               # parameters, images, loss with intervals
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,6 +27,8 @@ from scm_jax.analysis.laws.law import ChinchillaLaw, FlopsPerImage, Points
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
+
 # A power law of FLOPs per image that misses a size by more than this is reported.
 _COST_TOLERANCE = 0.05
 
@@ -36,10 +39,10 @@ class ScalingFit:
 
     Attributes:
       loss_name: the quality that was fitted.
-      parameters: N of each run that was fitted, ``(n,)``.
-      images: D of each run.
-      flops: training FLOPs of each run.
-      loss: its quality.
+      parameters: N of each run that was fitted, ``(n,)``; so are the next five.
+      images: D.
+      flops: training FLOPs.
+      loss: quality.
       budgets: number of its budget, smallest first.
       groups: number of its configuration.
       law: the fit.
@@ -48,8 +51,7 @@ class ScalingFit:
       delta: of the Huber loss.
       noise: robust standard deviation of log losses around the law.
       isoflop: the second approach, by parabolas; None where no budget has 3 sizes.
-      extrapolation: the largest budget predicted from the others; None where these
-        cannot carry a law.
+      extrapolation: the largest budget predicted from the others, where they suffice.
       warnings: what a reader must know, in sentences.
     """
 
@@ -69,35 +71,34 @@ class ScalingFit:
     extrapolation: Extrapolation | None
     warnings: tuple[str, ...]
 
+    def _interval(self, number: Callable[[ChinchillaLaw], Any]) -> Interval:
+        estimate = float(number(self.law))
+        if self.replicates is None:
+            return Interval(estimate)
+        return interval(estimate, number(self.replicates))
+
     def intervals(self) -> dict[str, Interval]:
         """E, A, B, a, b and the exponents of ``N_opt ~ C^p`` and ``D_opt ~ C^q``."""
         growth = self.flops_per_image.exponent
-
-        def numbers(law: ChinchillaLaw) -> dict[str, laws.Number]:
-            fields = {f.name: getattr(law, f.name) for f in dataclasses.fields(law)}
-            p, q = law.parameters_exponent(growth), law.images_exponent(growth)
-            return fields | {"p": p, "q": q}
-
-        found = numbers(self.law)
-        if self.replicates is None:
-            return {name: Interval(float(value)) for name, value in found.items()}
-        many = numbers(self.replicates)
-        return {name: interval(found[name], many[name]) for name in found}
+        found = {n: self._interval(operator.attrgetter(n)) for n in "EABab"}
+        found["p"] = self._interval(lambda law: law.parameters_exponent(growth))
+        found["q"] = self._interval(lambda law: law.images_exponent(growth))
+        return found
 
     def predict(self, parameters: float, images: float) -> Interval:
         """The expected loss of N parameters trained on D images."""
-        estimate = float(self.law(parameters, images))
-        if self.replicates is None:
-            return Interval(estimate)
-        return interval(estimate, self.replicates(parameters, images))
+        return self._interval(lambda law: law(parameters, images))
 
     def optimum(self, flops: float) -> dict[str, Interval]:
         """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
-        best = dataclasses.asdict(self.law.optimum(flops, self.flops_per_image))
-        if self.replicates is None:
-            return {name: Interval(float(value)) for name, value in best.items()}
-        many = self.replicates.optimum(flops, self.flops_per_image)
-        return {name: interval(best[name], getattr(many, name)) for name in best}
+        return {
+            name: self._interval(
+                lambda law, name=name: getattr(
+                    law.optimum(flops, self.flops_per_image), name
+                )
+            )
+            for name in ("parameters", "images", "loss")
+        }
 
     def rows(self) -> list[tuple[str, str]]:
         """The summary, as names and values."""
@@ -180,8 +181,8 @@ def fit_scaling(
       group: columns that tell configurations apart; runs that agree in them are seeds
         of one. Default is N and D.
       delta: where the Huber loss of ``log L`` turns linear; default follows the noise
-        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. With
-        a delta of the caller's, runs far from the law are named and kept.
+        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. If
+        it is given, runs far from the law are named and kept.
       count: replicates of the bootstrap.
       seed: of the bootstrap.
 
@@ -232,7 +233,7 @@ def fit_study(
     count: int = 1000,
     seed: int = 0,
 ) -> ScalingFit:
-    """The same for arrays, ``(n,)`` each; ``names`` are those of the runs.
+    """``fit_scaling`` of arrays, ``(n,)`` each; ``names`` are those of the runs.
 
     Raises:
       ValueError: values that are not positive and finite, or too few of them.
@@ -256,26 +257,32 @@ def fit_study(
     budgets = isoflop.group_budgets(c)
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     settings: dict[str, Any] = {"count": count, "seed": seed}
+
+    def attempt(what: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ValueError as error:
+            warnings.append(f"no {what}: {error}")
+            return None
+
     warnings += _bound_warnings(points, theta)
-    replicates = None
-    try:
-        replicates = bootstrap.bootstrap(points, theta, groups, delta=delta, **settings)
-    except ValueError as error:
-        warnings.append(f"no intervals: {error}")
+    replicates = attempt(
+        "intervals",
+        lambda: bootstrap.bootstrap(points, theta, groups, delta=delta, **settings),
+    )
     if replicates is not None:
         warnings += _interval_warnings(replicates, groups, theta.size)
-    valleys = left_out = None
-    try:
-        valleys = isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings)
-        warnings += valleys.warnings
-    except ValueError as error:
-        warnings.append(f"no isoFLOP minima: {error}")
-    try:
-        left_out = extrapolation.leave_largest_out(
+    valleys = attempt(
+        "isoFLOP minima",
+        lambda: isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings),
+    )
+    warnings += valleys.warnings if valleys else ()
+    left_out = attempt(
+        "extrapolation error",
+        lambda: extrapolation.leave_largest_out(
             n, d, c, y, budgets, groups, delta=delta, **settings
-        )
-    except ValueError as error:
-        warnings.append(f"no extrapolation error: {error}")
+        ),
+    )
     if (miss := laws.flops_per_image_error(cost, n, c / d)) > _COST_TOLERANCE:
         warnings.append(
             f"FLOPs per image are no power law of the sizes (off by {100 * miss:.0f} % "
@@ -304,7 +311,7 @@ def _usable(
     frame: pd.DataFrame, loss: str, inputs: Sequence[str]
 ) -> tuple[list[str], pd.DataFrame]:
     """What was left out, in sentences, and the rows that remain."""
-    said = []
+    said: list[str] = []
 
     def keep(frame: pd.DataFrame, mask: pd.Series, why: str) -> pd.DataFrame:
         if left := int((~mask).sum()):
@@ -358,10 +365,9 @@ def _interval_warnings(
 
 
 def _bound_warnings(points: Points, theta: np.ndarray) -> list[str]:
-    names = ("E", "A", "B", "a", "b")
     stuck = power_sums.bound_reached(theta, points.log_x, points.log_y)
     return [
-        f"{names[i]} stands at its bound: these runs do not determine it"
+        f"{'EABab'[i]} is at its bound: these runs do not determine it"
         for i in stuck
         if i > 0  # an offset of zero is reported by the share of replicates
     ]
