@@ -11,7 +11,7 @@ import dataclasses
 import html
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,8 +26,6 @@ from scm_jax.analysis.laws.law import ChinchillaLaw, FlopsPerImage, Points
 
 if TYPE_CHECKING:
     import pandas as pd
-
-T = TypeVar("T")
 
 # A power law of FLOPs per image that misses a size by more than this is reported.
 _COST_TOLERANCE = 0.05
@@ -91,66 +89,54 @@ class ScalingFit:
 
     def optimum(self, flops: float) -> dict[str, Interval]:
         """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
-        return {
-            name: self._interval(
-                lambda law, name=name: getattr(
-                    law.optimum(flops, self.flops_per_image), name
-                )
-            )
-            for name in ("parameters", "images", "loss")
-        }
 
-    def rows(self) -> list[tuple[str, str]]:
+        def best(law: ChinchillaLaw, name: str) -> Any:
+            return getattr(law.optimum(flops, self.flops_per_image), name)
+
+        names = ("parameters", "images", "loss")
+        return {n: self._interval(lambda law, n=n: best(law, n)) for n in names}
+
+    def rows(self) -> dict[str, str]:
         """The summary, as names and values."""
-        found = self.intervals()
+        found = {name: str(value) for name, value in self.intervals().items()}
         cost = self.flops_per_image
-        least, most = (f"{v:.2g}" for v in (self.flops.min(), self.flops.max()))
-        rows = [
-            ("law", "L = E + A / N^a + B / D^b"),
-            ("loss", self.loss_name),
-            (
-                "runs",
-                f"{len(self.loss)} of {self.groups.max() + 1} configurations, "
-                f"{self.budgets.max() + 1} budgets, {least} to {most} FLOPs",
-            ),
-            *((name, str(found[name])) for name in "EABab"),
-            ("N_opt ~ C^p, p", str(found["p"])),
-            ("D_opt ~ C^q, q", str(found["q"])),
-        ]
+        rows = {
+            "law": "L = E + A / N^a + B / D^b",
+            "loss": self.loss_name,
+            "runs": f"{len(self.loss)} of {self.groups.max() + 1} configurations, "
+            f"{self.budgets.max() + 1} budgets, {self.flops.min():.2g} to "
+            f"{self.flops.max():.2g} FLOPs",
+            **{name: found[name] for name in "EABab"},
+            "N_opt ~ C^p, p": found["p"],
+            "D_opt ~ C^q, q": found["q"],
+        }
         if self.isoflop is not None:
-            rows.append(("p by parabolas", str(self.isoflop.exponent)))
-        rows += [
-            (
-                "noise",
-                f"{100 * self.noise:.2g} % around the law, delta {self.delta:.2g}",
-            ),
-            ("FLOPs per image", f"{cost.coefficient:.4g} N^{cost.exponent:.4g}"),
-        ]
+            rows["p by parabolas"] = str(self.isoflop.exponent)
+        noise, delta = 100 * self.noise, self.delta
+        rows["noise"] = f"{noise:.2g} % around the law, delta {delta:.2g}"
+        rows["FLOPs per image"] = f"{cost.coefficient:.4g} N^{cost.exponent:.4g}"
         if (left := self.extrapolation) is not None:
-            text = (
+            rows["extrapolation"] = (
                 f"{100 * left.median_error:.2g} % median, "
                 f"{100 * left.largest_error:.2g} % largest, {left.inside.sum()} of "
                 f"{left.inside.size} runs inside the interval, over a factor "
                 f"{left.times_larger:.2g} in FLOPs"
             )
-            rows.append(("extrapolation", text))
         return rows
 
     def __str__(self) -> str:
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:{width}s}  {value}" for name, value in rows]
+        lines = [f"{name:15s}  {value}" for name, value in self.rows().items()]
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
+            f"<tr><th {left}>{html.escape(name)}</th>"
+            f"<td {left}>{html.escape(value)}</td></tr>"
+            for name, value in self.rows().items()
         )
-        notes = "".join(
-            f"<p><b>warning</b>: {html.escape(w)}</p>" for w in self.warnings
-        )
+        warnings = map(html.escape, self.warnings)
+        notes = "".join(f"<p><b>warning</b>: {text}</p>" for text in warnings)
         return f"<table>{cells}</table>{notes}"
 
 
@@ -191,26 +177,19 @@ def fit_scaling(
         mixed, or the runs cannot carry a law.
     """
     frame = columns.numeric(frame, loss, parameters, images, flops)
-    for name in group:
-        if name not in frame.columns:
-            raise ValueError(f"group: the table has no column {name!r}")
+    if unknown := set(group) - set(frame.columns):
+        raise ValueError(f"group: the table has no columns {sorted(unknown)}")
     dropped, frame = _usable(frame, loss, (parameters, images, flops))
     if "objective" in frame.columns and frame["objective"].nunique() > 1:
         raise ValueError(
             "runs of several objectives share no law: select one of "
             f"{sorted(frame['objective'].unique())} by the column 'objective'"
         )
-    n, d, c, y = (
-        frame[name].to_numpy(float) for name in (parameters, images, flops, loss)
-    )
     telling = [frame[name].to_numpy() for name in group or (parameters, images)]
     codes = [np.unique(column, return_inverse=True)[1] for column in telling]
     fit = fit_study(
-        n,
-        d,
-        c,
-        y,
-        groups=bootstrap.configurations(*codes) if len(y) else None,
+        *(frame[name].to_numpy(float) for name in (parameters, images, flops, loss)),
+        groups=bootstrap.configurations(*codes) if len(frame) else None,
         names=[i if isinstance(i, str) else f"run {i}" for i in frame.index],
         loss_name=loss,
         delta=delta,
@@ -245,9 +224,8 @@ def fit_study(
     points = Points.of(ChinchillaLaw, y, n, d)
     near, follows, away = power_sums.robust_start(points.log_x, points.log_y)
     sound = np.abs(away) <= power_sums.OUTLYING
-    times = y / points.law(near)(n, d)
     names = names or [f"run {i}" for i in range(len(y))]
-    warnings = _outlying(names, times, away, delta)
+    warnings = _outlying(names, y / points.law(near)(n, d), away, delta)
     if delta is None and not sound.all():
         n, d, c, y = n[sound], d[sound], c[sound], y[sound]
         groups = np.unique(groups[sound], return_inverse=True)[1]
@@ -257,37 +235,30 @@ def fit_study(
     budgets = isoflop.group_budgets(c)
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     settings: dict[str, Any] = {"count": count, "seed": seed}
-
-    def attempt(what: str, make: Callable[[], T]) -> T | None:
-        try:
-            return make()
-        except ValueError as error:
-            warnings.append(f"no {what}: {error}")
-            return None
-
     warnings += _bound_warnings(points, theta)
-    replicates = attempt(
-        "intervals",
-        lambda: bootstrap.bootstrap(points, theta, groups, delta=delta, **settings),
-    )
-    if replicates is not None:
+    replicates = valleys = left_out = None
+    try:
+        replicates = bootstrap.bootstrap(points, theta, groups, delta=delta, **settings)
         warnings += _interval_warnings(replicates, groups, theta.size)
-    valleys = attempt(
-        "isoFLOP minima",
-        lambda: isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings),
-    )
-    warnings += valleys.warnings if valleys else ()
-    left_out = attempt(
-        "extrapolation error",
-        lambda: extrapolation.leave_largest_out(
+    except ValueError as error:
+        warnings.append(f"no intervals: {error}")
+    try:
+        valleys = isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings)
+        warnings += valleys.warnings
+    except ValueError as error:
+        warnings.append(f"no isoFLOP minima: {error}")
+    try:
+        left_out = extrapolation.leave_largest_out(
             n, d, c, y, budgets, groups, delta=delta, **settings
-        ),
-    )
+        )
+    except ValueError as error:
+        warnings.append(f"no extrapolation error: {error}")
     if (miss := laws.flops_per_image_error(cost, n, c / d)) > _COST_TOLERANCE:
         warnings.append(
             f"FLOPs per image are no power law of the sizes (off by {100 * miss:.0f} % "
             "at one of them): optima at a budget are that far off too"
         )
+    noise = power_sums.noise(theta, points.log_x, points.log_y)
     return ScalingFit(
         loss_name=loss_name,
         parameters=n,
@@ -300,7 +271,7 @@ def fit_study(
         replicates=replicates,
         flops_per_image=cost,
         delta=delta,
-        noise=power_sums.noise(theta, points.log_x, points.log_y),
+        noise=noise,
         isoflop=valleys,
         extrapolation=left_out,
         warnings=tuple(warnings),

@@ -1,13 +1,9 @@
 """The second approach of arXiv 2203.15556: the best size at each budget of compute.
 
-At each budget the loss against size is a valley. Its lowest point is read off twice: a
-parabola of ``log L`` in ``log N`` through all runs, and an Akima curve through the mean
-of each size. Lowest points of several budgets give ``N_opt ~ C^p`` and ``L_opt(C)``.
-
-Intervals come from a parametric bootstrap: new losses around the curve with the noise
-pooled over all budgets. They say nothing of the method's own bias, which depends on how
-wide and how centred the grid of sizes is, even without noise (arXiv 2603.22339): trust
-the third approach (``laws.fit_chinchilla``) where the two disagree.
+Lowest points of several budgets give ``N_opt ~ C^p`` and ``L_opt(C)``. Their intervals
+say nothing of the method's own bias, which depends on how wide and how centred the grid
+of sizes is, even without noise (arXiv 2603.22339): trust the third approach
+(``law.fit_chinchilla``) where the two disagree.
 """
 
 from __future__ import annotations
@@ -36,25 +32,17 @@ _FINE = 201
 class Valley:
     """Runs of one budget, and the lowest point of the curve through them.
 
-    Attributes:
-      flops: of the budget, the geometric mean of its runs.
-      parameters: N of its runs, ``(n,)``.
-      losses: L of its runs, ``(n,)``.
-      curve_parameters: N along the fitted curve.
-      curve_losses: L along it.
-      best_parameters: N of the lowest point; NaN where the curve has none.
-      best_loss: L there.
-      problem: ``""``, ``"edge"`` or ``"not convex"``.
-      message: what that means, with numbers; empty where there is no problem.
+    ``problem`` is ``""``, ``"edge"`` or ``"not convex"``; ``message`` says what that
+    means, with numbers.
     """
 
-    flops: float
-    parameters: np.ndarray
-    losses: np.ndarray
-    curve_parameters: np.ndarray
-    curve_losses: np.ndarray
-    best_parameters: Interval
-    best_loss: Interval
+    flops: float  # of the budget, the geometric mean of its runs
+    parameters: np.ndarray  # N of its runs, (n,)
+    losses: np.ndarray  # L of its runs, (n,)
+    curve_parameters: np.ndarray  # N along the fitted curve
+    curve_losses: np.ndarray  # L along it
+    best_parameters: Interval  # N of the lowest point; NaN where the curve has none
+    best_loss: Interval  # L there
     problem: str
     message: str
 
@@ -63,26 +51,18 @@ class Valley:
 class IsoflopFit:
     """The valleys of all budgets, and what their lowest points follow.
 
-    Attributes:
-      method: ``"parabola"`` or ``"akima"``.
-      valleys: by growing budget.
-      exponent: p of ``N_opt ~ C^p`` over the valleys without a problem; NaN where
-        there are fewer than two.
-      coefficient: k of ``N_opt = k C^p``.
-      loss_law: ``L_opt = E + A C^-a`` over the same; None below three of them.
-      noise: standard deviation of log losses around the curves, pooled.
-      log_optima: replicates of log N_opt, ``(r, valleys)``: what plots need.
-      left_out: a sentence on runs too far from their valley to be part of it.
+    Only valleys without a problem count for ``exponent`` and ``coefficient`` of
+    ``N_opt = k C^p`` (two at least, else NaN) and for ``loss_law`` (three at least).
     """
 
-    method: str
-    valleys: tuple[Valley, ...]
-    exponent: Interval
-    coefficient: float
-    loss_law: PowerLaw | None
-    noise: float
-    log_optima: np.ndarray
-    left_out: tuple[str, ...] = ()
+    method: str  # "parabola" or "akima"
+    valleys: tuple[Valley, ...]  # by growing budget
+    exponent: Interval  # p of N_opt = k C^p
+    coefficient: float  # k
+    loss_law: PowerLaw | None  # L_opt = E + A C^-a
+    noise: float  # standard deviation of log losses around the curves, pooled
+    log_optima: np.ndarray  # replicates of log N_opt, (r, valleys)
+    left_out: tuple[str, ...] = ()  # a sentence on each run too far from its valley
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -129,12 +109,15 @@ def fit_isoflop(
 
     A run of a valley of at least 5 is left out where it lies more than five robust
     deviations from the parabola through the others; ``IsoflopFit.left_out`` names it.
+    Intervals are of a parametric bootstrap: new losses around the curve, with the noise
+    pooled over all budgets.
 
     Args:
       parameters: N of each run, ``(n,)``.
       flops: training FLOPs of each run.
       loss: L of each run, positive.
-      method: ``"parabola"`` or ``"akima"``.
+      method: ``"parabola"`` of ``log L`` in ``log N`` through all runs, or ``"akima"``,
+        a curve through the mean of each size.
       budgets: number of each run's budget; default is ``group_budgets(flops)``.
         Budgets with fewer than 3 sizes are left out.
       count: replicates of the bootstrap.
@@ -155,13 +138,8 @@ def fit_isoflop(
     if method not in curves:
         raise ValueError(f"method = {method!r} is not one of {sorted(curves)}")
     curve = curves[method]
-    given = {"parameters": parameters, "flops": flops, "loss": loss}
-    n, c, y = (columns.numbers(values, name) for name, values in given.items())
-    if wrong := [v for v in y if not (np.isfinite(v) and v > 0)]:
-        raise ValueError(
-            f"loss must be positive and finite, as it is fitted in log space; "
-            f"{len(wrong)} values are not, such as {wrong[0]:g}"
-        )
+    n, c = columns.numbers(parameters, "parameters"), columns.numbers(flops, "flops")
+    y = columns.positive(loss, "loss")
     groups = group_budgets(c) if budgets is None else np.asarray(budgets)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     members = [m for m in members if len(np.unique(n[m])) >= 3]
@@ -184,18 +162,17 @@ def fit_isoflop(
         optima.append(low)
         budget = float(np.exp(np.mean(np.log(c[order]))))
         valleys.append(_valley(curve, budget, log_n, log_y, low, depth))
-    found = _summarize(method, valleys, np.stack(optima, 1), noise)
-    return dataclasses.replace(found, left_out=left_out)
+    log_optima = np.stack(optima, 1)
+    powers = _powers(valleys, log_optima)
+    return IsoflopFit(method, tuple(valleys), *powers, noise, log_optima, left_out)
 
 
 def _near(
     members: Sequence[np.ndarray], log_n: np.ndarray, log_y: np.ndarray
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """The runs of each valley but those far from its parabola, and who these are.
-
-    One at a time, by residuals over their standard deviation ``sqrt(1 - leverage)``:
-    the largest is that of the run without which the others fit best.
-    """
+    """The runs of each valley but those far from its parabola, and who these are."""
+    # One at a time, by residuals over their standard deviation ``sqrt(1 - leverage)``:
+    # the largest is that of the run without which the others fit best.
     members, said = list(members), list[str]()
     while True:
         scaled = [np.abs(_scaled(log_n[m], log_y[m])) for m in members]
@@ -247,13 +224,20 @@ def _akima(
     log_n: np.ndarray, log_y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same of an Akima curve through the mean of each size."""
-    sizes, index = np.unique(log_n, return_inverse=True)
-    sums = np.zeros((len(sizes), len(log_y)))
-    np.add.at(sums, index, log_y.T)
-    means = sums / np.bincount(index)[:, None]
+    sizes, index, means = _means(log_n, log_y)
     fine = np.linspace(sizes[0], sizes[-1], _FINE)
     along = Akima1DInterpolator(sizes, means, axis=0)(fine)
     return fine[along.argmin(0)], along.min(0), means[index].T
+
+
+def _means(
+    log_n: np.ndarray, log_y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes, the index of each run's, and the mean of each, ``(sizes, rows)``."""
+    sizes, index = np.unique(log_n, return_inverse=True)
+    sums = np.zeros((len(sizes), len(log_y)))
+    np.add.at(sums, index, log_y.T)
+    return sizes, index, sums / np.bincount(index)[:, None]
 
 
 def _valley(
@@ -268,28 +252,15 @@ def _valley(
     fine = np.linspace(log_n[0], log_n[-1], _FINE)
     problem, message = _problem(budget, log_n, log_y, best)
     if curve is _akima:
-        along = _through(log_n, log_y, fine)
+        sizes, _, means = _means(log_n, log_y[None])
+        along = Akima1DInterpolator(sizes, means[:, 0])(fine)
     else:
         along = np.polyval(np.polyfit(log_n - fine[0], log_y, 2), fine - fine[0])
     with np.errstate(over="ignore"):  # a flat valley may end at infinity
         optima, depths = np.exp(low), np.exp(depth)
-    return Valley(
-        flops=budget,
-        parameters=np.exp(log_n),
-        losses=np.exp(log_y),
-        curve_parameters=np.exp(fine),
-        curve_losses=np.exp(along),
-        best_parameters=interval(np.exp(best), optima),
-        best_loss=interval(np.exp(lowest), depths),
-        problem=problem,
-        message=message,
-    )
-
-
-def _through(log_n: np.ndarray, log_y: np.ndarray, fine: np.ndarray) -> np.ndarray:
-    sizes, index = np.unique(log_n, return_inverse=True)
-    means = np.bincount(index, log_y) / np.bincount(index)
-    return Akima1DInterpolator(sizes, means)(fine)
+    best_n, least = interval(np.exp(best), optima), interval(np.exp(lowest), depths)
+    drawn = map(np.exp, (log_n, log_y, fine, along))
+    return Valley(budget, *drawn, best_n, least, problem, message)
 
 
 def _problem(
@@ -300,8 +271,7 @@ def _problem(
     at = f"budget {budget:.3g} FLOPs"
     if np.isnan(best):
         return "not convex", f"{at}: the curve is not convex, it has no minimum"
-    sizes, index = np.unique(log_n, return_inverse=True)
-    means = np.bincount(index, log_y) / np.bincount(index)
+    sizes, _, means = _means(log_n, log_y[None])
     outside = best <= log_n[0] + 1e-9 or best >= log_n[-1] - 1e-9
     if outside or means.argmin() in (0, len(sizes) - 1):
         small = best - log_n[0] < log_n[-1] - best
@@ -325,9 +295,10 @@ def _pooled_noise(
     return (np.sqrt(total / freedom), freedom) if freedom else (float("nan"), 0)
 
 
-def _summarize(
-    method: str, valleys: Sequence[Valley], optima: np.ndarray, noise: float
-) -> IsoflopFit:
+def _powers(
+    valleys: Sequence[Valley], optima: np.ndarray
+) -> tuple[Interval, float, PowerLaw | None]:
+    """Exponent and coefficient of ``N_opt``, and the law of ``L_opt``."""
     good = [i for i, valley in enumerate(valleys) if not valley.problem]
     exponent, coefficient, law = Interval(float("nan")), float("nan"), None
     if len(good) >= 2:
@@ -340,4 +311,4 @@ def _summarize(
         losses = [valleys[i].best_loss.estimate for i in good]
         points = Points.of(PowerLaw, losses, np.exp(log_c))
         law = points.law(power_sums.fit(points.log_x, points.log_y, np.inf))
-    return IsoflopFit(method, tuple(valleys), exponent, coefficient, law, noise, optima)
+    return exponent, coefficient, law
