@@ -7,14 +7,14 @@ The rule, in two halves of the budget:
    ``N_opt(C)``, the one below and the one above. Their valley tests the prediction.
 2. *uncertain*: of all candidates at all budgets (the measured ones and C), the run that
    takes most variance from the predicted ``log N_opt(C)`` per FLOP, then the next one
-   given the first, until the money is spent. What a run would tell is read off the
-   bootstrap: replicates of the law that disagree about its loss, and agree with that
-   disagreement on where the optimum lies, make it worth running. Repeats of a run with
-   other seeds compete like all others; noise makes each repeat worth less.
+   given the first, until the FLOPs are spent. What a run would tell is read off the
+   bootstrap: the covariance, over replicates of the law, of its loss and the optimum.
+   Repeats with other seeds compete like all others; noise makes each worth less.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pprint
@@ -33,36 +33,22 @@ _NEIGHBOURS = 3  # the nearest size, one below, one above
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A size that can be trained.
+    """A size that can be trained."""
 
-    Attributes:
-      parameters: its N.
-      overrides: the config keys that make it, such as ``{"network.width": 48}``.
-    """
-
-    parameters: float
-    overrides: Mapping[str, Any]
+    parameters: float  # its N
+    overrides: Mapping[str, Any]  # config keys that make it: {"network.width": 48}
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A run to make.
-
-    Attributes:
-      candidate: its size.
-      flops: of its training.
-      images: D that they buy, by the fit's FLOPs per image.
-      seed: counts on from the runs of this size and budget that were fitted.
-      reason: ``"optimum"`` or ``"uncertain"``.
-      expected_loss: by the law.
-    """
+    """A run to make."""
 
     candidate: Candidate
-    flops: float
-    images: float
-    seed: int
-    reason: str
-    expected_loss: float
+    flops: float  # of its training
+    images: float  # D that they buy, by the fit's FLOPs per image
+    seed: int  # counts on from the runs of this size and budget that were fitted
+    reason: str  # "optimum" or "uncertain"
+    expected_loss: float  # by the law
 
 
 def propose(
@@ -93,10 +79,9 @@ def propose(
     if fit.replicates is None:
         raise ValueError("the fit has no intervals, so nothing tells what is uncertain")
     candidates = sorted(candidates, key=lambda c: c.parameters)
-    measured = [
-        float(np.exp(np.mean(np.log(fit.flops[fit.budgets == b]))))
-        for b in np.unique(fit.budgets)
-    ]
+    log_c = np.log(fit.flops)
+    kinds = np.unique(fit.budgets)
+    measured = [float(np.exp(np.mean(log_c[fit.budgets == b]))) for b in kinds]
     new = min(total_flops / 2 / _NEIGHBOURS, horizon * max(measured))
     if new < min(measured):
         raise ValueError(
@@ -127,16 +112,12 @@ def write_proposals(
     """Writes a sweep file that yields the proposals, for ``scm sweep plan``.
 
     Args:
-      path: the file.
+      path: the file, which is returned.
       proposals: from ``propose``.
-      base: config file and argument of all runs, such as
-        ``experiments/digits.py:sct``.
+      base: config file and argument of all runs: ``experiments/digits.py:sct``.
       common: config keys that all runs share.
       metrics: columns shown by default.
       about: a line of the file's text, such as where the fit came from.
-
-    Returns:
-      ``path``.
 
     Raises:
       ValueError: no proposals, or overrides that set what the proposals set.
@@ -186,16 +167,13 @@ class _Plan:
     def __init__(self, fit: ScalingFit, measured: Sequence[float]) -> None:
         self.fit = fit
         self.proposals: list[Proposal] = []
-        self._runs: dict[tuple[float, float], int] = {}
-        for budget, n in zip(fit.budgets, fit.parameters, strict=True):
-            key = (float(n), measured[int(budget)])
-            self._runs[key] = self._runs.get(key, 0) + 1
+        pairs = zip(fit.parameters, fit.budgets, strict=True)
+        self._runs = collections.Counter((float(n), measured[b]) for n, b in pairs)
 
     def add(self, candidate: Candidate, flops: float, reason: str) -> None:
-        """One more run of a size at a budget, with the next seed."""
         key = (float(candidate.parameters), flops)
-        seed = self._runs.get(key, 0)
-        self._runs[key] = seed + 1
+        seed = self._runs[key]
+        self._runs[key] += 1
         images = flops / float(self.fit.flops_per_image(candidate.parameters))
         expected = float(self.fit.law(candidate.parameters, images))
         self.proposals.append(
@@ -223,19 +201,15 @@ def _spend(
     target = np.log(laws.optimum(new, fit.flops_per_image).parameters)
     kept = np.isfinite(target)
     target = target[kept] - target[kept].mean()
-    losses = np.stack(
-        [
-            np.log(laws(c.parameters, flops / fit.flops_per_image(c.parameters)))[kept]
-            for c, flops in pool
-        ]
-    )
+    sizes, costs = np.array([(c.parameters, flops) for c, flops in pool]).T
+    images = costs / fit.flops_per_image(sizes)
+    pairs = zip(sizes, images, strict=True)
+    losses = np.stack([np.log(laws(n, d))[kept] for n, d in pairs])
     losses = losses - losses.mean(1, keepdims=True)
     noise = max(fit.noise, 1e-6) ** 2
-    costs = np.array([flops for _, flops in pool])
     times = np.zeros(len(pool), int)
-    taken = [(p.candidate.parameters, p.flops) for p in plan.proposals]
-    for parameters, flops in taken:  # the first half tells something already
-        at = [(c.parameters, f) for c, f in pool].index((parameters, flops))
+    for proposal in plan.proposals:  # the first half tells something already
+        at = pool.index((proposal.candidate, proposal.flops))
         target, losses = _given(target, losses, at, noise)
         times[at] += 1
     while True:
@@ -256,8 +230,8 @@ def _given(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replicates as they would spread once run ``at`` was measured.
 
-    The linear (Kalman) update of an ensemble: what moves with that run's loss goes,
-    down to what noise leaves. The root makes the variance, not only the mean, right.
+    The linear (Kalman) update of an ensemble, with a root that makes its variance right
+    and not only its mean.
     """
     seen = losses[at]
     variance = float(np.mean(seen**2))
