@@ -12,32 +12,28 @@ import numpy as np
 
 from scm_jax.analysis import columns
 from scm_jax.analysis.ablation.cells import (
+    Cell,
+    Cells,
+    arm_name,
     baseline_of,
     cells_of,
     check_protocols,
+    place_name,
     usable_runs,
+    why_missing,
 )
 from scm_jax.analysis.ablation.statistics import (
-    Cell,
-    Cells,
+    NOTHING,
     Estimate,
     estimate,
     exp,
     mean_metric_noise,
+    number_text,
     pooled_seed_noise,
     t_quantile,
 )
 from scm_jax.analysis.ablation.text_table import Table
-from scm_jax.analysis.ablation.words import (
-    arm_name,
-    estimate_text,
-    number_text,
-    place_name,
-    why_missing,
-)
-from scm_jax.analysis.tables.settings import (
-    varying_keys,
-)
+from scm_jax.analysis.tables.settings import varying_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +51,7 @@ class Arm:
       difference: arm less baseline, by pairs.
       ratio: arm over baseline, geometric mean over pairs; NaN where a value is not
         positive.
-      missing: pairs that should be there, each with the reason, such as
-        ``seed 2: failed``.
+      missing: pairs that should be there, with the reason: ``seed 2: failed``.
       exceeds_seed_noise: whether the difference is more than training seeds alone
         explain; None where that is not known.
       exceeds_metric_noise: the same for the sets of samples that a metric draws.
@@ -75,31 +70,16 @@ class Arm:
     @property
     def verdict(self) -> str:
         """Whether the difference is larger than noise, in a few words."""
-        if not self.num_pairs:
-            return "no pairs"
         if self.num_pairs < 2:
-            return "unknown: one pair"
-        noise = [
-            name
-            for name, exceeds in (
-                ("seed", self.exceeds_seed_noise),
-                ("metric", self.exceeds_metric_noise),
-            )
-            if exceeds is False
-        ]
-        if noise:
-            return f"no: within {' and '.join(noise)} noise"
+            return "unknown: one pair" if self.num_pairs else "no pairs"
+        known = {"seed": self.exceeds_seed_noise, "metric": self.exceeds_metric_noise}
+        within = [name for name, exceeds in known.items() if exceeds is False]
+        unknown = [name for name, exceeds in known.items() if exceeds is None]
+        if within:
+            return f"no: within {' and '.join(within)} noise"
         low, high = self.difference.interval
         if low <= 0 <= high:
             return "no: interval contains 0"
-        unknown = [
-            name
-            for name, known in [
-                ("seed", self.exceeds_seed_noise),
-                ("metric", self.exceeds_metric_noise),
-            ]
-            if known is None
-        ]
         return f"yes ({' and '.join(unknown)} noise not known)" if unknown else "yes"
 
 
@@ -139,38 +119,32 @@ class Ablation:
         rows = []
         for arm in self.arms:
             row = {"arm": arm.name, "mean": arm.mean, "num_pairs": arm.num_pairs}
-            for name in ("difference", "ratio"):
-                found = getattr(arm, name)
+            for name, found in (("difference", arm.difference), ("ratio", arm.ratio)):
                 row[name] = found.value
-                row[f"{name}_low"], row[f"{name}_high"] = found.interval
-                low, high = found.bootstrap
-                row[f"{name}_bootstrap_low"], row[f"{name}_bootstrap_high"] = low, high
-            row["verdict"], row["missing"] = arm.verdict, arm.missing
-            rows.append(row)
+                for kind, ends in (
+                    ("", found.interval),
+                    ("_bootstrap", found.bootstrap),
+                ):
+                    row[f"{name}{kind}_low"], row[f"{name}{kind}_high"] = ends
+            rows.append(row | {"verdict": arm.verdict, "missing": arm.missing})
         return pandas.DataFrame(rows).set_index("arm")
 
     def table(self) -> Table:
         """What is shown: texts, with notes on how to read them."""
-        head: tuple[str, ...] = ("arm", self.metric, "difference", "ratio")
-        head += ("pairs", "more than noise?")
-        show_missing = any(arm.missing for arm in self.arms)
-        rows: list[tuple[str, ...]] = [
-            ("baseline", number_text(self.mean), "", "", str(self.num_runs), "")
-        ]
+        head = ("arm", self.metric, "difference", "ratio", "pairs", "more than noise?")
+        mean, count = number_text(self.mean), str(self.num_runs)
+        rows = [("baseline", mean, "", "", count, "", "")]
         for arm in self.arms:
-            count = arm.num_pairs + len(arm.missing)
-            pairs = f"{arm.num_pairs} of {count}" if arm.missing else str(count)
-            texts = (
-                number_text(arm.mean),
-                estimate_text(arm.difference, "+"),
-                estimate_text(arm.ratio),
-            )
-            rows.append((arm.name, *texts, pairs, arm.verdict))
-        if show_missing:
-            head += ("missing",)
-            missing = ["", *("; ".join(arm.missing) for arm in self.arms)]
-            rows = [(*row, text) for row, text in zip(rows, missing, strict=True)]
-        return Table(head, tuple(rows), (*self._reading(), *self.notes))
+            pairs = str(arm.num_pairs)
+            if arm.missing:
+                pairs += f" of {arm.num_pairs + len(arm.missing)}"
+            texts = (number_text(arm.mean), arm.difference.text("+"), arm.ratio.text())
+            missing = "; ".join(arm.missing)
+            rows.append((arm.name, *texts, pairs, arm.verdict, missing))
+        notes = (*self._reading(), *self.notes)
+        if any(arm.missing for arm in self.arms):
+            return Table((*head, "missing"), tuple(rows), notes)
+        return Table(head, tuple(row[:-1] for row in rows), notes)
 
     def to_markdown(self) -> str:
         """The table in Markdown."""
@@ -185,17 +159,16 @@ class Ablation:
 
     def _reading(self) -> list[str]:
         counts = sorted({arm.num_pairs for arm in self.arms if arm.num_pairs > 1})
-        percent = f"{100 * self.confidence:g} %"
-        notes = [
-            f"In brackets: {percent} intervals of Student's t over pairs of a seed."
-        ]
+        kind = f"{100 * self.confidence:g} % intervals of Student's t over pairs"
+        note = f"In brackets: {kind} of a seed"
         if counts:
-            factor = t_quantile(counts[0] - 1, self.confidence)
-            notes[0] = notes[0][:-1] + (
-                f"; with {counts[0]} pairs it has {counts[0] - 1} "
-                f"degree{'s' * (counts[0] > 2)} of freedom and reaches "
-                f"{factor:.2f} standard errors to each side."
+            degrees = counts[0] - 1
+            note += (
+                f"; with {counts[0]} pairs it has {degrees} degree{'s' * (degrees > 1)} "
+                f"of freedom and reaches {t_quantile(degrees, self.confidence):.2f} "
+                "standard errors to each side"
             )
+        notes = [f"{note}."]
         if len(self.arms) > 1:
             notes.append(f"They are not adjusted for {len(self.arms)} comparisons.")
         for name, noise, about in (
@@ -249,12 +222,11 @@ def compare(
         raise ValueError("nothing was switched: no config key varies; name factors")
     if shared is None:
         shared = [key for key in switched if key not in factors]
-    for key in (*factors, *shared):
-        if key not in runs.columns:
-            raise ValueError(
-                f"factors and shared: there is no column {key!r}; keys that vary are "
-                f"{switched}"
-            )
+    if unknown := [key for key in (*factors, *shared) if key not in runs.columns]:
+        raise ValueError(
+            f"factors and shared: there is no column {unknown[0]!r}; keys that vary "
+            f"are {switched}"
+        )
     check_protocols(whole, metric)
     cells = cells_of(whole, metric, factors, shared)
     base = baseline_of(whole, factors, baseline)
@@ -300,10 +272,7 @@ def _compared(
         float(np.mean(values)) if values else math.nan,
         len(values),
         tuple(arms),
-        seed_noise,
-        metric_noise,
-        confidence,
-        notes,
+        *(seed_noise, metric_noise, confidence, notes),
     )
 
 
@@ -327,16 +296,13 @@ def _arm(
     values = [cell.value for cell in own.values() if not cell.missing]
     a, b = np.array(pairs, np.float64).reshape(-1, 2).T
     difference = estimate(a - b, confidence)
-    ratio = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-    if len(a) and min(a.min(), b.min()) > 0:
-        ratio = estimate(np.log(a / b), confidence).map(exp)
+    positive = len(a) and min(a.min(), b.min()) > 0
+    ratio = estimate(np.log(a / b), confidence).map(exp) if positive else NOTHING
     # A difference of two means of n runs each has sqrt(2 / n) of the noise of one run.
     scale = math.sqrt(2 / len(a)) if len(a) else math.nan
+    least = [limit * scale for limit in limits]
     exceeds = [
-        None
-        if math.isnan(limit * scale)
-        else bool(abs(difference.value) > limit * scale)
-        for limit in limits
+        None if math.isnan(x) else bool(abs(difference.value) > x) for x in least
     ]
     return Arm(
         arm_name(arm, base_arm, factors),

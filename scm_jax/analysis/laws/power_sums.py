@@ -30,9 +30,9 @@ _GRID = np.geomspace(0.02, 2.0, 16)
 
 
 def evaluate(theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``log y``, ``(..., n)``, and the share of each term in ``y``, ``(..., n, 1 + K)``.
+    """``log y`` and the share of each term in ``y``, of ``theta`` ``(..., 1 + 2K)``.
 
-    ``theta`` is ``(..., 1 + 2K)``; shares add up to 1.
+    They are ``(..., n)`` and ``(..., n, 1 + K)``; shares add up to 1.
     """
     count = log_x.shape[1]
     terms = np.empty((*theta.shape[:-1], len(log_x), count + 1))

@@ -1,4 +1,4 @@
-"""An ablation as a picture: every arm's difference with its interval, and the noise."""
+"""Figure of an ablation: every arm's difference with its interval, and the noise."""
 
 from __future__ import annotations
 
@@ -47,45 +47,34 @@ def plot_ablation(
     for row, (arm, found) in enumerate(zip(arms, estimates, strict=True)):
         if math.isfinite(found.value):
             _draw_arm(axes, row, arm, found.value, found.interval)
-        note = _note(arm)
-        if note:
-            axes.annotate(
-                note,
-                (1.02, row),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-                va="center",
-                color="0.35",
-                annotation_clip=False,
-            )
+        axes.annotate(
+            *(_note(arm), (1.02, row)),
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            va="center",
+            color="0.35",
+            annotation_clip=False,
+        )
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms], fontsize=9)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes_lib.tidy(axes, _label(ablation, ratio), "")
     axes.grid(False, axis="y")
     if ratio:
-        _plain_ratios(axes)
+        axes_lib.plain_ticks(axes.xaxis, (1, 1.5, 2, 3, 5, 7))
     elif axes.patches:
-        axes.legend(
-            fontsize=8,
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(0.0, 1.0),
-            ncols=2,
-        )
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
+        axes.legend(**axes_lib.LEGEND, **place)
     return axes
 
 
 def _draw_arm(
     axes: Axes, row: int, arm: Arm, value: float, interval: tuple[float, float]
 ) -> None:
-    differs = arm.verdict.startswith("yes")
     shade = axes_lib.COLOURS[0]
-    low, high = interval
-    known = math.isfinite(high)
-    left, right = axes.get_xlim()
-    ends = (low, high) if known else (left, right)
+    known = math.isfinite(interval[1])
+    ends = interval if known else axes.get_xlim()
     axes.plot(ends, (row, row), "-" if known else ":", color=shade, linewidth=1.6)
-    face = shade if differs else "white"
+    face = shade if arm.verdict.startswith("yes") else "white"
     axes.plot(value, row, "o", color=shade, markerfacecolor=face, markersize=6)
 
 
@@ -101,16 +90,16 @@ def _draw_noise(axes: Axes, ablation: Ablation) -> None:
 
 def _limits(ablation: Ablation, estimates: list, ratio: bool) -> tuple[float, float]:
     """Room for all finite intervals, the line of no difference and the bands."""
-    ends = [e.value for e in estimates]
-    ends += [end for e in estimates for end in e.interval if 0 < abs(end) < math.inf]
+    ends = [end for e in estimates for end in (e.value, *e.interval)]
+    shown = [end for end in ends if math.isfinite(end)]
     if ratio:
-        logs = np.log([end for end in ends if math.isfinite(end) and end > 0] + [1.0])
-        margin = 0.06 * (logs.max() - logs.min()) or 0.1
-        return math.exp(logs.min() - margin), math.exp(logs.max() + margin)
-    noise = math.sqrt(2) * np.nan_to_num(ablation.seed_noise)
-    shown = [end for end in ends if math.isfinite(end)] + [0.0, noise, -noise]
+        shown = [math.log(end) for end in shown if end > 0] + [0.0]
+    else:
+        noise = math.sqrt(2) * np.nan_to_num(ablation.seed_noise)
+        shown += [0.0, noise, -noise]
     margin = 0.06 * (max(shown) - min(shown)) or 0.1
-    return min(shown) - margin, max(shown) + margin
+    limits = min(shown) - margin, max(shown) + margin
+    return (math.exp(limits[0]), math.exp(limits[1])) if ratio else limits
 
 
 def _note(arm: Arm) -> str:
@@ -126,11 +115,3 @@ def _label(ablation: Ablation, ratio: bool) -> str:
     kind = "ratio to" if ratio else "difference from"
     name = axes_lib.metric_name(ablation.metric)
     return f"{name}: {kind} the baseline\n{percent}"
-
-
-def _plain_ratios(axes: Axes) -> None:
-    from matplotlib import ticker
-
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())

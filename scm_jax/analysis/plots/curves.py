@@ -1,4 +1,4 @@
-"""Trainings as pictures: curves with bands of seeds, values by time bin, spikes."""
+"""Figures of trainings: curves with bands of seeds, values by time bin, spikes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SCALES = {
     "device_hours": "device hours",
 }
 MAX_POINTS = 400
+_TIMES = ([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
 
 
 def plot_curves(
@@ -39,9 +40,8 @@ def plot_curves(
     """A metric during training, a line for each setting with a band over its seeds.
 
     The line is the mean over the runs of a setting, the band reaches from the least to
-    the greatest of them: a standard deviation of three would say less than it seems to.
-    Both end where the first of the runs ends. Every run is drawn faintly too, with a
-    cross where a value was not finite.
+    the greatest of them; both end where the first of the runs ends. Every run is drawn
+    faintly too, with a cross where a value was not finite.
 
     Args:
       metrics: as ``load_metrics`` gives them.
@@ -75,28 +75,23 @@ def plot_curves(
             )
             axes.plot(curve.lost_x, curve.lost_y, "x", color=colour, markersize=6)
         if len(found) > 1:
-            grid, mean, low, high = band(found)
+            grid, mean, low, high = _band(found)
             label = f"{name} ({len(found)} seeds)"
             axes.plot(*_thinned(grid, mean), color=colour, linewidth=1.8, label=label)
             axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     axes_lib.log_if_wide(axes, np.concatenate([c.y for c in curves.values()]))
     axes_lib.engineering(axes.xaxis)
-    if len(groups) > 1:
-        axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, SCALES[x], column)
+    return axes_lib.tidy(axes, SCALES[x], column, legend=len(groups) > 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric of one run, where it is finite; ``lost_*``: where it was not.
+    """A metric of one run."""
 
-    ``lost_y`` is the last finite value before, so that a mark stands on the curve.
-    """
-
-    x: np.ndarray
+    x: np.ndarray  # where it is finite
     y: np.ndarray
-    lost_x: np.ndarray
-    lost_y: np.ndarray
+    lost_x: np.ndarray  # where it was not
+    lost_y: np.ndarray  # the last finite value before: a mark lies on the curve
 
 
 def run_curves(
@@ -105,9 +100,7 @@ def run_curves(
     """The curve of each run; arguments are those of ``plot_curves``."""
     if x not in SCALES:
         raise ValueError(f"x = {x!r} is not one of {sorted(SCALES)}")
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
-    metrics = columns.numeric(metrics, column)
+    metrics = columns.numeric(_with_metric(metrics, column), column)
     curves = {}
     for run, rows in metrics.groupby("run_id", observed=True, sort=False):
         if run in runs.index:
@@ -119,7 +112,13 @@ def run_curves(
     return {run: curves[run] for run in runs.index if run in curves}
 
 
-def band(
+def _with_metric(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
+    if column not in metrics.columns:
+        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    return metrics
+
+
+def _band(
     curves: Sequence[Curve],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Common x of some curves, and mean, least and greatest value there."""
@@ -143,22 +142,18 @@ def _scale(rows: pd.DataFrame, run: pd.Series, x: str) -> np.ndarray:
 
 
 def _curve(rows: pd.DataFrame, column: str, x: np.ndarray) -> Curve:
-    y = rows[column].to_numpy(np.float64)
-    lost = is_lost(rows, column) & np.isfinite(x)
-    shown = np.isfinite(x) & np.isfinite(y)
-    before = np.array([_last(y[:place]) for place in np.flatnonzero(lost)], np.float64)
-    return Curve(x[shown], y[shown], x[lost], before)
+    lost = _is_lost(rows, column) & np.isfinite(x)
+    finite = rows[column].astype(float).where(np.isfinite)
+    shown = np.isfinite(x) & finite.notna().to_numpy()
+    return Curve(
+        x[shown], finite.to_numpy()[shown], x[lost], finite.ffill().to_numpy()[lost]
+    )
 
 
-def is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
+def _is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
     """Rows of ``load_metrics`` in which a value was NaN or infinite."""
     texts = rows["nonfinite"].to_numpy()
     return np.array([bool(text) and column in text.split(" ") for text in texts], bool)
-
-
-def _last(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite[-1]) if len(finite) else float("nan")
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,8 +190,7 @@ def plot_bins(
     images, values = bin_values(metrics, column)
     axes = axes_lib.new_axes(axes)
     centres = (np.arange(values.shape[1]) + 0.5) / values.shape[1] * np.pi / 2
-    matplotlib = require("matplotlib", "plots", "scm_jax[analysis]")
-    colours = matplotlib.colormaps["viridis"]
+    colours = require("matplotlib", "plots", "scm_jax[analysis]").colormaps["viridis"]
     if x == "images":
         for place, t in enumerate(centres):
             shown = np.isfinite(values[:, place])
@@ -213,8 +207,8 @@ def plot_bins(
                 mean = _mean(values[part])
                 axes.plot(centres, mean, ".-", color=shade, label=name, linewidth=1.4)
         axes.set_xlim(0, np.pi / 2)
-        axes.set_xticks([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
-        axes.legend(fontsize=8, frameon=False, title="images", title_fontsize=8)
+        axes.set_xticks(*_TIMES)
+        axes.legend(title="images", title_fontsize=8, **axes_lib.LEGEND)
         label = "t"
     axes_lib.log_if_wide(axes, values)
     return axes_lib.tidy(axes, label, column.removeprefix("bins/"))
@@ -222,8 +216,7 @@ def plot_bins(
 
 def bin_values(metrics: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Images ``(n,)`` and values ``(n, bins)`` of one run; an empty bin is NaN."""
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    _with_metric(metrics, column)
     names = list(dict.fromkeys(metrics["run_id"]))
     rows = metrics[[np.size(value) > 1 for value in metrics[column]]]
     if len(names) != 1 or rows.empty:
@@ -246,7 +239,7 @@ def _time_bar(axes: Axes, colours: object) -> None:
     scale = cm.ScalarMappable(colors.Normalize(0, np.pi / 2 / 0.95), colours)
     bar = axes.figure.colorbar(scale, ax=axes, pad=0.02)
     bar.ax.set_ylim(0, np.pi / 2)
-    bar.set_ticks([0, np.pi / 4, np.pi / 2], labels=["0, data", "π/4", "π/2, noise"])
+    bar.set_ticks(_TIMES[0], labels=_TIMES[1])
     bar.ax.set_title("t", fontsize=10)
 
 
@@ -264,7 +257,7 @@ def spikes(
     """Logged steps at which a positive metric jumps, or is not finite.
 
     A value is a spike if it is more than ``factor`` times the median of the ``window``
-    logged values before it (at least five): a median does not follow a single spike.
+    logged values before it (at least five).
 
     Returns:
       ``run_id``, ``step``, ``images``, ``value``, ``ratio`` to the median, ``finite``.
@@ -274,14 +267,12 @@ def spikes(
     """
     import pandas
 
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
-    metrics = columns.numeric(metrics, column)
+    metrics = columns.numeric(_with_metric(metrics, column), column)
     if factor <= 1:
         raise ValueError(f"factor = {factor} must be more than 1")
     found = []
     for _, rows in metrics.groupby("run_id", observed=True, sort=False):
-        lost = is_lost(rows, column)
+        lost = _is_lost(rows, column)
         rows = rows[rows[column].notna().to_numpy() | lost]
         values = rows[column].astype(float)
         usual = values.rolling(window, min_periods=5).median().shift().ffill()
@@ -323,5 +314,4 @@ def plot_spikes(
         axes.plot(lost["images"], ones, "x", color=shade, transform=edge, clip_on=False)
     axes_lib.log_if_wide(axes, metrics[column].to_numpy(np.float64), 10.0)
     axes_lib.engineering(axes.xaxis)
-    axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, "images", column)
+    return axes_lib.tidy(axes, "images", column, legend=True)

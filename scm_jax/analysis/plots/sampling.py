@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +36,8 @@ def plot_sampling(
     """A metric against one setting of the sampler; a line where all others agree.
 
     Points are means over the rows that agree in all that is drawn. Whiskers reach from
-    the least to the greatest where these are several (seeds, if ``by`` names a setting
-    instead of the run), else they are the standard deviation over sets of samples.
+    the least to the greatest of several rows (seeds, if ``by`` names a setting instead
+    of the run); of one row they are the standard deviation over sets of samples.
 
     Args:
       results: as ``load_results`` gives them; join columns of ``load_runs`` to tell
@@ -63,13 +63,11 @@ def plot_sampling(
         usual = points.pop(None, None)
         if usual is not None:
             axes.axhline(usual[0], color=shade, linestyle="--", linewidth=1)
-        places = _places(points)
-        means, low, high = (
-            np.array([points[place] for place in places]).reshape(-1, 3).T
-        )
+        places = sorted(points)
+        drawn = np.array([points[place] for place in places]).reshape(-1, 3)
+        means, low, high = drawn.T
         axes.errorbar(
-            places,
-            means,
+            *(places, means),
             yerr=(means - low, high - means) if (high > low).any() else None,
             color=shade,
             marker="o",
@@ -79,17 +77,15 @@ def plot_sampling(
             label=name or None,
         )
     if x == "nfe":
-        places = _places(place for points in lines.values() for place in points)
+        places = sorted({place for points in lines.values() for place in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
-    drawn = [p[0] for points in lines.values() for p in points.values()]
-    axes_lib.log_if_wide(axes, np.array(drawn), 10.0)
+    every = [p[0] for points in lines.values() for p in points.values()]
+    axes_lib.log_if_wide(axes, np.array(every), 10.0)
     if dashed:
         axes.plot([], [], "--", color="0.4", linewidth=1, label="default time")
-    if len(lines) > 1 or dashed:
-        axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, SETTINGS[x], metric)
+    return axes_lib.tidy(axes, SETTINGS[x], metric, len(lines) > 1 or dashed)
 
 
 def sampling_lines(
@@ -108,7 +104,8 @@ def sampling_lines(
     rows = [row for row in results.to_dict("records") if _has_place(row, metric, x)]
     if not rows:
         raise ValueError(f"no row has {metric!r} and {SETTINGS[x]}")
-    require_comparable([_comparable(row) for row in rows], metric)
+    found = [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
+    require_comparable([{**r, "run": str(r.get("run_id", ""))} for r in found], metric)
     settings = [name for name in ("steps", "guidance", "ema") if name != x]
     if x == "nfe":
         settings.remove("steps")
@@ -148,21 +145,11 @@ def _place(row: dict[str, Any], x: str) -> float | None:
     return None if is_missing(row["times"]) else float(row["times"][0])
 
 
-def _places(keys: Iterable[float | None]) -> list[float]:
-    return sorted({key for key in keys if key is not None})
-
-
 def _point(rows: Sequence[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     values = [row[metric] for row in rows]
     mean = float(np.mean(values))
     if len(rows) > 1:
         return mean, min(values), max(values)
     found = rows[0].get(f"{metric}_std")
-    std = 0.0 if found is None or is_missing(found) else float(found)
+    std = 0.0 if is_missing(found) else float(found)
     return mean, mean - std, mean + std
-
-
-def _comparable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table as one of ``results.jsonl``."""
-    found = {name: None if is_missing(value) else value for name, value in row.items()}
-    return {**found, "run": str(row.get("run_id", ""))}

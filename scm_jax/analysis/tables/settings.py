@@ -41,15 +41,20 @@ def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str
         if 2 * count > len(runs):
             usual[key] = value
     names = {}
-    for place, run in enumerate(runs.index):
-        values = {key: cell_key(runs[key].iloc[place]) for key in keys}
+    for run, row in zip(runs.index, runs[list(keys)].to_dict("records"), strict=True):
+        values = {key: cell_key(value) for key, value in row.items()}
         other = [
-            f"{short_name(key, keys)} = {value_text(value)}"
+            setting_text(key, value, keys)
             for key, value in values.items()
             if key not in usual or usual[key] != value
         ]
         names[run] = ", ".join(other) or ("baseline" if usual else "all runs")
     return names
+
+
+def setting_text(key: str, value: Any, keys: Sequence[str]) -> str:
+    """``width = 32``; keys are short where no other one has the same last part."""
+    return f"{short_name(key, keys)} = {value_text(value)}"
 
 
 def short_name(key: str, keys: Sequence[str]) -> str:
