@@ -41,8 +41,8 @@ Cells = dict[tuple, dict[tuple, Cell]]
 
 
 def usable_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Runs whose place in the comparison is known, each config once; notes on others."""
-    notes = []
+    """Runs that can be compared, each config once, and notes on the others."""
+    notes: list[str] = []
 
     def leave_out(runs: pd.DataFrame, mask: pd.Series, why: str) -> pd.DataFrame:
         if mask.any():
@@ -63,11 +63,10 @@ def check_protocols(runs: pd.DataFrame, metric: str) -> None:
     """Refuses numbers that were measured in different ways."""
     if "protocols" not in runs.columns:
         return
+    triples = zip(runs.index, runs[metric], runs["protocols"], strict=True)
     rows = [
         {"run": run, metric: value, "protocol": {"": known[metric]}}
-        for run, value, known in zip(
-            runs.index, runs[metric], runs["protocols"], strict=True
-        )
+        for run, value, known in triples
         if isinstance(known, Mapping) and metric in known and math.isfinite(value)
     ]
     require_comparable(rows, metric)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scm_jax.analysis.ablation.cells import Cell, Cells
 
@@ -46,9 +47,7 @@ class Estimate:
 NOTHING = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
 
 
-def estimate(
-    values: Sequence[float] | np.ndarray, confidence: float = 0.95
-) -> Estimate:
+def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of independent values, one a pair, with its intervals.
 
     Example:

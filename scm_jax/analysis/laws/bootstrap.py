@@ -16,7 +16,7 @@ from scm_jax.analysis.laws.law import Points
 
 LEVEL = 0.95
 # Fewer configurations than this per parameter leave resamples too poor to fit.
-_ENOUGH = 2
+ENOUGH = 2
 _MIN_DISTINCT = 3
 
 
@@ -97,14 +97,17 @@ def resample(
         )
     # G draws of G configurations make intervals too narrow by sqrt(1 - P / G), as
     # residuals of a fit with P parameters are smaller than errors: G - P do not.
-    size = max(total - parameters, (total + 1) // _ENOUGH)
+    size = max(total - parameters, (total + 1) // ENOUGH)
     values = [np.unique(column, return_inverse=True)[1] for column in log_x.T]
     kept: list[np.ndarray] = []
     missing = count
     for _ in range(200):
         drawn = rng.multinomial(size, np.full(total, 1 / total), size=missing)
         weights = drawn[:, groups]
-        rich = np.all([_distinct(weights, v) >= _MIN_DISTINCT for v in values], axis=0)
+        rich = np.ones(missing, bool)
+        for v in values:
+            held = [(weights[:, v == i] > 0).any(1) for i in range(v.max() + 1)]
+            rich &= np.sum(held, axis=0) >= _MIN_DISTINCT
         kept.append(weights[rich])
         missing -= int(rich.sum())
         if missing == 0:
@@ -137,14 +140,3 @@ def bootstrap(
     return points.law(
         power_sums.refit(points.log_x, points.log_y, weights, theta, delta)
     )
-
-
-def enough(groups: np.ndarray, parameters: int) -> bool:
-    """Whether there are configurations enough for the measured coverage to hold."""
-    return int(groups.max()) + 1 >= _ENOUGH * parameters
-
-
-def _distinct(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of some values each resample holds."""
-    held = [(weights[:, values == v] > 0).any(1) for v in range(values.max() + 1)]
-    return np.sum(held, axis=0)

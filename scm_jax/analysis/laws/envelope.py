@@ -90,7 +90,10 @@ def fit_envelope(
             f"an envelope needs curves of 3 sizes; there are {len(np.unique(sizes))}"
         )
     flops = _grid(curves, points)
-    table = np.stack([_at(curve, flops) for curve in curves])
+    # log L of each curve; infinite where it was not measured
+    ends = {"left": np.inf, "right": np.inf}
+    logs = [(np.log(c.flops), np.log(c.loss)) for c in curves]
+    table = np.stack([np.interp(np.log(flops), *pair, **ends) for pair in logs])
     best, edge = _best(table, sizes)
     rng = np.random.default_rng(seed)
     slopes = np.full((count, 2), np.nan)
@@ -119,23 +122,14 @@ def fit_envelope(
 
 def _grid(curves: Sequence[Curve], points: int) -> np.ndarray:
     """Where curves of at least two sizes have been measured."""
-    sizes = sorted({curve.parameters for curve in curves})
-    starts, ends = [], []
-    for size in sizes:
-        same = [curve for curve in curves if curve.parameters == size]
-        starts.append(min(curve.flops[0] for curve in same))
-        ends.append(max(curve.flops[-1] for curve in same))
-    low, high = sorted(starts)[1], sorted(ends)[-2]
+    sizes = {curve.parameters for curve in curves}
+    same = [[c.flops for c in curves if c.parameters == size] for size in sizes]
+    low = sorted(min(flops[0] for flops in own) for own in same)[1]
+    high = sorted(max(flops[-1] for flops in own) for own in same)[-2]
     if low >= high:
         raise ValueError("no two sizes were measured at the same training FLOPs")
     # Inside by a hair: the ends of curves are themselves.
     return np.geomspace(low * (1 + 1e-9), high * (1 - 1e-9), points)
-
-
-def _at(curve: Curve, flops: np.ndarray) -> np.ndarray:
-    """``log L`` of a curve; infinite where it was not measured."""
-    log_c, at = np.log(curve.flops), np.log(flops)
-    return np.interp(at, log_c, np.log(curve.loss), left=np.inf, right=np.inf)
 
 
 def _best(table: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,12 +151,11 @@ def _slopes(
     edge: np.ndarray,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Exponents and coefficients of N_opt and D_opt; NaN without two inner sizes."""
-    inner = ~edge
     nothing = (float("nan"), float("nan"))
-    if len(np.unique(sizes[best[inner]])) < 2:
+    inner = best[~edge]
+    if len(np.unique(sizes[inner])) < 2:
         return nothing, nothing
-    log_c = np.log(flops[inner])
-    log_n = np.log(sizes[best[inner]])
-    log_d = log_c - np.log(cost[best[inner]])
+    log_c, log_n = np.log(flops[~edge]), np.log(sizes[inner])
+    log_d = log_c - np.log(cost[inner])
     (p, k), (q, m) = (np.polyfit(log_c, v, 1) for v in (log_n, log_d))
     return (float(p), float(q)), (float(np.exp(k)), float(np.exp(m)))

@@ -63,10 +63,9 @@ def leave_largest_out(
 ) -> Extrapolation:
     """Fits a law without the runs of the largest budget, and predicts these.
 
-    Arrays have an entry for each run: N, D, training FLOPs, L, the number of its budget
-    (``isoflop.group_budgets``) and of its configuration (``bootstrap.configurations``).
-    The default of ``delta`` follows the noise, and leaves out the runs that
-    ``power_sums.robust_start`` finds far from the law.
+    ``budgets`` is as of ``isoflop.group_budgets``, ``groups`` as of
+    ``bootstrap.configurations``. By default ``delta`` follows the noise, and runs that
+    ``power_sums.robust_start`` finds far from the law are left out.
 
     Raises:
       ValueError: what is left cannot carry a law with intervals.

@@ -35,39 +35,25 @@ _COST_TOLERANCE = 0.05
 class ScalingFit:
     """A fitted study; ``print`` it for what a paper needs.
 
-    Attributes:
-      loss_name: the quality that was fitted.
-      parameters: N of each run that was fitted, ``(n,)``; so are the next five.
-      images: D.
-      flops: training FLOPs.
-      loss: quality.
-      budgets: number of its budget, smallest first.
-      groups: number of its configuration.
-      law: the fit.
-      replicates: a law whose fields are arrays: fits of resampled configurations.
-      flops_per_image: how training FLOPs per image grow with N.
-      delta: of the Huber loss.
-      noise: robust standard deviation of log losses around the law.
-      isoflop: the second approach, by parabolas; None where no budget has 3 sizes.
-      extrapolation: the largest budget predicted from the others, where they suffice.
-      warnings: what a reader must know, in sentences.
+    Arrays have an entry for each run that was fitted, ``(n,)``. ``replicates`` is a law
+    whose fields are arrays: fits of resampled configurations.
     """
 
-    loss_name: str
-    parameters: np.ndarray
-    images: np.ndarray
-    flops: np.ndarray
-    loss: np.ndarray
-    budgets: np.ndarray
-    groups: np.ndarray
+    loss_name: str  # the quality that was fitted
+    parameters: np.ndarray  # N
+    images: np.ndarray  # D
+    flops: np.ndarray  # training FLOPs
+    loss: np.ndarray  # the quality
+    budgets: np.ndarray  # number of the budget, smallest first
+    groups: np.ndarray  # number of the configuration
     law: ChinchillaLaw
     replicates: ChinchillaLaw | None
-    flops_per_image: FlopsPerImage
-    delta: float
-    noise: float
-    isoflop: IsoflopFit | None
-    extrapolation: Extrapolation | None
-    warnings: tuple[str, ...]
+    flops_per_image: FlopsPerImage  # how training FLOPs per image grow with N
+    delta: float  # of the Huber loss
+    noise: float  # robust standard deviation of log losses around the law
+    isoflop: IsoflopFit | None  # by parabolas; None where no budget has 3 sizes
+    extrapolation: Extrapolation | None  # of the largest budget, if the others suffice
+    warnings: tuple[str, ...]  # what a reader must know, in sentences
 
     def _interval(self, number: Callable[[ChinchillaLaw], Any]) -> Interval:
         estimate = float(number(self.law))
@@ -161,16 +147,13 @@ def fit_scaling(
     Args:
       frame: one row per run.
       loss: column of the quality, such as ``2_steps/frechet_distance``.
-      parameters: column of N.
-      images: column of D.
-      flops: column of training FLOPs.
+      parameters, images, flops: columns of N, D and training FLOPs.
       group: columns that tell configurations apart; runs that agree in them are seeds
         of one. Default is N and D.
       delta: where the Huber loss of ``log L`` turns linear; default follows the noise
         (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. If
         it is given, runs far from the law are named and kept.
-      count: replicates of the bootstrap.
-      seed: of the bootstrap.
+      count, seed: replicates of the bootstrap, and where they come from.
 
     Raises:
       ValueError: a column is missing or holds text, runs of several objectives are
@@ -322,7 +305,7 @@ def _interval_warnings(
     replicates: ChinchillaLaw, groups: np.ndarray, parameters: int
 ) -> list[str]:
     said = []
-    if not bootstrap.enough(groups, parameters):
+    if groups.max() + 1 < bootstrap.ENOUGH * parameters:
         said.append(
             f"{groups.max() + 1} configurations for {parameters} parameters: the "
             "intervals are too narrow; their coverage was measured with 20"

@@ -20,12 +20,8 @@ from scm_jax.analysis.laws import power_sums
 from scm_jax.analysis.laws.bootstrap import Interval, interval
 from scm_jax.analysis.laws.law import Points, PowerLaw
 
-# log N and rows of log L -> log N and log L of each row's lowest point, and the curve
-# at each run.
-Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-# Points at which an Akima curve is searched for its minimum.
-_FINE = 201
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+_FINE = 201  # points at which an Akima curve is searched for its minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +57,6 @@ class IsoflopFit:
     coefficient: float  # k
     loss_law: PowerLaw | None  # L_opt = E + A C^-a
     noise: float  # standard deviation of log losses around the curves, pooled
-    log_optima: np.ndarray  # replicates of log N_opt, (r, valleys)
     left_out: tuple[str, ...] = ()  # a sentence on each run too far from its valley
 
     @property
@@ -113,19 +108,15 @@ def fit_isoflop(
     pooled over all budgets.
 
     Args:
-      parameters: N of each run, ``(n,)``.
-      flops: training FLOPs of each run.
-      loss: L of each run, positive.
+      parameters, flops, loss: N, training FLOPs and L of each run, ``(n,)``.
       method: ``"parabola"`` of ``log L`` in ``log N`` through all runs, or ``"akima"``,
         a curve through the mean of each size.
       budgets: number of each run's budget; default is ``group_budgets(flops)``.
         Budgets with fewer than 3 sizes are left out.
-      count: replicates of the bootstrap.
-      seed: of the replicates.
+      count, seed: replicates of the bootstrap, and where they come from.
 
     Raises:
-      ValueError: an unknown method, a loss that is not positive, or no budget with 3
-        sizes.
+      ValueError: another method, a loss that is not positive, or no budget of 3 sizes.
 
     Example:
       >>> n = np.tile(np.geomspace(1e5, 1e7, 5), 3)
@@ -148,7 +139,14 @@ def fit_isoflop(
     members.sort(key=lambda m: float(np.median(c[m])))
     members, left_out = _near(members, np.log(n), np.log(y))
     rng = np.random.default_rng(seed)
-    noise, freedom = _pooled_noise([(np.log(n[m]), np.log(y[m])) for m in members])
+    rests = [
+        np.log(y[m]) - _parabola(np.log(n[m]), np.log(y[m])[None])[2][0]
+        for m in members
+    ]
+    freedom = sum(len(rest) - 3 for rest in rests)
+    # Three runs at every budget: the parabolas go through them, nothing is known.
+    total = sum(float(np.sum(rest**2)) for rest in rests)
+    noise = float(np.sqrt(total / freedom)) if freedom else float("nan")
     valleys, optima = [], []
     for m in members:
         order = m[np.argsort(n[m], kind="stable")]
@@ -162,9 +160,8 @@ def fit_isoflop(
         optima.append(low)
         budget = float(np.exp(np.mean(np.log(c[order]))))
         valleys.append(_valley(curve, budget, log_n, log_y, low, depth))
-    log_optima = np.stack(optima, 1)
-    powers = _powers(valleys, log_optima)
-    return IsoflopFit(method, tuple(valleys), *powers, noise, log_optima, left_out)
+    powers = _powers(valleys, np.stack(optima, 1))
+    return IsoflopFit(method, tuple(valleys), *powers, noise, left_out)
 
 
 def _near(
@@ -203,9 +200,7 @@ def _scaled(log_n: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     return (log_y - hat @ log_y) / np.sqrt(np.maximum(1 - np.diag(hat), 1e-6))
 
 
-def _parabola(
-    log_n: np.ndarray, log_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parabola(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
     """Vertex, value there and values at the runs, for each row of ``log_y``.
 
     A parabola that opens downwards has no minimum: NaN.
@@ -220,9 +215,7 @@ def _parabola(
     return center + shift, depth, values
 
 
-def _akima(
-    log_n: np.ndarray, log_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _akima(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
     """The same of an Akima curve through the mean of each size."""
     sizes, index, means = _means(log_n, log_y)
     fine = np.linspace(sizes[0], sizes[-1], _FINE)
@@ -230,9 +223,7 @@ def _akima(
     return fine[along.argmin(0)], along.min(0), means[index].T
 
 
-def _means(
-    log_n: np.ndarray, log_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _means(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
     """Sizes, the index of each run's, and the mean of each, ``(sizes, rows)``."""
     sizes, index = np.unique(log_n, return_inverse=True)
     sums = np.zeros((len(sizes), len(log_y)))
@@ -241,7 +232,7 @@ def _means(
 
 
 def _valley(
-    curve: Curve,
+    curve: Callable[[np.ndarray, np.ndarray], Arrays],
     budget: float,
     log_n: np.ndarray,
     log_y: np.ndarray,
@@ -281,18 +272,6 @@ def _problem(
             f"the sizes, {smallest:.3g} to {largest:.3g}: add {more} ones"
         )
     return "", ""
-
-
-def _pooled_noise(
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[float, int]:
-    """Standard deviation around the parabolas of all budgets, degrees of freedom."""
-    total, freedom = 0.0, 0
-    for log_n, log_y in curves:
-        total += float(np.sum((log_y - _parabola(log_n, log_y[None])[2][0]) ** 2))
-        freedom += len(log_n) - 3
-    # Three runs at every budget: the parabolas go through them, nothing is known.
-    return (np.sqrt(total / freedom), freedom) if freedom else (float("nan"), 0)
 
 
 def _powers(

@@ -26,8 +26,8 @@ Law = TypeVar("Law", "PowerLaw", "ChinchillaLaw")
 class FlopsPerImage:
     """Training FLOPs of one image against parameters: ``coefficient N^exponent``.
 
-    ``FlopsPerImage(6.0)`` is the rule of language models, 6 N per token. A network
-    that grows in width alone comes near exponent 1, with its own coefficient.
+    ``FlopsPerImage(6.0)`` is the rule of language models, 6 N per token. A network that
+    grows in width alone comes near exponent 1.
     """
 
     coefficient: float
@@ -122,10 +122,7 @@ class ChinchillaLaw:
 def fit_power_law(x: ArrayLike, y: ArrayLike, delta: float = HUBER_DELTA) -> PowerLaw:
     """``y = E + A x^-a`` by the sum of Huber losses of ``log y``.
 
-    Arguments are as in ``fit_chinchilla``; three points and three different x do.
-
-    Raises:
-      ValueError: values that are not positive and finite, or too few of them.
+    Arguments and errors are as in ``fit_chinchilla``; three different x are needed.
 
     Example:
       >>> x = np.geomspace(1e6, 1e9, 8)
@@ -149,8 +146,7 @@ def fit_chinchilla(
     (``power_sums.fit``).
 
     Args:
-      parameters: N of each run, ``(n,)``; at least 3 different ones.
-      images: D of each run, ``(n,)``; at least 3 different ones.
+      parameters, images: N and D of each run, ``(n,)``; at least 3 different ones.
       loss: L of each run, positive, ``(n,)``; at least 5.
       delta: where the loss turns linear; infinity fits ``log L`` by least squares.
 
@@ -216,21 +212,16 @@ class Points:
         given = list(zip(inputs, names, strict=True))
         log_inputs = [np.log(columns.positive(x, name)) for x, name in given]
         for column, name in zip(log_inputs, names, strict=True):
+            found = log_y.size
             if column.shape != log_y.shape:
-                raise ValueError(
-                    f"{name} has {column.size} values for {log_y.size} losses"
-                )
+                raise ValueError(f"{name} has {column.size} values for {found} losses")
             if (count := len(np.unique(column))) < 3:
                 raise ValueError(
                     f"a law with an offset needs 3 different values of {name}; "
                     f"there are {count}"
                 )
-        needed = 1 + 2 * len(log_inputs)
-        if log_y.size < needed:
-            raise ValueError(
-                f"{needed} parameters need at least as many points; "
-                f"there are {log_y.size}"
-            )
+        if found < (needed := 1 + 2 * len(log_inputs)):
+            raise ValueError(f"{needed} parameters need {needed} points; not {found}")
         log_x = np.stack(log_inputs, axis=1)
         center = log_x.mean(0)
         return cls(kind, log_x - center, log_y, center)
@@ -248,17 +239,6 @@ class Points:
         if theta.ndim == 1:
             return self.kind(*map(float, fields))
         return self.kind(*fields)
-
-    def theta(self, law: PowerLaw | ChinchillaLaw) -> np.ndarray:
-        """The inverse of ``law`` for one law: ``(1 + 2K,)``."""
-        count = len(self.center)
-        values = np.array(dataclasses.astuple(law), float)
-        exponents = values[count + 1 :]
-        with np.errstate(divide="ignore"):
-            logs = np.log(values[: count + 1])
-        logs[1:] -= exponents * self.center
-        floor = self.log_y.min() - power_sums.OFFSET_DECADES
-        return np.concatenate([np.maximum(logs, floor), exponents])
 
 
 def _ratio(part: Number, whole: Number) -> Number:

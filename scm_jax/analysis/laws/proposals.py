@@ -72,10 +72,8 @@ def propose(
       ValueError: too few candidates, a fit without intervals or without an optimum, or
         a budget below what the cheapest measured runs cost.
     """
-    if len(candidates) < _NEIGHBOURS:
-        raise ValueError(
-            f"{len(candidates)} candidates: {_NEIGHBOURS} sizes are needed"
-        )
+    if (found := len(candidates)) < _NEIGHBOURS:
+        raise ValueError(f"{found} candidates: {_NEIGHBOURS} sizes are needed")
     if fit.replicates is None:
         raise ValueError("the fit has no intervals, so nothing tells what is uncertain")
     candidates = sorted(candidates, key=lambda c: c.parameters)
@@ -92,12 +90,23 @@ def propose(
     best = float(fit.law.optimum(new, fit.flops_per_image).parameters)
     if not np.isfinite(best):
         raise ValueError("the law has no optimum: one of its terms is missing")
-    plan = _Plan(fit, measured)
-    for candidate in _around(candidates, best):
-        plan.add(candidate, new, "optimum")
+    gaps = [abs(np.log(c.parameters / best)) for c in candidates]
+    middle = int(np.clip(np.argmin(gaps), 1, len(candidates) - 2))
+    first = [(c, new) for c in candidates[middle - 1 : middle + 2]]
     pool = [(c, flops) for c in candidates for flops in {*measured, new}]
-    _spend(plan, pool, new, total_flops - _NEIGHBOURS * new, max_seeds)
-    return plan.proposals
+    rest = _spend(fit, pool, first, total_flops - _NEIGHBOURS * new, max_seeds)
+    pairs = zip(fit.parameters, fit.budgets, strict=True)
+    runs = collections.Counter((float(n), measured[b]) for n, b in pairs)
+    proposals = []
+    for candidate, flops in first + rest:
+        key = (float(candidate.parameters), flops)
+        seed = runs[key]
+        runs[key] += 1
+        images = flops / float(fit.flops_per_image(candidate.parameters))
+        loss = float(fit.law(candidate.parameters, images))
+        reason = "optimum" if len(proposals) < len(first) else "uncertain"
+        proposals.append(Proposal(candidate, flops, images, seed, reason, loss))
+    return proposals
 
 
 def write_proposals(
@@ -141,62 +150,36 @@ def write_proposals(
         text = pprint.pformat(row, width=70, sort_dicts=False)
         lines.append("    yield " + text.replace("\n", "\n          "))
     total = sum(proposal.flops for proposal in proposals)
-    head = [
-        f'"""{len(proposals)} proposed runs, {total:.4g} training FLOPs in all.',
-        "",
-        "Tag optimum: sizes around the predicted best one of a new, larger budget.",
-        "Tag uncertain: runs that tell most about that size, per FLOP.",
-        *([about] if about else []),
-        '"""',
-        "",
-        f"BASE = {base!r}",
-        f"METRICS = {tuple(metrics)!r}",
-        "",
-        "",
-        'def sweep(arg=""):',
-        '    """One run per proposal."""',
-    ]
+    head = f'''"""{len(proposals)} proposed runs, {total:.4g} training FLOPs in all.
+
+Tag optimum: sizes around the predicted best one of a new, larger budget.
+Tag uncertain: runs that tell most about that size, per FLOP.
+{about + chr(10) if about else ""}"""
+
+BASE = {base!r}
+METRICS = {tuple(metrics)!r}
+
+
+def sweep(arg=""):
+    """One run per proposal."""
+'''
     path = Path(path)
-    write_atomically(path, "\n".join([*head, *lines]) + "\n")
+    write_atomically(path, head + "\n".join(lines) + "\n")
     return path
 
 
-class _Plan:
-    """Proposals so far, and how many runs each size has at each budget."""
-
-    def __init__(self, fit: ScalingFit, measured: Sequence[float]) -> None:
-        self.fit = fit
-        self.proposals: list[Proposal] = []
-        pairs = zip(fit.parameters, fit.budgets, strict=True)
-        self._runs = collections.Counter((float(n), measured[b]) for n, b in pairs)
-
-    def add(self, candidate: Candidate, flops: float, reason: str) -> None:
-        key = (float(candidate.parameters), flops)
-        seed = self._runs[key]
-        self._runs[key] += 1
-        images = flops / float(self.fit.flops_per_image(candidate.parameters))
-        expected = float(self.fit.law(candidate.parameters, images))
-        self.proposals.append(
-            Proposal(candidate, flops, images, seed, reason, expected)
-        )
-
-
-def _around(candidates: Sequence[Candidate], best: float) -> Sequence[Candidate]:
-    """Three neighbours in size, the middle one next to ``best`` where there is one."""
-    gaps = [abs(np.log(c.parameters / best)) for c in candidates]
-    middle = int(np.clip(np.argmin(gaps), 1, len(candidates) - 2))
-    return candidates[middle - 1 : middle + 2]
-
-
 def _spend(
-    plan: _Plan,
+    fit: ScalingFit,
     pool: Sequence[tuple[Candidate, float]],
-    new: float,
+    first: Sequence[tuple[Candidate, float]],
     money: float,
     max_seeds: int,
-) -> None:
-    """Adds runs by variance of ``log N_opt(new)`` taken per FLOP, while affordable."""
-    fit, laws = plan.fit, plan.fit.replicates
+) -> list[tuple[Candidate, float]]:
+    """Runs by variance of ``log N_opt`` taken per FLOP, as long as they are affordable.
+
+    The optimum is that of the budget of the runs ``first``, which are made in any case.
+    """
+    laws, new = fit.replicates, first[0][1]
     assert laws is not None
     target = np.log(laws.optimum(new, fit.flops_per_image).parameters)
     kept = np.isfinite(target)
@@ -208,18 +191,18 @@ def _spend(
     losses = losses - losses.mean(1, keepdims=True)
     noise = max(fit.noise, 1e-6) ** 2
     times = np.zeros(len(pool), int)
-    for proposal in plan.proposals:  # the first half tells something already
-        at = pool.index((proposal.candidate, proposal.flops))
-        target, losses = _given(target, losses, at, noise)
-        times[at] += 1
+    for pair in first:  # they tell something already
+        target, losses = _given(target, losses, pool.index(pair), noise)
+        times[pool.index(pair)] += 1
+    chosen = []
     while True:
         variance = (losses**2).mean(1) + noise
         gain = (losses @ target / len(target)) ** 2 / variance / costs
         allowed = (costs <= money) & (times < max_seeds)
         if not allowed.any():
-            return
+            return chosen
         at = int(np.argmax(np.where(allowed, gain, -1.0)))
-        plan.add(*pool[at], "uncertain")
+        chosen.append(pool[at])
         target, losses = _given(target, losses, at, noise)
         times[at] += 1
         money -= costs[at]

@@ -55,8 +55,7 @@ def fit_ratio(
 
     Args:
       parameters: N of each pair, ``(n,)``.
-      student: quality of the student, positive.
-      teacher: quality of its teacher, positive.
+      student, teacher: quality of each, positive.
 
     Raises:
       ValueError: values that are not positive and finite, or fewer than 2 sizes.
@@ -137,8 +136,8 @@ def ratio_by_size(
 
     Args:
       frame: one row per run, as ``load_runs`` returns it, teachers among them.
-      student: column of the student's quality, such as ``2_steps/frechet_distance``.
-      teacher: column of the teacher's, such as ``18_steps/frechet_distance``.
+      student, teacher: columns of their quality, such as ``2_steps/frechet_distance``
+        and ``18_steps/frechet_distance``.
       parameters: column of N.
 
     Raises:

@@ -27,7 +27,6 @@ def plot_ablation(
     Args:
       ablation: as ``ablation.compare`` gives it.
       ratio: draw ratios to the baseline instead of differences; without bands.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: no arm has a pair (of positive values, for ratios).
@@ -40,8 +39,13 @@ def plot_ablation(
     axes = axes_lib.new_axes(axes, (6.4, 1.2 + 0.42 * len(arms)))
     if ratio:
         axes.set_xscale("log")
-    else:
-        _draw_noise(axes, ablation)
+    for noise, alpha, name in (
+        (ablation.seed_noise, 0.12, "seed noise"),
+        (ablation.metric_noise, 0.22, "metric noise"),
+    ):
+        if not ratio and noise > 0:
+            reach = math.sqrt(2) * noise  # of a difference of two runs
+            axes.axvspan(-reach, reach, color="0.1", alpha=alpha, lw=0, label=name)
     axes.axvline(1.0 if ratio else 0.0, color="0.3", linewidth=1)
     axes.set_xlim(*_limits(ablation, estimates, ratio))
     for row, (arm, found) in enumerate(zip(arms, estimates, strict=True)):
@@ -57,7 +61,10 @@ def plot_ablation(
         )
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms], fontsize=9)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes_lib.tidy(axes, _label(ablation, ratio), "")
+    kind = "ratio to" if ratio else "difference from"
+    interval = f"{100 * ablation.confidence:g} % t interval over seeds"
+    name = axes_lib.metric_name(ablation.metric)
+    axes_lib.tidy(axes, f"{name}: {kind} the baseline\n{interval}", "")
     axes.grid(False, axis="y")
     if ratio:
         axes_lib.plain_ticks(axes.xaxis, (1, 1.5, 2, 3, 5, 7))
@@ -78,16 +85,6 @@ def _draw_arm(
     axes.plot(value, row, "o", color=shade, markerfacecolor=face, markersize=6)
 
 
-def _draw_noise(axes: Axes, ablation: Ablation) -> None:
-    for noise, alpha, name in (
-        (ablation.seed_noise, 0.12, "seed noise"),
-        (ablation.metric_noise, 0.22, "metric noise"),
-    ):
-        if math.isfinite(noise) and noise > 0:
-            reach = math.sqrt(2) * noise  # of a difference of two runs
-            axes.axvspan(-reach, reach, color="0.1", alpha=alpha, lw=0, label=name)
-
-
 def _limits(ablation: Ablation, estimates: list, ratio: bool) -> tuple[float, float]:
     """Room for all finite intervals, the line of no difference and the bands."""
     ends = [end for e in estimates for end in (e.value, *e.interval)]
@@ -105,13 +102,6 @@ def _limits(ablation: Ablation, estimates: list, ratio: bool) -> tuple[float, fl
 def _note(arm: Arm) -> str:
     if not arm.num_pairs:
         return "; ".join(arm.missing) or "no pairs"
-    if not arm.missing:
-        return f"{arm.num_pairs} pairs" if arm.num_pairs > 1 else "1 pair"
-    return f"{arm.num_pairs} of {arm.num_pairs + len(arm.missing)} pairs"
-
-
-def _label(ablation: Ablation, ratio: bool) -> str:
-    percent = f"{100 * ablation.confidence:g} % t interval over seeds"
-    kind = "ratio to" if ratio else "difference from"
-    name = axes_lib.metric_name(ablation.metric)
-    return f"{name}: {kind} the baseline\n{percent}"
+    if arm.missing:
+        return f"{arm.num_pairs} of {arm.num_pairs + len(arm.missing)} pairs"
+    return f"{arm.num_pairs} pairs" if arm.num_pairs > 1 else "1 pair"

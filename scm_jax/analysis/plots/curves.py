@@ -1,10 +1,13 @@
-"""Figures of trainings: curves with bands of seeds, values by time bin, spikes."""
+"""Figures of trainings: curves with bands of seeds, values by time bin, spikes.
+
+Each ``plot_*`` draws into ``axes``, or else into a new figure, and returns the Axes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +53,6 @@ def plot_curves(
       x: a key of ``SCALES``. Device hours are spread over a run's images evenly.
       by: columns of ``runs`` that tell lines apart; default is every config key that
         varies but the seed.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: another x, no such column, or nothing to draw.
@@ -64,15 +66,10 @@ def plot_curves(
         groups.setdefault(names[run], []).append(curve)
     for number, (name, found) in enumerate(groups.items()):
         colour = axes_lib.colour(number)
+        faint: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.7}
+        style = faint if len(found) > 1 else {"linewidth": 1.6, "label": name}
         for curve in found:
-            alone = len(found) == 1
-            axes.plot(
-                *_thinned(curve.x, curve.y),
-                color=colour,
-                alpha=1.0 if alone else 0.3,
-                linewidth=1.6 if alone else 0.7,
-                label=name if alone else None,
-            )
+            axes.plot(*_thinned(curve.x, curve.y), color=colour, **style)
             axes.plot(curve.lost_x, curve.lost_y, "x", color=colour, markersize=6)
         if len(found) > 1:
             grid, mean, low, high = _band(found)
@@ -144,10 +141,9 @@ def _scale(rows: pd.DataFrame, run: pd.Series, x: str) -> np.ndarray:
 def _curve(rows: pd.DataFrame, column: str, x: np.ndarray) -> Curve:
     lost = _is_lost(rows, column) & np.isfinite(x)
     finite = rows[column].astype(float).where(np.isfinite)
-    shown = np.isfinite(x) & finite.notna().to_numpy()
-    return Curve(
-        x[shown], finite.to_numpy()[shown], x[lost], finite.ffill().to_numpy()[lost]
-    )
+    y, before = finite.to_numpy(), finite.ffill().to_numpy()
+    shown = np.isfinite(x) & np.isfinite(y)
+    return Curve(x[shown], y[shown], x[lost], before[lost])
 
 
 def _is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
@@ -159,9 +155,6 @@ def _is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     every = max(1, len(x) // MAX_POINTS)
     return x[::every], y[::every]
-
-
-# --- Values by time bin ---------------------------------------------------------------
 
 
 def plot_bins(
@@ -180,13 +173,13 @@ def plot_bins(
         ``bins/tangent_norm`` or ``bins/log_weight``.
       x: ``images``: a line for each bin; ``t``: a line for each of some stages.
       stages: how many, each the mean of so many equal parts of the training.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: several runs, no such values, or another x.
     """
     if x not in ("images", "t"):
         raise ValueError(f"x = {x!r} is not one of ['images', 't']")
+    pandas = require("pandas", "plots", "scm_jax[analysis]")
     images, values = bin_values(metrics, column)
     axes = axes_lib.new_axes(axes)
     centres = (np.arange(values.shape[1]) + 0.5) / values.shape[1] * np.pi / 2
@@ -204,7 +197,7 @@ def plot_bins(
             if len(part):
                 shade = colours(0.95 * number / max(1, stages - 1))
                 name = f"until {_engineering(images[part[-1]])}"
-                mean = _mean(values[part])
+                mean = pandas.DataFrame(values[part]).mean().to_numpy()
                 axes.plot(centres, mean, ".-", color=shade, label=name, linewidth=1.4)
         axes.set_xlim(0, np.pi / 2)
         axes.set_xticks(*_TIMES)
@@ -227,12 +220,6 @@ def bin_values(metrics: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarr
     return rows["images"].to_numpy(np.float64), np.stack(list(rows[column]))
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    count = np.isfinite(values).sum(axis=0)
-    total = np.where(np.isfinite(values), values, 0.0).sum(axis=0)
-    return np.where(count, total / np.maximum(count, 1), np.nan)
-
-
 def _time_bar(axes: Axes, colours: object) -> None:
     cm = require("matplotlib.cm", "plots", "scm_jax[analysis]")
     colors = require("matplotlib.colors", "plots", "scm_jax[analysis]")
@@ -246,9 +233,6 @@ def _time_bar(axes: Axes, colours: object) -> None:
 def _engineering(value: float) -> str:
     ticker = require("matplotlib.ticker", "plots", "scm_jax[analysis]")
     return ticker.EngFormatter(sep="", places=None).format_eng(float(f"{value:.3g}"))
-
-
-# --- Spikes ---------------------------------------------------------------------------
 
 
 def spikes(

@@ -179,7 +179,6 @@ def plot_frontier(
       quality: column, small is good.
       published: drawn hollow behind them, where the cost is ``sampling_compute`` or
         ``nfe``. Others measured them: something to look at, not to compare.
-      axes: where to draw.
 
     Raises:
       ValueError: no row has both.
@@ -219,7 +218,6 @@ def plot_ratio(
       fit: of one's own runs.
       published: label -> fit, drawn hollow and grey, such as
         ``{"sCD, 2 steps (paper)": published_ratio("imagenet512", "fid")}``.
-      axes: where to draw.
     """
     axes = _new_axes(axes, y="linear")
     others = (published or {}).items()

@@ -36,10 +36,9 @@ def plot_runs(
     Published results are drawn behind where all runs are of one dataset.
     """
     runs = [layout.RunDir(directory) for directory in directories]
-    names = [Path(directory).resolve().name for directory in directories]
     rows = [
-        {"run": name, **row}
-        for name, run in zip(names, runs, strict=True)
+        {"run": Path(run.path).resolve().name, **row}
+        for run in runs
         for row in read_rows(run.results_path)
     ]
     datasets = {run.read_config()["dataset"]["name"] for run in runs}
@@ -137,9 +136,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
         name = str(row.get("run", row.get("method", "")))
         point = (row["steps"], tuple(row.get("times") or ()))
         lines.setdefault(", ".join([name, *details]), {})[point] = row
-    return {
-        label: [line[point] for point in sorted(line)] for label, line in lines.items()
-    }
+    return {name: [line[p] for p in sorted(line)] for name, line in lines.items()}
 
 
 def _draw_published(

@@ -46,7 +46,6 @@ def plot_sampling(
       x: a key of ``SETTINGS``. ``time`` takes two-step rows with an intermediate time
         of their own; the default time is a dashed line.
       by: columns that tell lines apart, beside the settings that vary.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: another x, no rows, or rows that were measured in different ways.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_jax.analysis.tables import collected, frames, metric_rows, run_files
-from scm_jax.analysis.tables.run_files import READ_ERRORS, RunFiles
+from scm_jax.analysis.tables.run_files import RunFiles
 from scm_jax.files.atomic import replacing
 from scm_jax.files.optional import require
 
@@ -104,23 +104,14 @@ def _results_table(
     runs: Sequence[RunFiles], errors: dict[str, str]
 ) -> tuple[pa.Table, set[str]]:
     """Metrics and settings, for other readers, and ``row`` for this one."""
-    kept = collected.read_results(runs)
-    rows: list[tuple[str, dict[str, Any]]] = []
-    whole = []
-    for run in runs:
-        try:
-            own = kept[run.path] if run.path in kept else run_files.result_rows(run)
-        except READ_ERRORS as error:
-            errors[run.id] = str(error)
-            continue
-        whole.append(run)
-        rows += [(run.id, row) for row in own]
+    found, lost, read = collected.read_results(runs)
+    errors |= lost
+    rows = [(run, row) for run, own in found.items() for row in own]
     shown = [{k: v for k, v in row.items() if k != "protocol"} for _, row in rows]
     columns = _plain(frames.results_frame(shown)) if rows else {}
-    columns["run_id"] = [run_id for run_id, _ in rows]
+    columns["run_id"] = [run for run, _ in rows]
     columns["row"] = [json.dumps(row) for _, row in rows]
-    new = [run for run in whole if run.path not in kept]
-    read = {run.id for run in new if run_files.RESULTS_FILE in run.files}
+    whole = [run for run in runs if run.id in found]
     return _table(columns, collected.RESULTS, whole), read
 
 

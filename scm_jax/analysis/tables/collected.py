@@ -17,20 +17,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.analysis.tables.run_files import (
-    FACT_FILES,
-    METRICS_FILE,
-    RESULTS_FILE,
-    ROW_COLUMNS,
-    RunFiles,
-)
+from scm_jax.analysis.tables import run_files
+from scm_jax.analysis.tables.run_files import RunFiles
 from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS, METRICS, RESULTS = "runs.parquet", "metrics.parquet", "results.parquet"
-SOURCES = {RUNS: FACT_FILES, METRICS: (METRICS_FILE,), RESULTS: (RESULTS_FILE,)}
+SOURCES = {
+    RUNS: run_files.FACT_FILES,
+    METRICS: (run_files.METRICS_FILE,),
+    RESULTS: (run_files.RESULTS_FILE,),
+}
 
 # Version of the files' format. Files of another format are not used.
 FORMAT = "1"
@@ -42,9 +41,26 @@ def read_facts(runs: Sequence[RunFiles]) -> dict[str, dict[str, Any]]:
     return {path: facts for path, (facts,) in _read_json(runs, RUNS, "facts").items()}
 
 
-def read_results(runs: Sequence[RunFiles]) -> dict[str, list[dict[str, Any]]]:
-    """``run_files.result_rows`` by path of run, as far as they are collected."""
-    return _read_json(runs, RESULTS, "row")
+def read_results(
+    runs: Sequence[RunFiles],
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str], set[str]]:
+    """By run id, the rows of ``results.jsonl``, collected or not.
+
+    And, by run id, why a run is missing; and the ids of those whose own file was read.
+    """
+    kept = _read_json(runs, RESULTS, "row")
+    rows, errors, read = {}, {}, set()
+    for run in runs:
+        try:
+            rows[run.id] = (
+                kept[run.path] if run.path in kept else run_files.result_rows(run)
+            )
+        except run_files.READ_ERRORS as error:
+            errors[run.id] = str(error)
+            continue
+        if run.path not in kept and run_files.RESULTS_FILE in run.files:
+            read.add(run.id)
+    return rows, errors, read
 
 
 def _read_json(
@@ -64,15 +80,11 @@ def _read_json(
 def read_metrics(
     runs: Sequence[RunFiles], wanted: set[str] | None
 ) -> tuple[list[pa.Table], dict[str, list[str]]]:
-    """``metric_rows.read_table`` of the collected runs.
+    """``metric_rows.read_table`` of those runs that are collected.
 
-    Args:
-      runs: which; those that are not collected are left out.
-      wanted: columns to read beside those of every row; None for all.
-
-    Returns:
-      Tables with a further column ``run``, the index into ``runs``; and the names of
-      all columns that a run has, by its id.
+    Returns tables with a further column ``run``, the index into ``runs``, and the
+    names of all columns that a run has, by its id. ``wanted`` are columns to read
+    beside those of every row; None for all.
     """
     tables, columns = [], {}
     codes = {run.path: code for code, run in enumerate(runs)}
@@ -80,7 +92,7 @@ def read_metrics(
         has = _metadata(file)["columns"]
         names = {name for directory in own for name in has[directory]}
         if wanted is not None:
-            names &= {*ROW_COLUMNS, *wanted}
+            names &= {*run_files.ROW_COLUMNS, *wanted}
         table = file.read(columns=["run_id", *names])
         own_codes = {directory: codes[run.path] for directory, run in own.items()}
         tables.append(_only(table, own_codes))
@@ -104,10 +116,7 @@ def runs_without_directories(root: str) -> list[RunFiles]:
 def metadata(
     name: str, runs: Sequence[RunFiles], columns: dict[str, list[str]] | None = None
 ) -> dict[bytes, bytes]:
-    """The metadata of a file with the rows of some runs.
-
-    ``columns`` are those of each run in ``metrics.parquet``, by directory.
-    """
+    """The metadata of a file; ``columns`` are those of each run's metrics, by id."""
     signatures = {run.id: run.signature(SOURCES[name]) for run in runs}
     found = {"format": FORMAT, "signatures": signatures, "columns": columns or {}}
     return {_KEY: json.dumps(found).encode()}

@@ -1,11 +1,4 @@
-"""Any number of runs as tables: one row a run, one a logged step, one a measurement.
-
-Example:
-  >>> import scm_jax
-  >>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
-  >>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
-  ... # doctest: +SKIP
-"""
+"""Any number of runs as tables: one row a run, one a logged step, one a measurement."""
 
 from __future__ import annotations
 
@@ -53,8 +46,7 @@ def load_runs(roots: Roots) -> pd.DataFrame:
       - ``error``, ``path``, and ``duplicate_of``: id of the first run with the same
         config but for keys that cannot change the result;
       - ``STEPS_steps/METRIC``: the newest results of the run's default guidance,
-        intermediate times and average; ``protocols`` says by column how they were
-        measured.
+        intermediate times and EMA; ``protocols`` says by column how they were measured.
 
       ``attrs["constant"]`` are the config keys that do not vary, ``attrs["metrics"]``
       the columns that the sweeps want to be shown.
@@ -63,8 +55,9 @@ def load_runs(roots: Roots) -> pd.DataFrame:
       FileNotFoundError: a root does not exist, or there are no runs.
 
     Example:
-      >>> runs = load_runs("runs/*")  # doctest: +SKIP
-      >>> runs.groupby("state").size()  # doctest: +SKIP
+      >>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
+      >>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
+      ... # doctest: +SKIP
     """
     runs = _find(roots)
     kept = collected.read_facts(runs)
@@ -158,19 +151,11 @@ def load_results(roots: Roots) -> pd.DataFrame:
     Raises:
       FileNotFoundError: as in ``load_runs``.
     """
-    errors: dict[str, str] = {}
-    rows: list[dict[str, Any]] = []
-    found = _find(roots)
-    kept = collected.read_results(found)
-    for run in found:
-        try:
-            own = kept[run.path] if run.path in kept else run_files.result_rows(run)
-        except run_files.READ_ERRORS as error:
-            errors[run.id] = str(error)
-            continue
-        rows += [{"run_id": run.id, **row} for row in _newest(own)]
+    found, errors, _ = collected.read_results(_find(roots))
     run_files.warn_of(errors)
-    frame = results_frame(rows)
+    frame = results_frame(
+        [{"run_id": run, **row} for run, rows in found.items() for row in _newest(rows)]
+    )
     frame.attrs["errors"] = errors
     return frame
 

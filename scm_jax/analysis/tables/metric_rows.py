@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scm_jax.analysis.tables import collected
-from scm_jax.analysis.tables.run_files import (
-    METRICS_FILE,
-    READ_ERRORS,
-    ROW_COLUMNS,
-    RunFiles,
-    warn_of,
-)
+from scm_jax.analysis.tables import collected, run_files
+from scm_jax.analysis.tables.run_files import RunFiles
 from scm_jax.files.jsonl import merge_steps, read_rows
 from scm_jax.files.optional import require
 
@@ -23,22 +17,17 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-_RESERVED = (*ROW_COLUMNS, "resume_step", "run_id", "run")
+_RESERVED = (*run_files.ROW_COLUMNS, "resume_step", "run_id", "run")
 
 
 def read_tables(
     runs: Sequence[RunFiles], wanted: set[str] | None
 ) -> tuple[pa.Table, dict[str, list[str]], dict[str, str], set[str]]:
-    """The rows of many runs in one table, by run.
-
-    Args:
-      runs: which; rows of collected runs come from there.
-      wanted: columns to read beside those of every row; None for all.
+    """The rows of many runs, collected or not, in one table.
 
     Returns:
-      The table, whose column ``run`` is the index into ``runs``; by run id, the names
-      of all columns that it has; by run id, why it is missing; the ids of those whose
-      own files were read.
+      The table, as of ``collected.read_metrics``, by run; by run id, the names of all
+      its columns; by run id, why it is missing; the ids of those whose files were read.
     """
     pa = require("pyarrow", "a table of metrics", "scm_jax[analysis]")
     tables, columns = collected.read_metrics(runs, wanted)
@@ -48,14 +37,14 @@ def read_tables(
             continue
         try:
             table = read_table(run)
-        except READ_ERRORS as error:
+        except run_files.READ_ERRORS as error:
             errors[run.id] = str(error)
             continue
         columns[run.id] = table.column_names
-        if METRICS_FILE in run.files:
+        if run_files.METRICS_FILE in run.files:
             read.add(run.id)
         if wanted is not None:
-            named = {*ROW_COLUMNS, *wanted}
+            named = {*run_files.ROW_COLUMNS, *wanted}
             table = table.select([n for n in table.column_names if n in named])
         tables.append(_with_run(table, code))
     tables = tables or [_with_run(_as_table([]), 0)]
@@ -69,28 +58,24 @@ def read_table(run: RunFiles) -> pa.Table:
     """The metrics of a run, a row per logged step.
 
     ``step`` is int64, ``nonfinite`` text, numbers are float64 with null for what was
-    not logged or not finite. A metric that is a list at some step has these in a column
-    ``NAME[]``, flat. Texts and whatever else is no number are left out.
+    not logged or not finite. Lists are flat, in a column ``NAME[]``. Whatever else is
+    no number is left out.
 
     Raises:
       ValueError: a line in the middle of the file is not JSON.
     """
-    if METRICS_FILE not in run.files:
+    if run_files.METRICS_FILE not in run.files:
         return _as_table([])
-    rows = read_rows(os.path.join(run.path, METRICS_FILE))
+    rows = read_rows(os.path.join(run.path, run_files.METRICS_FILE))
     return _as_table(merge_steps([row for row in rows if _is_row(row)]))
 
 
 def frame(runs: Sequence[RunFiles], names: list[str] | None) -> pd.DataFrame:
-    """The frame of ``load_metrics``.
-
-    Raises:
-      ValueError: no run has logged one of ``names``.
-    """
+    """The frame of ``load_metrics``."""
     pandas = require("pandas", "a table of metrics", "scm_jax[analysis]")
     wanted = None if names is None else {*names, *(f"{name}[]" for name in names)}
     table, columns, errors, _ = read_tables(runs, wanted)
-    warn_of(errors)
+    run_files.warn_of(errors)
     known = {name.removesuffix("[]") for own in columns.values() for name in own}
     legal = sorted(known - set(_RESERVED))
     if unknown := sorted(set(names or ()) - set(legal)):
@@ -114,8 +99,8 @@ def _one_column_a_name(found: pd.DataFrame, names: list[str] | None) -> pd.DataF
         other = found[name].astype(object) if name in found else np.nan
         found[name] = lists.where(lists.notna(), other)
     if names is None:
-        names = sorted(set(found.columns) - {"run_id", *ROW_COLUMNS})
-    return found[["run_id", *ROW_COLUMNS, *dict.fromkeys(names)]]
+        names = sorted(set(found.columns) - {"run_id", *run_files.ROW_COLUMNS})
+    return found[["run_id", *run_files.ROW_COLUMNS, *dict.fromkeys(names)]]
 
 
 def _has_any(found: pd.DataFrame, names: list[str]) -> np.ndarray:

@@ -123,9 +123,6 @@ def warn_of(errors: Mapping[str, str]) -> None:
         )
 
 
-# --- One run's facts ------------------------------------------------------------------
-
-
 def read_facts(run: RunFiles) -> dict[str, Any]:
     """All that a row of ``load_runs`` says but the state of an unfinished run.
 
@@ -258,10 +255,8 @@ def _read_object(run: RunFiles, name: str) -> dict[str, Any]:
     if name not in run.files:
         return {}
     path = os.path.join(run.path, name)
-    with open(path, "rb", buffering=0) as file:
-        content = file.readall()
     try:
-        found = json.loads(content)
+        found = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
