@@ -1,7 +1,6 @@
-"""Writes small run directories with numbers that a test knows, through the package's
-own writers, so that they cannot drift from what a training writes.
+"""Small run directories with known numbers, written by the package's own writers.
 
-    write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
+write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
 """
 
 import dataclasses
@@ -103,22 +102,11 @@ def write(
     rows: Sequence[Mapping[str, Any]] = (),
     done: bool = True,
     plan: Mapping[str, Any] | None = None,
-    summary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes one run.
+    """Writes one run into a directory of runs; returns its own.
 
-    Args:
-      root: directory of runs.
-      overrides: dotted config keys.
-      name: of the run directory; default is ``run-HASH``.
-      results: rows of ``results.jsonl``, see ``result``.
-      rows: of ``metrics.jsonl``, each with ``step``; a list is written as one.
-      done: whether there is a summary.
-      plan: further fields of ``run.json``; None for a run without a sweep.
-      summary: further entries of the summary.
-
-    Returns:
-      The run directory.
+    ``rows`` are those of ``metrics.jsonl``; ``plan`` has further fields of ``run.json``
+    and is None for a run without a sweep.
     """
     resolved = config(overrides)
     path = root / (name or f"run-{config_hash(resolved)}")
@@ -127,30 +115,27 @@ def write(
     if plan is None:
         run.write_config(resolved)
     else:
-        known = {"sweep": "study", "file": "study.py", "base": "digits.py:sct"}
-        facts = {"images": images, "label": "", "overrides": {}, **known, **plan}
-        planned.write_run(
-            root, planned.PlannedRun(id=path.name, config=resolved, **facts)
-        )
+        facts = {"sweep": "study", "file": "study.py", "base": "digits.py:sct"}
+        facts |= {"images": images, "label": "", "overrides": {}, **plan}
+        entry = planned.PlannedRun(id=path.name, config=resolved, **facts)
+        planned.write_run(root, entry)
     write_metrics(path, rows)
     for row in results:
         run.append_result(row)
     if done:
-        accounts = {
-            "parameters": PARAMETERS,
-            "images": images,
-            "train_macs_per_image": MACS_PER_IMAGE,
-            "total_train_macs": MACS_PER_IMAGE * images,
-            "seconds": 36.0,
-            "results": list(results),
-            "environment": {
-                "device": "cpu",
-                "device_count": 2,
-                "commit": "abc",
-                "dirty": False,
-            },
-        }
-        run.write_summary({**accounts, **(summary or {})})
+        environment = {"device": "cpu", "device_count": 2}
+        environment |= {"commit": "abc", "dirty": False}
+        run.write_summary(
+            {
+                "parameters": PARAMETERS,
+                "images": images,
+                "train_macs_per_image": MACS_PER_IMAGE,
+                "total_train_macs": MACS_PER_IMAGE * images,
+                "seconds": 36.0,
+                "results": list(results),
+                "environment": environment,
+            }
+        )
     return path
 
 
@@ -162,9 +147,8 @@ def write_metrics(
         return
     writer = JsonlWriter(RunDir(path).metrics_path, resume_step=resume_step)
     for row in rows:
-        values = {name: value for name, value in row.items() if name != "step"}
-        lists = {name: v for name, v in values.items() if np.ndim(v)}
-        numbers = {name: v for name, v in values.items() if name not in lists}
+        lists = {name: v for name, v in row.items() if np.ndim(v)}
+        numbers = {k: v for k, v in row.items() if k not in {"step", *lists}}
         if numbers:
             writer.write_scalars(row["step"], numbers)
         if lists:
