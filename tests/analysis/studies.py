@@ -9,7 +9,7 @@ from scm_jax.analysis.laws.law import ChinchillaLaw, FlopsPerImage, Points
 LAW = ChinchillaLaw(E=0.4, A=60.0, B=900.0, a=0.45, b=0.55)
 COST = FlopsPerImage(12.0, 0.9)
 # Coverage is measured over a few studies in the suite, over all of them every night.
-NIGHTLY = os.environ.get("SCM_JAX_NIGHTLY") == "1"
+NIGHTLY = "SCM_JAX_NIGHTLY" in os.environ
 
 # Runs of ``study(seeds=1)`` and what their loss is multiplied with: the largest size at
 # the smallest budget and the smallest at the largest carry the law, one lies inside.

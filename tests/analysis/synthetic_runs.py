@@ -3,6 +3,7 @@
 write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,32 +41,20 @@ PARAMETERS = 5_000
 
 def config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """``CONFIG`` with dotted keys replaced or added."""
-    found = {k: dict(v) if isinstance(v, dict) else v for k, v in CONFIG.items()}
+    found = copy.deepcopy(CONFIG)
     for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        place = found
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+        section, _, name = key.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[name] = value
     return found
 
 
 def protocol(**fields: Any) -> dict[str, Any]:
     """How ``result`` was measured."""
-    usual: dict[str, Any] = {
-        "metric": "frechet_distance",
-        "extractor": "digits_classifier",
-        "extractor_sha256": "a" * 64,
-        "resize": "none",
-        "quantization": "none",
-        "reference": "digits",
-        "reference_sha256": "b" * 64,
-        "reference_count": 1797,
-        "num_samples": 1000,
-        "seeds": (0, 1, 2),
-        "sampler": "consistency",
-        "steps": 2,
-    }
+    usual: dict[str, Any] = {"metric": "frechet_distance", "sampler": "consistency"}
+    usual |= {"extractor": "digits_classifier", "extractor_sha256": "a" * 64}
+    usual |= {"resize": "none", "quantization": "none", "num_samples": 1000}
+    usual |= {"reference": "digits", "reference_sha256": "b" * 64}
+    usual |= {"reference_count": 1797, "seeds": (0, 1, 2), "steps": 2}
     return dataclasses.asdict(Protocol(**{**usual, **fields}))
 
 

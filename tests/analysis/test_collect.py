@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import shutil
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -126,20 +127,16 @@ class TestChanges:
         unlink_collected(root)
         assert_same(frames(root), after)
 
-    def test_collecting_again_reads_only_what_has_changed(self, root, monkeypatch):
+    def test_collecting_again_reads_only_what_has_changed(self, root):
         collect(root)
         path = next(p for p in root.glob("run-*") if (p / "metrics.jsonl").exists())
         write_metrics(path, [{"step": 4, "loss": 9.0}])
         write(root, {"seed": 99}, name="new", rows=rows(7.0))
-        read = []
-        original = metric_rows.read_table
-        monkeypatch.setattr(
-            metric_rows, "read_table", lambda run: read.append(run.id) or original(run)
-        )
-        done = collect(root)
-        assert sorted(read) == sorted([path.name, "new"])
-        assert done.read == 2
-        monkeypatch.undo()
+        with mock.patch.object(
+            metric_rows, "read_table", side_effect=metric_rows.read_table
+        ) as read:
+            assert collect(root).read == 2
+        assert {call.args[0].id for call in read.call_args_list} == {path.name, "new"}
         after = frames(root)
         unlink_collected(root)
         assert_same(frames(root), after)
@@ -154,11 +151,10 @@ class TestChanges:
             assert gone not in set(metrics["run_id"]) and "only" not in metrics
             collect(root)
 
-    def test_a_file_of_another_format_is_not_used(self, root, monkeypatch):
+    def test_a_file_of_another_format_is_not_used(self, root):
         before = frames(root)
-        monkeypatch.setattr(collected, "FORMAT", "0")
-        collect(root)
-        monkeypatch.undo()
+        with mock.patch.object(collected, "FORMAT", "0"):
+            collect(root)
         assert_same(before, frames(root))
 
     def test_a_broken_file_is_named_and_not_used(self, root):
@@ -219,7 +215,6 @@ class TestCommand:
         """No file of the process may grow beyond 3 kB, as on a disk that is full."""
         collect(root)
         before = contents(root)
-        write(root, {"seed": 50}, rows=rows())
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
         try:

@@ -55,8 +55,7 @@ def test_extreme_sizes_are_edges_and_no_part_of_the_fit():
 
 def test_a_curve_counts_only_where_it_was_measured():
     short = curves()
-    n = short[7].parameters
-    images = np.geomspace(3e4, 1e5, 20)
+    n, images = short[7].parameters, np.geomspace(3e4, 1e5, 20)
     short[7] = Curve(n, images, images * COST(n), 0.5 * LAW(n, images))
     fit = fit_envelope(short, count=5)
     assert np.all(fit.flops[fit.parameters == n] <= 1e5 * COST(n) * (1 + 1e-6))

@@ -19,7 +19,7 @@ from scm_jax.analysis.plots.curves import (
 )
 from scm_jax.analysis.plots.sampling import plot_sampling, sampling_lines
 from tests.analysis.synthetic_runs import result, write
-from tests.analysis.test_ablation import METRIC, NORM, table, three_seeds
+from tests.analysis.test_ablation import METRIC, only_arm, table, three_seeds
 
 
 def rendered(axes):
@@ -106,12 +106,12 @@ class TestBins:
     @pytest.fixture
     def metrics(self, tmp_path):
         """The norm in bin b is (b + 1) times the step; the last bin is first empty."""
-        rows = []
-        for step in range(1, 11):
-            values = [(b + 1.0) * step for b in range(4)]
-            values[3] = math.nan if step <= 5 else values[3]
-            row = {"step": step, "images": 10 * step, "bins/tangent_norm": values}
-            rows.append(row)
+        values = np.outer(np.arange(1.0, 11), np.arange(1.0, 5))
+        values[:5, 3] = math.nan
+        rows = [
+            {"step": step, "images": 10 * step, "bins/tangent_norm": list(row)}
+            for step, row in enumerate(values, 1)
+        ]
         write(tmp_path, rows=rows)
         return scm_jax.load_metrics(tmp_path)
 
@@ -146,13 +146,14 @@ class TestSpikes:
     @pytest.fixture
     def metrics(self, tmp_path):
         """Smooth but for jumps at step 30 and 31 and a NaN at 40."""
-        rng = np.random.default_rng(0)
-        rows = []
-        for step in range(60):
-            norm = (10.0 - 0.1 * step) * rng.uniform(0.9, 1.1)
-            norm = {30: 100.0, 31: 90.0, 40: math.nan}.get(step, norm)
-            rows.append({"step": step, "images": 10 * step, "grad_norm": norm})
-            rows.append({"step": step, "images": 10 * step, "loss": 1.0})
+        norms = np.linspace(10.0, 4.1, 60) * np.random.default_rng(0).uniform(
+            0.9, 1.1, 60
+        )
+        norms[[30, 31, 40]] = 100.0, 90.0, math.nan
+        rows = [
+            {"step": step, "images": 10 * step, "grad_norm": norm, "loss": 1.0}
+            for step, norm in enumerate(norms)
+        ]
         write(tmp_path, name="wild", rows=rows)
         return scm_jax.load_metrics(tmp_path)
 
@@ -178,10 +179,8 @@ class TestSpikes:
 
 class TestForest:
     def test_points_intervals_and_bands(self):
-        frame = three_seeds(2.0, (0.01, -0.01, 0.0))
-        found = compare(frame, METRIC, baseline={NORM: "l2"})
+        found, arm = only_arm(three_seeds(2.0, (0.01, -0.01, 0.0)))
         axes = rendered(plot_ablation(found))
-        (arm,) = found.arms
         point = line_of(axes, "o", "marker")
         assert point.get_xdata().tolist() == [arm.difference.value]
         assert point.get_markerfacecolor() != "white"
@@ -203,11 +202,11 @@ class TestForest:
         assert line_of(axes, "o", "marker").get_markerfacecolor() == "white"
 
     def test_ratios(self):
-        found = compare(three_seeds(2.0), METRIC, baseline={NORM: "l2"})
+        found, arm = only_arm(three_seeds(2.0))
         axes = rendered(plot_ablation(found, ratio=True))
-        assert line_of(axes, "o", "marker").get_xdata()[0] == found.arms[0].ratio.value
+        assert line_of(axes, "o", "marker").get_xdata()[0] == arm.ratio.value
         low, high = axes.get_xlim()
-        assert low < 1.0 and high > found.arms[0].ratio.interval[1]
+        assert low < 1.0 and high > arm.ratio.interval[1]
 
     def test_nothing_to_draw(self):
         frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("a", 2): 3.0})
@@ -224,16 +223,13 @@ class TestSampling:
         write(tmp_path, name="a", results=rows)
         return scm_jax.load_results(tmp_path)
 
-    def test_evaluations(self, results):
+    def test_evaluations_and_guidance(self, results):
+        one, two, guided = (4.0, 3.5, 4.5), (2.0, 1.75, 2.25), (1.5, 1.5, 1.5)
         lines = sampling_lines(results, "frechet_distance", "nfe")
-        assert lines == {
-            "a, guidance 1.0": {1.0: (4.0, 3.5, 4.5), 2.0: (2.0, 1.75, 2.25)},
-            "a, guidance 2.0": {4.0: (1.5, 1.5, 1.5)},
-        }
-
-    def test_guidance(self, results):
+        expected = {"a, guidance 1.0": {1.0: one, 2.0: two}}
+        assert lines == {**expected, "a, guidance 2.0": {4.0: guided}}
         lines = sampling_lines(results, "frechet_distance", "guidance")
-        assert lines == {"a, steps 2": {1.0: (2.0, 1.75, 2.25), 2.0: (1.5, 1.5, 1.5)}}
+        assert lines == {"a, steps 2": {1.0: two, 2.0: guided}}
 
     def test_intermediate_time(self, results):
         shown = results[results["guidance"] == 1.0]

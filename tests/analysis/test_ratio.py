@@ -33,20 +33,17 @@ def test_intervals_of_ratio_and_slope_cover():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "metric", "steps", "ratio"),
+    ("table", "ratio"),
     [
-        ("imagenet512", "fid", 2, 1.094),
-        ("imagenet512", "fid", 1, 1.346),
-        ("imagenet64", "fid", 2, 1.205),
-        ("imagenet512", "fd_dinov2", 2, 1.292),
+        (("imagenet512", "fid", "scd", 2), 1.094),
+        (("imagenet512", "fid", "scd", 1), 1.346),
+        (("imagenet64", "fid", "scd", 2), 1.205),
+        (("imagenet512", "fd_dinov2", "scd", 2), 1.292),
     ],
 )
-def test_distilled_students_keep_a_constant_ratio_to_their_teachers(
-    dataset, metric, steps, ratio
-):
+def test_distilled_students_keep_a_constant_ratio_to_their_teachers(table, ratio):
     """Fig. 6 of the paper; geometric means of the ratios of its tables."""
-    fit = published_ratio(dataset, metric, steps=steps)
-    assert fit.ratio.estimate == pytest.approx(ratio, abs=0.001)
+    assert published_ratio(*table).ratio.estimate == pytest.approx(ratio, abs=0.001)
 
 
 def test_two_steps_stay_within_a_tenth_of_the_teacher_at_any_size():
@@ -57,9 +54,8 @@ def test_two_steps_stay_within_a_tenth_of_the_teacher_at_any_size():
     fit = published_ratio("imagenet512", "fid")
     assert 1.10 in fit.ratio and fit.ratio.estimate < 1.10
     assert 0 in fit.slope and abs(fit.slope.estimate) < 0.02
-    np.testing.assert_allclose(
-        np.sort(fit.ratios), [1.07, 1.09, 1.09, 1.09, 1.13], atol=0.006
-    )
+    ratios = [1.07, 1.09, 1.09, 1.09, 1.13]
+    np.testing.assert_allclose(np.sort(fit.ratios), ratios, atol=0.006)
 
 
 def test_training_without_a_teacher_comes_closer_with_size():

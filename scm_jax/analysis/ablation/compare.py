@@ -1,5 +1,4 @@
-"""Ablations: what a switch changes, by pairs of runs with the same seed, and whether
-that is more than noise."""
+"""What a switch changes, by pairs of runs of a seed, and whether it is beyond noise."""
 
 from __future__ import annotations
 
@@ -172,9 +171,8 @@ def compare(
       confidence: of the intervals.
 
     Raises:
-      ValueError: no such column, nothing was switched, the baseline is not clear or has
-        no runs, two runs for one arm and seed, or rows that were measured in different
-        ways (see ``comparable``).
+      ValueError: no such column, nothing was switched, no clear baseline, two runs for
+        one arm and seed, or rows measured in different ways (see ``comparable``).
 
     Example:
       >>> runs = scm_jax.load_runs("runs/ablate")  # doctest: +SKIP
@@ -230,11 +228,11 @@ def _compared(
     def compared(arm: tuple) -> Arm:
         pairs, missing = [], []
         for place in sorted(cells[arm].keys() | cells[base].keys(), key=repr):
-            own, usual = cells[arm].get(place), cells[base].get(place)
-            if reason := by_place.why_missing(own, usual):
+            two = cells[arm].get(place), cells[base].get(place)
+            if reason := by_place.why_missing(*two):
                 missing.append(f"{by_place.place_name(place, shared)}: {reason}")
             else:
-                pairs.append((own.value, usual.value))
+                pairs.append([cell.value for cell in two if cell])
         a, b = np.array(pairs, np.float64).reshape(-1, 2).T
         difference = statistics.estimate(a - b, confidence)
         positive = len(a) and min(a.min(), b.min()) > 0
@@ -249,8 +247,8 @@ def _compared(
             None if math.isnan(limit * scale) else abs(difference.value) > limit * scale
             for limit in limits
         ]
-        name, facts = by_place.arm_name(arm, base, factors), (len(a), difference, ratio)
-        return Arm(name, *values_and_mean(arm), *facts, tuple(missing), *exceeds)
+        name, facts = by_place.arm_name(arm, base, factors), values_and_mean(arm)
+        return Arm(name, *facts, len(a), difference, ratio, tuple(missing), *exceeds)
 
     places = cells[base].items()
     absent = {by_place.place_name(p, shared): c.missing for p, c in places if c.missing}

@@ -47,12 +47,15 @@ class Table:
 
     def to_latex(self) -> str:
         """A ``tabular`` for the package ``booktabs``, with the notes as text below."""
+        head, *rows = (
+            " & ".join(map(_latex, row)) + r" \\" for row in (self.head, *self.rows)
+        )
         lines = [
             rf"\begin{{tabular}}{{{'l' * len(self.head)}}}",
             r"\toprule",
-            _latex_row(self.head),
+            head,
             r"\midrule",
-            *map(_latex_row, self.rows),
+            *rows,
             r"\bottomrule",
             r"\end{tabular}",
         ]
@@ -73,10 +76,6 @@ class Table:
         below = f"<p>{notes}</p>" if notes else ""
         head = f"<thead>{row('th', self.head)}</thead>"
         return f"<table>{head}<tbody>{body}</tbody></table>{below}"
-
-
-def _latex_row(texts: tuple[str, ...]) -> str:
-    return " & ".join(map(_latex, texts)) + r" \\"
 
 
 def _latex(text: str) -> str:

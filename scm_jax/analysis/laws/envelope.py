@@ -85,10 +85,8 @@ def fit_envelope(
       ValueError: fewer than 3 sizes, or no compute that two of them have reached.
     """
     sizes = np.array([curve.parameters for curve in curves])
-    if len(np.unique(sizes)) < 3:
-        raise ValueError(
-            f"an envelope needs curves of 3 sizes; there are {len(np.unique(sizes))}"
-        )
+    if (found := len(np.unique(sizes))) < 3:
+        raise ValueError(f"an envelope needs curves of 3 sizes; there are {found}")
     flops = _grid(curves, points)
     # log L of each curve; infinite where it was not measured
     ends = {"left": np.inf, "right": np.inf}
@@ -105,13 +103,12 @@ def fit_envelope(
     (p, q), coefficients = _slopes(flops, sizes, cost, best, edge)
     for_n, for_d = interval(np.array([p, q]), slopes)
     warnings = []
-    if share := np.mean(edge):
+    if edge.any():
         warnings.append(
-            f"at {100 * share:.0f} % of the envelope the best size is the smallest or "
-            "largest that got so far; those points are left out"
+            f"at {100 * np.mean(edge):.0f} % of the envelope the best size is the "
+            "smallest or largest that got so far; those points are left out"
         )
-    inner = len(np.unique(sizes[best[~edge]]))
-    if inner < 3:
+    if (inner := len(np.unique(sizes[best[~edge]]))) < 3:
         warnings.append(f"the envelope's exponents rest on {inner} sizes")
     if not np.isfinite(p):
         for_n = for_d = Interval(float("nan"))

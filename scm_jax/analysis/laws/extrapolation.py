@@ -88,9 +88,9 @@ def leave_largest_out(
     )
     expected = points.law(theta)(parameters[held], images[held])
     below = max(middle for b, middle in middles.items() if b != largest)
-    budget, times = (float(np.exp(middles[largest] - log)) for log in (0.0, below))
-    kept_out = (parameters[held], images[held], loss[held])
-    return Extrapolation(budget, times, *kept_out, expected, low, high)
+    budget, times = np.exp(middles[largest]), np.exp(middles[largest] - below)
+    run = (parameters[held], images[held], loss[held], expected, low, high)
+    return Extrapolation(float(budget), float(times), *run)
 
 
 def prediction_interval(

@@ -76,11 +76,12 @@ class ScalingFit:
     def optimum(self, flops: float) -> dict[str, Interval]:
         """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
 
-        def best(law: ChinchillaLaw, name: str) -> Any:
-            return getattr(law.optimum(flops, self.flops_per_image), name)
+        def best(name: str) -> Interval:
+            return self._interval(
+                lambda law: getattr(law.optimum(flops, self.flops_per_image), name)
+            )
 
-        names = ("parameters", "images", "loss")
-        return {n: self._interval(lambda law, n=n: best(law, n)) for n in names}
+        return {name: best(name) for name in ("parameters", "images", "loss")}
 
     def rows(self) -> dict[str, str]:
         """The summary, as names and values."""

@@ -44,8 +44,7 @@ def frontier(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
     Args:
       frame: such as ``load_runs`` (cost ``flops``, quality ``2_steps/...``) or
         ``load_results`` (cost ``sampling_compute`` or ``nfe``, quality its metric).
-      cost: column, small is good.
-      quality: column, small is good.
+      cost, quality: columns, small is good.
 
     Raises:
       ValueError: a column is missing or holds text, or no row has both.

@@ -250,8 +250,8 @@ def _valley(
     with np.errstate(over="ignore"):  # a flat valley may end at infinity
         optima, depths = np.exp(low), np.exp(depth)
     best_n, least = interval(np.exp(best), optima), interval(np.exp(lowest), depths)
-    drawn = map(np.exp, (log_n, log_y, fine, along))
-    return Valley(budget, *drawn, best_n, least, problem, message)
+    n, y, curve_n, curve_y = map(np.exp, (log_n, log_y, fine, along))
+    return Valley(budget, n, y, curve_n, curve_y, best_n, least, problem, message)
 
 
 def _problem(

@@ -169,8 +169,7 @@ def fit_flops_per_image(
 ) -> FlopsPerImage:
     """The power law through exact counts of several sizes, by least squares of logs.
 
-    One size alone gives the exponent 1; ``flops_per_image_error`` says how well the
-    sizes follow it.
+    One size alone gives the exponent 1.
 
     Raises:
       ValueError: values that are not positive and finite.

@@ -6,10 +6,9 @@ The rule, in two halves of the budget:
    times the largest one measured), run at the candidate next to the predicted
    ``N_opt(C)``, the one below and the one above. Their valley tests the prediction.
 2. *uncertain*: of all candidates at all budgets (the measured ones and C), the run that
-   takes most variance from the predicted ``log N_opt(C)`` per FLOP, then the next one
-   given the first, until the FLOPs are spent. What a run would tell is read off the
-   bootstrap: the covariance, over replicates of the law, of its loss and the optimum.
-   Repeats with other seeds compete like all others; noise makes each worth less.
+   takes most variance from the predicted ``log N_opt(C)`` per FLOP, by the covariance
+   of its loss and the optimum over replicates of the law; then the next one given the
+   first, until the FLOPs are spent. Repeats with other seeds compete like all others.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def propose(
 
     Args:
       fit: a study with intervals.
-      candidates: sizes that can be trained; three at least.
+      candidates: three sizes at least.
       total_flops: training FLOPs of all runs together.
       horizon: how far beyond the largest measured budget the new one may lie.
       max_seeds: how often the second half may propose one size at one budget.
@@ -97,7 +96,7 @@ def propose(
     rest = _spend(fit, pool, first, total_flops - _NEIGHBOURS * new, max_seeds)
     pairs = zip(fit.parameters, fit.budgets, strict=True)
     runs = collections.Counter((float(n), measured[b]) for n, b in pairs)
-    proposals = []
+    proposals: list[Proposal] = []
     for candidate, flops in first + rest:
         key = (float(candidate.parameters), flops)
         seed = runs[key]
@@ -138,11 +137,8 @@ def write_proposals(
         overrides = {**(common or {}), **proposal.candidate.overrides}
         if taken := sorted(set(overrides) & set(_SET_HERE)):
             raise ValueError(f"overrides set {taken}: proposals do that")
-        row = overrides | {
-            "train.flops": float(f"{proposal.flops:.6g}"),
-            "seed": proposal.seed,
-            "tags": ("proposed", proposal.reason),
-        }
+        row = overrides | {"train.flops": float(f"{proposal.flops:.6g}")}
+        row |= {"seed": proposal.seed, "tags": ("proposed", proposal.reason)}
         lines.append(
             f"    # {proposal.candidate.parameters:.4g} parameters, "
             f"{proposal.images:.4g} images, loss {proposal.expected_loss:.4g} expected"
@@ -194,7 +190,7 @@ def _spend(
     for pair in first:  # they tell something already
         target, losses = _given(target, losses, pool.index(pair), noise)
         times[pool.index(pair)] += 1
-    chosen = []
+    chosen: list[tuple[Candidate, float]] = []
     while True:
         variance = (losses**2).mean(1) + noise
         gain = (losses @ target / len(target)) ** 2 / variance / costs

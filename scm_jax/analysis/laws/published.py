@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from scm_jax.cost.counts import effective_sampling_compute
 from scm_jax.files import shipped
@@ -47,8 +48,10 @@ def load_published(
 
 
 def _result(row: dict[str, str]) -> PublishedResult:
-    texts = {key: row[key] for key in ("dataset", "method", "size", "metric", "source")}
-    params = round(float(row["params_million"]) * 1e6)
-    counts = {key: int(row[key]) for key in ("steps", "nfe")}
-    numbers = {key: float(row[key]) for key in ("guidance", "value")}
-    return PublishedResult(params=params, **texts, **counts, **numbers)
+    values: dict[str, Any] = {"params": round(float(row["params_million"]) * 1e6)}
+    values |= {key: int(row[key]) for key in ("steps", "nfe")}
+    values |= {key: float(row[key]) for key in ("guidance", "value")}
+    values |= {
+        key: row[key] for key in ("dataset", "method", "size", "metric", "source")
+    }
+    return PublishedResult(**values)

@@ -19,14 +19,10 @@ def plot_ablation(
 ) -> Axes:
     """A forest plot: a row an arm, its mean over pairs and the t interval.
 
-    Filled points differ by more than noise, hollow ones do not. The bands are how far
-    one run differs from another by the seed alone, and by the samples it is measured
-    with alone (one standard deviation of a difference). An interval of one pair is
-    infinite and reaches the edges, dotted.
-
-    Args:
-      ablation: as ``ablation.compare`` gives it.
-      ratio: draw ratios to the baseline instead of differences; without bands.
+    Filled points differ by more than noise, hollow ones do not. The bands are one
+    standard deviation of the difference of two runs by the seed alone, and by the
+    samples alone; ``ratio`` draws ratios to the baseline, without bands. An interval of
+    one pair is infinite and reaches the edges, dotted.
 
     Raises:
       ValueError: no arm has a pair (of positive values, for ratios).
@@ -48,9 +44,16 @@ def plot_ablation(
             axes.axvspan(-reach, reach, color="0.1", alpha=alpha, lw=0, label=name)
     axes.axvline(1.0 if ratio else 0.0, color="0.3", linewidth=1)
     axes.set_xlim(*_limits(ablation, estimates, ratio))
+    shade = axes_lib.COLOURS[0]
     for row, (arm, found) in enumerate(zip(arms, estimates, strict=True)):
         if math.isfinite(found.value):
-            _draw_arm(axes, row, arm, found.value, found.interval)
+            known = math.isfinite(found.interval[1])
+            ends = found.interval if known else axes.get_xlim()
+            style = "-" if known else ":"
+            axes.plot(ends, (row, row), style, color=shade, linewidth=1.6)
+            face = shade if arm.verdict.startswith("yes") else "white"
+            point = axes.plot(found.value, row, "o", color=shade, markersize=6)
+            point[0].set_markerfacecolor(face)
         axes.annotate(
             *(_note(arm), (1.02, row)),
             xycoords=("axes fraction", "data"),
@@ -72,17 +75,6 @@ def plot_ablation(
         place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
         axes.legend(**axes_lib.LEGEND, **place)
     return axes
-
-
-def _draw_arm(
-    axes: Axes, row: int, arm: Arm, value: float, interval: tuple[float, float]
-) -> None:
-    shade = axes_lib.COLOURS[0]
-    known = math.isfinite(interval[1])
-    ends = interval if known else axes.get_xlim()
-    axes.plot(ends, (row, row), "-" if known else ":", color=shade, linewidth=1.6)
-    face = shade if arm.verdict.startswith("yes") else "white"
-    axes.plot(value, row, "o", color=shade, markerfacecolor=face, markersize=6)
 
 
 def _limits(ablation: Ablation, estimates: list, ratio: bool) -> tuple[float, float]:

@@ -130,12 +130,12 @@ def _band(
 
 
 def _scale(rows: pd.DataFrame, run: pd.Series, x: str) -> np.ndarray:
-    if x == "steps":
-        return rows["step"].to_numpy(np.float64)
-    images = rows["images"].to_numpy(np.float64)
+    values = rows["step" if x == "steps" else "images"].to_numpy(np.float64)
     if x == "flops":
-        return images * run["flops_per_image"]
-    return images * run["device_hours"] / run["images"] if x != "images" else images
+        return values * run["flops_per_image"]
+    return (
+        values * run["device_hours"] / run["images"] if x == "device_hours" else values
+    )
 
 
 def _curve(rows: pd.DataFrame, column: str, x: np.ndarray) -> Curve:
@@ -276,10 +276,9 @@ def plot_spikes(
     window: int = 20,
     axes: Axes | None = None,
 ) -> Axes:
-    """A metric of some runs with its spikes marked, see ``spikes``.
+    """A metric of some runs with its ``spikes``, which the legend counts.
 
-    Circles are spikes; crosses on the upper edge are values that were not finite. The
-    legend counts both.
+    Circles are jumps; crosses on the upper edge are values that were not finite.
     """
     axes = axes_lib.new_axes(axes)
     found = spikes(metrics, column, factor=factor, window=window)

@@ -90,7 +90,7 @@ def plot_law(fit: ScalingFit, axes: Axes | None = None) -> Axes:
 def plot_residuals(fit: ScalingFit, axes: Axes | None = None) -> Axes:
     """What the law misses, in percent, against compute; a colour per size.
 
-    Without a trend over compute or size it is noise; with one the law does not hold.
+    Without a trend it is noise; with one the law does not hold.
     """
     axes = _new_axes(axes, y="linear")
     error = 100 * (fit.loss / fit.law(fit.parameters, fit.images) - 1)
@@ -184,17 +184,16 @@ def plot_frontier(
       ValueError: no row has both.
     """
     axes = _new_axes(axes)
-    groups: dict[str, list[PublishedResult]] = {}
-    for result in published:
-        groups.setdefault(f"{result.method} (published)", []).append(result)
-    for (label, results), marker in zip(groups.items(), axes_lib.MARKERS, strict=False):
+    methods = dict.fromkeys(result.method for result in published)
+    for method, marker in zip(methods, axes_lib.MARKERS, strict=False):
+        results = [result for result in published if result.method == method]
         axes.plot(
             *([getattr(r, cost) for r in results], [r.value for r in results]),
             marker,
             color="0.6",
             markersize=5,
             fillstyle="none",
-            label=label,
+            label=f"{method} (published)",
         )
     rows = columns.numeric(frame, cost, quality)[[cost, quality]].dropna()
     if rows.empty:
@@ -202,8 +201,8 @@ def plot_frontier(
     x, y = rows[cost].to_numpy(float), rows[quality].to_numpy(float)
     _points(axes, x, y, color="C0", alpha=0.5, label="runs")
     front = pareto_front(x, y)
-    style = {"where": "post", "color": "C1", "marker": "o", "markersize": 5}
-    axes.step(x[front], y[front], label="Pareto front", **style)
+    style: dict[str, Any] = {"color": "C1", "marker": "o", "markersize": 5}
+    axes.step(x[front], y[front], where="post", label="Pareto front", **style)
     return _named(axes, COSTS.get(cost, cost.replace("_", " ")), quality)
 
 
@@ -268,8 +267,8 @@ def _fill(
     label: str | None = None,
 ) -> None:
     if np.all(np.isfinite([low, high])):
-        style = {"color": colour, "alpha": alpha, "linewidth": 0, "label": label}
-        axes.fill_between(x, low, high, **style)
+        style: dict[str, Any] = {"color": colour, "alpha": alpha, "label": label}
+        axes.fill_between(x, low, high, linewidth=0, **style)
 
 
 def _named(axes: Axes, x: str, y: str) -> Axes:
@@ -279,7 +278,7 @@ def _named(axes: Axes, x: str, y: str) -> Axes:
     for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         span = ends[1] / ends[0] if axis.get_scale() == "log" and ends[0] > 0 else 100
         if span < 4:
-            axes_lib.plain_ticks(axis, np.arange(1, 10, 0.5 if span < 2 else 1), 12)
+            axes_lib.plain_ticks(axis, [*np.arange(1, 10, 0.5 if span < 2 else 1)], 12)
         elif span < 100:
             axes_lib.plain_ticks(axis, numticks=12)
     axes.grid(True, which="both", linewidth=0.4, alpha=0.4)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # The metric of a plot is the first of these that some row has.
-METRICS = ("fid", "fd_dinov2", "frechet_distance")
+METRICS: tuple[str, ...] = ("fid", "fd_dinov2", "frechet_distance")
 METRICS += ("trajectory_rmse", "consistency_rmse", "validation_error")
 COSTS = {
     "nfe": "network evaluations per sample",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +35,9 @@ def plot_sampling(
 ) -> Axes:
     """A metric against one setting of the sampler; a line where all others agree.
 
-    Points are means over the rows that agree in all that is drawn. Whiskers reach from
-    the least to the greatest of several rows (seeds, if ``by`` names a setting instead
-    of the run); of one row they are the standard deviation over sets of samples.
+    Points are means over the rows that agree in all that is drawn. Whiskers are the
+    range of several rows (seeds, if ``by`` names a setting instead of the run), or the
+    standard deviation over sets of samples of one.
 
     Args:
       results: as ``load_results`` gives them; join columns of ``load_runs`` to tell
@@ -62,7 +62,7 @@ def plot_sampling(
         usual = points.pop(None, None)
         if usual is not None:
             axes.axhline(usual[0], color=shade, linestyle="--", linewidth=1)
-        places = sorted(points)
+        places = _places([points])
         drawn = np.array([points[place] for place in places]).reshape(-1, 3)
         means, low, high = drawn.T
         axes.errorbar(
@@ -76,7 +76,7 @@ def plot_sampling(
             label=name or None,
         )
     if x == "nfe":
-        places = sorted({place for points in lines.values() for place in points})
+        places = _places(lines.values())
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
@@ -105,13 +105,11 @@ def sampling_lines(
         raise ValueError(f"no row has {metric!r} and {SETTINGS[x]}")
     found = [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
     require_comparable([{**r, "run": str(r.get("run_id", ""))} for r in found], metric)
-    settings = [name for name in ("steps", "guidance", "ema") if name != x]
-    if x == "nfe":
-        settings.remove("steps")
     swept = [
         name
-        for name in settings
-        if len({row.get(name) for row in rows if not is_missing(row.get(name))}) > 1
+        for name in ("steps", "guidance", "ema")
+        if name not in (x, "steps" if x == "nfe" else "")
+        and len({row.get(name) for row in rows if not is_missing(row.get(name))}) > 1
     ]
     groups: dict[str, dict[float | None, list[dict[str, Any]]]] = {}
     for row in rows:
@@ -127,6 +125,10 @@ def sampling_lines(
         return lines
     # Where a setting was swept, the steps and averages of which it was not say nothing.
     return {name: found for name, found in lines.items() if len(found) > 1} or lines
+
+
+def _places(lines: Iterable[Mapping[float | None, Any]]) -> list[float]:
+    return sorted({x for points in lines for x in points if x is not None})
 
 
 def _has_place(row: dict[str, Any], metric: str, x: str) -> bool:
@@ -149,6 +151,6 @@ def _point(rows: Sequence[dict[str, Any]], metric: str) -> tuple[float, float, f
     mean = float(np.mean(values))
     if len(rows) > 1:
         return mean, min(values), max(values)
-    found = rows[0].get(f"{metric}_std")
-    std = 0.0 if is_missing(found) else float(found)
+    found = rows[0].get(f"{metric}_std", 0.0)
+    std = 0.0 if is_missing(found) else found
     return mean, mean - std, mean + std

@@ -4,9 +4,8 @@
     ROOT/metrics.parquet  a row a logged step, see ``metric_rows``
     ROOT/results.parquet  a row a measurement; ``row`` is the line of ``results.jsonl``
 
-The metadata of each file has, by the name of the run's directory, size and time of
-change of the files that its rows come from. Rows of a run whose files have changed
-since are not used.
+By the name of a run's directory, the metadata have size and time of change of the files
+that its rows come from. Rows of a run whose files have changed since are not used.
 """
 
 from __future__ import annotations
@@ -86,7 +85,8 @@ def read_metrics(
     names of all columns that a run has, by its id. ``wanted`` are columns to read
     beside those of every row; None for all.
     """
-    tables, columns = [], {}
+    tables: list[pa.Table] = []
+    columns: dict[str, list[str]] = {}
     codes = {run.path: code for code, run in enumerate(runs)}
     for own, file in _by_root(runs, METRICS):
         has = _metadata(file)["columns"]
@@ -124,9 +124,8 @@ def metadata(
 
 def _metadata(file: Any) -> dict[str, Any]:
     found = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
-    if found.get("format") != FORMAT:
-        return {"signatures": {}, "columns": {}}
-    return found
+    known = found.get("format") == FORMAT
+    return found if known else {"signatures": {}, "columns": {}}
 
 
 def _by_root(

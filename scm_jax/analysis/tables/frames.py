@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _ABSENT = object()
 
 # Columns that are texts also where no run has one.
-_TEXTS = ("state", "sweep", "name", "objective", "device", "commit", "teacher_id")
-_TEXTS += ("error", "path", "duplicate_of", "run_id", "ema")
+_TEXTS = {"state", "sweep", "name", "objective", "device", "commit", "teacher_id"}
+_TEXTS |= {"error", "path", "duplicate_of", "run_id", "ema"}
 
 
 def load_runs(roots: Roots) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def frame_of(
     pairs = zip(runs, facts, strict=True)
     states = [run_files.read_state(run, found, now) for run, found in pairs]
     configs = [found["config"] for found in facts]
-    varying, constant = split_configs(configs)
+    varying, constant = _split_configs(configs)
     columns: dict[str, Any] = {"state": [state for state, _ in states]}
     columns |= _columns([_description(found) for found in facts])
     for key, values in varying.items():
@@ -186,18 +186,11 @@ def _find(roots: Roots) -> list[RunFiles]:
     return runs
 
 
-def split_configs(
+def _split_configs(
     configs: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Flat configs as the keys that vary (a value per config) and those that do not.
-
-    A config that cannot be read, and so is empty, has no say.
-
-    Example:
-      >>> split_configs([{"seed": 0, "width": 8}, {"seed": 1, "width": 8}, {}])[1]
-      {'width': 8}
-    """
-    known = [config for config in configs if config]
+    """Keys that vary, with a value per config, and those that do not."""
+    known = [config for config in configs if config]  # others cannot be read
     varying, constant = {}, {}
     for key in dict.fromkeys(key for config in known for key in config):
         first = known[0].get(key, _ABSENT)

@@ -124,7 +124,7 @@ def _as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     pa = require("pyarrow", "a table of metrics", "scm_jax[analysis]")
     rows = [row for row in rows if any(_is_metric(*item, row) for item in row.items())]
 
-    def numbers(name: str) -> pa.Array:
+    def numbers(name: str) -> Any:
         values = [row.get(name) for row in rows]
         found = [float(v) if isinstance(v, int | float) else None for v in values]
         return pa.array(found, pa.float64(), from_pandas=True)

@@ -24,13 +24,19 @@ from scm_jax.sweeps.state import states
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.jsonl"
 # Files that a row of ``load_runs`` is made of.
-FACT_FILES = ("attempts.jsonl", "config.json", RESULTS_FILE)
+FACT_FILES: tuple[str, ...] = ("attempts.jsonl", "config.json", RESULTS_FILE)
 FACT_FILES += ("run.json", "status.json", "summary.json")
 _KNOWN = {*FACT_FILES, METRICS_FILE, "submissions.jsonl"}
 # What every row of metrics has; metrics may not use these names.
 ROW_COLUMNS = ("step", "images", "wall_time", "nonfinite")
 # Numbers of a result row that say how it was measured, not what was found.
-_MEASURED_BY = ("steps", "nfe", "guidance", "sampling_compute", "num_samples")
+_MEASURED_BY: tuple[str, ...] = (
+    "steps",
+    "nfe",
+    "guidance",
+    "sampling_compute",
+    "num_samples",
+)
 _MEASURED_BY += ("num_seeds", "seed", "step", "images")
 # What a foreign or damaged file can raise on the way to a row.
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)

@@ -31,8 +31,7 @@ def varying_keys(runs: pd.DataFrame) -> list[str]:
 def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str]:
     """Run -> what tells its setting from others, such as ``width = 32``.
 
-    Of several keys those with the value of most runs are left out; a run with these
-    alone is the ``baseline``.
+    Values that most runs have are left out; a run with these alone is the ``baseline``.
     """
     usual: dict[str, Hashable] = {}
     for key in keys if len(keys) > 1 else ():
