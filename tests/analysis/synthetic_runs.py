@@ -61,25 +61,12 @@ def protocol(**fields: Any) -> dict[str, Any]:
 def result(steps: int, value: float, std: float | None = None, **entries: Any):
     """A row of ``results.jsonl``; ``measured`` are fields of its protocol."""
     measured = entries.pop("measured", {})
-    row = {
-        "method": "sct",
-        "sampler": "consistency",
-        "steps": steps,
-        "times": None,
-        "guidance": 1.0,
-        "nfe": steps,
-        "frechet_distance": value,
-        "num_samples": 1000,
-        "num_seeds": 3,
-        "ema": "0.1",
-        "step": 100,
-        "images": 1000,
-        "protocol": {"digits": protocol(steps=steps, **measured)},
-        "measured_by": {"frechet_distance": "digits"},
-    }
-    if std is not None:
-        row["frechet_distance_std"] = std
-    return row | entries
+    row = {"method": "sct", "sampler": "consistency", "steps": steps, "times": None}
+    row |= {"guidance": 1.0, "nfe": steps, "frechet_distance": value, "ema": "0.1"}
+    row |= {"num_samples": 1000, "num_seeds": 3, "step": 100, "images": 1000}
+    row["protocol"] = {"digits": protocol(steps=steps, **measured)}
+    row["measured_by"] = {"frechet_distance": "digits"}
+    return row | ({} if std is None else {"frechet_distance_std": std}) | entries
 
 
 def write(

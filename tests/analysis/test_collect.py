@@ -196,10 +196,6 @@ class TestFiles:
             collect(root)
         assert contents(root) == before and set(before) == set(FILES)
 
-    def test_nothing_to_collect(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="nothing to collect"):
-            collect(tmp_path)
-
 
 class TestCommand:
     def test_says_what_it_did(self, root):
@@ -210,6 +206,8 @@ class TestCommand:
         ]
         again = scm("sweep", "collect", f"--root={root}").stdout
         assert again.startswith("6 runs, 0 of them")
+        with pytest.raises(FileNotFoundError, match="nothing to collect"):
+            collect(root / "bad")
 
     def test_a_write_that_fails_for_real(self, root):
         """No file of the process may grow beyond 3 kB, as on a disk that is full."""

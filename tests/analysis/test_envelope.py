@@ -59,12 +59,13 @@ def test_a_curve_counts_only_where_it_was_measured():
     short[7] = Curve(n, images, images * COST(n), 0.5 * LAW(n, images))
     fit = fit_envelope(short, count=5)
     assert np.all(fit.flops[fit.parameters == n] <= 1e5 * COST(n) * (1 + 1e-6))
+    with pytest.raises(ValueError, match="curves of 3 sizes; there are 2"):
+        fit_envelope(curves(sizes=2))
 
 
 def test_curves_of_tables():
-    runs = pd.DataFrame(
-        {"parameters": [10, 20], "flops_per_image": [60.0, 120.0]}, index=["a", "b"]
-    )
+    columns = {"parameters": [10, 20], "flops_per_image": [60.0, 120.0]}
+    runs = pd.DataFrame(columns, index=["a", "b"])
     rows = [("a", 2, 0.5), ("a", 1, 0.9), ("b", 1, 0.8), ("a", 3, np.nan), ("c", 1, 1)]
     metrics = pd.DataFrame(rows, columns=["run_id", "images", "validation_error"])
     (curve,) = curves_of(runs, metrics, "validation_error")
@@ -73,8 +74,3 @@ def test_curves_of_tables():
     np.testing.assert_array_equal(curve.loss, [0.9, 0.5])
     with pytest.raises(ValueError, match="no run has validation_error at two moments"):
         curves_of(runs[1:], metrics, "validation_error")
-
-
-def test_too_few_sizes_are_refused():
-    with pytest.raises(ValueError, match="curves of 3 sizes; there are 2"):
-        fit_envelope(curves(sizes=2))

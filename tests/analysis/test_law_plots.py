@@ -104,8 +104,7 @@ def test_predicted_stands_against_measured(fit):
     axes = laws.plot_extrapolation(left, "FID")
     (drawn,) = [v for k, v in named(axes).items() if k.startswith("runs of 5e+12")]
     np.testing.assert_allclose(drawn, np.stack([left.measured, left.predicted], 1))
-    line = named(axes)["predicted = measured"]
-    np.testing.assert_array_equal(line[:, 0], line[:, 1])
+    np.testing.assert_array_equal(*named(axes)["predicted = measured"].T)
     assert labels(axes) == ("measured FID", "predicted FID")
     assert f"{100 * left.median_error:.2g} %" in axes.get_title()
 

@@ -116,8 +116,7 @@ class TestBins:
         return scm_jax.load_metrics(tmp_path)
 
     def test_a_line_for_each_bin_over_training(self, metrics):
-        axes = rendered(plot_bins(metrics))
-        lines = axes.get_lines()
+        lines = rendered(plot_bins(metrics)).get_lines()
         assert len(lines) == 4
         np.testing.assert_allclose(lines[1].get_ydata(), 2 * np.arange(1, 11))
         np.testing.assert_allclose(lines[3].get_xdata(), np.arange(60, 101, 10))
@@ -125,8 +124,7 @@ class TestBins:
     def test_a_line_for_each_stage_over_t(self, metrics):
         axes = rendered(plot_bins(metrics, x="t", stages=2))
         early, late = axes.get_lines()
-        middles = np.pi / 2 * np.arange(1, 8, 2) / 8
-        np.testing.assert_allclose(early.get_xdata(), middles)
+        np.testing.assert_allclose(early.get_xdata(), np.pi * np.arange(1, 8, 2) / 16)
         np.testing.assert_allclose(early.get_ydata(), [3, 6, 9, math.nan])
         np.testing.assert_allclose(late.get_ydata(), [8, 16, 24, 32])
         assert labels(axes) == ["until 50", "until 100"]
@@ -238,8 +236,8 @@ class TestSampling:
         assert found == {None: 2.0, 0.4: 3.0, 1.2: 1.0}
         axes = rendered(plot_sampling(shown, "frechet_distance", "time"))
         assert sorted(labels(axes)) == ["a", "default time"]
-        dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
-        assert list(dashed[0].get_ydata()) == [2.0, 2.0]
+        dashed = next(x for x in axes.get_lines() if x.get_linestyle() == "--")
+        assert list(dashed.get_ydata()) == [2.0, 2.0]
 
     def test_seeds_of_a_setting_are_one_line_with_their_range(self, tmp_path):
         for seed, value in enumerate((1.0, 2.0, 6.0)):
@@ -256,15 +254,12 @@ class TestSampling:
         with pytest.raises(ValueError, match="num_samples: 1000 there, 5 here"):
             sampling_lines(scm_jax.load_results(tmp_path), "frechet_distance", "nfe")
 
-    @pytest.mark.parametrize(
-        ("question", "message"),
-        [
+    def test_bad_questions(self, results):
+        for question, message in (
             (("fid", "nfe"), "no column 'fid'"),
             (("frechet_distance", "cost"), "x = 'cost'"),
             (("frechet_distance", "nfe", ["width"]), "no column 'width'"),
             (("frechet_distance", "time"), "no row has"),
-        ],
-    )
-    def test_bad_questions(self, results, question, message):
-        with pytest.raises(ValueError, match=message):
-            sampling_lines(results[results["steps"] == 1], *question)
+        ):
+            with pytest.raises(ValueError, match=message):
+                sampling_lines(results[results["steps"] == 1], *question)

@@ -32,18 +32,16 @@ def test_intervals_of_ratio_and_slope_cover():
     np.testing.assert_allclose(held / 400, 0.95, atol=0.03)
 
 
-@pytest.mark.parametrize(
-    ("table", "ratio"),
-    [
-        (("imagenet512", "fid", "scd", 2), 1.094),
-        (("imagenet512", "fid", "scd", 1), 1.346),
-        (("imagenet64", "fid", "scd", 2), 1.205),
-        (("imagenet512", "fd_dinov2", "scd", 2), 1.292),
-    ],
-)
-def test_distilled_students_keep_a_constant_ratio_to_their_teachers(table, ratio):
+def test_distilled_students_keep_a_constant_ratio_to_their_teachers():
     """Fig. 6 of the paper; geometric means of the ratios of its tables."""
-    assert published_ratio(*table).ratio.estimate == pytest.approx(ratio, abs=0.001)
+    tables = [
+        ("imagenet512", "fid"),
+        ("imagenet64", "fid"),
+        ("imagenet512", "fd_dinov2"),
+    ]
+    found = [published_ratio(*table).ratio.estimate for table in tables]
+    found.append(published_ratio("imagenet512", "fid", steps=1).ratio.estimate)
+    assert found == pytest.approx([1.094, 1.205, 1.292, 1.346], abs=0.001)
 
 
 def test_two_steps_stay_within_a_tenth_of_the_teacher_at_any_size():
