@@ -1,12 +1,9 @@
-"""Tables, ablations, scaling laws and plots of runs.
-
-Run directories are read and nothing is run; nothing here imports JAX. Modules that
-notebooks imported from here before they had rooms are still found.
-"""
+"""Tables, ablations, scaling laws and plots of runs, which are read and never run."""
 
 import importlib
 from types import ModuleType
 
+# Modules that notebooks imported from here before they had rooms.
 _MOVED = {
     "scaling_fit": "laws.fit",
     "power_sums": "laws.power_sums",

@@ -48,3 +48,19 @@ def numbers(values: ArrayLike, name: str) -> np.ndarray:
         return np.asarray(values, float).ravel()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numbers: {error}") from error
+
+
+def positive(values: ArrayLike, name: str) -> np.ndarray:
+    """A flat float64 array of numbers that have a logarithm.
+
+    Raises:
+      ValueError: a value is no number, not positive or not finite.
+    """
+    array = numbers(values, name)
+    wrong = ~(np.isfinite(array) & (array > 0))
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be positive and finite to have a logarithm; value "
+            f"{int(np.flatnonzero(wrong)[0])} is {array[wrong][0]:g}"
+        )
+    return array

@@ -1,9 +1,9 @@
-"""Writes small run directories with numbers that a test knows, through the package's
-own writers, so that they cannot drift from what a training writes.
+"""Small run directories with known numbers, written by the package's own writers.
 
-    write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
+write(root, {"network.width": 32, "seed": 1}, results=[result(2, 1.5, std=0.1)])
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,57 +41,32 @@ PARAMETERS = 5_000
 
 def config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """``CONFIG`` with dotted keys replaced or added."""
-    found = {k: dict(v) if isinstance(v, dict) else v for k, v in CONFIG.items()}
+    found = copy.deepcopy(CONFIG)
     for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        place = found
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+        section, _, name = key.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[name] = value
     return found
 
 
 def protocol(**fields: Any) -> dict[str, Any]:
     """How ``result`` was measured."""
-    usual: dict[str, Any] = {
-        "metric": "frechet_distance",
-        "extractor": "digits_classifier",
-        "extractor_sha256": "a" * 64,
-        "resize": "none",
-        "quantization": "none",
-        "reference": "digits",
-        "reference_sha256": "b" * 64,
-        "reference_count": 1797,
-        "num_samples": 1000,
-        "seeds": (0, 1, 2),
-        "sampler": "consistency",
-        "steps": 2,
-    }
+    usual: dict[str, Any] = {"metric": "frechet_distance", "sampler": "consistency"}
+    usual |= {"extractor": "digits_classifier", "extractor_sha256": "a" * 64}
+    usual |= {"resize": "none", "quantization": "none", "num_samples": 1000}
+    usual |= {"reference": "digits", "reference_sha256": "b" * 64}
+    usual |= {"reference_count": 1797, "seeds": (0, 1, 2), "steps": 2}
     return dataclasses.asdict(Protocol(**{**usual, **fields}))
 
 
 def result(steps: int, value: float, std: float | None = None, **entries: Any):
     """A row of ``results.jsonl``; ``measured`` are fields of its protocol."""
     measured = entries.pop("measured", {})
-    row = {
-        "method": "sct",
-        "sampler": "consistency",
-        "steps": steps,
-        "times": None,
-        "guidance": 1.0,
-        "nfe": steps,
-        "frechet_distance": value,
-        "num_samples": 1000,
-        "num_seeds": 3,
-        "ema": "0.1",
-        "step": 100,
-        "images": 1000,
-        "protocol": {"digits": protocol(steps=steps, **measured)},
-        "measured_by": {"frechet_distance": "digits"},
-    }
-    if std is not None:
-        row["frechet_distance_std"] = std
-    return row | entries
+    row = {"method": "sct", "sampler": "consistency", "steps": steps, "times": None}
+    row |= {"guidance": 1.0, "nfe": steps, "frechet_distance": value, "ema": "0.1"}
+    row |= {"num_samples": 1000, "num_seeds": 3, "step": 100, "images": 1000}
+    row["protocol"] = {"digits": protocol(steps=steps, **measured)}
+    row["measured_by"] = {"frechet_distance": "digits"}
+    return row | ({} if std is None else {"frechet_distance_std": std}) | entries
 
 
 def write(
@@ -103,22 +78,11 @@ def write(
     rows: Sequence[Mapping[str, Any]] = (),
     done: bool = True,
     plan: Mapping[str, Any] | None = None,
-    summary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes one run.
+    """Writes one run into a directory of runs; returns its own.
 
-    Args:
-      root: directory of runs.
-      overrides: dotted config keys.
-      name: of the run directory; default is ``run-HASH``.
-      results: rows of ``results.jsonl``, see ``result``.
-      rows: of ``metrics.jsonl``, each with ``step``; a list is written as one.
-      done: whether there is a summary.
-      plan: further fields of ``run.json``; None for a run without a sweep.
-      summary: further entries of the summary.
-
-    Returns:
-      The run directory.
+    ``rows`` are those of ``metrics.jsonl``; ``plan`` has further fields of ``run.json``
+    and is None for a run without a sweep.
     """
     resolved = config(overrides)
     path = root / (name or f"run-{config_hash(resolved)}")
@@ -127,30 +91,27 @@ def write(
     if plan is None:
         run.write_config(resolved)
     else:
-        known = {"sweep": "study", "file": "study.py", "base": "digits.py:sct"}
-        facts = {"images": images, "label": "", "overrides": {}, **known, **plan}
-        planned.write_run(
-            root, planned.PlannedRun(id=path.name, config=resolved, **facts)
-        )
+        facts = {"sweep": "study", "file": "study.py", "base": "digits.py:sct"}
+        facts |= {"images": images, "label": "", "overrides": {}, **plan}
+        entry = planned.PlannedRun(id=path.name, config=resolved, **facts)
+        planned.write_run(root, entry)
     write_metrics(path, rows)
     for row in results:
         run.append_result(row)
     if done:
-        accounts = {
-            "parameters": PARAMETERS,
-            "images": images,
-            "train_macs_per_image": MACS_PER_IMAGE,
-            "total_train_macs": MACS_PER_IMAGE * images,
-            "seconds": 36.0,
-            "results": list(results),
-            "environment": {
-                "device": "cpu",
-                "device_count": 2,
-                "commit": "abc",
-                "dirty": False,
-            },
-        }
-        run.write_summary({**accounts, **(summary or {})})
+        environment = {"device": "cpu", "device_count": 2}
+        environment |= {"commit": "abc", "dirty": False}
+        run.write_summary(
+            {
+                "parameters": PARAMETERS,
+                "images": images,
+                "train_macs_per_image": MACS_PER_IMAGE,
+                "total_train_macs": MACS_PER_IMAGE * images,
+                "seconds": 36.0,
+                "results": list(results),
+                "environment": environment,
+            }
+        )
     return path
 
 
@@ -162,9 +123,8 @@ def write_metrics(
         return
     writer = JsonlWriter(RunDir(path).metrics_path, resume_step=resume_step)
     for row in rows:
-        values = {name: value for name, value in row.items() if name != "step"}
-        lists = {name: v for name, v in values.items() if np.ndim(v)}
-        numbers = {name: v for name, v in values.items() if name not in lists}
+        lists = {name: v for name, v in row.items() if np.ndim(v)}
+        numbers = {k: v for k, v in row.items() if k not in {"step", *lists}}
         if numbers:
             writer.write_scalars(row["step"], numbers)
         if lists:

@@ -6,7 +6,7 @@ import pytest
 from scm_jax.analysis.laws import bootstrap, power_sums
 from scm_jax.analysis.laws.bootstrap import Interval, interval
 from scm_jax.analysis.laws.law import ChinchillaLaw, Points
-from tests.analysis.studies import COST, LAW, study
+from tests.analysis.studies import COST, LAW, NIGHTLY, study
 
 GROWTH = COST.exponent
 FAR = 5e13  # ten times the largest budget of a study
@@ -16,63 +16,48 @@ def fit(n, d, loss, count, seed=0):
     points = Points.of(ChinchillaLaw, loss, n, d)
     delta = power_sums.robust_start(points.log_x, points.log_y)[1]
     theta = power_sums.fit(points.log_x, points.log_y, delta)
+    settings = {"delta": delta, "count": count, "seed": seed}
     groups = bootstrap.configurations(n, d)
-    many = bootstrap.bootstrap(
-        points, theta, groups, delta=delta, count=count, seed=seed
-    )
-    return points.law(theta), many
+    return points.law(theta), bootstrap.bootstrap(points, theta, groups, **settings)
 
 
 def test_the_planted_law_lies_in_its_interval_in_95_of_100_studies():
     def numbers(law):
         best = law.optimum(FAR, COST)
-        names = ("E", "a", "b")
-        return {name: getattr(law, name) for name in names} | {
-            "p": law.parameters_exponent(GROWTH),
-            "q": law.images_exponent(GROWTH),
-            "N_opt": best.parameters,
-            "L_opt": best.loss,
-        }
+        exponents = law.parameters_exponent(GROWTH), law.images_exponent(GROWTH)
+        return (law.E, law.a, law.b, *exponents, best.parameters, best.loss)
 
-    truth = numbers(LAW)
-    held = dict.fromkeys(truth, 0)
-    widths = []
-    for seed in range(100):
-        noise = (0.01, 0.02, 0.03)[seed % 3]
-        n, d, _, loss = study(noise=noise, seed=seed)
-        one, many = (numbers(law) for law in fit(n, d, loss, 200, seed))
-        for name in held:
-            held[name] += truth[name] in interval(one[name], many[name])
-        found = interval(one["p"], many["p"])
-        widths.append(found.high - found.low)
-    assert min(held.values()) >= 95, held
+    truth, studies = numbers(LAW), 100 if NIGHTLY else 6
+    held, widths = np.zeros(len(truth)), []
+    for seed in range(studies):
+        n, d, _, loss = study(noise=(0.01, 0.02, 0.03)[seed % 3], seed=seed)
+        one, many = fit(n, d, loss, 200 if NIGHTLY else 100, seed)
+        found = list(map(interval, numbers(one), numbers(many)))
+        held += [true in own for true, own in zip(truth, found, strict=True)]
+        widths.append(found[3].high - found[3].low)
+    assert held.min() >= 0.95 * studies, held
     # Honest, not merely wide: an interval of the exponent says something.
     assert np.median(widths) < 0.3
 
 
-def test_seeds_of_a_configuration_are_drawn_together():
-    n, d, _, _ = study()
+def resampled(count, **settings):
+    n, d, _, _ = study(**settings)
     groups = bootstrap.configurations(n, d)
     log_x = np.log(np.stack([n, d], 1))
-    weights = bootstrap.resample(groups, log_x, 5, 50, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    return n, groups, bootstrap.resample(groups, log_x, 5, count, rng)
+
+
+def test_seeds_are_drawn_together_and_as_many_as_the_fit_has_freedom():
+    _, groups, weights = resampled(50)
     assert len(set(groups)) == 20
     for group in range(20):
         np.testing.assert_array_equal(*weights[:, groups == group].T)
-
-
-def test_a_resample_has_as_many_configurations_as_the_fit_has_freedom():
-    n, d, _, _ = study(seeds=1)
-    groups = bootstrap.configurations(n, d)
-    log_x = np.log(np.stack([n, d], 1))
-    weights = bootstrap.resample(groups, log_x, 5, 50, np.random.default_rng(0))
-    np.testing.assert_array_equal(weights.sum(1), 15)
+    np.testing.assert_array_equal(weights.sum(1), 2 * 15)
 
 
 def test_every_resample_can_carry_a_law():
-    n, d, _, _ = study(seeds=1, sizes=3, budgets=3)
-    log_x = np.log(np.stack([n, d], 1))
-    groups = bootstrap.configurations(n, d)
-    weights = bootstrap.resample(groups, log_x, 5, 200, np.random.default_rng(0))
+    n, _, weights = resampled(200, seeds=1, sizes=3, budgets=3)
     assert weights.shape == (200, 9)
     assert min(len(set(n[row > 0])) for row in weights) == 3
 
@@ -86,16 +71,10 @@ def test_too_few_configurations_have_no_interval():
 def test_runs_of_two_seeds_and_repeated_runs_differ():
     """Copies of every run are no new evidence: intervals stay as wide."""
     n, d, _, loss = study(seeds=1, noise=0.02)
-    once = fit(n, d, loss, 300)[1]
-    twice = fit(*(np.repeat(v, 2) for v in (n, d, loss)), 300)[1]
+    once = fit(n, d, loss, 200)[1]
+    twice = fit(*(np.repeat(v, 2) for v in (n, d, loss)), 200)[1]
     widths = [np.ptp(np.quantile(many.a, [0.025, 0.975])) for many in (once, twice)]
     assert widths[1] == pytest.approx(widths[0], rel=0.2)
-
-
-def test_configurations_number_what_agrees_in_all_columns():
-    groups = bootstrap.configurations([1, 1, 2, 2, 1], [3, 3, 3, 4, 4])
-    assert groups[0] == groups[1]
-    assert len(set(groups)) == 4
 
 
 def test_replicates_without_a_value_widen_to_both_sides():

@@ -14,9 +14,8 @@ from scm_jax.analysis.plots import laws as law_plots
 matplotlib.use("agg")
 
 FID = "2_steps/fid"
-TABLE = pd.DataFrame(
-    {"parameters": [1e6, 2e6, 4e6], "images": 1e6, "flops": 1e12, "teacher_id": "t"}
-    | {"flops_per_image": 6e6, "run_id": ["a", "b", "c"], "t": 1.0, FID: 3.0, "seed": 0}
+TABLE = pd.DataFrame({"parameters": [1e6, 2e6, 4e6], "run_id": ["a", "b", "c"]}).assign(
+    images=1e6, flops=1e12, flops_per_image=6e6, teacher_id="t", t=1.0, seed=0
 )
 
 READERS = {

@@ -21,9 +21,8 @@ def test_equal_points_count_once_and_nan_never():
 
 
 def test_the_front_of_a_table():
-    frame = pd.DataFrame(
-        {"flops": [3e12, 1e12, 2e12], "fid": [2.0, 5.0, 6.0]}, index=["a", "b", "c"]
-    )
+    columns = {"flops": [3e12, 1e12, 2e12], "fid": [2.0, 5.0, 6.0]}
+    frame = pd.DataFrame(columns, index=["a", "b", "c"])
     assert list(frontier(frame, "flops", "fid").index) == ["b", "a"]
     with pytest.raises(ValueError, match="no column 'macs'"):
         frontier(frame, "macs", "fid")
@@ -43,10 +42,6 @@ def test_sampling_compute_is_parameters_times_evaluations():
     )
     points = sampling_points(frame, "fid")
     found = points[["run_id", "nfe", "sampling_compute", "fid"]].to_numpy().tolist()
-    assert found == [
-        ["xxl", 1, 1.5, 2.3],
-        ["s", 1, 0.3, 4.0],
-        ["xxl", 2, 3.0, 1.9],
-    ]
+    assert found == [["xxl", 1, 1.5, 2.3], ["s", 1, 0.3, 4.0], ["xxl", 2, 3.0, 1.9]]
     with pytest.raises(ValueError, match="no column N_steps/kid"):
         sampling_points(frame, "kid")

@@ -1,10 +1,9 @@
-"""Pictures of synthetic runs: what is drawn, where the numbers are known."""
+"""Figures of synthetic runs: what is drawn, where the numbers are known."""
 
-import io
+import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import scm_jax
@@ -20,17 +19,17 @@ from scm_jax.analysis.plots.curves import (
 )
 from scm_jax.analysis.plots.sampling import plot_sampling, sampling_lines
 from tests.analysis.synthetic_runs import result, write
-from tests.analysis.test_ablation import METRIC, NORM, table, three_seeds
+from tests.analysis.test_ablation import METRIC, only_arm, table, three_seeds
 
 
 def rendered(axes):
-    """The axes, drawn: labels and texts are made then."""
-    axes.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    """The axes, laid out: labels and texts are made then."""
+    axes.figure.draw_without_rendering()
     return axes
 
 
-def line_of(axes, label):
-    (line,) = [line for line in axes.get_lines() if line.get_label() == label]
+def line_of(axes, value, what="label"):
+    (line,) = [x for x in axes.get_lines() if getattr(x, f"get_{what}")() == value]
     return line
 
 
@@ -42,13 +41,12 @@ class TestCurves:
     @pytest.fixture
     def study(self, tmp_path):
         """Two widths, two seeds each: loss = width + seed + step."""
-        for width in (16, 32):
-            for seed in (0, 2):
-                rows = [
-                    {"step": s, "images": 10 * s, "loss": width + seed + float(s)}
-                    for s in range(0, 101, 10)
-                ]
-                write(tmp_path, {"network.width": width, "seed": seed}, rows=rows)
+        for width, seed in itertools.product((16, 32), (0, 2)):
+            rows = [
+                {"step": s, "images": 10 * s, "loss": width + seed + float(s)}
+                for s in range(0, 101, 10)
+            ]
+            write(tmp_path, {"network.width": width, "seed": seed}, rows=rows)
         return tmp_path
 
     def draw(self, root, column="loss", **options):
@@ -66,24 +64,17 @@ class TestCurves:
 
     @pytest.mark.parametrize(
         ("x", "last"),
-        [
-            ("steps", 100),
-            ("images", 1000),
-            ("flops", 2e6 * 1000),
-            ("device_hours", 2 * 36 / 3600),
-        ],
+        [("steps", 100), ("images", 1000), ("flops", 2e9), ("device_hours", 0.02)],
     )
     def test_scales(self, study, x, last):
-        axes = self.draw(study, x=x)
-        line = line_of(axes, "width = 32 (2 seeds)")
-        assert line.get_xdata()[-1] == pytest.approx(last)
+        metrics, runs = scm_jax.load_metrics(study), scm_jax.load_runs(study)
+        curves = run_curves(metrics, "loss", runs, x)
+        assert [curve.x[-1] for curve in curves.values()] == pytest.approx([last] * 4)
 
     def test_other_steps_are_interpolated_where_both_ran(self, tmp_path):
-        steps = {0: range(0, 101, 20), 1: range(10, 71, 20)}
-        for seed, logged in steps.items():
-            rows = [
-                {"step": s, "images": s, "loss": 2.0 * s + 10 * seed} for s in logged
-            ]
+        for seed, steps in enumerate((range(0, 101, 20), range(10, 71, 20))):
+            points = [(s, 2.0 * s + 10 * seed) for s in steps]
+            rows = [{"step": s, "images": s, "loss": loss} for s, loss in points]
             write(tmp_path, {"seed": seed}, rows=rows)
         axes = self.draw(tmp_path)
         (line,) = [line for line in axes.get_lines() if len(line.get_xdata()) == 7]
@@ -95,24 +86,17 @@ class TestCurves:
         rows += [{"step": 2, "images": 2, "loss": math.nan}]
         write(tmp_path, rows=[*rows, {"step": 3, "images": 3, "eval/x": 1.0}])
         axes = self.draw(tmp_path)
-        crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
-        assert [line.get_xydata().tolist() for line in crosses] == [[[2.0, 4.0]]]
+        assert line_of(axes, "x", "marker").get_xydata().tolist() == [[2.0, 4.0]]
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"x": "epochs"}, "'device_hours', 'flops', 'images', 'steps'"),
-            ({"column": "los"}, "no metric 'los'"),
-        ],
-    )
-    def test_what_cannot_be_drawn_is_named(self, study, options, message):
-        with pytest.raises(ValueError, match=message):
-            self.draw(study, **options)
+    def test_what_cannot_be_drawn_is_named(self, study):
+        with pytest.raises(ValueError, match="'device_hours', 'flops', 'images', 's"):
+            self.draw(study, x="epochs")
+        with pytest.raises(ValueError, match="no metric 'los'"):
+            self.draw(study, "los")
 
     def test_runs_without_the_accounts_are_left_out(self, study):
-        write(
-            study, {"seed": 9}, done=False, rows=[{"step": 1, "images": 1, "loss": 0}]
-        )
+        rows = [{"step": 1, "images": 1, "loss": 0}]
+        write(study, {"seed": 9}, done=False, rows=rows)
         metrics, runs = scm_jax.load_metrics(study), scm_jax.load_runs(study)
         assert len(run_curves(metrics, "loss", runs, "flops")) == 4
         assert len(run_curves(metrics, "loss", runs, "images")) == 5
@@ -122,19 +106,17 @@ class TestBins:
     @pytest.fixture
     def metrics(self, tmp_path):
         """The norm in bin b is (b + 1) times the step; the last bin is first empty."""
-        rows = []
-        for step in range(1, 11):
-            values = [(b + 1.0) * step for b in range(4)]
-            values[3] = math.nan if step <= 5 else values[3]
-            rows.append(
-                {"step": step, "images": 10 * step, "bins/tangent_norm": values}
-            )
+        values = np.outer(np.arange(1.0, 11), np.arange(1.0, 5))
+        values[:5, 3] = math.nan
+        rows = [
+            {"step": step, "images": 10 * step, "bins/tangent_norm": list(row)}
+            for step, row in enumerate(values, 1)
+        ]
         write(tmp_path, rows=rows)
         return scm_jax.load_metrics(tmp_path)
 
     def test_a_line_for_each_bin_over_training(self, metrics):
-        axes = rendered(plot_bins(metrics))
-        lines = axes.get_lines()
+        lines = rendered(plot_bins(metrics)).get_lines()
         assert len(lines) == 4
         np.testing.assert_allclose(lines[1].get_ydata(), 2 * np.arange(1, 11))
         np.testing.assert_allclose(lines[3].get_xdata(), np.arange(60, 101, 10))
@@ -142,9 +124,7 @@ class TestBins:
     def test_a_line_for_each_stage_over_t(self, metrics):
         axes = rendered(plot_bins(metrics, x="t", stages=2))
         early, late = axes.get_lines()
-        np.testing.assert_allclose(
-            early.get_xdata(), np.pi / 2 * np.arange(1, 8, 2) / 8
-        )
+        np.testing.assert_allclose(early.get_xdata(), np.pi * np.arange(1, 8, 2) / 16)
         np.testing.assert_allclose(early.get_ydata(), [3, 6, 9, math.nan])
         np.testing.assert_allclose(late.get_ydata(), [8, 16, 24, 32])
         assert labels(axes) == ["until 50", "until 100"]
@@ -164,13 +144,14 @@ class TestSpikes:
     @pytest.fixture
     def metrics(self, tmp_path):
         """Smooth but for jumps at step 30 and 31 and a NaN at 40."""
-        rng = np.random.default_rng(0)
-        rows = []
-        for step in range(60):
-            norm = (10.0 - 0.1 * step) * rng.uniform(0.9, 1.1)
-            norm = {30: 100.0, 31: 90.0, 40: math.nan}.get(step, norm)
-            rows.append({"step": step, "images": 10 * step, "grad_norm": norm})
-            rows.append({"step": step, "images": 10 * step, "loss": 1.0})
+        norms = np.linspace(10.0, 4.1, 60) * np.random.default_rng(0).uniform(
+            0.9, 1.1, 60
+        )
+        norms[[30, 31, 40]] = 100.0, 90.0, math.nan
+        rows = [
+            {"step": step, "images": 10 * step, "grad_norm": norm, "loss": 1.0}
+            for step, norm in enumerate(norms)
+        ]
         write(tmp_path, name="wild", rows=rows)
         return scm_jax.load_metrics(tmp_path)
 
@@ -184,29 +165,23 @@ class TestSpikes:
     def test_they_are_marked_and_counted(self, metrics):
         axes = rendered(plot_spikes(metrics))
         assert labels(axes) == ["wild: 2 spikes, 1 not finite"]
-        (marks,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
-        assert marks.get_xdata().tolist() == [300.0, 310.0]
-        (lost,) = [line for line in axes.get_lines() if line.get_marker() == "x"]
-        assert lost.get_xdata().tolist() == [400.0]
+        assert line_of(axes, "o", "marker").get_xdata().tolist() == [300.0, 310.0]
+        assert line_of(axes, "x", "marker").get_xdata().tolist() == [400.0]
 
-    @pytest.mark.parametrize(
-        ("column", "factor", "message"),
-        [("x", 3.0, "no metric 'x'"), ("loss", 1.0, "more than 1")],
-    )
-    def test_bad_questions(self, metrics, column, factor, message):
-        with pytest.raises(ValueError, match=message):
-            spikes(metrics, column, factor=factor)
+    def test_bad_questions(self, metrics):
+        with pytest.raises(ValueError, match="no metric 'x'"):
+            spikes(metrics, "x")
+        with pytest.raises(ValueError, match="more than 1"):
+            spikes(metrics, "loss", factor=1.0)
 
 
 class TestForest:
     def test_points_intervals_and_bands(self):
-        frame = three_seeds(2.0, (0.01, -0.01, 0.0))
-        found = compare(frame, METRIC, baseline={NORM: "l2"})
+        found, arm = only_arm(three_seeds(2.0, (0.01, -0.01, 0.0)))
         axes = rendered(plot_ablation(found))
-        (arm,) = found.arms
-        points = [line for line in axes.get_lines() if line.get_marker() == "o"]
-        assert [p.get_xdata().tolist() for p in points] == [[arm.difference.value]]
-        assert points[0].get_markerfacecolor() != "white"
+        point = line_of(axes, "o", "marker")
+        assert point.get_xdata().tolist() == [arm.difference.value]
+        assert point.get_markerfacecolor() != "white"
         intervals = [tuple(line.get_xdata()) for line in axes.get_lines()]
         assert arm.difference.interval in intervals
         (band,) = axes.patches
@@ -215,25 +190,21 @@ class TestForest:
         assert [t.get_text() for t in axes.get_yticklabels()] == [arm.name]
 
     def test_one_pair_reaches_the_edges_and_none_says_why(self):
-        frame = table(
-            {("l2", 0): 1.0, ("l2", 1): 1.1, ("a", 0): 3.0, ("b", 0): math.nan}
-        )
+        values = {("l2", 0): 1.0, ("l2", 1): 1.1, ("a", 0): 3.0, ("b", 0): math.nan}
+        frame = table(values)
         frame.loc["r3", "state"] = "failed"
         axes = rendered(plot_ablation(compare(frame, METRIC)))
-        (dotted,) = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
-        assert tuple(dotted.get_xdata()) == axes.get_xlim()
+        assert tuple(line_of(axes, ":", "linestyle").get_xdata()) == axes.get_xlim()
         notes = [text.get_text() for text in axes.texts]
         assert notes == ["1 of 2 pairs", "seed 0: failed; seed 1: no run"]
-        (point,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
-        assert point.get_markerfacecolor() == "white"
+        assert line_of(axes, "o", "marker").get_markerfacecolor() == "white"
 
     def test_ratios(self):
-        found = compare(three_seeds(2.0), METRIC, baseline={NORM: "l2"})
+        found, arm = only_arm(three_seeds(2.0))
         axes = rendered(plot_ablation(found, ratio=True))
-        (point,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
-        assert point.get_xdata()[0] == found.arms[0].ratio.value
+        assert line_of(axes, "o", "marker").get_xdata()[0] == arm.ratio.value
         low, high = axes.get_xlim()
-        assert low < 1.0 and high > found.arms[0].ratio.interval[1]
+        assert low < 1.0 and high > arm.ratio.interval[1]
 
     def test_nothing_to_draw(self):
         frame = table({("l2", 0): 1.0, ("l2", 1): 1.0, ("a", 2): 3.0})
@@ -244,39 +215,29 @@ class TestForest:
 class TestSampling:
     @pytest.fixture
     def results(self, tmp_path):
-        rows = [
-            result(1, 4.0, 0.5),
-            result(2, 2.0, 0.25),
-            result(2, 3.0, times=[0.4]),
-            result(2, 1.0, times=[1.2]),
-            result(2, 1.5, guidance=2.0, nfe=4),
-        ]
+        rows = [result(1, 4.0, 0.5), result(2, 2.0, 0.25)]
+        rows += [result(2, 3.0, times=[0.4]), result(2, 1.0, times=[1.2])]
+        rows += [result(2, 1.5, guidance=2.0, nfe=4)]
         write(tmp_path, name="a", results=rows)
         return scm_jax.load_results(tmp_path)
 
-    def test_evaluations(self, results):
+    def test_evaluations_and_guidance(self, results):
+        one, two, guided = (4.0, 3.5, 4.5), (2.0, 1.75, 2.25), (1.5, 1.5, 1.5)
         lines = sampling_lines(results, "frechet_distance", "nfe")
-        assert lines == {
-            "a, guidance 1.0": {1.0: (4.0, 3.5, 4.5), 2.0: (2.0, 1.75, 2.25)},
-            "a, guidance 2.0": {4.0: (1.5, 1.5, 1.5)},
-        }
-
-    def test_guidance(self, results):
+        expected = {"a, guidance 1.0": {1.0: one, 2.0: two}}
+        assert lines == {**expected, "a, guidance 2.0": {4.0: guided}}
         lines = sampling_lines(results, "frechet_distance", "guidance")
-        assert lines == {"a, steps 2": {1.0: (2.0, 1.75, 2.25), 2.0: (1.5, 1.5, 1.5)}}
+        assert lines == {"a, steps 2": {1.0: two, 2.0: guided}}
 
     def test_intermediate_time(self, results):
         shown = results[results["guidance"] == 1.0]
         lines = sampling_lines(shown, "frechet_distance", "time")
-        assert {t: p[0] for t, p in lines["a"].items()} == {
-            None: 2.0,
-            0.4: 3.0,
-            1.2: 1.0,
-        }
+        found = {t: mean for t, (mean, _, _) in lines["a"].items()}
+        assert found == {None: 2.0, 0.4: 3.0, 1.2: 1.0}
         axes = rendered(plot_sampling(shown, "frechet_distance", "time"))
         assert sorted(labels(axes)) == ["a", "default time"]
-        dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
-        assert list(dashed[0].get_ydata()) == [2.0, 2.0]
+        dashed = next(x for x in axes.get_lines() if x.get_linestyle() == "--")
+        assert list(dashed.get_ydata()) == [2.0, 2.0]
 
     def test_seeds_of_a_setting_are_one_line_with_their_range(self, tmp_path):
         for seed, value in enumerate((1.0, 2.0, 6.0)):
@@ -293,29 +254,12 @@ class TestSampling:
         with pytest.raises(ValueError, match="num_samples: 1000 there, 5 here"):
             sampling_lines(scm_jax.load_results(tmp_path), "frechet_distance", "nfe")
 
-    @pytest.mark.parametrize(
-        ("metric", "x", "by", "message"),
-        [
-            ("fid", "nfe", ["run_id"], "no column 'fid'"),
-            ("frechet_distance", "cost", ["run_id"], "x = 'cost'"),
-            ("frechet_distance", "nfe", ["width"], "no column 'width'"),
-        ],
-    )
-    def test_bad_questions(self, results, metric, x, by, message):
-        with pytest.raises(ValueError, match=message):
-            sampling_lines(results, metric, x, by)
-
-    def test_nothing_to_draw(self, results):
-        shown = results[results["steps"] == 1]
-        with pytest.raises(ValueError, match="no row has"):
-            sampling_lines(shown, "frechet_distance", "time")
-
-
-def test_given_axes_are_drawn_into():
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    found = compare(three_seeds(), METRIC, baseline={NORM: "l2"})
-    assert plot_ablation(found, axes=axes) is axes
-    frame = pd.DataFrame({"run_id": ["r"], "step": [1], "images": [1.0], "loss": [1.0]})
-    assert plot_spikes(frame.assign(nonfinite=""), "loss", axes=axes) is axes
+    def test_bad_questions(self, results):
+        for question, message in (
+            (("fid", "nfe"), "no column 'fid'"),
+            (("frechet_distance", "cost"), "x = 'cost'"),
+            (("frechet_distance", "nfe", ["width"]), "no column 'width'"),
+            (("frechet_distance", "time"), "no row has"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                sampling_lines(results[results["steps"] == 1], *question)

@@ -96,5 +96,5 @@ def test_nothing_to_draw_is_an_error():
         quality.plot_quality([row(1, None)], "fid")
     with pytest.raises(ValueError, match="cost = 'macs'"):
         quality.plot_quality([row(1, 1.0)], "fid", "macs")
-    with pytest.raises(FileNotFoundError, match="part of the repository"):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         load_published(path=quality.Path("nowhere.csv"))

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.analysis.ablation.statistics import (
-    Cell,
-    Cells,
-)
-from scm_jax.analysis.tables.settings import (
-    cell_key,
-    is_config_key,
-)
+from scm_jax.analysis.tables.settings import cell_key, is_config_key, setting_text
 from scm_jax.evaluation.comparable import require_comparable
 
 if TYPE_CHECKING:
@@ -24,20 +18,42 @@ if TYPE_CHECKING:
 BASELINE_TAG = "baseline"
 
 
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A run as a comparison needs it."""
+
+    run: str
+    state: str
+    value: float
+    deviation: float
+    sets: int  # of samples behind the value
+
+    @property
+    def missing(self) -> str:
+        """Why there is no value; empty where there is one."""
+        if math.isfinite(self.value):
+            return ""
+        return self.state if self.state != "done" else "no finite value"
+
+
+# Arm -> (shared config, seed) -> run.
+Cells = dict[tuple, dict[tuple, Cell]]
+
+
 def usable_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Runs whose place in the comparison is known, each config once."""
-    notes = []
-    unreadable = runs["state"] == "unreadable"
-    if unreadable.any():
-        names = ", ".join(map(str, runs.index[unreadable]))
-        notes.append(f"Left out, as they cannot be read: {names}.")
-    runs = runs[~unreadable]
+    """Runs that can be compared, each config once, and notes on the others."""
+    notes: list[str] = []
+
+    def leave_out(runs: pd.DataFrame, mask: pd.Series, why: str) -> pd.DataFrame:
+        if mask.any():
+            names = ", ".join(map(str, runs.index[mask]))
+            notes.append(f"Left out, as {why}: {names}.")
+        return runs[~mask]
+
+    runs = leave_out(runs, runs["state"] == "unreadable", "they cannot be read")
     if "duplicate_of" in runs.columns:
         again = runs["duplicate_of"].isin(runs.index)
-        if again.any():
-            names = ", ".join(map(str, runs.index[again]))
-            notes.append(f"Left out, as their config is there already: {names}.")
-        runs = runs[~again]
+        runs = leave_out(runs, again, "their config is there already")
     if runs.empty:
         raise ValueError("there are no runs to compare")
     return runs, tuple(notes)
@@ -47,11 +63,10 @@ def check_protocols(runs: pd.DataFrame, metric: str) -> None:
     """Refuses numbers that were measured in different ways."""
     if "protocols" not in runs.columns:
         return
+    triples = zip(runs.index, runs[metric], runs["protocols"], strict=True)
     rows = [
         {"run": run, metric: value, "protocol": {"": known[metric]}}
-        for run, value, known in zip(
-            runs.index, runs[metric], runs["protocols"], strict=True
-        )
+        for run, value, known in triples
         if isinstance(known, Mapping) and metric in known and math.isfinite(value)
     ]
     require_comparable(rows, metric)
@@ -66,30 +81,20 @@ def cells_of(
       ValueError: two runs for one place; the message says in what they differ.
     """
     cells: Cells = collections.defaultdict(dict)
-    nothing = [math.nan] * len(runs)
-    deviations = runs.get(f"{metric}_std", nothing)
-    protocols = runs.get("protocols", [None] * len(runs))
-    columns = [[cell_key(value) for value in runs[key]] for key in (*factors, *shared)]
-    rows = zip(
-        runs.index,
-        runs["state"],
-        runs[metric],
-        deviations,
-        protocols,
-        [cell_key(seed) for seed in runs["seed"]],
-        *columns,
-        strict=True,
-    )
-    for run, state, value, deviation, known, seed, *keys in rows:
-        arm, block = tuple(keys[: len(factors)]), tuple(keys[len(factors) :])
-        cell = Cell(run, state, float(value), float(deviation), _sets(known, metric))
-        other = cells[arm].setdefault((*block, seed), cell)
+    for run, row in zip(runs.index, runs.to_dict("records"), strict=True):
+        protocols = row.get("protocols")
+        known = protocols.get(metric) if isinstance(protocols, Mapping) else None
+        sets = max(1, len((known or {}).get("seeds") or ()))
+        deviation = float(row.get(f"{metric}_std", math.nan))
+        cell = Cell(run, row["state"], float(row[metric]), deviation, sets)
+        place = tuple(cell_key(row[key]) for key in (*shared, "seed"))
+        arm = tuple(cell_key(row[key]) for key in factors)
+        other = cells[arm].setdefault(place, cell)
         if other is not cell:
             differing = [
                 key
-                for key in runs.columns
-                if is_config_key(key)
-                and cell_key(runs[key][run]) != cell_key(runs[key][other.run])
+                for key in filter(is_config_key, runs.columns)
+                if cell_key(row[key]) != cell_key(runs[key][other.run])
             ]
             raise ValueError(
                 f"runs {other.run!r} and {run!r} have the same factors and seed; they "
@@ -99,17 +104,10 @@ def cells_of(
     return dict(cells)
 
 
-def _sets(protocols: Any, metric: str) -> int:
-    """Sets of samples behind a value."""
-    if not isinstance(protocols, Mapping):
-        return 1
-    return max(1, len((protocols.get(metric) or {}).get("seeds") or ()))
-
-
 def baseline_of(
     runs: pd.DataFrame, factors: Sequence[str], given: Mapping[str, Any] | None
 ) -> tuple:
-    """The values of the factors in the baseline, see ``compare``."""
+    """The values of the factors in the baseline (``compare``)."""
     if given is not None:
         if set(given) != set(factors):
             raise ValueError(
@@ -138,3 +136,28 @@ def _most_frequent(key: str, values: Any) -> Hashable:
             f"{counts[1][0]!r}: give baseline=, or tag its runs {BASELINE_TAG!r}"
         )
     return counts[0][0]
+
+
+def why_missing(own: Cell | None, base: Cell | None) -> str:
+    """Why two runs are no pair; empty where they are one."""
+    if own is None:
+        return "no run"
+    if base is None:
+        return "no run in the baseline"
+    if own.missing:
+        return own.missing
+    return f"{base.missing} in the baseline" if base.missing else ""
+
+
+def place_name(place: tuple, shared: Sequence[str]) -> str:
+    """``width = 32, seed 1``."""
+    pairs = zip(shared, place[:-1], strict=True)
+    names = [setting_text(key, value, shared) for key, value in pairs]
+    return ", ".join([*names, f"seed {place[-1]}"])
+
+
+def arm_name(arm: tuple, base: tuple, factors: Sequence[str]) -> str:
+    """What is other than in the baseline."""
+    triples = zip(factors, arm, base, strict=True)
+    changed = [(key, value) for key, value, usual in triples if value != usual]
+    return ", ".join(setting_text(key, value, factors) for key, value in changed)

@@ -1,5 +1,4 @@
-"""Ablations: what a switch changes, by pairs of runs with the same seed, and whether
-that is more than noise."""
+"""What a switch changes, by pairs of runs of a seed, and whether it is beyond noise."""
 
 from __future__ import annotations
 
@@ -11,33 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.analysis import columns
-from scm_jax.analysis.ablation.cells import (
-    baseline_of,
-    cells_of,
-    check_protocols,
-    usable_runs,
-)
-from scm_jax.analysis.ablation.statistics import (
-    Cell,
-    Cells,
-    Estimate,
-    estimate,
-    exp,
-    mean_metric_noise,
-    pooled_seed_noise,
-    t_quantile,
-)
+from scm_jax.analysis.ablation import cells as by_place
+from scm_jax.analysis.ablation import statistics
 from scm_jax.analysis.ablation.text_table import Table
-from scm_jax.analysis.ablation.words import (
-    arm_name,
-    estimate_text,
-    number_text,
-    place_name,
-    why_missing,
-)
-from scm_jax.analysis.tables.settings import (
-    varying_keys,
-)
+from scm_jax.analysis.tables.settings import varying_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,61 +21,37 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One setting against the baseline.
+    """One setting against the baseline, by pairs of the same seed and shared config.
 
-    Attributes:
-      name: such as ``tangent_normalization = none``.
-      values: of the factors.
-      mean: of the metric over its runs with a value.
-      num_pairs: runs with a partner of the same seed and shared config in the baseline.
-      difference: arm less baseline, by pairs.
-      ratio: arm over baseline, geometric mean over pairs; NaN where a value is not
-        positive.
-      missing: pairs that should be there, each with the reason, such as
-        ``seed 2: failed``.
-      exceeds_seed_noise: whether the difference is more than training seeds alone
-        explain; None where that is not known.
-      exceeds_metric_noise: the same for the sets of samples that a metric draws.
+    ``exceeds_*`` is whether the difference is more than training seeds alone explain,
+    or the sets of samples that a metric draws; None where that is not known.
     """
 
-    name: str
-    values: Mapping[str, Any]
-    mean: float
+    name: str  # such as tangent_normalization = none
+    values: Mapping[str, Any]  # of the factors
+    mean: float  # of the metric over its runs with a value
     num_pairs: int
-    difference: Estimate
-    ratio: Estimate
-    missing: tuple[str, ...]
+    difference: statistics.Estimate  # arm less baseline
+    ratio: (
+        statistics.Estimate
+    )  # arm over baseline, geometric mean; NaN unless all are positive
+    missing: tuple[str, ...]  # pairs that should be there: "seed 2: failed"
     exceeds_seed_noise: bool | None
     exceeds_metric_noise: bool | None
 
     @property
     def verdict(self) -> str:
         """Whether the difference is larger than noise, in a few words."""
-        if not self.num_pairs:
-            return "no pairs"
         if self.num_pairs < 2:
-            return "unknown: one pair"
-        noise = [
-            name
-            for name, exceeds in (
-                ("seed", self.exceeds_seed_noise),
-                ("metric", self.exceeds_metric_noise),
-            )
-            if exceeds is False
-        ]
-        if noise:
-            return f"no: within {' and '.join(noise)} noise"
+            return "unknown: one pair" if self.num_pairs else "no pairs"
+        known = {"seed": self.exceeds_seed_noise, "metric": self.exceeds_metric_noise}
+        within = [name for name, exceeds in known.items() if exceeds is False]
+        unknown = [name for name, exceeds in known.items() if exceeds is None]
+        if within:
+            return f"no: within {' and '.join(within)} noise"
         low, high = self.difference.interval
         if low <= 0 <= high:
             return "no: interval contains 0"
-        unknown = [
-            name
-            for name, known in [
-                ("seed", self.exceeds_seed_noise),
-                ("metric", self.exceeds_metric_noise),
-            ]
-            if known is None
-        ]
         return f"yes ({' and '.join(unknown)} noise not known)" if unknown else "yes"
 
 
@@ -107,30 +59,21 @@ class Arm:
 class Ablation:
     """Arms against a baseline.
 
-    Attributes:
-      metric: a column of ``load_runs``.
-      baseline: values of the factors there.
-      mean: of the baseline.
-      num_runs: of the baseline, those with a value.
-      arms: all other settings.
-      seed_noise: standard deviation of the baseline over training seeds (of the same
-        shared config); NaN with fewer than two.
-      metric_noise: standard deviation of a value over sets of samples: root mean square
-        of ``METRIC_std`` over the square root of the number of sets; NaN where
-        evaluations drew one set.
-      confidence: of the intervals.
-      notes: what a reader must know: runs that were left out.
+    ``seed_noise`` is the standard deviation of the baseline over training seeds of the
+    same shared config, NaN with fewer than two. ``metric_noise`` is that of a value
+    over sets of samples: root mean square of ``METRIC_std`` over the square root of the
+    number of sets; NaN where evaluations drew one set.
     """
 
-    metric: str
-    baseline: Mapping[str, Any]
-    mean: float
-    num_runs: int
-    arms: tuple[Arm, ...]
+    metric: str  # a column of ``load_runs``
+    baseline: Mapping[str, Any]  # values of the factors there
+    mean: float  # of the baseline
+    num_runs: int  # of the baseline, those with a value
+    arms: tuple[Arm, ...]  # all other settings
     seed_noise: float
     metric_noise: float
-    confidence: float
-    notes: tuple[str, ...] = ()
+    confidence: float  # of the intervals
+    notes: tuple[str, ...] = ()  # on runs that were left out
 
     def to_frame(self) -> pd.DataFrame:
         """All numbers, a row an arm."""
@@ -139,38 +82,34 @@ class Ablation:
         rows = []
         for arm in self.arms:
             row = {"arm": arm.name, "mean": arm.mean, "num_pairs": arm.num_pairs}
-            for name in ("difference", "ratio"):
-                found = getattr(arm, name)
+            for name, found in (("difference", arm.difference), ("ratio", arm.ratio)):
                 row[name] = found.value
                 row[f"{name}_low"], row[f"{name}_high"] = found.interval
-                low, high = found.bootstrap
-                row[f"{name}_bootstrap_low"], row[f"{name}_bootstrap_high"] = low, high
-            row["verdict"], row["missing"] = arm.verdict, arm.missing
-            rows.append(row)
+                boot = f"{name}_bootstrap"
+                row[f"{boot}_low"], row[f"{boot}_high"] = found.bootstrap
+            rows.append(row | {"verdict": arm.verdict, "missing": arm.missing})
         return pandas.DataFrame(rows).set_index("arm")
 
     def table(self) -> Table:
         """What is shown: texts, with notes on how to read them."""
-        head: tuple[str, ...] = ("arm", self.metric, "difference", "ratio")
-        head += ("pairs", "more than noise?")
-        show_missing = any(arm.missing for arm in self.arms)
-        rows: list[tuple[str, ...]] = [
-            ("baseline", number_text(self.mean), "", "", str(self.num_runs), "")
-        ]
+        head = ("arm", self.metric, "difference", "ratio", "pairs", "more than noise?")
+        mean, count = statistics.number_text(self.mean), str(self.num_runs)
+        rows = [("baseline", mean, "", "", count, "", "")]
         for arm in self.arms:
-            count = arm.num_pairs + len(arm.missing)
-            pairs = f"{arm.num_pairs} of {count}" if arm.missing else str(count)
+            pairs = str(arm.num_pairs)
+            if arm.missing:
+                pairs += f" of {arm.num_pairs + len(arm.missing)}"
             texts = (
-                number_text(arm.mean),
-                estimate_text(arm.difference, "+"),
-                estimate_text(arm.ratio),
+                statistics.number_text(arm.mean),
+                arm.difference.text("+"),
+                arm.ratio.text(),
             )
-            rows.append((arm.name, *texts, pairs, arm.verdict))
-        if show_missing:
-            head += ("missing",)
-            missing = ["", *("; ".join(arm.missing) for arm in self.arms)]
-            rows = [(*row, text) for row, text in zip(rows, missing, strict=True)]
-        return Table(head, tuple(rows), (*self._reading(), *self.notes))
+            missing = "; ".join(arm.missing)
+            rows.append((arm.name, *texts, pairs, arm.verdict, missing))
+        notes = (*self._reading(), *self.notes)
+        if any(arm.missing for arm in self.arms):
+            return Table((*head, "missing"), tuple(rows), notes)
+        return Table(head, tuple(row[:-1] for row in rows), notes)
 
     def to_markdown(self) -> str:
         """The table in Markdown."""
@@ -185,24 +124,23 @@ class Ablation:
 
     def _reading(self) -> list[str]:
         counts = sorted({arm.num_pairs for arm in self.arms if arm.num_pairs > 1})
-        percent = f"{100 * self.confidence:g} %"
-        notes = [
-            f"In brackets: {percent} intervals of Student's t over pairs of a seed."
-        ]
+        kind = f"{100 * self.confidence:g} % intervals of Student's t over pairs"
+        note = f"In brackets: {kind} of a seed"
         if counts:
-            factor = t_quantile(counts[0] - 1, self.confidence)
-            notes[0] = notes[0][:-1] + (
-                f"; with {counts[0]} pairs it has {counts[0] - 1} "
-                f"degree{'s' * (counts[0] > 2)} of freedom and reaches "
-                f"{factor:.2f} standard errors to each side."
+            degrees, s = counts[0] - 1, "s" * (counts[0] > 2)
+            reach = statistics.t_quantile(degrees, self.confidence)
+            note += (
+                f"; with {counts[0]} pairs it has {degrees} degree{s} of freedom and "
+                f"reaches {reach:.2f} standard errors to each side"
             )
+        notes = [f"{note}."]
         if len(self.arms) > 1:
             notes.append(f"They are not adjusted for {len(self.arms)} comparisons.")
         for name, noise, about in (
             ("Seed", self.seed_noise, "the baseline over training seeds"),
             ("Metric", self.metric_noise, "a value over sets of samples"),
         ):
-            known = number_text(noise) or "not known"
+            known = statistics.number_text(noise) or "not known"
             notes.append(f"{name} noise, standard deviation of {about}: {known}.")
         return notes
 
@@ -233,31 +171,29 @@ def compare(
       confidence: of the intervals.
 
     Raises:
-      ValueError: no such column, nothing was switched, the baseline is not clear or has
-        no runs, two runs for one arm and seed, or rows that were measured in different
-        ways (see ``comparable``).
+      ValueError: no such column, nothing was switched, no clear baseline, two runs for
+        one arm and seed, or rows measured in different ways (see ``comparable``).
 
     Example:
       >>> runs = scm_jax.load_runs("runs/ablate")  # doctest: +SKIP
       >>> compare(runs, "2_steps/frechet_distance")  # doctest: +SKIP
     """
     runs = columns.numeric(runs, metric)
-    whole, notes = usable_runs(runs)
+    whole, notes = by_place.usable_runs(runs)
     switched = varying_keys(whole)
     factors = switched if factors is None else list(factors)
     if not factors:
         raise ValueError("nothing was switched: no config key varies; name factors")
     if shared is None:
         shared = [key for key in switched if key not in factors]
-    for key in (*factors, *shared):
-        if key not in runs.columns:
-            raise ValueError(
-                f"factors and shared: there is no column {key!r}; keys that vary are "
-                f"{switched}"
-            )
-    check_protocols(whole, metric)
-    cells = cells_of(whole, metric, factors, shared)
-    base = baseline_of(whole, factors, baseline)
+    if unknown := [key for key in (*factors, *shared) if key not in runs.columns]:
+        raise ValueError(
+            f"factors and shared: there is no column {unknown[0]!r}; keys that vary "
+            f"are {switched}"
+        )
+    by_place.check_protocols(whole, metric)
+    cells = by_place.cells_of(whole, metric, factors, shared)
+    base = by_place.baseline_of(whole, factors, baseline)
     if base not in cells:
         named = dict(zip(factors, base, strict=True))
         raise ValueError(
@@ -268,83 +204,59 @@ def compare(
 
 def _compared(
     metric: str,
-    cells: Cells,
+    cells: by_place.Cells,
     base: tuple,
     factors: Sequence[str],
     shared: Sequence[str],
     confidence: float,
     notes: tuple[str, ...],
 ) -> Ablation:
-    seed_noise, degrees = pooled_seed_noise(cells[base])
-    metric_noise = mean_metric_noise(cells)
+    seed_noise, degrees = statistics.pooled_seed_noise(cells[base])
+    metric_noise = statistics.mean_metric_noise(cells)
     limits = (
-        t_quantile(degrees, confidence) * seed_noise if degrees else math.nan,
-        t_quantile(math.inf, confidence) * metric_noise,
+        statistics.t_quantile(degrees, confidence) * seed_noise
+        if degrees
+        else math.nan,
+        statistics.t_quantile(math.inf, confidence) * metric_noise,
     )
-    arms = [
-        _arm(arm, cells[arm], cells[base], base, factors, shared, limits, confidence)
-        for arm in sorted(cells, key=repr)
-        if arm != base
-    ]
-    values = [cell.value for cell in cells[base].values() if not cell.missing]
-    absent = [
-        f"{place_name(place, shared)}: {cell.missing}"
-        for place, cell in cells[base].items()
-        if cell.missing
-    ]
+
+    def values_and_mean(arm: tuple) -> tuple[dict[str, Any], float]:
+        found = [cell.value for cell in cells[arm].values() if not cell.missing]
+        mean = float(np.mean(found)) if found else math.nan
+        return dict(zip(factors, arm, strict=True)), mean
+
+    def compared(arm: tuple) -> Arm:
+        pairs, missing = [], []
+        for place in sorted(cells[arm].keys() | cells[base].keys(), key=repr):
+            two = cells[arm].get(place), cells[base].get(place)
+            if reason := by_place.why_missing(*two):
+                missing.append(f"{by_place.place_name(place, shared)}: {reason}")
+            else:
+                pairs.append([cell.value for cell in two if cell])
+        a, b = np.array(pairs, np.float64).reshape(-1, 2).T
+        difference = statistics.estimate(a - b, confidence)
+        positive = len(a) and min(a.min(), b.min()) > 0
+        ratio = (
+            statistics.estimate(np.log(a / b), confidence).map(statistics.exp)
+            if positive
+            else statistics.NOTHING
+        )
+        # A difference of means of n runs each has sqrt(2 / n) of the noise of a run.
+        scale = math.sqrt(2 / len(a)) if len(a) else math.nan
+        exceeds = [
+            None if math.isnan(limit * scale) else abs(difference.value) > limit * scale
+            for limit in limits
+        ]
+        name, facts = by_place.arm_name(arm, base, factors), values_and_mean(arm)
+        return Arm(name, *facts, len(a), difference, ratio, tuple(missing), *exceeds)
+
+    places = cells[base].items()
+    absent = {by_place.place_name(p, shared): c.missing for p, c in places if c.missing}
     if absent:
-        notes += (f"Missing in the baseline: {'; '.join(absent)}.",)
+        said = "; ".join(f"{name}: {why}" for name, why in absent.items())
+        notes += (f"Missing in the baseline: {said}.",)
+    arms = tuple(compared(arm) for arm in sorted(cells, key=repr) if arm != base)
+    count, noise = len(places) - len(absent), (seed_noise, metric_noise)
     return Ablation(
-        metric,
-        dict(zip(factors, base, strict=True)),
-        float(np.mean(values)) if values else math.nan,
-        len(values),
-        tuple(arms),
-        seed_noise,
-        metric_noise,
-        confidence,
-        notes,
-    )
-
-
-def _arm(
-    arm: tuple,
-    own: Mapping[tuple, Cell],
-    base: Mapping[tuple, Cell],
-    base_arm: tuple,
-    factors: Sequence[str],
-    shared: Sequence[str],
-    limits: tuple[float, float],
-    confidence: float,
-) -> Arm:
-    pairs, missing = [], []
-    for place in sorted(own.keys() | base.keys(), key=repr):
-        reason = why_missing(own.get(place), base.get(place))
-        if reason:
-            missing.append(f"{place_name(place, shared)}: {reason}")
-        else:
-            pairs.append((own[place].value, base[place].value))
-    values = [cell.value for cell in own.values() if not cell.missing]
-    a, b = np.array(pairs, np.float64).reshape(-1, 2).T
-    difference = estimate(a - b, confidence)
-    ratio = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-    if len(a) and min(a.min(), b.min()) > 0:
-        ratio = estimate(np.log(a / b), confidence).map(exp)
-    # A difference of two means of n runs each has sqrt(2 / n) of the noise of one run.
-    scale = math.sqrt(2 / len(a)) if len(a) else math.nan
-    exceeds = [
-        None
-        if math.isnan(limit * scale)
-        else bool(abs(difference.value) > limit * scale)
-        for limit in limits
-    ]
-    return Arm(
-        arm_name(arm, base_arm, factors),
-        dict(zip(factors, arm, strict=True)),
-        float(np.mean(values)) if values else math.nan,
-        len(pairs),
-        difference,
-        ratio,
-        tuple(missing),
-        *exceeds,
+        metric, *values_and_mean(base), count, arms, *noise, confidence, notes
     )

@@ -5,75 +5,60 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from scm_jax.analysis.ablation.cells import Cell, Cells
 
 _BOOTSTRAPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over pairs.
+    """A mean over pairs; its bootstrap interval is too narrow where they are few."""
 
-    Attributes:
-      value: the mean; NaN without pairs.
-      interval: of Student's t with n - 1 degrees of freedom; infinite for one pair.
-      bootstrap: percentiles of the mean over resampled pairs. Of few pairs it is too
-        narrow: it cannot reach beyond the least and the greatest of them.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    bootstrap: tuple[float, float]
+    value: float  # NaN without pairs
+    interval: tuple[float, float]  # of Student's t, n - 1 degrees; infinite for n = 1
+    bootstrap: tuple[float, float]  # percentiles of the mean over resampled pairs
 
     def map(self, fn: Any) -> Estimate:
         """The estimate of an increasing function of the mean."""
         pairs = [tuple(map(fn, pair)) for pair in (self.interval, self.bootstrap)]
         return Estimate(fn(self.value), *pairs)
 
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A run as a comparison needs it."""
-
-    run: str
-    state: str
-    value: float
-    deviation: float
-    sets: int
-
-    @property
-    def missing(self) -> str:
-        """Why there is no value; empty where there is one."""
-        if math.isfinite(self.value):
-            return ""
-        return self.state if self.state != "done" else "no finite value"
+    def text(self, sign: str = "") -> str:
+        """``+0.5 [−0.1, +1.1]``: two digits of the interval's half width."""
+        if math.isnan(self.value):
+            return "–"
+        low, high = self.interval
+        half = (high - low) / 2
+        numbers = (self.value, low, high)
+        if 0 < half < math.inf:
+            decimals = max(0, 1 - math.floor(math.log10(half)))
+            texts = [f"{x:{sign}.{decimals}f}".replace("-", "−") for x in numbers]
+        else:
+            texts = [number_text(x, sign) for x in numbers]
+        return f"{texts[0]} [{', '.join(texts[1:])}]"
 
 
-# Arm -> (shared config, seed) -> run.
-Cells = dict[tuple, dict[tuple, Cell]]
+NOTHING = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
 
 
-def estimate(
-    values: Sequence[float] | np.ndarray, confidence: float = 0.95
-) -> Estimate:
-    """Mean of independent values with its intervals.
+def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Mean of independent values, one a pair, with its intervals.
 
     Example:
       >>> low, high = estimate([1.0, 2.0, 3.0]).interval
       >>> round(low, 3), round(high, 3)
       (-0.484, 4.484)
-
-    Args:
-      values: one per pair.
-      confidence: of the intervals.
     """
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
-        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
+        return NOTHING
     mean = float(values.mean())
     if n == 1:
         return Estimate(mean, (-math.inf, math.inf), (-math.inf, math.inf))
@@ -86,8 +71,7 @@ def estimate(
 
 
 def pooled_seed_noise(cells: Mapping[tuple, Cell]) -> tuple[float, int]:
-    """Standard deviation over seeds, pooled over shared configs; its degrees of
-    freedom."""
+    """Standard deviation over seeds within shared configs; its degrees of freedom."""
     blocks = collections.defaultdict(list)
     for (*block, _), cell in cells.items():
         if not cell.missing:
@@ -120,3 +104,12 @@ def t_quantile(degrees: float, confidence: float) -> float:
 def exp(value: float) -> float:
     """``e^value``; infinite where that overflows."""
     return math.exp(value) if value < 700 else math.inf
+
+
+def number_text(value: float, sign: str = "") -> str:
+    """Three digits; empty for NaN."""
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:{sign}.3g}".replace("-", "−")

@@ -22,13 +22,7 @@ _LATEX = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Texts in rows, with notes below.
-
-    Attributes:
-      head: names of the columns.
-      rows: as many texts each.
-      notes: sentences.
-    """
+    """Texts in rows, with sentences below."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -43,28 +37,25 @@ class Table:
           |------|---|
           | x\\|y | 1 |
         """
-        cells = [
-            [text.replace("|", "\\|") for text in row]
-            for row in (self.head, *self.rows)
-        ]
+        rows = (self.head, *self.rows)
+        cells = [[text.replace("|", "\\|") for text in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "| "
-            + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True))
-            + " |"
-            for row in cells
-        ]
+        padded = [map(str.ljust, row, widths) for row in cells]
+        lines = [f"| {' | '.join(row)} |" for row in padded]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
 
     def to_latex(self) -> str:
-        """A ``tabular`` for the package ``booktabs``; notes stand below as text."""
+        """A ``tabular`` for the package ``booktabs``, with the notes as text below."""
+        head, *rows = (
+            " & ".join(map(_latex, row)) + r" \\" for row in (self.head, *self.rows)
+        )
         lines = [
             rf"\begin{{tabular}}{{{'l' * len(self.head)}}}",
             r"\toprule",
-            _latex_row(self.head),
+            head,
             r"\midrule",
-            *map(_latex_row, self.rows),
+            *rows,
             r"\bottomrule",
             r"\end{tabular}",
         ]
@@ -75,20 +66,16 @@ class Table:
 
     def to_html(self) -> str:
         """A table with the notes as a paragraph."""
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
-            for row in self.rows
-        )
+
+        def row(kind: str, texts: tuple[str, ...]) -> str:
+            cells = (f"<{kind}>{html.escape(text)}</{kind}>" for text in texts)
+            return f"<tr>{''.join(cells)}</tr>"
+
+        body = "".join(row("td", texts) for texts in self.rows)
         notes = " ".join(map(html.escape, self.notes))
         below = f"<p>{notes}</p>" if notes else ""
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{below}"
-        )
-
-
-def _latex_row(texts: tuple[str, ...]) -> str:
-    return " & ".join(map(_latex, texts)) + r" \\"
+        head = f"<thead>{row('th', self.head)}</thead>"
+        return f"<table>{head}<tbody>{body}</tbody></table>{below}"
 
 
 def _latex(text: str) -> str:

@@ -1,15 +1,6 @@
 """Intervals of a fitted law: a bootstrap over configurations.
 
-Runs of one configuration (same N and D, other seeds) are replicates. They share what
-the law misses at that point, so they are not independent draws of the law's error: a
-resample takes a configuration with all its seeds or not at all. Drawing seeds again
-inside a drawn configuration counts the noise of the seeds twice; with two seeds it made
-intervals 1.3 times as wide as needed.
-
-A resample of all G configurations makes intervals too narrow by about
-``sqrt(1 - P / G)``, as residuals of a fit with P parameters are smaller than errors.
-Here each resample has ``G - P`` configurations, which widens by just that factor and
-keeps every replicate a fit of real data. ``docs/laws.md`` has the measured coverage.
+``docs/laws.md`` has the measured coverage, and what else was tried.
 """
 
 from __future__ import annotations
@@ -25,7 +16,7 @@ from scm_jax.analysis.laws.law import Points
 
 LEVEL = 0.95
 # Fewer configurations than this per parameter leave resamples too poor to fit.
-_ENOUGH = 2
+ENOUGH = 2
 _MIN_DISTINCT = 3
 
 
@@ -50,7 +41,7 @@ def interval(estimate: ArrayLike, replicates: ArrayLike, level: float = LEVEL) -
     """The percentile interval of replicates, ``(r, ...)``, for each estimate ``(...)``.
 
     Replicates without a value (NaN: a resample whose law has no optimum) could lie on
-    either side, so they stand at both ends. With more than ``1 - level`` of them the
+    either side, so they count at both ends; with more than ``1 - level`` of them the
     interval is unbounded.
 
     Example:
@@ -72,7 +63,7 @@ def interval(estimate: ArrayLike, replicates: ArrayLike, level: float = LEVEL) -
 
 
 def configurations(*columns: ArrayLike) -> np.ndarray:
-    """The number of each run's configuration: runs that agree in all columns share it.
+    """The number of each run's configuration, which agrees in all columns.
 
     Example:
       >>> configurations([1, 1, 2, 1], [5, 5, 5, 7])
@@ -90,31 +81,33 @@ def resample(
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """How often each run stands in each resample, ``(count, n)``.
+    """How often each run occurs in each resample, ``(count, n)``.
 
-    Args:
-      groups: configuration of each run, from ``configurations``.
-      log_x: ``(n, K)``; a resample has at least 3 values of each column.
-      parameters: P of the law.
-      count: how many resamples.
-      rng: where they come from.
+    Runs of one configuration (same N and D, other seeds) share what the law misses
+    there: a resample takes all of them or none. It has at least 3 values of each column
+    of ``log_x``, ``(n, K)``.
 
     Raises:
-      ValueError: there are not more configurations than parameters.
+      ValueError: there are not more configurations than ``parameters``.
     """
     total = int(groups.max()) + 1
     if total <= parameters:
         raise ValueError(
             f"{total} configurations give no interval for {parameters} parameters"
         )
-    size = max(total - parameters, (total + 1) // _ENOUGH)
+    # G draws of G configurations make intervals too narrow by sqrt(1 - P / G), as
+    # residuals of a fit with P parameters are smaller than errors: G - P do not.
+    size = max(total - parameters, (total + 1) // ENOUGH)
     values = [np.unique(column, return_inverse=True)[1] for column in log_x.T]
     kept: list[np.ndarray] = []
     missing = count
     for _ in range(200):
         drawn = rng.multinomial(size, np.full(total, 1 / total), size=missing)
         weights = drawn[:, groups]
-        rich = np.all([_distinct(weights, v) >= _MIN_DISTINCT for v in values], axis=0)
+        rich = np.ones(missing, bool)
+        for v in values:
+            held = [(weights[:, v == i] > 0).any(1) for i in range(v.max() + 1)]
+            rich &= np.sum(held, axis=0) >= _MIN_DISTINCT
         kept.append(weights[rich])
         missing -= int(rich.sum())
         if missing == 0:
@@ -136,13 +129,8 @@ def bootstrap(
 ) -> Any:
     """The law refitted to ``count`` resamples: a law whose fields are ``(count,)``.
 
-    Args:
-      points: the measurements.
-      theta: their fit, where every refit starts.
-      groups: configuration of each run.
-      delta: of the Huber loss.
-      count: replicates.
-      seed: of the resamples.
+    Every refit starts at ``theta``, the fit of ``points``; ``groups`` has the
+    configuration of each run, and ``delta`` is that of the Huber loss.
 
     Raises:
       ValueError: see ``resample``.
@@ -152,14 +140,3 @@ def bootstrap(
     return points.law(
         power_sums.refit(points.log_x, points.log_y, weights, theta, delta)
     )
-
-
-def enough(groups: np.ndarray, parameters: int) -> bool:
-    """Whether there are configurations enough for the measured coverage to hold."""
-    return int(groups.max()) + 1 >= _ENOUGH * parameters
-
-
-def _distinct(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of some values each resample holds."""
-    held = [(weights[:, values == v] > 0).any(1) for v in range(values.max() + 1)]
-    return np.sum(held, axis=0)

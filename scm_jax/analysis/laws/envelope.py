@@ -1,11 +1,9 @@
 """The first approach of arXiv 2203.15556: the envelope of training curves.
 
-At each amount of compute the best of all curves tells which size to train for it, and
-for how long. It needs curves of a quality that compares between runs, measured during
-training (a fixed validation error), and it takes each moment of a run for the end of a
-run: under a learning-rate decay a run stopped early would have been better than the
-curve says, so that the envelope asks for smaller models than needed. A run that
-diverged is never the best one and moves nothing; one that is too good by mistake does.
+It needs curves of a quality that compares between runs, measured during training (a
+fixed validation error), and takes each moment of a run for the end of one: under a
+learning-rate decay it asks for models that are too small. A run that diverged is never
+the best one and moves nothing.
 """
 
 from __future__ import annotations
@@ -25,82 +23,50 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One run in training.
+    """One run in training."""
 
-    Attributes:
-      parameters: N.
-      images: seen at each measurement, growing, ``(k,)``.
-      flops: training FLOPs spent until then, ``(k,)``.
-      loss: measured then, positive, ``(k,)``.
-    """
-
-    parameters: float
-    images: np.ndarray
-    flops: np.ndarray
-    loss: np.ndarray
+    parameters: float  # N
+    images: np.ndarray  # seen at each measurement, growing, (k,)
+    flops: np.ndarray  # training FLOPs spent until then, (k,)
+    loss: np.ndarray  # measured then, positive, (k,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Envelope:
     """The best run at each amount of compute, and the power laws through them.
 
-    Attributes:
-      flops: where curves were compared, ``(m,)``.
-      loss: of the best one.
-      parameters: its N.
-      images: its D by then.
-      edge: whether it was the smallest or largest size that got so far: then a size
-        outside the study may be better, and the point is no part of the fits.
-      parameters_exponent: p of ``N_opt ~ C^p``; NaN without two points of other sizes.
-      images_exponent: q of ``D_opt ~ C^q``.
-      coefficients: k of ``N_opt = k C^p`` and of ``D_opt = k C^q``.
-      warnings: what a reader must know, in sentences.
+    At an ``edge`` the best was the smallest or largest size that got so far: a size
+    outside the study may be better, and the point is no part of the fits.
     """
 
-    flops: np.ndarray
-    loss: np.ndarray
-    parameters: np.ndarray
-    images: np.ndarray
+    flops: np.ndarray  # where curves were compared, (m,)
+    loss: np.ndarray  # of the best one
+    parameters: np.ndarray  # its N
+    images: np.ndarray  # its D by then
     edge: np.ndarray
-    parameters_exponent: Interval
-    images_exponent: Interval
-    coefficients: tuple[float, float]
-    warnings: tuple[str, ...]
+    parameters_exponent: Interval  # p of N_opt = k C^p; NaN without two inner sizes
+    images_exponent: Interval  # q of D_opt = m C^q
+    coefficients: tuple[float, float]  # k and m
+    warnings: tuple[str, ...]  # what a reader must know, in sentences
 
 
-def curves_of(
-    runs: pd.DataFrame, metrics: pd.DataFrame, loss: str, *, run: str = "run_id"
-) -> list[Curve]:
-    """The curves of a table of runs and a long table of their metrics.
-
-    Args:
-      runs: one row per run, its index the run; ``parameters`` and ``flops_per_image``.
-      metrics: one row per run and step; ``images`` and the loss.
-      loss: column of the quality.
-      run: column of ``metrics`` that names the run, or the name of its index level.
+def curves_of(runs: pd.DataFrame, metrics: pd.DataFrame, loss: str) -> list[Curve]:
+    """The curves of tables as ``load_runs`` and ``load_metrics`` return them.
 
     Raises:
-      ValueError: no run has the loss at two moments.
+      ValueError: no run has the loss, a column of ``metrics``, at two moments.
     """
-    if run not in metrics.columns:
-        metrics = metrics.reset_index()
     runs = columns.numeric(runs, "parameters", "flops_per_image")
     metrics = columns.numeric(metrics, loss, "images")
     usable = metrics[(metrics[loss] > 0) & (metrics["images"] > 0)]
     found = []
-    for name, rows in usable.groupby(run):
+    for name, rows in usable.groupby("run_id"):
         if name not in runs.index or len(rows) < 2:
             continue
         rows = rows.sort_values("images")
         images = rows["images"].to_numpy(float)
-        found.append(
-            Curve(
-                parameters=float(runs.loc[name, "parameters"]),
-                images=images,
-                flops=images * float(runs.loc[name, "flops_per_image"]),
-                loss=rows[loss].to_numpy(float),
-            )
-        )
+        size, cost = map(float, runs.loc[name, ["parameters", "flops_per_image"]])
+        found.append(Curve(size, images, images * cost, rows[loss].to_numpy(float)))
     if not found:
         raise ValueError(f"no run has {loss} at two moments of its training")
     return found
@@ -111,26 +77,21 @@ def fit_envelope(
 ) -> Envelope:
     """Compares curves at ``points`` amounts of compute, geometrically spaced.
 
-    Losses between measurements are interpolated in ``log L`` against ``log C``; a curve
-    counts only where it was measured. Intervals are of a bootstrap over runs.
-
-    Args:
-      curves: of runs of several sizes.
-      points: where they are compared, from the least compute that two sizes have
-        reached to the most.
-      count: replicates of the bootstrap.
-      seed: of the bootstrap.
+    They reach from the least compute that two sizes have reached to the most. Losses
+    between measurements are interpolated in ``log L`` against ``log C``; a curve counts
+    only where it was measured. Intervals are of a bootstrap over runs.
 
     Raises:
       ValueError: fewer than 3 sizes, or no compute that two of them have reached.
     """
     sizes = np.array([curve.parameters for curve in curves])
-    if len(np.unique(sizes)) < 3:
-        raise ValueError(
-            f"an envelope needs curves of 3 sizes; there are {len(np.unique(sizes))}"
-        )
+    if (found := len(np.unique(sizes))) < 3:
+        raise ValueError(f"an envelope needs curves of 3 sizes; there are {found}")
     flops = _grid(curves, points)
-    table = np.stack([_at(curve, flops) for curve in curves])
+    # log L of each curve; infinite where it was not measured
+    ends = {"left": np.inf, "right": np.inf}
+    logs = [(np.log(c.flops), np.log(c.loss)) for c in curves]
+    table = np.stack([np.interp(np.log(flops), *pair, **ends) for pair in logs])
     best, edge = _best(table, sizes)
     rng = np.random.default_rng(seed)
     slopes = np.full((count, 2), np.nan)
@@ -142,46 +103,30 @@ def fit_envelope(
     (p, q), coefficients = _slopes(flops, sizes, cost, best, edge)
     for_n, for_d = interval(np.array([p, q]), slopes)
     warnings = []
-    if share := np.mean(edge):
+    if edge.any():
         warnings.append(
-            f"at {100 * share:.0f} % of the envelope the best size is the smallest or "
-            "largest that got so far; those points are left out"
+            f"at {100 * np.mean(edge):.0f} % of the envelope the best size is the "
+            "smallest or largest that got so far; those points are left out"
         )
-    inner = len(np.unique(sizes[best[~edge]]))
-    if inner < 3:
+    if (inner := len(np.unique(sizes[best[~edge]]))) < 3:
         warnings.append(f"the envelope's exponents rest on {inner} sizes")
-    return Envelope(
-        flops=flops,
-        loss=np.exp(table[best, np.arange(len(flops))]),
-        parameters=sizes[best],
-        images=flops / cost[best],
-        edge=edge,
-        parameters_exponent=for_n if np.isfinite(p) else Interval(float("nan")),
-        images_exponent=for_d if np.isfinite(q) else Interval(float("nan")),
-        coefficients=coefficients,
-        warnings=tuple(warnings),
-    )
+    if not np.isfinite(p):
+        for_n = for_d = Interval(float("nan"))
+    loss = np.exp(table[best, np.arange(len(flops))])
+    drawn = (flops, loss, sizes[best], flops / cost[best], edge)
+    return Envelope(*drawn, for_n, for_d, coefficients, tuple(warnings))
 
 
 def _grid(curves: Sequence[Curve], points: int) -> np.ndarray:
     """Where curves of at least two sizes have been measured."""
-    sizes = sorted({curve.parameters for curve in curves})
-    starts, ends = [], []
-    for size in sizes:
-        same = [curve for curve in curves if curve.parameters == size]
-        starts.append(min(curve.flops[0] for curve in same))
-        ends.append(max(curve.flops[-1] for curve in same))
-    low, high = sorted(starts)[1], sorted(ends)[-2]
+    sizes = {curve.parameters for curve in curves}
+    same = [[c.flops for c in curves if c.parameters == size] for size in sizes]
+    low = sorted(min(flops[0] for flops in own) for own in same)[1]
+    high = sorted(max(flops[-1] for flops in own) for own in same)[-2]
     if low >= high:
         raise ValueError("no two sizes were measured at the same training FLOPs")
     # Inside by a hair: the ends of curves are themselves.
     return np.geomspace(low * (1 + 1e-9), high * (1 - 1e-9), points)
-
-
-def _at(curve: Curve, flops: np.ndarray) -> np.ndarray:
-    """``log L`` of a curve; infinite where it was not measured."""
-    log_c, at = np.log(curve.flops), np.log(flops)
-    return np.interp(at, log_c, np.log(curve.loss), left=np.inf, right=np.inf)
 
 
 def _best(table: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,12 +148,11 @@ def _slopes(
     edge: np.ndarray,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Exponents and coefficients of N_opt and D_opt; NaN without two inner sizes."""
-    inner = ~edge
     nothing = (float("nan"), float("nan"))
-    if len(np.unique(sizes[best[inner]])) < 2:
+    inner = best[~edge]
+    if len(np.unique(sizes[inner])) < 2:
         return nothing, nothing
-    log_c = np.log(flops[inner])
-    log_n = np.log(sizes[best[inner]])
-    log_d = log_c - np.log(cost[best[inner]])
+    log_c, log_n = np.log(flops[~edge]), np.log(sizes[inner])
+    log_d = log_c - np.log(cost[inner])
     (p, k), (q, m) = (np.polyfit(log_c, v, 1) for v in (log_n, log_d))
     return (float(p), float(q)), (float(np.exp(k)), float(np.exp(m)))

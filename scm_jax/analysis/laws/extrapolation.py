@@ -15,24 +15,16 @@ from scm_jax.analysis.laws.law import ChinchillaLaw, Points
 class Extrapolation:
     """The runs of the largest budget against a law that has not seen them.
 
-    Attributes:
-      flops: the budget that was left out, the geometric mean of its runs.
-      times_larger: over the largest budget that the law saw.
-      parameters: N of its runs, ``(n,)``.
-      images: D of its runs.
-      measured: their losses.
-      predicted: what the law expected.
-      low: lower end of the interval in which 95 % of such runs should fall: of the law
-        and of the noise of one run.
-      high: upper end.
+    95 % of such runs should fall between ``low`` and ``high``: that is the interval of
+    the law and of the noise of one run.
     """
 
-    flops: float
-    times_larger: float
-    parameters: np.ndarray
-    images: np.ndarray
-    measured: np.ndarray
-    predicted: np.ndarray
+    flops: float  # the budget that was left out, the geometric mean of its runs
+    times_larger: float  # over the largest budget that the law saw
+    parameters: np.ndarray  # N of its runs, (n,)
+    images: np.ndarray  # D of its runs
+    measured: np.ndarray  # their losses
+    predicted: np.ndarray  # what the law expected
     low: np.ndarray
     high: np.ndarray
 
@@ -43,12 +35,12 @@ class Extrapolation:
 
     @property
     def median_error(self) -> float:
-        """The median of the errors' sizes: the headline of a fit."""
+        """The median size of the errors: the headline of a fit."""
         return float(np.median(np.abs(self.errors)))
 
     @property
     def largest_error(self) -> float:
-        """The largest of the errors' sizes."""
+        """The largest size of the errors."""
         return float(np.max(np.abs(self.errors)))
 
     @property
@@ -71,17 +63,9 @@ def leave_largest_out(
 ) -> Extrapolation:
     """Fits a law without the runs of the largest budget, and predicts these.
 
-    Args:
-      parameters: N of each run, ``(n,)``.
-      images: D of each run.
-      flops: training FLOPs of each run.
-      loss: L of each run.
-      budgets: number of each run's budget, ``isoflop.group_budgets``.
-      groups: configuration of each run, ``bootstrap.configurations``.
-      delta: of the Huber loss; default follows the noise, and leaves out the runs that
-        ``power_sums.robust_start`` finds far from the law.
-      count: replicates of the bootstrap.
-      seed: of the bootstrap.
+    ``budgets`` is as of ``isoflop.group_budgets``, ``groups`` as of
+    ``bootstrap.configurations``. By default ``delta`` follows the noise, and runs that
+    ``power_sums.robust_start`` finds far from the law are left out.
 
     Raises:
       ValueError: what is left cannot carry a law with intervals.
@@ -104,16 +88,9 @@ def leave_largest_out(
     )
     expected = points.law(theta)(parameters[held], images[held])
     below = max(middle for b, middle in middles.items() if b != largest)
-    return Extrapolation(
-        flops=float(np.exp(middles[largest])),
-        times_larger=float(np.exp(middles[largest] - below)),
-        parameters=parameters[held],
-        images=images[held],
-        measured=loss[held],
-        predicted=expected,
-        low=low,
-        high=high,
-    )
+    budget, times = np.exp(middles[largest]), np.exp(middles[largest] - below)
+    run = (parameters[held], images[held], loss[held], expected, low, high)
+    return Extrapolation(float(budget), float(times), *run)
 
 
 def prediction_interval(
@@ -130,7 +107,7 @@ def prediction_interval(
     by ``sqrt(n / (n - P))`` since residuals are smaller than errors.
     """
     rng = np.random.default_rng(seed)
-    residual = points.log_y - power_sums.evaluate(theta, points.log_x)[0]
+    residual = power_sums.residuals(theta, points.log_x, points.log_y)
     spare = max(len(residual) - theta.size, 1)
     scaled = residual * np.sqrt(len(residual) / spare)
     columns = [np.asarray(f)[:, None] for f in dataclasses.astuple(laws)]

@@ -1,7 +1,7 @@
 """A scaling study as one object: the law, its intervals, its prediction error.
 
 fit = fit_scaling(load_runs("runs/isoflop_digits"), "2_steps/frechet_distance")
-print(fit)                      # in a notebook `fit` alone shows a table
+print(fit)                      # in a notebook ``fit`` alone shows a table
 fit.optimum(1e15)               # parameters, images, loss with intervals
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,122 +35,95 @@ _COST_TOLERANCE = 0.05
 class ScalingFit:
     """A fitted study; ``print`` it for what a paper needs.
 
-    Attributes:
-      loss_name: the quality that was fitted.
-      parameters: N of each run that was fitted, ``(n,)``.
-      images: D of each run.
-      flops: training FLOPs of each run.
-      loss: its quality.
-      budgets: number of its budget, smallest first.
-      groups: number of its configuration.
-      law: the fit.
-      replicates: a law whose fields are arrays: fits of resampled configurations.
-      flops_per_image: how training FLOPs per image grow with N.
-      delta: of the Huber loss.
-      noise: robust standard deviation of log losses around the law.
-      isoflop: the second approach, by parabolas; None where no budget has 3 sizes.
-      extrapolation: the largest budget predicted from the others; None where these
-        cannot carry a law.
-      warnings: what a reader must know, in sentences.
+    Arrays have an entry for each run that was fitted, ``(n,)``. ``replicates`` is a law
+    whose fields are arrays: fits of resampled configurations.
     """
 
-    loss_name: str
-    parameters: np.ndarray
-    images: np.ndarray
-    flops: np.ndarray
-    loss: np.ndarray
-    budgets: np.ndarray
-    groups: np.ndarray
+    loss_name: str  # the quality that was fitted
+    parameters: np.ndarray  # N
+    images: np.ndarray  # D
+    flops: np.ndarray  # training FLOPs
+    loss: np.ndarray  # the quality
+    budgets: np.ndarray  # number of the budget, smallest first
+    groups: np.ndarray  # number of the configuration
     law: ChinchillaLaw
     replicates: ChinchillaLaw | None
-    flops_per_image: FlopsPerImage
-    delta: float
-    noise: float
-    isoflop: IsoflopFit | None
-    extrapolation: Extrapolation | None
-    warnings: tuple[str, ...]
+    flops_per_image: FlopsPerImage  # how training FLOPs per image grow with N
+    delta: float  # of the Huber loss
+    noise: float  # robust standard deviation of log losses around the law
+    isoflop: IsoflopFit | None  # by parabolas; None where no budget has 3 sizes
+    extrapolation: Extrapolation | None  # of the largest budget, if the others suffice
+    warnings: tuple[str, ...]  # what a reader must know, in sentences
+
+    def _interval(self, number: Callable[[ChinchillaLaw], Any]) -> Interval:
+        estimate = float(number(self.law))
+        if self.replicates is None:
+            return Interval(estimate)
+        return interval(estimate, number(self.replicates))
 
     def intervals(self) -> dict[str, Interval]:
         """E, A, B, a, b and the exponents of ``N_opt ~ C^p`` and ``D_opt ~ C^q``."""
         growth = self.flops_per_image.exponent
-
-        def numbers(law: ChinchillaLaw) -> dict[str, laws.Number]:
-            fields = {f.name: getattr(law, f.name) for f in dataclasses.fields(law)}
-            p, q = law.parameters_exponent(growth), law.images_exponent(growth)
-            return fields | {"p": p, "q": q}
-
-        found = numbers(self.law)
-        if self.replicates is None:
-            return {name: Interval(float(value)) for name, value in found.items()}
-        many = numbers(self.replicates)
-        return {name: interval(found[name], many[name]) for name in found}
+        found = {n: self._interval(operator.attrgetter(n)) for n in "EABab"}
+        found["p"] = self._interval(lambda law: law.parameters_exponent(growth))
+        found["q"] = self._interval(lambda law: law.images_exponent(growth))
+        return found
 
     def predict(self, parameters: float, images: float) -> Interval:
         """The expected loss of N parameters trained on D images."""
-        estimate = float(self.law(parameters, images))
-        if self.replicates is None:
-            return Interval(estimate)
-        return interval(estimate, self.replicates(parameters, images))
+        return self._interval(lambda law: law(parameters, images))
 
     def optimum(self, flops: float) -> dict[str, Interval]:
         """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
-        best = dataclasses.asdict(self.law.optimum(flops, self.flops_per_image))
-        if self.replicates is None:
-            return {name: Interval(float(value)) for name, value in best.items()}
-        many = self.replicates.optimum(flops, self.flops_per_image)
-        return {name: interval(best[name], getattr(many, name)) for name in best}
 
-    def rows(self) -> list[tuple[str, str]]:
+        def best(name: str) -> Interval:
+            return self._interval(
+                lambda law: getattr(law.optimum(flops, self.flops_per_image), name)
+            )
+
+        return {name: best(name) for name in ("parameters", "images", "loss")}
+
+    def rows(self) -> dict[str, str]:
         """The summary, as names and values."""
-        found = self.intervals()
+        found = {name: str(value) for name, value in self.intervals().items()}
         cost = self.flops_per_image
-        least, most = (f"{v:.2g}" for v in (self.flops.min(), self.flops.max()))
-        rows = [
-            ("law", "L = E + A / N^a + B / D^b"),
-            ("loss", self.loss_name),
-            (
-                "runs",
-                f"{len(self.loss)} of {self.groups.max() + 1} configurations, "
-                f"{self.budgets.max() + 1} budgets, {least} to {most} FLOPs",
-            ),
-            *((name, str(found[name])) for name in "EABab"),
-            ("N_opt ~ C^p, p", str(found["p"])),
-            ("D_opt ~ C^q, q", str(found["q"])),
-        ]
+        rows = {
+            "law": "L = E + A / N^a + B / D^b",
+            "loss": self.loss_name,
+            "runs": f"{len(self.loss)} of {self.groups.max() + 1} configurations, "
+            f"{self.budgets.max() + 1} budgets, {self.flops.min():.2g} to "
+            f"{self.flops.max():.2g} FLOPs",
+            **{name: found[name] for name in "EABab"},
+            "N_opt ~ C^p, p": found["p"],
+            "D_opt ~ C^q, q": found["q"],
+        }
         if self.isoflop is not None:
-            rows.append(("p by parabolas", str(self.isoflop.exponent)))
-        rows += [
-            (
-                "noise",
-                f"{100 * self.noise:.2g} % around the law, delta {self.delta:.2g}",
-            ),
-            ("FLOPs per image", f"{cost.coefficient:.4g} N^{cost.exponent:.4g}"),
-        ]
+            rows["p by parabolas"] = str(self.isoflop.exponent)
+        noise, delta = 100 * self.noise, self.delta
+        rows["noise"] = f"{noise:.2g} % around the law, delta {delta:.2g}"
+        rows["FLOPs per image"] = f"{cost.coefficient:.4g} N^{cost.exponent:.4g}"
         if (left := self.extrapolation) is not None:
-            text = (
+            rows["extrapolation"] = (
                 f"{100 * left.median_error:.2g} % median, "
                 f"{100 * left.largest_error:.2g} % largest, {left.inside.sum()} of "
                 f"{left.inside.size} runs inside the interval, over a factor "
                 f"{left.times_larger:.2g} in FLOPs"
             )
-            rows.append(("extrapolation", text))
         return rows
 
     def __str__(self) -> str:
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:{width}s}  {value}" for name, value in rows]
+        lines = [f"{name:15s}  {value}" for name, value in self.rows().items()]
         return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
     def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
+            f"<tr><th {left}>{html.escape(name)}</th>"
+            f"<td {left}>{html.escape(value)}</td></tr>"
+            for name, value in self.rows().items()
         )
-        notes = "".join(
-            f"<p><b>warning</b>: {html.escape(w)}</p>" for w in self.warnings
-        )
+        warnings = map(html.escape, self.warnings)
+        notes = "".join(f"<p><b>warning</b>: {text}</p>" for text in warnings)
         return f"<table>{cells}</table>{notes}"
 
 
@@ -174,42 +148,32 @@ def fit_scaling(
     Args:
       frame: one row per run.
       loss: column of the quality, such as ``2_steps/frechet_distance``.
-      parameters: column of N.
-      images: column of D.
-      flops: column of training FLOPs.
+      parameters, images, flops: columns of N, D and training FLOPs.
       group: columns that tell configurations apart; runs that agree in them are seeds
         of one. Default is N and D.
       delta: where the Huber loss of ``log L`` turns linear; default follows the noise
-        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. With
-        a delta of the caller's, runs far from the law are named and kept.
-      count: replicates of the bootstrap.
-      seed: of the bootstrap.
+        (``power_sums.robust_start``), ``power_sums.HUBER_DELTA`` is Chinchilla's. If
+        it is given, runs far from the law are named and kept.
+      count, seed: replicates of the bootstrap, and where they come from.
 
     Raises:
       ValueError: a column is missing or holds text, runs of several objectives are
         mixed, or the runs cannot carry a law.
     """
     frame = columns.numeric(frame, loss, parameters, images, flops)
-    for name in group:
-        if name not in frame.columns:
-            raise ValueError(f"group: the table has no column {name!r}")
+    if unknown := set(group) - set(frame.columns):
+        raise ValueError(f"group: the table has no columns {sorted(unknown)}")
     dropped, frame = _usable(frame, loss, (parameters, images, flops))
     if "objective" in frame.columns and frame["objective"].nunique() > 1:
         raise ValueError(
             "runs of several objectives share no law: select one of "
             f"{sorted(frame['objective'].unique())} by the column 'objective'"
         )
-    n, d, c, y = (
-        frame[name].to_numpy(float) for name in (parameters, images, flops, loss)
-    )
     telling = [frame[name].to_numpy() for name in group or (parameters, images)]
     codes = [np.unique(column, return_inverse=True)[1] for column in telling]
     fit = fit_study(
-        n,
-        d,
-        c,
-        y,
-        groups=bootstrap.configurations(*codes) if len(y) else None,
+        *(frame[name].to_numpy(float) for name in (parameters, images, flops, loss)),
+        groups=bootstrap.configurations(*codes) if len(frame) else None,
         names=[i if isinstance(i, str) else f"run {i}" for i in frame.index],
         loss_name=loss,
         delta=delta,
@@ -232,7 +196,7 @@ def fit_study(
     count: int = 1000,
     seed: int = 0,
 ) -> ScalingFit:
-    """The same for arrays, ``(n,)`` each; ``names`` are those of the runs.
+    """``fit_scaling`` of arrays, ``(n,)`` each; ``names`` are those of the runs.
 
     Raises:
       ValueError: values that are not positive and finite, or too few of them.
@@ -244,9 +208,8 @@ def fit_study(
     points = Points.of(ChinchillaLaw, y, n, d)
     near, follows, away = power_sums.robust_start(points.log_x, points.log_y)
     sound = np.abs(away) <= power_sums.OUTLYING
-    times = y / points.law(near)(n, d)
     names = names or [f"run {i}" for i in range(len(y))]
-    warnings = _outlying(names, times, away, delta)
+    warnings = _outlying(names, y / points.law(near)(n, d), away, delta)
     if delta is None and not sound.all():
         n, d, c, y = n[sound], d[sound], c[sound], y[sound]
         groups = np.unique(groups[sound], return_inverse=True)[1]
@@ -257,14 +220,12 @@ def fit_study(
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     settings: dict[str, Any] = {"count": count, "seed": seed}
     warnings += _bound_warnings(points, theta)
-    replicates = None
+    replicates = valleys = left_out = None
     try:
         replicates = bootstrap.bootstrap(points, theta, groups, delta=delta, **settings)
+        warnings += _interval_warnings(replicates, groups, theta.size)
     except ValueError as error:
         warnings.append(f"no intervals: {error}")
-    if replicates is not None:
-        warnings += _interval_warnings(replicates, groups, theta.size)
-    valleys = left_out = None
     try:
         valleys = isoflop.fit_isoflop(n, c, y, budgets=budgets, **settings)
         warnings += valleys.warnings
@@ -281,6 +242,7 @@ def fit_study(
             f"FLOPs per image are no power law of the sizes (off by {100 * miss:.0f} % "
             "at one of them): optima at a budget are that far off too"
         )
+    noise = power_sums.noise(theta, points.log_x, points.log_y)
     return ScalingFit(
         loss_name=loss_name,
         parameters=n,
@@ -293,7 +255,7 @@ def fit_study(
         replicates=replicates,
         flops_per_image=cost,
         delta=delta,
-        noise=power_sums.noise(theta, points.log_x, points.log_y),
+        noise=noise,
         isoflop=valleys,
         extrapolation=left_out,
         warnings=tuple(warnings),
@@ -304,7 +266,7 @@ def _usable(
     frame: pd.DataFrame, loss: str, inputs: Sequence[str]
 ) -> tuple[list[str], pd.DataFrame]:
     """What was left out, in sentences, and the rows that remain."""
-    said = []
+    said: list[str] = []
 
     def keep(frame: pd.DataFrame, mask: pd.Series, why: str) -> pd.DataFrame:
         if left := int((~mask).sum()):
@@ -344,7 +306,7 @@ def _interval_warnings(
     replicates: ChinchillaLaw, groups: np.ndarray, parameters: int
 ) -> list[str]:
     said = []
-    if not bootstrap.enough(groups, parameters):
+    if groups.max() + 1 < bootstrap.ENOUGH * parameters:
         said.append(
             f"{groups.max() + 1} configurations for {parameters} parameters: the "
             "intervals are too narrow; their coverage was measured with 20"
@@ -358,10 +320,9 @@ def _interval_warnings(
 
 
 def _bound_warnings(points: Points, theta: np.ndarray) -> list[str]:
-    names = ("E", "A", "B", "a", "b")
     stuck = power_sums.bound_reached(theta, points.log_x, points.log_y)
     return [
-        f"{names[i]} stands at its bound: these runs do not determine it"
+        f"{'EABab'[i]} is at its bound: these runs do not determine it"
         for i in stuck
         if i > 0  # an offset of zero is reported by the share of replicates
     ]

@@ -1,7 +1,7 @@
 """Which runs are worth their cost: the Pareto front of quality against compute.
 
-Two costs matter. Training FLOPs are paid once; sampling compute, billions of parameters
-times network evaluations (arXiv 2410.11081v2, Fig. 1), with every sample.
+Training FLOPs are paid once; sampling compute, billions of parameters times network
+evaluations (arXiv 2410.11081v2, Fig. 1), with every sample.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scm_jax.analysis import columns
+from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +44,7 @@ def frontier(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
     Args:
       frame: such as ``load_runs`` (cost ``flops``, quality ``2_steps/...``) or
         ``load_results`` (cost ``sampling_compute`` or ``nfe``, quality its metric).
-      cost: column, small is good.
-      quality: column, small is good.
+      cost, quality: columns, small is good.
 
     Raises:
       ValueError: a column is missing or holds text, or no row has both.
@@ -59,23 +59,19 @@ def frontier(frame: pd.DataFrame, cost: str, quality: str) -> pd.DataFrame:
 def sampling_points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row per run and number of steps, from the columns ``{steps}_steps/metric``.
 
-    For consistency models, which evaluate the network once a step: their guidance is
-    an input of the network. Rows of other samplers come from ``load_results``, which
-    counts their evaluations.
+    For consistency models, which evaluate the network once a step, as guidance is an
+    input. Rows of other samplers come from ``load_results``, which counts evaluations.
 
     Args:
       frame: one row per run, as ``load_runs`` returns it.
       metric: such as ``frechet_distance``.
 
     Returns:
-      The run in column ``run_id``, ``parameters``, ``steps``, ``nfe``,
-      ``sampling_compute`` and the metric.
+      ``run_id``, ``parameters``, ``steps``, ``nfe``, ``sampling_compute``, the metric.
 
     Raises:
       ValueError: no column is of this metric.
     """
-    from scm_jax.files.optional import require
-
     pandas = require("pandas", "a table of samplings", "scm_jax[analysis]")
     suffix = f"_steps/{metric}"
     found = [c for c in map(str, frame.columns) if c.endswith(suffix)]
@@ -90,9 +86,6 @@ def sampling_points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
             rows = rows[rows["objective"] != "diffusion"]
         size = rows["parameters"].to_numpy(float)
         part = {"run_id": rows.index, "parameters": size, "steps": steps, "nfe": steps}
-        part |= {
-            "sampling_compute": size / 1e9 * steps,
-            metric: rows[column].to_numpy(),
-        }
-        parts.append(pandas.DataFrame(part))
+        part["sampling_compute"] = size / 1e9 * steps
+        parts.append(pandas.DataFrame({**part, metric: rows[column].to_numpy()}))
     return pandas.concat(parts, ignore_index=True)

@@ -1,13 +1,9 @@
 """The second approach of arXiv 2203.15556: the best size at each budget of compute.
 
-At each budget the loss against size is a valley. Its lowest point is read off twice: a
-parabola of ``log L`` in ``log N`` through all runs, and an Akima curve through the mean
-of each size. Lowest points of several budgets give ``N_opt ~ C^p`` and ``L_opt(C)``.
-
-Intervals come from a parametric bootstrap: new losses around the curve with the noise
-pooled over all budgets. They say nothing of the method's own bias, which depends on how
-wide and how centred the grid of sizes is, even without noise (arXiv 2603.22339): trust
-the third approach (``laws.fit_chinchilla``) where the two disagree.
+Lowest points of several budgets give ``N_opt ~ C^p`` and ``L_opt(C)``. Their intervals
+say nothing of the method's own bias, which depends on how wide and how centred the grid
+of sizes is, even without noise (arXiv 2603.22339): trust the third approach
+(``law.fit_chinchilla``) where the two disagree.
 """
 
 from __future__ import annotations
@@ -24,37 +20,25 @@ from scm_jax.analysis.laws import power_sums
 from scm_jax.analysis.laws.bootstrap import Interval, interval
 from scm_jax.analysis.laws.law import Points, PowerLaw
 
-# log N and rows of log L -> log N and log L of each row's lowest point, and the curve
-# at each run.
-Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-# Points at which an Akima curve is searched for its minimum.
-_FINE = 201
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+_FINE = 201  # points at which an Akima curve is searched for its minimum
 
 
 @dataclasses.dataclass(frozen=True)
 class Valley:
     """Runs of one budget, and the lowest point of the curve through them.
 
-    Attributes:
-      flops: of the budget, the geometric mean of its runs.
-      parameters: N of its runs, ``(n,)``.
-      losses: L of its runs, ``(n,)``.
-      curve_parameters: N along the fitted curve.
-      curve_losses: L along it.
-      best_parameters: N of the lowest point; NaN where the curve has none.
-      best_loss: L there.
-      problem: ``""``, ``"edge"`` or ``"not convex"``.
-      message: what that means, with numbers; empty where there is no problem.
+    ``problem`` is ``""``, ``"edge"`` or ``"not convex"``; ``message`` says what that
+    means, with numbers.
     """
 
-    flops: float
-    parameters: np.ndarray
-    losses: np.ndarray
-    curve_parameters: np.ndarray
-    curve_losses: np.ndarray
-    best_parameters: Interval
-    best_loss: Interval
+    flops: float  # of the budget, the geometric mean of its runs
+    parameters: np.ndarray  # N of its runs, (n,)
+    losses: np.ndarray  # L of its runs, (n,)
+    curve_parameters: np.ndarray  # N along the fitted curve
+    curve_losses: np.ndarray  # L along it
+    best_parameters: Interval  # N of the lowest point; NaN where the curve has none
+    best_loss: Interval  # L there
     problem: str
     message: str
 
@@ -63,26 +47,17 @@ class Valley:
 class IsoflopFit:
     """The valleys of all budgets, and what their lowest points follow.
 
-    Attributes:
-      method: ``"parabola"`` or ``"akima"``.
-      valleys: by growing budget.
-      exponent: p of ``N_opt ~ C^p`` over the valleys without a problem; NaN where
-        there are fewer than two.
-      coefficient: k of ``N_opt = k C^p``.
-      loss_law: ``L_opt = E + A C^-a`` over the same; None below three of them.
-      noise: standard deviation of log losses around the curves, pooled.
-      log_optima: replicates of log N_opt, ``(r, valleys)``: what plots need.
-      left_out: a sentence on runs too far from their valley to be part of it.
+    Only valleys without a problem count for ``exponent`` and ``coefficient`` of
+    ``N_opt = k C^p`` (two at least, else NaN) and for ``loss_law`` (three at least).
     """
 
-    method: str
-    valleys: tuple[Valley, ...]
-    exponent: Interval
-    coefficient: float
-    loss_law: PowerLaw | None
-    noise: float
-    log_optima: np.ndarray
-    left_out: tuple[str, ...] = ()
+    method: str  # "parabola" or "akima"
+    valleys: tuple[Valley, ...]  # by growing budget
+    exponent: Interval  # p of N_opt = k C^p
+    coefficient: float  # k
+    loss_law: PowerLaw | None  # L_opt = E + A C^-a
+    noise: float  # standard deviation of log losses around the curves, pooled
+    left_out: tuple[str, ...] = ()  # a sentence on each run too far from its valley
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -129,20 +104,19 @@ def fit_isoflop(
 
     A run of a valley of at least 5 is left out where it lies more than five robust
     deviations from the parabola through the others; ``IsoflopFit.left_out`` names it.
+    Intervals are of a parametric bootstrap: new losses around the curve, with the noise
+    pooled over all budgets.
 
     Args:
-      parameters: N of each run, ``(n,)``.
-      flops: training FLOPs of each run.
-      loss: L of each run, positive.
-      method: ``"parabola"`` or ``"akima"``.
+      parameters, flops, loss: N, training FLOPs and L of each run, ``(n,)``.
+      method: ``"parabola"`` of ``log L`` in ``log N`` through all runs, or ``"akima"``,
+        a curve through the mean of each size.
       budgets: number of each run's budget; default is ``group_budgets(flops)``.
         Budgets with fewer than 3 sizes are left out.
-      count: replicates of the bootstrap.
-      seed: of the replicates.
+      count, seed: replicates of the bootstrap, and where they come from.
 
     Raises:
-      ValueError: an unknown method, a loss that is not positive, or no budget with 3
-        sizes.
+      ValueError: another method, a loss that is not positive, or no budget of 3 sizes.
 
     Example:
       >>> n = np.tile(np.geomspace(1e5, 1e7, 5), 3)
@@ -155,13 +129,8 @@ def fit_isoflop(
     if method not in curves:
         raise ValueError(f"method = {method!r} is not one of {sorted(curves)}")
     curve = curves[method]
-    given = {"parameters": parameters, "flops": flops, "loss": loss}
-    n, c, y = (columns.numbers(values, name) for name, values in given.items())
-    if wrong := [v for v in y if not (np.isfinite(v) and v > 0)]:
-        raise ValueError(
-            f"loss must be positive and finite, as it is fitted in log space; "
-            f"{len(wrong)} values are not, such as {wrong[0]:g}"
-        )
+    n, c = columns.numbers(parameters, "parameters"), columns.numbers(flops, "flops")
+    y = columns.positive(loss, "loss")
     groups = group_budgets(c) if budgets is None else np.asarray(budgets)
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     members = [m for m in members if len(np.unique(n[m])) >= 3]
@@ -170,7 +139,14 @@ def fit_isoflop(
     members.sort(key=lambda m: float(np.median(c[m])))
     members, left_out = _near(members, np.log(n), np.log(y))
     rng = np.random.default_rng(seed)
-    noise, freedom = _pooled_noise([(np.log(n[m]), np.log(y[m])) for m in members])
+    rests = [
+        np.log(y[m]) - _parabola(np.log(n[m]), np.log(y[m])[None])[2][0]
+        for m in members
+    ]
+    freedom = sum(len(rest) - 3 for rest in rests)
+    # Three runs at every budget: the parabolas go through them, nothing is known.
+    total = sum(float(np.sum(rest**2)) for rest in rests)
+    noise = float(np.sqrt(total / freedom)) if freedom else float("nan")
     valleys, optima = [], []
     for m in members:
         order = m[np.argsort(n[m], kind="stable")]
@@ -184,18 +160,16 @@ def fit_isoflop(
         optima.append(low)
         budget = float(np.exp(np.mean(np.log(c[order]))))
         valleys.append(_valley(curve, budget, log_n, log_y, low, depth))
-    found = _summarize(method, valleys, np.stack(optima, 1), noise)
-    return dataclasses.replace(found, left_out=left_out)
+    powers = _powers(valleys, np.stack(optima, 1))
+    return IsoflopFit(method, tuple(valleys), *powers, noise, left_out)
 
 
 def _near(
     members: Sequence[np.ndarray], log_n: np.ndarray, log_y: np.ndarray
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """The runs of each valley but those far from its parabola, and who these are.
-
-    One at a time, by residuals over their standard deviation ``sqrt(1 - leverage)``:
-    the largest is that of the run without which the others fit best.
-    """
+    """The runs of each valley but those far from its parabola, and who these are."""
+    # One at a time, by residuals over their standard deviation ``sqrt(1 - leverage)``:
+    # the largest is that of the run without which the others fit best.
     members, said = list(members), list[str]()
     while True:
         scaled = [np.abs(_scaled(log_n[m], log_y[m])) for m in members]
@@ -226,9 +200,7 @@ def _scaled(log_n: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     return (log_y - hat @ log_y) / np.sqrt(np.maximum(1 - np.diag(hat), 1e-6))
 
 
-def _parabola(
-    log_n: np.ndarray, log_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parabola(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
     """Vertex, value there and values at the runs, for each row of ``log_y``.
 
     A parabola that opens downwards has no minimum: NaN.
@@ -243,21 +215,24 @@ def _parabola(
     return center + shift, depth, values
 
 
-def _akima(
-    log_n: np.ndarray, log_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _akima(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
     """The same of an Akima curve through the mean of each size."""
-    sizes, index = np.unique(log_n, return_inverse=True)
-    sums = np.zeros((len(sizes), len(log_y)))
-    np.add.at(sums, index, log_y.T)
-    means = sums / np.bincount(index)[:, None]
+    sizes, index, means = _means(log_n, log_y)
     fine = np.linspace(sizes[0], sizes[-1], _FINE)
     along = Akima1DInterpolator(sizes, means, axis=0)(fine)
     return fine[along.argmin(0)], along.min(0), means[index].T
 
 
+def _means(log_n: np.ndarray, log_y: np.ndarray) -> Arrays:
+    """Sizes, the index of each run's, and the mean of each, ``(sizes, rows)``."""
+    sizes, index = np.unique(log_n, return_inverse=True)
+    sums = np.zeros((len(sizes), len(log_y)))
+    np.add.at(sums, index, log_y.T)
+    return sizes, index, sums / np.bincount(index)[:, None]
+
+
 def _valley(
-    curve: Curve,
+    curve: Callable[[np.ndarray, np.ndarray], Arrays],
     budget: float,
     log_n: np.ndarray,
     log_y: np.ndarray,
@@ -268,28 +243,15 @@ def _valley(
     fine = np.linspace(log_n[0], log_n[-1], _FINE)
     problem, message = _problem(budget, log_n, log_y, best)
     if curve is _akima:
-        along = _through(log_n, log_y, fine)
+        sizes, _, means = _means(log_n, log_y[None])
+        along = Akima1DInterpolator(sizes, means[:, 0])(fine)
     else:
         along = np.polyval(np.polyfit(log_n - fine[0], log_y, 2), fine - fine[0])
     with np.errstate(over="ignore"):  # a flat valley may end at infinity
         optima, depths = np.exp(low), np.exp(depth)
-    return Valley(
-        flops=budget,
-        parameters=np.exp(log_n),
-        losses=np.exp(log_y),
-        curve_parameters=np.exp(fine),
-        curve_losses=np.exp(along),
-        best_parameters=interval(np.exp(best), optima),
-        best_loss=interval(np.exp(lowest), depths),
-        problem=problem,
-        message=message,
-    )
-
-
-def _through(log_n: np.ndarray, log_y: np.ndarray, fine: np.ndarray) -> np.ndarray:
-    sizes, index = np.unique(log_n, return_inverse=True)
-    means = np.bincount(index, log_y) / np.bincount(index)
-    return Akima1DInterpolator(sizes, means)(fine)
+    best_n, least = interval(np.exp(best), optima), interval(np.exp(lowest), depths)
+    n, y, curve_n, curve_y = map(np.exp, (log_n, log_y, fine, along))
+    return Valley(budget, n, y, curve_n, curve_y, best_n, least, problem, message)
 
 
 def _problem(
@@ -300,8 +262,7 @@ def _problem(
     at = f"budget {budget:.3g} FLOPs"
     if np.isnan(best):
         return "not convex", f"{at}: the curve is not convex, it has no minimum"
-    sizes, index = np.unique(log_n, return_inverse=True)
-    means = np.bincount(index, log_y) / np.bincount(index)
+    sizes, _, means = _means(log_n, log_y[None])
     outside = best <= log_n[0] + 1e-9 or best >= log_n[-1] - 1e-9
     if outside or means.argmin() in (0, len(sizes) - 1):
         small = best - log_n[0] < log_n[-1] - best
@@ -313,21 +274,10 @@ def _problem(
     return "", ""
 
 
-def _pooled_noise(
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[float, int]:
-    """Standard deviation around the parabolas of all budgets, degrees of freedom."""
-    total, freedom = 0.0, 0
-    for log_n, log_y in curves:
-        total += float(np.sum((log_y - _parabola(log_n, log_y[None])[2][0]) ** 2))
-        freedom += len(log_n) - 3
-    # Three runs at every budget: the parabolas go through them, nothing is known.
-    return (np.sqrt(total / freedom), freedom) if freedom else (float("nan"), 0)
-
-
-def _summarize(
-    method: str, valleys: Sequence[Valley], optima: np.ndarray, noise: float
-) -> IsoflopFit:
+def _powers(
+    valleys: Sequence[Valley], optima: np.ndarray
+) -> tuple[Interval, float, PowerLaw | None]:
+    """Exponent and coefficient of ``N_opt``, and the law of ``L_opt``."""
     good = [i for i, valley in enumerate(valleys) if not valley.problem]
     exponent, coefficient, law = Interval(float("nan")), float("nan"), None
     if len(good) >= 2:
@@ -340,4 +290,4 @@ def _summarize(
         losses = [valleys[i].best_loss.estimate for i in good]
         points = Points.of(PowerLaw, losses, np.exp(log_c))
         law = points.law(power_sums.fit(points.log_x, points.log_y, np.inf))
-    return IsoflopFit(method, tuple(valleys), exponent, coefficient, law, noise, optima)
+    return exponent, coefficient, law

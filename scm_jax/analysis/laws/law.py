@@ -1,15 +1,8 @@
 """Scaling laws of a measured quality: what they say, and how they are fitted.
 
-``PowerLaw`` is ``y = E + A x^-a``; ``ChinchillaLaw`` is the third approach of
-arXiv 2203.15556, ``L = E + A / N^a + B / D^b``, for N parameters and D training images.
-L is a quality measured after training (a Frechet distance, a fixed validation error):
-training losses of consistency models do not compare between settings.
-
-A fit returns a law; a bootstrap returns a law too, whose fields are arrays with one
-entry per replicate: all formulas here take both.
-
-Training compute is not 6 N D here. FLOPs per image are counted exactly for each size,
-and ``FlopsPerImage`` says how they grow with N.
+A fit returns a law; a bootstrap returns a law whose fields are arrays with one entry
+per replicate: all formulas take both. Training compute is not 6 N D: FLOPs per image
+are counted for each size, and ``FlopsPerImage`` says how they grow with N.
 """
 
 from __future__ import annotations
@@ -33,8 +26,8 @@ Law = TypeVar("Law", "PowerLaw", "ChinchillaLaw")
 class FlopsPerImage:
     """Training FLOPs of one image against parameters: ``coefficient N^exponent``.
 
-    ``FlopsPerImage(6.0)`` is the rule of language models, 6 N per token. A network
-    that grows in width alone comes near exponent 1, with its own coefficient.
+    ``FlopsPerImage(6.0)`` is the rule of language models, 6 N per token. A network that
+    grows in width alone comes near exponent 1.
     """
 
     coefficient: float
@@ -47,17 +40,11 @@ class FlopsPerImage:
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """The compute-optimal run of a budget.
+    """The compute-optimal run of a budget."""
 
-    Attributes:
-      parameters: N that makes the loss smallest.
-      images: D that the budget then leaves.
-      loss: what the law expects of it.
-    """
-
-    parameters: np.ndarray
-    images: np.ndarray
-    loss: np.ndarray
+    parameters: np.ndarray  # N with the smallest loss
+    images: np.ndarray  # D that the budget then leaves
+    loss: np.ndarray  # that the law expects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +63,10 @@ class PowerLaw:
 @dataclasses.dataclass(frozen=True)
 class ChinchillaLaw:
     """``L(N, D) = E + A / N^a + B / D^b``; nothing in it is negative.
+
+    The third approach of arXiv 2203.15556 for N parameters and D training images. L is
+    a quality measured after training (a Frechet distance, a fixed validation error):
+    training losses of consistency models do not compare between settings.
 
     Example:
       >>> law = ChinchillaLaw(E=1.8172, A=477.8, B=2143.0, a=0.3473, b=0.3672)
@@ -112,19 +103,16 @@ class ChinchillaLaw:
     def optimum(self, flops: ArrayLike, flops_per_image: FlopsPerImage) -> Optimum:
         """The best run of a training budget, where ``flops = D flops_per_image(N)``.
 
-        Setting the derivative of ``L(N, C / (c N^g))`` by N to 0 gives
-        ``N^(a + g b) = a A / (g b B) (C / c)^b``.
-
-        Where the law lacks one of its two terms there is no optimum: N and D are then
-        NaN.
+        The derivative of ``L(N, C / (c N^g))`` by N is 0 at
+        ``N^(a + g b) = a A / (g b B) (C / c)^b``. A law without one of its two terms
+        has no optimum: N and D are NaN.
         """
         c, growth = flops_per_image.coefficient, flops_per_image.exponent
         a, b = np.asarray(self.a, float), np.asarray(self.b, float)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_n = np.log(a * self.A / (growth * b * self.B))
-            log_n = (log_n + b * np.log(np.asarray(flops, float) / c)) / (
-                a + growth * b
-            )
+            log_n = log_n + b * np.log(np.asarray(flops, float) / c)
+            log_n = log_n / (a + growth * b)
         log_n = np.where(np.isfinite(log_n), log_n, np.nan)
         parameters = np.exp(log_n)
         images = np.asarray(flops, float) / flops_per_image(parameters)
@@ -134,14 +122,7 @@ class ChinchillaLaw:
 def fit_power_law(x: ArrayLike, y: ArrayLike, delta: float = HUBER_DELTA) -> PowerLaw:
     """``y = E + A x^-a`` by the sum of Huber losses of ``log y``.
 
-    Args:
-      x: such as parameters or FLOPs, ``(n,)``.
-      y: positive, ``(n,)``.
-      delta: where the loss turns linear; infinity fits ``log y`` by least squares.
-
-    Raises:
-      ValueError: values that are not positive and finite, fewer than 3 points or
-        fewer than 3 different x.
+    Arguments and errors are as in ``fit_chinchilla``; three different x are needed.
 
     Example:
       >>> x = np.geomspace(1e6, 1e9, 8)
@@ -165,14 +146,12 @@ def fit_chinchilla(
     (``power_sums.fit``).
 
     Args:
-      parameters: N of each run, ``(n,)``.
-      images: D of each run, ``(n,)``.
-      loss: L of each run, positive, ``(n,)``.
+      parameters, images: N and D of each run, ``(n,)``; at least 3 different ones.
+      loss: L of each run, positive, ``(n,)``; at least 5.
       delta: where the loss turns linear; infinity fits ``log L`` by least squares.
 
     Raises:
-      ValueError: values that are not positive and finite, fewer than 5 points or
-        fewer than 3 different N or D.
+      ValueError: values that are not positive and finite, or too few of them.
 
     Example:
       >>> n, d = np.meshgrid(np.geomspace(1e6, 1e8, 5), np.geomspace(1e6, 1e8, 5))
@@ -190,14 +169,13 @@ def fit_flops_per_image(
 ) -> FlopsPerImage:
     """The power law through exact counts of several sizes, by least squares of logs.
 
-    One size alone gives the exponent 1. How well a power law describes the sizes is
-    ``flops_per_image_error``.
+    One size alone gives the exponent 1.
 
     Raises:
       ValueError: values that are not positive and finite.
     """
-    log_n = _log(parameters, "parameters")
-    log_c = _log(flops_per_image, "flops_per_image")
+    log_n = np.log(columns.positive(parameters, "parameters"))
+    log_c = np.log(columns.positive(flops_per_image, "flops_per_image"))
     if np.ptp(log_n) == 0:
         return FlopsPerImage(float(np.exp(np.mean(log_c - log_n))), 1.0)
     slope, constant = np.polyfit(log_n, log_c, 1)
@@ -214,19 +192,12 @@ def flops_per_image_error(
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Measurements in the coordinates of ``power_sums``.
-
-    Attributes:
-      kind: ``PowerLaw`` or ``ChinchillaLaw``.
-      log_x: centred, ``(n, K)``.
-      log_y: ``(n,)``.
-      center: what was subtracted, ``(K,)``.
-    """
+    """Measurements in the coordinates of ``power_sums``."""
 
     kind: type[PowerLaw] | type[ChinchillaLaw]
-    log_x: np.ndarray
-    log_y: np.ndarray
-    center: np.ndarray
+    log_x: np.ndarray  # centred, (n, K)
+    log_y: np.ndarray  # (n,)
+    center: np.ndarray  # what was subtracted, (K,)
 
     @classmethod
     def of(cls, kind: type[Law], y: ArrayLike, *inputs: ArrayLike) -> Points:
@@ -236,24 +207,20 @@ class Points:
           ValueError: see ``fit_chinchilla``.
         """
         names = ("x",) if kind is PowerLaw else ("parameters", "images")
-        log_y = _log(y, "y" if kind is PowerLaw else "loss")
-        log_inputs = [_log(x, name) for x, name in zip(inputs, names, strict=True)]
+        log_y = np.log(columns.positive(y, "y" if kind is PowerLaw else "loss"))
+        given = list(zip(inputs, names, strict=True))
+        log_inputs = [np.log(columns.positive(x, name)) for x, name in given]
         for column, name in zip(log_inputs, names, strict=True):
+            found = log_y.size
             if column.shape != log_y.shape:
-                raise ValueError(
-                    f"{name} has {column.size} values for {log_y.size} losses"
-                )
+                raise ValueError(f"{name} has {column.size} values for {found} losses")
             if (count := len(np.unique(column))) < 3:
                 raise ValueError(
                     f"a law with an offset needs 3 different values of {name}; "
                     f"there are {count}"
                 )
-        needed = 1 + 2 * len(log_inputs)
-        if log_y.size < needed:
-            raise ValueError(
-                f"{needed} parameters need at least as many points; "
-                f"there are {log_y.size}"
-            )
+        if found < (needed := 1 + 2 * len(log_inputs)):
+            raise ValueError(f"{needed} parameters need {needed} points; not {found}")
         log_x = np.stack(log_inputs, axis=1)
         center = log_x.mean(0)
         return cls(kind, log_x - center, log_y, center)
@@ -262,37 +229,15 @@ class Points:
         """The law of ``theta``, ``(..., 1 + 2K)``; an offset at its bound is 0."""
         count = len(self.center)
         exponents = theta[..., count + 1 :]
+        least = np.exp(self.log_y.min() - power_sums.OFFSET_DECADES)
         with np.errstate(over="ignore"):
             scales = np.exp(theta[..., 1 : count + 1] + exponents * self.center)
         offset = np.exp(theta[..., 0])
-        least = np.exp(self.log_y.min() - power_sums.OFFSET_DECADES)
         offset = np.where(offset <= 2 * least, 0.0, offset)
         fields = [offset, *np.moveaxis(scales, -1, 0), *np.moveaxis(exponents, -1, 0)]
         if theta.ndim == 1:
             return self.kind(*map(float, fields))
         return self.kind(*fields)
-
-    def theta(self, law: PowerLaw | ChinchillaLaw) -> np.ndarray:
-        """The inverse of ``law`` for one law: ``(1 + 2K,)``."""
-        count = len(self.center)
-        values = np.array(dataclasses.astuple(law), float)
-        exponents = values[count + 1 :]
-        with np.errstate(divide="ignore"):
-            logs = np.log(values[: count + 1])
-        logs[1:] -= exponents * self.center
-        floor = self.log_y.min() - power_sums.OFFSET_DECADES
-        return np.concatenate([np.maximum(logs, floor), exponents])
-
-
-def _log(values: ArrayLike, name: str) -> np.ndarray:
-    array = columns.numbers(values, name)
-    wrong = ~(np.isfinite(array) & (array > 0))
-    if wrong.any():
-        raise ValueError(
-            f"{name} must be positive and finite to have a logarithm; value "
-            f"{int(np.flatnonzero(wrong)[0])} is {array[wrong][0]:g}"
-        )
-    return np.log(array)
 
 
 def _ratio(part: Number, whole: Number) -> Number:

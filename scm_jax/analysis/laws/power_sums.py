@@ -4,14 +4,13 @@
 
 with one row ``theta = (e, c_1 .. c_K, a_1 .. a_K)`` per law: K = 1 is a power law with
 offset, K = 2 the loss of Chinchilla (arXiv 2203.15556, Eq. 10, in its log-sum-exp
-form). Inputs come as centred logarithms (``laws`` does that), so that coefficients and
-exponents are not strongly correlated and the bounds below have a meaning.
+form). ``log_x``, ``(n, K)``, is centred, so that coefficients and exponents are hardly
+correlated and the bounds have a meaning; ``log_y`` is ``(n,)``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import optimize
@@ -31,14 +30,9 @@ _GRID = np.geomspace(0.02, 2.0, 16)
 
 
 def evaluate(theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``log y`` and the share of each term in ``y``.
+    """``log y`` and the share of each term in ``y``, of ``theta`` ``(..., 1 + 2K)``.
 
-    Args:
-      theta: ``(..., 1 + 2K)``.
-      log_x: ``(n, K)``.
-
-    Returns:
-      ``(..., n)`` and ``(..., n, 1 + K)``; shares add up to 1.
+    They are ``(..., n)`` and ``(..., n, 1 + K)``; shares add up to 1.
     """
     count = log_x.shape[1]
     terms = np.empty((*theta.shape[:-1], len(log_x), count + 1))
@@ -67,15 +61,11 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
 def fit(log_x: np.ndarray, log_y: np.ndarray, delta: float = HUBER_DELTA) -> np.ndarray:
     """``theta`` that minimizes the sum of Huber losses of the log residuals.
 
-    Variable projection finds the basin: for each exponent of a grid the coefficients
-    are a non-negative least-squares problem with one solution. From there the
-    parameters move together, first by ``robust_start``, then by ``polish``. On
-    Chinchilla-like data this reaches the optimum of a search over thousands of starts.
-
-    Args:
-      log_x: ``(n, K)``, centred.
-      log_y: ``(n,)``.
-      delta: where the loss turns linear; infinity fits log y by least squares.
+    The loss turns linear at ``delta``; infinity fits log y by least squares. Variable
+    projection finds the basin: for each exponent of a grid the coefficients are a
+    non-negative least-squares problem with one solution. From there the parameters move
+    together, first by ``robust_start``, then by ``polish``. On Chinchilla-like data
+    this reaches the optimum of a search over thousands of starts.
     """
     near, _, _ = robust_start(log_x, log_y, delta)
     return polish(log_x, log_y, near, delta)
@@ -86,26 +76,15 @@ def robust_start(
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """A fit that no single run can move, its delta, and how far the runs are from it.
 
-    At 1e-3 and a noise of some percent nearly every point lies in the linear part of
-    the Huber loss: the fit is a median, with a fifth more error than needed. A delta of
-    1.345 robust standard deviations has 95 % of the efficiency of least squares. These
-    deviations are not those of a least-squares fit: one run off by a factor 500 made
-    them 10 times as large, and moved exponents by 0.2. Nor does a Huber loss alone do
-    for a run at a corner of the grid, which can draw the law to itself.
-
-    Hence least squares on random subsets of the runs, of which the one with the least
-    median residual starts; then Huber fits without the runs beyond ``OUTLYING``
-    deviations of the fit before, until nothing changes.
-
-    Args:
-      log_x: ``(n, K)``, centred.
-      log_y: ``(n,)``.
-      least: the delta is at least this; with infinity all runs are kept.
+    Least squares on random subsets of the runs, of which the one with the least median
+    residual starts; then Huber fits without the runs beyond ``OUTLYING`` deviations of
+    the fit before, until nothing changes. ``docs/laws.md`` says what other ways gave.
 
     Returns:
-      ``theta``, delta, and the residuals in standard deviations, ``(n,)``: the fit
-      rests on runs within ``OUTLYING`` of them. Deviations are 0 where nothing is
-      screened: with infinity, or fewer than twice as many runs as parameters.
+      ``theta``; delta, 1.345 robust standard deviations and at least ``least``; and the
+      residuals in standard deviations, ``(n,)``: the fit rests on runs within
+      ``OUTLYING`` of them. Deviations are 0 where nothing is screened: with ``least``
+      infinite, or fewer than twice as many runs as parameters.
     """
     start = project(log_x, log_y)
     count, spare = len(log_y), len(log_y) - start.size
@@ -139,7 +118,7 @@ def residuals(theta: np.ndarray, log_x: np.ndarray, log_y: np.ndarray) -> np.nda
 
 
 def noise(theta: np.ndarray, log_x: np.ndarray, log_y: np.ndarray) -> float:
-    """Robust standard deviation of the log residuals, for the parameters that it cost.
+    """Robust standard deviation of log residuals, less the degrees of the parameters.
 
     Zero where there are no more points than parameters.
     """
@@ -168,12 +147,10 @@ def project(log_x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
 def polish(
     log_x: np.ndarray, log_y: np.ndarray, start: np.ndarray, delta: float = HUBER_DELTA
 ) -> np.ndarray:
-    """L-BFGS on the sum of Huber losses from a start, to a tight tolerance.
-
-    Sum, not mean, and in units of delta^2: scipy's tolerances are absolute below 1, so
-    with a mean of about 1e-5 the default stops long before the optimum (what happened
-    to Chinchilla's own fit, arXiv 2404.10102).
-    """
+    """L-BFGS on the sum of Huber losses from a start, to a tight tolerance."""
+    # Sum, not mean, and in units of delta^2: scipy's tolerances are absolute below 1,
+    # so with a mean of about 1e-5 the default stops long before the optimum (what
+    # happened to Chinchilla's own fit, arXiv 2404.10102).
     unit = delta**2 if np.isfinite(delta) else 1.0
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -182,21 +159,15 @@ def polish(
         slope = np.clip(residual, -delta, delta) @ jacobian(shares, log_x)
         return huber(residual, delta).sum() / unit, -slope / unit
 
-    found = optimize.minimize(
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-9}
+    return optimize.minimize(
         objective,
         start,
         jac=True,
         method="L-BFGS-B",
         bounds=_bounds(log_x, log_y),
-        options={
-            "maxiter": 20_000,
-            "maxfun": 40_000,
-            "ftol": 1e-15,
-            "gtol": 1e-9,
-            "maxcor": 30,
-        },
-    )
-    return found.x
+        options={**options, "maxcor": 30},
+    ).x
 
 
 def refit(
@@ -212,19 +183,9 @@ def refit(
     """Many weighted fits at once, each from the same start: what a bootstrap needs.
 
     Iteratively reweighted least squares with Levenberg's damping, all problems in one
-    batch; finished ones leave it.
-
-    Args:
-      log_x: ``(n, K)``.
-      log_y: ``(n,)``, or ``(r, n)`` with other values in each problem.
-      weights: ``(r, n)`` of the points in the sum.
-      start: ``(1 + 2K,)``.
-      delta: of the Huber loss.
-      max_steps: ends the slowest problems.
-      tolerance: relative fall of the sum below which a problem is finished.
-
-    Returns:
-      ``(r, 1 + 2K)``.
+    batch; finished ones leave it. ``weights``, ``(r, n)``, are those of the points in
+    each sum; a problem is finished where its sum falls by less than ``tolerance``,
+    relatively, or after ``max_steps``. Returns ``(r, 1 + 2K)``.
     """
     weights = np.asarray(weights, float)
     log_y = np.broadcast_to(log_y, weights.shape)
@@ -254,12 +215,9 @@ def refit(
             result[active] = theta
             if not running.any():
                 break
+            parts = (active, theta, shares, residual, total, damping, quiet)
             active, theta, shares, residual, total, damping, quiet, log_y, weights = (
-                part[running]
-                for part in (
-                    *(active, theta, shares, residual, total),
-                    *(damping, quiet, log_y, weights),
-                )
+                part[running] for part in (*parts, log_y, weights)
             )
     return result
 
@@ -294,7 +252,7 @@ def _step(
     return np.clip(np.linalg.solve(curvature, gradient)[..., 0], -1.0, 1.0)
 
 
-def _bounds(log_x: np.ndarray, log_y: np.ndarray) -> Sequence[tuple[float, float]]:
+def _bounds(log_x: np.ndarray, log_y: np.ndarray) -> list[tuple[float, float]]:
     low, high = float(np.min(log_y)) - OFFSET_DECADES, float(np.max(log_y)) + 3.0
     count = log_x.shape[1]
     return [(low, high)] * (1 + count) + [(0.0, MAX_EXPONENT)] * count

@@ -6,15 +6,14 @@ The rule, in two halves of the budget:
    times the largest one measured), run at the candidate next to the predicted
    ``N_opt(C)``, the one below and the one above. Their valley tests the prediction.
 2. *uncertain*: of all candidates at all budgets (the measured ones and C), the run that
-   takes most variance from the predicted ``log N_opt(C)`` per FLOP, then the next one
-   given the first, until the money is spent. What a run would tell is read off the
-   bootstrap: replicates of the law that disagree about its loss, and agree with that
-   disagreement on where the optimum lies, make it worth running. Repeats of a run with
-   other seeds compete like all others; noise makes each repeat worth less.
+   takes most variance from the predicted ``log N_opt(C)`` per FLOP, by the covariance
+   of its loss and the optimum over replicates of the law; then the next one given the
+   first, until the FLOPs are spent. Repeats with other seeds compete like all others.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pprint
@@ -33,36 +32,22 @@ _NEIGHBOURS = 3  # the nearest size, one below, one above
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A size that can be trained.
+    """A size that can be trained."""
 
-    Attributes:
-      parameters: its N.
-      overrides: the config keys that make it, such as ``{"network.width": 48}``.
-    """
-
-    parameters: float
-    overrides: Mapping[str, Any]
+    parameters: float  # its N
+    overrides: Mapping[str, Any]  # config keys that make it: {"network.width": 48}
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A run to make.
-
-    Attributes:
-      candidate: its size.
-      flops: of its training.
-      images: D that they buy, by the fit's FLOPs per image.
-      seed: counts on from the runs of this size and budget that were fitted.
-      reason: ``"optimum"`` or ``"uncertain"``.
-      expected_loss: by the law.
-    """
+    """A run to make."""
 
     candidate: Candidate
-    flops: float
-    images: float
-    seed: int
-    reason: str
-    expected_loss: float
+    flops: float  # of its training
+    images: float  # D that they buy, by the fit's FLOPs per image
+    seed: int  # counts on from the runs of this size and budget that were fitted
+    reason: str  # "optimum" or "uncertain"
+    expected_loss: float  # by the law
 
 
 def propose(
@@ -77,7 +62,7 @@ def propose(
 
     Args:
       fit: a study with intervals.
-      candidates: sizes that can be trained; three at least.
+      candidates: three sizes at least.
       total_flops: training FLOPs of all runs together.
       horizon: how far beyond the largest measured budget the new one may lie.
       max_seeds: how often the second half may propose one size at one budget.
@@ -86,17 +71,14 @@ def propose(
       ValueError: too few candidates, a fit without intervals or without an optimum, or
         a budget below what the cheapest measured runs cost.
     """
-    if len(candidates) < _NEIGHBOURS:
-        raise ValueError(
-            f"{len(candidates)} candidates: {_NEIGHBOURS} sizes are needed"
-        )
+    if (found := len(candidates)) < _NEIGHBOURS:
+        raise ValueError(f"{found} candidates: {_NEIGHBOURS} sizes are needed")
     if fit.replicates is None:
         raise ValueError("the fit has no intervals, so nothing tells what is uncertain")
     candidates = sorted(candidates, key=lambda c: c.parameters)
-    measured = [
-        float(np.exp(np.mean(np.log(fit.flops[fit.budgets == b]))))
-        for b in np.unique(fit.budgets)
-    ]
+    log_c = np.log(fit.flops)
+    kinds = np.unique(fit.budgets)
+    measured = [float(np.exp(np.mean(log_c[fit.budgets == b]))) for b in kinds]
     new = min(total_flops / 2 / _NEIGHBOURS, horizon * max(measured))
     if new < min(measured):
         raise ValueError(
@@ -107,12 +89,23 @@ def propose(
     best = float(fit.law.optimum(new, fit.flops_per_image).parameters)
     if not np.isfinite(best):
         raise ValueError("the law has no optimum: one of its terms is missing")
-    plan = _Plan(fit, measured)
-    for candidate in _around(candidates, best):
-        plan.add(candidate, new, "optimum")
+    gaps = [abs(np.log(c.parameters / best)) for c in candidates]
+    middle = int(np.clip(np.argmin(gaps), 1, len(candidates) - 2))
+    first = [(c, new) for c in candidates[middle - 1 : middle + 2]]
     pool = [(c, flops) for c in candidates for flops in {*measured, new}]
-    _spend(plan, pool, new, total_flops - _NEIGHBOURS * new, max_seeds)
-    return plan.proposals
+    rest = _spend(fit, pool, first, total_flops - _NEIGHBOURS * new, max_seeds)
+    pairs = zip(fit.parameters, fit.budgets, strict=True)
+    runs = collections.Counter((float(n), measured[b]) for n, b in pairs)
+    proposals: list[Proposal] = []
+    for candidate, flops in first + rest:
+        key = (float(candidate.parameters), flops)
+        seed = runs[key]
+        runs[key] += 1
+        images = flops / float(fit.flops_per_image(candidate.parameters))
+        loss = float(fit.law(candidate.parameters, images))
+        reason = "optimum" if len(proposals) < len(first) else "uncertain"
+        proposals.append(Proposal(candidate, flops, images, seed, reason, loss))
+    return proposals
 
 
 def write_proposals(
@@ -127,16 +120,12 @@ def write_proposals(
     """Writes a sweep file that yields the proposals, for ``scm sweep plan``.
 
     Args:
-      path: the file.
+      path: the file, which is returned.
       proposals: from ``propose``.
-      base: config file and argument of all runs, such as
-        ``experiments/digits.py:sct``.
+      base: config file and argument of all runs: ``experiments/digits.py:sct``.
       common: config keys that all runs share.
       metrics: columns shown by default.
       about: a line of the file's text, such as where the fit came from.
-
-    Returns:
-      ``path``.
 
     Raises:
       ValueError: no proposals, or overrides that set what the proposals set.
@@ -148,11 +137,8 @@ def write_proposals(
         overrides = {**(common or {}), **proposal.candidate.overrides}
         if taken := sorted(set(overrides) & set(_SET_HERE)):
             raise ValueError(f"overrides set {taken}: proposals do that")
-        row = overrides | {
-            "train.flops": float(f"{proposal.flops:.6g}"),
-            "seed": proposal.seed,
-            "tags": ("proposed", proposal.reason),
-        }
+        row = overrides | {"train.flops": float(f"{proposal.flops:.6g}")}
+        row |= {"seed": proposal.seed, "tags": ("proposed", proposal.reason)}
         lines.append(
             f"    # {proposal.candidate.parameters:.4g} parameters, "
             f"{proposal.images:.4g} images, loss {proposal.expected_loss:.4g} expected"
@@ -160,92 +146,59 @@ def write_proposals(
         text = pprint.pformat(row, width=70, sort_dicts=False)
         lines.append("    yield " + text.replace("\n", "\n          "))
     total = sum(proposal.flops for proposal in proposals)
-    head = [
-        f'"""{len(proposals)} proposed runs, {total:.4g} training FLOPs in all.',
-        "",
-        "Tag optimum: sizes around the predicted best one of a new, larger budget.",
-        "Tag uncertain: runs that tell most about that size, per FLOP.",
-        *([about] if about else []),
-        '"""',
-        "",
-        f"BASE = {base!r}",
-        f"METRICS = {tuple(metrics)!r}",
-        "",
-        "",
-        'def sweep(arg=""):',
-        '    """One run per proposal."""',
-    ]
+    head = f'''"""{len(proposals)} proposed runs, {total:.4g} training FLOPs in all.
+
+Tag optimum: sizes around the predicted best one of a new, larger budget.
+Tag uncertain: runs that tell most about that size, per FLOP.
+{about + chr(10) if about else ""}"""
+
+BASE = {base!r}
+METRICS = {tuple(metrics)!r}
+
+
+def sweep(arg=""):
+    """One run per proposal."""
+'''
     path = Path(path)
-    write_atomically(path, "\n".join([*head, *lines]) + "\n")
+    write_atomically(path, head + "\n".join(lines) + "\n")
     return path
 
 
-class _Plan:
-    """Proposals so far, and how many runs each size has at each budget."""
-
-    def __init__(self, fit: ScalingFit, measured: Sequence[float]) -> None:
-        self.fit = fit
-        self.proposals: list[Proposal] = []
-        self._runs: dict[tuple[float, float], int] = {}
-        for budget, n in zip(fit.budgets, fit.parameters, strict=True):
-            key = (float(n), measured[int(budget)])
-            self._runs[key] = self._runs.get(key, 0) + 1
-
-    def add(self, candidate: Candidate, flops: float, reason: str) -> None:
-        """One more run of a size at a budget, with the next seed."""
-        key = (float(candidate.parameters), flops)
-        seed = self._runs.get(key, 0)
-        self._runs[key] = seed + 1
-        images = flops / float(self.fit.flops_per_image(candidate.parameters))
-        expected = float(self.fit.law(candidate.parameters, images))
-        self.proposals.append(
-            Proposal(candidate, flops, images, seed, reason, expected)
-        )
-
-
-def _around(candidates: Sequence[Candidate], best: float) -> Sequence[Candidate]:
-    """Three neighbours in size, the middle one next to ``best`` where there is one."""
-    gaps = [abs(np.log(c.parameters / best)) for c in candidates]
-    middle = int(np.clip(np.argmin(gaps), 1, len(candidates) - 2))
-    return candidates[middle - 1 : middle + 2]
-
-
 def _spend(
-    plan: _Plan,
+    fit: ScalingFit,
     pool: Sequence[tuple[Candidate, float]],
-    new: float,
+    first: Sequence[tuple[Candidate, float]],
     money: float,
     max_seeds: int,
-) -> None:
-    """Adds runs by variance of ``log N_opt(new)`` taken per FLOP, while affordable."""
-    fit, laws = plan.fit, plan.fit.replicates
+) -> list[tuple[Candidate, float]]:
+    """Runs by variance of ``log N_opt`` taken per FLOP, as long as they are affordable.
+
+    The optimum is that of the budget of the runs ``first``, which are made in any case.
+    """
+    laws, new = fit.replicates, first[0][1]
     assert laws is not None
     target = np.log(laws.optimum(new, fit.flops_per_image).parameters)
     kept = np.isfinite(target)
     target = target[kept] - target[kept].mean()
-    losses = np.stack(
-        [
-            np.log(laws(c.parameters, flops / fit.flops_per_image(c.parameters)))[kept]
-            for c, flops in pool
-        ]
-    )
+    sizes, costs = np.array([(c.parameters, flops) for c, flops in pool]).T
+    images = costs / fit.flops_per_image(sizes)
+    pairs = zip(sizes, images, strict=True)
+    losses = np.stack([np.log(laws(n, d))[kept] for n, d in pairs])
     losses = losses - losses.mean(1, keepdims=True)
     noise = max(fit.noise, 1e-6) ** 2
-    costs = np.array([flops for _, flops in pool])
     times = np.zeros(len(pool), int)
-    taken = [(p.candidate.parameters, p.flops) for p in plan.proposals]
-    for parameters, flops in taken:  # the first half tells something already
-        at = [(c.parameters, f) for c, f in pool].index((parameters, flops))
-        target, losses = _given(target, losses, at, noise)
-        times[at] += 1
+    for pair in first:  # they tell something already
+        target, losses = _given(target, losses, pool.index(pair), noise)
+        times[pool.index(pair)] += 1
+    chosen: list[tuple[Candidate, float]] = []
     while True:
         variance = (losses**2).mean(1) + noise
         gain = (losses @ target / len(target)) ** 2 / variance / costs
         allowed = (costs <= money) & (times < max_seeds)
         if not allowed.any():
-            return
+            return chosen
         at = int(np.argmax(np.where(allowed, gain, -1.0)))
-        plan.add(*pool[at], "uncertain")
+        chosen.append(pool[at])
         target, losses = _given(target, losses, at, noise)
         times[at] += 1
         money -= costs[at]
@@ -256,8 +209,8 @@ def _given(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replicates as they would spread once run ``at`` was measured.
 
-    The linear (Kalman) update of an ensemble: what moves with that run's loss goes,
-    down to what noise leaves. The root makes the variance, not only the mean, right.
+    The linear (Kalman) update of an ensemble, with a root that makes its variance right
+    and not only its mean.
     """
     seen = losses[at]
     variance = float(np.mean(seen**2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from scm_jax.cost.counts import effective_sampling_compute
 from scm_jax.files import shipped
@@ -18,31 +19,18 @@ PATH = shipped.folder("data") / "reference" / "published.csv"
 
 @dataclasses.dataclass(frozen=True)
 class PublishedResult:
-    """One number of a paper.
+    """One number of a paper."""
 
-    Attributes:
-      dataset: ``cifar10``, ``imagenet64`` or ``imagenet512``.
-      method: such as ``scd``.
-      size: name of the network's size, empty where there is one only.
-      params: parameters of the network.
-      steps: steps of the sampler.
-      nfe: evaluations of the network, two each under classifier-free guidance.
-      guidance: its scale; 1 for none.
-      metric: ``fid`` or ``fd_dinov2``.
-      value: the number.
-      source: where it was published.
-    """
-
-    dataset: str
-    method: str
-    size: str
-    params: int
-    steps: int
-    nfe: int
-    guidance: float
-    metric: str
+    dataset: str  # cifar10, imagenet64 or imagenet512
+    method: str  # such as scd
+    size: str  # name of the network's size, empty where there is one only
+    params: int  # parameters of the network
+    steps: int  # of the sampler
+    nfe: int  # network evaluations, two a step under classifier-free guidance
+    guidance: float  # its scale; 1 for none
+    metric: str  # fid or fd_dinov2
     value: float
-    source: str
+    source: str  # where it was published
 
     @property
     def sampling_compute(self) -> float:
@@ -53,32 +41,17 @@ class PublishedResult:
 def load_published(
     dataset: str = "", metric: str = "", path: Path = PATH
 ) -> list[PublishedResult]:
-    """The published results of a data set and a metric, all where these are empty.
-
-    Raises:
-      FileNotFoundError: the table is not there: it is part of the repository, not of
-        the installed package.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: published results are part of the repository; "
-            "install a checkout with `pip install -e .`"
-        )
+    """The published results of a dataset and a metric; all where these are empty."""
     with path.open(newline="", encoding="utf-8") as file:
         found = [_result(row) for row in csv.DictReader(file)]
     return [r for r in found if dataset in ("", r.dataset) and metric in ("", r.metric)]
 
 
 def _result(row: dict[str, str]) -> PublishedResult:
-    return PublishedResult(
-        dataset=row["dataset"],
-        method=row["method"],
-        size=row["size"],
-        params=round(float(row["params_million"]) * 1e6),
-        steps=int(row["steps"]),
-        nfe=int(row["nfe"]),
-        guidance=float(row["guidance"]),
-        metric=row["metric"],
-        value=float(row["value"]),
-        source=row["source"],
-    )
+    values: dict[str, Any] = {"params": round(float(row["params_million"]) * 1e6)}
+    values |= {key: int(row[key]) for key in ("steps", "nfe")}
+    values |= {key: float(row[key]) for key in ("guidance", "value")}
+    values |= {
+        key: row[key] for key in ("dataset", "method", "size", "metric", "source")
+    }
+    return PublishedResult(**values)

@@ -1,11 +1,7 @@
 """Students against their teachers: the ratio of a quality, by size of the network.
 
-The paper's claim (arXiv 2410.11081v2, Sec. 5 and Fig. 6) is that a distilled student
-stays at a constant ratio to its teacher over sizes: slope 0 in
-
-    log(student / teacher) = log r + s log(N / N_0),
-
-with N_0 the geometric mean of the sizes, so that r is the ratio in their middle.
+The paper's claim (arXiv 2410.11081v2, Sec. 5 and Fig. 6) is slope 0 over sizes in
+``log(student / teacher) = log r + s log(N / N_0)``, with N_0 their geometric mean.
 """
 
 from __future__ import annotations
@@ -26,23 +22,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RatioFit:
-    """``student / teacher = r (N / N_0)^s``.
+    """``student / teacher = r (N / N_0)^s``, with 95 % intervals."""
 
-    Attributes:
-      parameters: N of each pair, ``(n,)``.
-      ratios: its ratio; 1 is as good as the teacher, where small is good.
-      ratio: r, with its 95 % interval.
-      slope: s, with its 95 % interval; one that holds 0 is a constant ratio.
-      center: N_0.
-      spread: standard deviation of log ratios around the line.
-    """
-
-    parameters: np.ndarray
-    ratios: np.ndarray
-    ratio: Interval
-    slope: Interval
-    center: float
-    spread: float
+    parameters: np.ndarray  # N of each pair, (n,)
+    ratios: np.ndarray  # 1 is as good as the teacher, where small is good
+    ratio: Interval  # r
+    slope: Interval  # s; an interval that holds 0 is a constant ratio
+    center: float  # N_0
+    spread: float  # standard deviation of log ratios around the line
 
     def at(self, parameters: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The line and its 95 % confidence band: estimate, low, high."""
@@ -63,14 +50,12 @@ def fit_ratio(
 ) -> RatioFit:
     """The line through ratios of pairs, by least squares, with Student's intervals.
 
-    Residuals take part in the spread whether they are noise of training, of measuring
-    or of the line. Pairs of one teacher share its error: give one pair per size, such
-    as means over seeds, where the teacher has a single run.
+    Pairs of one teacher share its error: give one pair per size, such as means over
+    seeds, where the teacher has a single run.
 
     Args:
       parameters: N of each pair, ``(n,)``.
-      student: quality of the student, positive.
-      teacher: quality of its teacher, positive.
+      student, teacher: quality of each, positive.
 
     Raises:
       ValueError: values that are not positive and finite, or fewer than 2 sizes.
@@ -80,36 +65,24 @@ def fit_ratio(
       >>> round(fit.ratio.estimate, 3)
       1.099
     """
-    n, s, t = (np.asarray(v, float).ravel() for v in (parameters, student, teacher))
-    for name, values in (("parameters", n), ("student", s), ("teacher", t)):
-        if not np.all(np.isfinite(values) & (values > 0)):
-            raise ValueError(f"{name} must be positive and finite, it is {values}")
+    given = {"parameters": parameters, "student": student, "teacher": teacher}
+    n, s, t = (columns.positive(values, name) for name, values in given.items())
     if len(np.unique(n)) < 2:
         raise ValueError(f"a slope over sizes needs 2 sizes, there is {np.unique(n)}")
     center = float(np.exp(np.log(n).mean()))
     shift, log_ratio = np.log(n / center), np.log(s / t)
     square = float(np.sum(shift**2))
     level, slope = float(log_ratio.mean()), float(shift @ log_ratio / square)
-    free = len(n) - 2
-    if not free:
-        nothing = float("nan")
-        return RatioFit(
-            n, s / t, Interval(np.exp(level)), Interval(slope), center, nothing
-        )
-    rest = log_ratio - level - slope * shift
-    spread = float(np.sqrt(np.sum(rest**2) / free))
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, free))
-    wide, steep = quantile * spread / np.sqrt(len(n)), quantile * spread / square**0.5
-    return RatioFit(
-        parameters=n,
-        ratios=s / t,
-        ratio=Interval(
-            *(float(np.exp(level + d)) for d in (0.0, -wide, wide)),
-        ),
-        slope=Interval(slope, slope - steep, slope + steep),
-        center=center,
-        spread=spread,
-    )
+    ratio, spread = Interval(float(np.exp(level))), float("nan")
+    slopes = Interval(slope)
+    if free := len(n) - 2:
+        rest = log_ratio - level - slope * shift
+        spread = float(np.sqrt(np.sum(rest**2) / free))
+        quantile = float(stats.t.ppf((1 + LEVEL) / 2, free))
+        wide, steep = quantile * spread / len(n) ** 0.5, quantile * spread / square**0.5
+        ratio = Interval(*(float(np.exp(level + d)) for d in (0.0, -wide, wide)))
+        slopes = Interval(slope, slope - steep, slope + steep)
+    return RatioFit(n, s / t, ratio, slopes, center, spread)
 
 
 def published_ratio(
@@ -117,7 +90,7 @@ def published_ratio(
 ) -> RatioFit:
     """The ratio of the paper's own students to its own teachers, size by size.
 
-    Each number stands at the guidance that its authors found best for it.
+    Each number is at the guidance that its authors found best for it.
 
     Args:
       dataset: ``imagenet64`` or ``imagenet512``.
@@ -133,7 +106,7 @@ def published_ratio(
       >>> f"{fit.ratio.estimate:.2f}", 0 in fit.slope
       ('1.09', True)
     """
-    # Imported here: the table's module counts sampling compute through jax's.
+    # Imported here, as the module of the table imports jax to count compute.
     from scm_jax.analysis.laws.published import load_published
 
     rows = load_published(dataset, metric)
@@ -159,13 +132,12 @@ def ratio_by_size(
 ) -> RatioFit:
     """The same of runs: each student beside the run that ``teacher_id`` names.
 
-    Seeds of one size are joined by their geometric mean, so that each size counts
-    once.
+    Each size counts once, with the geometric mean of its seeds.
 
     Args:
       frame: one row per run, as ``load_runs`` returns it, teachers among them.
-      student: column of the student's quality, such as ``2_steps/frechet_distance``.
-      teacher: column of the teacher's, such as ``18_steps/frechet_distance``.
+      student, teacher: columns of their quality, such as ``2_steps/frechet_distance``
+        and ``18_steps/frechet_distance``.
       parameters: column of N.
 
     Raises:

@@ -1,10 +1,13 @@
-"""Trainings as pictures: curves with bands of seeds, values by time bin, spikes."""
+"""Figures of trainings: curves with bands of seeds, values by time bin, spikes.
+
+Each ``plot_*`` draws into ``axes``, or else into a new figure, and returns the Axes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +28,7 @@ SCALES = {
     "device_hours": "device hours",
 }
 MAX_POINTS = 400
+_TIMES = ([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
 
 
 def plot_curves(
@@ -39,9 +43,8 @@ def plot_curves(
     """A metric during training, a line for each setting with a band over its seeds.
 
     The line is the mean over the runs of a setting, the band reaches from the least to
-    the greatest of them: a standard deviation of three would say less than it seems to.
-    Both end where the first of the runs ends. Every run is drawn faintly too, with a
-    cross where a value was not finite.
+    the greatest of them; both end where the first of the runs ends. Every run is drawn
+    faintly too, with a cross where a value was not finite.
 
     Args:
       metrics: as ``load_metrics`` gives them.
@@ -50,7 +53,6 @@ def plot_curves(
       x: a key of ``SCALES``. Device hours are spread over a run's images evenly.
       by: columns of ``runs`` that tell lines apart; default is every config key that
         varies but the seed.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: another x, no such column, or nothing to draw.
@@ -64,39 +66,29 @@ def plot_curves(
         groups.setdefault(names[run], []).append(curve)
     for number, (name, found) in enumerate(groups.items()):
         colour = axes_lib.colour(number)
+        faint: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.7}
+        style = faint if len(found) > 1 else {"linewidth": 1.6, "label": name}
         for curve in found:
-            alone = len(found) == 1
-            axes.plot(
-                *_thinned(curve.x, curve.y),
-                color=colour,
-                alpha=1.0 if alone else 0.3,
-                linewidth=1.6 if alone else 0.7,
-                label=name if alone else None,
-            )
+            axes.plot(*_thinned(curve.x, curve.y), color=colour, **style)
             axes.plot(curve.lost_x, curve.lost_y, "x", color=colour, markersize=6)
         if len(found) > 1:
-            grid, mean, low, high = band(found)
+            grid, mean, low, high = _band(found)
             label = f"{name} ({len(found)} seeds)"
             axes.plot(*_thinned(grid, mean), color=colour, linewidth=1.8, label=label)
             axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     axes_lib.log_if_wide(axes, np.concatenate([c.y for c in curves.values()]))
     axes_lib.engineering(axes.xaxis)
-    if len(groups) > 1:
-        axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, SCALES[x], column)
+    return axes_lib.tidy(axes, SCALES[x], column, legend=len(groups) > 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric of one run, where it is finite; ``lost_*``: where it was not.
+    """A metric of one run."""
 
-    ``lost_y`` is the last finite value before, so that a mark stands on the curve.
-    """
-
-    x: np.ndarray
+    x: np.ndarray  # where it is finite
     y: np.ndarray
-    lost_x: np.ndarray
-    lost_y: np.ndarray
+    lost_x: np.ndarray  # where it was not
+    lost_y: np.ndarray  # the last finite value before: a mark lies on the curve
 
 
 def run_curves(
@@ -105,9 +97,7 @@ def run_curves(
     """The curve of each run; arguments are those of ``plot_curves``."""
     if x not in SCALES:
         raise ValueError(f"x = {x!r} is not one of {sorted(SCALES)}")
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
-    metrics = columns.numeric(metrics, column)
+    metrics = columns.numeric(_with_metric(metrics, column), column)
     curves = {}
     for run, rows in metrics.groupby("run_id", observed=True, sort=False):
         if run in runs.index:
@@ -119,7 +109,13 @@ def run_curves(
     return {run: curves[run] for run in runs.index if run in curves}
 
 
-def band(
+def _with_metric(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
+    if column not in metrics.columns:
+        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    return metrics
+
+
+def _band(
     curves: Sequence[Curve],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Common x of some curves, and mean, least and greatest value there."""
@@ -134,39 +130,31 @@ def band(
 
 
 def _scale(rows: pd.DataFrame, run: pd.Series, x: str) -> np.ndarray:
-    if x == "steps":
-        return rows["step"].to_numpy(np.float64)
-    images = rows["images"].to_numpy(np.float64)
+    values = rows["step" if x == "steps" else "images"].to_numpy(np.float64)
     if x == "flops":
-        return images * run["flops_per_image"]
-    return images * run["device_hours"] / run["images"] if x != "images" else images
+        return values * run["flops_per_image"]
+    return (
+        values * run["device_hours"] / run["images"] if x == "device_hours" else values
+    )
 
 
 def _curve(rows: pd.DataFrame, column: str, x: np.ndarray) -> Curve:
-    y = rows[column].to_numpy(np.float64)
-    lost = is_lost(rows, column) & np.isfinite(x)
+    lost = _is_lost(rows, column) & np.isfinite(x)
+    finite = rows[column].astype(float).where(np.isfinite)
+    y, before = finite.to_numpy(), finite.ffill().to_numpy()
     shown = np.isfinite(x) & np.isfinite(y)
-    before = np.array([_last(y[:place]) for place in np.flatnonzero(lost)], np.float64)
-    return Curve(x[shown], y[shown], x[lost], before)
+    return Curve(x[shown], y[shown], x[lost], before[lost])
 
 
-def is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
+def _is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
     """Rows of ``load_metrics`` in which a value was NaN or infinite."""
     texts = rows["nonfinite"].to_numpy()
     return np.array([bool(text) and column in text.split(" ") for text in texts], bool)
 
 
-def _last(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite[-1]) if len(finite) else float("nan")
-
-
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     every = max(1, len(x) // MAX_POINTS)
     return x[::every], y[::every]
-
-
-# --- Values by time bin ---------------------------------------------------------------
 
 
 def plot_bins(
@@ -185,18 +173,17 @@ def plot_bins(
         ``bins/tangent_norm`` or ``bins/log_weight``.
       x: ``images``: a line for each bin; ``t``: a line for each of some stages.
       stages: how many, each the mean of so many equal parts of the training.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: several runs, no such values, or another x.
     """
     if x not in ("images", "t"):
         raise ValueError(f"x = {x!r} is not one of ['images', 't']")
+    pandas = require("pandas", "plots", "scm_jax[analysis]")
     images, values = bin_values(metrics, column)
     axes = axes_lib.new_axes(axes)
     centres = (np.arange(values.shape[1]) + 0.5) / values.shape[1] * np.pi / 2
-    matplotlib = require("matplotlib", "plots", "scm_jax[analysis]")
-    colours = matplotlib.colormaps["viridis"]
+    colours = require("matplotlib", "plots", "scm_jax[analysis]").colormaps["viridis"]
     if x == "images":
         for place, t in enumerate(centres):
             shown = np.isfinite(values[:, place])
@@ -210,11 +197,11 @@ def plot_bins(
             if len(part):
                 shade = colours(0.95 * number / max(1, stages - 1))
                 name = f"until {_engineering(images[part[-1]])}"
-                mean = _mean(values[part])
+                mean = pandas.DataFrame(values[part]).mean().to_numpy()
                 axes.plot(centres, mean, ".-", color=shade, label=name, linewidth=1.4)
         axes.set_xlim(0, np.pi / 2)
-        axes.set_xticks([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
-        axes.legend(fontsize=8, frameon=False, title="images", title_fontsize=8)
+        axes.set_xticks(*_TIMES)
+        axes.legend(title="images", title_fontsize=8, **axes_lib.LEGEND)
         label = "t"
     axes_lib.log_if_wide(axes, values)
     return axes_lib.tidy(axes, label, column.removeprefix("bins/"))
@@ -222,8 +209,7 @@ def plot_bins(
 
 def bin_values(metrics: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Images ``(n,)`` and values ``(n, bins)`` of one run; an empty bin is NaN."""
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
+    _with_metric(metrics, column)
     names = list(dict.fromkeys(metrics["run_id"]))
     rows = metrics[[np.size(value) > 1 for value in metrics[column]]]
     if len(names) != 1 or rows.empty:
@@ -234,19 +220,13 @@ def bin_values(metrics: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarr
     return rows["images"].to_numpy(np.float64), np.stack(list(rows[column]))
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    count = np.isfinite(values).sum(axis=0)
-    total = np.where(np.isfinite(values), values, 0.0).sum(axis=0)
-    return np.where(count, total / np.maximum(count, 1), np.nan)
-
-
 def _time_bar(axes: Axes, colours: object) -> None:
     cm = require("matplotlib.cm", "plots", "scm_jax[analysis]")
     colors = require("matplotlib.colors", "plots", "scm_jax[analysis]")
     scale = cm.ScalarMappable(colors.Normalize(0, np.pi / 2 / 0.95), colours)
     bar = axes.figure.colorbar(scale, ax=axes, pad=0.02)
     bar.ax.set_ylim(0, np.pi / 2)
-    bar.set_ticks([0, np.pi / 4, np.pi / 2], labels=["0, data", "π/4", "π/2, noise"])
+    bar.set_ticks(_TIMES[0], labels=_TIMES[1])
     bar.ax.set_title("t", fontsize=10)
 
 
@@ -255,16 +235,13 @@ def _engineering(value: float) -> str:
     return ticker.EngFormatter(sep="", places=None).format_eng(float(f"{value:.3g}"))
 
 
-# --- Spikes ---------------------------------------------------------------------------
-
-
 def spikes(
     metrics: pd.DataFrame, column: str, *, factor: float = 3.0, window: int = 20
 ) -> pd.DataFrame:
     """Logged steps at which a positive metric jumps, or is not finite.
 
     A value is a spike if it is more than ``factor`` times the median of the ``window``
-    logged values before it (at least five): a median does not follow a single spike.
+    logged values before it (at least five).
 
     Returns:
       ``run_id``, ``step``, ``images``, ``value``, ``ratio`` to the median, ``finite``.
@@ -274,14 +251,12 @@ def spikes(
     """
     import pandas
 
-    if column not in metrics.columns:
-        raise ValueError(f"no metric {column!r}; there are {list(metrics.columns)[5:]}")
-    metrics = columns.numeric(metrics, column)
+    metrics = columns.numeric(_with_metric(metrics, column), column)
     if factor <= 1:
         raise ValueError(f"factor = {factor} must be more than 1")
     found = []
     for _, rows in metrics.groupby("run_id", observed=True, sort=False):
-        lost = is_lost(rows, column)
+        lost = _is_lost(rows, column)
         rows = rows[rows[column].notna().to_numpy() | lost]
         values = rows[column].astype(float)
         usual = values.rolling(window, min_periods=5).median().shift().ffill()
@@ -301,10 +276,9 @@ def plot_spikes(
     window: int = 20,
     axes: Axes | None = None,
 ) -> Axes:
-    """A metric of some runs with its spikes marked, see ``spikes``.
+    """A metric of some runs with its ``spikes``, which the legend counts.
 
-    Circles are spikes; crosses on the upper edge are values that were not finite. The
-    legend counts both.
+    Circles are jumps; crosses on the upper edge are values that were not finite.
     """
     axes = axes_lib.new_axes(axes)
     found = spikes(metrics, column, factor=factor, window=window)
@@ -323,5 +297,4 @@ def plot_spikes(
         axes.plot(lost["images"], ones, "x", color=shade, transform=edge, clip_on=False)
     axes_lib.log_if_wide(axes, metrics[column].to_numpy(np.float64), 10.0)
     axes_lib.engineering(axes.xaxis)
-    axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, "images", column)
+    return axes_lib.tidy(axes, "images", column, legend=True)

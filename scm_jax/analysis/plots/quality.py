@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # The metric of a plot is the first of these that some row has.
-METRICS = (
-    "fid",
-    "fd_dinov2",
-    "frechet_distance",
-    "trajectory_rmse",
-    "consistency_rmse",
-    "validation_error",
-)
+METRICS: tuple[str, ...] = ("fid", "fd_dinov2", "frechet_distance")
+METRICS += ("trajectory_rmse", "consistency_rmse", "validation_error")
 COSTS = {
     "nfe": "network evaluations per sample",
     "sampling_compute": "billion parameters x evaluations per sample",
@@ -37,43 +31,41 @@ _NAMES = {"fid": "FID", "fd_dinov2": "FD-DINOv2"}
 def plot_runs(
     directories: Sequence[str | os.PathLike], out: str | os.PathLike, metric: str = ""
 ) -> None:
-    """Draws all results of some runs against both costs, into one picture.
+    """``plot_rows`` of all results of some run directories.
 
-    Args:
-      directories: run directories with a ``results.jsonl``.
-      out: the picture, a PNG, PDF or SVG.
-      metric: what to draw; default is the first of ``METRICS`` that is there.
-
-    Raises:
-      ValueError: no run has a row with such a metric, or rows were measured in
-        different ways, see ``comparable``.
+    Published results are drawn behind where all runs are of one dataset.
     """
-    rows: list[Row] = []
-    datasets = set()
-    for directory in directories:
-        run_dir = layout.RunDir(directory)
-        name = Path(directory).resolve().name
-        rows += [{"run": name, **row} for row in read_rows(run_dir.results_path)]
-        datasets.add(run_dir.read_config()["dataset"]["name"])
+    runs = [layout.RunDir(directory) for directory in directories]
+    rows = [
+        {"run": Path(run.path).resolve().name, **row}
+        for run in runs
+        for row in read_rows(run.results_path)
+    ]
+    datasets = {run.read_config()["dataset"]["name"] for run in runs}
     plot_rows(rows, out, metric, datasets.pop() if len(datasets) == 1 else "")
 
 
 def plot_rows(
     rows: Sequence[Row], out: str | os.PathLike, metric: str = "", dataset: str = ""
 ) -> None:
-    """Draws rows against both costs, into one picture.
+    """Draws rows against both costs, into one figure.
 
     Args:
       rows: results, as ``evaluate`` writes them; ``run`` tells lines apart.
-      out: the picture, a PNG, PDF or SVG.
+      out: the figure, a PNG, PDF or SVG.
       metric: what to draw; default is the first of ``METRICS`` that is there.
       dataset: whose published results are drawn behind; empty for none.
 
     Raises:
-      ValueError: no row has such a metric, or they were measured in different ways.
+      ValueError: no row has such a metric, or rows were measured in different ways
+        (``comparable``).
     """
     figures = require("matplotlib.figure", "plots", "scm_jax[analysis]")
-    metric = metric or _first_metric(rows)
+    if not metric:
+        known = [m for m in METRICS if any(row.get(m) is not None for row in rows)]
+        if not known:
+            raise ValueError(f"no row has one of the metrics {', '.join(METRICS)}")
+        metric = known[0]
     require_comparable(rows, metric)
     name = dataset.removesuffix("_latents")
     published = load_published(name, metric) if name else []
@@ -92,20 +84,14 @@ def plot_quality(
     published: Sequence[PublishedResult] = (),
     axes: Axes | None = None,
 ) -> Axes:
-    """One metric against the cost of a sample.
+    """One metric of rows, as ``evaluate`` writes them, against the cost of a sample.
 
     A line joins the rows that differ in steps alone; crosses are other intermediate
     times; whiskers are the standard deviation over seeds, where several were drawn.
-
-    Args:
-      rows: results, as ``evaluate`` writes them.
-      metric: their key.
-      cost: a key of ``COSTS``.
-      published: drawn hollow behind them.
-      axes: where to draw; default is a new figure.
+    Published results are drawn hollow behind them.
 
     Raises:
-      ValueError: no row has the metric, or the cost is none.
+      ValueError: no row has the metric and its cost, or the cost is unknown.
     """
     if cost not in COSTS:
         raise ValueError(f"cost = {cost!r} is not one of {sorted(COSTS)}")
@@ -119,8 +105,7 @@ def plot_quality(
         others = [row for row in line if row.get("times") is not None]
         deviations = [row.get(f"{metric}_std") or 0.0 for row in usual]
         drawn = axes.errorbar(
-            [row[cost] for row in usual],
-            [row[metric] for row in usual],
+            *([row[cost] for row in usual], [row[metric] for row in usual]),
             yerr=deviations if any(deviations) else None,
             marker="o",
             markersize=5,
@@ -129,31 +114,14 @@ def plot_quality(
             label=label,
         )
         axes.plot(
-            [row[cost] for row in others],
-            [row[metric] for row in others],
-            "x",
+            *([row[cost] for row in others], [row[metric] for row in others], "x"),
             color=drawn.lines[0].get_color(),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_numbers(axes)
-    return axes_lib.tidy(axes, COSTS[cost], _NAMES.get(metric, metric))
-
-
-def _first_metric(rows: Sequence[Row]) -> str:
-    for metric in METRICS:
-        if any(row.get(metric) is not None for row in rows):
-            return metric
-    raise ValueError(f"no results with one of the metrics {', '.join(METRICS)}")
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """Ticks such as 2 and 50: logarithmic axes write 2 x 10^0."""
-    ticker = require("matplotlib.ticker", "plots", "scm_jax[analysis]")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
-        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(ticker.NullFormatter())
+        axes_lib.plain_ticks(axis, numticks=8)
+    return axes_lib.tidy(axes, COSTS[cost], _NAMES.get(metric, metric))
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -168,9 +136,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
         name = str(row.get("run", row.get("method", "")))
         point = (row["steps"], tuple(row.get("times") or ()))
         lines.setdefault(", ".join([name, *details]), {})[point] = row
-    return {
-        label: [line[point] for point in sorted(line)] for label, line in lines.items()
-    }
+    return {name: [line[p] for p in sorted(line)] for name, line in lines.items()}
 
 
 def _draw_published(
@@ -183,8 +149,7 @@ def _draw_published(
         groups.setdefault(key, []).append(result)
     for (method, nfe, source), results in groups.items():
         axes.plot(
-            [getattr(r, cost) for r in results],
-            [r.value for r in results],
+            *([getattr(r, cost) for r in results], [r.value for r in results]),
             marker=next(markers),
             markersize=5,
             fillstyle="none",

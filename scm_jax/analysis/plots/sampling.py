@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +35,9 @@ def plot_sampling(
 ) -> Axes:
     """A metric against one setting of the sampler; a line where all others agree.
 
-    Points are means over the rows that agree in all that is drawn. Whiskers reach from
-    the least to the greatest where these are several (seeds, if ``by`` names a setting
-    instead of the run), else they are the standard deviation over sets of samples.
+    Points are means over the rows that agree in all that is drawn. Whiskers are the
+    range of several rows (seeds, if ``by`` names a setting instead of the run), or the
+    standard deviation over sets of samples of one.
 
     Args:
       results: as ``load_results`` gives them; join columns of ``load_runs`` to tell
@@ -46,7 +46,6 @@ def plot_sampling(
       x: a key of ``SETTINGS``. ``time`` takes two-step rows with an intermediate time
         of their own; the default time is a dashed line.
       by: columns that tell lines apart, beside the settings that vary.
-      axes: where to draw; default is a new figure.
 
     Raises:
       ValueError: another x, no rows, or rows that were measured in different ways.
@@ -63,13 +62,11 @@ def plot_sampling(
         usual = points.pop(None, None)
         if usual is not None:
             axes.axhline(usual[0], color=shade, linestyle="--", linewidth=1)
-        places = _places(points)
-        means, low, high = (
-            np.array([points[place] for place in places]).reshape(-1, 3).T
-        )
+        places = _places([points])
+        drawn = np.array([points[place] for place in places]).reshape(-1, 3)
+        means, low, high = drawn.T
         axes.errorbar(
-            places,
-            means,
+            *(places, means),
             yerr=(means - low, high - means) if (high > low).any() else None,
             color=shade,
             marker="o",
@@ -79,17 +76,15 @@ def plot_sampling(
             label=name or None,
         )
     if x == "nfe":
-        places = _places(place for points in lines.values() for place in points)
+        places = _places(lines.values())
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
-    drawn = [p[0] for points in lines.values() for p in points.values()]
-    axes_lib.log_if_wide(axes, np.array(drawn), 10.0)
+    every = [p[0] for points in lines.values() for p in points.values()]
+    axes_lib.log_if_wide(axes, np.array(every), 10.0)
     if dashed:
         axes.plot([], [], "--", color="0.4", linewidth=1, label="default time")
-    if len(lines) > 1 or dashed:
-        axes.legend(fontsize=8, frameon=False)
-    return axes_lib.tidy(axes, SETTINGS[x], metric)
+    return axes_lib.tidy(axes, SETTINGS[x], metric, len(lines) > 1 or dashed)
 
 
 def sampling_lines(
@@ -108,14 +103,13 @@ def sampling_lines(
     rows = [row for row in results.to_dict("records") if _has_place(row, metric, x)]
     if not rows:
         raise ValueError(f"no row has {metric!r} and {SETTINGS[x]}")
-    require_comparable([_comparable(row) for row in rows], metric)
-    settings = [name for name in ("steps", "guidance", "ema") if name != x]
-    if x == "nfe":
-        settings.remove("steps")
+    found = [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
+    require_comparable([{**r, "run": str(r.get("run_id", ""))} for r in found], metric)
     swept = [
         name
-        for name in settings
-        if len({row.get(name) for row in rows if not is_missing(row.get(name))}) > 1
+        for name in ("steps", "guidance", "ema")
+        if name not in (x, "steps" if x == "nfe" else "")
+        and len({row.get(name) for row in rows if not is_missing(row.get(name))}) > 1
     ]
     groups: dict[str, dict[float | None, list[dict[str, Any]]]] = {}
     for row in rows:
@@ -133,6 +127,10 @@ def sampling_lines(
     return {name: found for name, found in lines.items() if len(found) > 1} or lines
 
 
+def _places(lines: Iterable[Mapping[float | None, Any]]) -> list[float]:
+    return sorted({x for points in lines for x in points if x is not None})
+
+
 def _has_place(row: dict[str, Any], metric: str, x: str) -> bool:
     value = row[metric]
     if is_missing(value) or not math.isfinite(value):
@@ -148,21 +146,11 @@ def _place(row: dict[str, Any], x: str) -> float | None:
     return None if is_missing(row["times"]) else float(row["times"][0])
 
 
-def _places(keys: Iterable[float | None]) -> list[float]:
-    return sorted({key for key in keys if key is not None})
-
-
 def _point(rows: Sequence[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     values = [row[metric] for row in rows]
     mean = float(np.mean(values))
     if len(rows) > 1:
         return mean, min(values), max(values)
-    found = rows[0].get(f"{metric}_std")
-    std = 0.0 if found is None or is_missing(found) else float(found)
+    found = rows[0].get(f"{metric}_std", 0.0)
+    std = 0.0 if is_missing(found) else found
     return mean, mean - std, mean + std
-
-
-def _comparable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table as one of ``results.jsonl``."""
-    found = {name: None if is_missing(value) else value for name, value in row.items()}
-    return {**found, "run": str(row.get("run_id", ""))}

@@ -4,9 +4,8 @@
     ROOT/metrics.parquet  a row a logged step, see ``metric_rows``
     ROOT/results.parquet  a row a measurement; ``row`` is the line of ``results.jsonl``
 
-Each file has in its metadata, by the name of the run's directory, size and time of
-change of the files that its rows come from. Rows of a run whose files have changed
-since are not used.
+By the name of a run's directory, the metadata have size and time of change of the files
+that its rows come from. Rows of a run whose files have changed since are not used.
 """
 
 from __future__ import annotations
@@ -17,20 +16,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.analysis.tables.run_files import (
-    FACT_FILES,
-    METRICS_FILE,
-    RESULTS_FILE,
-    ROW_COLUMNS,
-    RunFiles,
-)
+from scm_jax.analysis.tables import run_files
+from scm_jax.analysis.tables.run_files import RunFiles
 from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS, METRICS, RESULTS = "runs.parquet", "metrics.parquet", "results.parquet"
-SOURCES = {RUNS: FACT_FILES, METRICS: (METRICS_FILE,), RESULTS: (RESULTS_FILE,)}
+SOURCES = {
+    RUNS: run_files.FACT_FILES,
+    METRICS: (run_files.METRICS_FILE,),
+    RESULTS: (run_files.RESULTS_FILE,),
+}
 
 # Version of the files' format. Files of another format are not used.
 FORMAT = "1"
@@ -39,140 +37,95 @@ _KEY = b"scm_jax"
 
 def read_facts(runs: Sequence[RunFiles]) -> dict[str, dict[str, Any]]:
     """``run_files.read_facts`` by path of run, as far as it is collected."""
-    found = {}
-    for own, file in _by_root(runs, RUNS):
-        table = file.read(columns=["run_id", "facts"])
-        for name, text in zip(*table.to_pydict().values(), strict=True):
-            if name in own:
-                found[own[name].path] = json.loads(text)
-    return found
+    return {path: facts for path, (facts,) in _read_json(runs, RUNS, "facts").items()}
 
 
-def read_results(runs: Sequence[RunFiles]) -> dict[str, list[dict[str, Any]]]:
-    """``run_files.result_rows`` by path of run, as far as they are collected."""
+def read_results(
+    runs: Sequence[RunFiles],
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str], set[str]]:
+    """By run id, the rows of ``results.jsonl``, collected or not.
+
+    And, by run id, why a run is missing; and the ids of those whose own file was read.
+    """
+    kept = _read_json(runs, RESULTS, "row")
+    rows, errors, read = {}, {}, set()
+    for run in runs:
+        try:
+            rows[run.id] = (
+                kept[run.path] if run.path in kept else run_files.result_rows(run)
+            )
+        except run_files.READ_ERRORS as error:
+            errors[run.id] = str(error)
+            continue
+        if run.path not in kept and run_files.RESULTS_FILE in run.files:
+            read.add(run.id)
+    return rows, errors, read
+
+
+def _read_json(
+    runs: Sequence[RunFiles], name: str, column: str
+) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for own, file in _by_root(runs, RESULTS):
+    for own, file in _by_root(runs, name):
         found |= {run.path: [] for run in own.values()}
-        table = file.read(columns=["run_id", "row"])
-        for name, text in zip(*table.to_pydict().values(), strict=True):
-            if name in own:
-                found[own[name].path].append(json.loads(text))
+        table = file.read(columns=["run_id", column])
+        texts = table[column].to_pylist()
+        for directory, text in zip(table["run_id"].to_pylist(), texts, strict=True):
+            if directory in own:
+                found[own[directory].path].append(json.loads(text))
     return found
 
 
 def read_metrics(
     runs: Sequence[RunFiles], wanted: set[str] | None
-) -> tuple[list[pa.Table], set[str], set[str]]:
-    """``metric_rows.read_table`` of the collected runs.
+) -> tuple[list[pa.Table], dict[str, list[str]]]:
+    """``metric_rows.read_table`` of those runs that are collected.
 
-    Args:
-      runs: which; those that are not collected are left out.
-      wanted: columns to read beside those of every row; None for all.
-
-    Returns:
-      Tables with a further column ``run``, the index into ``runs``; the paths of their
-      runs; and the names of all columns that these runs have.
+    Returns tables with a further column ``run``, the index into ``runs``, and the
+    names of all columns that a run has, by its id. ``wanted`` are columns to read
+    beside those of every row; None for all.
     """
-    tables, paths, known = [], set(), set()
+    tables: list[pa.Table] = []
+    columns: dict[str, list[str]] = {}
     codes = {run.path: code for code, run in enumerate(runs)}
     for own, file in _by_root(runs, METRICS):
         has = _metadata(file)["columns"]
         names = {name for directory in own for name in has[directory]}
-        columns = [
-            n for n in names if wanted is None or n in ROW_COLUMNS or n in wanted
-        ]
-        table = file.read(columns=["run_id", *columns])
+        if wanted is not None:
+            names &= {*run_files.ROW_COLUMNS, *wanted}
+        table = file.read(columns=["run_id", *names])
         own_codes = {directory: codes[run.path] for directory, run in own.items()}
         tables.append(_only(table, own_codes))
-        paths |= {run.path for run in own.values()}
-        known |= names
-    return tables, paths, known
-
-
-def metric_groups(
-    runs: Sequence[RunFiles],
-) -> tuple[set[str], dict[str, list[str]], Iterator[pa.Table]]:
-    """What of one root's collected metrics can be copied.
-
-    Returns:
-      Paths of the runs; their columns by directory; tables with their rows.
-    """
-    found = list(_by_root(runs, METRICS))
-    if not found:
-        return set(), {}, iter(())
-    ((own, file),) = found
-    has = _metadata(file)["columns"]
-    columns = {directory: has[directory] for directory in own}
-    return {run.path for run in own.values()}, columns, _groups(file, own)
-
-
-def _groups(file: Any, own: dict[str, RunFiles]) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.compute
-
-    kept = pa.array(list(own))
-    for number in range(file.num_row_groups):
-        table = file.read_row_group(number)
-        yield table.filter(pyarrow.compute.is_in(table["run_id"].cast("string"), kept))
-
-
-def with_code(table: pa.Table, code: int) -> pa.Table:
-    """A table with the number of its run."""
-    import pyarrow as pa
-
-    codes = pa.repeat(pa.scalar(code, pa.int32()), len(table))
-    return table.append_column("run", codes)
-
-
-def in_order(table: pa.Table) -> pa.Table:
-    """Rows by run; those of one run, which lie together, stay in order."""
-    import numpy as np
-    import pyarrow as pa
-
-    codes = table["run"].to_numpy()
-    if not (np.diff(codes) < 0).any():
-        return table
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    lengths = np.diff(starts, append=len(codes))
-    order = np.argsort(codes[starts], kind="stable")
-    return pa.concat_tables(
-        [table.slice(starts[place], lengths[place]) for place in order]
-    )
+        columns |= {run.id: has[directory] for directory, run in own.items()}
+    return tables, columns
 
 
 def runs_without_directories(root: str) -> list[RunFiles]:
     """The runs of a folder that holds collected files and no run directories."""
     files: dict[str, dict[str, tuple[int, int]]] = {}
+    collected: list[str] = []
     for name in SOURCES:
         opened = _open(os.path.join(root, name))
-        kept = _metadata(opened)["signatures"] if opened else {}
-        for run, text in kept.items():
+        signatures = _metadata(opened)["signatures"] if opened else {}
+        for run, text in signatures.items():
             files.setdefault(run, {}).update(_parse(text))
-    known = _open(os.path.join(root, RUNS))
-    return [
-        RunFiles(name, os.path.join(root, name), files[name], root)
-        for name in sorted(_metadata(known)["signatures"] if known else ())
-    ]
+        collected = sorted(signatures) if name == RUNS else collected
+    return [RunFiles(n, os.path.join(root, n), files[n], root) for n in collected]
 
 
 def metadata(
     name: str, runs: Sequence[RunFiles], columns: dict[str, list[str]] | None = None
 ) -> dict[bytes, bytes]:
-    """The metadata of a file with the rows of some runs.
-
-    ``columns`` are those of each run in ``metrics.parquet``, by directory.
-    """
+    """The metadata of a file; ``columns`` are those of each run's metrics, by id."""
     signatures = {run.id: run.signature(SOURCES[name]) for run in runs}
     found = {"format": FORMAT, "signatures": signatures, "columns": columns or {}}
     return {_KEY: json.dumps(found).encode()}
 
 
 def _metadata(file: Any) -> dict[str, Any]:
-    text = (file.schema_arrow.metadata or {}).get(_KEY, b"{}")
-    found = json.loads(text)
-    if found.get("format") != FORMAT:
-        return {"signatures": {}, "columns": {}}
-    return found
+    found = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
+    known = found.get("format") == FORMAT
+    return found if known else {"signatures": {}, "columns": {}}
 
 
 def _by_root(
@@ -183,8 +136,7 @@ def _by_root(
     for run in runs:
         roots.setdefault(os.path.dirname(run.path), []).append(run)
     for root, below in roots.items():
-        file = _open(os.path.join(root, name))
-        if file is None:
+        if (file := _open(os.path.join(root, name))) is None:
             continue
         kept = _metadata(file)["signatures"]
         named = {os.path.basename(run.path): run for run in below}
@@ -213,17 +165,12 @@ def _open(path: str) -> Any:
 
 
 def _only(table: pa.Table, codes: dict[str, int]) -> pa.Table:
-    """The rows of some runs, numbered, without their names."""
+    """The rows of some runs, with the runs' numbers in place of their names."""
     import numpy as np
     import pyarrow as pa
 
-    names = table["run_id"].unify_dictionaries().combine_chunks()
-    if isinstance(names, pa.ChunkedArray):
-        names = names.chunk(0)
-    of_name = np.array(
-        [codes.get(n, -1) for n in names.dictionary.to_pylist()], np.int32
-    )
-    run = of_name[names.indices.to_numpy()]
+    names = table["run_id"].unify_dictionaries().to_pandas()
+    run = names.map(lambda name: codes.get(name, -1)).to_numpy(np.int32)
     table = table.drop_columns(["run_id"]).append_column("run", pa.array(run))
     return table if (run >= 0).all() else table.filter(pa.array(run >= 0))
 

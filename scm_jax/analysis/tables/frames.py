@@ -1,15 +1,7 @@
-"""Any number of runs as tables: one row a run, one a logged step, one a measurement.
-
-Example:
-  >>> import scm_jax
-  >>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
-  >>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
-  ... # doctest: +SKIP
-"""
+"""Any number of runs as tables: one row a run, one a logged step, one a measurement."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,11 +14,11 @@ from scm_jax.runs.directory.run_configs import is_neutral
 if TYPE_CHECKING:
     import pandas as pd
 
-# Config keys that have a column under another name.
-_NAMED = {"name": "name", "seed": "seed"}
-
-_LOST = float("nan")
 _ABSENT = object()
+
+# Columns that are texts also where no run has one.
+_TEXTS = {"state", "sweep", "name", "objective", "device", "commit", "teacher_id"}
+_TEXTS |= {"error", "path", "duplicate_of", "run_id", "ema"}
 
 
 def load_runs(roots: Roots) -> pd.DataFrame:
@@ -54,8 +46,7 @@ def load_runs(roots: Roots) -> pd.DataFrame:
       - ``error``, ``path``, and ``duplicate_of``: id of the first run with the same
         config but for keys that cannot change the result;
       - ``STEPS_steps/METRIC``: the newest results of the run's default guidance,
-        intermediate times and average; ``protocols`` says by column how they were
-        measured.
+        intermediate times and EMA; ``protocols`` says by column how they were measured.
 
       ``attrs["constant"]`` are the config keys that do not vary, ``attrs["metrics"]``
       the columns that the sweeps want to be shown.
@@ -64,53 +55,48 @@ def load_runs(roots: Roots) -> pd.DataFrame:
       FileNotFoundError: a root does not exist, or there are no runs.
 
     Example:
-      >>> runs = load_runs("runs/*")  # doctest: +SKIP
-      >>> runs.groupby("state").size()  # doctest: +SKIP
+      >>> runs = scm_jax.load_runs("runs/isoflop_digits")  # doctest: +SKIP
+      >>> runs[["state", "network.width", "flops", "2_steps/frechet_distance"]]
+      ... # doctest: +SKIP
     """
-    runs = find(roots)
+    runs = _find(roots)
     kept = collected.read_facts(runs)
     return frame_of(
-        runs,
-        [kept.get(run.path) or run_files.read_facts(run) for run in runs],
+        runs, [kept.get(run.path) or run_files.read_facts(run) for run in runs]
     )
 
 
 def frame_of(
     runs: Sequence[RunFiles], facts: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """The frame of ``load_runs``.
-
-    Args:
-      runs: where the runs are.
-      facts: of each, see ``run_files.read_facts``.
-    """
+    """The frame of ``load_runs``, from the ``run_files.read_facts`` of each run."""
     pandas = require("pandas", "a table of runs", "scm_jax[analysis]")
-    now = run_files.now()
-    states = [
-        run_files.read_state(run, found, now)
-        for run, found in zip(runs, facts, strict=True)
-    ]
+    now, ids = run_files.now(), [run.id for run in runs]
+    pairs = zip(runs, facts, strict=True)
+    states = [run_files.read_state(run, found, now) for run, found in pairs]
     configs = [found["config"] for found in facts]
-    varying, constant = split_configs(configs)
-    columns: dict[str, Any] = {
-        "state": [state for state, _ in states],
-        **_descriptions(facts),
-    }
+    varying, constant = _split_configs(configs)
+    columns: dict[str, Any] = {"state": [state for state, _ in states]}
+    columns |= _columns([_description(found) for found in facts])
     for key, values in varying.items():
-        if key not in _NAMED:
+        if key not in ("name", "seed"):
             columns[key] = [_cell(value) for value in values]
-    columns |= _accounts(facts)
+    columns |= _columns([_cost(found) for found in facts])
     columns["error"] = [error for _, error in states]
     columns["path"] = [run.path for run in runs]
-    columns["duplicate_of"] = _duplicates([run.id for run in runs], configs, varying)
-    columns |= _results(facts)
-    columns["protocols"] = [_protocols(found) for found in facts]
+    columns["duplicate_of"] = _duplicates(ids, configs)
+    for name in dict.fromkeys(name for found in facts for name in found["results"]):
+        columns[name] = [found["results"].get(name, math.nan) for found in facts]
+    columns["protocols"] = [
+        {name: found["protocols"][i] for name, i in found["measured_by"].items()}
+        for found in facts
+    ]
     frame = pandas.DataFrame(
         {name: _series(values, name) for name, values in columns.items()}
     )
-    frame.index = pandas.Index([run.id for run in runs], name="run_id")
+    frame.index = pandas.Index(ids, name="run_id")
     frame.attrs["constant"] = {key: _cell(value) for key, value in constant.items()}
-    asked = (name for f in facts for name in _plan(f).get("metrics") or ())
+    asked = (name for found in facts for name in found["plan"].get("metrics") or ())
     frame.attrs["metrics"] = tuple(dict.fromkeys(asked))
     return frame
 
@@ -144,7 +130,7 @@ def load_metrics(
       >>> curves = load_metrics("runs/isoflop_digits", ["loss"])  # doctest: +SKIP
     """
     require("pandas", "a table of metrics", "scm_jax[analysis]")
-    found = find(roots)
+    found = _find(roots)
     if runs is not None:
         known = {run.id: run for run in found}
         if unknown := sorted(set(runs) - known.keys()):
@@ -165,19 +151,11 @@ def load_results(roots: Roots) -> pd.DataFrame:
     Raises:
       FileNotFoundError: as in ``load_runs``.
     """
-    errors: dict[str, str] = {}
-    rows: list[dict[str, Any]] = []
-    found = find(roots)
-    kept = collected.read_results(found)
-    for run in found:
-        try:
-            own = kept[run.path] if run.path in kept else run_files.result_rows(run)
-        except run_files.READ_ERRORS as error:
-            errors[run.id] = str(error)
-            continue
-        rows += [{"run_id": run.id, **row} for row in _newest(own)]
+    found, errors, _ = collected.read_results(_find(roots))
     run_files.warn_of(errors)
-    frame = results_frame(rows)
+    frame = results_frame(
+        [{"run_id": run, **row} for run, rows in found.items() for row in _newest(rows)]
+    )
     frame.attrs["errors"] = errors
     return frame
 
@@ -193,12 +171,8 @@ def results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pandas.DataFrame(columns)
 
 
-def find(roots: Roots) -> list[RunFiles]:
-    """The runs in some places; those of a folder of collected files alone, too.
-
-    Raises:
-      FileNotFoundError: a root does not exist, or there are no runs.
-    """
+def _find(roots: Roots) -> list[RunFiles]:
+    """The runs in some places; those of a folder of collected files alone, too."""
     runs = run_files.find_runs(roots)
     found = {run.root for run in runs}
     for place in run_files.expand(roots):
@@ -212,18 +186,11 @@ def find(roots: Roots) -> list[RunFiles]:
     return runs
 
 
-def split_configs(
+def _split_configs(
     configs: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Flat configs as the keys that vary (a value per config) and those that do not.
-
-    A config that cannot be read, and so is empty, has no say.
-
-    Example:
-      >>> split_configs([{"seed": 0, "width": 8}, {"seed": 1, "width": 8}, {}])[1]
-      {'width': 8}
-    """
-    known = [config for config in configs if config]
+    """Keys that vary, with a value per config, and those that do not."""
+    known = [config for config in configs if config]  # others cannot be read
     varying, constant = {}, {}
     for key in dict.fromkeys(key for config in known for key in config):
         first = known[0].get(key, _ABSENT)
@@ -234,40 +201,27 @@ def split_configs(
     return varying, constant
 
 
-# --- Columns --------------------------------------------------------------------------
-
-
-def _plan(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    return facts.get("plan") or {}
-
-
-def _descriptions(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {
-        "sweep": [_plan(f).get("sweep") or "" for f in facts],
-        "tags": [tuple(_plan(f).get("tags") or ()) for f in facts],
-        "name": [_plan(f).get("label") or f["config"].get("name") or "" for f in facts],
-        "seed": [f["config"].get("seed") for f in facts],
-        "objective": [_objective(f["config"]) for f in facts],
-    }
-
-
-def _objective(config: Mapping[str, Any]) -> str | None:
-    name = config.get("objective.name")
-    if name != "consistency":
-        return name
-    return {"data": "sct", "teacher": "scd"}.get(
-        str(config.get("objective.dx_dt")), name
-    )
-
-
-def _accounts(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    rows = [_account(f, f.get("summary") or {}, _plan(f)) for f in facts]
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _account(
-    facts: Mapping[str, Any], summary: Mapping[str, Any], plan: Mapping[str, Any]
-) -> dict[str, Any]:
+def _description(facts: Mapping[str, Any]) -> dict[str, Any]:
+    plan, config = facts["plan"], facts["config"]
+    objective = config.get("objective.name")
+    if objective == "consistency":
+        kinds = {"data": "sct", "teacher": "scd"}
+        objective = kinds.get(str(config.get("objective.dx_dt")), objective)
+    return {
+        "sweep": plan.get("sweep") or "",
+        "tags": tuple(plan.get("tags") or ()),
+        "name": plan.get("label") or config.get("name") or "",
+        "seed": config.get("seed"),
+        "objective": objective,
+    }
+
+
+def _cost(facts: Mapping[str, Any]) -> dict[str, Any]:
+    summary, plan = facts["summary"], facts["plan"]
     images = (
         summary.get("images")
         or plan.get("images")
@@ -275,83 +229,43 @@ def _account(
     )
     macs = summary.get("total_train_macs")
     flops = 2 * macs if macs else plan.get("train_flops") or None
-    per_image = summary.get("train_macs_per_image")
-    if per_image:
-        per_image = 2 * per_image
-    elif flops and images:
+    per_image = 2 * (summary.get("train_macs_per_image") or 0)
+    if not per_image and flops and images:
         per_image = flops / images
-    seconds = facts.get("device_seconds")
-    commit = summary.get("commit")
+    seconds, commit = facts["device_seconds"], summary.get("commit")
     return {
         "parameters": summary.get("parameters") or plan.get("parameters") or None,
         "images": images,
         "flops": None if flops is None else float(flops),
-        "flops_per_image": None if per_image is None else float(per_image),
-        "device": facts.get("device"),
+        "flops_per_image": float(per_image) if per_image else None,
+        "device": facts["device"],
         "device_hours": None if seconds is None else seconds / 3600,
         "commit": commit and f"{commit}{'+dirty' if summary.get('dirty') else ''}",
         "teacher_id": plan.get("teacher_id"),
     }
 
 
-def _results(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    names = dict.fromkeys(name for f in facts for name in f["results"])
-    return {name: [f["results"].get(name, _LOST) for f in facts] for name in names}
-
-
-def _protocols(facts: Mapping[str, Any]) -> dict[str, Any]:
-    known = facts.get("protocols") or ()
-    places = facts.get("measured_by") or {}
-    return {column: known[place] for column, place in places.items()}
-
-
 def _duplicates(
-    ids: Sequence[str],
-    configs: Sequence[Mapping[str, Any]],
-    varying: Mapping[str, Sequence[Any]],
+    ids: Sequence[str], configs: Sequence[Mapping[str, Any]]
 ) -> list[str | None]:
-    """For each run, the first one with the same ``config_hash``.
-
-    Keys whose values do not vary cannot tell two runs apart, so only the others are
-    compared; hashing whole configs would take longer than reading them.
-    """
+    """For each run, the first one with the same ``config_hash``."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    mixed = {
-        key
-        for key in keys
-        if key not in varying and not is_neutral(key) and _is_mixed(configs, key)
-    }
-    telling = [key for key in varying if not is_neutral(key)] + sorted(mixed)
+    telling = [key for key in keys if not is_neutral(key)]
     first: dict[str, str] = {}
-    found: list[str | None] = []
+    found = []
     for run_id, config in zip(ids, configs, strict=True):
-        if not config:
-            found.append(None)
-            continue
-        text = "\n".join(_text(config, key) for key in telling)
-        owner = first.setdefault(text, run_id)
+        # Texts, as hashing takes 10 times as long, and 1 and 1.0 are two in a hash.
+        text = repr([config.get(key, _ABSENT) for key in telling])
+        owner = first.setdefault(text, run_id) if config else run_id
         found.append(None if owner == run_id else owner)
     return found
-
-
-def _is_mixed(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether equal values have several texts: 1 and 1.0 are two in a hash."""
-    values = [config[key] for config in configs if config]
-    if isinstance(values[0], list):
-        return len(set(map(json.dumps, values))) > 1
-    return len(set(map(type, values))) > 1
-
-
-def _text(config: Mapping[str, Any], key: str) -> str:
-    value = config.get(key, _ABSENT)
-    return "" if value is _ABSENT else json.dumps(value)
 
 
 def _newest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows in order; of those with the same key the last."""
     found: dict[Any, dict[str, Any]] = {}
     for number, row in enumerate(rows):
-        lost = dict.fromkeys(row.get("nonfinite") or (), _LOST)
+        lost = dict.fromkeys(row.get("nonfinite") or (), math.nan)
         key = row.get("key", number)
         found.pop(key, None)
         found[key] = {**row, **{name: nan for name, nan in lost.items() if name in row}}
@@ -372,23 +286,15 @@ def _series(values: list[Any], name: str) -> Any:
     import pandas
 
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float}:
-        whole = kinds == {int} and None not in values
-        small = whole and all(abs(value) < 2**63 for value in values)
-        if name not in _TEXTS or kinds:
-            return pandas.Series(values, dtype="int64" if small else "float64")
+    whole = None not in values
+    if kinds <= {int, float} and (kinds or name not in _TEXTS):
+        small = kinds == {int} and whole and all(abs(v) < 2**63 for v in values)
+        return pandas.Series(values, dtype="int64" if small else "float64")
     if kinds <= {str}:
         return pandas.Series(values, dtype="str")
-    if kinds == {bool} and None not in values:
-        return pandas.Series(values, dtype="bool")
-    return pandas.Series(values, dtype="object")
-
-
-# Columns that are texts also where no run has one.
-_TEXTS = (
-    *("state", "sweep", "name", "objective", "device", "commit", "teacher_id"),
-    *("error", "path", "duplicate_of", "run_id", "ema"),
-)
+    return pandas.Series(
+        values, dtype="bool" if kinds == {bool} and whole else "object"
+    )
 
 
 def is_missing(value: Any) -> bool:

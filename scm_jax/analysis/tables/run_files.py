@@ -6,46 +6,38 @@ error, and no config is built from what is read.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import glob
 import json
+import math
 import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import flatten, read_rows
+from scm_jax.runs.directory.run_configs import sampling_ema
 from scm_jax.sweeps.state import states
 
+METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.jsonl"
 # Files that a row of ``load_runs`` is made of.
-FACT_FILES = (
-    "attempts.jsonl",
-    "config.json",
-    "results.jsonl",
-    "run.json",
-    "status.json",
-    "summary.json",
-)
-METRICS_FILE = "metrics.jsonl"
+FACT_FILES: tuple[str, ...] = ("attempts.jsonl", "config.json", RESULTS_FILE)
+FACT_FILES += ("run.json", "status.json", "summary.json")
+_KNOWN = {*FACT_FILES, METRICS_FILE, "submissions.jsonl"}
 # What every row of metrics has; metrics may not use these names.
 ROW_COLUMNS = ("step", "images", "wall_time", "nonfinite")
-RESULTS_FILE = "results.jsonl"
-_KNOWN = {*FACT_FILES, METRICS_FILE, "submissions.jsonl"}
-
 # Numbers of a result row that say how it was measured, not what was found.
-RESULT_FACTS = (
+_MEASURED_BY: tuple[str, ...] = (
     "steps",
     "nfe",
     "guidance",
     "sampling_compute",
     "num_samples",
-    "num_seeds",
-    "seed",
-    "step",
-    "images",
 )
-
+_MEASURED_BY += ("num_seeds", "seed", "step", "images")
 # What a foreign or damaged file can raise on the way to a row.
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
@@ -54,19 +46,12 @@ Roots = str | os.PathLike | Iterable[str | os.PathLike]
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """A run directory and what lies in it.
+    """A run directory and its files."""
 
-    Attributes:
-      id: name of the directory; with its parents' names where another run has it too.
-      path: the directory.
-      files: name -> (bytes, modification time in ns) of the files that are known here.
-      root: the directory it was found in; its own where it was named itself.
-    """
-
-    id: str
+    id: str  # name of the directory, with parents where several runs have it
     path: str
-    files: Mapping[str, tuple[int, int]]
-    root: str
+    files: Mapping[str, tuple[int, int]]  # name -> bytes, modification time in ns
+    root: str  # where it was found; its own path where it was named itself
 
     def signature(self, names: Sequence[str]) -> str:
         """Changes with every change of these files."""
@@ -75,20 +60,15 @@ class RunFiles:
 
 
 def find_runs(roots: Roots) -> list[RunFiles]:
-    """The runs in some places, by path.
-
-    Args:
-      roots: a directory of runs, a run directory, a glob of either, or several of them.
+    """The runs in some places (see ``frames.load_runs``), by path.
 
     Raises:
-      FileNotFoundError: one of them does not exist, or none holds a run.
+      FileNotFoundError: a root does not exist.
     """
     found: dict[str, RunFiles] = {}
-    places = expand(roots)
-    for place in places:
+    for place in expand(roots):
         run = _scan(place, place)
-        below = [] if run else _scan_below(place)
-        found |= {r.path: r for r in ([run] if run else below)}
+        found |= {r.path: r for r in ([run] if run else _scan_below(place))}
     return _with_unique_ids([found[path] for path in sorted(found)])
 
 
@@ -98,10 +78,9 @@ def expand(roots: Roots) -> list[str]:
     Raises:
       FileNotFoundError: one of them does not exist.
     """
-    if isinstance(roots, str | os.PathLike):
-        roots = [roots]
     places: dict[str, None] = {}
-    for root in [os.fspath(root) for root in roots]:
+    for root in [roots] if isinstance(roots, str | os.PathLike) else roots:
+        root = os.fspath(root)
         matches = [root] if os.path.isdir(root) else sorted(glob.glob(root))
         matches = [match for match in matches if os.path.isdir(match)]
         if not matches:
@@ -117,39 +96,30 @@ def _scan_below(root: str) -> list[RunFiles]:
 
 
 def _scan(path: str, root: str) -> RunFiles | None:
-    """The run at ``path``; None where there is no ``config.json``."""
-    files = {}
     try:
         with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name in _KNOWN:
-                    stat = entry.stat()
-                    files[entry.name] = (stat.st_size, stat.st_mtime_ns)
+            stats = {e.name: e.stat() for e in entries if e.name in _KNOWN}
     except OSError:
         return None
+    files = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
     if "config.json" not in files:
         return None
     return RunFiles(os.path.basename(os.path.abspath(path)), path, files, root)
 
 
 def _with_unique_ids(runs: list[RunFiles]) -> list[RunFiles]:
-    """Runs of one name at several places are named with as many parents as it takes."""
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.id] = counts.get(run.id, 0) + 1
-    clashing = [run for run in runs if counts[run.id] > 1]
-    if not clashing:
-        return runs
-    parts = {run.path: os.path.abspath(run.path).split(os.sep) for run in clashing}
+    """Prefixes parents to names that several runs have, as many as it takes."""
+    counts = collections.Counter(run.id for run in runs)
+    parts = {r.path: Path(r.path).absolute().parts for r in runs if counts[r.id] > 1}
     length = 2
-    while len({tuple(p[-length:]) for p in parts.values()}) < len(parts):
+    while len({p[-length:] for p in parts.values()}) < len(parts):
         length += 1
     named = {path: "/".join(p[-length:]) for path, p in parts.items()}
     return [dataclasses.replace(run, id=named.get(run.path, run.id)) for run in runs]
 
 
 def warn_of(errors: Mapping[str, str]) -> None:
-    """One warning that names the runs that could not be read."""
+    """One warning that names the runs that cannot be read."""
     if errors:
         lines = [f"  {run}: {error}" for run, error in list(errors.items())[:5]]
         more = len(errors) - len(lines)
@@ -159,19 +129,18 @@ def warn_of(errors: Mapping[str, str]) -> None:
         )
 
 
-# --- One run's facts ------------------------------------------------------------------
-
-
 def read_facts(run: RunFiles) -> dict[str, Any]:
     """All that a row of ``load_runs`` says but the state of an unfinished run.
 
     Returns:
       Plain data that JSON can carry: ``config`` (flat), ``plan`` (of ``run.json``),
-      ``summary``, ``device_seconds``, ``device``, ``results`` (column ->
-      value), ``protocols`` and ``measured_by`` (column -> index into them), and
-      ``error``: why the run cannot be read, or None.
+      ``summary``, ``device_seconds``, ``device``, ``results`` (column -> value),
+      ``protocols`` and ``measured_by`` (column -> index into them), and ``error``: why
+      the run cannot be read, or None.
     """
-    facts: dict[str, Any] = {"error": None, "config": {}, "results": {}}
+    facts: dict[str, Any] = {"error": None, "config": {}, "results": {}, "plan": {}}
+    facts |= {"summary": {}, "device_seconds": None, "device": None}
+    facts |= {"protocols": [], "measured_by": {}}
     try:
         facts["config"] = flatten(_read_object(run, "config.json"))
         facts["plan"] = _read_object(run, "run.json")
@@ -182,7 +151,7 @@ def read_facts(run: RunFiles) -> dict[str, Any]:
         facts |= _attempts(run, facts["summary"])
         if RESULTS_FILE in run.files:
             rows = result_rows(run)
-        facts |= default_results(rows, facts["config"])
+        facts |= _default_results(rows, facts["config"])
     except READ_ERRORS as error:
         facts["error"] = _message(error, run)
     return facts
@@ -196,86 +165,55 @@ def result_rows(run: RunFiles) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def default_results(
+def _default_results(
     rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The numbers of the run's own way to sample, the newest of each.
+    """The newest numbers of the run's own way to sample: its guidance, times and EMA.
 
-    Rows of another guidance, other intermediate times or another average are left out;
-    of several rows the one of the latest training step counts, then the last.
-
-    Args:
-      rows: as ``evaluate`` writes them.
-      config: flat.
+    Of several rows the one of the latest training step counts, then the last.
     """
-    average = default_average(config)
+    names = ("sampling", "rel_std", "half_life_images")
+    ema = sampling_ema({name: config.get(f"ema.{name}") for name in names})
     guidance = config.get("sampling.guidance")
-    newest: dict[str, tuple[float, float, Mapping[str, Any], str]] = {}
+    newest: dict[str, tuple[float, float]] = {}
+    entries: dict[str, Any] = {}
     for row in rows:
-        if not _is_default(row, average, guidance):
+        if not (
+            isinstance(row, Mapping)
+            and "steps" in row
+            and row.get("times") is None
+            and (guidance is None or row.get("guidance", guidance) == guidance)
+            and (not ema or row.get("ema", ema) == ema)
+        ):
             continue
         step = row.get("step") or 0
-        for name, value in numbers(row).items():
+        for name, value in _numbers(row).items():
             column = f"{row['steps']}_steps/{name}"
             if column not in newest or step >= newest[column][0]:
-                newest[column] = (step, value, row, name)
+                newest[column] = (step, value)
+                entries[column] = _protocol(row, name)
+    # Each protocol once: columns of one row share it.
+    unique = {id(entry): entry for entry in entries.values() if entry is not None}
+    places = {key: place for place, key in enumerate(unique)}
     return {
-        "results": {column: found[1] for column, found in newest.items()},
-        **_protocols(newest),
+        "results": {column: value for column, (_, value) in newest.items()},
+        "protocols": list(unique.values()),
+        "measured_by": {c: places[id(e)] for c, e in entries.items() if e is not None},
     }
 
 
-def default_average(config: Mapping[str, Any]) -> str | None:
-    """Name of the average that samples; None where the config does not say."""
-    if config.get("ema.sampling"):
-        return config["ema.sampling"]
-    for rel_std in config.get("ema.rel_std") or ():
-        return f"{rel_std:g}"
-    for images in config.get("ema.half_life_images") or ():
-        return f"half_life_{images:g}"
-    return None
-
-
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a result row; one that was not finite is NaN."""
     lost = row.get("nonfinite") or ()
     return {
-        name: float("nan") if value is None else float(value)
+        name: math.nan if value is None else float(value)
         for name, value in row.items()
-        if name not in RESULT_FACTS
-        and (name in lost if value is None else _is_number(value))
+        if name not in _MEASURED_BY
+        and (name in lost if value is None else type(value) in (int, float))
     }
 
 
-def _is_default(
-    row: Mapping[str, Any], average: str | None, guidance: float | None
-) -> bool:
-    return (
-        isinstance(row, Mapping)
-        and "steps" in row
-        and row.get("times") is None
-        and (guidance is None or row.get("guidance", guidance) == guidance)
-        and (average is None or row.get("ema", average) == average)
-    )
-
-
-def _protocols(newest: Mapping[str, tuple]) -> dict[str, Any]:
-    """The protocols behind some numbers, each once, and which column has which."""
-    protocols: list[Any] = []
-    places: dict[int, int] = {}
-    measured_by = {}
-    for column, (_, _, row, name) in newest.items():
-        entry = protocol_of(row, name)
-        if entry is None:
-            continue
-        if id(entry) not in places:
-            places[id(entry)] = len(protocols)
-            protocols.append(entry)
-        measured_by[column] = places[id(entry)]
-    return {"protocols": protocols, "measured_by": measured_by}
-
-
-def protocol_of(row: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+def _protocol(row: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
     """How a number of a result row was measured, where the row says so."""
     entries = row.get("protocol")
     if not isinstance(entries, dict):
@@ -295,10 +233,7 @@ def _summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attempts(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Device time over all attempts, and the device.
-
-    An attempt that was killed before it could write its end has no known length.
-    """
+    """Device time over all attempts, and the device."""
     rows = []
     if "attempts.jsonl" in run.files:
         rows = read_rows(os.path.join(run.path, "attempts.jsonl"))
@@ -306,18 +241,15 @@ def _attempts(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
         row.get("attempt"): row["environment"] for row in rows if row.get("environment")
     }
     last = list(environments.values())[-1] if environments else {}
+    # An attempt that was killed before it could write its end has no known length.
     ended = [row for row in rows if row.get("seconds") is not None]
-    counts = [
-        (environments.get(row.get("attempt")) or last).get("device_count")
-        or summary.get("device_count")
-        or 1
-        for row in ended
-    ]
-    seconds = sum(
-        row["seconds"] * count for row, count in zip(ended, counts, strict=True)
-    )
+    usual = summary.get("device_count") or 1
+    seconds: float = 0
+    for row in ended:
+        environment = environments.get(row.get("attempt")) or last
+        seconds += row["seconds"] * (environment.get("device_count") or usual)
     if not ended and summary.get("seconds") is not None:
-        seconds = summary["seconds"] * (summary.get("device_count") or 1)
+        seconds = summary["seconds"] * usual
     return {
         "device_seconds": seconds or None,
         "device": summary.get("device") or last.get("device"),
@@ -329,10 +261,8 @@ def _read_object(run: RunFiles, name: str) -> dict[str, Any]:
     if name not in run.files:
         return {}
     path = os.path.join(run.path, name)
-    with open(path, "rb", buffering=0) as file:
-        content = file.readall()
     try:
-        found = json.loads(content)
+        found = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -343,13 +273,6 @@ def _read_object(run: RunFiles, name: str) -> dict[str, Any]:
 def _message(error: Exception, run: RunFiles) -> str:
     text = str(error)
     return text if run.path in text else f"{run.path}: {error!r}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# --- State ----------------------------------------------------------------------------
 
 
 def read_state(

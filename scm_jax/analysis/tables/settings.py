@@ -31,8 +31,7 @@ def varying_keys(runs: pd.DataFrame) -> list[str]:
 def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str]:
     """Run -> what tells its setting from others, such as ``width = 32``.
 
-    Of several keys those with the value of most runs are left out; a run with these
-    alone is the ``baseline``.
+    Values that most runs have are left out; a run with these alone is the ``baseline``.
     """
     usual: dict[str, Hashable] = {}
     for key in keys if len(keys) > 1 else ():
@@ -41,15 +40,20 @@ def setting_names(runs: pd.DataFrame, keys: Sequence[str]) -> dict[Hashable, str
         if 2 * count > len(runs):
             usual[key] = value
     names = {}
-    for place, run in enumerate(runs.index):
-        values = {key: cell_key(runs[key].iloc[place]) for key in keys}
+    for run, row in zip(runs.index, runs[list(keys)].to_dict("records"), strict=True):
+        values = {key: cell_key(value) for key, value in row.items()}
         other = [
-            f"{short_name(key, keys)} = {value_text(value)}"
+            setting_text(key, value, keys)
             for key, value in values.items()
             if key not in usual or usual[key] != value
         ]
         names[run] = ", ".join(other) or ("baseline" if usual else "all runs")
     return names
+
+
+def setting_text(key: str, value: Any, keys: Sequence[str]) -> str:
+    """``width = 32``; keys are short where no other one has the same last part."""
+    return f"{short_name(key, keys)} = {value_text(value)}"
 
 
 def short_name(key: str, keys: Sequence[str]) -> str:
