@@ -28,9 +28,11 @@ docs: $(STAMP)
 mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 
-# What is too long for every change: all faults, notebooks on runs of their own, kills.
+# What is too long for every change: notebooks on runs of their own, the full coverage
+# study of the laws, kills, all planted faults.
 nightly: $(STAMP)
-	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest tests/experiments/test_notebooks.py
+	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest tests/experiments/test_notebooks.py \
+	  tests/analysis
 	$(BIN)/python -m benchmarks.resume_kills --kills=20
 	$(BIN)/python -m benchmarks.sweep_kills --runs=6 --kills=20 --steps=600
 	$(BIN)/python tests/run_mutations.py
