@@ -30,52 +30,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What needs a look comes first, and what is cut off is done or waits.
-_ORDER = (
-    states.RUNNING,
-    states.FAILED,
-    states.STALE,
-    states.PREEMPTED,
-    states.MISSING,
-    states.QUEUED,
-    states.DONE,
-)
 _STYLES = {
-    states.DONE: "green",
     states.RUNNING: "bold cyan",
+    states.FAILED: "bold red",
     states.STALE: "yellow",
     states.PREEMPTED: "yellow",
-    states.FAILED: "bold red",
-    states.QUEUED: "blue",
     states.MISSING: "dim",
+    states.QUEUED: "blue",
+    states.DONE: "green",
 }
+_ORDER = list(_STYLES)
 # Title -> width.
-_COLUMNS = {
-    "state": 9,
-    "done": 4,
-    "img/s": 5,
-    "left": 6,
-    "beat": 5,
-    "try": 3,
-}
+_COLUMNS = {"state": 9, "done": 4, "img/s": 5, "left": 6, "beat": 5, "try": 3}
 DEFAULT_LIMIT = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run: its state, what its sweep changed, and how often it may fail.
-
-    Attributes:
-      state: from its directory.
-      label: its name in the sweep file, or "".
-      variant: argument of its experiment file, where runs differ in it, or "".
-      overrides: what the sweep changed.
-      tags: of the sweep file.
-      max_attempts: failures after which it is not started again.
-    """
+    """A run: its state, what its sweep changed, and how often it may fail."""
 
     state: RunState
-    label: str
-    variant: str
+    label: str  # its name in the sweep file, or ""
+    variant: str  # argument of its experiment file, where runs differ in it, or ""
     overrides: Mapping[str, Any]
     tags: tuple[str, ...]
     max_attempts: int
@@ -147,10 +123,7 @@ def to_json(overview: Overview) -> str:
 def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> Text:
     """Counts, a line per run (two for an error), and a sentence on what is hidden.
 
-    Args:
-      overview: what to show.
-      limit: lines of runs; 0 for all.
-      width: of a line.
+    ``limit`` is the number of lines of runs (0 for all), ``width`` that of characters.
     """
     from rich.text import Text
 
@@ -159,11 +132,13 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
     names = short_names(varying_keys([row.overrides for row in overview.rows]))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
-        line = Text(_line(_cells(row)) + _name(row, names))
+        line = Text(_line(_cells(row.state)) + _name(row, names))
         line.stylize(_STYLES[row.state.state], 0, len(row.state.state))
         lines.append(line)
-        if error := _error_line(row):
-            lines.append(Text(f"  {error}", style="red"))
+        if error := row.state.error_line:
+            failures = row.state.failures
+            often = f"{failures} of {row.max_attempts} times: " if failures else ""
+            lines.append(Text(f"  {often}{error}", style="red"))
     if hidden := rows[len(shown) :]:
         count = submissions.count_states(row.state for row in hidden)
         lines.append(Text(f"{len(hidden)} more not shown: {count}", style="dim"))
@@ -182,7 +157,7 @@ def show(root: str | os.PathLike, limit: int = DEFAULT_LIMIT) -> None:
 
 
 def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None:
-    """Shows the table and renews it, until nothing runs or waits, or Ctrl-C."""
+    """Shows the table and renews it until nothing runs or waits, or until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
 
@@ -213,23 +188,27 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return ""
-    whole = round(max(seconds, 0.0))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{minutes}:{whole % 60:02d}"
-    if whole < 86400:
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, days = minutes // 60, minutes // 1440
+    if not minutes:
+        return f"{rest}s"
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    if not days:
         return f"{hours}h{minutes % 60:02d}m"
     return f"{days}d{hours % 24:02d}h" if days < 100 else f"{days}d"
 
 
-def _cells(row: Row) -> list[str]:
-    state = row.state
+def _cells(state: RunState) -> list[str]:
     begun = state.state in (states.RUNNING, states.STALE)
+    share = (
+        f"{state.step / state.steps:.0%}"
+        if state.steps and state.step is not None
+        else ""
+    )
     return [
         state.state,
-        _percent(state),
+        "100%" if state.state == states.DONE else share,
         "" if state.images_per_second is None else short_count(state.images_per_second),
         duration(state.eta_seconds),
         duration(state.heartbeat_age if begun else None),
@@ -238,14 +217,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _line(cells: Iterable[str]) -> str:
-    """The state at the left of its column, the others at the right of theirs."""
-    first, *rest = zip(cells, _COLUMNS.values(), strict=True)
-    parts = [f"{first[0]:<{first[1]}}"] + [f"{text:>{size}}" for text, size in rest]
-    return " ".join(parts) + " "
+    pairs = zip(cells, _COLUMNS.values(), "<>>>>>", strict=True)
+    return "".join(f"{text:{side}{size}} " for text, size, side in pairs)
 
 
 def _name(row: Row, names: Mapping[str, str]) -> str:
-    """Digits of the id, by which ``--only`` knows the run, and what is special."""
+    """Digits of the id, by which ``--only`` knows the run, and what tells it apart."""
     digits = row.state.id.rpartition("-")[2]
     if digits != row.state.id:
         digits = digits[: submissions.SHOWN_DIGITS]
@@ -259,30 +236,13 @@ def _name(row: Row, names: Mapping[str, str]) -> str:
     return " ".join(filter(None, [digits, row.variant, *changed]))
 
 
-def _percent(state: RunState) -> str:
-    if state.state == states.DONE:
-        return "100%"
-    if state.step is None or not state.steps:
-        return ""
-    return f"{state.step / state.steps:.0%}"
-
-
-def _error_line(row: Row) -> str:
-    state = row.state
-    lines = (state.error or "").strip().splitlines()
-    if not lines:
-        return ""
-    count = f"{state.failures} of {row.max_attempts} times: " if state.failures else ""
-    return f"{count}{lines[0]}"
-
-
 def _first(rows: Sequence[Row], limit: int) -> list[Row]:
     """The rows that fit on ``limit`` lines; a row with an error has two."""
     if not limit:
         return list(rows)
     shown, lines = [], 0
     for row in rows:
-        lines += 2 if _error_line(row) else 1
+        lines += 2 if row.state.error_line else 1
         if lines > limit:
             break
         shown.append(row)

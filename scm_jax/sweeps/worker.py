@@ -1,8 +1,4 @@
-"""Trains one run of a sweep, so that whatever happens can be read from its directory.
-
-Exit codes: 0 done, or another worker has the run; 75 saved and preempted, or a run that
-this one depends on is not done yet; 1 failed.
-"""
+"""Trains one run of a sweep, and records in its directory whatever happens."""
 
 from __future__ import annotations
 
@@ -16,19 +12,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.runs.directory import locks
+from scm_jax.runs.directory import layout, locks
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.sweeps.plan import planned
-from scm_jax.sweeps.state import states
+from scm_jax.sweeps.state import signals, states
 from scm_jax.sweeps.state.heartbeat import Heartbeat, ReportedProgress
-from scm_jax.sweeps.state.signals import Watch
-from scm_jax.types import EXIT_PREEMPTED, num_steps
+from scm_jax.types import EXIT_PREEMPTED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from scm_jax.training.processes.peers import Peers
-
 
 EXIT_DONE, EXIT_FAILED = 0, 1
 # Set by launchers whose jobs cannot be told from variables of the scheduler.
@@ -46,19 +40,20 @@ def work(
     wait: bool = False,
     processes: Processes = lambda config: contextlib.nullcontext(),
 ) -> int:
-    """Trains the run, or goes on with it; the main program of a job.
+    """Trains the run, or resumes it; the main program of a job.
 
-    SIGTERM, SIGINT and SIGUSR1 ask it to save and leave. Of several processes of one
-    run (``processes``) the first locks the directory and writes its status.
+    SIGTERM, SIGINT and SIGUSR1 ask it to save and leave. The first of several processes
+    of one run (``processes``) locks the directory and writes its status.
 
     Args:
       run_dir: directory of a planned run.
-      heartbeat_seconds: between two writes of ``status.json``.
+      heartbeat_seconds: interval between two writes of ``status.json``.
       wait: wait for the runs that this one depends on, instead of leaving with 75.
       processes: config -> context of the other processes of this training.
 
     Returns:
-      The exit code, see above.
+      The exit code: 0 done, or another worker has the run; 75 saved and preempted, or a
+      run that this one depends on is not done yet; 1 failed.
 
     Raises:
       FileNotFoundError: there is no run; nothing is written.
@@ -66,14 +61,14 @@ def work(
     """
     run_dir = Path(run_dir)
     leave = _Leave()
-    with Watch(leave).installed():
+    with signals.watched(leave):
         if RunDir(run_dir).is_done:
             _say(f"{run_dir} is done")
             return EXIT_DONE
         facts = states.facts(run_dir)
         if not facts:
             raise FileNotFoundError(
-                f"{run_dir} is no run of a sweep: it holds no {planned.RUN_FILE}"
+                f"{run_dir} is not a run of a sweep: it has no {planned.RUN_FILE}"
             )
         if (code := _wait_for(run_dir, facts["depends_on"], wait)) is not None:
             return code
@@ -85,7 +80,7 @@ def work(
 
 
 def job_name(environ: Mapping[str, str]) -> str | None:
-    """What the scheduler calls the job of a process with these variables.
+    """The scheduler's name for the job of a process with these variables.
 
     Example:
       >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
@@ -93,9 +88,8 @@ def job_name(environ: Mapping[str, str]) -> str | None:
     """
     if JOB_VARIABLE in environ:
         return environ[JOB_VARIABLE]
-    if "SLURM_ARRAY_JOB_ID" in environ:
-        task = environ.get("SLURM_ARRAY_TASK_ID", "")
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    if array := environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
     return environ.get("SLURM_JOB_ID")
 
 
@@ -123,15 +117,16 @@ def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
     said = False
     while True:
         found = states.read_states([run_dir.parent / i for i in run_ids])
-        open_runs = [state for state in found if state.state != states.DONE]
-        if not open_runs:
+        left = [state for state in found if state.state != states.DONE]
+        if not left:
             return None
-        text = ", ".join(f"{state.id} ({state.state})" for state in open_runs)
-        if lost := [s for s in open_runs if states.is_final(run_dir.parent / s.id, s)]:
-            _say(
-                f"{run_dir} depends on {lost[0].id}, which has failed: {lost[0].error}"
-            )
-            return EXIT_FAILED
+        for state in left:
+            if states.is_final(run_dir.parent / state.id, state):
+                _say(
+                    f"{run_dir} depends on {state.id}, which has failed: {state.error}"
+                )
+                return EXIT_FAILED
+        text = ", ".join(f"{state.id} ({state.state})" for state in left)
         if not wait:
             _say(f"{run_dir} depends on runs that are not done yet: {text}")
             return EXIT_PREEMPTED
@@ -142,12 +137,12 @@ def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
 
 
 def _read_config(run_dir: Path, seconds: float) -> ConfigDict:
-    """The config of the run; one that this version cannot read is a failed attempt."""
     from scm_jax import config as config_lib
 
     try:
         return config_lib.as_saved(RunDir(run_dir).read_config())
     except ValueError as error:
+        # A config that this version cannot read is a failed attempt.
         with contextlib.suppress(locks.HeldError), locks.hold(run_dir):
             heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
             heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
@@ -160,24 +155,25 @@ def _read_config(run_dir: Path, seconds: float) -> ConfigDict:
 class _Leave:
     """Ends this process after a signal, from any thread, unless the loop will do so."""
 
-    def __init__(self) -> None:
-        self.heartbeat: Heartbeat | None = None
-        self.progress: ReportedProgress | None = None
-        self._signum: int | None = None
+    heartbeat: Heartbeat | None = None
+    progress: ReportedProgress | None = None
+    asked = False
 
     def __call__(self, signum: int) -> None:
-        self._signum = signum
+        self.asked = True
         if self.progress is not None and self.progress.stepping:
             return
         _say("asked to leave, and nothing is left to save")
         if self.heartbeat is not None:
             self.heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
-        _end_process(EXIT_PREEMPTED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_PREEMPTED)  # whatever the main thread waits for
 
     def after_the_loop(self) -> None:
-        """For a signal that the loop saw too late."""
-        if self._signum is not None:
-            self(self._signum)
+        """Leaves for a signal that the loop saw too late."""
+        if self.asked:
+            self(0)
 
 
 def _lead(
@@ -217,12 +213,13 @@ def _attempt(
 ) -> int:
     try:
         from scm_jax.runs import train
-        from scm_jax.runs.directory import layout
         from scm_jax.training.processes import multihost
 
         heartbeat.started(layout.environment())
         multihost.check_shared(peers, run_dir)
-        leave.progress = _progress(config, run_dir, heartbeat, leave.after_the_loop)
+        leave.progress = ReportedProgress(
+            config.train, run_dir.name, heartbeat, leave.after_the_loop
+        )
         outcome = train.train_and_evaluate(config, run_dir, progress=leave.progress)
     except KeyboardInterrupt:  # the second SIGINT: the last checkpoint must do
         heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
@@ -238,36 +235,15 @@ def _attempt(
     return _exit_code(outcome)
 
 
-def _progress(
-    config: ConfigDict,
-    run_dir: Path,
-    heartbeat: Heartbeat,
-    on_leave_loop: Callable[[], Any],
-) -> ReportedProgress:
-    from scm_jax.training.progress import Progress
-
-    batch_size = config.train.batch_size
-    steps = num_steps(config.train.duration_images, batch_size)
-    shown = Progress(steps, batch_size, label=run_dir.name)
-    return ReportedProgress(shown, heartbeat, steps, batch_size, on_leave_loop)
-
-
 def _exit_code(outcome: str) -> int:
     return EXIT_PREEMPTED if outcome == states.PREEMPTED else EXIT_DONE
 
 
 def _tell(peers: Any, code: int | None) -> None:
-    """To the other processes: to go on, or the code to leave with."""
+    """Tells the other processes to go on, or the code to leave with."""
     if peers is not None:
         peers.exchange("lock", code, _LOCK_SECONDS)
 
 
 def _say(text: str) -> None:
     print(f"scm sweep work: {text}", file=sys.stderr, flush=True)
-
-
-def _end_process(code: int) -> None:
-    """Leaves at once, from any thread, whatever the main thread waits for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from scm_jax.sweeps.launchers import kubernetes, manifests
+from scm_jax.sweeps.launchers import kubernetes
 from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.launchers.profiles import Kubernetes, Resources
 from scm_jax.sweeps.plan import planned
@@ -281,7 +281,7 @@ def command(job):
 class TestNames:
     @pytest.mark.parametrize("name", ["A_b.c-0123456789", "x" * 90 + "-0123456789"])
     def test_they_are_legal_and_keep_the_hash(self, name):
-        found = manifests.object_name("scm", "ab12", name)
+        found = kubernetes.object_name("scm", "ab12", name)
         assert found.endswith("-0123456789")
         assert set(found) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
         # Pods add to it, and a name of a host has at most 63 characters.
@@ -336,5 +336,5 @@ class TestSubmit:
 
 def test_memory_of_slurm_is_memory_of_kubernetes():
     need = Resources(memory="64G")
-    pod_resources = manifests._resources(Kubernetes(), need)
+    pod_resources = kubernetes._resources(Kubernetes(), need)
     assert pod_resources["requests"]["memory"] == "64Gi"

@@ -18,7 +18,7 @@ def load(tmp_path, text):
 def test_the_example_is_a_profile():
     profile = load_profile(EXAMPLE)
     assert profile.slurm.options == ("--constraint=a100",)
-    assert profile.resources_of("node4").processes == 4
+    assert profile.resources_of("node4").nodes == 4
     assert profile.resources_of("") == profile.resources["default"]
 
 

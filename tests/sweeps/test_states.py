@@ -167,8 +167,10 @@ class TestRetryable:
 
     def test_the_limit_stands_in_the_file_of_the_run(self, tmp_path):
         planted.make_run(tmp_path, "run", max_attempts=7)
-        assert states.max_attempts(tmp_path / "run") == 7
-        assert states.max_attempts(tmp_path) == 3
+        for failures, final in ((6, False), (7, True)):
+            found = states.RunState("run", "failed", failures=failures)
+            assert states.is_final(tmp_path / "run", found) is final
+        assert states.is_final(tmp_path, states.RunState("run", "stale", failures=3))
 
 
 def test_left_seconds_follow_from_the_rate():

@@ -129,7 +129,7 @@ class TestOutcomes:
 
     def test_a_run_that_was_never_planned_is_an_error(self, tmp_path):
         said = scm("sweep", "work", f"--run={tmp_path}", check=1)
-        assert "is no run of a sweep" in said.stderr
+        assert "is not a run of a sweep" in said.stderr
 
     def test_the_job_of_the_scheduler_is_recorded(self, run_dir, trains, monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "42")

@@ -1,7 +1,6 @@
 """From the entries of a sweep file to runs: complete configs, ids and cost estimates.
 
-Everything is checked before anything is sent: keys and types of the overrides, names,
-shapes (the training step is traced, nothing is allocated), teachers, double entries.
+Everything is checked before anything is sent; training steps are traced, not run.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import numbers
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -35,10 +34,7 @@ RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", 
 _NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Account:
-    """What a kind of training costs."""
-
+class _Cost(NamedTuple):
     parameters: int
     macs_per_image: int
 
@@ -46,8 +42,8 @@ class _Account:
 def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
     """The runs of a sweep, in the order of its entries, each once.
 
-    Entries with equal configs are one run. Its id is a function of the config alone:
-    not of the root, the sweep, or the place of a teacher, which is known by its own id.
+    Entries with equal configs are one run. Its id is a function of the config alone,
+    not of the root or the sweep; a teacher enters by its own id, not by its place.
 
     Args:
       file: the sweep file.
@@ -74,14 +70,12 @@ def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
 
 
 class _Resolver:
-    """What the entries before this one have defined."""
-
     def __init__(self, file: SweepFile, root: Path):
         self.file = file
         self.root = root
         self.runs: dict[str, PlannedRun] = {}
         self._labels: dict[str, str] = {}  # label -> id
-        self._accounts: dict[str, _Account] = {}
+        self._costs: dict[str, _Cost] = {}
 
     def add(self, entry: Mapping[str, Any]) -> None:
         _check_reserved(entry)
@@ -93,8 +87,8 @@ class _Resolver:
         changed = {k: v for k, v in entry.items() if k not in RESERVED}
         self._override(config, changed)
         teachers = self._teachers(config)
-        account = self._account(config, teachers.get("teacher.run"))
-        self._set_budget(config, entry, account)
+        cost = self._cost(config, teachers.get("teacher.run"))
+        _set_budget(config, entry, cost)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
         evaluators.check(config, files=False)
@@ -102,7 +96,7 @@ class _Resolver:
         steps = num_steps(config.train.duration_images, config.train.batch_size)
         images = steps * config.train.batch_size
         places = {key: config_values.get_value(config, key) for key in teachers}
-        ids = {key: Path(place).name for key, place in places.items()}
+        teacher = places.get("teacher.run")
         if BUDGET in entry:
             changed["train.duration_images"] = None  # resolved
         planned = PlannedRun(
@@ -116,10 +110,10 @@ class _Resolver:
             tags=_strings(entry, "tags"),
             resources=entry.get("resources", ""),
             depends_on=self._depends_on(entry, places),
-            teacher_id=ids.get("teacher.run"),
-            parameters=account.parameters,
+            teacher_id=Path(teacher).name if teacher else None,
+            parameters=cost.parameters,
             images=images,
-            train_flops=2.0 * account.macs_per_image * images,
+            train_flops=2.0 * cost.macs_per_image * images,
             metrics=self.file.metrics,
             max_attempts=int(entry.get("max_attempts", 3)),
         )
@@ -155,7 +149,7 @@ class _Resolver:
         return lookup(self._labels, label, "label of an earlier entry")
 
     def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
-        """Key -> config of the runs that this one begins with or learns from."""
+        """Key -> config of the runs that this one starts from or learns from."""
         found = {}
         for key in RUN_KEYS:
             directory = config_values.get_value(config, key)
@@ -171,9 +165,9 @@ class _Resolver:
         run = layout.RunDir(directory)
         if not run.config_path.is_file():
             raise FileNotFoundError(
-                f"{key} = {directory!r}: there is no such run. Train it first, or make "
-                "it an entry of this sweep with a label and write "
-                f'"{key}": run_dir(LABEL)'
+                f"{key} = {directory!r}: there is no such run; train it first, or make "
+                f'it an entry of this sweep with a label and write "{key}": '
+                "run_dir(LABEL)"
             )
         return run.read_config()
 
@@ -183,7 +177,6 @@ class _Resolver:
         return self.runs.get(path.name) if same else None
 
     def _hash_at(self, directory: str) -> str:
-        """What tells a run from others, wherever its directory lies."""
         if planned := self._planned_at(directory):
             return planned.id.rpartition("-")[2]
         found = identity(directory)
@@ -197,44 +190,38 @@ class _Resolver:
         own = [self._planned_at(place) for place in places.values()]
         return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
-    def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
-        """The cost estimate of a training; equal programs are traced once."""
+    def _cost(self, config: ConfigDict, teacher: ConfigDict | None) -> _Cost:
         built = experiment.build_abstract(config, teacher)
         key = _program_key(config, teacher)
-        if key not in self._accounts:
-            self._accounts[key] = _Account(
-                counts.parameter_count(built.abstract_params()["net"]),
-                work.train_macs(built),
-            )
-        return self._accounts[key]
+        if key not in self._costs:  # equal programs are traced once
+            parameters = counts.parameter_count(built.abstract_params()["net"])
+            self._costs[key] = _Cost(parameters, work.train_macs(built))
+        return self._costs[key]
 
-    def _set_budget(
-        self, config: ConfigDict, entry: Mapping[str, Any], account: _Account
-    ) -> None:
-        """``train.flops`` as a whole number of steps."""
-        if BUDGET not in entry:
-            return
-        if "train.duration_images" in entry:
-            raise ValueError(f"{BUDGET} and train.duration_images exclude each other")
-        per_step = 2.0 * account.macs_per_image * config.train.batch_size
-        steps = round(entry[BUDGET] / per_step)
-        if steps < 1:
-            raise ValueError(
-                f"{BUDGET} = {entry[BUDGET]:g} is less than one step, which takes "
-                f"{per_step:.3g}"
-            )
-        config.train.duration_images = steps * config.train.batch_size
+
+def _set_budget(config: ConfigDict, entry: Mapping[str, Any], cost: _Cost) -> None:
+    """``train.flops`` as a whole number of steps."""
+    if BUDGET not in entry:
+        return
+    if "train.duration_images" in entry:
+        raise ValueError(f"{BUDGET} and train.duration_images exclude each other")
+    per_step = 2.0 * cost.macs_per_image * config.train.batch_size
+    steps = round(entry[BUDGET] / per_step)
+    if steps < 1:
+        raise ValueError(
+            f"{BUDGET} = {entry[BUDGET]:g} is less than one step, which takes "
+            f"{per_step:.3g}"
+        )
+    config.train.duration_images = steps * config.train.batch_size
 
 
 def _scale_schedules(config: ConfigDict, changed: Mapping[str, Any]) -> None:
-    duration = config.train.duration_images
     for key, value in changed.items():
         if isinstance(value, OfDuration):
-            images = value.fraction * duration
-            kind = type(config_values.get_value(config, key))
-            config_values.set_value(
-                config, key, round(images) if kind is int else images
-            )
+            images = value.fraction * config.train.duration_images
+            if type(config_values.get_value(config, key)) is int:
+                images = round(images)
+            config_values.set_value(config, key, images)
 
 
 def _check_reserved(entry: Mapping[str, Any]) -> None:
