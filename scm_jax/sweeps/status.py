@@ -40,6 +40,9 @@ _STYLES = {
     states.DONE: "green",
 }
 _ORDER = list(_STYLES)
+# Facts of a run that are shown, with those of a run without ``run.json``.
+_PLAN: dict[str, Any] = {"label": "", "overrides": {}, "tags": ()}
+_PLAN |= {"max_attempts": planned.PlannedRun.max_attempts}
 # Title -> width.
 _COLUMNS = {"state": 9, "done": 4, "img/s": 5, "left": 6, "beat": 5, "try": 3}
 DEFAULT_LIMIT = 30
@@ -47,14 +50,11 @@ DEFAULT_LIMIT = 30
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run: its state, what its sweep changed, and how often it may fail."""
+    """One run of a sweep."""
 
     state: RunState
-    label: str  # its name in the sweep file, or ""
-    variant: str  # argument of its experiment file, where runs differ in it, or ""
-    overrides: Mapping[str, Any]
-    tags: tuple[str, ...]
-    max_attempts: int
+    plan: Mapping[str, Any]  # label, overrides, tags and max_attempts
+    variant: str = ""  # argument of its experiment file, where runs differ in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +78,12 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
     run_dirs = submissions.run_dirs(root)
     found = states.read_states(run_dirs, now, submissions.queue(root))
     facts = [_facts(run_dir) for run_dir in run_dirs]
-    bases = {fact.get("base") for fact in facts}
+    differ = len({fact.get("base") for fact in facts}) > 1
     rows = [
         Row(
             state,
-            fact.get("label") or "",
-            (fact.get("base") or "").rpartition(":")[2] if len(bases) > 1 else "",
-            fact.get("overrides") or {},
-            tuple(fact.get("tags") or ()),
-            fact.get("max_attempts", planned.PlannedRun.max_attempts),
+            {key: fact.get(key, default) for key, default in _PLAN.items()},
+            fact.get("base", "").rpartition(":")[2] if differ else "",
         )
         for state, fact in zip(found, facts, strict=True)
     ]
@@ -94,25 +91,18 @@ def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
-    """``run.json``; nothing, with a warning, where that is damaged."""
     try:
-        return states.facts(run_dir)
+        return planned.read_facts(run_dir)
     except ValueError as error:
         logger.warning("%s", error)
-        return {}
+        return {}  # the other runs are shown all the same
 
 
 def to_json(overview: Overview) -> str:
     """Counts and every field of every run, for scripts."""
     runs = [
-        {
-            **dataclasses.asdict(row.state),
-            "eta_seconds": row.state.eta_seconds,
-            "label": row.label,
-            "overrides": row.overrides,
-            "tags": row.tags,
-            "max_attempts": row.max_attempts,
-        }
+        dataclasses.asdict(row.state)
+        | {"eta_seconds": row.state.eta_seconds, **row.plan}
         for row in overview.rows
     ]
     counts = collections.Counter(state.state for state in overview.states)
@@ -129,7 +119,8 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
 
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
     shown = _first(rows, limit)
-    names = short_names(varying_keys([row.overrides for row in overview.rows]))
+    overrides = [row.plan["overrides"] for row in overview.rows]
+    names = short_names(varying_keys(overrides))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
         line = Text(_line(_cells(row.state)) + _name(row, names))
@@ -137,7 +128,9 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
         lines.append(line)
         if error := row.state.error_line:
             failures = row.state.failures
-            often = f"{failures} of {row.max_attempts} times: " if failures else ""
+            often = (
+                f"{failures} of {row.plan['max_attempts']} times: " if failures else ""
+            )
             lines.append(Text(f"  {often}{error}", style="red"))
     if hidden := rows[len(shown) :]:
         count = submissions.count_states(row.state for row in hidden)
@@ -174,9 +167,6 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
             if not any(state.state in active for state in overview.states):
                 return
             time.sleep(seconds)
-
-
-# ------------------------------------------------------------------ cells
 
 
 def duration(seconds: float | None) -> str:
@@ -226,11 +216,11 @@ def _name(row: Row, names: Mapping[str, str]) -> str:
     digits = row.state.id.rpartition("-")[2]
     if digits != row.state.id:
         digits = digits[: submissions.SHOWN_DIGITS]
-    if row.label:
-        return f"{digits} {row.label}"
+    if label := row.plan["label"]:
+        return f"{digits} {label}"
     changed = [
         f"{names[key]}={short_value(value)}"
-        for key, value in row.overrides.items()
+        for key, value in row.plan["overrides"].items()
         if key in names
     ]
     return " ".join(filter(None, [digits, row.variant, *changed]))

@@ -31,8 +31,8 @@ def submit(
       root: directory of the sweep; made if it is not there.
       runs: all runs of the sweep; the first of equal ones counts.
       launcher: a key of ``LAUNCHERS``.
-      options: for the launcher.
-      force: also runs that failed for good: too often, or by their config.
+      options: its options.
+      force: also send runs that failed for good: too often, or by their config.
 
     Returns:
       The exit code of the launcher; 0 where there was nothing to send.

@@ -213,5 +213,5 @@ def test_files_that_are_no_sweep_files(tmp_path):
     with pytest.raises(ValueError, match=r"wrong\.py, line 4 .*size"):
         load_sweep(str(path))
     path.write_text("BASE = 'x'\ndef sweep(arg):\n    return {'seed': 1}\n# a dict\n")
-    with pytest.raises(ValueError, match="must yield dicts"):
+    with pytest.raises(ValueError, match="not a dict of dotted keys"):
         load_sweep(str(path))

@@ -21,7 +21,7 @@ RUNNING = states.RunState(
 
 
 def row(state, **overrides):
-    return status.Row(state, "", "", overrides, (), 3)
+    return status.Row(state, {"label": "", "overrides": overrides, "max_attempts": 3})
 
 
 def overview(number, state="done"):
@@ -108,7 +108,10 @@ class TestDamagedRuns:
         for run in ("a", "b"):
             planted.make_run(tmp_path, run, label=f"label {run}")
         (tmp_path / "b" / "run.json").write_text("{")
-        assert [r.label for r in status.gather(tmp_path).rows] == ["label a", ""]
+        assert [r.plan["label"] for r in status.gather(tmp_path).rows] == [
+            "label a",
+            "",
+        ]
         assert f"{tmp_path / 'b' / 'run.json'} is not JSON" in caplog.text
 
 

@@ -161,9 +161,6 @@ def _text(objects: Sequence[tuple[Manifest, list[PlannedRun]]]) -> str:
     return yaml.safe_dump_all(manifests, sort_keys=False, explicit_start=True)
 
 
-# ------------------------------------------------------------------ manifests
-
-
 def _job(
     name: str,
     runs: Runs,

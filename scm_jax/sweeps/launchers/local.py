@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import os
 import shlex
 import signal
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from scm_jax.sweeps.launchers import slots as slots_lib
 from scm_jax.sweeps.launchers.options import (
@@ -35,8 +35,7 @@ from scm_jax.types import EXIT_PREEMPTED
 
 NAME = "local"
 _POLL_SECONDS = 0.2
-# Runs that wait, for others or for another launcher, are looked at so often.
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # between looks at runs that wait for others or another launcher
 
 
 def submit(root: Root, runs: Runs, options: Options) -> int:
@@ -98,23 +97,20 @@ def script(root: Root, runs: Runs, options: Options) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-@dataclasses.dataclass
-class _Worker:
+class _Worker(NamedTuple):
     run: PlannedRun
     process: subprocess.Popen
     attempt: int
 
 
 class _Launch:
-    """One call of ``submit``."""
-
     def __init__(self, root: Path, runs: Runs, slots: Sequence[Slot]):
         self._root, self._slots = root, slots
         self._left = {run.id: run for run in runs}
         self._workers: dict[int, _Worker] = {}
         self._ends: dict[str, str] = {}
         # Starts that ended before the worker could record anything, by run.
-        self._mute: dict[str, int] = {}
+        self._mute: collections.Counter[str] = collections.Counter()
         self._elsewhere: set[str] = set()
         self._signals = 0
         self._next_look = 0.0
@@ -129,8 +125,6 @@ class _Launch:
                 self._fill()
                 time.sleep(_POLL_SECONDS)
         return self._conclude()
-
-    # ------------------------------------------------------------ starting
 
     def _fill(self) -> None:
         free = [slot for slot in self._slots if slot.index not in self._workers]
@@ -159,7 +153,7 @@ class _Launch:
             self._end(run, "failed for good", state.error_line)
         elif self._was_cancelled(run):
             self._end(run, "cancelled")
-        elif self._mute.get(run.id, 0) >= run.max_attempts:
+        elif self._mute[run.id] >= run.max_attempts:
             self._end(run, "failed for good", "its worker does not even begin")
         else:
             return self._dependencies_are_done(run)
@@ -184,7 +178,7 @@ class _Launch:
     def _start(self, run: PlannedRun, slot: Slot) -> None:
         directory = self._root / run.id
         attempt = states.read_state(directory, queue={}).attempt + 1
-        log = directory / "logs" / f"attempt-{attempt}.log"
+        log = _log(directory, attempt)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output, _cores(slot.cores):
             process = subprocess.Popen(
@@ -198,8 +192,6 @@ class _Launch:
         self._workers[slot.index] = _Worker(run, process, attempt)
         self._elsewhere.discard(run.id)
         _say(f"{run.id} starts, attempt {attempt}, {slot.text}")
-
-    # ------------------------------------------------------------ ending
 
     def _reap(self) -> None:
         for index, worker in list(self._workers.items()):
@@ -218,8 +210,8 @@ class _Launch:
         if state.state == states.RUNNING:
             return  # another launcher was faster
         if state.attempt < worker.attempt:
-            self._mute[run.id] = self._mute.get(run.id, 0) + 1
-        log = self._root / run.id / "logs" / f"attempt-{worker.attempt}.log"
+            self._mute[run.id] += 1
+        log = _log(self._root / run.id, worker.attempt)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         why = state.error_line if state.state == states.FAILED else how
         _say(f"{run.id} {state.state}: {why}; log {log}")
@@ -265,6 +257,10 @@ class _Launch:
 
 def _command(directory: Path) -> list[str]:
     return worker_command(directory, sys.executable)
+
+
+def _log(directory: Path, attempt: int) -> Path:
+    return directory / "logs" / f"attempt-{attempt}.log"
 
 
 @contextlib.contextmanager

@@ -101,9 +101,6 @@ def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
     return list(dict(jobs))
 
 
-# ------------------------------------------------------------------ sending
-
-
 def _arrays(
     root: Root, runs: Runs, options: Options, profile: Profile, jobs: Mapping[str, str]
 ) -> list[Array]:
@@ -175,9 +172,6 @@ def _send(root: Root, array: Array, profile: Profile, jobs: Sequence[str]) -> st
 def _waits(array: Array, jobs: Sequence[str]) -> str:
     options = slurm_arrays.dependency(array, jobs)
     return f", {options[0].removeprefix('--dependency=')}" if options else ""
-
-
-# ------------------------------------------------------------------ asking
 
 
 def _list_jobs(root: Root) -> list[tuple[str, str, str]]:

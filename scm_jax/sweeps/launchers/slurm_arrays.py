@@ -45,13 +45,9 @@ def plan_arrays(
     Runs that wait for several, or for jobs sent before, share an array with those that
     wait for the same (``afterok``).
 
-    Args:
-      runs: the runs of the submission.
-      max_array_size: elements of one array.
-      max_parallel: elements that run at once; 0 is no limit. It is divided among the
-        arrays, and each has at least 1.
-      done: ids of runs that nobody has to wait for.
-      jobs: run id -> job, of runs that were sent before and are not done.
+    ``max_parallel`` elements run at once (0 is no limit), which are divided among the
+    arrays, at least 1 each. Nobody waits for the ids in ``done``; ``jobs`` (run id ->
+    job) are those of runs that were sent before and are not done.
 
     Raises:
       ValueError: runs depend on each other in a circle.
@@ -102,9 +98,6 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
         shares.append(share)
         left, left_sizes = max(0, left - share), left_sizes - size
     return shares
-
-
-# ------------------------------------------------------------------ the script
 
 
 def job_name(submission: str) -> str:

@@ -57,8 +57,7 @@ def measured_run(directory: str | Path) -> Measured | None:
 
 def measured_runs(directories: Sequence[str | Path]) -> list[Measured]:
     """The speeds of the finished runs among ``directories``."""
-    found = (measured_run(directory) for directory in directories)
-    return [m for m in found if m is not None]
+    return [m for directory in directories if (m := measured_run(directory))]
 
 
 def estimated_device_hours(
@@ -106,6 +105,12 @@ def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
     return texts
 
 
+_AS_PLANNED = (
+    *("overrides", "tags", "resources", "depends_on"),
+    *("parameters", "images", "train_flops"),
+)
+
+
 def plan_rows(
     planned: Sequence[PlannedRun],
     states: Mapping[str, str],
@@ -116,13 +121,7 @@ def plan_rows(
         {
             "id": run.id,
             "changed": text,
-            "overrides": dict(run.overrides),
-            "tags": list(run.tags),
-            "resources": run.resources,
-            "depends_on": list(run.depends_on),
-            "parameters": run.parameters,
-            "images": run.images,
-            "train_flops": run.train_flops,
+            **{key: getattr(run, key) for key in _AS_PLANNED},
             "device_hours": estimated_device_hours(run, measured),
             "state": states[run.id],
         }
@@ -138,14 +137,9 @@ def print_plan(
     limit: int | None = None,
     console: Any = None,
 ) -> None:
-    """Prints the rows of ``plan_rows`` as a table, and what they add up to.
+    """Prints ``limit`` rows of ``plan_rows`` as a table, and what all add up to.
 
-    Args:
-      rows: one per run.
-      root: directory of the runs.
-      measured: runs that the hours come from, for the last lines.
-      limit: how many rows to show; None for all.
-      console: a rich console of any width; None for the terminal.
+    The hours come from ``measured``; ``console`` is a rich one, or the terminal.
     """
     import rich.console
     import rich.table

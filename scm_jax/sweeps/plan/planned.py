@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def read_run(directory: str | Path) -> PlannedRun:
     Raises:
       FileNotFoundError: the directory is not a run of a sweep.
     """
-    path = Path(directory) / RUN_FILE
-    if not path.is_file():
+    facts = read_facts(directory)
+    if not facts:
         raise FileNotFoundError(f"{directory} is not a run of a sweep: no {RUN_FILE}")
-    facts = json.loads(path.read_text(encoding="utf-8"))
     known = {f.name for f in dataclasses.fields(PlannedRun)}
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -71,6 +71,17 @@ def read_run(directory: str | Path) -> PlannedRun:
         if key in known
     }
     return PlannedRun(config=RunDir(directory).read_config(), **values)
+
+
+def read_facts(directory: str | os.PathLike) -> dict[str, Any]:
+    """``run.json``; empty for a run that was trained without a sweep."""
+    path = Path(directory) / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def sweep_runs(root: str | Path) -> list[Path]:

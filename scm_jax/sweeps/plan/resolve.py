@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
 from scm_jax.files.jsonl import canonical_json, flatten
 from scm_jax.runs.directory import layout, run_configs
-from scm_jax.runs.directory.linked_runs import RUN_KEYS, identity
+from scm_jax.runs.directory.linked_runs import identity, run_places
 from scm_jax.runs.estimate import work
 from scm_jax.runs.setup import config_values, evaluators, experiment, parts
 from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
@@ -86,8 +85,14 @@ class _Resolver:
         config = config.copy_and_resolve_references()
         changed = {k: v for k, v in entry.items() if k not in RESERVED}
         self._override(config, changed)
-        teachers = self._teachers(config)
-        cost = self._cost(config, teachers.get("teacher.run"))
+        # Key -> directory and config of the runs that this one starts or learns from.
+        places = run_places(config_lib.to_dict(config))
+        if config.teacher.source != "run":
+            places.pop("teacher.run", None)
+        linked = {key: self._config_at(key, place) for key, place in places.items()}
+        if "init.run" in linked:
+            _check_start(config, linked["init.run"])
+        cost = self._cost(config, linked.get("teacher.run"))
         _set_budget(config, entry, cost)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
@@ -95,7 +100,6 @@ class _Resolver:
         plain = config_lib.to_dict(config)
         steps = num_steps(config.train.duration_images, config.train.batch_size)
         images = steps * config.train.batch_size
-        places = {key: config_values.get_value(config, key) for key in teachers}
         teacher = places.get("teacher.run")
         if BUDGET in entry:
             changed["train.duration_images"] = None  # resolved
@@ -148,20 +152,9 @@ class _Resolver:
     def _labelled(self, label: str) -> str:
         return lookup(self._labels, label, "label of an earlier entry")
 
-    def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
-        """Key -> config of the runs that this one starts from or learns from."""
-        found = {}
-        for key in RUN_KEYS:
-            directory = config_values.get_value(config, key)
-            if directory and (key != "teacher.run" or config.teacher.source == "run"):
-                found[key] = config_lib.from_dict(self._config_at(key, directory))
-        if "init.run" in found:
-            _check_start(config, found["init.run"])
-        return found
-
-    def _config_at(self, key: str, directory: str) -> Mapping[str, Any]:
+    def _config_at(self, key: str, directory: str) -> ConfigDict:
         if planned := self._planned_at(directory):
-            return planned.config
+            return config_lib.from_dict(planned.config)
         run = layout.RunDir(directory)
         if not run.config_path.is_file():
             raise FileNotFoundError(
@@ -169,7 +162,7 @@ class _Resolver:
                 f'it an entry of this sweep with a label and write "{key}": '
                 "run_dir(LABEL)"
             )
-        return run.read_config()
+        return config_lib.from_dict(run.read_config())
 
     def _planned_at(self, directory: str) -> PlannedRun | None:
         path = Path(directory)
@@ -269,14 +262,10 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
 def _check_start(config: ConfigDict, start: ConfigDict) -> None:
     """Raises ValueError where ``init.run`` has weights of other shapes."""
     dataset = parts.build_dataset(config)
+    networks = (parts.build_network(c, dataset) for c in (config, start))
     ours, theirs = (
-        {
-            jax.tree_util.keystr(path): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                parts.abstract_init(parts.build_network(c, dataset))
-            )
-        }
-        for c in (config, start)
+        flatten(parts.abstract_init(network), leaf=lambda array: array.shape)
+        for network in networks
     )
     wrong = [k for k in theirs if ours.get(k) != theirs[k]]
     if wrong:

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,13 +47,14 @@ def load_sweep(text: str) -> SweepFile:
         raise ValueError(
             f"{path} is not a sweep file: it defines no {' and no '.join(missing)}"
         )
-    entries = _call(path, "sweep", lambda: list(_iterable(path, module.sweep(arg))))
+    entries = _call(path, "sweep", lambda: list(module.sweep(arg)))
     if not entries:
         raise ValueError(f"{text}: sweep({arg!r}) yields no entry")
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or any(type(k) is not str for k in entry):
             raise ValueError(
-                f"{text}, entry {number}: {entry!r} is not a dict of dotted keys"
+                f"{text}, entry {number}: {entry!r} is not a dict of dotted keys, as "
+                "sweep() must yield"
             )
     suffix = "_" + re.sub(r"\W", "_", arg) if arg else ""
     return SweepFile(
@@ -129,9 +130,3 @@ def _call(path: str, what: str, fn: Any) -> Any:
         line = [f.lineno for f in frames if Path(f.filename).name == name]
         at = f", line {line[-1]}" if line else ""
         raise ValueError(f"{path}{at} ({what}): {error}") from error
-
-
-def _iterable(path: str, entries: Any) -> Iterable[Any]:
-    if entries is None or isinstance(entries, Mapping):
-        raise ValueError(f"{path}: sweep() must yield dicts, or return a list of them")
-    return entries

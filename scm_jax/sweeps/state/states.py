@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -85,8 +84,8 @@ def read_state(
     Args:
       run_dir: the directory.
       now: unix seconds; None is the present.
-      queue: run id -> job state (QUEUED, RUNNING) of all jobs that schedulers
-        know of, for all runs. None, or UNKNOWN for a run, believes the records.
+      queue: run id -> QUEUED or RUNNING of all jobs that schedulers know of. None, or
+        UNKNOWN for a run, believes the records.
     """
     run_dir = Path(run_dir)
     now = time.time() if now is None else now
@@ -146,19 +145,9 @@ def is_final(run_dir: str | os.PathLike, state: RunState) -> bool:
     """Whether a run failed for good: only ``--force`` starts it again."""
     if state.state not in (FAILED, STALE):
         return False
-    most = facts(run_dir).get("max_attempts", planned.PlannedRun.max_attempts)
+    facts = planned.read_facts(run_dir)
+    most = facts.get("max_attempts", planned.PlannedRun.max_attempts)
     return not retryable(state, int(most))
-
-
-def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """``run.json``; empty for a run that was trained without a sweep."""
-    path = Path(run_dir) / planned.RUN_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def forgive(run_dir: str | os.PathLike) -> None:
