@@ -37,16 +37,10 @@ class TestHold:
     def test_of_processes_that_race_one_wins(self, tmp_path):
         with contextlib.ExitStack() as stack:
             racers = [
-                stack.enter_context(planted.python(HOLD, tmp_path, 4)) for _ in range(3)
+                stack.enter_context(planted.python(HOLD, tmp_path, 3)) for _ in range(3)
             ]
             said = sorted(racer.communicate()[0] for racer in racers)
         assert said == ["held\n", "refused\n", "refused\n"]
-
-    def test_it_is_free_after_the_block(self, tmp_path):
-        for _ in range(2):
-            with locks.hold(tmp_path):
-                assert locks.is_held(tmp_path)
-        assert not locks.is_held(tmp_path)
 
     def test_a_look_does_not_keep_a_worker_out(self, tmp_path):
         """Somebody holds it for an instant, as ``is_held`` does."""
@@ -62,13 +56,8 @@ class TestHold:
         self, tmp_path, age, refused
     ):
         planted.write_status(tmp_path, **planted.ELSEWHERE, heartbeat=time.time() - age)
-        if not refused:
-            with locks.hold(tmp_path):
-                return
-        with (
-            pytest.raises(locks.HeldError, match="process 1 on elsewhere.* 30 s"),
-            locks.hold(tmp_path),
-        ):
+        held = pytest.raises(locks.HeldError, match="process 1 on elsewhere.* 30 s")
+        with held if refused else contextlib.nullcontext(), locks.hold(tmp_path):
             pass
 
     @pytest.mark.parametrize("state", ["failed", "preempted", "done"])

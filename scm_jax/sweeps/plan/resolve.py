@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
@@ -36,6 +37,9 @@ _NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
 class _Cost(NamedTuple):
     parameters: int
     macs_per_image: int
+
+
+_COSTS: dict[str, _Cost] = {}  # equal programs are traced once
 
 
 def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
@@ -74,7 +78,6 @@ class _Resolver:
         self.root = root
         self.runs: dict[str, PlannedRun] = {}
         self._labels: dict[str, str] = {}  # label -> id
-        self._costs: dict[str, _Cost] = {}
 
     def add(self, entry: Mapping[str, Any]) -> None:
         _check_reserved(entry)
@@ -92,7 +95,7 @@ class _Resolver:
         linked = {key: self._config_at(key, place) for key, place in places.items()}
         if "init.run" in linked:
             _check_start(config, linked["init.run"])
-        cost = self._cost(config, linked.get("teacher.run"))
+        cost = _cost(config, linked.get("teacher.run"))
         _set_budget(config, entry, cost)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
@@ -183,13 +186,14 @@ class _Resolver:
         own = [self._planned_at(place) for place in places.values()]
         return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
-    def _cost(self, config: ConfigDict, teacher: ConfigDict | None) -> _Cost:
-        built = experiment.build_abstract(config, teacher)
-        key = _program_key(config, teacher)
-        if key not in self._costs:  # equal programs are traced once
-            parameters = counts.parameter_count(built.abstract_params()["net"])
-            self._costs[key] = _Cost(parameters, work.train_macs(built))
-        return self._costs[key]
+
+def _cost(config: ConfigDict, teacher: ConfigDict | None) -> _Cost:
+    built = experiment.build_abstract(config, teacher)
+    key = _program_key(config, teacher)
+    if key not in _COSTS:
+        parameters = counts.parameter_count(built.abstract_params()["net"])
+        _COSTS[key] = _Cost(parameters, work.train_macs(built))
+    return _COSTS[key]
 
 
 def _set_budget(config: ConfigDict, entry: Mapping[str, Any], cost: _Cost) -> None:
@@ -263,13 +267,11 @@ def _check_start(config: ConfigDict, start: ConfigDict) -> None:
     """Raises ValueError where ``init.run`` has weights of other shapes."""
     dataset = parts.build_dataset(config)
     networks = (parts.build_network(c, dataset) for c in (config, start))
-    ours, theirs = (
-        flatten(parts.abstract_init(network), leaf=lambda array: array.shape)
-        for network in networks
-    )
-    wrong = [k for k in theirs if ours.get(k) != theirs[k]]
-    if wrong:
-        raise ValueError(
-            f"init.run: its network has other shapes than this one's: {wrong[0]} is "
-            f"{theirs[wrong[0]]} there and {ours.get(wrong[0], 'absent')} here"
-        )
+    ours, theirs = (flatten_dict(parts.abstract_init(n), sep=".") for n in networks)
+    for name, array in theirs.items():
+        here = ours[name].shape if name in ours else "absent"
+        if here != array.shape:
+            raise ValueError(
+                "init.run: its network has other shapes than this one's: "
+                f"{name} is {array.shape} there and {here} here"
+            )
