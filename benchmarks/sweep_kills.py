@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_kills.py --kills=20
 
-A few tiny runs go through the local launcher twice: once undisturbed, once while
-workers that train are killed. At the end all runs must be done, and parameters,
+A few tiny runs are trained twice: once here and undisturbed, once by the local launcher
+while workers that train are killed. At the end all runs must be done, and parameters,
 moments, averages, key and data position of their last checkpoints are compared bit by
 bit. Prints one JSON line.
 """
@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from benchmarks.resume_kills import last_checkpoint  # noqa: E402
 from scm_jax import config as config_lib  # noqa: E402
 from scm_jax.runs.directory import run_configs  # noqa: E402
+from scm_jax.sweeps import worker  # noqa: E402
 from scm_jax.sweeps.plan import planned  # noqa: E402
 from scm_jax.sweeps.state import states  # noqa: E402
 
@@ -151,8 +152,9 @@ def study(
     whole, disturbed = folder / "whole", folder / "disturbed"
     ids = write_runs(whole, number, steps, 0)
     write_runs(disturbed, number, steps, kills)
-    if code := launch(whole, parallel).wait():
-        raise SystemExit(f"the undisturbed sweep ended with {code}")
+    for run_id in ids:
+        if code := worker.work(whole / run_id):
+            raise SystemExit(f"the undisturbed run {run_id} ended with {code}")
     launcher = launch(disturbed, parallel)
     killed = kill_workers(disturbed, ids, launcher, kills, seed)
     code = launcher.wait()

@@ -87,6 +87,17 @@ def finish(run_dir):
     (Path(run_dir) / "summary.json").write_text("{}")
 
 
+def one_cache(folder):
+    """Variables of small trainings that share what they compile."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
 @contextlib.contextmanager
 def python(code, *args, **variables):
     """A Python process that runs ``code`` with this checkout; stdout is a pipe."""

@@ -47,12 +47,10 @@ class TestRender:
         ]
 
     def test_what_changed_is_named_and_what_did_not_is_not(self):
+        states = [dataclasses.replace(RUNNING, id=f"a-{width}") for width in (32, 64)]
         rows = [
-            row(
-                dataclasses.replace(RUNNING, id=f"a-{width}"),
-                **{"network.width": width, "seed": 0, "teacher.run": f"r/{width}"},
-            )
-            for width in (32, 64)
+            row(s, **{"network.width": w, "seed": 0, "teacher.run": f"r/{w}"})
+            for s, w in zip(states, (32, 64), strict=True)
         ]
         lines = self.lines(rows)
         assert lines[4].endswith(" 2 32 width=32")
