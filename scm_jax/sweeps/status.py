@@ -13,12 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.runs.directory.labels import (
-    short_count,
-    short_names,
-    short_value,
-    varying_keys,
-)
+from scm_jax.runs.directory import labels
 from scm_jax.sweeps import submissions
 from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.state import states
@@ -120,7 +115,7 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
     shown = _first(rows, limit)
     overrides = [row.plan["overrides"] for row in overview.rows]
-    names = short_names(varying_keys(overrides))
+    names = labels.short_names(labels.varying_keys(overrides))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
         line = Text(_line(_cells(row.state)) + _name(row, names))
@@ -199,7 +194,9 @@ def _cells(state: RunState) -> list[str]:
     return [
         state.state,
         "100%" if state.state == states.DONE else share,
-        "" if state.images_per_second is None else short_count(state.images_per_second),
+        ""
+        if state.images_per_second is None
+        else labels.short_count(state.images_per_second),
         duration(state.eta_seconds),
         duration(state.heartbeat_age if begun else None),
         f"{state.attempt}" if state.attempt else "",
@@ -219,7 +216,7 @@ def _name(row: Row, names: Mapping[str, str]) -> str:
     if label := row.plan["label"]:
         return f"{digits} {label}"
     changed = [
-        f"{names[key]}={short_value(value)}"
+        f"{names[key]}={labels.short_value(value)}"
         for key, value in row.plan["overrides"].items()
         if key in names
     ]

@@ -10,7 +10,7 @@ def test_kills_change_no_bit_of_the_result(tmp_path, monkeypatch):
     for name, value in planted.one_cache(tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
     found = sweep_kills.study(
-        tmp_path, number=1, kills=2, steps=200, parallel=1, seed=204
+        tmp_path, number=1, kills=2, steps=100, parallel=1, seed=204
     )
     assert found["kills"] == 2
     assert found["exit_code"] == 0

@@ -72,7 +72,7 @@ def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) 
     if _is_elsewhere(status):
         return _is_fresh(status, now)
     held = is_held(run_dir)
-    return _process_exists(status.get("pid")) if held is None else held
+    return process_exists(status.get("pid")) if held is None else held
 
 
 def is_held(run_dir: str | os.PathLike) -> bool | None:
@@ -180,7 +180,8 @@ def _described(status: Mapping[str, Any]) -> str:
     return text
 
 
-def _process_exists(pid: Any) -> bool:
+def process_exists(pid: Any) -> bool:
+    """Whether this machine has a process of this id."""
     try:
         os.kill(int(pid), 0)
     except (TypeError, ValueError, ProcessLookupError):

@@ -14,13 +14,7 @@ from typing import Any
 
 from scm_jax.files.atomic import write_atomically
 from scm_jax.files.optional import require
-from scm_jax.sweeps.launchers.options import (
-    Options,
-    Root,
-    Runs,
-    in_order,
-    worker_command,
-)
+from scm_jax.sweeps.launchers.options import Options, Root, Runs, in_order, job_command
 from scm_jax.sweeps.launchers.profiles import (
     Kubernetes,
     Profile,
@@ -263,7 +257,7 @@ def _command(
     site: Kubernetes, run_dir: str, wait: bool, more: Sequence[str] = ()
 ) -> list[str]:
     """The command of a container; ``run_dir`` is shell text."""
-    *command, _ = worker_command("", site.python)
+    *command, _ = job_command("", site.python)
     words = shlex.join([*command, *more, *["--wait"] * wait])
     # With exec, signals reach Python.
     return ["/bin/sh", "-c", f"exec {words} --run={run_dir}"]

@@ -20,14 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from scm_jax.runs.directory import locks
 from scm_jax.sweeps.launchers import slots as slots_lib
-from scm_jax.sweeps.launchers.options import (
-    Options,
-    Root,
-    Runs,
-    in_order,
-    worker_command,
-)
+from scm_jax.sweeps.launchers.options import Options, Root, Runs, in_order, job_command
 from scm_jax.sweeps.launchers.slots import Slot
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.state import journal, signals, states
@@ -256,7 +251,7 @@ class _Launch:
 
 
 def _command(directory: Path) -> list[str]:
-    return worker_command(directory, sys.executable)
+    return job_command(directory, sys.executable)
 
 
 def _log(directory: Path, attempt: int) -> Path:
@@ -284,12 +279,8 @@ def _this_process() -> str:
 
 def _start_of(pid: str) -> str | None:
     """Time of start of a process in ticks: ids are used again; None without one."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+    if not locks.process_exists(pid):
         return None
-    except PermissionError:
-        pass
     try:
         # The name of the program, in parentheses, may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

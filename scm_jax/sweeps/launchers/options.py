@@ -28,7 +28,7 @@ class Launcher(Protocol):
     """A module of this package, or anything else with these four functions.
 
     The directories of the ``runs`` exist in ``root``, with ``config.json`` and
-    ``run.json``. A job runs ``worker_command``.
+    ``run.json``. A job runs ``job_command``.
     """
 
     def submit(self, root: Root, runs: Runs, options: Options) -> int:
@@ -59,11 +59,11 @@ class Launcher(Protocol):
         ...
 
 
-def worker_command(run_dir: str | os.PathLike, python: str) -> list[str]:
+def job_command(run_dir: str | os.PathLike, python: str) -> list[str]:
     """The command of a job: trains one run, or resumes it.
 
     Example:
-      >>> worker_command("runs/s/t32-0123456789", "python")
+      >>> job_command("runs/s/t32-0123456789", "python")
       ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
     """
     return [python, "-m", "scm_jax", "sweep", "work", f"--run={os.fspath(run_dir)}"]

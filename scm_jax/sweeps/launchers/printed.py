@@ -9,13 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.sweeps.launchers.options import (
-    Options,
-    Root,
-    Runs,
-    in_order,
-    worker_command,
-)
+from scm_jax.sweeps.launchers.options import Options, Root, Runs, in_order, job_command
 
 
 def submit(root: Root, runs: Runs, options: Options) -> int:
@@ -38,6 +32,6 @@ def script(root: Root, runs: Runs, options: Options) -> str:
     """One command per line, each after the commands of the runs that it waits for."""
     lines = []
     for run in in_order(runs):
-        command = worker_command(Path(root) / run.id, "python")
+        command = job_command(Path(root) / run.id, "python")
         lines.append(shlex.join(command + ["--wait"] * bool(run.depends_on)))
     return "".join(f"{line}\n" for line in lines)

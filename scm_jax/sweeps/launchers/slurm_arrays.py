@@ -8,7 +8,7 @@ import sys
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.sweeps.launchers.options import Root, Runs, in_order, worker_command
+from scm_jax.sweeps.launchers.options import Root, Runs, in_order, job_command
 from scm_jax.sweeps.launchers.profiles import Profile, Resources
 from scm_jax.types import EXIT_PREEMPTED
 
@@ -180,7 +180,7 @@ def _options(array: Array, profile: Profile) -> list[str]:
 def _srun(need: Resources, profile: Profile) -> str:
     # A program that the script starts without srun would get no signal before it is
     # killed. Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
-    *command, _ = worker_command("", profile.slurm.python or sys.executable)
+    *command, _ = job_command("", profile.slurm.python or sys.executable)
     options = [f"--cpus-per-task={need.cpus}", *profile.slurm.srun]
     options += ["--label"] * (need.nodes * need.tasks > 1)
     return shlex.join(["srun", *options, *command]) + ' --run="$run"'

@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import flatten, read_rows
-from scm_jax.runs.directory.labels import (
-    short_count,
-    short_names,
-    short_value,
-    varying_keys,
-)
+from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import is_neutral
 from scm_jax.sweeps.plan.planned import PlannedRun
@@ -88,16 +83,16 @@ def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
     """
     configs = [flatten(run.config) for run in planned]
     keys = dict.fromkeys(key for run in planned for key in run.overrides)
-    varying = varying_keys([{key: c.get(key) for key in keys} for c in configs])
+    varying = labels.varying_keys([{key: c.get(key) for key in keys} for c in configs])
     # Not what cannot change a result, nor numbers of images that a budget decides.
     shown = [k for k in varying if not (is_neutral(k) or k.endswith("_images"))]
     bases = len({run.base for run in planned}) > 1
-    short = short_names(shown)
+    short = labels.short_names(shown)
     texts = []
     for run, config in zip(planned, configs, strict=True):
         parts = [run.base.partition(":")[2]] if bases else []
         parts += [
-            f"{short[key]}={short_value(config[key])}"
+            f"{short[key]}={labels.short_value(config[key])}"
             for key in shown
             if key in run.overrides
         ]
@@ -157,8 +152,8 @@ def print_plan(
         table.add_row(
             row["id"] if full else row["id"].rpartition("-")[2],
             row["changed"],
-            short_count(row["parameters"]),
-            short_count(row["images"]),
+            labels.short_count(row["parameters"]),
+            labels.short_count(row["images"]),
             f"{row['train_flops']:.3g}",
             short_hours(row["device_hours"]),
             row["state"],

@@ -134,7 +134,7 @@ class _Resolver:
             self.runs[planned.id] = planned
             return
         if canonical_json(other.config) != canonical_json(planned.config):
-            ours, theirs = (flatten(c.config) for c in (planned, other))
+            ours, theirs = flatten(planned.config), flatten(other.config)
             keys = sorted(k for k in ours if ours[k] != theirs[k])
             raise ValueError(
                 f"duplicate id {planned.id}: this entry differs from an earlier one "
@@ -148,9 +148,8 @@ class _Resolver:
             config_values.parent(config, key, RESERVED)  # must exist
             if isinstance(value, RunDirOf):
                 value = str(self.root / self._labelled(value.label))
-            if isinstance(value, OfDuration):
-                continue  # resolved when the training length is known
-            config_values.set_value(config, key, value)
+            if not isinstance(value, OfDuration):  # resolved with the training length
+                config_values.set_value(config, key, value)
 
     def _labelled(self, label: str) -> str:
         return lookup(self._labels, label, "label of an earlier entry")
@@ -255,12 +254,11 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
     """Text that is equal where the traced training program is."""
     plain = config_lib.to_dict(config)
     objective = {k: v for k, v in plain["objective"].items() if k not in _NUMBERS_ONLY}
-    parts = {key: plain[key] for key in ("dataset", "network", "parameterization")}
-    parts |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
-    parts["teacher_network"] = (
-        None if teacher is None else config_lib.to_dict(teacher)["network"]
-    )
-    return canonical_json(parts)
+    program = {key: plain[key] for key in ("dataset", "network", "parameterization")}
+    program |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
+    if teacher is not None:
+        program["teacher_network"] = config_lib.to_dict(teacher)["network"]
+    return canonical_json(program)
 
 
 def _check_start(config: ConfigDict, start: ConfigDict) -> None:

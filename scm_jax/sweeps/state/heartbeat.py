@@ -179,18 +179,11 @@ class Heartbeat:
         closed = any(r["event"] == "ended" and r["attempt"] == last for r in rows)
         if status.get("state") != states.RUNNING or closed:
             return last
-        append_row(
-            path,
-            {
-                "attempt": last,
-                "event": "ended",
-                "time": status["heartbeat"],
-                **{key: status.get(key) for key in ("host", "pid", "job")},
-                "outcome": states.LOST,
-                "error": None,
-                "seconds": status["heartbeat"] - status["started"],
-            },
-        )
+        beat = status["heartbeat"]
+        row = {"attempt": last, "event": "ended", "time": beat}
+        row |= {key: status.get(key) for key in ("host", "pid", "job")}
+        row |= {"outcome": states.LOST, "error": None}
+        append_row(path, {**row, "seconds": beat - status["started"]})
         return last
 
 

@@ -196,11 +196,8 @@ def _decide(
 
 
 def _age_of_metrics(run_dir: Path, now: float) -> float | None:
-    # All that is known of a training without a worker.
-    try:
-        return now - RunDir(run_dir).metrics_path.stat().st_mtime
-    except FileNotFoundError:
-        return None
+    path = RunDir(run_dir).metrics_path
+    return now - path.stat().st_mtime if path.exists() else None
 
 
 def _recorded_job(
