@@ -245,20 +245,17 @@ class TestSlots:
         assert all(slot.cores == () for slot in found)
 
     @pytest.mark.parametrize(
-        ("options", "message"),
+        ("options", "environ", "message"),
         [
-            (Options(max_parallel=5), "--max_parallel=5 x --devices_per_run=1 is more"),
-            (Options(devices_per_run=5), "more than the 4 devices"),
+            (Options(5), {}, "--max_parallel=5 x --devices_per_run=1 is more"),
+            (Options(devices_per_run=5), {}, "more than the 4 devices"),
+            (Options(devices_per_run=1), CPU, "no accelerator"),
         ],
     )
-    def test_too_many_are_refused(self, monkeypatch, options, message):
+    def test_too_many_are_refused(self, monkeypatch, options, environ, message):
         monkeypatch.setattr(slots, "_numbers", lambda prefix: list("0123"))
         with pytest.raises(ValueError, match=message):
-            slots.make_slots(options, {}, (0, 1))
-
-    def test_devices_where_there_are_none(self):
-        with pytest.raises(ValueError, match="no accelerator"):
-            slots.make_slots(Options(devices_per_run=1), CPU, (0, 1))
+            slots.make_slots(options, environ, (0, 1))
 
 
 def test_runs_come_after_those_that_they_depend_on():

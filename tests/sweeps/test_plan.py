@@ -11,24 +11,16 @@ from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.writers import JsonlWriter
 from scm_jax.sweeps.plan import hours as plan
-from scm_jax.sweeps.plan.planned import PlannedRun
+from tests.sweeps import planted
 
 
 def make_run(number, flops_per_image=1e6, **changes):
+    overrides = {"seed": number, "eval.steps": [number], "network.width": 8}
     config = {"seed": number, "eval": {"steps": [number]}, "network": {"width": 8}}
-    values = {
-        "id": f"some_rather_long_name-{number:010x}",
-        "sweep": "s",
-        "file": "s.py",
-        "base": "e.py:sct",
-        "label": "",
-        "config": config,
-        "overrides": {"seed": number, "eval.steps": [number], "network.width": 8},
-        "parameters": 1_523_200_000,
-        "images": 204_800_000,
-        "train_flops": flops_per_image * 204_800_000,
-    }
-    return PlannedRun(**{**values, **changes})
+    values = {"base": "e.py:sct", "config": config, "overrides": overrides}
+    values |= {"parameters": 1_523_200_000, "images": 204_800_000}
+    values |= {"train_flops": flops_per_image * 204_800_000, **changes}
+    return planted.plan_run(f"some_rather_long_name-{number:010x}", **values)
 
 
 def finished(directory, macs_per_image, rate, seconds, **summary):

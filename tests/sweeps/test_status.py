@@ -8,16 +8,8 @@ from scm_jax.sweeps.state import states
 from tests.commands.in_process import scm
 from tests.sweeps import planted
 
-RUNNING = states.RunState(
-    "t32-0123456789",
-    "running",
-    attempt=2,
-    step=25,
-    steps=100,
-    images=3200,
-    images_per_second=96.0,
-    heartbeat_age=4.0,
-)
+AT = {"step": 25, "steps": 100, "images": 3200, "images_per_second": 96.0}
+RUNNING = states.RunState("t32-0123456789", "running", 2, heartbeat_age=4.0, **AT)
 
 
 def row(state, **overrides):

@@ -24,12 +24,10 @@ def sent(monkeypatch):
         calls.append([run.id for run in runs])
         return 0
 
-    fake = types.SimpleNamespace(
-        submit=submit,
-        queue=lambda root: dict.fromkeys(journal.sent_jobs(root, "fake"), "queued"),
-        cancel=lambda root, ids: [],
-        script=lambda root, runs, options: "",
-    )
+    def queue(root):
+        return dict.fromkeys(journal.sent_jobs(root, "fake"), "queued")
+
+    fake = types.SimpleNamespace(submit=submit, queue=queue)
     monkeypatch.setitem(launchers.LAUNCHERS, "fake", fake)
     return calls
 
