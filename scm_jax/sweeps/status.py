@@ -64,23 +64,22 @@ class Overview:
         return [row.state for row in self.rows]
 
 
-def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
+def gather(root: str | os.PathLike) -> Overview:
     """Reads every run of a sweep, and asks the schedulers that have some of them.
 
     Raises:
       FileNotFoundError: there are no runs of a sweep in ``root``.
     """
-    run_dirs = submissions.run_dirs(root)
-    found = states.read_states(run_dirs, now, submissions.queue(root))
+    run_dirs, jobs = submissions.run_dirs(root), submissions.queue(root)
     facts = [_facts(run_dir) for run_dir in run_dirs]
     differ = len({fact.get("base") for fact in facts}) > 1
     rows = [
         Row(
-            state,
+            states.read_state(run_dir, queue=jobs),
             {key: fact.get(key, default) for key, default in _PLAN.items()},
             fact.get("base", "").rpartition(":")[2] if differ else "",
         )
-        for state, fact in zip(found, facts, strict=True)
+        for run_dir, fact in zip(run_dirs, facts, strict=True)
     ]
     return Overview(os.fspath(root), tuple(rows))
 
@@ -122,11 +121,10 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
         line.stylize(_STYLES[row.state.state], 0, len(row.state.state))
         lines.append(line)
         if error := row.state.error_line:
-            failures = row.state.failures
-            often = (
-                f"{failures} of {row.plan['max_attempts']} times: " if failures else ""
-            )
-            lines.append(Text(f"  {often}{error}", style="red"))
+            if row.state.failures:
+                often = f"{row.state.failures} of {row.plan['max_attempts']} times"
+                error = f"{often}: {error}"
+            lines.append(Text(f"  {error}", style="red"))
     if hidden := rows[len(shown) :]:
         count = submissions.count_states(row.state for row in hidden)
         lines.append(Text(f"{len(hidden)} more not shown: {count}", style="dim"))

@@ -109,7 +109,7 @@ def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
     """None when all runs are done, else the exit code."""
     said = False
     while True:
-        found = states.read_states([run_dir.parent / i for i in run_ids])
+        found = [states.read_state(run_dir.parent / run_id) for run_id in run_ids]
         left = [state for state in found if state.state != states.DONE]
         if not left:
             return None

@@ -47,7 +47,7 @@ def make_slots(
             f"--devices_per_run={per_run}: this machine shows no accelerator"
         )
     if not devices or per_run == 0:
-        return _slots_of_cores(options.max_parallel or 1, cores, bool(devices))
+        return _slots_of_cores(options.max_parallel or 1, () if devices else cores)
     if per_run is None:
         per_run = max(1, len(devices) // (options.max_parallel or len(devices)))
     count = options.max_parallel or max(1, len(devices) // per_run)
@@ -97,8 +97,8 @@ def _pinned(kind: str, devices: list[str]) -> dict[str, str]:
     }
 
 
-def _slots_of_cores(count: int, cores: tuple[int, ...], shared: bool) -> list[Slot]:
-    if shared or not cores:
+def _slots_of_cores(count: int, cores: tuple[int, ...]) -> list[Slot]:
+    if not cores:
         return [Slot(i, {}) for i in range(count)]
     if count > len(cores):
         return [Slot(i, {}, (cores[i % len(cores)],)) for i in range(count)]

@@ -112,16 +112,6 @@ def read_state(
     )
 
 
-def read_states(
-    run_dirs: Sequence[str | os.PathLike],
-    now: float | None = None,
-    queue: Mapping[str, str] | None = None,
-) -> list[RunState]:
-    """The ``read_state`` of each directory, at one moment."""
-    now = time.time() if now is None else now
-    return [read_state(run_dir, now, queue) for run_dir in run_dirs]
-
-
 def retryable(state: RunState, max_attempts: int) -> bool:
     """Whether the run should be started: nobody has it, and it can still succeed.
 
