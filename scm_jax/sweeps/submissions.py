@@ -18,12 +18,7 @@ SHOWN_DIGITS = 6
 
 
 def submit(
-    root: Root,
-    runs: Runs,
-    launcher: str,
-    options: Options,
-    *,
-    force: bool = False,
+    root: Root, runs: Runs, launcher: str, options: Options, *, force: bool = False
 ) -> int:
     """Writes the directories of the runs and sends those that need to run.
 
