@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,18 +75,6 @@ def work(
             if worker.peers is None or worker.peers.cluster.process_id == 0:
                 return worker.lead(config)
             return worker.follow(config)
-
-
-def job_name(environ: Mapping[str, str]) -> str | None:
-    """SLURM's name for the job of a process with these environment variables.
-
-    Example:
-      >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
-      '7_3'
-    """
-    if array := environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    return environ.get("SLURM_JOB_ID")
 
 
 def explain(error: BaseException) -> tuple[str, bool]:
@@ -158,9 +146,7 @@ class _Worker:
         except ValueError as error:
             # A config that this version cannot read is a failed attempt.
             with contextlib.suppress(locks.HeldError), locks.hold(self._run_dir):
-                heartbeat = Heartbeat(
-                    self._run_dir, self._seconds, job_name(os.environ)
-                )
+                heartbeat = Heartbeat(self._run_dir, self._seconds)
                 heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
             raise ValueError(f"{run.config_path}: {error}") from error
 
@@ -171,9 +157,7 @@ class _Worker:
                 if RunDir(self._run_dir).is_done:
                     self._tell(EXIT_DONE)
                     return EXIT_DONE  # another worker ended it just now
-                heartbeat = Heartbeat(
-                    self._run_dir, self._seconds, job_name(os.environ)
-                )
+                heartbeat = Heartbeat(self._run_dir, self._seconds)
                 heartbeat.start()
                 self._heartbeat = heartbeat
                 self._tell(None)

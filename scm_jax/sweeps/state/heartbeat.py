@@ -33,7 +33,6 @@ class Heartbeat:
     Args:
       run_dir: the run directory.
       seconds: interval between two writes.
-      job: what the scheduler calls the job of this process.
       on_replaced: called from the thread when another worker has taken the run.
     """
 
@@ -41,29 +40,20 @@ class Heartbeat:
         self,
         run_dir: str | os.PathLike,
         seconds: float,
-        job: str | None = None,
         on_replaced: Callable[[], None] = lambda: os._exit(0),
     ):
         self._dir = Path(run_dir)
         self._on_replaced = on_replaced
         self._wake, self._lock = threading.Event(), threading.Lock()
-        self._points: collections.deque[tuple[float, int]] = collections.deque()
+        self._points = collections.deque[tuple[float, int]](maxlen=1000)
         self._seconds, self._ended = seconds, False
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        now = time.time()
-        self._fields: dict[str, Any] = {
-            "state": states.RUNNING,
-            "attempt": self._close_lost_attempt() + 1,
-            "started": now,
-            "heartbeat": now,
-            "heartbeat_seconds": seconds,
-            **dict.fromkeys(("step", "steps", "images", "images_per_second")),
-            **locks.identity(),
-            "job": job,
-            "error": None,
-            "retry": True,
-            "exit_code": None,
-        }
+        attempt, now = self._close_lost_attempt() + 1, time.time()
+        self._fields: dict[str, Any] = {"state": states.RUNNING, "attempt": attempt}
+        self._fields |= {"started": now, "heartbeat": now, "heartbeat_seconds": seconds}
+        self._fields |= dict.fromkeys(("step", "steps", "images", "images_per_second"))
+        self._fields |= {**locks.identity(), "job": job_name(os.environ)}
+        self._fields |= {"error": None, "retry": True, "exit_code": None}
 
     def start(self) -> None:
         """Writes the first status; OSError where that cannot be written."""
@@ -78,20 +68,14 @@ class Heartbeat:
         """Where the training is; cheap, to be called after every step."""
         now, points = time.monotonic(), self._points
         points.append((now, step))
-        while len(points) > 2 and (
-            now - points[0][0] > _RATE_SECONDS or len(points) > 1000
-        ):
+        while len(points) > 2 and now - points[0][0] > _RATE_SECONDS:
             points.popleft()
         (begin, first), rate = points[0], None
         if step > first and now > begin:
             rate = (step - first) * batch_size / (now - begin)
         with self._lock:
-            self._fields |= {
-                "step": step,
-                "steps": steps,
-                "images": step * batch_size,
-                "images_per_second": rate,
-            }
+            self._fields |= {"step": step, "steps": steps, "images": step * batch_size}
+            self._fields["images_per_second"] = rate
 
     def beat_soon(self) -> None:
         """Writes the status without waiting for its time."""
@@ -113,13 +97,8 @@ class Heartbeat:
             if self._ended:
                 return
             self._ended = True
-            self._fields |= {
-                "state": outcome,
-                "exit_code": exit_code,
-                "error": text,
-                "retry": retry,
-                "images_per_second": None,
-            }
+            self._fields |= {"state": outcome, "exit_code": exit_code, "error": text}
+            self._fields |= {"retry": retry, "images_per_second": None}
         self._wake.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
@@ -226,3 +205,15 @@ class ReportedProgress:
         self.stepping = False
         self._shown.finish()
         self._on_leave_loop()
+
+
+def job_name(environ: Mapping[str, str]) -> str | None:
+    """SLURM's name for the job of a process with these environment variables.
+
+    Example:
+      >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+      '7_3'
+    """
+    if array := environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return environ.get("SLURM_JOB_ID")
