@@ -23,9 +23,8 @@ def plan(root, name, behaviour, *depends_on, **facts):
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-    monkeypatch.setattr(
-        local, "_command", lambda d: [sys.executable, str(STUB), str(d)]
-    )
+    command = [sys.executable, str(STUB)]
+    monkeypatch.setattr(local, "_command", lambda folder: [*command, str(folder)])
     monkeypatch.setattr(local, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(local, "_POLL_SECONDS", 0.02)
 
@@ -82,9 +81,7 @@ class TestSubmit:
 
     def test_a_run_of_a_launcher_that_died_is_waited_for(self, tmp_path, capsys):
         runs = [plan(tmp_path, "run", "sleep done")]
-        code = (
-            "from tests.sweeps import stub_worker as s; s.main(s.Path(s.sys.argv[1]))"
-        )
+        code = "from tests.sweeps.stub_worker import *; main(Path(sys.argv[1]))"
         with planted.python(code, tmp_path / "run") as orphan:
             planted.wait_for((tmp_path / "run" / "asleep").exists, orphan)
 
@@ -98,12 +95,9 @@ class TestSubmit:
         assert outcomes(tmp_path / "run") == ["preempted", "done"]
 
     def test_a_circle_is_an_error_before_anything_is_sent(self, tmp_path):
-        runs = [
-            plan(tmp_path, *"a done b".split()),
-            plan(tmp_path, *"b done a".split()),
-        ]
+        a, b = plan(tmp_path, "a", "done", "b"), plan(tmp_path, "b", "done", "a")
         with pytest.raises(ValueError, match=r"circle: \['a', 'b'\]"):
-            local.submit(tmp_path, runs, Options())
+            local.submit(tmp_path, [a, b], Options())
         assert not (tmp_path / "a" / "submissions.jsonl").exists()
 
     def test_cores_are_split_between_slots(self, tmp_path, monkeypatch):
@@ -125,10 +119,10 @@ class TestSubmit:
 
 LAUNCHER = """
     import sys
-    from pathlib import Path
     from scm_jax.sweeps.plan import planned
     from scm_jax.sweeps.launchers import local
     from scm_jax.sweeps.launchers.options import Options
+    local._LOOK_SECONDS, local._POLL_SECONDS = 0.1, 0.02
     local._command = lambda d: [sys.executable, sys.argv[2], d]
     runs = [planned.read_run(p) for p in planned.sweep_runs(sys.argv[1])]
     sys.exit(local.submit(sys.argv[1], runs, Options(max_parallel=2)))
@@ -155,7 +149,7 @@ class TestProcesses:
         assert submissions.queue(tmp_path) == {}
 
     def test_two_launchers_at_once_run_nothing_twice(self, tmp_path):
-        names = [f"run{i}" for i in range(6)]
+        names = [f"run{i}" for i in range(4)]
         for name in names:
             plan(tmp_path, name, "die done" if name < "run2" else "done")
         with (
@@ -174,9 +168,7 @@ class TestProcesses:
 
 
 class TestCancel:
-    def test_a_waiting_run_is_not_started_and_a_training_one_saves(
-        self, tmp_path, monkeypatch
-    ):
+    def test_a_waiting_run_is_not_started_and_a_training_one_saves(self, tmp_path):
         plan(tmp_path, "a", "sleep done")
         plan(tmp_path, "b", "done", "a")
         with planted.python(LAUNCHER, tmp_path, STUB) as launcher:
