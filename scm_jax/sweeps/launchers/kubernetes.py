@@ -38,8 +38,8 @@ _LONGEST_NAME = 48  # of 63: pods of a JobSet add "-workers-0-12345"
 def submit(root: Root, runs: Runs, options: Options) -> int:
     """Writes ``ROOT/submissions/ID.yaml`` and prints the command that applies it.
 
-    The runs are recorded as sent, so that nobody sends them twice; ``cancel`` takes
-    that back.
+    The runs are recorded as sent and are not sent again until ``cancel`` takes that
+    back.
 
     Raises:
       ValueError: a setting that cannot work; nothing has been written then.

@@ -1,4 +1,4 @@
-"""Runs of a sweep on this machine: so many at once, started again when they die.
+"""Trains runs of a sweep on this machine, several at once, and restarts what dies.
 
 All state is in the run directories: the launcher may be killed and started again, and
 two of them on one directory share the work.
@@ -230,7 +230,7 @@ class _Launch:
         if self._left:
             root = shlex.quote(str(self._root))
             _say(
-                "to go on: python -m scm_jax sweep resubmit "
+                "to resume: python -m scm_jax sweep resubmit "
                 f"--root={root} --launcher=local --max_parallel={len(self._slots)}"
             )
             return EXIT_PREEMPTED

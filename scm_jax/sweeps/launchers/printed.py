@@ -1,6 +1,6 @@
 """Prints the commands of the runs, for xargs, GNU parallel or another tool to start.
 
-Nothing is recorded as sent: nobody could be asked for its status later.
+Nothing is recorded as sent, because nothing could be asked for its status later.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _arrays(
 
 def _within_limit(runs: Runs, max_submit: int) -> tuple[Runs, Runs]:
     """The runs that the site's limit on queued jobs lets through, and the rest."""
-    ordered = in_order(runs)  # nobody is sent without the runs that it depends on
+    ordered = in_order(runs)  # none is sent without the runs that it depends on
     if not max_submit:
         return ordered, []
     user = _call("squeue", "--me", "-h", "-r", "-o", "%i").split()

@@ -41,12 +41,12 @@ def plan_arrays(
 
     Runs that wait for nothing share arrays of ``max_array_size`` by their resources. A
     run that waits for one other of this submission takes that run's index in another
-    array, so that SLURM can pair them (``aftercorr``) and a failure stops nobody else.
+    array, so that SLURM can pair them (``aftercorr``) and a failure stops no other.
     Runs that wait for several, or for jobs sent before, share an array with those that
     wait for the same (``afterok``).
 
     ``max_parallel`` elements run at once (0 is no limit), which are divided among the
-    arrays, at least 1 each. Nobody waits for the ids in ``done``; ``jobs`` (run id ->
+    arrays, at least 1 each. No run waits for the ids in ``done``; ``jobs`` (run id ->
     job) are those of runs that were sent before and are not done.
 
     Raises:

@@ -24,7 +24,7 @@ DONE, RUNNING, STALE, PREEMPTED, FAILED, QUEUED, MISSING = STATES = (
     "preempted",  # saved and left, to be started again
     "failed",  # ended with an error
     "queued",  # sent to a launcher that has not started it (again) yet
-    "missing",  # never started, and nobody will
+    "missing",  # never started, and not on its way
 )
 # A job whose scheduler cannot be asked; otherwise it is QUEUED, RUNNING or not there.
 UNKNOWN = "unknown"
@@ -113,7 +113,7 @@ def read_state(
 
 
 def retryable(state: RunState, max_attempts: int) -> bool:
-    """Whether the run should be started: nobody has it, and it can still succeed.
+    """Whether the run should be started: no worker has it, and it can still succeed.
 
     True for missing and preempted runs, and for stale and failed ones with less than
     ``max_attempts`` failures whose error can go away by itself.
@@ -223,9 +223,9 @@ def _error(
     if state in (FAILED, PREEMPTED):
         return status.get("error")
     if state == STALE and status:
-        return "vanished without a word: killed, or its machine went down"
+        return "vanished without a trace: killed, or its machine went down"
     if state == STALE:
-        return "trained without a worker, and wrote no metrics lately"
+        return "trained without a worker, and has written no metrics lately"
     if state == MISSING and submission is not None:
         if submission.event == journal.SENDING:
             return f"sending it to {submission.launcher} was broken off"
