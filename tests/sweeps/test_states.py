@@ -199,7 +199,7 @@ class TestJournal:
         with journal.sending(tmp_path, "slurm", "abc") as batch:
             batch.sent({"a": "1", "b": "2", "c": "3"})
         planted.write_submission(tmp_path / "d", launcher="local")
-        journal.record_cancelled(tmp_path, "slurm", {"b": "2"})
+        journal.record_end(tmp_path, "slurm", {"b": "2"})
         planted.finish(tmp_path / "c")
         assert journal.sent_jobs(tmp_path, "slurm") == {"a": "1"}
 

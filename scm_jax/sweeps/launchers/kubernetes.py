@@ -87,7 +87,7 @@ def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
         for job in sorted(set(jobs.values())):
             namespace, _, name = job.partition("/")
             print(f"  kubectl delete --namespace={namespace} {name}")
-    journal.record_cancelled(root, NAME, jobs)
+    journal.record_end(root, NAME, jobs)
     return list(jobs)
 
 

@@ -75,7 +75,7 @@ def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
         if run_id in waiting or state.state == states.RUNNING:
             cancelled[run_id] = jobs[run_id]
     # Recorded before any worker ends, or its launcher would start the run again.
-    journal.record_cancelled(root, NAME, cancelled)
+    journal.record_end(root, NAME, cancelled)
     for run_id in cancelled:
         state = states.read_state(Path(root) / run_id)
         if state.state == states.RUNNING and state.host == socket.gethostname():
@@ -219,7 +219,8 @@ class _Launch:
         text = f"{how}: {why}" if why else how
         _say(f"{run.id} {text} ({len(self._ends)}/{self._total})")
         if how not in (states.DONE, "cancelled"):
-            journal.record_failed(self._root, NAME, run.id, _this_process(), text)
+            jobs = {run.id: _this_process()}
+            journal.record_end(self._root, NAME, jobs, journal.FAILED, text)
 
     def _conclude(self) -> int:
         ends = collections.Counter(self._ends.values())

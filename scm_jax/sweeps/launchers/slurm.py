@@ -97,7 +97,7 @@ def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
     jobs = [(run_id, job) for run_id, job, _ in _list_jobs(root) if run_id in run_ids]
     for start in range(0, len(jobs), 100):  # a command line has an end
         _call("scancel", *(job for _, job in jobs[start : start + 100]))
-    journal.record_cancelled(root, NAME, dict(jobs))
+    journal.record_end(root, NAME, dict(jobs))
     return list(dict(jobs))
 
 

@@ -88,24 +88,18 @@ def sending(
             batch.record(run_id, FAILED, error=error)
 
 
-def record_cancelled(
-    root: str | os.PathLike, launcher: str, jobs: Mapping[str, str]
+def record_end(
+    root: str | os.PathLike,
+    launcher: str,
+    jobs: Mapping[str, str],
+    event: str = CANCELLED,
+    error: str | None = None,
 ) -> None:
-    """Records that jobs (run id -> job) were taken back."""
+    """Records that jobs (run id -> job) were taken back, or will not begin (again)."""
     for run_id, job in jobs.items():
-        _latest_sending(root, launcher, run_id).record(run_id, CANCELLED, job)
-
-
-def record_failed(
-    root: str | os.PathLike, launcher: str, run_id: str, job: str, error: str
-) -> None:
-    """Records that a job will not begin (again), and why."""
-    _latest_sending(root, launcher, run_id).record(run_id, FAILED, job, error)
-
-
-def _latest_sending(root: str | os.PathLike, launcher: str, run_id: str) -> Sending:
-    newest = newest_submission(Path(root) / run_id)
-    return Sending(Path(root), launcher, newest.submission if newest else "", [])
+        newest = newest_submission(Path(root) / run_id)
+        batch = Sending(Path(root), launcher, newest.submission if newest else "", [])
+        batch.record(run_id, event, job, error)
 
 
 def newest_submission(run_dir: str | os.PathLike) -> Submission | None:
