@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +114,9 @@ def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> T
     from rich.text import Text
 
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
-    shown = _first(rows, limit)
+    # A row with an error has two lines.
+    lengths = itertools.accumulate(2 if row.state.error_line else 1 for row in rows)
+    shown = rows[: bisect.bisect(list(lengths), limit)] if limit else rows
     overrides = [row.plan["overrides"] for row in overview.rows]
     names = labels.short_names(labels.varying_keys(overrides))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
@@ -219,19 +223,6 @@ def _name(row: Row, names: Mapping[str, str]) -> str:
         if key in names
     ]
     return " ".join(filter(None, [digits, row.variant, *changed]))
-
-
-def _first(rows: Sequence[Row], limit: int) -> list[Row]:
-    """The rows that fit on ``limit`` lines; a row with an error has two."""
-    if not limit:
-        return list(rows)
-    shown, lines = [], 0
-    for row in rows:
-        lines += 2 if row.state.error_line else 1
-        if lines > limit:
-            break
-        shown.append(row)
-    return shown
 
 
 def _heading(overview: Overview) -> Text:

@@ -72,10 +72,8 @@ def cancel(root: Root, only: Iterable[str] = ()) -> list[str]:
     Runs that are training are asked to save.
     """
     ids = [path.name for path in run_dirs(root, only)]
-    cancelled: list[str] = []
-    for launcher in launchers.LAUNCHERS.values():
-        cancelled += launcher.cancel(root, ids)
-    return cancelled
+    every = launchers.LAUNCHERS.values()
+    return [run_id for launcher in every for run_id in launcher.cancel(root, ids)]
 
 
 def selection(
@@ -142,12 +140,7 @@ def _send(root: Root, runs: Runs, launcher: str, options: Options, force: bool) 
 
 
 def count_states(found: Iterable[RunState]) -> str:
-    """How many runs are in each state.
-
-    Example:
-      >>> count_states([RunState("a", "done"), RunState("b", "done")])
-      '2 done'
-    """
+    """How many runs are in each state."""
     names = [state.state for state in found]
     return ", ".join(
         f"{names.count(name)} {name}" for name in states.STATES if name in names

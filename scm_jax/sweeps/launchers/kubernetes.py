@@ -210,12 +210,7 @@ def _job_set(
 
 
 def object_name(*parts: str) -> str:
-    """A legal name of an object: lower case, short, with the end of the last part.
-
-    Example:
-      >>> object_name("scm", "T32_long-0123456789")
-      'scm-t32-long-0123456789'
-    """
+    """A legal name of an object: lower case, short, with the end of the last part."""
     text = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
     if len(text) <= _LONGEST_NAME:
         return text

@@ -37,7 +37,6 @@ class Launcher(Protocol):
         Raises:
           ValueError: a setting that cannot work, before anything is sent.
         """
-        ...
 
     def queue(self, root: Root) -> Mapping[str, str]:
         """Run id -> state of the jobs of ``journal.sent_jobs`` that still exist.
@@ -45,27 +44,19 @@ class Launcher(Protocol):
         ``states.QUEUED`` (also held, suspended or about to be requeued) or ``RUNNING``;
         ``UNKNOWN`` for all of them where the scheduler cannot be asked.
         """
-        ...
 
     def cancel(self, root: Root, run_ids: Sequence[str]) -> Sequence[str]:
         """Takes back the jobs of these runs and records it; the ids that had one.
 
         A run that is training is asked to save (SIGTERM), not killed.
         """
-        ...
 
     def script(self, root: Root, runs: Runs, options: Options) -> str:
         """Exactly what ``submit`` would send, as text; writes and sends nothing."""
-        ...
 
 
 def job_command(run_dir: str | os.PathLike, python: str) -> list[str]:
-    """The command of a job: trains one run, or resumes it.
-
-    Example:
-      >>> job_command("runs/s/t32-0123456789", "python")
-      ['python', '-m', 'scm_jax', 'sweep', 'work', '--run=runs/s/t32-0123456789']
-    """
+    """The command of a job: trains one run, or resumes it."""
     return [python, "-m", "scm_jax", "sweep", "work", f"--run={os.fspath(run_dir)}"]
 
 

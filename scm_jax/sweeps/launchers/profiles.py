@@ -78,10 +78,6 @@ class Profile:
 
         Raises:
           ValueError: there are none; the message lists the legal names.
-
-        Example:
-          >>> Profile().resources_of("").nodes
-          1
         """
         found = self.resources.get(name or "default")
         if found is None and name:
@@ -126,10 +122,6 @@ def seconds(time: str) -> int:
 
     Raises:
       ValueError: it is neither.
-
-    Example:
-      >>> seconds("1-00:00:10")
-      86410
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
     if not found:

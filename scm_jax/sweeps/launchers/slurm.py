@@ -81,11 +81,8 @@ def queue(root: Root) -> Mapping[str, str]:
         listed = _list_jobs(root)
     except SlurmError:
         return dict.fromkeys(journal.sent_jobs(root, NAME), UNKNOWN)
-    states: dict[str, str] = {}
-    for run_id, _, state in listed:
-        if states.get(run_id) != RUNNING:
-            states[run_id] = state
-    return states
+    # RUNNING comes last, and counts where a run has several jobs.
+    return dict(sorted((run_id, state) for run_id, _, state in listed))
 
 
 def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:

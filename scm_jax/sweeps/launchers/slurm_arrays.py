@@ -51,12 +51,6 @@ def plan_arrays(
 
     Raises:
       ValueError: runs depend on each other in a circle.
-
-    Example:
-      >>> runs = [PlannedRun("a", "s", "", "", "", {}, {}),
-      ...         PlannedRun("b", "s", "", "", "", {}, {}, depends_on=("a",))]
-      >>> [array.after for array in plan_arrays(runs, 10)]
-      [(), ((0, None),)]
     """
     arrays: list[tuple[_Key, dict[int, str]]] = []
     places: dict[str, tuple[int, int]] = {}

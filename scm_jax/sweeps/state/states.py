@@ -117,12 +117,6 @@ def retryable(state: RunState, max_attempts: int) -> bool:
 
     True for missing and preempted runs, and for stale and failed ones with less than
     ``max_attempts`` failures whose error can go away by itself.
-
-    Example:
-      >>> retryable(RunState("a", "stale", failures=2), max_attempts=3)
-      True
-      >>> retryable(RunState("a", "failed", failures=1, retry=False), max_attempts=3)
-      False
     """
     if state.state in (MISSING, PREEMPTED):
         return True
