@@ -187,18 +187,16 @@ def duration(seconds: float | None) -> str:
 
 
 def _cells(state: RunState) -> list[str]:
-    begun = state.state in (states.RUNNING, states.STALE)
-    share = (
-        f"{state.step / state.steps:.0%}"
-        if state.steps and state.step is not None
-        else ""
-    )
+    begun, done = state.state in (states.RUNNING, states.STALE), ""
+    if state.state == states.DONE:
+        done = "100%"
+    elif state.steps and state.step is not None:
+        done = f"{state.step / state.steps:.0%}"
+    rate = state.images_per_second
     return [
         state.state,
-        "100%" if state.state == states.DONE else share,
-        ""
-        if state.images_per_second is None
-        else labels.short_count(state.images_per_second),
+        done,
+        "" if rate is None else labels.short_count(rate),
         duration(state.eta_seconds),
         duration(state.heartbeat_age if begun else None),
         f"{state.attempt}" if state.attempt else "",
