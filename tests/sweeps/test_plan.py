@@ -7,7 +7,6 @@ import pytest
 import rich.console
 
 from scm_jax.files.jsonl import write_json
-from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.writers import JsonlWriter
 from scm_jax.sweeps.plan import hours as plan
@@ -73,14 +72,6 @@ def test_only_what_tells_runs_apart_is_shown():
     assert plan.changed_texts(planned) == ["seed=0", "seed=1", "seed=2"]
     other = make_run(3, base="e.py:scd")
     assert plan.changed_texts([*planned, other])[3] == "scd seed=3"
-
-
-def test_names_are_short_where_they_are_clear():
-    assert labels.short_names(["a.name", "b.name", "c.width"]) == {
-        "a.name": "a.name",
-        "b.name": "b.name",
-        "c.width": "width",
-    }
 
 
 @pytest.mark.parametrize("width", [80, 140])
