@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_kills.py --kills=20
 
-A few tiny runs are trained twice: once here and undisturbed, once by the local launcher
-while workers that train are killed. At the end all runs must be done, and parameters,
+A few tiny runs are trained twice: once undisturbed, once by the local launcher while
+workers that train are killed. At the end all runs must be done, and parameters,
 moments, averages, key and data position of their last checkpoints are compared bit by
 bit. Prints one JSON line.
 """
@@ -30,7 +30,6 @@ if __name__ == "__main__":
 from benchmarks.resume_kills import last_checkpoint  # noqa: E402
 from scm_jax import config as config_lib  # noqa: E402
 from scm_jax.runs.directory import run_configs  # noqa: E402
-from scm_jax.sweeps import worker  # noqa: E402
 from scm_jax.sweeps.plan import planned  # noqa: E402
 from scm_jax.sweeps.state import states  # noqa: E402
 
@@ -69,6 +68,14 @@ def write_runs(root: pathlib.Path, number: int, steps: int, kills: int) -> list[
         planned.write_run(root, run)
         ids.append(run_id)
     return ids
+
+
+def train(root: pathlib.Path, ids: list[str]) -> None:
+    """Trains runs undisturbed, in one process of their own."""
+    code = "import sys; from scm_jax.sweeps.worker import work\n"
+    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
+    folders = [str(root / run_id) for run_id in ids]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=ROOT)
 
 
 def launch(root: pathlib.Path, parallel: int) -> subprocess.Popen:
@@ -152,9 +159,7 @@ def study(
     whole, disturbed = folder / "whole", folder / "disturbed"
     ids = write_runs(whole, number, steps, 0)
     write_runs(disturbed, number, steps, kills)
-    for run_id in ids:
-        if code := worker.work(whole / run_id):
-            raise SystemExit(f"the undisturbed run {run_id} ended with {code}")
+    train(whole, ids)
     launcher = launch(disturbed, parallel)
     killed = kill_workers(disturbed, ids, launcher, kills, seed)
     code = launcher.wait()

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import tempfile
 
@@ -211,8 +210,5 @@ def assert_undisturbed(root, ids, other):
     """Every array of the last checkpoint equals that of an undisturbed run."""
     for run in ids:
         write_run(other, read_run(root / run))
-    code = "import sys; from scm_jax.sweeps.worker import work\n"
-    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
-    folders = [str(other / run) for run in ids]
-    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=planted.ROOT)
+    sweep_kills.train(other, list(ids))
     assert sweep_kills.differences(root, other, list(ids)) == []
