@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 
+import jax
 import pytest
 
 from benchmarks import sweep_kills
@@ -52,6 +53,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A cluster, which all commands of SLURM in this process talk to."""
+    jax.devices()  # the tests that follow in this process keep its own flags
     with pytest.MonkeyPatch.context() as patch:
         # What jobs inherit.
         patch.setenv("PYTHONPATH", str(planted.ROOT))
