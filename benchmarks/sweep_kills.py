@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_kills.py --kills=20
 
-A few tiny runs go through the local launcher twice: once undisturbed, once while
+A few tiny runs are trained twice: once undisturbed, once by the local launcher while
 workers that train are killed. At the end all runs must be done, and parameters,
 moments, averages, key and data position of their last checkpoints are compared bit by
 bit. Prints one JSON line.
@@ -68,6 +68,14 @@ def write_runs(root: pathlib.Path, number: int, steps: int, kills: int) -> list[
         planned.write_run(root, run)
         ids.append(run_id)
     return ids
+
+
+def train(root: pathlib.Path, ids: list[str]) -> None:
+    """Trains runs undisturbed, in one process of their own."""
+    code = "import sys; from scm_jax.sweeps.worker import work\n"
+    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
+    folders = [str(root / run_id) for run_id in ids]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=ROOT)
 
 
 def launch(root: pathlib.Path, parallel: int) -> subprocess.Popen:
@@ -151,8 +159,7 @@ def study(
     whole, disturbed = folder / "whole", folder / "disturbed"
     ids = write_runs(whole, number, steps, 0)
     write_runs(disturbed, number, steps, kills)
-    if code := launch(whole, parallel).wait():
-        raise SystemExit(f"the undisturbed sweep ended with {code}")
+    train(whole, ids)
     launcher = launch(disturbed, parallel)
     killed = kill_workers(disturbed, ids, launcher, kills, seed)
     code = launcher.wait()

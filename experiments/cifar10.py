@@ -35,7 +35,7 @@ class Row(NamedTuple):
     dropout: float  # in all blocks
     P_mean: float
     P_std: float
-    half_life_images: int  # of the average that samples
+    half_life_images: int  # of the EMA that samples
 
 
 # The length of student runs is not in the paper: 400,000 is the longest of its
@@ -92,7 +92,7 @@ def get_config(arg: str = ""):
         c.objective.tangent_norm_eps = 0.1
         c.objective.tangent_warmup_images = WARMUP_ITERATIONS * BATCH
         c.objective.learned_weighting = True
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         if variant == "scd":
             c.teacher.source = "run"

@@ -49,7 +49,7 @@ def get_config(arg: str = ""):
         c.objective.learned_weighting = False
         c.optimizer.learning_rate = 1e-3
         c.train.duration_images = 3_000 * BATCH
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = "runs/digits_teacher"
         if variant == "scd":
             # Distillation has a fixed point at tangent 0; a normalized tangent keeps

@@ -50,7 +50,7 @@ class Row(NamedTuple):
     dropout: float  # of students only at sides of at most 16
     P_mean: float
     P_std: float
-    ema: float  # relative width of the average that samples
+    ema: float  # relative width of the EMA that samples
     guidance: float  # that samples best: teacher, or student in 2 steps
 
 
@@ -92,7 +92,7 @@ PRESETS = {
 }
 # sCD + adaptive VSD: recorded for the day when its loss is here; nothing reads it yet.
 # Everything else is as in the row of sCD, to which the VSD loss is added. F_phi starts
-# at the teacher, is updated once per update of the student and has no average; the
+# at the teacher, is updated once per update of the student and has no EMA; the
 # student's one-step samples start at arctan(80 / sigma_data).
 VSD_PRESETS = {
     #                            F_phi:                      VSD loss:
@@ -105,7 +105,7 @@ VSD_PRESETS = {
 }
 # fmt: on
 
-# Whose row a size takes. Transformers take that of the U-Net of about their size.
+# The row of each size. Transformers take that of the U-Net of about their size.
 SIZES = {
     "unet": {size: size for size in ("xs", "s", "m", "l", "xl", "xxl")},
     "dit": {"s": "xs", "b": "xs", "l": "m", "xl": "l", "1p6b": "xxl"},
@@ -177,7 +177,7 @@ def get_config(arg: str = ""):
         c.objective.tangent_norm_eps = 0.1
         c.objective.tangent_warmup_images = WARMUP_ITERATIONS * BATCH
         c.objective.learned_weighting = True
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         c.init.ema = f"{PRESETS['teacher', row_size].ema:g}"
         if variant == "scd":

@@ -44,7 +44,7 @@ class Row(NamedTuple):
     dropout: float  # of students only at sides of at most 16
     P_mean: float
     P_std: float
-    ema: float  # relative width of the average that samples
+    ema: float  # relative width of the EMA that samples
 
 
 # fmt: off
@@ -65,7 +65,7 @@ PRESETS = {
 }
 # fmt: on
 
-# Whose row a size takes. Transformers take that of the U-Net of about their size.
+# The row of each size. Transformers take that of the U-Net of about their size.
 SIZES = {
     "unet": {"s": "s", "m": "m", "l": "l", "xl": "xl"},
     "dit": {"s": "s", "b": "s", "l": "m", "xl": "l", "1p6b": "xl"},
@@ -131,7 +131,7 @@ def get_config(arg: str = ""):
         c.objective.tangent_norm_eps = 0.1
         c.objective.tangent_warmup_images = WARMUP_ITERATIONS * BATCH
         c.objective.learned_weighting = True
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         c.init.ema = f"{PRESETS['teacher', row_size].ema:g}"
         if variant == "scd":

@@ -84,7 +84,7 @@ def get_config(arg: str = ""):
     else:
         c.objective.dx_dt = "teacher" if variant == "scd" else "data"
         c.objective.tangent_warmup_images = STEPS * BATCH // 10
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         if variant == "scd":
             c.teacher.source = "run"

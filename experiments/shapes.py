@@ -91,7 +91,7 @@ def get_config(arg: str = ""):
         # everything above builds on.
         c.objective.learned_weighting = False
         c.optimizer.learning_rate = size.learning_rate / 5
-        # Alg. 1 starts both kinds of student at the teacher's average.
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         if variant == "scd":
             c.teacher.source = "run"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.runs.directory.labels import (
-    short_count,
-    short_names,
-    short_value,
-    varying_keys,
-)
+from scm_jax.runs.directory import labels
 from scm_jax.sweeps import submissions
 from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.state import states
@@ -30,55 +27,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What needs a look comes first, and what is cut off is done or waits.
-_ORDER = (
-    states.RUNNING,
-    states.FAILED,
-    states.STALE,
-    states.PREEMPTED,
-    states.MISSING,
-    states.QUEUED,
-    states.DONE,
-)
 _STYLES = {
-    states.DONE: "green",
     states.RUNNING: "bold cyan",
+    states.FAILED: "bold red",
     states.STALE: "yellow",
     states.PREEMPTED: "yellow",
-    states.FAILED: "bold red",
-    states.QUEUED: "blue",
     states.MISSING: "dim",
+    states.QUEUED: "blue",
+    states.DONE: "green",
 }
+_ORDER = list(_STYLES)
+# Facts of a run that are shown, with those of a run without ``run.json``.
+_PLAN: dict[str, Any] = {"label": "", "overrides": {}, "tags": ()}
+_PLAN |= {"max_attempts": planned.PlannedRun.max_attempts}
 # Title -> width.
-_COLUMNS = {
-    "state": 9,
-    "done": 4,
-    "img/s": 5,
-    "left": 6,
-    "beat": 5,
-    "try": 3,
-}
+_COLUMNS = {"state": 9, "done": 4, "img/s": 5, "left": 6, "beat": 5, "try": 3}
 DEFAULT_LIMIT = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run: its state, what its sweep changed, and how often it may fail.
-
-    Attributes:
-      state: from its directory.
-      label: its name in the sweep file, or "".
-      variant: argument of its experiment file, where runs differ in it, or "".
-      overrides: what the sweep changed.
-      tags: of the sweep file.
-      max_attempts: failures after which it is not started again.
-    """
+    """One run of a sweep."""
 
     state: RunState
-    label: str
-    variant: str
-    overrides: Mapping[str, Any]
-    tags: tuple[str, ...]
-    max_attempts: int
+    plan: Mapping[str, Any]  # label, overrides, tags and max_attempts
+    variant: str = ""  # argument of its experiment file, where runs differ in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,50 +66,39 @@ class Overview:
         return [row.state for row in self.rows]
 
 
-def gather(root: str | os.PathLike, now: float | None = None) -> Overview:
+def gather(root: str | os.PathLike) -> Overview:
     """Reads every run of a sweep, and asks the schedulers that have some of them.
 
     Raises:
       FileNotFoundError: there are no runs of a sweep in ``root``.
     """
-    run_dirs = submissions.run_dirs(root)
-    found = states.read_states(run_dirs, now, submissions.queue(root))
+    run_dirs, jobs = submissions.run_dirs(root), submissions.queue(root)
     facts = [_facts(run_dir) for run_dir in run_dirs]
-    bases = {fact.get("base") for fact in facts}
+    differ = len({fact.get("base") for fact in facts}) > 1
     rows = [
         Row(
-            state,
-            fact.get("label") or "",
-            (fact.get("base") or "").rpartition(":")[2] if len(bases) > 1 else "",
-            fact.get("overrides") or {},
-            tuple(fact.get("tags") or ()),
-            fact.get("max_attempts", planned.PlannedRun.max_attempts),
+            states.read_state(run_dir, queue=jobs),
+            {key: fact.get(key, default) for key, default in _PLAN.items()},
+            fact.get("base", "").rpartition(":")[2] if differ else "",
         )
-        for state, fact in zip(found, facts, strict=True)
+        for run_dir, fact in zip(run_dirs, facts, strict=True)
     ]
     return Overview(os.fspath(root), tuple(rows))
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
-    """``run.json``; nothing, with a warning, where that is damaged."""
     try:
-        return states.facts(run_dir)
+        return planned.read_facts(run_dir)
     except ValueError as error:
         logger.warning("%s", error)
-        return {}
+        return {}  # the other runs are shown all the same
 
 
 def to_json(overview: Overview) -> str:
     """Counts and every field of every run, for scripts."""
     runs = [
-        {
-            **dataclasses.asdict(row.state),
-            "eta_seconds": row.state.eta_seconds,
-            "label": row.label,
-            "overrides": row.overrides,
-            "tags": row.tags,
-            "max_attempts": row.max_attempts,
-        }
+        dataclasses.asdict(row.state)
+        | {"eta_seconds": row.state.eta_seconds, **row.plan}
         for row in overview.rows
     ]
     counts = collections.Counter(state.state for state in overview.states)
@@ -147,22 +109,25 @@ def to_json(overview: Overview) -> str:
 def render(overview: Overview, limit: int = DEFAULT_LIMIT, width: int = 80) -> Text:
     """Counts, a line per run (two for an error), and a sentence on what is hidden.
 
-    Args:
-      overview: what to show.
-      limit: lines of runs; 0 for all.
-      width: of a line.
+    ``limit`` is the number of lines of runs (0 for all), ``width`` that of characters.
     """
     from rich.text import Text
 
     rows = sorted(overview.rows, key=lambda row: _ORDER.index(row.state.state))
-    shown = _first(rows, limit)
-    names = short_names(varying_keys([row.overrides for row in overview.rows]))
+    # A row with an error has two lines.
+    lengths = itertools.accumulate(2 if row.state.error_line else 1 for row in rows)
+    shown = rows[: bisect.bisect(list(lengths), limit)] if limit else rows
+    overrides = [row.plan["overrides"] for row in overview.rows]
+    names = labels.short_names(labels.varying_keys(overrides))
     lines = [Text(_line(_COLUMNS) + "run", style="dim")]
     for row in shown:
-        line = Text(_line(_cells(row)) + _name(row, names))
+        line = Text(_line(_cells(row.state)) + _name(row, names))
         line.stylize(_STYLES[row.state.state], 0, len(row.state.state))
         lines.append(line)
-        if error := _error_line(row):
+        if error := row.state.error_line:
+            if row.state.failures:
+                often = f"{row.state.failures} of {row.plan['max_attempts']} times"
+                error = f"{often}: {error}"
             lines.append(Text(f"  {error}", style="red"))
     if hidden := rows[len(shown) :]:
         count = submissions.count_states(row.state for row in hidden)
@@ -182,7 +147,7 @@ def show(root: str | os.PathLike, limit: int = DEFAULT_LIMIT) -> None:
 
 
 def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None:
-    """Shows the table and renews it, until nothing runs or waits, or Ctrl-C."""
+    """Shows the table and renews it until nothing runs or waits, or until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
 
@@ -201,9 +166,6 @@ def watch(root: str | os.PathLike, limit: int = 0, seconds: float = 2.0) -> None
             time.sleep(seconds)
 
 
-# ------------------------------------------------------------------ cells
-
-
 def duration(seconds: float | None) -> str:
     """Seconds in at most six characters.
 
@@ -213,24 +175,28 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return ""
-    whole = round(max(seconds, 0.0))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{minutes}:{whole % 60:02d}"
-    if whole < 86400:
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, days = minutes // 60, minutes // 1440
+    if not minutes:
+        return f"{rest}s"
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    if not days:
         return f"{hours}h{minutes % 60:02d}m"
     return f"{days}d{hours % 24:02d}h" if days < 100 else f"{days}d"
 
 
-def _cells(row: Row) -> list[str]:
-    state = row.state
-    begun = state.state in (states.RUNNING, states.STALE)
+def _cells(state: RunState) -> list[str]:
+    begun, done = state.state in (states.RUNNING, states.STALE), ""
+    if state.state == states.DONE:
+        done = "100%"
+    elif state.steps and state.step is not None:
+        done = f"{state.step / state.steps:.0%}"
+    rate = state.images_per_second
     return [
         state.state,
-        _percent(state),
-        "" if state.images_per_second is None else short_count(state.images_per_second),
+        done,
+        "" if rate is None else labels.short_count(rate),
         duration(state.eta_seconds),
         duration(state.heartbeat_age if begun else None),
         f"{state.attempt}" if state.attempt else "",
@@ -238,55 +204,23 @@ def _cells(row: Row) -> list[str]:
 
 
 def _line(cells: Iterable[str]) -> str:
-    """The state at the left of its column, the others at the right of theirs."""
-    first, *rest = zip(cells, _COLUMNS.values(), strict=True)
-    parts = [f"{first[0]:<{first[1]}}"] + [f"{text:>{size}}" for text, size in rest]
-    return " ".join(parts) + " "
+    pairs = zip(cells, _COLUMNS.values(), "<>>>>>", strict=True)
+    return "".join(f"{text:{side}{size}} " for text, size, side in pairs)
 
 
 def _name(row: Row, names: Mapping[str, str]) -> str:
-    """Digits of the id, by which ``--only`` knows the run, and what is special."""
+    """Digits of the id, by which ``--only`` knows the run, and what tells it apart."""
     digits = row.state.id.rpartition("-")[2]
     if digits != row.state.id:
         digits = digits[: submissions.SHOWN_DIGITS]
-    if row.label:
-        return f"{digits} {row.label}"
+    if label := row.plan["label"]:
+        return f"{digits} {label}"
     changed = [
-        f"{names[key]}={short_value(value)}"
-        for key, value in row.overrides.items()
+        f"{names[key]}={labels.short_value(value)}"
+        for key, value in row.plan["overrides"].items()
         if key in names
     ]
     return " ".join(filter(None, [digits, row.variant, *changed]))
-
-
-def _percent(state: RunState) -> str:
-    if state.state == states.DONE:
-        return "100%"
-    if state.step is None or not state.steps:
-        return ""
-    return f"{state.step / state.steps:.0%}"
-
-
-def _error_line(row: Row) -> str:
-    state = row.state
-    lines = (state.error or "").strip().splitlines()
-    if not lines:
-        return ""
-    count = f"{state.failures} of {row.max_attempts} times: " if state.failures else ""
-    return f"{count}{lines[0]}"
-
-
-def _first(rows: Sequence[Row], limit: int) -> list[Row]:
-    """The rows that fit on ``limit`` lines; a row with an error has two."""
-    if not limit:
-        return list(rows)
-    shown, lines = [], 0
-    for row in rows:
-        lines += 2 if _error_line(row) else 1
-        if lines > limit:
-            break
-        shown.append(row)
-    return shown
 
 
 def _heading(overview: Overview) -> Text:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from scm_jax.sweeps import launchers
-from scm_jax.sweeps.launchers.options import Options
+from scm_jax.sweeps.launchers.options import Options, Root, Runs
 from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.state import states
@@ -19,29 +18,24 @@ SHOWN_DIGITS = 6
 
 
 def submit(
-    root: str | os.PathLike,
-    runs: Sequence[PlannedRun],
-    launcher: str,
-    options: Options,
-    *,
-    force: bool = False,
+    root: Root, runs: Runs, launcher: str, options: Options, *, force: bool = False
 ) -> int:
     """Writes the directories of the runs and sends those that need to run.
 
     Args:
       root: directory of the sweep; made if it is not there.
-      runs: all runs of the sweep; of equal ones the first counts.
+      runs: all runs of the sweep; the first of equal ones counts.
       launcher: a key of ``LAUNCHERS``.
-      options: for the launcher.
-      force: also those that failed for good.
+      options: its options.
+      force: also send runs that failed for good: too often, or by their config.
 
     Returns:
       The exit code of the launcher; 0 where there was nothing to send.
 
     Raises:
       ValueError: an unknown launcher, or a directory that belongs to another config;
-        nothing has been sent then. What was sent when the launcher itself fails stands
-        in ``submissions.jsonl`` of each run.
+        nothing has been sent then. Where the launcher fails, ``submissions.jsonl`` of
+        each run tells what was sent.
     """
     launchers.get(launcher)
     by_id: dict[str, PlannedRun] = {}
@@ -53,7 +47,7 @@ def submit(
 
 
 def resubmit(
-    root: str | os.PathLike,
+    root: Root,
     launcher: str,
     options: Options,
     *,
@@ -62,12 +56,7 @@ def resubmit(
 ) -> int:
     """Sends the runs of ``root`` that are missing, stale, preempted or failed.
 
-    Args:
-      root: directory of a sweep.
-      launcher: a key of ``LAUNCHERS``.
-      options: for the launcher.
-      only: ids; default is all runs.
-      force: also those that failed for good: too often, or by their config.
+    ``only`` are ids, by default all; for the others see ``submit``.
 
     Raises:
       FileNotFoundError: there are no runs, or none of one of these ids.
@@ -77,20 +66,18 @@ def resubmit(
     return _send(root, runs, launcher, options, force)
 
 
-def cancel(root: str | os.PathLike, only: Iterable[str] = ()) -> list[str]:
+def cancel(root: Root, only: Iterable[str] = ()) -> list[str]:
     """Takes back the jobs of runs, whichever launcher sent them; the ids that had one.
 
     Runs that are training are asked to save.
     """
     ids = [path.name for path in run_dirs(root, only)]
-    cancelled: list[str] = []
-    for launcher in launchers.LAUNCHERS.values():
-        cancelled += launcher.cancel(root, ids)
-    return cancelled
+    every = launchers.LAUNCHERS.values()
+    return [run_id for launcher in every for run_id in launcher.cancel(root, ids)]
 
 
 def selection(
-    root: str | os.PathLike, runs: Sequence[PlannedRun], *, force: bool = False
+    root: Root, runs: Runs, *, force: bool = False
 ) -> tuple[list[PlannedRun], list[RunState]]:
     """The planned runs that are to be sent, and the states of the others."""
     jobs, send, rest = queue(root), [], []
@@ -104,7 +91,7 @@ def selection(
     return send, rest
 
 
-def queue(root: str | os.PathLike) -> dict[str, str]:
+def queue(root: Root) -> dict[str, str]:
     """Run id -> job state, from every launcher that has sent runs of ``root``."""
     jobs: dict[str, str] = {}
     for launcher in launchers.LAUNCHERS.values():
@@ -112,7 +99,7 @@ def queue(root: str | os.PathLike) -> dict[str, str]:
     return jobs
 
 
-def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
+def run_dirs(root: Root, only: Iterable[str] = ()) -> list[Path]:
     """The directories of a sweep's runs, or of those with these ids or digits.
 
     Raises:
@@ -121,11 +108,8 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
     found = planned.sweep_runs(Path(root))
     if not found:
         raise FileNotFoundError(f"no runs of a sweep in {root}")
-    wanted = list(only)
-    if not wanted:
-        return found
     chosen: dict[Path, None] = {}
-    for name in wanted:
+    for name in only:
         paths = [p for p in found if _is_called(p.name, name)]
         if not paths:
             raise FileNotFoundError(f"no run {name!r} in {root}")
@@ -133,24 +117,17 @@ def run_dirs(root: str | os.PathLike, only: Iterable[str] = ()) -> list[Path]:
             ids = ", ".join(path.name for path in paths)
             raise FileNotFoundError(f"{name!r} in {root} may be each of {ids}")
         chosen[paths[0]] = None
-    return list(chosen)
+    return list(chosen) or found
 
 
 def _is_called(run_id: str, name: str) -> bool:
-    """By its id, or by six or more of the digits at its end."""
-    digits = run_id.rpartition("-")[2]
-    return name == run_id or (
-        len(name) >= SHOWN_DIGITS and digits.startswith(name) and digits != run_id
-    )
+    # By its id, or by six or more of the digits at its end.
+    _, dash, digits = run_id.rpartition("-")
+    by_digits = dash and len(name) >= SHOWN_DIGITS and digits.startswith(name)
+    return bool(name == run_id or by_digits)
 
 
-def _send(
-    root: str | os.PathLike,
-    runs: Sequence[PlannedRun],
-    launcher: str,
-    options: Options,
-    force: bool,
-) -> int:
+def _send(root: Root, runs: Runs, launcher: str, options: Options, force: bool) -> int:
     send, rest = selection(root, runs, force=force)
     if rest:
         print(f"not sent: {count_states(rest)}", file=sys.stderr)
@@ -163,12 +140,7 @@ def _send(
 
 
 def count_states(found: Iterable[RunState]) -> str:
-    """How many runs are in each state.
-
-    Example:
-      >>> count_states([RunState("a", "done"), RunState("b", "done")])
-      '2 done'
-    """
+    """How many runs are in each state."""
     names = [state.state for state in found]
     return ", ".join(
         f"{names.count(name)} {name}" for name in states.STATES if name in names

@@ -1,8 +1,4 @@
-"""Trains one run of a sweep, so that whatever happens can be read from its directory.
-
-Exit codes: 0 done, or another worker has the run; 75 saved and preempted, or a run that
-this one depends on is not done yet; 1 failed.
-"""
+"""Trains one run of a sweep, and records in its directory whatever happens."""
 
 from __future__ import annotations
 
@@ -11,28 +7,24 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scm_jax.runs.directory import locks
+from scm_jax.runs.directory import layout, locks
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.sweeps.plan import planned
-from scm_jax.sweeps.state import states
+from scm_jax.sweeps.state import signals, states
 from scm_jax.sweeps.state.heartbeat import Heartbeat, ReportedProgress
-from scm_jax.sweeps.state.signals import Watch
-from scm_jax.types import EXIT_PREEMPTED, num_steps
+from scm_jax.types import EXIT_PREEMPTED
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from scm_jax.training.processes.peers import Peers
 
-
 EXIT_DONE, EXIT_FAILED = 0, 1
-# Set by launchers whose jobs cannot be told from variables of the scheduler.
-JOB_VARIABLE = "SCM_JAX_JOB"
 _WAIT_SECONDS = 5.0
 _LOCK_SECONDS = 60.0
 
@@ -46,57 +38,43 @@ def work(
     wait: bool = False,
     processes: Processes = lambda config: contextlib.nullcontext(),
 ) -> int:
-    """Trains the run, or goes on with it; the main program of a job.
+    """Trains the run, or resumes it; the main program of a job.
 
-    SIGTERM, SIGINT and SIGUSR1 ask it to save and leave. Of several processes of one
-    run (``processes``) the first locks the directory and writes its status.
+    SIGTERM, SIGINT and SIGUSR1 ask it to save and leave. The first of several processes
+    of one run (``processes``) locks the directory and writes its status.
 
     Args:
       run_dir: directory of a planned run.
-      heartbeat_seconds: between two writes of ``status.json``.
+      heartbeat_seconds: interval between two writes of ``status.json``.
       wait: wait for the runs that this one depends on, instead of leaving with 75.
       processes: config -> context of the other processes of this training.
 
     Returns:
-      The exit code, see above.
+      The exit code: 0 done, or another worker has the run; 75 saved and preempted, or a
+      run that this one depends on is not done yet; 1 failed.
 
     Raises:
       FileNotFoundError: there is no run; nothing is written.
       ValueError: its config cannot be read by this version.
     """
     run_dir = Path(run_dir)
-    leave = _Leave()
-    with Watch(leave).installed():
+    worker = _Worker(run_dir, heartbeat_seconds)
+    with signals.watched(worker.on_signal):
         if RunDir(run_dir).is_done:
             _say(f"{run_dir} is done")
             return EXIT_DONE
-        facts = states.facts(run_dir)
+        facts = planned.read_facts(run_dir)
         if not facts:
             raise FileNotFoundError(
-                f"{run_dir} is no run of a sweep: it holds no {planned.RUN_FILE}"
+                f"{run_dir} is not a run of a sweep: it has no {planned.RUN_FILE}"
             )
         if (code := _wait_for(run_dir, facts["depends_on"], wait)) is not None:
             return code
-        config = _read_config(run_dir, heartbeat_seconds)
-        with processes(config) as peers:
-            if peers is None or peers.cluster.process_id == 0:
-                return _lead(run_dir, config, heartbeat_seconds, peers, leave)
-            return _follow(run_dir, config, peers)
-
-
-def job_name(environ: Mapping[str, str]) -> str | None:
-    """What the scheduler calls the job of a process with these variables.
-
-    Example:
-      >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
-      '7_3'
-    """
-    if JOB_VARIABLE in environ:
-        return environ[JOB_VARIABLE]
-    if "SLURM_ARRAY_JOB_ID" in environ:
-        task = environ.get("SLURM_ARRAY_TASK_ID", "")
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{task}"
-    return environ.get("SLURM_JOB_ID")
+        config = worker.read_config()
+        with processes(config) as worker.peers:
+            if worker.peers is None or worker.peers.cluster.process_id == 0:
+                return worker.lead(config)
+            return worker.follow(config)
 
 
 def explain(error: BaseException) -> tuple[str, bool]:
@@ -115,23 +93,21 @@ def explain(error: BaseException) -> tuple[str, bool]:
     return f"{text}\n\n{frames}", retry
 
 
-# ------------------------------------------------------------------ before
-
-
 def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
     """None when all runs are done, else the exit code."""
     said = False
     while True:
-        found = states.read_states([run_dir.parent / i for i in run_ids])
-        open_runs = [state for state in found if state.state != states.DONE]
-        if not open_runs:
+        found = [states.read_state(run_dir.parent / run_id) for run_id in run_ids]
+        left = [state for state in found if state.state != states.DONE]
+        if not left:
             return None
-        text = ", ".join(f"{state.id} ({state.state})" for state in open_runs)
-        if lost := [s for s in open_runs if states.is_final(run_dir.parent / s.id, s)]:
-            _say(
-                f"{run_dir} depends on {lost[0].id}, which has failed: {lost[0].error}"
-            )
-            return EXIT_FAILED
+        for state in left:
+            if states.is_final(run_dir.parent / state.id, state):
+                _say(
+                    f"{run_dir} depends on {state.id}, which has failed: {state.error}"
+                )
+                return EXIT_FAILED
+        text = ", ".join(f"{state.id} ({state.state})" for state in left)
         if not wait:
             _say(f"{run_dir} depends on runs that are not done yet: {text}")
             return EXIT_PREEMPTED
@@ -141,133 +117,99 @@ def _wait_for(run_dir: Path, run_ids: Sequence[str], wait: bool) -> int | None:
         time.sleep(_WAIT_SECONDS)
 
 
-def _read_config(run_dir: Path, seconds: float) -> ConfigDict:
-    """The config of the run; one that this version cannot read is a failed attempt."""
-    from scm_jax import config as config_lib
+class _Worker:
+    def __init__(self, run_dir: Path, heartbeat_seconds: float):
+        self._run_dir, self._seconds = run_dir, heartbeat_seconds
+        self._heartbeat: Heartbeat | None = None
+        self._progress: ReportedProgress | None = None
+        self._asked = False
+        self.peers: Any = None  # the other processes of this training
 
-    try:
-        return config_lib.as_saved(RunDir(run_dir).read_config())
-    except ValueError as error:
-        with contextlib.suppress(locks.HeldError), locks.hold(run_dir):
-            heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
-            heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
-        raise ValueError(f"{RunDir(run_dir).config_path}: {error}") from error
-
-
-# ------------------------------------------------------------------ training
-
-
-class _Leave:
-    """Ends this process after a signal, from any thread, unless the loop will do so."""
-
-    def __init__(self) -> None:
-        self.heartbeat: Heartbeat | None = None
-        self.progress: ReportedProgress | None = None
-        self._signum: int | None = None
-
-    def __call__(self, signum: int) -> None:
-        self._signum = signum
-        if self.progress is not None and self.progress.stepping:
+    def on_signal(self, signum: int = 0) -> None:
+        """Ends this process, from any thread, unless the loop will do so."""
+        self._asked = True
+        if self._progress is not None and self._progress.stepping:
             return
         _say("asked to leave, and nothing is left to save")
-        if self.heartbeat is not None:
-            self.heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
-        _end_process(EXIT_PREEMPTED)
+        if self._heartbeat is not None:
+            self._heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_PREEMPTED)  # whatever the main thread waits for
 
-    def after_the_loop(self) -> None:
-        """For a signal that the loop saw too late."""
-        if self._signum is not None:
-            self(self._signum)
+    def read_config(self) -> ConfigDict:
+        from scm_jax import config as config_lib
 
+        run = RunDir(self._run_dir)
+        try:
+            return config_lib.as_saved(run.read_config())
+        except ValueError as error:
+            # A config that this version cannot read is a failed attempt.
+            with contextlib.suppress(locks.HeldError), locks.hold(self._run_dir):
+                heartbeat = Heartbeat(self._run_dir, self._seconds)
+                heartbeat.end(states.FAILED, EXIT_FAILED, *explain(error))
+            raise ValueError(f"{run.config_path}: {error}") from error
 
-def _lead(
-    run_dir: Path, config: ConfigDict, seconds: float, peers: Any, leave: _Leave
-) -> int:
-    """The process that writes: locks, trains, records the outcome."""
-    try:
-        with locks.hold(run_dir):
-            if RunDir(run_dir).is_done:
-                _tell(peers, EXIT_DONE)
-                return EXIT_DONE  # another worker ended it just now
-            heartbeat = Heartbeat(run_dir, seconds, job_name(os.environ))
-            heartbeat.start()
-            leave.heartbeat = heartbeat
-            _tell(peers, None)
-            return _attempt(run_dir, config, heartbeat, peers, leave)
-    except locks.HeldError as error:
-        _say(str(error))
-        _tell(peers, EXIT_DONE)
-        return EXIT_DONE
+    def lead(self, config: ConfigDict) -> int:
+        """The process that writes: locks, trains, records the outcome."""
+        try:
+            with locks.hold(self._run_dir):
+                if RunDir(self._run_dir).is_done:
+                    self._tell(EXIT_DONE)
+                    return EXIT_DONE  # another worker ended it just now
+                heartbeat = Heartbeat(self._run_dir, self._seconds)
+                heartbeat.start()
+                self._heartbeat = heartbeat
+                self._tell(None)
+                return self._attempt(config, heartbeat)
+        except locks.HeldError as error:
+            _say(str(error))
+            self._tell(EXIT_DONE)
+            return EXIT_DONE
 
+    def follow(self, config: ConfigDict) -> int:
+        """Another process of the same run: trains along, and writes nothing itself."""
+        code = self.peers.exchange("lock", None, _LOCK_SECONDS)[0]
+        return self._train(config) if code is None else code
 
-def _follow(run_dir: Path, config: ConfigDict, peers: Any) -> int:
-    """Another process of the same run: trains along, and writes nothing of its own."""
-    from scm_jax.runs import train
-    from scm_jax.training.processes import multihost
-
-    code = peers.exchange("lock", None, _LOCK_SECONDS)[0]
-    if code is not None:
+    def _attempt(self, config: ConfigDict, heartbeat: Heartbeat) -> int:
+        try:
+            heartbeat.started(layout.environment())
+            self._progress = ReportedProgress(
+                config.train, self._run_dir.name, heartbeat, self._after_the_loop
+            )
+            code = self._train(config)
+        except KeyboardInterrupt:  # the second SIGINT: the last checkpoint must do
+            code = EXIT_PREEMPTED
+        except Exception as error:
+            text, retry = explain(error)
+            heartbeat.end(states.FAILED, EXIT_FAILED, text, retry)
+            if self.peers is not None:
+                raise  # the others must hear of it
+            _say(text)
+            return EXIT_FAILED
+        heartbeat.end(states.PREEMPTED if code else states.DONE, code)
         return code
-    multihost.check_shared(peers, run_dir)
-    return _exit_code(train.train_and_evaluate(config, run_dir))
 
-
-def _attempt(
-    run_dir: Path, config: ConfigDict, heartbeat: Heartbeat, peers: Any, leave: _Leave
-) -> int:
-    try:
+    def _train(self, config: ConfigDict) -> int:
         from scm_jax.runs import train
-        from scm_jax.runs.directory import layout
         from scm_jax.training.processes import multihost
 
-        heartbeat.started(layout.environment())
-        multihost.check_shared(peers, run_dir)
-        leave.progress = _progress(config, run_dir, heartbeat, leave.after_the_loop)
-        outcome = train.train_and_evaluate(config, run_dir, progress=leave.progress)
-    except KeyboardInterrupt:  # the second SIGINT: the last checkpoint must do
-        heartbeat.end(states.PREEMPTED, EXIT_PREEMPTED)
-        return EXIT_PREEMPTED
-    except Exception as error:
-        text, retry = explain(error)
-        heartbeat.end(states.FAILED, EXIT_FAILED, text, retry)
-        if peers is not None:
-            raise  # the others must hear of it
-        _say(text)
-        return EXIT_FAILED
-    heartbeat.end(outcome, _exit_code(outcome))
-    return _exit_code(outcome)
+        multihost.check_shared(self.peers, self._run_dir)
+        outcome = train.train_and_evaluate(
+            config, self._run_dir, progress=self._progress
+        )
+        return EXIT_PREEMPTED if outcome == states.PREEMPTED else EXIT_DONE
 
+    def _after_the_loop(self) -> None:
+        if self._asked:  # by a signal that the loop saw too late
+            self.on_signal()
 
-def _progress(
-    config: ConfigDict,
-    run_dir: Path,
-    heartbeat: Heartbeat,
-    on_leave_loop: Callable[[], Any],
-) -> ReportedProgress:
-    from scm_jax.training.progress import Progress
-
-    batch_size = config.train.batch_size
-    steps = num_steps(config.train.duration_images, batch_size)
-    shown = Progress(steps, batch_size, label=run_dir.name)
-    return ReportedProgress(shown, heartbeat, steps, batch_size, on_leave_loop)
-
-
-def _exit_code(outcome: str) -> int:
-    return EXIT_PREEMPTED if outcome == states.PREEMPTED else EXIT_DONE
-
-
-def _tell(peers: Any, code: int | None) -> None:
-    """To the other processes: to go on, or the code to leave with."""
-    if peers is not None:
-        peers.exchange("lock", code, _LOCK_SECONDS)
+    def _tell(self, code: int | None) -> None:
+        """Tells the other processes to go on, or the code to leave with."""
+        if self.peers is not None:
+            self.peers.exchange("lock", code, _LOCK_SECONDS)
 
 
 def _say(text: str) -> None:
     print(f"scm sweep work: {text}", file=sys.stderr, flush=True)
-
-
-def _end_process(code: int) -> None:
-    """Leaves at once, from any thread, whatever the main thread waits for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

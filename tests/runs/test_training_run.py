@@ -47,5 +47,6 @@ class TestOneAtATime:
 
         monkeypatch.setattr(training_run.loop, "train", watched)
         assert training_run.train_and_evaluate(tiny_config(), tmp_path) == "done"
-        assert len(seen) == 1 and locks.is_mine(seen[0])
+        (owner,) = seen
+        assert locks.same_process(owner, locks.identity())
         assert not locks.is_held(tmp_path)

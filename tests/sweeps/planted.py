@@ -31,11 +31,16 @@ def tiny_config(seed=0, steps=40):
     return config_lib.to_dict(c)
 
 
-def make_run(root, name="run", **facts):
-    """Plans a run and makes its directory; ``name`` stands for SLUG-HASH."""
-    facts.setdefault("config", {"seed": 0})
+def plan_run(name="run", *depends_on, **facts):
+    """A planned run; ``name`` stands for SLUG-HASH."""
     common = {"sweep": "s", "file": "s.py", "base": "", "label": "", "overrides": {}}
-    run = planned.PlannedRun(id=name, **{**common, **facts})
+    common |= {"config": {"seed": 0}, "depends_on": depends_on}
+    return planned.PlannedRun(id=name, **{**common, **facts})
+
+
+def make_run(root, *names, **facts):
+    """Plans a run (``plan_run``) and makes its directory."""
+    run = plan_run(*names, **facts)
     planned.write_run(root, run)
     return run
 
@@ -80,6 +85,17 @@ def write_submission(run_dir, event="sent", **fields):
 
 def finish(run_dir):
     (Path(run_dir) / "summary.json").write_text("{}")
+
+
+def one_cache(folder):
+    """Variables of small trainings that share what they compile."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
 
 
 @contextlib.contextmanager

@@ -15,17 +15,16 @@ CPU = {"JAX_PLATFORMS": "cpu"}
 STUB = Path(__file__).with_name("stub_worker.py")
 
 
-def plan(root, name, behaviour, **facts):
-    run = planted.make_run(root, name, **facts)
+def plan(root, name, behaviour, *depends_on, **facts):
+    run = planted.make_run(root, name, *depends_on, **facts)
     (root / name / "behaviour").write_text(behaviour)
     return run
 
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-    monkeypatch.setattr(
-        local, "_command", lambda d: [sys.executable, str(STUB), str(d)]
-    )
+    command = [sys.executable, str(STUB)]
+    monkeypatch.setattr(local, "_command", lambda folder: [*command, str(folder)])
     monkeypatch.setattr(local, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(local, "_POLL_SECONDS", 0.02)
 
@@ -37,7 +36,7 @@ def outcomes(run_dir):
 class TestSubmit:
     def test_whatever_can_still_succeed_is_started_again(self, tmp_path, capsys):
         runs = [
-            plan(tmp_path, "student", "done", depends_on=("teacher",)),
+            plan(tmp_path, "student", "done", "teacher"),
             plan(tmp_path, "teacher", "die fail preempted done"),
             plan(tmp_path, "other", "done"),
         ]
@@ -61,8 +60,8 @@ class TestSubmit:
     ):
         runs = [
             plan(tmp_path, "teacher", behaviour),
-            plan(tmp_path, "student", "done", depends_on=("teacher",)),
-            plan(tmp_path, "grandstudent", "done", depends_on=("student",)),
+            plan(tmp_path, "student", "done", "teacher"),
+            plan(tmp_path, "grandstudent", "done", "student"),
         ]
         assert local.submit(tmp_path, runs, Options()) == 1
         events = [row["event"] for row in planted.rows(tmp_path / "teacher")]
@@ -82,17 +81,11 @@ class TestSubmit:
 
     def test_a_run_of_a_launcher_that_died_is_waited_for(self, tmp_path, capsys):
         runs = [plan(tmp_path, "run", "sleep done")]
-        with planted.python(
-            "import runpy, sys; sys.argv[:] = sys.argv[1:];"
-            "runpy.run_path(sys.argv[0], run_name='__main__')",
-            STUB,
-            tmp_path / "run",
-        ) as orphan:
+        code = "from tests.sweeps.stub_worker import *; main(Path(sys.argv[1]))"
+        with planted.python(code, tmp_path / "run") as orphan:
             planted.wait_for((tmp_path / "run" / "asleep").exists, orphan)
-            seen = []
 
             def end_the_orphan(text):
-                seen.append(text)
                 if "trained by another launcher" in text:
                     orphan.terminate()
 
@@ -102,12 +95,9 @@ class TestSubmit:
         assert outcomes(tmp_path / "run") == ["preempted", "done"]
 
     def test_a_circle_is_an_error_before_anything_is_sent(self, tmp_path):
-        runs = [
-            plan(tmp_path, "a", "done", depends_on=("b",)),
-            plan(tmp_path, "b", "done", depends_on=("a",)),
-        ]
+        a, b = plan(tmp_path, "a", "done", "b"), plan(tmp_path, "b", "done", "a")
         with pytest.raises(ValueError, match=r"circle: \['a', 'b'\]"):
-            local.submit(tmp_path, runs, Options())
+            local.submit(tmp_path, [a, b], Options())
         assert not (tmp_path / "a" / "submissions.jsonl").exists()
 
     def test_cores_are_split_between_slots(self, tmp_path, monkeypatch):
@@ -121,10 +111,7 @@ class TestSubmit:
         assert os.sched_getaffinity(0) == before
 
     def test_the_script_is_what_would_be_started(self, tmp_path):
-        runs = [
-            plan(tmp_path, "b", "done", depends_on=("a",)),
-            plan(tmp_path, "a", "done"),
-        ]
+        runs = [plan(tmp_path, "b", "done", "a"), plan(tmp_path, "a", "done")]
         lines = local.script(tmp_path, runs, Options()).splitlines()
         assert lines[0].startswith("# 1 at once: slot 0")
         assert [line.split("/")[-1] for line in lines[1:]] == ["a", "b"]
@@ -132,14 +119,12 @@ class TestSubmit:
 
 LAUNCHER = """
     import sys
-    from pathlib import Path
     from scm_jax.sweeps.plan import planned
     from scm_jax.sweeps.launchers import local
     from scm_jax.sweeps.launchers.options import Options
+    local._LOOK_SECONDS, local._POLL_SECONDS = 0.1, 0.02
     local._command = lambda d: [sys.executable, sys.argv[2], d]
     runs = [planned.read_run(p) for p in planned.sweep_runs(sys.argv[1])]
-    print("ready", flush=True)
-    sys.stdin.readline() if len(sys.argv) > 3 else None
     sys.exit(local.submit(sys.argv[1], runs, Options(max_parallel=2)))
 """
 
@@ -148,7 +133,7 @@ class TestProcesses:
     def test_a_signal_makes_the_runs_save_and_says_how_to_go_on(self, tmp_path):
         plan(tmp_path, "a", "sleep done")
         plan(tmp_path, "b", "sleep done")
-        plan(tmp_path, "c", "done", depends_on=("a",))
+        plan(tmp_path, "c", "done", "a")
         with planted.python(LAUNCHER, tmp_path, STUB) as launcher:
             for name in ("a", "b"):
                 planted.wait_for((tmp_path / name / "asleep").exists, launcher)
@@ -164,7 +149,7 @@ class TestProcesses:
         assert submissions.queue(tmp_path) == {}
 
     def test_two_launchers_at_once_run_nothing_twice(self, tmp_path):
-        names = [f"run{i}" for i in range(6)]
+        names = [f"run{i}" for i in range(4)]
         for name in names:
             plan(tmp_path, name, "die done" if name < "run2" else "done")
         with (
@@ -175,19 +160,17 @@ class TestProcesses:
             assert (one.returncode, other.returncode) == (0, 0), said
         for name in names:
             rows = sorted(planted.rows(tmp_path / name), key=lambda row: row["time"])
-            events = [(row["attempt"], row["event"]) for row in rows]
-            whole = [(1, "started"), (1, "ended")]
-            again = [(2, "started"), (2, "ended")]
-            assert events == whole + (again if name < "run2" else [])
+            attempts = (1, 2) if name < "run2" else (1,)
+            assert [(row["attempt"], row["event"]) for row in rows] == [
+                (number, event) for number in attempts for event in ("started", "ended")
+            ]
             assert rows[-1]["outcome"] == "done"
 
 
 class TestCancel:
-    def test_a_waiting_run_is_not_started_and_a_training_one_saves(
-        self, tmp_path, monkeypatch
-    ):
+    def test_a_waiting_run_is_not_started_and_a_training_one_saves(self, tmp_path):
         plan(tmp_path, "a", "sleep done")
-        plan(tmp_path, "b", "done", depends_on=("a",))
+        plan(tmp_path, "b", "done", "a")
         with planted.python(LAUNCHER, tmp_path, STUB) as launcher:
             planted.wait_for((tmp_path / "a" / "asleep").exists, launcher)
             assert sorted(submissions.cancel(tmp_path)) == ["a", "b"]
@@ -254,27 +237,21 @@ class TestSlots:
         assert all(slot.cores == () for slot in found)
 
     @pytest.mark.parametrize(
-        ("options", "message"),
+        ("options", "environ", "message"),
         [
-            (Options(max_parallel=5), "--max_parallel=5 x --devices_per_run=1 is more"),
-            (Options(devices_per_run=5), "more than the 4 devices"),
+            (Options(5), {}, "--max_parallel=5 x --devices_per_run=1 is more"),
+            (Options(devices_per_run=5), {}, "more than the 4 devices"),
+            (Options(devices_per_run=1), CPU, "no accelerator"),
         ],
     )
-    def test_too_many_are_refused(self, monkeypatch, options, message):
+    def test_too_many_are_refused(self, monkeypatch, options, environ, message):
         monkeypatch.setattr(slots, "_numbers", lambda prefix: list("0123"))
         with pytest.raises(ValueError, match=message):
-            slots.make_slots(options, {}, (0, 1))
-
-    def test_devices_where_there_are_none(self):
-        with pytest.raises(ValueError, match="no accelerator"):
-            slots.make_slots(Options(devices_per_run=1), CPU, (0, 1))
+            slots.make_slots(options, environ, (0, 1))
 
 
-def test_runs_come_behind_those_that_they_depend_on(tmp_path):
-    chain = [
-        planted.make_run(tmp_path, name, depends_on=needs)
-        for name, needs in (("c", ("b", "a")), ("b", ("a",)), ("a", ()), ("d", ("x",)))
-    ]
+def test_runs_come_after_those_that_they_depend_on():
+    chain = [planted.plan_run(*names) for names in ("cba", "ba", "a", "dx")]
     assert [run.id for run in options.in_order(chain)] == ["a", "d", "b", "c"]
 
 

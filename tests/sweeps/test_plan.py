@@ -7,28 +7,19 @@ import pytest
 import rich.console
 
 from scm_jax.files.jsonl import write_json
-from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.writers import JsonlWriter
 from scm_jax.sweeps.plan import hours as plan
-from scm_jax.sweeps.plan.planned import PlannedRun
+from tests.sweeps import planted
 
 
 def make_run(number, flops_per_image=1e6, **changes):
+    overrides = {"seed": number, "eval.steps": [number], "network.width": 8}
     config = {"seed": number, "eval": {"steps": [number]}, "network": {"width": 8}}
-    values = {
-        "id": f"some_rather_long_name-{number:010x}",
-        "sweep": "s",
-        "file": "s.py",
-        "base": "e.py:sct",
-        "label": "",
-        "config": config,
-        "overrides": {"seed": number, "eval.steps": [number], "network.width": 8},
-        "parameters": 1_523_200_000,
-        "images": 204_800_000,
-        "train_flops": flops_per_image * 204_800_000,
-    }
-    return PlannedRun(**{**values, **changes})
+    values = {"base": "e.py:sct", "config": config, "overrides": overrides}
+    values |= {"parameters": 1_523_200_000, "images": 204_800_000}
+    values |= {"train_flops": flops_per_image * 204_800_000, **changes}
+    return planted.plan_run(f"some_rather_long_name-{number:010x}", **values)
 
 
 def finished(directory, macs_per_image, rate, seconds, **summary):
@@ -78,18 +69,9 @@ def test_a_resumed_run_measures_nothing(tmp_path):
 
 def test_only_what_tells_runs_apart_is_shown():
     planned = [make_run(n) for n in range(3)]
-    assert plan.changed_keys(planned) == ["seed"]
     assert plan.changed_texts(planned) == ["seed=0", "seed=1", "seed=2"]
     other = make_run(3, base="e.py:scd")
     assert plan.changed_texts([*planned, other])[3] == "scd seed=3"
-
-
-def test_names_are_short_where_they_are_clear():
-    assert labels.short_names(["a.name", "b.name", "c.width"]) == {
-        "a.name": "a.name",
-        "b.name": "b.name",
-        "c.width": "width",
-    }
 
 
 @pytest.mark.parametrize("width", [80, 140])

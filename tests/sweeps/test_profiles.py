@@ -18,7 +18,7 @@ def load(tmp_path, text):
 def test_the_example_is_a_profile():
     profile = load_profile(EXAMPLE)
     assert profile.slurm.options == ("--constraint=a100",)
-    assert profile.resources_of("node4").processes == 4
+    assert profile.resources_of("node4").nodes == 4
     assert profile.resources_of("") == profile.resources["default"]
 
 
@@ -30,17 +30,13 @@ def test_without_a_file_everything_has_its_default():
     ("text", "message"),
     [
         ("[slrum]", r"slrum: unknown key; legal: \['kubernetes', 'resources', 'slurm'"),
-        (
-            "[slurm]\npartiton = 'a'",
-            r"slurm\.partiton: unknown key; legal: .*partition",
-        ),
+        ("[slurm]\npartiton = 'a'", r"slurm\.partiton: unknown key;.*partition"),
         ("[resources.big]\ngpu = 8", r"resources\.big\.gpu: unknown key.*'gpus'"),
         ("[resources.big]\ngpus = '8'", r"big\.gpus = '8': must be a whole number"),
         ("[resources.big]\ngpus = true", r"big\.gpus = True: must be a whole number"),
         ("[resources.big]\nnodes = 0", r"big\.nodes = 0: must be .* 1 or more"),
         ("[resources.big]\ntime = '60'", r"big\.time = '60' must be HH:MM:SS"),
         ("[slurm]\nsetup = 'a'", r"slurm\.setup = 'a': must be a list of texts"),
-        ("[slurm]\naccount = 'a\\nb'", None),
         ('[slurm]\naccount = "a\\nb"', r"slurm\.account = .*: must be one line"),
         ("[kubernetes]\nenvironment = ['A']", r"environment = .*: must be a table"),
         ("resources = 3", r"resources = 3: must be a table"),
@@ -48,9 +44,6 @@ def test_without_a_file_everything_has_its_default():
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, message):
-    if message is None:  # a backslash in a literal string of TOML is no line break
-        assert load(tmp_path, text).slurm.account == "a\\nb"
-        return
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path, text)
     assert "site.toml" in str(caught.value)

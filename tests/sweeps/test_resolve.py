@@ -44,13 +44,12 @@ def test_entries_become_complete_configs(planned):
     assert [r.overrides for r in found] == [
         {"network.width": w, "seed": s} for w in (16, 32) for s in (0, 1)
     ]
-    for run in found:
-        config = config_lib.from_dict(dict(run.config))
-        assert config.network.width == run.overrides["network.width"]
-        accounts = describe.describe(config)
-        assert run.parameters == accounts["parameters"]
-        assert run.images == accounts["images"]
-        assert run.train_flops == 2 * accounts["total_train_macs"]
+    assert [r.config["network"]["width"] for r in found] == [16, 16, 32, 32]
+    run = found[2]
+    accounts = describe.describe(config_lib.from_dict(dict(run.config)))
+    assert run.parameters == accounts["parameters"]
+    assert run.images == accounts["images"]
+    assert run.train_flops == 2 * accounts["total_train_macs"]
     assert found[0].metrics == ("consistency_rmse",)
     assert found[0].sweep == "tiny"
 
@@ -103,11 +102,9 @@ def test_a_budget_is_a_whole_number_of_steps(planned):
 
 TEACHERS = """
 def sweep(arg=""):
-    digits = "experiments/digits.py:{},quick"
     for width in (16, 32):
-        yield {"base": digits.format("teacher"), "label": f"t{width}",
-               "network.width": width}
-    yield {"base": digits.format("scd"), "network.width": 16,
+        yield {"base": ":teacher,quick", "label": f"t{width}", "network.width": width}
+    yield {"network.width": 16, "teacher.source": "run",
            "teacher.run": run_dir("t32"), "init.run": run_dir("t16")}
 """
 
@@ -120,25 +117,24 @@ def test_a_student_names_its_teacher_and_waits_for_it(planned, tmp_path):
     assert set(student.depends_on) == {small.id, large.id}
     assert student.teacher_id == large.id
     # The teacher's network is counted, not the student's twice.
-    config = config_lib.from_dict(dict(student.config))
-    teacher = config_lib.from_dict(dict(large.config))
-    other = config_lib.from_dict(dict(small.config))
+    config, *teachers = (
+        config_lib.from_dict(dict(run.config)) for run in (student, large, small)
+    )
     counted = [
-        work.train_macs(experiment_lib.build_abstract(config, t), 16)
-        for t in (teacher, other)
+        work.train_macs(experiment_lib.build_abstract(config, teacher), 16)
+        for teacher in teachers
     ]
     assert counted[0] > counted[1]
     assert student.train_flops == 2 * counted[0] * student.images
 
 
 def test_a_students_id_holds_its_teacher_but_not_the_place(planned, tmp_path):
-    *_, here = planned(TEACHERS)
+    _, large, here = planned(TEACHERS)
     *_, there = planned(TEACHERS, root=tmp_path / "other")
     assert here.id == there.id
     *_, other = planned(TEACHERS.replace('run_dir("t32")', 'run_dir("t16")'))
     assert here.id != other.id
     # A teacher that exists is known by its config as well.
-    _, large, _ = planned(TEACHERS)
     directory = write_run(tmp_path / "moved", large)
     *_, named = planned(TEACHERS.replace('run_dir("t32")', repr(str(directory))))
     assert named.id == here.id
@@ -199,19 +195,22 @@ def test_two_entries_with_one_label_are_refused(planned):
         """)
 
 
-def test_files_that_are_no_sweep_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        load_sweep(str(tmp_path / "none.py"))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "defines no sweep"),
+        ("def sweep(arg):\n    return []", "yields no entry"),
+        ("\ndef sweep(arg):\n    raise KeyError('size')", r"wrong\.py, line 4 .*size"),
+        ("def sweep(arg):\n    return {'seed': 1}", "not a dict of dotted keys"),
+    ],
+)
+def test_files_that_are_not_sweep_files(tmp_path, text, message):
     path = tmp_path / "wrong.py"
-    path.write_text("BASE = 'x'\n")
-    with pytest.raises(ValueError, match="defines no sweep"):
+    path.write_text(f"BASE = 'x'\n{text}\n")
+    with pytest.raises(ValueError, match=message):
         load_sweep(str(path))
-    path.write_text("BASE = 'x'\ndef sweep(arg):\n    return []\n# longer\n")
-    with pytest.raises(ValueError, match="yields no entry"):
-        load_sweep(str(path))
-    path.write_text("BASE = 'x'\n\ndef sweep(arg):\n    raise KeyError('size')\n")
-    with pytest.raises(ValueError, match=r"wrong\.py, line 4 .*size"):
-        load_sweep(str(path))
-    path.write_text("BASE = 'x'\ndef sweep(arg):\n    return {'seed': 1}\n# a dict\n")
-    with pytest.raises(ValueError, match="must yield dicts"):
-        load_sweep(str(path))
+
+
+def test_a_sweep_file_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no file none\.py"):
+        load_sweep("none.py")

@@ -3,10 +3,10 @@
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import tempfile
 
+import jax
 import pytest
 
 from benchmarks import sweep_kills
@@ -17,20 +17,19 @@ from scm_jax.runs.directory import run_configs
 from scm_jax.sweeps import submissions
 from scm_jax.sweeps.launchers import slurm
 from scm_jax.sweeps.launchers.options import Options
-from scm_jax.sweeps.plan import planned
+from scm_jax.sweeps.plan.planned import read_run, write_run
 from scm_jax.sweeps.state import journal, states
 from scm_jax.training import seal
-from tests.sweeps import slurm_cluster
+from tests.sweeps import planted, slurm_cluster
 from tests.sweeps.slurm_cluster import HOST, SECOND, wait_for
 
-ROOT = pathlib.Path(__file__).parents[2]
 BATCH, STEPS = 64, 120
 PROFILE = f"""
 [slurm]
 partition = "low"
 python = "{sys.executable}"
 signal_seconds = 1800
-max_array_size = 4  # six runs are two arrays
+max_array_size = 3  # four runs are two arrays
 
 [resources.pair]
 nodes = 2
@@ -54,16 +53,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A cluster, which all commands of SLURM in this process talk to."""
-    cache = tmp_path_factory.mktemp("cache")
+    jax.devices()  # the tests that follow in this process keep its own flags
     with pytest.MonkeyPatch.context() as patch:
         # What jobs inherit.
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("PYTHONPATH", str(planted.ROOT))
         patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        for name, value in planted.one_cache(tmp_path_factory.mktemp("cache")).items():
+            patch.setenv(name, value)
         # Sockets lie there, and their paths may not be long.
         with tempfile.TemporaryDirectory(prefix="slurm") as folder:
             with slurm_cluster.running_cluster(pathlib.Path(folder)) as running:
@@ -84,21 +80,12 @@ def tiny_run(seed, steps=STEPS, resources=""):
     config.seed = seed
     config.train.batch_size = BATCH
     config.train.duration_images = steps * BATCH
-    config.log.every_images = 20 * BATCH
+    config.log.every_images = config.checkpoint.every_images = 20 * BATCH
     config.log.writers = ("jsonl",)
-    config.checkpoint.every_images = 20 * BATCH
     config.eval.evaluators = ()
     plain = config_lib.to_dict(config)
-    return planned.PlannedRun(
-        id=f"sct-{run_configs.config_hash(plain)}",
-        sweep="test",
-        file="test.py",
-        base="experiments/mixture.py:sct,quick",
-        label="",
-        config=plain,
-        overrides={"seed": seed},
-        resources=resources,
-    )
+    name = f"sct-{run_configs.config_hash(plain)}"
+    return planted.plan_run(name, config=plain, resources=resources)
 
 
 def state(root, run):
@@ -120,7 +107,7 @@ def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
     cluster, options, tmp_path
 ):
     root = tmp_path / "sweep"
-    sent = [tiny_run(seed) for seed in range(6)]
+    sent = [tiny_run(seed) for seed in range(4)]
     ids = [run.id for run in sent]
     assert submissions.submit(root, sent, "slurm", options) == 0
     wait_for(lambda: len(running(root, cluster)) == 3, "three runs to start")
@@ -175,7 +162,9 @@ def test_the_time_limit_and_a_cancelled_run_save_first(cluster, options, tmp_pat
     submissions.submit(tmp_path, [run], "slurm", options)
     job = journal.sent_jobs(tmp_path, "slurm")[run.id]
     wait_for(lambda: has_saved(tmp_path, run.id), "the run to train")
-    # Less than half an hour is left: SLURM looks every 30 s whom to signal.
+    # Less than half an hour is left: SLURM looks every 30 s whom to signal. Until it
+    # wakes the run with that, it sleeps, rather than training at the cost of others.
+    os.kill(states.read_state(tmp_path / run.id).pid, signal.SIGSTOP)
     cluster.call("scontrol", "update", f"jobid={job}", "timelimit=30")
     wait_for(
         lambda: "Restarts=1 " in cluster.call("scontrol", "show", "job", job),
@@ -202,21 +191,18 @@ def test_two_nodes_train_one_run(cluster, options, tmp_path):
     assert started["environment"]["process_count"] == 2, started
 
 
-def test_a_partition_that_does_not_exist_is_named_and_nothing_is_sent(
-    cluster, options, tmp_path
+@pytest.mark.parametrize(
+    ("search", "replace", "message"),
+    [
+        ('"low"', '"lwo"', r"'lwo' does not exist.*'low', 'urgent'"),
+        ("max_array_size = 3", "max_array_size = 9", "Invalid job array specification"),
+    ],
+)
+def test_what_slurm_would_refuse_is_not_sent(
+    cluster, options, tmp_path, search, replace, message
 ):
-    profile = pathlib.Path(options.profile)
-    profile.write_text(PROFILE.replace('"low"', '"lwo"'))
-    with pytest.raises(ValueError, match=r"'lwo' does not exist.*'low', 'urgent'"):
-        submissions.submit(tmp_path, [tiny_run(9)], "slurm", options)
-    assert slurm.queue(tmp_path) == {}
-    assert not list(tmp_path.glob("*/submissions.jsonl"))
-
-
-def test_what_slurm_refuses_in_a_test_is_not_sent(cluster, options, tmp_path):
-    profile = pathlib.Path(options.profile)
-    profile.write_text(PROFILE.replace("max_array_size = 4", "max_array_size = 9"))
-    with pytest.raises(ValueError, match="Invalid job array specification"):
+    pathlib.Path(options.profile).write_text(PROFILE.replace(search, replace))
+    with pytest.raises(ValueError, match=message):
         submissions.submit(tmp_path, [tiny_run(s) for s in range(9)], "slurm", options)
     assert slurm.queue(tmp_path) == {}
     assert not list(tmp_path.glob("*/submissions.jsonl"))
@@ -225,9 +211,6 @@ def test_what_slurm_refuses_in_a_test_is_not_sent(cluster, options, tmp_path):
 def assert_undisturbed(root, ids, other):
     """Every array of the last checkpoint equals that of an undisturbed run."""
     for run in ids:
-        planned.write_run(other, planned.read_run(root / run))
-    code = "import sys; from scm_jax.sweeps.worker import work\n"
-    code += "sys.exit(sum(work(run) for run in sys.argv[1:]))"
-    folders = [str(other / run) for run in ids]
-    subprocess.run([sys.executable, "-c", code, *folders], check=True, cwd=ROOT)
+        write_run(other, read_run(root / run))
+    sweep_kills.train(other, list(ids))
     assert sweep_kills.differences(root, other, list(ids)) == []

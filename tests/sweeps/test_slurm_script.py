@@ -12,13 +12,7 @@ from scm_jax.sweeps.launchers.options import Options
 from scm_jax.sweeps.launchers.profiles import Profile, Resources, Slurm
 from scm_jax.sweeps.plan import planned
 from scm_jax.sweeps.state import journal
-
-
-def run(name, *depends_on, resources=""):
-    return planned.PlannedRun(
-        name, "s", "s.py", "", "", {"seed": 0}, {},
-        resources=resources, depends_on=depends_on,
-    )  # fmt: skip
+from tests.sweeps.planted import plan_run as run
 
 
 def planned_as(runs, size=100, **options):
@@ -30,23 +24,14 @@ def planned_as(runs, size=100, **options):
 class TestArrays:
     def test_runs_share_arrays_of_the_size_that_the_site_allows(self):
         runs = [run(f"r{i}") for i in range(5)]
-        assert planned_as(runs, size=2) == [
-            ({0: "r0", 1: "r1"}, ()),
-            ({0: "r2", 1: "r3"}, ()),
-            ({0: "r4"}, ()),
-        ]
+        found = [list(members.values()) for members, _ in planned_as(runs, size=2)]
+        assert found == [["r0", "r1"], ["r2", "r3"], ["r4"]]
 
     def test_other_resources_are_another_array(self):
-        runs = [
-            run("a", resources="x"),
-            run("b", resources="y"),
-            run("c", resources="x"),
-        ]
-        arrays = slurm_arrays.plan_arrays(runs, 100)
-        assert [(a.resources, list(a.runs.values())) for a in arrays] == [
-            ("x", ["a", "c"]),
-            ("y", ["b"]),
-        ]
+        runs = [run(name, resources=kind) for name, kind in ("ax", "by", "cx")]
+        x, y = slurm_arrays.plan_arrays(runs, 100)
+        assert (x.resources, list(x.runs.values())) == ("x", ["a", "c"])
+        assert (y.resources, list(y.runs.values())) == ("y", ["b"])
 
     def test_a_student_has_the_index_of_its_teacher(self):
         runs = [run("s1", "t1"), run("t0"), run("t1"), run("s0", "t0"), run("x1", "t1")]
@@ -68,43 +53,27 @@ class TestArrays:
 
     def test_three_levels(self):
         runs = [run("c", "b"), run("b", "a"), run("a")]
-        assert [after for _, after in planned_as(runs)] == [
-            (),
-            ((0, None),),
-            ((1, None),),
-        ]
+        after = [after for _, after in planned_as(runs)]
+        assert after == [(), ((0, None),), ((1, None),)]
 
-    @pytest.mark.parametrize("total", [1, 3, 7, 10, 100])
+    @pytest.mark.parametrize("total", [0, 1, 3, 7, 10, 100])
     def test_arrays_divide_the_runs_at_once(self, total):
         runs = [run(f"r{i}") for i in range(25)]
         arrays = slurm_arrays.plan_arrays(runs, 10, max_parallel=total)
         shares = [array.max_parallel for array in arrays]
-        assert min(shares) >= 1
-        assert sum(shares) == max(total, 3)
-
-    def test_without_a_limit_there_is_none(self):
-        assert slurm_arrays.plan_arrays([run("a")], 10)[0].max_parallel == 0
-
-    def test_a_circle_is_refused(self):
-        with pytest.raises(ValueError, match="circle"):
-            slurm_arrays.plan_arrays([run("a", "b"), run("b", "a")], 10)
+        assert min(shares) >= min(total, 1)
+        assert sum(shares) == (max(total, 3) if total else 0)
 
 
-class TestDependency:
-    def test_pairs(self):
-        array = slurm_arrays.Array({1: "s"}, after=((0, None),))
-        assert slurm_arrays.dependency(array, ["7"]) == [
-            "--dependency=aftercorr:7",
-            "--kill-on-invalid-dep=yes",
-        ]
-
-    def test_elements_and_jobs_of_before(self):
-        array = slurm_arrays.Array({0: "s"}, after=((1, 4), "3_2"))
-        found = slurm_arrays.dependency(array, ["7", "8"])
-        assert found[0] == "--dependency=afterok:8_4:3_2"
-
-    def test_none(self):
-        assert slurm_arrays.dependency(slurm_arrays.Array({0: "s"}), []) == []
+@pytest.mark.parametrize(
+    ("after", "condition"),
+    [((), None), (((0, None),), "aftercorr:7"), (((1, 4), "3_2"), "afterok:8_4:3_2")],
+)
+def test_what_an_array_waits_for(after, condition):
+    array = slurm_arrays.Array({0: "s"}, after=after)
+    wanted = [f"--dependency={condition}", "--kill-on-invalid-dep=yes"]
+    found = slurm_arrays.dependency(array, ["7", "8"])
+    assert found == (wanted if condition else [])
 
 
 PROFILE = Profile(
@@ -129,23 +98,15 @@ class TestScript:
 
     def test_directives(self):
         text = self.text(resources="node2", max_parallel=2)
-        assert re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE) == [
-            "partition=gpu",
-            "account=lab",
-            "array=0-1,5%2",
-            "nodes=2",
-            "ntasks-per-node=1",
-            "cpus-per-task=4",
-            "gpus-per-node=8",
-            "mem=64G",
-            "time=24:00:00",
-            "signal=USR1@180",
-            "open-mode=append",
-            "requeue",
-            "constraint=a100",
-            "job-name=scm-ID",
-            "output=/r/submissions/ID.log",
-        ]
+        assert (
+            re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE)
+            == (
+                "partition=gpu account=lab array=0-1,5%2 nodes=2 ntasks-per-node=1 "
+                "cpus-per-task=4 gpus-per-node=8 mem=64G time=24:00:00 signal=USR1@180 "
+                "open-mode=append requeue constraint=a100 job-name=scm-ID "
+                "output=/r/submissions/ID.log"
+            ).split()
+        )
 
     def test_the_run_is_a_step_after_the_setup(self):
         lines = self.text(resources="node2").splitlines()
@@ -154,14 +115,13 @@ class TestScript:
         )
         assert lines[step - 1] == "source venv/bin/activate"
 
-    @pytest.mark.parametrize("root", ["/r", "/a b/c's"])
     @pytest.mark.parametrize(
         ("code", "restarts", "requeued"),
         [(0, 0, False), (1, 0, False), (75, 0, True), (75, 99, True), (75, 100, False)],
     )
-    def test_the_script_runs(self, tmp_path, root, code, restarts, requeued):
+    def test_the_script_runs(self, tmp_path, code, restarts, requeued):
         """bash runs it, with programs that say how they were called."""
-        root = tmp_path / root[1:]
+        root = tmp_path / "a b/c's"
         (root / "b").mkdir(parents=True)
         (root / "submissions").mkdir()
         array = slurm_arrays.Array({0: "a", 1: "b"})
@@ -198,146 +158,143 @@ def program(folder, name, body):
     return programs
 
 
-@pytest.fixture
-def site(tmp_path, monkeypatch):
+class Site:
     """A SLURM that writes down what it is sent, and gives jobs numbers from 101."""
-    calls = tmp_path / "calls"
-    sbatch = f"""
+
+    def __init__(self, folder):
+        self.folder, self.root = folder, folder / "root"
+        calls = folder / "calls"
+        calls.write_text("")
+        (folder / "queue").write_text("")
+        sbatch = f"""
 if [ "$1" = --test-only ]; then cat >/dev/null; exit ${{REFUSE:-0}}; fi
 if [ "$(grep -c . {calls})" = "${{FAIL_AT:-none}}" ]; then echo down >&2; exit 1; fi
 echo "$*" >> {calls}
 echo $((100 + $(grep -c . {calls})))"""
-    calls.write_text("")
-    programs = program(tmp_path, "sbatch", sbatch)
-    program(tmp_path, "sinfo", "echo gpu; echo cpu")
-    program(tmp_path, "squeue", f"cat {tmp_path}/queue")
-    program(tmp_path, "scancel", f'echo "scancel $*" >> {calls}')
-    (tmp_path / "queue").write_text("")
-    (tmp_path / "profile.toml").write_text('[slurm]\npartition = "gpu"\n')
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    return tmp_path
+        self.programs = program(folder, "sbatch", sbatch)
+        program(folder, "sinfo", "echo gpu; echo cpu")
+        program(folder, "squeue", f"cat {folder}/queue")
+        program(folder, "scancel", f'echo "scancel $*" >> {calls}')
+
+    def options(self, profile='[slurm]\npartition = "gpu"\n'):
+        (self.folder / "profile.toml").write_text(profile)
+        return Options(profile=str(self.folder / "profile.toml"))
+
+    def send(self, *runs, **profile):
+        for each in runs:
+            planned.write_run(self.root, each)
+        return slurm.submit(self.root, runs, self.options(**profile))
+
+    def calls(self):
+        return (self.folder / "calls").read_text().splitlines()
+
+    def jobs(self):
+        return journal.sent_jobs(self.root, "slurm")
+
+    def newest(self, name):
+        return journal.newest_submission(self.root / name)
 
 
-def send(site, runs, profile=None):
-    if profile is not None:
-        (site / "profile.toml").write_text(profile)
-    for each in runs:
-        planned.write_run(site / "root", each)
-    options = Options(profile=str(site / "profile.toml"))
-    return slurm.submit(site / "root", runs, options)
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    found = Site(tmp_path)
+    monkeypatch.setenv("PATH", f"{found.programs}:/usr/bin:/bin")
+    return found
 
 
-def calls(site):
-    return (site / "calls").read_text().splitlines()
+SHORT = '[resources.default]\ntime = "00:04:00"'
 
 
 class TestSubmit:
     def test_students_wait_and_everything_is_recorded(self, site):
-        assert send(site, [run("s", "t"), run("t")]) == 0
-        teachers, students = calls(site)
+        assert site.send(run("s", "t"), run("t")) == 0
+        teachers, students = site.calls()
         assert "--dependency" not in teachers
         assert "--dependency=aftercorr:101 --kill-on-invalid-dep=yes" in students
-        assert journal.sent_jobs(site / "root", "slurm") == {"t": "101_0", "s": "102_0"}
+        assert site.jobs() == {"t": "101_0", "s": "102_0"}
 
     def test_the_script_that_is_shown_is_the_one_that_is_sent(self, site):
         runs = [run("t"), run("s", "t")]
-        options = Options(profile=str(site / "profile.toml"))
-        shown = slurm.script(site / "root", runs, options)
-        send(site, runs)
-        submissions = [journal.newest_submission(site / "root" / i) for i in "ts"]
-        for number, submission in enumerate(submissions):
-            shown = shown.replace(f"SUBMISSION{number}", submission.submission)
-        for submission in submissions:
-            path = site / "root/submissions" / f"{submission.submission}.sh"
-            assert path.read_text() in shown
+        shown = slurm.script(site.root, runs, site.options())
+        site.send(*runs)
+        ids = [site.newest(name).submission for name in "ts"]
+        for number, submission in enumerate(ids):
+            shown = shown.replace(f"SUBMISSION{number}", submission)
+        for submission in ids:
+            assert (site.root / f"submissions/{submission}.sh").read_text() in shown
         assert "sbatch --dependency=aftercorr:JOB0" in shown
 
-    def test_a_partition_that_does_not_exist(self, site):
-        with pytest.raises(
-            ValueError, match=r"'gpus' does not exist.*\['cpu', 'gpu'\]"
-        ):
-            send(site, [run("a")], '[slurm]\npartition = "gpus"\n')
-        self.assert_nothing_was_sent(site)
-
-    def test_what_slurm_refuses_in_a_test(self, site, monkeypatch):
-        monkeypatch.setenv("REFUSE", "1")
-        with pytest.raises(ValueError, match="sbatch --test-only"):
-            send(site, [run("a")])
-        self.assert_nothing_was_sent(site)
-
-    def test_a_limit_that_is_over_at_once(self, site):
-        with pytest.raises(ValueError, match=r"'00:04:00' must be more than 240 s"):
-            send(site, [run("a")], '[resources.default]\ntime = "00:04:00"\n')
-        self.assert_nothing_was_sent(site)
-
-    def test_without_slurm(self, site, monkeypatch):
-        monkeypatch.setenv("PATH", str(site / "nowhere"))
-        with pytest.raises(ValueError, match="sbatch was not found"):
-            send(site, [run("a")])
-
-    def assert_nothing_was_sent(self, site):
-        assert calls(site) == []
-        assert not list((site / "root").glob("*/submissions.jsonl"))
+    @pytest.mark.parametrize(
+        ("profile", "variables", "message"),
+        [
+            ('[slurm]\npartition = "gpus"', {}, r"'gpus' does not.*\['cpu', 'gpu'\]"),
+            ("", {"REFUSE": "1"}, "sbatch --test-only"),
+            (SHORT, {}, r"'00:04:00' must be more than 240 s"),
+            ("", {"PATH": "/nowhere"}, "sbatch was not found"),
+        ],
+    )
+    def test_what_cannot_work_is_not_sent(
+        self, site, monkeypatch, profile, variables, message
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=message):
+            site.send(run("a"), profile=profile)
+        assert site.calls() == []
+        assert not list(site.root.glob("*/submissions.jsonl"))
 
     def test_a_failure_in_the_middle_leaves_a_record_of_both_halves(
         self, site, monkeypatch
     ):
         monkeypatch.setenv("FAIL_AT", "1")
-        runs = [run("a"), run("b")]
         with pytest.raises(ValueError, match="down"):
-            send(site, runs, "[slurm]\nmax_array_size = 1\n")
-        assert journal.sent_jobs(site / "root", "slurm") == {"a": "101_0"}
-        newest = journal.newest_submission(site / "root/b")
-        assert newest.event == journal.FAILED
-        assert "down" in newest.error
+            site.send(run("a"), run("b"), profile="[slurm]\nmax_array_size = 1\n")
+        assert site.jobs() == {"a": "101_0"}
+        assert site.newest("b").event == journal.FAILED
+        assert "down" in site.newest("b").error
 
     def test_the_limit_on_queued_jobs_lets_the_first_through(self, site, capsys):
-        (site / "queue").write_text("1\n2_0\n2_1\n")
-        runs = [run("s", "t"), run("t"), run("u")]
-        assert send(site, runs, "[slurm]\nmax_submit = 5\n") == 0
-        assert sorted(journal.sent_jobs(site / "root", "slurm")) == ["t", "u"]
-        assert (
-            "1 runs were not sent, as slurm.max_submit is 5" in capsys.readouterr().out
-        )
+        (site.folder / "queue").write_text("1\n2_0\n2_1\n")
+        profile = "[slurm]\nmax_submit = 5\n"
+        assert site.send(run("s", "t"), run("t"), run("u"), profile=profile) == 0
+        assert sorted(site.jobs()) == ["t", "u"]
+        said = capsys.readouterr().out
+        assert "1 runs were not sent, as slurm.max_submit is 5" in said
 
 
 class TestQueue:
-    def send_two(self, site):
-        send(site, [run("a"), run("b")])
-        name = journal.newest_submission(site / "root/a").submission
-        (site / "queue").write_text(
+    @pytest.fixture
+    def two(self, site):
+        """A site where the run ``a`` trains and ``b`` waits."""
+        site.send(run("a"), run("b"))
+        name = site.newest("a").submission
+        (site.folder / "queue").write_text(
             f"101_0 RUNNING scm-{name}\n101_1 PENDING scm-{name}\n9 RUNNING mine\n"
         )
+        return site
 
-    def test_squeue_decides(self, site):
-        self.send_two(site)
-        assert slurm.queue(site / "root") == {"a": "running", "b": "queued"}
-
-    def test_a_job_is_found_though_its_sending_was_never_recorded(self, site):
-        self.send_two(site)
-        for name in "ab":
-            path = site / "root" / name / "submissions.jsonl"
+    def test_a_job_is_found_though_its_sending_was_never_recorded(self, two):
+        assert slurm.queue(two.root) == {"a": "running", "b": "queued"}
+        for path in two.root.glob("*/submissions.jsonl"):
             first = path.read_text().splitlines()[0]
             assert json.loads(first)["event"] == "sending"
             path.write_text(first + "\n")
-        assert slurm.queue(site / "root") == {"a": "running", "b": "queued"}
+        assert slurm.queue(two.root) == {"a": "running", "b": "queued"}
 
     def test_nothing_is_asked_where_nothing_was_sent(self, site, monkeypatch):
-        monkeypatch.setenv("PATH", str(site / "nowhere"))
-        assert slurm.queue(site / "root") == {}
-        assert slurm.cancel(site / "root", ["a"]) == []
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert slurm.queue(site.root) == {}
+        assert slurm.cancel(site.root, ["a"]) == []
 
-    def test_unknown_where_squeue_fails(self, site):
-        self.send_two(site)
-        program(site, "squeue", "exit 1")
-        assert slurm.queue(site / "root") == {"a": "unknown", "b": "unknown"}
+    def test_unknown_where_squeue_fails(self, two):
+        program(two.folder, "squeue", "exit 1")
+        assert slurm.queue(two.root) == {"a": "unknown", "b": "unknown"}
 
-    def test_cancel_takes_back_what_was_named(self, site):
-        self.send_two(site)
-        assert slurm.cancel(site / "root", ["b"]) == ["b"]
-        assert calls(site)[-1] == "scancel 101_1"
-        assert journal.newest_submission(site / "root/b").event == journal.CANCELLED
-        assert journal.newest_submission(site / "root/a").event == journal.SENT
+    def test_cancel_takes_back_what_was_named(self, two):
+        assert slurm.cancel(two.root, ["b"]) == ["b"]
+        assert two.calls()[-1] == "scancel 101_1"
+        assert two.newest("b").event == journal.CANCELLED
+        assert two.newest("a").event == journal.SENT
 
 
 def test_the_interpreter_that_submits_is_the_default():

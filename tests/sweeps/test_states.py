@@ -115,17 +115,13 @@ class TestSubmissions:
     def test_the_scheduler_knows_better_than_the_record(self, run_dir):
         planted.write_submission(run_dir)
         assert state_of(run_dir, queue={}).state == "missing"
-        assert state_of(run_dir, queue={"run": "queued"}).state == "queued"
-        assert state_of(run_dir, queue={"run": "running"}).state == "queued"
-        assert state_of(run_dir, queue={"run": "unknown"}).state == "queued"
+        for job in ("queued", "running", "unknown"):
+            assert state_of(run_dir, queue={"run": job}).state == "queued"
 
-    def test_a_requeued_job_is_queued_whatever_became_of_it_before(self, run_dir):
+    def test_a_requeued_job_is_queued_unless_a_worker_lives(self, run_dir):
         planted.write_status(run_dir)
         assert state_of(run_dir, queue={"run": "queued"}).state == "queued"
         assert state_of(run_dir, queue={"run": "running"}).state == "running"
-
-    def test_a_live_worker_counts_more_than_a_waiting_job(self, run_dir):
-        planted.write_status(run_dir)
         with locks.hold(run_dir):
             assert state_of(run_dir, queue={"run": "queued"}).state == "running"
 
@@ -167,8 +163,10 @@ class TestRetryable:
 
     def test_the_limit_stands_in_the_file_of_the_run(self, tmp_path):
         planted.make_run(tmp_path, "run", max_attempts=7)
-        assert states.max_attempts(tmp_path / "run") == 7
-        assert states.max_attempts(tmp_path) == 3
+        for failures, final in ((6, False), (7, True)):
+            found = states.RunState("run", "failed", failures=failures)
+            assert states.is_final(tmp_path / "run", found) is final
+        assert states.is_final(tmp_path, states.RunState("run", "stale", failures=3))
 
 
 def test_left_seconds_follow_from_the_rate():
@@ -180,30 +178,28 @@ def test_left_seconds_follow_from_the_rate():
 
 class TestJournal:
     def test_a_failure_in_the_middle_leaves_a_record_of_both(self, tmp_path):
-        for name in ("a", "b", "c"):
+        for name in "abc":
             planted.make_run(tmp_path, name)
         with (
             pytest.raises(OSError, match="gone"),
-            journal.sending(tmp_path, "slurm", ["a", "b", "c"]) as batch,
+            journal.sending(tmp_path, "slurm", "abc") as batch,
         ):
             assert journal.newest_submission(tmp_path / "c").event == "sending"
             batch.sent({"a": "11"})
             raise OSError("the controller is gone")
-        events = {
-            name: journal.newest_submission(tmp_path / name) for name in ("a", "b", "c")
-        }
-        assert events["a"].event == "sent" and events["a"].job == "11"
-        assert [events[name].event for name in ("b", "c")] == ["failed", "failed"]
-        assert events["b"].error == "OSError: the controller is gone"
+        a, b, c = (journal.newest_submission(tmp_path / name) for name in "abc")
+        assert (a.event, a.job) == ("sent", "11")
+        assert b.event == c.event == "failed"
+        assert b.error == "OSError: the controller is gone"
         assert journal.sent_jobs(tmp_path, "slurm") == {"a": "11"}
 
     def test_jobs_are_those_that_were_sent_and_not_taken_back(self, tmp_path):
-        for name in ("a", "b", "c", "d"):
+        for name in "abcd":
             planted.make_run(tmp_path, name)
-        with journal.sending(tmp_path, "slurm", ["a", "b", "c"]) as batch:
+        with journal.sending(tmp_path, "slurm", "abc") as batch:
             batch.sent({"a": "1", "b": "2", "c": "3"})
         planted.write_submission(tmp_path / "d", launcher="local")
-        journal.record_cancelled(tmp_path, "slurm", {"b": "2"})
+        journal.record_end(tmp_path, "slurm", {"b": "2"})
         planted.finish(tmp_path / "c")
         assert journal.sent_jobs(tmp_path, "slurm") == {"a": "1"}
 

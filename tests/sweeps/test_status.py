@@ -8,20 +8,12 @@ from scm_jax.sweeps.state import states
 from tests.commands.in_process import scm
 from tests.sweeps import planted
 
-RUNNING = states.RunState(
-    "t32-0123456789",
-    "running",
-    attempt=2,
-    step=25,
-    steps=100,
-    images=3200,
-    images_per_second=96.0,
-    heartbeat_age=4.0,
-)
+AT = {"step": 25, "steps": 100, "images": 3200, "images_per_second": 96.0}
+RUNNING = states.RunState("t32-0123456789", "running", 2, heartbeat_age=4.0, **AT)
 
 
 def row(state, **overrides):
-    return status.Row(state, "", "", overrides, (), 3)
+    return status.Row(state, {"label": "", "overrides": overrides, "max_attempts": 3})
 
 
 def overview(number, state="done"):
@@ -47,12 +39,10 @@ class TestRender:
         ]
 
     def test_what_changed_is_named_and_what_did_not_is_not(self):
+        states = [dataclasses.replace(RUNNING, id=f"a-{width}") for width in (32, 64)]
         rows = [
-            row(
-                dataclasses.replace(RUNNING, id=f"a-{width}"),
-                **{"network.width": width, "seed": 0, "teacher.run": f"r/{width}"},
-            )
-            for width in (32, 64)
+            row(s, **{"network.width": w, "seed": 0, "teacher.run": f"r/{w}"})
+            for s, w in zip(states, (32, 64), strict=True)
         ]
         lines = self.lines(rows)
         assert lines[4].endswith(" 2 32 width=32")
@@ -108,7 +98,10 @@ class TestDamagedRuns:
         for run in ("a", "b"):
             planted.make_run(tmp_path, run, label=f"label {run}")
         (tmp_path / "b" / "run.json").write_text("{")
-        assert [r.label for r in status.gather(tmp_path).rows] == ["label a", ""]
+        assert [r.plan["label"] for r in status.gather(tmp_path).rows] == [
+            "label a",
+            "",
+        ]
         assert f"{tmp_path / 'b' / 'run.json'} is not JSON" in caplog.text
 
 

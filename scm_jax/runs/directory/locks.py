@@ -1,11 +1,7 @@
-"""One training per run directory, with a worker or without.
+"""One training per run directory, with a worker or without (docs/sweeps.md).
 
-On one machine a lock of the kernel on the file ``LOCK`` decides: it goes with the
-process, however that ends. The file says who has it and since when. File systems may
-not share such locks between machines, so a worker's heartbeat in ``status.json`` counts
-as well: while another machine's is younger than three of its intervals, the run is
-taken. After that it is free, and a worker that comes back from a long pause finds the
-other's name in ``status.json`` and leaves.
+On one machine a kernel lock on the file ``LOCK`` decides, which ends with its process.
+Machines may not share it, so there the heartbeat of a worker in ``status.json`` counts.
 """
 
 from __future__ import annotations
@@ -24,8 +20,7 @@ from typing import Any
 
 LOCK_FILE, STATUS_FILE = "LOCK", "status.json"
 RUNNING = "running"
-# So many heartbeats may be missing before a worker counts as dead.
-MISSED_HEARTBEATS = 3
+MISSED_HEARTBEATS = 3  # before a worker counts as dead
 # A look at a lock (``is_held``) takes it for an instant: a worker tries again.
 _TRIES, _PAUSE_SECONDS = 20, 0.05
 # Directory -> thread of this process that holds it: a worker trains in what it holds.
@@ -38,7 +33,7 @@ class HeldError(RuntimeError):
 
 @contextlib.contextmanager
 def hold(run_dir: str | os.PathLike) -> Iterator[None]:
-    """The run directory for this process alone; for a thread that has it, nothing new.
+    """Keeps the run directory for this thread alone, which may hold it again.
 
     Raises:
       HeldError: another process of this machine has it, or one of another machine whose
@@ -54,10 +49,10 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
         if not _lock(descriptor):
             raise HeldError(f"{run_dir} is held by {_owner(run_dir)}")
         status = read_status(run_dir)
-        if _is_elsewhere(status) and is_fresh(status, time.time()):
+        if _is_elsewhere(status) and _is_fresh(status, time.time()):
             raise HeldError(
-                f"{run_dir} is held by {_described(status)}; it counts as dead when it "
-                f"was silent for {_limit_seconds(status):g} s"
+                f"{run_dir} is held by {_described(status)}; it counts as dead after "
+                f"{_limit_seconds(status):g} s of silence"
             )
         _write_owner(descriptor)
         _HOLDERS[place] = threading.get_ident()
@@ -70,15 +65,14 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) -> bool:
-    """Whether the worker that wrote ``status`` (state running) still lives.
+    """Whether the worker that wrote ``status`` (state running) lives at ``now``.
 
-    On this machine that is whether the lock is held; on another, whether its heartbeat
-    is fresh at ``now`` (unix seconds).
+    On this machine it does if the lock is held, on another if its heartbeat is fresh.
     """
     if _is_elsewhere(status):
-        return is_fresh(status, now)
+        return _is_fresh(status, now)
     held = is_held(run_dir)
-    return _process_exists(status.get("pid")) if held is None else held
+    return process_exists(status.get("pid")) if held is None else held
 
 
 def is_held(run_dir: str | os.PathLike) -> bool | None:
@@ -101,28 +95,13 @@ def is_held(run_dir: str | os.PathLike) -> bool | None:
 
 
 def read_owner(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """Who holds the run, and since when: ``identity`` and ``started``, unix seconds.
-
-    Empty where nobody does, or where the file does not say.
-    """
+    """``identity`` and ``started`` (unix seconds) of who holds the run, or {}."""
     return _read_object(Path(run_dir) / LOCK_FILE) if is_held(run_dir) else {}
 
 
-def is_fresh(status: Mapping[str, Any], now: float) -> bool:
-    """Whether a running worker gave a sign of life lately."""
-    if status.get("state") != RUNNING:
-        return False
-    return now - float(status.get("heartbeat") or 0) <= _limit_seconds(status)
-
-
 def identity() -> dict[str, Any]:
-    """Who this process is: what a worker writes into ``status.json``."""
+    """Host, process and boot of this process, as a worker writes them."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
-
-
-def is_mine(status: Mapping[str, Any]) -> bool:
-    """Whether this process wrote ``status``."""
-    return same_process(status, identity())
 
 
 def same_process(status: Mapping[str, Any], owner: Mapping[str, Any]) -> bool:
@@ -163,15 +142,16 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_elsewhere(status: Mapping[str, Any]) -> bool:
-    """Whether ``status`` was written on another machine, or before a restart.
-
-    The kernel's boot id tells machines apart, and containers on one machine, which
-    share its locks, do not differ in it; where one is missing, the name must do.
-    """
-    boots = (_boot(), status.get("boot"))
-    if all(boots):
-        return boots[0] != boots[1]
+    # Containers on one machine, which share its locks, share the boot id as well.
+    here, there = _boot(), status.get("boot")
+    if here and there:
+        return here != there
     return status.get("host") != socket.gethostname()
+
+
+def _is_fresh(status: Mapping[str, Any], now: float) -> bool:
+    age = now - float(status.get("heartbeat") or 0)
+    return status.get("state") == RUNNING and age <= _limit_seconds(status)
 
 
 def _limit_seconds(status: Mapping[str, Any]) -> float:
@@ -182,19 +162,16 @@ def _owner(run_dir: Path) -> str:
     status, owner = read_status(run_dir), read_owner(run_dir)
     if status.get("state") == RUNNING and same_process(status, owner or status):
         return _described(status)
-    return (
-        _described(owner)
-        if owner
-        else "another process, which is just starting or ending"
-    )
+    if owner:
+        return _described(owner)
+    return "another process, which is just starting or ending"
 
 
 def _described(status: Mapping[str, Any]) -> str:
     text = f"process {status.get('pid')} on {status.get('host')}"
     if started := status.get("started"):
-        text += (
-            f" since {time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(started))}"
-        )
+        moment = time.localtime(started)
+        text += f" since {time.strftime('%Y-%m-%d %H:%M:%S %Z', moment)}"
     if status.get("job"):
         text += f", job {status['job']}"
     if "heartbeat" in status:
@@ -203,7 +180,8 @@ def _described(status: Mapping[str, Any]) -> str:
     return text
 
 
-def _process_exists(pid: Any) -> bool:
+def process_exists(pid: Any) -> bool:
+    """Whether this machine has a process of this id."""
     try:
         os.kill(int(pid), 0)
     except (TypeError, ValueError, ProcessLookupError):

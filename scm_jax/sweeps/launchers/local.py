@@ -1,13 +1,13 @@
-"""Runs of a sweep on this machine: so many at once, started again when they die.
+"""Trains runs of a sweep on this machine, several at once, and restarts what dies.
 
-The launcher keeps nothing in mind that is not in the run directories: it may be killed
-and started again, and two of them on one directory share the work.
+All state is in the run directories: the launcher may be killed and started again, and
+two of them on one directory share the work.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import dataclasses
 import os
 import shlex
 import signal
@@ -18,23 +18,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
+from scm_jax.runs.directory import locks
 from scm_jax.sweeps.launchers import slots as slots_lib
-from scm_jax.sweeps.launchers.options import Options, in_order, worker_command
+from scm_jax.sweeps.launchers.options import Options, Root, Runs, in_order, job_command
 from scm_jax.sweeps.launchers.slots import Slot
 from scm_jax.sweeps.plan.planned import PlannedRun
-from scm_jax.sweeps.state import journal, states
+from scm_jax.sweeps.state import journal, signals, states
 from scm_jax.types import EXIT_PREEMPTED
 
 NAME = "local"
 _POLL_SECONDS = 0.2
-# Runs that wait, for others or for another launcher, are looked at so often.
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # between looks at runs that wait for others or another launcher
 
 
-def submit(
-    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
-) -> int:
+def submit(root: Root, runs: Runs, options: Options) -> int:
     """Trains the runs, and returns when all have ended.
 
     Runs that failed, vanished or were preempted are started again, as often as their
@@ -54,7 +53,7 @@ def submit(
     return _Launch(Path(root), runs, slots).run()
 
 
-def queue(root: str | os.PathLike) -> Mapping[str, str]:
+def queue(root: Root) -> Mapping[str, str]:
     """Runs whose launcher still lives; one on another machine cannot be asked."""
     here = socket.gethostname()
     found = {}
@@ -67,7 +66,7 @@ def queue(root: str | os.PathLike) -> Mapping[str, str]:
     return found
 
 
-def cancel(root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
+def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
     """Asks the workers of this machine to save; their launcher starts them no more."""
     jobs, waiting = journal.sent_jobs(root, NAME), queue(root)
     cancelled = {}
@@ -75,15 +74,17 @@ def cancel(root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
         state = states.read_state(Path(root) / run_id)
         if run_id in waiting or state.state == states.RUNNING:
             cancelled[run_id] = jobs[run_id]
-    journal.record_cancelled(root, NAME, cancelled)
+    # Recorded before any worker ends, or its launcher would start the run again.
+    journal.record_end(root, NAME, cancelled)
     for run_id in cancelled:
-        _ask_to_save(Path(root) / run_id)
+        state = states.read_state(Path(root) / run_id)
+        if state.state == states.RUNNING and state.host == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(state.pid or 0), signal.SIGTERM)
     return list(cancelled)
 
 
-def script(
-    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
-) -> str:
+def script(root: Root, runs: Runs, options: Options) -> str:
     """The commands, in the order in which they would be started."""
     slots = slots_lib.make_slots(options, os.environ, slots_lib.usable_cores())
     lines = [f"# {len(slots)} at once: " + "; ".join(slot.text for slot in slots)]
@@ -91,23 +92,20 @@ def script(
     return "".join(f"{line}\n" for line in lines)
 
 
-@dataclasses.dataclass
-class _Worker:
+class _Worker(NamedTuple):
     run: PlannedRun
     process: subprocess.Popen
     attempt: int
 
 
 class _Launch:
-    """One call of ``submit``."""
-
-    def __init__(self, root: Path, runs: Sequence[PlannedRun], slots: Sequence[Slot]):
+    def __init__(self, root: Path, runs: Runs, slots: Sequence[Slot]):
         self._root, self._slots = root, slots
         self._left = {run.id: run for run in runs}
         self._workers: dict[int, _Worker] = {}
         self._ends: dict[str, str] = {}
         # Starts that ended before the worker could record anything, by run.
-        self._mute: dict[str, int] = {}
+        self._mute: collections.Counter[str] = collections.Counter()
         self._elsewhere: set[str] = set()
         self._signals = 0
         self._next_look = 0.0
@@ -116,17 +114,14 @@ class _Launch:
     def run(self) -> int:
         said = "" if self._total == 1 else "s"
         _say(f"{self._total} run{said} in {len(self._slots)} slots; root {self._root}")
-        with self._handlers():
+        with signals.handled((signal.SIGINT, signal.SIGTERM), self._on_signal):
             while self._workers or (self._left and not self._signals):
                 self._reap()
                 self._fill()
                 time.sleep(_POLL_SECONDS)
         return self._conclude()
 
-    # ------------------------------------------------------------ starting
-
     def _fill(self) -> None:
-        """Starts what can start, where there is room."""
         free = [slot for slot in self._slots if slot.index not in self._workers]
         now = time.monotonic()
         if not free or self._signals or now < self._next_look:
@@ -150,10 +145,10 @@ class _Launch:
                 self._elsewhere.add(run.id)
                 _say(f"{run.id} is trained by another launcher, on {state.host}")
         elif not states.retryable(state, run.max_attempts):
-            self._end(run, "failed for good", _first_line(state.error))
-        elif _was_cancelled(self._root / run.id):
+            self._end(run, "failed for good", state.error_line)
+        elif self._was_cancelled(run):
             self._end(run, "cancelled")
-        elif self._mute.get(run.id, 0) >= run.max_attempts:
+        elif self._mute[run.id] >= run.max_attempts:
             self._end(run, "failed for good", "its worker does not even begin")
         else:
             return self._dependencies_are_done(run)
@@ -165,19 +160,20 @@ class _Launch:
             if state.state == states.DONE:
                 continue
             ended = self._ends.get(run_id)
-            awaited = run_id in self._left or state.state in (
-                states.RUNNING,
-                states.QUEUED,
-            )
-            if ended or not awaited:
+            on_its_way = state.state in (states.RUNNING, states.QUEUED)
+            if ended or not (on_its_way or run_id in self._left):
                 self._end(run, "blocked", f"{run_id} is {ended or state.state}")
             return False
         return True
 
+    def _was_cancelled(self, run: PlannedRun) -> bool:
+        newest = journal.newest_submission(self._root / run.id)
+        return newest is not None and newest.event == journal.CANCELLED
+
     def _start(self, run: PlannedRun, slot: Slot) -> None:
         directory = self._root / run.id
         attempt = states.read_state(directory, queue={}).attempt + 1
-        log = directory / "logs" / f"attempt-{attempt}.log"
+        log = _log(directory, attempt)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output, _cores(slot.cores):
             process = subprocess.Popen(
@@ -191,8 +187,6 @@ class _Launch:
         self._workers[slot.index] = _Worker(run, process, attempt)
         self._elsewhere.discard(run.id)
         _say(f"{run.id} starts, attempt {attempt}, {slot.text}")
-
-    # ------------------------------------------------------------ ending
 
     def _reap(self) -> None:
         for index, worker in list(self._workers.items()):
@@ -211,10 +205,10 @@ class _Launch:
         if state.state == states.RUNNING:
             return  # another launcher was faster
         if state.attempt < worker.attempt:
-            self._mute[run.id] = self._mute.get(run.id, 0) + 1
-        log = self._root / run.id / "logs" / f"attempt-{worker.attempt}.log"
+            self._mute[run.id] += 1
+        log = _log(self._root / run.id, worker.attempt)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        why = _first_line(state.error) if state.state == states.FAILED else f"{how}"
+        why = state.error_line if state.state == states.FAILED else how
         _say(f"{run.id} {state.state}: {why}; log {log}")
         # Behind all others: what failed for want of memory may find it later.
         self._left[run.id] = self._left.pop(run.id)
@@ -222,58 +216,47 @@ class _Launch:
     def _end(self, run: PlannedRun, how: str, why: str = "") -> None:
         del self._left[run.id]
         self._ends[run.id] = how
-        _say(f"{run.id} {how}{f': {why}' if why else ''} ({self._count()})")
+        text = f"{how}: {why}" if why else how
+        _say(f"{run.id} {text} ({len(self._ends)}/{self._total})")
         if how not in (states.DONE, "cancelled"):
-            text = f"{how}: {why}" if why else how
-            journal.record_failed(self._root, NAME, run.id, _this_process(), text)
-
-    def _count(self) -> str:
-        return f"{len(self._ends)}/{self._total}"
+            jobs = {run.id: _this_process()}
+            journal.record_end(self._root, NAME, jobs, journal.FAILED, text)
 
     def _conclude(self) -> int:
-        ends = list(self._ends.values())
-        counts = [f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)]
+        ends = collections.Counter(self._ends.values())
+        counts = [f"{number} {end}" for end, number in ends.items()]
         if self._left:
             counts.append(f"{len(self._left)} not done")
         _say(", ".join(counts))
         if self._left:
             root = shlex.quote(str(self._root))
             _say(
-                "to go on: python -m scm_jax sweep resubmit "
+                "to resume: python -m scm_jax sweep resubmit "
                 f"--root={root} --launcher=local --max_parallel={len(self._slots)}"
             )
             return EXIT_PREEMPTED
-        return 0 if all(end == states.DONE for end in ends) else 1
-
-    # ------------------------------------------------------------ signals
-
-    @contextlib.contextmanager
-    def _handlers(self) -> Iterator[None]:
-        signums = (signal.SIGINT, signal.SIGTERM)
-        before = {s: signal.signal(s, self._on_signal) for s in signums}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        return 0 if set(ends) <= {states.DONE} else 1
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
-        processes = [worker.process for worker in self._workers.values()]
         if self._signals == 1:
             _say(
-                f"asked to leave: {len(processes)} runs save what they have; once more "
-                "kills them"
+                f"asked to leave: {len(self._workers)} runs save what they have; once "
+                "more kills them"
             )
-        for process in processes:
+        for worker in self._workers.values():
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(
+                worker.process.send_signal(
                     signal.SIGTERM if self._signals == 1 else signal.SIGKILL
                 )
 
 
 def _command(directory: Path) -> list[str]:
-    return worker_command(directory, sys.executable)
+    return job_command(directory, sys.executable)
+
+
+def _log(directory: Path, attempt: int) -> Path:
+    return directory / "logs" / f"attempt-{attempt}.log"
 
 
 @contextlib.contextmanager
@@ -290,41 +273,20 @@ def _cores(cores: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _ask_to_save(directory: Path) -> None:
-    """SIGTERM to the worker of a run, if it is on this machine."""
-    state = states.read_state(directory)
-    if state.state == states.RUNNING and state.host == socket.gethostname():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(int(state.pid or 0), signal.SIGTERM)
-
-
-def _was_cancelled(directory: Path) -> bool:
-    newest = journal.newest_submission(directory)
-    return newest is not None and newest.event == journal.CANCELLED
-
-
 def _this_process() -> str:
-    """The job of all runs of a launcher: its machine, id and time of start."""
+    """The job of all runs of this launcher: its machine, id and time of start."""
     return f"{socket.gethostname()}:{os.getpid()}:{_start_of(str(os.getpid()))}"
 
 
 def _start_of(pid: str) -> str | None:
     """Time of start of a process in ticks: ids are used again; None without one."""
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+    if not locks.process_exists(pid):
         return None
-    except PermissionError:
-        pass
     try:
         # The name of the program, in parentheses, may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""  # not Linux
-
-
-def _first_line(error: str | None) -> str:
-    return (error or "").strip().splitlines()[0] if (error or "").strip() else ""
 
 
 def _say(text: str) -> None:

@@ -1,11 +1,7 @@
 """Site profiles: what a cluster wants to be told, as TOML.
 
-    [slurm]             partition, account, limits, how the environment is activated
-    [kubernetes]        image, volume, queue
-    [resources.NAME]    what a run gets whose ``resources`` are NAME
-
-``resources.default`` is for runs that name none. Every key has a default; see the
-attributes below and ``experiments/clusters/example.toml``.
+Tables are ``[slurm]``, ``[kubernetes]`` and, for each kind of allocation,
+``[resources.NAME]``; ``experiments/clusters/example.toml`` is one to copy.
 """
 
 from __future__ import annotations
@@ -14,100 +10,59 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """What is particular to a SLURM site; "" and 0 leave it to the site.
-
-    Attributes:
-      partition: where jobs go.
-      account: who pays.
-      qos: quality of service.
-      max_array_size: elements of one job array; the site's MaxArraySize or less.
-      max_submit: jobs of one user that the site keeps queued; an element of an array
-        counts as one. Runs beyond it are left for a later ``resubmit``.
-      max_requeues: how often a job may start again before it stays away.
-      signal_seconds: how long before its time limit a job is asked to save. SLURM may
-        ask up to a minute earlier.
-      python: the interpreter; "" is the one that submits.
-      setup: lines of shell before the run starts, such as what activates an
-        environment.
-      options: further options of ``sbatch``, such as ``--constraint=a100``.
-      srun: further options of ``srun``.
-    """
+    """The settings of a SLURM site; "" and 0 leave one to the site."""
 
     partition: str = ""
     account: str = ""
-    qos: str = ""
-    max_array_size: int = 1000
+    qos: str = ""  # quality of service
+    max_array_size: int = 1000  # elements of a job array; at most MaxArraySize
+    # Jobs of one user that the site keeps queued; an element of an array counts as one.
+    # Runs beyond it are left for a later ``resubmit``.
     max_submit: int = 0
-    max_requeues: int = 100
+    max_requeues: int = 100  # restarts of a job before it stays away
+    # How long before its time limit a job is asked to save; SLURM may ask up to a
+    # minute earlier.
     signal_seconds: int = 180
-    python: str = ""
-    setup: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    srun: tuple[str, ...] = ()
+    python: str = ""  # the interpreter; "" is the one that submits
+    setup: tuple[str, ...] = ()  # lines of shell that activate the environment
+    options: tuple[str, ...] = ()  # further options of ``sbatch``
+    srun: tuple[str, ...] = ()  # further options of ``srun``
 
 
 @dataclasses.dataclass(frozen=True)
 class Kubernetes:
-    """What is particular to a Kubernetes cluster.
+    """The settings of a Kubernetes cluster."""
 
-    Attributes:
-      image: with scm_jax installed; required.
-      namespace: of the jobs.
-      queue: Kueue's local queue; "" for a cluster without Kueue.
-      python: the interpreter in the image.
-      claim: persistent volume claim that all pods mount; the sweep lies on it.
-      mount: where, in the pods as on the machine that submits.
-      grace_seconds: between being asked to save and being killed.
-      accelerator: resource name of a GPU.
-      node_selector: labels of the nodes to run on.
-      service_account: of the pods; "" is the namespace's default.
-      environment: variables of the container.
-    """
-
-    image: str = ""
+    image: str = ""  # required; with scm_jax installed
     namespace: str = "default"
-    queue: str = ""
-    python: str = "python"
-    claim: str = ""
-    mount: str = ""
-    grace_seconds: int = 120
-    accelerator: str = "nvidia.com/gpu"
+    queue: str = ""  # Kueue's local queue; "" for a cluster without Kueue
+    python: str = "python"  # the interpreter in the image
+    claim: str = ""  # required; volume claim that holds the sweep, mounted by all pods
+    mount: str = ""  # required; where, in the pods as on the machine that submits
+    grace_seconds: int = 120  # between being asked to save and being killed
+    accelerator: str = "nvidia.com/gpu"  # resource name of a GPU
     node_selector: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    service_account: str = ""
+    service_account: str = ""  # of the pods; "" is the namespace's default
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one run gets; "" and 0 leave it to the site.
+    """What one run gets; "" and 0 leave it to the site."""
 
-    Attributes:
-      nodes: hosts that train together.
-      tasks: processes on each host: 1, or one for each GPU.
-      gpus: on each host.
-      cpus: for each process.
-      memory: on each host, as the cluster writes it: ``64G``, ``64Gi``.
-      time: limit of one start, ``HH:MM:SS`` or ``D-HH:MM:SS``.
-    """
-
-    nodes: int = 1
-    tasks: int = 1
-    gpus: int = 0
-    cpus: int = 1
-    memory: str = ""
-    time: str = ""
-
-    @property
-    def processes(self) -> int:
-        """How many processes train together."""
-        return self.nodes * self.tasks
+    nodes: int = 1  # hosts that train together
+    tasks: int = 1  # processes on each host: 1, or one for each GPU
+    gpus: int = 0  # on each host
+    cpus: int = 1  # for each process
+    memory: str = ""  # on each host, as the cluster writes it: ``64G``, ``64Gi``
+    time: str = ""  # limit of one start, ``HH:MM:SS`` or ``D-HH:MM:SS``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +78,6 @@ class Profile:
 
         Raises:
           ValueError: there are none; the message lists the legal names.
-
-        Example:
-          >>> Profile().resources_of("").nodes
-          1
         """
         found = self.resources.get(name or "default")
         if found is None and name:
@@ -154,14 +105,12 @@ def load_profile(path: str | os.PathLike) -> Profile:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
-    _refuse_unknown(table, {"slurm", "kubernetes", "resources"}, f"{path}: ")
+    _check_keys(table, Profile, f"{path}: ")
     resources = _table(table.get("resources", {}), f"{path}: resources")
     return Profile(
-        slurm=_section(Slurm, table.get("slurm", {}), f"{path}: slurm"),
-        kubernetes=_section(
-            Kubernetes, table.get("kubernetes", {}), f"{path}: kubernetes"
-        ),
-        resources={
+        _section(Slurm, table.get("slurm", {}), f"{path}: slurm"),
+        _section(Kubernetes, table.get("kubernetes", {}), f"{path}: kubernetes"),
+        {
             name: _section(Resources, values, f"{path}: resources.{name}")
             for name, values in resources.items()
         },
@@ -173,10 +122,6 @@ def seconds(time: str) -> int:
 
     Raises:
       ValueError: it is neither.
-
-    Example:
-      >>> seconds("1-00:00:10")
-      86410
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
     if not found:
@@ -193,31 +138,31 @@ Section = TypeVar("Section", Slurm, Kubernetes, Resources)
 
 def _section(kind: type[Section], values: Any, where: str) -> Section:
     """A dataclass from a table whose values have the types of its defaults."""
-    defaults = dataclasses.asdict(kind())
-    values = _table(values, where)
-    _refuse_unknown(values, set(defaults), f"{where}.")
-    checked = {
-        key: _value(value, defaults[key], f"{where}.{key}")
-        for key, value in values.items()
-    }
-    return kind(**checked)
+    _check_keys(_table(values, where), kind, f"{where}.")
+    defaults = vars(kind())
+    return kind(
+        **{k: _value(v, defaults[k], f"{where}.{k}") for k, v in values.items()}
+    )
 
 
 def _value(value: Any, default: Any, where: str) -> Any:
-    if isinstance(default, tuple | dict):
-        items = value if isinstance(value, list | dict) else [None]
-        texts = items.values() if isinstance(items, dict) else items
-        legal = isinstance(value, list if isinstance(default, tuple) else dict)
-        if not legal or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{where} = {value!r}: must be a {_kind(default)}")
-        return tuple(value) if isinstance(default, tuple) else value
-    least = int(where.rpartition(".")[2] in _POSITIVE)
-    # bool is an int to Python
-    if type(value) is not type(default) or (isinstance(value, int) and value < least):
-        raise ValueError(f"{where} = {value!r}: must be a {_kind(default, least)}")
-    if isinstance(value, str) and "\n" in value:
-        raise ValueError(f"{where} = {value!r}: must be one line")
-    if where.endswith(".time") and value:
+    key = where.rpartition(".")[2]
+    if isinstance(default, tuple):
+        legal = isinstance(value, list) and _are_texts(value)
+        must_be, value = "a list of texts", tuple(value) if legal else value
+    elif isinstance(default, dict):
+        legal = isinstance(value, dict) and _are_texts(value.values())
+        must_be = "a table of texts"
+    elif isinstance(default, int):
+        least = int(key in _POSITIVE)
+        legal = type(value) is int and value >= least  # bool is an int to Python
+        must_be = f"a whole number, {least} or more"
+    else:
+        legal = isinstance(value, str) and "\n" not in value
+        must_be = "one line of text"
+    if not legal:
+        raise ValueError(f"{where} = {value!r}: must be {must_be}")
+    if key == "time" and value:
         try:
             seconds(value)
         except ValueError as error:
@@ -225,13 +170,8 @@ def _value(value: Any, default: Any, where: str) -> Any:
     return value
 
 
-def _kind(default: Any, least: int = 0) -> str:
-    return {
-        str: "text",
-        int: f"whole number, {least} or more",
-        tuple: "list of texts",
-        dict: "table of texts",
-    }[type(default)]
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
@@ -240,7 +180,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _refuse_unknown(table: Mapping[str, Any], legal: set[str], where: str) -> None:
-    unknown = sorted(set(table) - legal)
-    if unknown:
+def _check_keys(table: Mapping[str, Any], kind: type, where: str) -> None:
+    legal = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(table) - legal):
         raise ValueError(f"{where}{unknown[0]}: unknown key; legal: {sorted(legal)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,26 +13,15 @@ from scm_jax.training.processes.cluster import visible_devices
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What one run at a time may use.
-
-    Attributes:
-      index: from 0.
-      environment: variables that pin the accelerators.
-      cores: processor cores; empty for all.
-    """
+    """What one run at a time may use."""
 
     index: int
-    environment: Mapping[str, str]
-    cores: tuple[int, ...] = ()
+    environment: Mapping[str, str]  # variables that pin the accelerators
+    cores: tuple[int, ...] = ()  # processor cores; empty for all
 
     @property
     def text(self) -> str:
-        """For people.
-
-        Example:
-          >>> Slot(1, {}, (2, 3)).text
-          'slot 1, cores 2,3'
-        """
+        """A description for messages: ``slot 1, cores 2,3``."""
         parts = [f"{name}={value}" for name, value in self.environment.items()]
         if self.cores:
             parts.append(f"cores {','.join(map(str, self.cores))}")
@@ -45,13 +33,9 @@ def make_slots(
 ) -> list[Slot]:
     """The slots of this machine.
 
-    With accelerators each slot gets ``devices_per_run`` of them; without, an equal part
-    of the cores, so that runs do not disturb each other's timing.
-
-    Args:
-      options: ``max_parallel`` and ``devices_per_run``.
-      environ: environment variables; what they hide stays hidden.
-      cores: the processor cores that this process may use.
+    With accelerators each slot gets ``devices_per_run`` of them, and what ``environ``
+    hides stays hidden; without, an equal part of the ``cores``, so that runs do not
+    disturb each other's timing.
 
     Raises:
       ValueError: more devices are asked for than there are.
@@ -63,7 +47,7 @@ def make_slots(
             f"--devices_per_run={per_run}: this machine shows no accelerator"
         )
     if not devices or per_run == 0:
-        return _slots_of_cores(options.max_parallel or 1, cores, bool(devices))
+        return _slots_of_cores(options.max_parallel or 1, () if devices else cores)
     if per_run is None:
         per_run = max(1, len(devices) // (options.max_parallel or len(devices)))
     count = options.max_parallel or max(1, len(devices) // per_run)
@@ -81,16 +65,14 @@ def make_slots(
 
 def accelerators(environ: Mapping[str, str]) -> tuple[str, list[str]]:
     """``cuda``, ``tpu`` or ``cpu``, and the names of the devices that JAX would see."""
-    platforms = environ.get("JAX_PLATFORMS", "").split(",")
-    if platforms[0] == "cpu":
+    if environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return "cpu", []
-    visible = {
-        "cuda": environ.get("CUDA_VISIBLE_DEVICES"),
-        "tpu": environ.get("TPU_VISIBLE_CHIPS") or environ.get("TPU_VISIBLE_DEVICES"),
-    }
-    present = {"cuda": _numbers("nvidia"), "tpu": _numbers("accel")}
-    for kind, found in present.items():
-        listed = visible[kind]
+    chips = environ.get("TPU_VISIBLE_CHIPS") or environ.get("TPU_VISIBLE_DEVICES")
+    for kind, prefix, listed in (
+        ("cuda", "nvidia", environ.get("CUDA_VISIBLE_DEVICES")),
+        ("tpu", "accel", chips),
+    ):
+        found = _numbers(prefix)
         if found and listed is not None:
             found = visible_devices(listed)
         if found:
@@ -100,9 +82,8 @@ def accelerators(environ: Mapping[str, str]) -> tuple[str, list[str]]:
 
 def _numbers(prefix: str) -> list[str]:
     """The numbers n of device files ``/dev/PREFIXn``."""
-    folder = Path("/dev")
-    found = (re.fullmatch(rf"{prefix}(\d+)", p.name) for p in folder.glob(f"{prefix}*"))
-    return [str(n) for n in sorted(int(match[1]) for match in found if match)]
+    names = (path.name.removeprefix(prefix) for path in Path("/dev").glob(f"{prefix}*"))
+    return sorted((name for name in names if name.isdecimal()), key=int)
 
 
 def _pinned(kind: str, devices: list[str]) -> dict[str, str]:
@@ -116,8 +97,8 @@ def _pinned(kind: str, devices: list[str]) -> dict[str, str]:
     }
 
 
-def _slots_of_cores(count: int, cores: tuple[int, ...], shared: bool) -> list[Slot]:
-    if shared or not cores:
+def _slots_of_cores(count: int, cores: tuple[int, ...]) -> list[Slot]:
+    if not cores:
         return [Slot(i, {}) for i in range(count)]
     if count > len(cores):
         return [Slot(i, {}, (cores[i % len(cores)],)) for i in range(count)]
@@ -126,7 +107,6 @@ def _slots_of_cores(count: int, cores: tuple[int, ...], shared: bool) -> list[Sl
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Processor cores of this process; empty where the system does not tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ()  # not Linux
-    return tuple(sorted(os.sched_getaffinity(0)))
+    """Processor cores of this process; empty outside Linux, which does not tell."""
+    affinity = getattr(os, "sched_getaffinity", lambda pid: ())
+    return tuple(sorted(affinity(0)))

@@ -1,15 +1,11 @@
 """Sends runs to SLURM as job arrays, and asks it for their status.
 
-Everything that is sent lies in ``ROOT/submissions``: ``ID.sh`` is the script,
-``ID.txt`` lists the run directories, ``ID.log`` has what the script said before it knew
-its run.
-Jobs are named after the submission, so that ``squeue`` alone tells which runs have one,
-also where the submitting process died before it could write that down.
+In ``ROOT/submissions``, ``ID.sh`` is the script of an array, ``ID.txt`` lists its run
+directories, and ``ID.log`` has what the script said before it knew its run.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -19,10 +15,9 @@ from pathlib import Path
 from scm_jax.files.atomic import write_atomically
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.sweeps.launchers import slurm_arrays
-from scm_jax.sweeps.launchers.options import Options, in_order
+from scm_jax.sweeps.launchers.options import Options, Root, Runs, in_order
 from scm_jax.sweeps.launchers.profiles import Profile, load_profile, seconds
 from scm_jax.sweeps.launchers.slurm_arrays import Array
-from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.sweeps.state import journal
 from scm_jax.sweeps.state.states import QUEUED, RUNNING, UNKNOWN
 
@@ -35,9 +30,7 @@ class SlurmError(ValueError):
     """A command of SLURM failed; the message has its output."""
 
 
-def submit(
-    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
-) -> int:
+def submit(root: Root, runs: Runs, options: Options) -> int:
     """Sends the runs as job arrays, after SLURM has accepted all scripts in a test.
 
     Returns:
@@ -49,9 +42,9 @@ def submit(
         is recorded.
     """
     profile = load_profile(options.profile)
-    listed = _list_jobs(root)
+    earlier = {run_id: job for run_id, job, _ in _list_jobs(root)}
     sent, left = _within_limit(runs, profile.slurm.max_submit)
-    arrays = _arrays(root, sent, options, profile, _newest(listed))
+    arrays = _arrays(root, sent, options, profile, earlier)
     _check(root, arrays, profile)
     jobs: list[str] = []
     for array in arrays:
@@ -65,61 +58,48 @@ def submit(
     return 0
 
 
-def script(
-    root: str | os.PathLike, runs: Sequence[PlannedRun], options: Options
-) -> str:
+def script(root: Root, runs: Runs, options: Options) -> str:
     """The commands and scripts of ``submit``; SUBMISSION stands for ids to come."""
     profile = load_profile(options.profile)
     arrays = _arrays(root, runs, options, profile, {})
     jobs = [f"JOB{number}" for number in range(len(arrays))]
     parts = []
-    for number, array in enumerate(arrays):
+    for number, (array, job) in enumerate(zip(arrays, jobs, strict=True)):
         name = f"SUBMISSION{number}"
         command = ["sbatch", *slurm_arrays.dependency(array, jobs), f"{name}.sh"]
         parts.append(
-            f"# {jobs[number]}: {shlex.join(command)}\n"
+            f"# {job}: {shlex.join(command)}\n"
             + "".join(f"# {i}: {run_id}\n" for i, run_id in array.runs.items())
             + slurm_arrays.render(array, profile, root, name)
         )
     return "\n".join(parts)
 
 
-def queue(root: str | os.PathLike) -> Mapping[str, str]:
+def queue(root: Root) -> Mapping[str, str]:
     """Run id -> QUEUED or RUNNING, as squeue says; UNKNOWN where it cannot be asked."""
     try:
         listed = _list_jobs(root)
     except SlurmError:
         return dict.fromkeys(journal.sent_jobs(root, NAME), UNKNOWN)
-    states: dict[str, str] = {}
-    for run_id, _, state in listed:
-        if states.get(run_id) != RUNNING:
-            states[run_id] = state
-    return states
+    # RUNNING comes last, and counts where a run has several jobs.
+    return dict(sorted((run_id, state) for run_id, _, state in listed))
 
 
-def cancel(root: str | os.PathLike, run_ids: Sequence[str]) -> Sequence[str]:
-    """Takes the jobs of these runs back.
+def cancel(root: Root, run_ids: Sequence[str]) -> Sequence[str]:
+    """Takes the jobs of these runs back; none is requeued.
 
-    A run that is training gets SIGTERM and has the site's KillWait (30 s unless the
-    site says otherwise) to save; its element is not requeued.
+    A run that is training gets SIGTERM and has the site's KillWait (30 s by default) to
+    save.
     """
-    wanted = set(run_ids)
-    jobs = [(run_id, job) for run_id, job, _ in _list_jobs(root) if run_id in wanted]
+    jobs = [(run_id, job) for run_id, job, _ in _list_jobs(root) if run_id in run_ids]
     for start in range(0, len(jobs), 100):  # a command line has an end
         _call("scancel", *(job for _, job in jobs[start : start + 100]))
-    journal.record_cancelled(root, NAME, dict(jobs))
+    journal.record_end(root, NAME, dict(jobs))
     return list(dict(jobs))
 
 
-# ------------------------------------------------------------------ sending
-
-
 def _arrays(
-    root: str | os.PathLike,
-    runs: Sequence[PlannedRun],
-    options: Options,
-    profile: Profile,
-    jobs: Mapping[str, str],
+    root: Root, runs: Runs, options: Options, profile: Profile, jobs: Mapping[str, str]
 ) -> list[Array]:
     needed = {run_id for run in runs for run_id in run.depends_on}
     return slurm_arrays.plan_arrays(
@@ -131,14 +111,9 @@ def _arrays(
     )
 
 
-def _within_limit(
-    runs: Sequence[PlannedRun], max_submit: int
-) -> tuple[list[PlannedRun], list[PlannedRun]]:
-    """What the site's limit on queued jobs lets through, and the rest.
-
-    Runs that others depend on go first, so nobody is sent without them.
-    """
-    ordered = in_order(runs)
+def _within_limit(runs: Runs, max_submit: int) -> tuple[Runs, Runs]:
+    """The runs that the site's limit on queued jobs lets through, and the rest."""
+    ordered = in_order(runs)  # none is sent without the runs that it depends on
     if not max_submit:
         return ordered, []
     user = _call("squeue", "--me", "-h", "-r", "-o", "%i").split()
@@ -146,7 +121,7 @@ def _within_limit(
     return ordered[:room], ordered[room:]
 
 
-def _check(root: str | os.PathLike, arrays: Sequence[Array], profile: Profile) -> None:
+def _check(root: Root, arrays: Sequence[Array], profile: Profile) -> None:
     """Raises ValueError for what SLURM would refuse; nothing has been sent then."""
     for array in arrays:
         _check_time(array.resources, profile)
@@ -164,9 +139,9 @@ def _check(root: str | os.PathLike, arrays: Sequence[Array], profile: Profile) -
 
 
 def _check_time(resources: str, profile: Profile) -> None:
-    """A job that is asked to save as soon as it starts would never get anywhere."""
     time = profile.resources_of(resources).time
-    # SLURM looks every 30 s whom to signal, and asks up to a minute early.
+    # SLURM looks every 30 s whom to signal, and asks up to a minute early: a job that
+    # is asked to save as soon as it starts would never get anywhere.
     least = profile.slurm.signal_seconds + 60
     if time and profile.slurm.signal_seconds and seconds(time) <= least:
         raise ValueError(
@@ -175,9 +150,7 @@ def _check_time(resources: str, profile: Profile) -> None:
         )
 
 
-def _send(
-    root: str | os.PathLike, array: Array, profile: Profile, jobs: Sequence[str]
-) -> str:
+def _send(root: Root, array: Array, profile: Profile, jobs: Sequence[str]) -> str:
     """Sends one array; returns its job."""
     folder = Path(root) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,11 +171,10 @@ def _waits(array: Array, jobs: Sequence[str]) -> str:
     return f", {options[0].removeprefix('--dependency=')}" if options else ""
 
 
-# ------------------------------------------------------------------ asking
-
-
-def _list_jobs(root: str | os.PathLike) -> list[tuple[str, str, str]]:
+def _list_jobs(root: Root) -> list[tuple[str, str, str]]:
     """(run id, job, QUEUED or RUNNING) of every element that runs of ``root`` have."""
+    # Jobs are named after their submission, so that squeue alone tells which runs have
+    # one, also where the submitting process died before it could write that down.
     lists = {
         slurm_arrays.job_name(path.stem): path
         for path in (Path(root) / FOLDER).glob("*.txt")
@@ -215,24 +187,13 @@ def _list_jobs(root: str | os.PathLike) -> list[tuple[str, str, str]]:
         index = job.partition("_")[2]
         if name in lists and index.isdigit():
             run_dir = lists[name].read_text(encoding="utf-8").splitlines()[int(index)]
-            listed.append((Path(run_dir).name, job, _state(state)))
+            runs = state in ("RUNNING", "COMPLETING", "STOPPED")
+            listed.append((Path(run_dir).name, job, RUNNING if runs else QUEUED))
     return listed
 
 
-def _newest(listed: Sequence[tuple[str, str, str]]) -> dict[str, str]:
-    return {run_id: job for run_id, job, _ in listed}
-
-
-def _state(state: str) -> str:
-    return RUNNING if state in ("RUNNING", "COMPLETING", "STOPPED") else QUEUED
-
-
 def _call(*command: str, text: str | None = None) -> str:
-    """What a command of SLURM prints.
-
-    Raises:
-      SlurmError: it is not there, fails, or does not answer.
-    """
+    """The output of a command of SLURM; SlurmError if it fails or does not answer."""
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_TIMEOUT

@@ -1,46 +1,36 @@
-"""Job arrays for SLURM: which runs go into which, who waits for whom, and the script.
-
-Nothing here talks to SLURM.
-"""
+"""Job arrays as plain data: who is in which, who waits for whom, and their script."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
-from scm_jax.sweeps.launchers.options import in_order, worker_command
+from scm_jax.sweeps.launchers.options import Root, Runs, in_order, job_command
 from scm_jax.sweeps.launchers.profiles import Profile, Resources
-from scm_jax.sweeps.plan.planned import PlannedRun
 from scm_jax.types import EXIT_PREEMPTED
 
 # An array of this submission by its number, with one of its elements or with None for
 # the element of one's own index; or a job that exists.
 After = tuple[int, int | None] | str
+# Runs may share an array if they need the same resources and wait for the same.
+_Key = tuple[str, tuple[After, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Runs that are sent with one call of ``sbatch``.
+    """Runs that are sent with one call of ``sbatch``."""
 
-    Attributes:
-      runs: index -> run id; indices may be missing.
-      resources: name in the profile.
-      after: what must have succeeded before an element starts.
-      max_parallel: elements that run at once; 0 is no limit.
-    """
-
-    runs: Mapping[int, str]
-    resources: str = ""
-    after: tuple[After, ...] = ()
-    max_parallel: int = 0
+    runs: Mapping[int, str]  # index -> run id; indices may be missing
+    resources: str = ""  # name in the profile
+    after: tuple[After, ...] = ()  # what must have succeeded before an element starts
+    max_parallel: int = 0  # elements that run at once; 0 is no limit
 
 
 def plan_arrays(
-    runs: Sequence[PlannedRun],
+    runs: Runs,
     max_array_size: int,
     *,
     max_parallel: int = 0,
@@ -51,28 +41,18 @@ def plan_arrays(
 
     Runs that wait for nothing share arrays of ``max_array_size`` by their resources. A
     run that waits for one other of this submission takes that run's index in another
-    array, so that SLURM can pair them (``aftercorr``) and a failure stops nobody else.
+    array, so that SLURM can pair them (``aftercorr``) and a failure stops no other.
     Runs that wait for several, or for jobs sent before, share an array with those that
     wait for the same (``afterok``).
 
-    Args:
-      runs: what is sent.
-      max_array_size: elements of one array.
-      max_parallel: elements that run at once; 0 is no limit. It is divided among the
-        arrays, and each has at least 1.
-      done: ids of runs that nobody has to wait for.
-      jobs: run id -> job, of runs that were sent before and are not done.
+    ``max_parallel`` elements run at once (0 is no limit), which are divided among the
+    arrays, at least 1 each. No run waits for the ids in ``done``; ``jobs`` (run id ->
+    job) are those of runs that were sent before and are not done.
 
     Raises:
       ValueError: runs depend on each other in a circle.
-
-    Example:
-      >>> runs = [PlannedRun("a", "s", "", "", "", {}, {}),
-      ...         PlannedRun("b", "s", "", "", "", {}, {}, depends_on=("a",))]
-      >>> [array.after for array in plan_arrays(runs, 10)]
-      [(), ((0, None),)]
     """
-    arrays: list[tuple[tuple[str, tuple[After, ...]], dict[int, str]]] = []
+    arrays: list[tuple[_Key, dict[int, str]]] = []
     places: dict[str, tuple[int, int]] = {}
     for run in in_order(runs):
         waits = [d for d in run.depends_on if d not in done]
@@ -82,8 +62,9 @@ def plan_arrays(
         index = None
         if len(here) == 1 and not before:
             index, after = here[0][1], ((here[0][0], None),)
-        places[run.id] = _place(arrays, (run.resources, after), index, max_array_size)
-        arrays[places[run.id][0]][1][places[run.id][1]] = run.id
+        key = (run.resources, after)
+        number, index = places[run.id] = _place(arrays, key, index, max_array_size)
+        arrays[number][1][index] = run.id
     shares = _shares([len(members) for _, members in arrays], max_parallel)
     return [
         Array(members, resources, after, share)
@@ -92,10 +73,7 @@ def plan_arrays(
 
 
 def _place(
-    arrays: list[tuple[tuple[str, tuple[After, ...]], dict[int, str]]],
-    key: tuple[str, tuple[After, ...]],
-    index: int | None,
-    size: int,
+    arrays: list[tuple[_Key, dict[int, str]]], key: _Key, index: int | None, size: int
 ) -> tuple[int, int]:
     """Number and index where a run fits; None takes the next index that is free."""
     for number, (other, members) in enumerate(arrays):
@@ -108,8 +86,7 @@ def _place(
 
 def _shares(sizes: Sequence[int], total: int) -> list[int]:
     """``total`` in proportion to ``sizes``, at least 1 each; 0 stays no limit."""
-    shares, left_sizes = [], sum(sizes)
-    left = total
+    shares, left, left_sizes = [], total, sum(sizes)
     for size in sizes:
         share = max(1, left * size // left_sizes) if total else 0
         shares.append(share)
@@ -117,31 +94,19 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
     return shares
 
 
-# ------------------------------------------------------------------ the script
-
-
 def job_name(submission: str) -> str:
     """What squeue calls the jobs of a submission: found again without any record."""
     return f"scm-{submission}"
 
 
-def list_text(array: Array, root: str | os.PathLike) -> str:
+def list_text(array: Array, root: Root) -> str:
     """The directory of the run with index i in line i + 1; blank without one."""
-    lines = [""] * (max(array.runs) + 1)
-    for index, run_id in array.runs.items():
-        lines[index] = os.fspath(Path(root).absolute() / run_id)
-    return "".join(f"{line}\n" for line in lines)
+    folders = {i: Path(root).absolute() / run_id for i, run_id in array.runs.items()}
+    return "".join(f"{folders.get(i, '')}\n" for i in range(max(folders) + 1))
 
 
-def render(
-    array: Array, profile: Profile, root: str | os.PathLike, submission: str
-) -> str:
-    """The batch script of an array.
-
-    The run is started by ``srun``: a program that the script starts by itself would get
-    no signal before it is killed. Exit code 75 (saved and preempted) puts the element
-    back into the queue.
-    """
+def render(array: Array, profile: Profile, root: Root, submission: str) -> str:
+    """The batch script of an array."""
     site = profile.slurm
     folder = Path(root).absolute() / "submissions"
     lines = [f"#SBATCH {option}" for option in _options(array, profile)]
@@ -157,8 +122,9 @@ def render(
         'echo "--- job $element on $SLURM_JOB_NODELIST, '
         'start ${SLURM_RESTART_COUNT:-0}, $(date)"',
         *site.setup,
-        f"{_srun(profile.resources_of(array.resources), profile)}",
+        _srun(profile.resources_of(array.resources), profile),
         "code=$?",
+        # Exit code 75 (saved and preempted) puts the element back into the queue.
         f"if [ $code -eq {EXIT_PREEMPTED} ] && "
         f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {site.max_requeues} ]; then',
         '  scontrol requeue "$element"',
@@ -172,14 +138,13 @@ def dependency(array: Array, jobs: Sequence[str]) -> list[str]:
     """Options of ``sbatch`` that make an array wait; ``jobs`` are those sent so far."""
     if not array.after:
         return []
-    pairs = [jobs[a[0]] for a in array.after if isinstance(a, tuple) and a[1] is None]
-    if pairs:
-        condition = f"aftercorr:{pairs[0]}"
+    first = array.after[0]
+    if isinstance(first, tuple) and first[1] is None:
+        condition = f"aftercorr:{jobs[first[0]]}"
     else:
-        elements = [
-            a if isinstance(a, str) else f"{jobs[a[0]]}_{a[1]}" for a in array.after
-        ]
-        condition = "afterok:" + ":".join(elements)
+        condition = "afterok"
+        for a in array.after:
+            condition += f":{a}" if isinstance(a, str) else f":{jobs[a[0]]}_{a[1]}"
     # Else a job whose condition cannot come true any more would wait for ever.
     return [f"--dependency={condition}", "--kill-on-invalid-dep=yes"]
 
@@ -207,22 +172,16 @@ def _options(array: Array, profile: Profile) -> list[str]:
 
 
 def _srun(need: Resources, profile: Profile) -> str:
-    # Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
-    python = profile.slurm.python or sys.executable
-    *command, _ = worker_command("", python)
+    # A program that the script starts without srun would get no signal before it is
+    # killed. Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
+    *command, _ = job_command("", profile.slurm.python or sys.executable)
     options = [f"--cpus-per-task={need.cpus}", *profile.slurm.srun]
-    if need.processes > 1:
-        options.append("--label")
+    options += ["--label"] * (need.nodes * need.tasks > 1)
     return shlex.join(["srun", *options, *command]) + ' --run="$run"'
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """SLURM's short form of ascending numbers.
-
-    Example:
-      >>> _ranges([0, 1, 2, 5, 7, 8])
-      '0-2,5,7-8'
-    """
+    """SLURM's short form of ascending numbers: 0,1,2,5 is 0-2,5."""
     parts: list[list[int]] = []
     for index in indices:
         if parts and parts[-1][1] == index - 1:
@@ -233,6 +192,5 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _pattern(path: Path) -> str:
-    """A path where SLURM expects a pattern of a file name."""
-    text = str(path).replace("%", "%%")
+    text = str(path).replace("%", "%%")  # SLURM expects a pattern of a file name
     return f'"{text}"' if any(c.isspace() for c in text) else text

@@ -1,8 +1,7 @@
-"""Building blocks of sweep files: lists of flat overrides, and what stands in for them.
+"""Building blocks of sweep files: lists of overrides, which are dicts of dotted keys.
 
-An override is a dict of dotted config keys. ``grid``, ``zipped``, ``sample`` and
-``seeds`` make lists of them, ``chain`` puts lists behind each other and ``cross``
-combines them.
+``grid``, ``zipped``, ``sample`` and ``seeds`` make lists, ``chain`` and ``cross``
+combine them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Draw = Callable[[np.random.Generator], Any]
 
 @dataclasses.dataclass(frozen=True)
 class OfDuration:
-    """A number of images that is a share of the run's training length."""
+    """A number of images: a share of the run's training length."""
 
     fraction: float
 
@@ -132,25 +131,27 @@ def sample(
     """Random search: ``count`` independent draws of every key.
 
     Draw i depends on ``seed``, i and the key only, so a longer list begins with the
-    shorter one and another key changes no value: what has run stays.
+    shorter one, and another key changes no value.
 
     Args:
-      count: how many.
-      seed: of the draws.
+      count: number of draws.
+      seed: seed of the draws.
       axes: key -> values to choose from, or ``uniform(...)``, ``loguniform(...)``.
 
     Example:
       >>> len(sample(3, 0, {"optimizer.learning_rate": loguniform(1e-4, 1e-2)}))
       3
     """
-    return [
-        {key: _draw(axis, _rng(seed, i, key)) for key, axis in axes.items()}
-        for i in range(count)
-    ]
+
+    def draw(i: int, key: str, axis: Sequence[Any] | Draw) -> Any:
+        rng = np.random.default_rng([seed, i, *key.encode()])
+        return axis(rng) if callable(axis) else axis[int(rng.integers(len(axis)))]
+
+    return [{key: draw(i, key, axes[key]) for key in axes} for i in range(count)]
 
 
 def uniform(low: float, high: float) -> Draw:
-    """A number between the two, for ``sample``."""
+    """A number between ``low`` and ``high``, for ``sample``."""
     return lambda rng: _rounded(rng.uniform(low, high))
 
 
@@ -161,17 +162,8 @@ def loguniform(low: float, high: float) -> Draw:
     return lambda rng: _rounded(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _rng(seed: int, index: int, key: str) -> np.random.Generator:
-    return np.random.default_rng([seed, index, *key.encode()])
-
-
-def _draw(axis: Sequence[Any] | Draw, rng: np.random.Generator) -> Any:
-    return axis(rng) if callable(axis) else axis[int(rng.integers(len(axis)))]
-
-
 def _rounded(value: float) -> float:
-    """Four digits: names and tables stay readable."""
-    return float(f"{value:.4g}")
+    return float(f"{value:.4g}")  # names and tables stay readable
 
 
 def _lists(axes: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

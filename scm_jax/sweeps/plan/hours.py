@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import flatten, read_rows
-from scm_jax.runs.directory.labels import (
-    short_count,
-    short_names,
-    short_value,
-    varying_keys,
-)
+from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import is_neutral
 from scm_jax.sweeps.plan.planned import PlannedRun
@@ -25,52 +20,39 @@ from scm_jax.sweeps.plan.planned import PlannedRun
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How fast a finished run was.
+    """The speed of a finished run."""
 
-    Attributes:
-      flops_per_image: of its training.
-      flops_per_second: while it trained, over all its devices: the median of its
-        intervals.
-      overhead_seconds: start, compilation, checkpoints and evaluation.
-      device: kind of its devices.
-      device_count: how many.
-      run: its directory.
-    """
-
-    flops_per_image: float
-    flops_per_second: float
-    overhead_seconds: float
+    flops_per_image: float  # of its training
+    flops_per_second: float  # of all its devices: the median of the logged intervals
+    overhead_seconds: float  # start, compilation, checkpoints and evaluation
     device: str
     device_count: int
-    run: str
 
 
 def measured_run(directory: str | Path) -> Measured | None:
-    """The speed of a finished run; None where it has not been measured."""
+    """The speed of a finished run; None if it was resumed or logged no rate."""
     run = RunDir(directory)
     if not run.is_done:
         return None
     summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
     rows = read_rows(run.metrics_path)
     rates = [r["images_per_second"] for r in rows if r.get("images_per_second")]
-    environment = summary.get("environment", {})
     if not rates or summary.get("resumed_at_step") or "total_train_macs" not in summary:
         return None
     rate = statistics.median(rates)
+    environment = summary.get("environment", {})
     return Measured(
         flops_per_image=2.0 * summary["train_macs_per_image"],
         flops_per_second=2.0 * summary["train_macs_per_image"] * rate,
         overhead_seconds=max(0.0, summary["seconds"] - summary["images"] / rate),
         device=environment.get("device", "unknown"),
         device_count=environment.get("device_count", 1),
-        run=str(directory),
     )
 
 
 def measured_runs(directories: Sequence[str | Path]) -> list[Measured]:
-    """The speeds of those that are finished."""
-    found = (measured_run(directory) for directory in directories)
-    return [m for m in found if m is not None]
+    """The speeds of the finished runs among ``directories``."""
+    return [m for directory in directories if (m := measured_run(directory))]
 
 
 def estimated_device_hours(
@@ -78,9 +60,9 @@ def estimated_device_hours(
 ) -> float | None:
     """Device hours by the rate of the measured runs whose images cost most alike.
 
-    Smaller networks reach less of a device, so the nearest in the logarithm of FLOPs
-    per image count; of several that cost the same, the medians of rate and overhead.
-    None where nothing was measured.
+    Smaller networks reach less of a device's peak, so the nearest in the logarithm of
+    FLOPs per image counts; among several that cost the same, the medians of rate and
+    overhead. None where nothing was measured.
     """
     if not measured:
         return None
@@ -93,38 +75,35 @@ def estimated_device_hours(
     return (planned.train_flops / rate + overhead) * near[0].device_count / 3600
 
 
-def changed_keys(planned: Sequence[PlannedRun]) -> list[str]:
-    """Overridden keys that tell the runs apart, in their order.
-
-    Left out is what cannot change a result, and numbers of images where a budget or a
-    training length decides them.
-    """
-    keys = dict.fromkeys(key for run in planned for key in run.overrides)
-    configs = [flatten(run.config) for run in planned]
-    varying = varying_keys([{key: c.get(key) for key in keys} for c in configs])
-    return [k for k in varying if not (is_neutral(k) or k.endswith("_images"))]
-
-
 def changed_texts(planned: Sequence[PlannedRun]) -> list[str]:
     """What tells each run from the others, such as ``scd width=64 seed=1``.
 
-    The argument of the experiment file stands first where it is not the same for all;
-    a key is shortened to its last part where that is unambiguous.
+    The argument of the experiment file comes first where it differs between runs; a key
+    is shortened to its last part where that is unambiguous.
     """
-    keys = changed_keys(planned)
+    configs = [flatten(run.config) for run in planned]
+    keys = dict.fromkeys(key for run in planned for key in run.overrides)
+    varying = labels.varying_keys([{key: c.get(key) for key in keys} for c in configs])
+    # Not what cannot change a result, nor numbers of images that a budget decides.
+    shown = [k for k in varying if not (is_neutral(k) or k.endswith("_images"))]
     bases = len({run.base for run in planned}) > 1
-    short = short_names(keys)
+    short = labels.short_names(shown)
     texts = []
-    for run in planned:
-        config = flatten(run.config)
+    for run, config in zip(planned, configs, strict=True):
         parts = [run.base.partition(":")[2]] if bases else []
         parts += [
-            f"{short[key]}={short_value(config[key])}"
-            for key in keys
+            f"{short[key]}={labels.short_value(config[key])}"
+            for key in shown
             if key in run.overrides
         ]
         texts.append(" ".join(part for part in parts if part) or run.label or "-")
     return texts
+
+
+_AS_PLANNED = (
+    *("overrides", "tags", "resources", "depends_on"),
+    *("parameters", "images", "train_flops"),
+)
 
 
 def plan_rows(
@@ -133,22 +112,15 @@ def plan_rows(
     measured: Sequence[Measured] = (),
 ) -> list[dict[str, Any]]:
     """One row of plain data per run, for ``--json`` and the table."""
-    texts = changed_texts(planned)
     return [
         {
             "id": run.id,
             "changed": text,
-            "overrides": dict(run.overrides),
-            "tags": list(run.tags),
-            "resources": run.resources,
-            "depends_on": list(run.depends_on),
-            "parameters": run.parameters,
-            "images": run.images,
-            "train_flops": run.train_flops,
+            **{key: getattr(run, key) for key in _AS_PLANNED},
             "device_hours": estimated_device_hours(run, measured),
             "state": states[run.id],
         }
-        for run, text in zip(planned, texts, strict=True)
+        for run, text in zip(planned, changed_texts(planned), strict=True)
     ]
 
 
@@ -160,14 +132,9 @@ def print_plan(
     limit: int | None = None,
     console: Any = None,
 ) -> None:
-    """The rows as a table for a terminal of any width, and what they add up to.
+    """Prints ``limit`` rows of ``plan_rows`` as a table, and what all add up to.
 
-    Args:
-      rows: of ``plan_rows``.
-      root: directory of the runs.
-      measured: where the hours come from, for the last lines.
-      limit: how many rows to show; None for all.
-      console: a rich console; None for the terminal.
+    The hours come from ``measured``; ``console`` is a rich one, or the terminal.
     """
     import rich.console
     import rich.table
@@ -185,15 +152,14 @@ def print_plan(
         table.add_row(
             row["id"] if full else row["id"].rpartition("-")[2],
             row["changed"],
-            short_count(row["parameters"]),
-            short_count(row["images"]),
+            labels.short_count(row["parameters"]),
+            labels.short_count(row["images"]),
             f"{row['train_flops']:.3g}",
             short_hours(row["device_hours"]),
             row["state"],
         )
     console.print(table)
-    hidden = len(rows) - len(rows[:limit])
-    if hidden:
+    if hidden := len(rows) - len(rows[:limit]):
         console.print(f"and {hidden} more: --limit=0 shows all, --json everything")
     for line in plan_totals(rows, root, measured):
         console.print(line, soft_wrap=True)
@@ -202,24 +168,23 @@ def print_plan(
 def plan_totals(
     rows: Sequence[Mapping[str, Any]], root: str | Path, measured: Sequence[Measured]
 ) -> list[str]:
-    """Sentences on all runs together."""
+    """Two sentences on all runs together: their number and FLOPs, and the hours."""
     counts = collections.Counter(row["state"] for row in rows)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
     flops = sum(row["train_flops"] for row in rows)
-    lines = [f"{len(rows)} runs in {root} ({states}), {flops:.3g} FLOPs of training"]
+    total = f"{len(rows)} runs in {root} ({states}), {flops:.3g} FLOPs of training"
     if not measured:
         return [
-            *lines,
+            total,
             "hours: unknown, since no run of this sweep is finished; name a finished "
-            "run of the same devices with --measured=DIR",
+            "run on the same devices with --measured=DIR",
         ]
     kinds = sorted({f"{m.device_count} x {m.device}" for m in measured})
-    todo = [row for row in rows if row["state"] != "done"]
-    left = sum(row["device_hours"] for row in todo)
-    total = sum(row["device_hours"] for row in rows)
+    hours = sum(row["device_hours"] for row in rows)
+    left = sum(row["device_hours"] for row in rows if row["state"] != "done")
     return [
-        *lines,
-        f"{short_hours(total)} device hours, {short_hours(left)} of them to come, by "
+        total,
+        f"{short_hours(hours)} device hours, {short_hours(left)} of them to come, by "
         f"the rates of {len(measured)} finished runs on {', '.join(kinds)}",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,45 +16,26 @@ from scm_jax.runs.directory.linked_runs import RUN_FILE
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, resolved.
+    """One run of a sweep, resolved."""
 
-    Attributes:
-      id: ``NAME-HASH``, the name of its directory; HASH are ten hexadecimal digits of
-        all config keys that can change the result.
-      sweep: name of the sweep.
-      file: sweep file and argument it comes from.
-      base: experiment file and argument that the overrides changed.
-      label: its name within the sweep file, or "".
-      config: the resolved config as plain data (``config.to_dict``).
-      overrides: what the sweep changed, dotted key -> resolved value.
-      tags: for tables.
-      resources: name of a kind of allocation in the launcher's profile; "" is its
-        default.
-      depends_on: ids of runs that must be done before it starts.
-      teacher_id: id of the run in ``teacher.run``; None without one.
-      parameters: of the network.
-      images: training length.
-      train_flops: of the whole training: 2 x multiply-adds of loss and gradient.
-      metrics: columns to show by default.
-      max_attempts: how often it is started before it counts as failed for good.
-    """
-
+    # NAME-HASH, the name of its directory; HASH is ten hexadecimal digits of all config
+    # keys that can change the result.
     id: str
-    sweep: str
-    file: str
-    base: str
-    label: str
-    config: Mapping[str, Any]
-    overrides: Mapping[str, Any]
-    tags: tuple[str, ...] = ()
-    resources: str = ""
-    depends_on: tuple[str, ...] = ()
-    teacher_id: str | None = None
-    parameters: int = 0
-    images: int = 0
-    train_flops: float = 0.0
-    metrics: tuple[str, ...] = ()
-    max_attempts: int = 3
+    sweep: str  # name of the sweep
+    file: str  # sweep file and argument it comes from
+    base: str  # experiment file and argument that the overrides changed
+    label: str  # its name within the sweep file, or ""
+    config: Mapping[str, Any]  # resolved, as plain data (``config.to_dict``)
+    overrides: Mapping[str, Any]  # what the sweep changed: dotted key -> resolved value
+    tags: tuple[str, ...] = ()  # for tables
+    resources: str = ""  # a kind of allocation in the profile; "" is its default
+    depends_on: tuple[str, ...] = ()  # ids of runs that must be done before it starts
+    teacher_id: str | None = None  # id of the run in ``teacher.run``
+    parameters: int = 0  # of the network
+    images: int = 0  # training length
+    train_flops: float = 0.0  # 2 x multiply-adds of all losses and gradients
+    metrics: tuple[str, ...] = ()  # columns to show by default
+    max_attempts: int = 3  # starts before it counts as failed for good
 
 
 def write_run(root: str | Path, planned: PlannedRun) -> Path:
@@ -74,16 +56,14 @@ def write_run(root: str | Path, planned: PlannedRun) -> Path:
 
 
 def read_run(directory: str | Path) -> PlannedRun:
-    """What ``write_run`` wrote; facts of other versions are dropped or default.
+    """Reads what ``write_run`` wrote; ignores facts that only other versions know.
 
     Raises:
-      FileNotFoundError: the directory is no run of a sweep.
+      FileNotFoundError: the directory is not a run of a sweep.
     """
-    directory = Path(directory)
-    path = directory / RUN_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is no run of a sweep: no {RUN_FILE}")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_facts(directory)
+    if not facts:
+        raise FileNotFoundError(f"{directory} is not a run of a sweep: no {RUN_FILE}")
     known = {f.name for f in dataclasses.fields(PlannedRun)}
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -91,6 +71,17 @@ def read_run(directory: str | Path) -> PlannedRun:
         if key in known
     }
     return PlannedRun(config=RunDir(directory).read_config(), **values)
+
+
+def read_facts(directory: str | os.PathLike) -> dict[str, Any]:
+    """``run.json``; empty for a run that was trained without a sweep."""
+    path = Path(directory) / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def sweep_runs(root: str | Path) -> list[Path]:

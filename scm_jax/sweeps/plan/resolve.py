@@ -1,7 +1,6 @@
 """From the entries of a sweep file to runs: complete configs, ids and cost estimates.
 
-Everything is checked before anything is sent: keys and types of the overrides, names,
-shapes (the training step is traced, nothing is allocated), teachers, double entries.
+Everything is checked before anything is sent; training steps are traced, not run.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import numbers
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
 from scm_jax.files.jsonl import canonical_json, flatten
 from scm_jax.runs.directory import layout, run_configs
-from scm_jax.runs.directory.linked_runs import RUN_KEYS, identity
+from scm_jax.runs.directory.linked_runs import identity, run_places
 from scm_jax.runs.estimate import work
 from scm_jax.runs.setup import config_values, evaluators, experiment, parts
 from scm_jax.sweeps.plan.combinators import OfDuration, RunDirOf
@@ -35,19 +34,19 @@ RESERVED = ("base", "label", "tags", "resources", "depends_on", "max_attempts", 
 _NUMBERS_ONLY = ("P_mean", "P_std", "tangent_norm_eps", "tangent_warmup_images")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Account:
-    """What a kind of training costs."""
-
+class _Cost(NamedTuple):
     parameters: int
     macs_per_image: int
+
+
+_COSTS: dict[str, _Cost] = {}  # equal programs are traced once
 
 
 def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
     """The runs of a sweep, in the order of its entries, each once.
 
-    Entries with equal configs are one run. Its id is a function of the config alone:
-    not of the root, the sweep, or the place of a teacher, which is known by its own id.
+    Entries with equal configs are one run. Its id is a function of the config alone,
+    not of the root or the sweep; a teacher enters by its own id, not by its place.
 
     Args:
       file: the sweep file.
@@ -74,14 +73,11 @@ def resolve(file: SweepFile, root: str | Path) -> list[PlannedRun]:
 
 
 class _Resolver:
-    """What the entries before this one have defined."""
-
     def __init__(self, file: SweepFile, root: Path):
         self.file = file
         self.root = root
         self.runs: dict[str, PlannedRun] = {}
         self._labels: dict[str, str] = {}  # label -> id
-        self._accounts: dict[str, _Account] = {}
 
     def add(self, entry: Mapping[str, Any]) -> None:
         _check_reserved(entry)
@@ -92,17 +88,22 @@ class _Resolver:
         config = config.copy_and_resolve_references()
         changed = {k: v for k, v in entry.items() if k not in RESERVED}
         self._override(config, changed)
-        teachers = self._teachers(config)
-        account = self._account(config, teachers.get("teacher.run"))
-        self._set_budget(config, entry, account)
+        # Key -> directory and config of the runs that this one starts or learns from.
+        places = run_places(config_lib.to_dict(config))
+        if config.teacher.source != "run":
+            places.pop("teacher.run", None)
+        linked = {key: self._config_at(key, place) for key, place in places.items()}
+        if "init.run" in linked:
+            _check_start(config, linked["init.run"])
+        cost = _cost(config, linked.get("teacher.run"))
+        _set_budget(config, entry, cost)
         _scale_schedules(config, changed)
         config = config_values.checked(config)
         evaluators.check(config, files=False)
         plain = config_lib.to_dict(config)
         steps = num_steps(config.train.duration_images, config.train.batch_size)
         images = steps * config.train.batch_size
-        places = {key: config_values.get_value(config, key) for key in teachers}
-        ids = {key: Path(place).name for key, place in places.items()}
+        teacher = places.get("teacher.run")
         if BUDGET in entry:
             changed["train.duration_images"] = None  # resolved
         planned = PlannedRun(
@@ -116,10 +117,10 @@ class _Resolver:
             tags=_strings(entry, "tags"),
             resources=entry.get("resources", ""),
             depends_on=self._depends_on(entry, places),
-            teacher_id=ids.get("teacher.run"),
-            parameters=account.parameters,
+            teacher_id=Path(teacher).name if teacher else None,
+            parameters=cost.parameters,
             images=images,
-            train_flops=2.0 * account.macs_per_image * images,
+            train_flops=2.0 * cost.macs_per_image * images,
             metrics=self.file.metrics,
             max_attempts=int(entry.get("max_attempts", 3)),
         )
@@ -133,7 +134,7 @@ class _Resolver:
             self.runs[planned.id] = planned
             return
         if canonical_json(other.config) != canonical_json(planned.config):
-            ours, theirs = (flatten(c.config) for c in (planned, other))
+            ours, theirs = flatten(planned.config), flatten(other.config)
             keys = sorted(k for k in ours if ours[k] != theirs[k])
             raise ValueError(
                 f"duplicate id {planned.id}: this entry differs from an earlier one "
@@ -147,35 +148,23 @@ class _Resolver:
             config_values.parent(config, key, RESERVED)  # must exist
             if isinstance(value, RunDirOf):
                 value = str(self.root / self._labelled(value.label))
-            if isinstance(value, OfDuration):
-                continue  # resolved when the training length is known
-            config_values.set_value(config, key, value)
+            if not isinstance(value, OfDuration):  # resolved with the training length
+                config_values.set_value(config, key, value)
 
     def _labelled(self, label: str) -> str:
         return lookup(self._labels, label, "label of an earlier entry")
 
-    def _teachers(self, config: ConfigDict) -> dict[str, ConfigDict]:
-        """Key -> config of the runs that this one begins with or learns from."""
-        found = {}
-        for key in RUN_KEYS:
-            directory = config_values.get_value(config, key)
-            if directory and (key != "teacher.run" or config.teacher.source == "run"):
-                found[key] = config_lib.from_dict(self._config_at(key, directory))
-        if "init.run" in found:
-            _check_start(config, found["init.run"])
-        return found
-
-    def _config_at(self, key: str, directory: str) -> Mapping[str, Any]:
+    def _config_at(self, key: str, directory: str) -> ConfigDict:
         if planned := self._planned_at(directory):
-            return planned.config
+            return config_lib.from_dict(planned.config)
         run = layout.RunDir(directory)
         if not run.config_path.is_file():
             raise FileNotFoundError(
-                f"{key} = {directory!r}: there is no such run. Train it first, or make "
-                "it an entry of this sweep with a label and write "
-                f'"{key}": run_dir(LABEL)'
+                f"{key} = {directory!r}: there is no such run; train it first, or make "
+                f'it an entry of this sweep with a label and write "{key}": '
+                "run_dir(LABEL)"
             )
-        return run.read_config()
+        return config_lib.from_dict(run.read_config())
 
     def _planned_at(self, directory: str) -> PlannedRun | None:
         path = Path(directory)
@@ -183,7 +172,6 @@ class _Resolver:
         return self.runs.get(path.name) if same else None
 
     def _hash_at(self, directory: str) -> str:
-        """What tells a run from others, wherever its directory lies."""
         if planned := self._planned_at(directory):
             return planned.id.rpartition("-")[2]
         found = identity(directory)
@@ -197,44 +185,39 @@ class _Resolver:
         own = [self._planned_at(place) for place in places.values()]
         return tuple(dict.fromkeys((*named, *(run.id for run in own if run))))
 
-    def _account(self, config: ConfigDict, teacher: ConfigDict | None) -> _Account:
-        """The cost estimate of a training; equal programs are traced once."""
-        built = experiment.build_abstract(config, teacher)
-        key = _program_key(config, teacher)
-        if key not in self._accounts:
-            self._accounts[key] = _Account(
-                counts.parameter_count(built.abstract_params()["net"]),
-                work.train_macs(built),
-            )
-        return self._accounts[key]
 
-    def _set_budget(
-        self, config: ConfigDict, entry: Mapping[str, Any], account: _Account
-    ) -> None:
-        """``train.flops`` as a whole number of steps."""
-        if BUDGET not in entry:
-            return
-        if "train.duration_images" in entry:
-            raise ValueError(f"{BUDGET} and train.duration_images exclude each other")
-        per_step = 2.0 * account.macs_per_image * config.train.batch_size
-        steps = round(entry[BUDGET] / per_step)
-        if steps < 1:
-            raise ValueError(
-                f"{BUDGET} = {entry[BUDGET]:g} is less than one step, which takes "
-                f"{per_step:.3g}"
-            )
-        config.train.duration_images = steps * config.train.batch_size
+def _cost(config: ConfigDict, teacher: ConfigDict | None) -> _Cost:
+    built = experiment.build_abstract(config, teacher)
+    key = _program_key(config, teacher)
+    if key not in _COSTS:
+        parameters = counts.parameter_count(built.abstract_params()["net"])
+        _COSTS[key] = _Cost(parameters, work.train_macs(built))
+    return _COSTS[key]
+
+
+def _set_budget(config: ConfigDict, entry: Mapping[str, Any], cost: _Cost) -> None:
+    """``train.flops`` as a whole number of steps."""
+    if BUDGET not in entry:
+        return
+    if "train.duration_images" in entry:
+        raise ValueError(f"{BUDGET} and train.duration_images exclude each other")
+    per_step = 2.0 * cost.macs_per_image * config.train.batch_size
+    steps = round(entry[BUDGET] / per_step)
+    if steps < 1:
+        raise ValueError(
+            f"{BUDGET} = {entry[BUDGET]:g} is less than one step, which takes "
+            f"{per_step:.3g}"
+        )
+    config.train.duration_images = steps * config.train.batch_size
 
 
 def _scale_schedules(config: ConfigDict, changed: Mapping[str, Any]) -> None:
-    duration = config.train.duration_images
     for key, value in changed.items():
         if isinstance(value, OfDuration):
-            images = value.fraction * duration
-            kind = type(config_values.get_value(config, key))
-            config_values.set_value(
-                config, key, round(images) if kind is int else images
-            )
+            images = value.fraction * config.train.duration_images
+            if type(config_values.get_value(config, key)) is int:
+                images = round(images)
+            config_values.set_value(config, key, images)
 
 
 def _check_reserved(entry: Mapping[str, Any]) -> None:
@@ -271,29 +254,22 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
     """Text that is equal where the traced training program is."""
     plain = config_lib.to_dict(config)
     objective = {k: v for k, v in plain["objective"].items() if k not in _NUMBERS_ONLY}
-    parts = {key: plain[key] for key in ("dataset", "network", "parameterization")}
-    parts |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
-    parts["teacher_network"] = (
-        None if teacher is None else config_lib.to_dict(teacher)["network"]
-    )
-    return canonical_json(parts)
+    program = {key: plain[key] for key in ("dataset", "network", "parameterization")}
+    program |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
+    if teacher is not None:
+        program["teacher_network"] = config_lib.to_dict(teacher)["network"]
+    return canonical_json(program)
 
 
 def _check_start(config: ConfigDict, start: ConfigDict) -> None:
     """Raises ValueError where ``init.run`` has weights of other shapes."""
     dataset = parts.build_dataset(config)
-    ours, theirs = (
-        {
-            jax.tree_util.keystr(path): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                parts.abstract_init(parts.build_network(c, dataset))
+    networks = (parts.build_network(c, dataset) for c in (config, start))
+    ours, theirs = (flatten_dict(parts.abstract_init(n), sep=".") for n in networks)
+    for name, array in theirs.items():
+        here = ours[name].shape if name in ours else "absent"
+        if here != array.shape:
+            raise ValueError(
+                "init.run: its network has other shapes than this one's: "
+                f"{name} is {array.shape} there and {here} here"
             )
-        }
-        for c in (config, start)
-    )
-    wrong = [k for k in theirs if ours.get(k) != theirs[k]]
-    if wrong:
-        raise ValueError(
-            f"init.run: its network has other shapes than this one's: {wrong[0]} is "
-            f"{theirs[wrong[0]]} there and {ours.get(wrong[0], 'absent')} here"
-        )

@@ -22,16 +22,15 @@ def isoflop(
 ) -> list[Override]:
     """Every size at every training budget: students, and a teacher of each size.
 
-    sCT starts at random parameters, so that a budget is all that went into a run. sCD
-    starts at a teacher of its own size; its budget holds the teacher's evaluations
-    during the distillation but not the teacher's own training, which costs
-    ``teacher_flops`` at every size.
+    sCT starts at random parameters, so a budget is all that went into a run. sCD starts
+    at a teacher of its own size; its budget includes the teacher's evaluations during
+    the distillation but not the teacher's own training of ``teacher_flops``.
 
     Args:
       sizes: name -> overrides that make a network of this size.
       budgets: FLOPs of a student's training (``train.flops``).
       num_seeds: training seeds of each student; a teacher has one.
-      teacher_flops: FLOPs of a teacher's training.
+      teacher_flops: FLOPs of a teacher's training, at every size.
       kinds: ``sct``, ``scd`` or both.
       common: overrides of all runs.
       student: overrides of students.
@@ -69,13 +68,12 @@ def parse_kinds(arg: str) -> tuple[tuple[str, ...], bool]:
       >>> parse_kinds("scd,quick")
       (('scd',), True)
     """
-    parts = (arg or "both").split(",")
-    kind, quick = parts[0], parts[1:] == ["quick"]
-    if kind not in ("both", *KINDS) or (len(parts) > 1 and not quick):
+    kind, _, rest = (arg or "both").partition(",")
+    if kind not in ("both", *KINDS) or arg not in ("", kind, f"{kind},quick"):
         raise ValueError(
             f"argument {arg!r}: legal are both, sct and scd, with or without ,quick"
         )
-    return (KINDS if kind == "both" else (kind,)), quick
+    return (KINDS if kind == "both" else (kind,)), rest == "quick"
 
 
 def widths(*values: Any) -> dict[str, Override]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +19,14 @@ from scm_jax.files import shipped
 
 @dataclasses.dataclass(frozen=True)
 class SweepFile:
-    """What a sweep file says, not yet resolved.
+    """What a sweep file says, not yet resolved."""
 
-    Attributes:
-      name: name of the sweep: the file's, with its argument.
-      text: file and argument, as typed.
-      path: the file.
-      base: experiment file and argument that every entry starts from.
-      entries: flat overrides.
-      metrics: columns of ``load_runs`` to show by default.
-    """
-
-    name: str
-    text: str
+    name: str  # of the sweep: the file's, with its argument
+    text: str  # file and argument, as typed
     path: Path
-    base: str
-    entries: tuple[Mapping[str, Any], ...]
-    metrics: tuple[str, ...] = ()
+    base: str  # experiment file and argument that every entry starts from
+    entries: tuple[Mapping[str, Any], ...]  # flat overrides
+    metrics: tuple[str, ...] = ()  # columns of ``load_runs`` to show by default
 
 
 def load_sweep(text: str) -> SweepFile:
@@ -53,17 +45,18 @@ def load_sweep(text: str) -> SweepFile:
     missing = [name for name in ("BASE", "sweep") if not hasattr(module, name)]
     if missing:
         raise ValueError(
-            f"{path} is no sweep file: it defines no {' and no '.join(missing)}"
+            f"{path} is not a sweep file: it defines no {' and no '.join(missing)}"
         )
-    entries = _call(path, "sweep", lambda: list(_iterable(path, module.sweep(arg))))
+    entries = _call(path, "sweep", lambda: list(module.sweep(arg)))
     if not entries:
         raise ValueError(f"{text}: sweep({arg!r}) yields no entry")
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or any(type(k) is not str for k in entry):
             raise ValueError(
-                f"{text}, entry {number}: {entry!r} is not a dict of dotted keys"
+                f"{text}, entry {number}: {entry!r} is not a dict of dotted keys, as "
+                "sweep() must yield"
             )
-    suffix = f"_{_plain(arg)}" if arg else ""
+    suffix = "_" + re.sub(r"\W", "_", arg) if arg else ""
     return SweepFile(
         name=Path(path).stem + suffix,
         text=text,
@@ -75,7 +68,7 @@ def load_sweep(text: str) -> SweepFile:
 
 
 def base_config(file: SweepFile, base: str) -> tuple[str, ConfigDict]:
-    """The config that an entry starts from, and where it comes from.
+    """The place and the content of the config that an entry starts from.
 
     Args:
       file: the sweep file.
@@ -87,25 +80,20 @@ def base_config(file: SweepFile, base: str) -> tuple[str, ConfigDict]:
         parents.
       ValueError: the file fails, or does not know the argument.
     """
-    if not base:
-        text = file.base
-    elif base.startswith(":"):
+    text = base or file.base
+    if base.startswith(":"):
         text = file.base.partition(":")[0] + base
-    else:
-        text = base
     path, _, arg = text.partition(":")
     module = load_module(_find(path, file.path))
     if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} is no experiment file: it defines no get_config")
+        raise ValueError(f"{path} is not an experiment file: it defines no get_config")
     return text, _call(text, "get_config", lambda: module.get_config(arg))
 
 
 def _find(path: str, sweep: Path) -> str:
-    """``path`` from here, or from a folder above the sweep file: from a notebook."""
-    candidates = [Path(path)]
-    candidates += [parent / path for parent in sweep.resolve().parents]
-    candidates.append(shipped.find(path))
-    for candidate in candidates:
+    # From a notebook, the experiment file is in a folder above the sweep file.
+    above = (parent / path for parent in sweep.resolve().parents)
+    for candidate in (Path(path), *above, shipped.find(path)):
         if candidate.is_file():
             return str(candidate)
     raise FileNotFoundError(
@@ -126,29 +114,19 @@ def _module(path: str, changed: int) -> ModuleType:
     del changed
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
+        raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     _call(path, "import", lambda: spec.loader.exec_module(module))
     return module
 
 
 def _call(path: str, what: str, fn: Any) -> Any:
-    """``fn()``; an error of the file is told with its line."""
+    """``fn()``; an error names the line of the file."""
     try:
         return fn()
     except Exception as error:
+        name = Path(path.partition(":")[0]).name
         frames = traceback.extract_tb(error.__traceback__)
-        file = path.partition(":")[0]
-        line = [f.lineno for f in frames if Path(f.filename).name == Path(file).name]
+        line = [f.lineno for f in frames if Path(f.filename).name == name]
         at = f", line {line[-1]}" if line else ""
         raise ValueError(f"{path}{at} ({what}): {error}") from error
-
-
-def _iterable(path: str, entries: Any) -> Iterable[Any]:
-    if entries is None or isinstance(entries, Mapping):
-        raise ValueError(f"{path}: sweep() must yield dicts, or return a list of them")
-    return entries
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text)

@@ -1,7 +1,6 @@
 """What a worker says of itself while it trains: ``status.json`` and ``attempts.jsonl``.
 
-A thread writes the status every few seconds, whatever the training waits for. A full
-disk costs it nothing but a warning: the training itself will notice when it saves.
+A thread writes the status every few seconds, whatever the training waits for.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from typing import Any
 from scm_jax.files.jsonl import append_row, read_whole_rows, write_json
 from scm_jax.runs.directory import locks
 from scm_jax.sweeps.state import states
+from scm_jax.training.progress import Progress
+from scm_jax.types import num_steps
 
 logger = logging.getLogger(__name__)
 
-MAX_ERROR_LINES = 40
+_MAX_ERROR_LINES = 40
 # The rate is of the last half minute, so that compilation drops out of it soon.
 _RATE_SECONDS = 30.0
 
@@ -31,8 +32,7 @@ class Heartbeat:
 
     Args:
       run_dir: the run directory.
-      seconds: between two writes.
-      job: what the scheduler calls the job of this process.
+      seconds: interval between two writes.
       on_replaced: called from the thread when another worker has taken the run.
     """
 
@@ -40,33 +40,20 @@ class Heartbeat:
         self,
         run_dir: str | os.PathLike,
         seconds: float,
-        job: str | None = None,
         on_replaced: Callable[[], None] = lambda: os._exit(0),
     ):
         self._dir = Path(run_dir)
         self._on_replaced = on_replaced
         self._wake, self._lock = threading.Event(), threading.Lock()
-        self._points: collections.deque[tuple[float, int]] = collections.deque()
+        self._points = collections.deque[tuple[float, int]](maxlen=1000)
         self._seconds, self._ended = seconds, False
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        now = time.time()
-        self._fields: dict[str, Any] = {
-            "state": states.RUNNING,
-            "attempt": self._close_lost_attempt() + 1,
-            "started": now,
-            "heartbeat": now,
-            "heartbeat_seconds": seconds,
-            **dict.fromkeys(("step", "steps", "images", "images_per_second")),
-            **locks.identity(),
-            "job": job,
-            "error": None,
-            "retry": True,
-            "exit_code": None,
-        }
-
-    @property
-    def attempt(self) -> int:
-        return self._fields["attempt"]
+        attempt, now = self._close_lost_attempt() + 1, time.time()
+        self._fields: dict[str, Any] = {"state": states.RUNNING, "attempt": attempt}
+        self._fields |= {"started": now, "heartbeat": now, "heartbeat_seconds": seconds}
+        self._fields |= dict.fromkeys(("step", "steps", "images", "images_per_second"))
+        self._fields |= {**locks.identity(), "job": job_name(os.environ)}
+        self._fields |= {"error": None, "retry": True, "exit_code": None}
 
     def start(self) -> None:
         """Writes the first status; OSError where that cannot be written."""
@@ -75,69 +62,50 @@ class Heartbeat:
 
     def started(self, environment: Mapping[str, Any]) -> None:
         """Appends the beginning of the attempt to ``attempts.jsonl``."""
-        self._append(
-            {"event": "started", "outcome": None, "environment": dict(environment)}
-        )
+        self._append(event="started", outcome=None, environment=dict(environment))
 
     def at(self, step: int, steps: int, batch_size: int) -> None:
         """Where the training is; cheap, to be called after every step."""
-        now = time.monotonic()
-        points = self._points
+        now, points = time.monotonic(), self._points
         points.append((now, step))
-        while len(points) > 2 and (
-            now - points[0][0] > _RATE_SECONDS or len(points) > 1000
-        ):
+        while len(points) > 2 and now - points[0][0] > _RATE_SECONDS:
             points.popleft()
         (begin, first), rate = points[0], None
         if step > first and now > begin:
             rate = (step - first) * batch_size / (now - begin)
         with self._lock:
-            self._fields |= {
-                "step": step,
-                "steps": steps,
-                "images": step * batch_size,
-                "images_per_second": rate,
-            }
+            self._fields |= {"step": step, "steps": steps, "images": step * batch_size}
+            self._fields["images_per_second"] = rate
 
     def beat_soon(self) -> None:
         """Writes the status without waiting for its time."""
         self._wake.set()
 
     def pause(self) -> None:
-        """The time from the last step to the next is no training."""
+        """Leaves the time from the last step to the next out of the rate."""
         self._points.clear()
 
     def end(
-        self,
-        outcome: str,
-        exit_code: int,
-        error: str | None = None,
-        retry: bool = True,
+        self, outcome: str, exit_code: int, error: str = "", retry: bool = True
     ) -> None:
         """Records the end of the attempt, once; later calls do nothing.
 
-        Never raises: what the training did is more than what can be told of it.
+        Never raises, so that a full disk does not hide how the training ended.
         """
+        text = "\n".join(error.strip().splitlines()[:_MAX_ERROR_LINES]) or None
         with self._lock:
             if self._ended:
                 return
             self._ended = True
-            self._fields |= {
-                "state": outcome,
-                "exit_code": exit_code,
-                "error": shorten(error),
-                "retry": retry,
-                "images_per_second": None,
-            }
+            self._fields |= {"state": outcome, "exit_code": exit_code, "error": text}
+            self._fields |= {"retry": retry, "images_per_second": None}
         self._wake.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
-        self._try(self._write, "the end of the attempt")
         seconds = time.time() - self._fields["started"]
-        row = {"outcome": outcome, "error": shorten(error), "seconds": seconds}
-        self._try(
-            lambda: self._append({"event": "ended", **row}), "the end of the attempt"
-        )
+        row = {"outcome": outcome, "error": text, "seconds": seconds}
+        self._try(self._write, "the end of the attempt")
+        self._try(lambda: self._append(event="ended", **row), "the end of the attempt")
 
     def _beat(self) -> None:
         while True:
@@ -149,7 +117,7 @@ class Heartbeat:
 
     def _beat_once(self) -> None:
         found = locks.read_status(self._dir)
-        if found and not locks.is_mine(found):
+        if found and not locks.same_process(found, self._fields):
             logger.error(
                 "%s was taken by process %s on %s after this one had been silent for "
                 "long: leaving",
@@ -167,14 +135,13 @@ class Heartbeat:
             fields = dict(self._fields)
         write_json(self._dir / locks.STATUS_FILE, fields)
 
-    def _append(self, row: Mapping[str, Any]) -> None:
+    def _append(self, **row: Any) -> None:
         common = {key: self._fields[key] for key in ("attempt", "host", "pid", "job")}
-        append_row(
-            self._dir / states.ATTEMPTS_FILE, {**common, "time": time.time(), **row}
-        )
+        row = {**common, "time": time.time(), **row}
+        append_row(self._dir / states.ATTEMPTS_FILE, row)
 
     def _try(self, call: Callable[[], None], what: str) -> None:
-        """Whatever goes wrong is said, and neither thread nor training dies of it."""
+        # A full disk ends neither thread nor training, which notices when it saves.
         try:
             call()
         except OSError as error:
@@ -183,7 +150,7 @@ class Heartbeat:
             logger.exception("%s of %s failed", what, self._dir)
 
     def _close_lost_attempt(self) -> int:
-        """Gives an attempt that vanished its end; the number of the newest attempt."""
+        """Gives a vanished attempt its end; returns the number of the newest one."""
         path = self._dir / states.ATTEMPTS_FILE
         status = locks.read_status(self._dir)
         rows = read_whole_rows(path)
@@ -191,43 +158,31 @@ class Heartbeat:
         closed = any(r["event"] == "ended" and r["attempt"] == last for r in rows)
         if status.get("state") != states.RUNNING or closed:
             return last
-        append_row(
-            path,
-            {
-                "attempt": last,
-                "event": "ended",
-                "time": status["heartbeat"],
-                **{key: status.get(key) for key in ("host", "pid", "job")},
-                "outcome": states.LOST,
-                "error": None,
-                "seconds": status["heartbeat"] - status["started"],
-            },
-        )
+        beat = status["heartbeat"]
+        row = {"attempt": last, "event": "ended", "time": beat}
+        row |= {key: status.get(key) for key in ("host", "pid", "job")}
+        row |= {"outcome": states.LOST, "error": None}
+        append_row(path, {**row, "seconds": beat - status["started"]})
         return last
 
 
 class ReportedProgress:
-    """A progress of the training loop that also feeds the heartbeat.
+    """Shows the progress of a training loop, and feeds the heartbeat with it.
 
-    Args:
-      shown: the ``Progress`` that prints.
-      heartbeat: of this attempt.
-      steps: length of the training.
-      batch_size: images per step.
-      on_leave_loop: called when the last step is done.
+    ``on_leave_loop`` is called when the last step is done.
     """
 
     def __init__(
         self,
-        shown: Any,
+        train: Any,  # section of a config
+        label: str,
         heartbeat: Heartbeat,
-        steps: int,
-        batch_size: int,
-        on_leave_loop: Callable[[], None] = lambda: None,
+        on_leave_loop: Callable[[], None],
     ):
-        self._shown, self._heartbeat = shown, heartbeat
-        self._steps, self._batch_size = steps, batch_size
-        self._on_leave_loop = on_leave_loop
+        self._batch_size = train.batch_size
+        self._steps = num_steps(train.duration_images, train.batch_size)
+        self._shown = Progress(self._steps, self._batch_size, label=label)
+        self._heartbeat, self._on_leave_loop = heartbeat, on_leave_loop
         # Whether the loop has state that is worth saving, and looks at signals often.
         self.stepping = False
 
@@ -252,8 +207,13 @@ class ReportedProgress:
         self._on_leave_loop()
 
 
-def shorten(error: str | None) -> str | None:
-    """The first lines of an error."""
-    if error is None:
-        return None
-    return "\n".join(error.strip().splitlines()[:MAX_ERROR_LINES])
+def job_name(environ: Mapping[str, str]) -> str | None:
+    """SLURM's name for the job of a process with these environment variables.
+
+    Example:
+      >>> job_name({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+      '7_3'
+    """
+    if array := environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return environ.get("SLURM_JOB_ID")

@@ -1,13 +1,6 @@
 """What was sent where: ``submissions.jsonl`` of each run, written around the sending.
 
-A line is ``{"time", "launcher", "submission", "job", "event"}`` with one of the events
-
-    sending     written before anything is sent: from here on the job may exist
-    sent        the job exists; ``job`` is what the launcher calls it
-    failed      it was not sent; ``error`` says why
-    cancelled   it was taken back
-
-so that whatever goes wrong in the middle, the files tell which runs were sent.
+Whatever goes wrong in the middle, the files tell which runs were sent.
 """
 
 from __future__ import annotations
@@ -23,36 +16,30 @@ from scm_jax.files.jsonl import append_row, read_whole_rows
 from scm_jax.runs.directory.layout import RunDir
 
 SUBMISSIONS_FILE = "submissions.jsonl"
+# Events. SENDING is written before anything is sent: from there on a job may exist.
 SENDING, SENT, FAILED, CANCELLED = "sending", "sent", "failed", "cancelled"
 
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """The newest line of a run's ``submissions.jsonl``; times in unix seconds."""
+    """The newest line of a run's ``submissions.jsonl``."""
 
-    time: float
+    time: float  # in unix seconds
     launcher: str
     submission: str
-    job: str | None
+    job: str | None  # what the launcher calls the job
     event: str
-    error: str | None = None
+    error: str | None = None  # why it was not sent
 
 
 @dataclasses.dataclass
 class Sending:
-    """Runs that are being sent together; ``sent`` says which of them are.
-
-    Attributes:
-      root: directory of the sweep.
-      launcher: its name.
-      submission: id of this sending.
-      left: ids of the runs that are not known to be sent yet.
-    """
+    """Runs that are being sent together; ``sent`` says which of them are."""
 
     root: Path
     launcher: str
-    submission: str
-    left: list[str]
+    submission: str  # id of this sending
+    left: list[str]  # ids of the runs that are not known to be sent yet
 
     def sent(self, jobs: Mapping[str, str]) -> None:
         """Records run id -> job."""
@@ -64,15 +51,12 @@ class Sending:
         self, run_id: str, event: str, job: str | None = None, error: str | None = None
     ) -> None:
         """Appends a line to the file of one run."""
-        row = {
-            "time": time.time(),
-            "launcher": self.launcher,
-            "submission": self.submission,
-            "job": job,
-            "event": event,
-        }
-        if error is not None:
-            row["error"] = error
+        line = Submission(
+            time.time(), self.launcher, self.submission, job, event, error
+        )
+        row = dataclasses.asdict(line)
+        if error is None:
+            del row["error"]
         append_row(self.root / run_id / SUBMISSIONS_FILE, row)
 
 
@@ -104,24 +88,18 @@ def sending(
             batch.record(run_id, FAILED, error=error)
 
 
-def record_cancelled(
-    root: str | os.PathLike, launcher: str, jobs: Mapping[str, str]
+def record_end(
+    root: str | os.PathLike,
+    launcher: str,
+    jobs: Mapping[str, str],
+    event: str = CANCELLED,
+    error: str | None = None,
 ) -> None:
-    """Records that jobs (run id -> job) were taken back."""
+    """Records that jobs (run id -> job) were taken back, or will not begin (again)."""
     for run_id, job in jobs.items():
-        _latest_sending(root, launcher, run_id).record(run_id, CANCELLED, job)
-
-
-def record_failed(
-    root: str | os.PathLike, launcher: str, run_id: str, job: str, error: str
-) -> None:
-    """Records that a job will not begin (again), and why."""
-    _latest_sending(root, launcher, run_id).record(run_id, FAILED, job, error)
-
-
-def _latest_sending(root: str | os.PathLike, launcher: str, run_id: str) -> Sending:
-    newest = newest_submission(Path(root) / run_id)
-    return Sending(Path(root), launcher, newest.submission if newest else "", [])
+        newest = newest_submission(Path(root) / run_id)
+        batch = Sending(Path(root), launcher, newest.submission if newest else "", [])
+        batch.record(run_id, event, job, error)
 
 
 def newest_submission(run_dir: str | os.PathLike) -> Submission | None:
@@ -134,10 +112,7 @@ def newest_submission(run_dir: str | os.PathLike) -> Submission | None:
 
 
 def sent_jobs(root: str | os.PathLike, launcher: str) -> dict[str, str]:
-    """Run id -> job of all runs whose newest submission was sent by ``launcher``.
-
-    What a launcher asks its scheduler about; runs that are done are left out.
-    """
+    """Run id -> job of all runs that ``launcher`` sent last and that are not done."""
     jobs = {}
     for path in Path(root).glob(f"*/{SUBMISSIONS_FILE}"):
         newest = newest_submission(path.parent)

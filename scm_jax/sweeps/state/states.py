@@ -1,18 +1,8 @@
-"""The status of a run, read from its directory.
-
-done        summary.json is there: it is written last
-running     a worker, or ``scm train``, has the run, and lives
-stale       a worker had it and vanished, or left without an end
-preempted   saved and left, to be started again
-failed      ended with an error
-queued      sent to a launcher that has not started it (again) yet
-missing     never started, and nobody will
-"""
+"""The state of a run, read from its directory."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -28,63 +18,52 @@ from scm_jax.sweeps.state import journal
 ATTEMPTS_FILE = "attempts.jsonl"
 
 DONE, RUNNING, STALE, PREEMPTED, FAILED, QUEUED, MISSING = STATES = (
-    "done",
-    "running",
-    "stale",
-    "preempted",
-    "failed",
-    "queued",
-    "missing",
+    "done",  # summary.json is there: it is written last
+    "running",  # a worker, or ``scm train``, has the run, and lives
+    "stale",  # a worker had it and vanished, or left without an end
+    "preempted",  # saved and left, to be started again
+    "failed",  # ended with an error
+    "queued",  # sent to a launcher that has not started it (again) yet
+    "missing",  # never started, and not on its way
 )
-# A job whose scheduler cannot be asked; jobs are else QUEUED, RUNNING or not there.
+# A job whose scheduler cannot be asked; otherwise it is QUEUED, RUNNING or not there.
 UNKNOWN = "unknown"
 # The end of an attempt that could not write it: killed, or the machine went down.
 LOST = "lost"
-
-# A line of attempts.jsonl: all failures before it are no reason not to start again.
+# A line of attempts.jsonl: failures before it no longer count.
 FORGIVEN = "forgiven"
 
-# A submission that has begun and not ended is believed for so long.
-_SENDING_SECONDS = 60.0
-# A training without a worker gives no other sign of life than its metrics.
-_UNWATCHED_SECONDS = 120.0
+_SENDING_SECONDS = 60.0  # how long a submission that has begun and not ended counts
+_UNWATCHED_SECONDS = 120.0  # and metrics, the sign of life of a training without worker
+
+# Fields of a state that are those of ``status.json``.
+_AS_WRITTEN = ("step", "steps", "images", "host", "pid", "started")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """One run at one moment.
+    """One run at one moment."""
 
-    Attributes:
-      id: name of its directory.
-      state: one of ``STATES``.
-      attempt: how often it was started.
-      failures: how many attempts failed or vanished; preempted ones do not count.
-      step: last known step of the training; ``steps`` is its length.
-      images: last known position, in images.
-      images_per_second: newest rate, while running.
-      heartbeat_age: seconds since the worker last wrote, of runs that have begun.
-      error: why it failed, at most 40 lines.
-      retry: whether starting it again can help.
-      job: what the scheduler calls its newest job.
-      host: where it ran last, as process ``pid``.
-      started: when its newest attempt began, in unix seconds.
-    """
-
-    id: str
-    state: str
-    attempt: int = 0
-    failures: int = 0
-    step: int | None = None
-    steps: int | None = None
-    images: int | None = None
-    images_per_second: float | None = None
-    heartbeat_age: float | None = None
-    error: str | None = None
-    retry: bool = True
-    job: str | None = None
-    host: str | None = None
+    id: str  # name of its directory
+    state: str  # one of ``STATES``
+    attempt: int = 0  # how often it was started
+    failures: int = 0  # attempts that failed or vanished, not preempted ones
+    step: int | None = None  # last known step of the training
+    steps: int | None = None  # length of the training
+    images: int | None = None  # last known position
+    images_per_second: float | None = None  # newest rate, while running
+    heartbeat_age: float | None = None  # seconds since the worker last wrote
+    error: str | None = None  # why it failed, at most 40 lines
+    retry: bool = True  # whether starting it again can help
+    job: str | None = None  # what the scheduler calls its newest job
+    host: str | None = None  # where it ran last
     pid: int | None = None
-    started: float | None = None
+    started: float | None = None  # when its newest attempt began, in unix seconds
+
+    @property
+    def error_line(self) -> str:
+        """The first line of the error, or ""."""
+        return next(iter((self.error or "").strip().splitlines()), "")
 
     @property
     def eta_seconds(self) -> float | None:
@@ -105,12 +84,12 @@ def read_state(
     Args:
       run_dir: the directory.
       now: unix seconds; None is the present.
-      queue: run id -> job state (QUEUED, RUNNING) of all jobs that schedulers
-        know of, for all runs. None, or UNKNOWN for a run, believes the records.
+      queue: run id -> QUEUED or RUNNING of all jobs that schedulers know of. None, or
+        UNKNOWN for a run, believes the records.
     """
     run_dir = Path(run_dir)
     now = time.time() if now is None else now
-    status = _status(run_dir)
+    status = _read_status(run_dir)
     attempts = read_whole_rows(run_dir / ATTEMPTS_FILE)
     submission = journal.newest_submission(run_dir)
     job_state = UNKNOWN if queue is None else queue.get(run_dir.name)
@@ -118,52 +97,26 @@ def read_state(
         job_state = _recorded_job(submission, status, now)
     state = _decide(run_dir, status, job_state, now)
     vanished = status.get("state") == RUNNING and state not in (RUNNING, DONE)
+    beat, running = status.get("heartbeat"), state == RUNNING
     return RunState(
         id=run_dir.name,
         state=state,
         attempt=last_attempt(status, attempts),
         failures=_failures(attempts) + vanished,
-        step=status.get("step"),
-        steps=status.get("steps"),
-        images=status.get("images"),
-        images_per_second=(
-            status.get("images_per_second") if state == RUNNING else None
-        ),
-        heartbeat_age=(
-            now - status["heartbeat"]
-            if status.get("heartbeat")
-            else _age_of_metrics(run_dir, now)
-        ),
+        images_per_second=status.get("images_per_second") if running else None,
+        heartbeat_age=now - beat if beat else _age_of_metrics(run_dir, now),
         error=_error(state, status, submission),
         retry=bool(status.get("retry", True)) or _forgiven(status, attempts),
-        job=_job(state, status, submission),
-        host=status.get("host"),
-        pid=status.get("pid"),
-        started=status.get("started"),
+        job=status.get("job") if running else getattr(submission, "job", None),
+        **{k: status.get(k) for k in _AS_WRITTEN},
     )
 
 
-def read_states(
-    run_dirs: Sequence[str | os.PathLike],
-    now: float | None = None,
-    queue: Mapping[str, str] | None = None,
-) -> list[RunState]:
-    """``read_state`` of each directory, at one moment."""
-    now = time.time() if now is None else now
-    return [read_state(run_dir, now, queue) for run_dir in run_dirs]
-
-
 def retryable(state: RunState, max_attempts: int) -> bool:
-    """Whether the run should be started: nobody has it, and it can still succeed.
+    """Whether the run should be started: no worker has it, and it can still succeed.
 
     True for missing and preempted runs, and for stale and failed ones with less than
     ``max_attempts`` failures whose error can go away by itself.
-
-    Example:
-      >>> retryable(RunState("a", "stale", failures=2), max_attempts=3)
-      True
-      >>> retryable(RunState("a", "failed", failures=1, retry=False), max_attempts=3)
-      False
     """
     if state.state in (MISSING, PREEMPTED):
         return True
@@ -176,23 +129,9 @@ def is_final(run_dir: str | os.PathLike, state: RunState) -> bool:
     """Whether a run failed for good: only ``--force`` starts it again."""
     if state.state not in (FAILED, STALE):
         return False
-    return not retryable(state, max_attempts(run_dir))
-
-
-def max_attempts(run_dir: str | os.PathLike) -> int:
-    """How often a run may fail, from its ``run.json``."""
-    return int(facts(run_dir).get("max_attempts", planned.PlannedRun.max_attempts))
-
-
-def facts(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """``run.json``; empty for a run that was trained without a sweep."""
-    path = Path(run_dir) / planned.RUN_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    facts = planned.read_facts(run_dir)
+    most = facts.get("max_attempts", planned.PlannedRun.max_attempts)
+    return not retryable(state, int(most))
 
 
 def forgive(run_dir: str | os.PathLike) -> None:
@@ -208,8 +147,8 @@ def last_attempt(status: Mapping[str, Any], attempts: Sequence[Mapping]) -> int:
     return max([status.get("attempt") or 0, *numbers])
 
 
-def _status(run_dir: Path) -> dict[str, Any]:
-    """``status.json``; of a run that is trained without a worker, who does so."""
+def _read_status(run_dir: Path) -> dict[str, Any]:
+    """``status.json``, or who trains the run where no worker does."""
     status, owner = locks.read_status(run_dir), locks.read_owner(run_dir)
     if not owner or locks.same_process(status, owner):
         return status
@@ -241,19 +180,8 @@ def _decide(
 
 
 def _age_of_metrics(run_dir: Path, now: float) -> float | None:
-    """Seconds since ``scm train`` wrote a row: all that is known without a worker."""
-    try:
-        return now - RunDir(run_dir).metrics_path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
-def _job(
-    state: str, status: Mapping[str, Any], submission: journal.Submission | None
-) -> str | None:
-    if state == RUNNING:
-        return status.get("job")
-    return None if submission is None else submission.job
+    path = RunDir(run_dir).metrics_path
+    return now - path.stat().st_mtime if path.exists() else None
 
 
 def _recorded_job(
@@ -269,7 +197,6 @@ def _recorded_job(
 
 
 def _failures(attempts: Sequence[Mapping[str, Any]]) -> int:
-    """Attempts that failed or vanished since the run was last forgiven."""
     failures = 0
     for row in attempts:
         if row.get("event") == FORGIVEN:
@@ -290,9 +217,9 @@ def _error(
     if state in (FAILED, PREEMPTED):
         return status.get("error")
     if state == STALE and status:
-        return "vanished without a word: killed, or its machine went down"
+        return "vanished without a trace: killed, or its machine went down"
     if state == STALE:
-        return "trained without a worker, and wrote no metrics lately"
+        return "trained without a worker, and has written no metrics lately"
     if state == MISSING and submission is not None:
         if submission.event == journal.SENDING:
             return f"sending it to {submission.launcher} was broken off"
