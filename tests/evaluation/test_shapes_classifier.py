@@ -12,7 +12,7 @@ from scm_jax.evaluation.features import shapes_classifier
 from scm_jax.evaluation.metrics.frechet import feature_distance
 from scm_jax.files.tensors import tensors_sha256
 
-NUM = 1024
+NUM = 512
 FIRST = 50_000  # items that no table has been measured on
 
 
@@ -40,6 +40,11 @@ def fresh():
 
 
 @pytest.fixture(scope="module")
+def features(weights, fresh):
+    return shapes_classifier.features(weights, fresh[0])
+
+
+@pytest.fixture(scope="module")
 def train():
     return ShapeSource("train", NUM).gather(np.arange(NUM))["image"]
 
@@ -57,18 +62,16 @@ def test_changed_weights_are_refused(weights, tmp_path):
     shapes_classifier.load_weights(path)
     changed["dense_bias"] = np.nextafter(changed["dense_bias"], np.float16(9))
     np.savez(path, **changed)
-    with pytest.raises(ValueError, match=r"expected .* of .*shapes_classifier\.py"):
+    with pytest.raises(ValueError, match=r"expected .* into WEIGHTS_SHA256 of "):
         shapes_classifier.load_weights(path)
 
 
 @pytest.mark.parametrize(
-    ("head", "least"), [("shape", 0.65), ("color", 0.97), ("background", 0.64)]
+    ("head", "least"), [("shape", 0.62), ("color", 0.96), ("background", 0.6)]
 )
-def test_accuracy_on_fresh_items(weights, fresh, head, least):
-    pixels, seen = fresh
-    features = shapes_classifier.features(weights, pixels)
+def test_accuracy_on_fresh_items(weights, fresh, features, head, least):
     named = shapes_classifier.logits(weights, features, head).argmax(-1)
-    assert (named == getattr(seen, head)).mean() > least
+    assert (named == getattr(fresh[1], head)).mean() > least
 
 
 def convolved(x, kernel, bias, stride):
@@ -87,34 +90,33 @@ def averaged(x):
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def test_features_are_four_convolutions_and_a_dense_layer(weights, fresh):
+def test_features_are_four_convolutions_and_a_dense_layer(weights, fresh, features):
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     h = fresh[0][:5] / 127.5 - 1
     for layer, stride in (("conv0", 2), ("conv1", 2), ("conv2", 1), ("conv3", 1)):
         h = convolved(h, w[f"{layer}_kernel"], w[f"{layer}_bias"], stride)
     h = averaged(h).reshape(5, -1)
     expected = np.maximum(h @ w["dense_kernel"] + w["dense_bias"], 0)
-    found = shapes_classifier.features(weights, fresh[0][:5])
+    found = features[:5]
     assert found.shape == (5, shapes_classifier.NUM_FEATURES)
     # Five sums of up to 768 float32 products.
     atol = 5 * np.sqrt(768) * np.finfo(np.float32).eps * abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=atol)
 
 
-def test_features_do_not_depend_on_the_batch(weights, fresh):
-    together = shapes_classifier.features(weights, fresh[0][:300])
+def test_features_do_not_depend_on_the_batch(weights, fresh, features):
     parts = [
         shapes_classifier.features(weights, part)
         for part in (fresh[0][:7], fresh[0][7:300])
     ]
-    np.testing.assert_array_equal(np.concatenate(parts), together)
-    assert (together.std(axis=0) > 0).sum() > shapes_classifier.NUM_FEATURES / 2
+    np.testing.assert_array_equal(np.concatenate(parts), features[:300])
+    assert (features.std(axis=0) > 0).sum() > shapes_classifier.NUM_FEATURES / 2
 
 
-def test_larger_images_are_averaged(weights, fresh):
+def test_larger_images_are_averaged(weights, fresh, features):
     doubled = fresh[0][:4].repeat(2, axis=1).repeat(2, axis=2)
     found = shapes_classifier.features(weights, doubled)
-    expected = shapes_classifier.features(weights, fresh[0][:4])
+    expected = features[:4]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     # Means of levels, not one of them.
     doubled[:, 1::2] = 0

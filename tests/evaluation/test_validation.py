@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -38,28 +39,28 @@ def with_error(error, data=GAUSSIAN):
     return Subject(sigma_data=SIGMA_DATA, f=f, closed_form=data)
 
 
-def test_exact_map_has_no_error():
-    metrics = MixtureConsistency()(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
+def test_exact_map_has_no_error_and_a_planted_one_is_found():
+    evaluator = MixtureConsistency(num_times=16, num_points=64)
+    metrics = evaluator(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
     # t carries an absolute error of float32 epsilon, and f has slopes of a few units.
     assert metrics["consistency_rmse"] < 1e-5
     assert metrics["one_step_rmse"] < 1e-5
-    assert metrics["num_samples"] == 64 * 256
-
-
-def test_planted_error_is_found():
-    def alternate(x_t, t):
-        return 0.03 * np.where(np.arange(len(t)) % 2, 1, -1)[:, None]
-
-    metrics = MixtureConsistency()(with_error(alternate, MIXTURE))
+    assert metrics["num_samples"] == 16 * 64
+    signs = 0.03 * np.where(np.arange(64) % 2, 1, -1)[:, None]
+    metrics = evaluator(with_error(lambda x_t, t: signs, MIXTURE))
     assert metrics["consistency_rmse"] == pytest.approx(0.03, rel=1e-4)
     assert metrics["one_step_rmse"] == pytest.approx(0.03, rel=1e-4)
+    # A mean over elements.
+    error = np.array([[0.06, 0.0]], np.float32)
+    metrics = evaluator(with_error(lambda x_t, t: error))
+    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
 
 
 @pytest.mark.parametrize("P_mean, P_std", [(-1.0, 1.4), (-0.4, 2.0)])
 def test_times_follow_the_proposal(P_mean, P_std):
     """An error above the 84 % quantile of ``sigma = sigma_data tan t`` weighs 16 %."""
     threshold = np.arctan(np.exp(P_mean + P_std) / SIGMA_DATA)
-    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=16)
+    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=64)
     metrics = evaluator(with_error(lambda x_t, t: 0.1 * (t[:, None] > threshold)))
     assert metrics["consistency_rmse"] ** 2 == pytest.approx(
         0.01 * 0.158655, abs=0.01 / 200
@@ -68,7 +69,8 @@ def test_times_follow_the_proposal(P_mean, P_std):
 
 def test_points_follow_the_noised_data():
     """The mean square of ``x_t``, here planted as the error, has a closed form."""
-    metrics = MixtureConsistency(num_points=2048)(with_error(lambda x_t, t: x_t))
+    evaluator = MixtureConsistency(num_times=32, num_points=2048)
+    metrics = evaluator(with_error(lambda x_t, t: x_t))
     eps = np.linspace(-6, 6, 4001)
     weight = np.exp(-0.5 * eps**2) / np.exp(-0.5 * eps**2).sum()
     t = np.arctan(np.exp(-1.0 + 1.4 * eps) / SIGMA_DATA)
@@ -77,13 +79,6 @@ def test_points_follow_the_noised_data():
     expected = np.sqrt((square * weight).sum())
     assert metrics["consistency_rmse"] == pytest.approx(expected, rel=0.01)
     assert metrics["one_step_rmse"] == pytest.approx(SIGMA_DATA, rel=0.05)
-
-
-def test_error_is_a_mean_over_elements():
-    error = np.array([[0.06, 0.0]], np.float32)
-    subject = with_error(lambda x_t, t: error)
-    metrics = MixtureConsistency(num_times=8, num_points=16)(subject)
-    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
 
 
 def test_student_is_compiled_once():
@@ -145,8 +140,6 @@ def validation_subject(objective, net, teacher=None):
 
 def quantile_times(num_times, mean=-1.0, std=1.4):
     """Times of equally likely noise levels, without the evaluator's code."""
-    import statistics
-
     levels = [(i + 0.5) / num_times for i in range(num_times)]
     normal = statistics.NormalDist(mean, std)
     return np.arctan(np.exp([normal.inv_cdf(p) for p in levels]) / SIGMA_DATA)
@@ -224,13 +217,21 @@ def test_errors_that_are_not_finite_are_refused():
 # --- Along a teacher's paths ----------------------------------------------------------
 
 
-def exact_paths(num, steps, seed):
+def solve(solver, num, steps, seed):
     grid = sampling.make_grid("heun", steps, SIGMA_DATA)
-    keys = sampling.sample_keys(seed, np.arange(num))
-    cond = Cond(t=jnp.zeros((num,)))
-    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
-    states = sampling.heun_path(problem)
-    return grid, states, None
+
+    @jax.jit
+    def run(keys):
+        cond = Cond(t=jnp.zeros((num,)))
+        problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+        return solver(problem)
+
+    return grid, run(sampling.sample_keys(seed, np.arange(num)))
+
+
+@functools.cache
+def exact_paths(num, steps, seed):
+    return *solve(sampling.heun_path, num, steps, seed), None
 
 
 def test_a_perfect_student_takes_every_point_to_the_end_of_its_path():
@@ -257,12 +258,10 @@ def test_one_step_is_measured_from_the_noise_alone():
 
 
 def test_paths_end_where_the_sampler_does():
-    grid, states, _ = exact_paths(4, 6, 3)
-    keys = sampling.sample_keys(3, np.arange(4))
-    cond = Cond(t=jnp.zeros((4,)))
-    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
-    end = sampling.heun_sample(problem)
+    _, states, _ = exact_paths(4, 6, 3)
+    _, end = solve(sampling.heun_sample, 4, 6, 3)
     assert states.shape == (7, 4, 2)
-    np.testing.assert_array_equal(states[-1], end)
+    np.testing.assert_allclose(states[-1], end, rtol=1e-6)
+    keys = sampling.sample_keys(3, np.arange(4))
     start = sampling.sample_noise(keys, 0, (2,), SIGMA_DATA)
     np.testing.assert_array_equal(states[0], start)

@@ -12,9 +12,6 @@ def tf1_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
 
     Pixel ``i`` of the result is read at ``i * in / out``: no half-pixel centres, no
     smoothing when the image gets smaller, and the last rows and columns are repeated.
-    Coordinates are rounded to float32 where TensorFlow does
-    (``tensorflow/core/kernels/image/resize_bilinear_op.cc``), as at large sizes their
-    rounding is what is seen.
 
     Args:
       images: ``(b, h, w, c)``, uint8 or float.
@@ -35,6 +32,8 @@ def tf1_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
 
 def _grid(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two source pixels of every new pixel, and the weight of the second."""
+    # In float32 as TensorFlow has it (tensorflow/core/kernels/image/
+    # resize_bilinear_op.cc): at large sizes the rounding is what is seen.
     scale = np.float32(size) / np.float32(new_size)
     source = np.arange(new_size, dtype=np.float32) * scale
     first = np.floor(source)

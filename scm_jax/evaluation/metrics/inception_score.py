@@ -25,9 +25,8 @@ def inception_score(logits: np.ndarray, split_size: int = 5000) -> InceptionScor
 
     The published ImageNet numbers use the evaluator of arXiv 2105.05233: logits without
     the bias of the last layer, splits of 5,000 in the order of the samples, the last
-    one shorter where the number is not a multiple, and the mean over the splits. The
-    score falls with the size of a split, and depends on the order of samples that are
-    sorted by class: the numbers of another split size are other numbers.
+    one shorter, and the mean over the splits. The score changes with the size of a
+    split, and with the order of samples that are sorted by class.
 
     Example:
       >>> inception_score(np.diag([99.0, 99.0]))
