@@ -1,8 +1,7 @@
 """Which rows of results may stand in one table or figure: those measured alike.
 
-A row says under ``protocol``, by evaluator, how its numbers came to be, and under
-``measured_by`` which evaluator gave which number. Numbers without a protocol are
-compared with all others.
+``protocol`` of a row says for each evaluator how it measured, ``measured_by`` for each
+number which evaluator it is from. Numbers without a protocol compare with all others.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows in as many tables as there are ways in which they were measured.
 
     Returns:
-      Caption and rows of each. The caption of the first is empty, a further one says
-      what differs from the first.
+      Caption and rows of each. A caption says what differs from the first table.
     """
     found: list[tuple[str, list[Row]]] = []
     for row in rows:
@@ -95,7 +93,7 @@ def _lines(differences: Differences) -> str:
 
 
 def _protocol_of(row: Row, metric: str) -> Protocol | None:
-    """How a row's number came to be; None where it has none or does not say."""
+    """How a row's number was measured; None if it has none or does not say."""
     protocols = row.get("protocol") or {}
     name = (row.get("measured_by") or {}).get(metric)
     if name is None and len(protocols) == 1:

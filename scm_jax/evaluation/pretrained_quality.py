@@ -89,7 +89,7 @@ class PretrainedQuality:
         require_positive(self, "num_samples", least=2)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
-        """The metrics, the sets they are of, and under ``protocol`` how.
+        """The metrics, their sets of samples, and ``protocol``.
 
         Raises:
           FileNotFoundError: no weights, or no such reference.
@@ -120,7 +120,9 @@ class PretrainedQuality:
         row: dict[str, Any] = {}
         for key in rows[0]:
             measured = Measured(tuple(found[key] for found in rows))
-            name = self._name(net, key)
+            name = key + _SUFFIXES.get(net.name, f"_{net.name}")
+            if key == "fid":
+                name = spaces_of(net)["features"]  # such as fd_dinov2
             row[name] = measured.value
             if self.num_seeds > 1:
                 row[f"{name}_std"] = measured.std
@@ -145,35 +147,22 @@ class PretrainedQuality:
         }
 
     def files(self) -> list[str]:
-        """Paths of what a call reads besides the data: the number depends on them.
-
-        Raises:
-          FileNotFoundError: no weights; says where they are published and belong.
-        """
+        """Paths of what a call reads; FileNotFoundError without weights."""
         found = [self.reference] if self.reference else []
         if self.network in PUBLISHED:
             found.append(str(find_weights(self.network, self.weights)))
         return found
 
     def check(self) -> None:
-        """Raises what a call would for missing weights or a reference that is not one.
-
-        For before a training: at its end it would be late to learn of these.
-        """
+        """Raises what a call would for missing weights or a wrong reference."""
         net = load_net(self.network, self.weights)
         if self.reference:
             self._reference(net, self.reference)
 
-    def _name(self, net: FeatureNet, key: str) -> str:
-        """The name of a number: ``fid`` of DINOv2 is ``fd_dinov2``."""
-        if key == "fid":
-            return spaces_of(net)["features"]
-        return key + _SUFFIXES.get(net.name, f"_{net.name}")
-
     def _reference(self, net: FeatureNet, path: str) -> tuple[FeatureSet, Reference]:
         names = spaces_of(net)
         main = read_reference(path, names["features"])
-        # A file that says how its features came to be must agree with the network.
+        # A file that says how its features were made must agree with the network.
         for key, ours in {
             "extractor_sha256": net.weights_sha256,
             "resize": net.resize,

@@ -105,12 +105,12 @@ class SampleQuality:
         """Metrics of ``subject``, which needs ``generate`` and ``reference``.
 
         Returns:
-          ``frechet_distance``, ``frechet_floor`` and ``frechet_floor_std``
-          (``frechet.halves_floor``), ``precision``, ``recall``, ``num_samples``,
-          ``num_seeds``, ``seed``, ``steps``; ``protocol`` where the subject says how it
-          is sampled; ``class_accuracy`` (the share of samples that are classified as
-          the label they were asked for) with labels and a classifier;
-          ``frechet_distance_std`` with two seeds or more.
+          ``frechet_distance``, with two seeds or more ``frechet_distance_std``;
+          ``frechet_floor`` and ``frechet_floor_std`` (``frechet.halves_floor``);
+          ``precision``, ``recall``; with labels and a classifier ``class_accuracy``,
+          the share of samples classified as the label they were asked for;
+          ``num_samples``, ``num_seeds``, ``seed``, ``steps``; ``protocol`` if the
+          subject says how it is sampled.
 
         Raises:
           ValueError: a missing part, or samples of another shape or not finite.
@@ -136,7 +136,9 @@ class SampleQuality:
         if self.num_seeds > 1:
             metrics["frechet_distance_std"] = measured["frechet_distance"].std
         if subject.sampling:
-            pixels = extractor.sha256 != "none"
+            rule = "none"
+            if extractor.sha256 != "none":
+                rule = subject.need("quantization", "a protocol")()
             metrics["protocol"] = protocol_of(
                 self,
                 subject.sampling,
@@ -144,9 +146,7 @@ class SampleQuality:
                 extractor=self.features,
                 extractor_sha256=extractor.sha256,
                 resize="none",
-                quantization=subject.need("quantization", "a protocol")()
-                if pixels
-                else "none",
+                quantization=rule,
                 reference=subject.dataset,
                 reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
                 reference_count=len(x),

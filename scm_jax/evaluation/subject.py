@@ -87,7 +87,9 @@ class Subject:
         """The value of ``field``, or an error that says who needs it."""
         value = getattr(self, field)
         if value is None:
-            raise ValueError(f"{by} needs Subject.{field}, which this run has not")
+            raise ValueError(
+                f"{by} needs Subject.{field}, which this run does not have"
+            )
         return value
 
 

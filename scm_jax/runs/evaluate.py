@@ -115,7 +115,7 @@ class Rows:
 
     experiment: Experiment
     subject: Subject
-    average: str
+    ema: str
     fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def measure(
@@ -123,8 +123,8 @@ class Rows:
     ) -> dict[str, Any]:
         """The row of a point: how it was sampled, then the numbers.
 
-        ``protocol`` says by evaluator how its numbers came to be, ``measured_by`` by
-        number which evaluator gave it.
+        ``protocol`` says for each evaluator how it measured, ``measured_by`` for each
+        number which evaluator it is from.
         """
         row = sampling_facts(self.experiment, point)
         subject = self._sampled(point, row)
@@ -167,7 +167,7 @@ class Rows:
                 "sampler": facts["sampler"],
                 "times": point.times or (),
                 "guidance": facts["guidance"],
-                "ema": self.average,
+                "ema": self.ema,
             },
         )
 
@@ -229,7 +229,7 @@ def evaluate_run(
       **settings: of the evaluators, such as ``num_seeds``.
 
     Raises:
-      ValueError: nothing to measure, or settings that contradict each other.
+      ValueError: no evaluators, or settings that contradict each other.
     """
     run_dir = layout.RunDir(directory)
     config = config_lib.from_dict(run_dir.read_config())
@@ -288,6 +288,9 @@ def _row_key(
     Besides the settings, these are keys of the config that a resumed run may change,
     the files that evaluators read, and data other than those of the training.
     """
+    files: dict[str, list[str]] = {
+        name: getattr(it, "files", list)() for name, it in evaluators.items()
+    }
     asked = {
         "step": step,
         "ema": average,
@@ -295,18 +298,14 @@ def _row_key(
         "sampling": [config.sampling[k] for k in ("sampler", "guidance", "decoder")],
         "split": config.eval.split,
         "evaluators": {
-            name: [dataclasses.asdict(evaluator), _hashes(evaluator)]
-            for name, evaluator in evaluators.items()
+            name: [dataclasses.asdict(it), [file_sha256(path) for path in files[name]]]
+            for name, it in evaluators.items()
         },
     }
     if changed is not None:
         asked["data"] = changed.sha256
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _hashes(evaluator: Evaluator) -> list[str]:
-    return [file_sha256(path) for path in getattr(evaluator, "files", list)()]
 
 
 def labelled(

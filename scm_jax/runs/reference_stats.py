@@ -35,8 +35,8 @@ def _image_info(dataset: Dataset) -> Any:
     info = getattr(dataset, "opened", dataset).info
     if info.whitening is not None:
         raise ValueError(
-            f"dataset {info.name!r} holds latents: its reference are the statistics of "
-            "the images themselves; name their file in eval.reference or --reference"
+            f"dataset {info.name!r} holds latents, and its reference is of the images: "
+            "give the file of their statistics in eval.reference or --reference"
         )
     if info.to_pixels is None or not info.num_items:
         raise ValueError(f"dataset {info.name!r} holds no images to take features of")
@@ -44,7 +44,7 @@ def _image_info(dataset: Dataset) -> Any:
 
 
 def fingerprint(dataset: Any) -> str:
-    """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
+    """Ten hexadecimal digits of the data: their count, 64 items, and their files."""
     info = _image_info(dataset)
     rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))
     pixels = info.to_pixels(dataset.items(rows.astype(np.int64))[0])
@@ -71,9 +71,7 @@ def measure(
     process_index: int = 0,
     process_count: int = 1,
 ) -> bool:
-    """Writes the statistics of all items unless ``path`` is there; see
-    ``accumulate.measure_reference``.
-    """
+    """``accumulate.measure_reference`` of all items, unless ``path`` is there."""
     if path.is_file():
         return True
     info = _image_info(dataset)

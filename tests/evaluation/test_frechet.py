@@ -71,9 +71,8 @@ def test_spectra_over_ten_decades(factor):
 
 @pytest.mark.parametrize("ranks", [(0, 5), (5, 0), (0, 0)])
 def test_points_without_spread(ranks):
-    zero = np.zeros(6)
-    covariances = [np.diag([2.0] * rank + [0.0] * (6 - rank)) for rank in ranks]
-    distance = gaussian_frechet(zero, covariances[0], zero + 0.5, covariances[1])
+    a, b = (np.diag([2.0] * rank + [0.0] * (6 - rank)) for rank in ranks)
+    distance = gaussian_frechet(np.zeros(6), a, np.full(6, 0.5), b)
     assert distance == pytest.approx(6 * 0.25 + 2.0 * sum(ranks), rel=1e-10)
 
 

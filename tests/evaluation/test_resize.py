@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax.evaluation.features import tf1_resize
+from scm_jax.evaluation.features import inception
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/resize_tf1.npz"
 SIDE, CHANNELS, NUM_PIXELS = 299, 3, 1000
-resize = jax.jit(tf1_resize.tf1_bilinear, static_argnums=(1, 2))
+resize = jax.jit(inception.tf1_bilinear, static_argnums=(1, 2))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """The frozen network for shapes is the recorded one, and its features rank failures."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -19,16 +16,6 @@ FIRST = 50_000  # items that no table has been measured on
 @pytest.fixture(scope="module")
 def weights():
     return shapes_classifier.load_weights()
-
-
-@pytest.fixture(scope="module")
-def script():
-    """``data/shapes/measure_failures.py``, which is no module of the package."""
-    path = Path(__file__).parents[2] / "data/shapes/measure_failures.py"
-    spec = importlib.util.spec_from_file_location("measure_failures", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -124,25 +111,24 @@ def test_larger_images_are_averaged(weights, fresh, features):
     assert abs(half - expected).max() > 1
 
 
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        np.zeros((2, 32, 32, 3), np.float32),
-        np.zeros((2, 32, 32, 1), np.uint8),
-        np.zeros((2, 48, 48, 3), np.uint8),
-        np.zeros((32, 32, 3), np.uint8),
-    ],
-)
-def test_other_pixels_are_refused(weights, pixels):
-    with pytest.raises(ValueError, match=r"expected uint8 \(n, 32, 32, 3\)"):
-        shapes_classifier.features(weights, pixels)
+def test_other_pixels_are_refused(weights):
+    for shape, dtype in (
+        ((2, 32, 32, 3), np.float32),
+        ((2, 32, 32, 1), np.uint8),
+        ((2, 48, 48, 3), np.uint8),
+        ((32, 32, 3), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r"expected uint8 \(n, 32, 32, 3\)"):
+            shapes_classifier.features(weights, np.zeros(shape, dtype))
 
 
-def test_failures_are_farther_than_held_out_items(weights, fresh, train, script):
+def test_failures_are_farther_than_held_out_items(
+    weights, fresh, train, failures_script
+):
     reference = shapes_classifier.features(weights, train)
     distances = {
         name: feature_distance(reference, shapes_classifier.features(weights, images))
-        for name, images in script.failures(fresh[0], fresh[1].shape, train)
+        for name, images in failures_script.failures(fresh[0], fresh[1].shape, train)
     }
     floor = distances["held-out items"]
     levels = [distances[f"noise {level}"] for level in (0.05, 0.1, 0.2)]
@@ -153,11 +139,11 @@ def test_failures_are_farther_than_held_out_items(weights, fresh, train, script)
     assert distances["colours permuted"] > 3 * floor
 
 
-def test_the_gaussian_has_the_moments_of_the_items(script):
+def test_the_gaussian_has_the_moments_of_the_items(failures_script):
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (50, 2, 1, 2)).astype(np.uint8)
     train[:, 1] = train[:, 0] // 2
-    drawn = script.gaussian(train, 20_000, rng).reshape(20_000, -1)
+    drawn = failures_script.gaussian(train, 20_000, rng).reshape(20_000, -1)
     flat = train.reshape(50, -1)
     scale = flat.std()
     np.testing.assert_allclose(drawn.mean(0), flat.mean(0), atol=5 * scale / 141)

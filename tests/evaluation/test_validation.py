@@ -32,7 +32,6 @@ def with_error(error, data=GAUSSIAN):
     """A student that misses the exact map of ``data`` by ``error(x_t, t)``."""
 
     def f(x_t, t, label):
-        # The evaluator's own compiled map, at the sine and cosine of the angle.
         time = trigflow.time_from_t(t)
         return exact_consistency(data, x_t, time, SIGMA_DATA) + error(x_t, t)
 
@@ -110,8 +109,9 @@ def student_F(slope, x, cond):
     return trigflow.F_from_f(x_t, f, time, SIGMA_DATA)
 
 
-def objective_error(objective, net, teacher=None):
-    """``Subject.validation_error`` of a network without parameters."""
+def validation_subject(net, teacher=None, objective="diffusion", **settings):
+    """A network without parameters under an objective, on Gaussian data."""
+    objective = objectives.build(objective, sigma_data=SIGMA_DATA, **settings)
 
     @jax.jit
     def errors(x0, z, time, label):
@@ -122,20 +122,11 @@ def objective_error(objective, net, teacher=None):
         f = trigflow.f_from_F(x_t, F, time, SIGMA_DATA)
         return error, jnp.square(f - x0).mean(axis=-1)
 
-    return errors
+    def batch(num, seed):
+        x0 = GAUSSIAN.sample(np.random.default_rng([seed, 1]), num)
+        return jnp.asarray(x0), None
 
-
-def gaussian_batch(num, seed):
-    x0 = GAUSSIAN.sample(np.random.default_rng([seed, 1]), num)
-    return jnp.asarray(x0), None
-
-
-def validation_subject(objective, net, teacher=None):
-    return Subject(
-        sigma_data=SIGMA_DATA,
-        batch=gaussian_batch,
-        validation_error=objective_error(objective, net, teacher),
-    )
+    return Subject(sigma_data=SIGMA_DATA, batch=batch, validation_error=errors)
 
 
 def quantile_times(num_times, mean=-1.0, std=1.4):
@@ -147,9 +138,8 @@ def quantile_times(num_times, mean=-1.0, std=1.4):
 
 def test_exact_diffusion_leaves_the_variance_of_the_velocity():
     """Var(v_t | x_t) = s^2 sigma_data^2 / (s^2 cos^2 + sigma_data^2 sin^2)."""
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
     evaluator = Validation(num_times=8, num_points=4096, batch_size=4096)
-    metrics = evaluator(validation_subject(objective, exact_F))
+    metrics = evaluator(validation_subject(exact_F))
     t = quantile_times(8)
     variance = 0.09 * 0.25 / (0.09 * np.cos(t) ** 2 + 0.25 * np.sin(t) ** 2)
     by_time = metrics["validation_error_by_time"]
@@ -162,13 +152,11 @@ def test_exact_diffusion_leaves_the_variance_of_the_velocity():
 
 
 def test_distillation_error_is_the_derivative_along_the_path():
-    objective = objectives.build(
-        "consistency", sigma_data=SIGMA_DATA, dx_dt="teacher", tangent_norm_eps=3.0
-    )
+    settings = {"dx_dt": "teacher", "tangent_norm_eps": 3.0}
     evaluator = Validation(num_times=8, num_points=64)
     for slope in (0.0, 0.7):
         net = functools.partial(student_F, slope)
-        metrics = evaluator(validation_subject(objective, net, exact_F))
+        metrics = evaluator(validation_subject(net, exact_F, "consistency", **settings))
         expected = slope**2 * np.cos(quantile_times(8)) ** 2
         by_time = metrics["validation_error_by_time"]
         np.testing.assert_allclose(by_time, expected, rtol=1e-3, atol=1e-6)
@@ -186,9 +174,7 @@ def test_validation_ignores_how_an_objective_is_stabilized():
     }
     plain, other = (
         Validation(num_times=4, num_points=32)(
-            validation_subject(
-                objectives.build("consistency", sigma_data=SIGMA_DATA, **settings), net
-            )
+            validation_subject(net, objective="consistency", **settings)
         )
         for settings in ({}, changed)
     )
@@ -197,8 +183,7 @@ def test_validation_ignores_how_an_objective_is_stabilized():
 
 
 def test_validation_is_the_same_in_parts():
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
-    subject = validation_subject(objective, exact_F)
+    subject = validation_subject(exact_F)
     whole = Validation(num_times=3, num_points=64, batch_size=64)(subject)
     parts = Validation(num_times=3, num_points=64, batch_size=16)(subject)
     assert parts["validation_error"] == pytest.approx(
@@ -208,8 +193,7 @@ def test_validation_is_the_same_in_parts():
 
 
 def test_errors_that_are_not_finite_are_refused():
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
-    subject = validation_subject(objective, lambda x, cond: x * jnp.nan)
+    subject = validation_subject(lambda x, cond: x * jnp.nan)
     with pytest.raises(ValueError, match="not finite"):
         Validation(num_times=2, num_points=8)(subject)
 

@@ -22,21 +22,13 @@ KEYS_A = -0.75
 
 
 class Sizes(NamedTuple):
-    """What the shapes of the weights say.
+    """What the shapes of the weights say."""
 
-    Attributes:
-      width: channels of a token.
-      depth: number of blocks.
-      hidden: channels between the two layers of a block's network.
-      patch: side of a patch, in pixels.
-      side: patches along a side of the images that the positions were trained on.
-    """
-
-    width: int
-    depth: int
-    hidden: int
-    patch: int = 14
-    side: int = 37
+    width: int  # channels of a token
+    depth: int  # number of blocks
+    hidden: int  # channels between the two layers of a block's MLP
+    patch: int = 14  # side of a patch, in pixels
+    side: int = 37  # patches along a side of the images of the training
 
 
 # Published with names and layout of these files, and without register tokens.

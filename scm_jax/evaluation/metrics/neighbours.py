@@ -26,12 +26,9 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """How many real neighbourhoods hold a sample, and how many of them hold any.
+    """How many real balls hold a sample, and how many of them hold any.
 
-    Attributes:
-      density: mean number of real balls around a sample over its expectation ``k``;
-        can exceed 1.
-      coverage: share of real balls that hold a sample or more.
+    The density is relative to its expectation ``k``, and can exceed 1.
     """
 
     density: float

@@ -62,8 +62,8 @@ class Reference:
       count: images behind these; None if unknown.
       features: ``(n, d)``, which KID, precision and recall need, or None. Not always of
         the whole set.
-      protocol: what is known of the set, and of how its features came to be:
-        ``extractor``, ``extractor_sha256``, ``resize``.
+      protocol: what is known of the set, and of its features: ``extractor``,
+        ``extractor_sha256``, ``resize``.
       sha256: of the file; empty for one that is not written yet.
     """
 
@@ -86,8 +86,7 @@ def read_reference(path: str | os.PathLike, metric: str = "fid") -> Reference:
       FileNotFoundError: no such file.
       state_dict.UnsafePickleError: a pickle that would have run code.
       ValueError: a damaged file or one of no known format; a space that it does not
-        hold; statistics of another dimension, not finite or not symmetric. Names file,
-        entry, what was found and what was expected.
+        hold; statistics of another dimension, not finite or not symmetric.
     """
     with _open(Path(path)) as file:
         space = _read_space(file, metric)
@@ -297,16 +296,13 @@ def _open_pickle(where: str, groups: Mapping[str, Any]) -> _File:
     if not inner:
         raise _unknown(where, "dicts of mu and sigma in the pickle", groups)
     count = groups.get("num_images")
-    if count is not None:
-        array = np.asarray(count)
-        if array.shape or array.dtype.kind not in "iu" or array < 1:
-            raise ValueError(
-                f"{where}: entry 'num_images' is {count!r:.60}, expected a number from "
-                "1 on"
-            )
-        count = int(array)
+    kind = np.asarray(count).dtype.kind
+    if count is not None and (np.ndim(count) or kind not in "iu" or count < 1):
+        raise ValueError(
+            f"{where}: entry 'num_images' is {count!r:.60}, expected a number from 1 on"
+        )
     spaces = {space: _Entries(f"{space}.mu", f"{space}.sigma") for space in inner}
-    made = {space: {"count": count} for space in inner}
+    made = {space: {"count": count and int(count)} for space in inner}
     get = entries.__getitem__
     return _File(where, "edm2", tuple(entries), get, spaces, made=made)
 
