@@ -12,7 +12,7 @@ from scm_jax.evaluation.sample_quality import labels_in_proportion
 from scm_jax.evaluation.validation import exact_consistency
 from scm_jax.trigflow.exact import Gaussian
 
-SIGMA_DATA, NUM = 0.5, 600
+SIGMA_DATA, NUM = 0.5, 400
 GAUSSIAN = Gaussian(mean=(0.25, -0.15), std=0.3)
 
 
@@ -198,7 +198,7 @@ def test_unlabelled_data_has_no_class_accuracy(digits_subject):
 
 
 def test_several_seeds_give_mean_and_spread_never_the_best(digits_subject):
-    settings = {"num_samples": 300, "floor_splits": 2}
+    settings = {"num_samples": 100, "floor_splits": 2}
     single = [
         evaluation.build("digits", seed=seed, **settings)(digits_subject)
         for seed in (5, 6, 7)
@@ -210,7 +210,7 @@ def test_several_seeds_give_mean_and_spread_never_the_best(digits_subject):
         assert metrics[name] == pytest.approx(expected, rel=1e-12)
     spread = np.std([row["frechet_distance"] for row in single], ddof=1)
     assert metrics["frechet_distance_std"] == pytest.approx(spread, rel=1e-9)
-    assert metrics["num_seeds"] == 3 and metrics["num_samples"] == 300
+    assert metrics["num_seeds"] == 3 and metrics["num_samples"] == 100
     assert "frechet_distance_std" not in single[0]
     assert metrics["frechet_floor"] == single[0]["frechet_floor"]
 
@@ -234,9 +234,9 @@ def test_bad_samples_are_refused(digits_subject):
         return samples
 
     for generate, message in (
-        (nan_at_nine, "1 of 600 samples are not finite .* the first is sample 9"),
-        (lambda n, *_: np.zeros((n, 64)), r"\(600, 64\): expected \(600, 8, 8, 1\)"),
-        (lambda n, *_: np.zeros((n - 1, 8, 8, 1)), r"\(599, 8, 8, 1\)"),
+        (nan_at_nine, "1 of 400 samples are not finite .* the first is sample 9"),
+        (lambda n, *_: np.zeros((n, 64)), r"\(400, 64\): expected \(400, 8, 8, 1\)"),
+        (lambda n, *_: np.zeros((n - 1, 8, 8, 1)), r"\(399, 8, 8, 1\)"),
     ):
         bad = dataclasses.replace(digits_subject, generate=generate)
         with pytest.raises(ValueError, match=message):

@@ -242,10 +242,10 @@ def test_one_step_is_measured_from_the_noise_alone():
 
 
 def test_paths_end_where_the_sampler_does():
-    _, states, _ = exact_paths(4, 6, 3)
-    _, end = solve(sampling.heun_sample, 4, 6, 3)
-    assert states.shape == (7, 4, 2)
-    np.testing.assert_allclose(states[-1], end, rtol=1e-6)
-    keys = sampling.sample_keys(3, np.arange(4))
+    _, states, _ = exact_paths(32, 64, 0)
+    _, end = solve(sampling.heun_sample, 32, 64, 0)
+    assert states.shape == (65, 32, 2)
+    np.testing.assert_allclose(states[-1], end, rtol=1e-5)
+    keys = sampling.sample_keys(0, np.arange(32))
     start = sampling.sample_noise(keys, 0, (2,), SIGMA_DATA)
     np.testing.assert_array_equal(states[0], start)
