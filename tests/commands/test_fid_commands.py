@@ -193,8 +193,9 @@ def test_without_weights_no_evaluation_and_no_training(machine, tmp_path, monkey
     said = evaluate(machine, "--seed=1", check=1).stderr
     assert "pt_inception-2015-12-05-6726825d.pth: https://github.com/mseitzer" in said
     assert str(tmp_path / "inception") in said
-    config = base_config("dit", "diffusion", "noise_images")
+    config = base_config("mlp", "diffusion", "noise_images")
     config.eval.evaluators = ("fid",)
+    config.train.update({"batch_size": 4, "duration_images": 4})
     with pytest.raises(FileNotFoundError, match="pt_inception-2015-12-05"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
