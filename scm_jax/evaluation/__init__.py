@@ -1,4 +1,4 @@
-"""Evaluation: distances between samples and data, and from the exact map.
+"""Evaluators: distances between samples and data, and from the exact map.
 
 A further evaluator is a frozen dataclass of settings with ``__call__(subject)`` and one
 line in ``EVALUATORS``.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scm_jax.evaluation.pretrained_quality import FEATURE_NETS, PretrainedQuality
-from scm_jax.evaluation.sample_quality import FEATURES, Extractor, SampleQuality
-from scm_jax.evaluation.subject import ClosedForm, Evaluator, Subject
+from scm_jax.evaluation.pretrained_quality import PretrainedQuality
+from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
+from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.evaluation.validation import (
     MixtureConsistency,
     TeacherTrajectory,
@@ -36,10 +36,7 @@ EVALUATORS: dict[str, Evaluator] = {
 __all__ = [
     "EVALUATORS",
     "FEATURES",
-    "FEATURE_NETS",
-    "ClosedForm",
     "Evaluator",
-    "Extractor",
     "MixtureConsistency",
     "PretrainedQuality",
     "SampleQuality",

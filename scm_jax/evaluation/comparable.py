@@ -1,8 +1,7 @@
-"""Which rows of results may stand in one table or picture: those measured alike.
+"""Which rows of results may stand in one table or figure: those measured alike.
 
-A row says under ``protocol``, by evaluator, how its numbers came to be, and under
-``measured_by`` which evaluator gave which number. Numbers that do not say how they were
-measured go with all others.
+``protocol`` of a row says for each evaluator how it measured, ``measured_by`` for each
+number which evaluator it is from. Numbers without a protocol compare with all others.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 from scm_jax.evaluation.protocol import Protocol, measured_differently
 
 Row = Mapping[str, Any]
+Differences = dict[str, tuple[Any, Any]]
 
 
 def require_comparable(rows: Sequence[Row], metric: str) -> None:
     """Refuses rows whose numbers of one metric were measured in different ways.
 
     Args:
-      rows: results, as ``evaluate`` writes them; ``run``, where they have it, stands in
-        the message.
+      rows: results, as ``evaluate`` writes them; ``run`` is for the message.
       metric: their key.
 
     Raises:
@@ -34,8 +33,8 @@ def require_comparable(rows: Sequence[Row], metric: str) -> None:
         if found:
             names = [str(r.get("run", r.get("method", ""))) for r in (known[0], row)]
             raise ValueError(
-                f"{metric} of {names[0]!r} and of {names[1]!r} cannot be compared, as "
-                "they were measured in different ways:\n" + _lines(found)
+                f"{metric} of {names[0]!r} and {names[1]!r} cannot be compared, as they"
+                f" were measured in different ways:\n{_lines(found)}"
             )
 
 
@@ -43,12 +42,11 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows in as many tables as there are ways in which they were measured.
 
     Returns:
-      Caption and rows of each. The caption of the first is empty, a further one says
-      what differs from the first.
+      Caption and rows of each. A caption says what differs from the first table.
     """
     found: list[tuple[str, list[Row]]] = []
     for row in rows:
-        first: dict[str, tuple[Any, Any]] = {}
+        first: Differences = {}
         for _, table in found:
             differences = _from_table(table, row)
             if not differences:
@@ -56,40 +54,38 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
                 break
             first = first or differences
         else:
-            note = "measured in another way, not to be compared:\n" + _lines(first)
+            note = f"measured in another way, not to be compared:\n{_lines(first)}"
             found.append((note if first else "", [row]))
     return found
 
 
-def _from_table(table: Sequence[Row], row: Row) -> dict[str, tuple[Any, Any]]:
-    """What tells a row from a table's, over all numbers that both have."""
-    found: dict[str, tuple[Any, Any]] = {}
+def _from_table(table: Sequence[Row], row: Row) -> Differences:
+    """Differences between a row and a table, over all numbers that both have."""
+    found: Differences = {}
     for other in table:
         for metric in other.get("measured_by") or {}:
             found |= _differences(other, row, metric)
     return found
 
 
-def _differences(a: Row, b: Row, metric: str) -> dict[str, tuple[Any, Any]]:
+def _differences(a: Row, b: Row, metric: str) -> Differences:
     first, second = _protocol_of(a, metric), _protocol_of(b, metric)
     if first is None or second is None:
         return {}
     found = measured_differently(first, second)
-    # Evaluators that measure several metrics at once name them all, with settings: of
-    # two evaluators those of the metrics that both have must agree.
-    ours, theirs = _settings(first.metric), _settings(second.metric)
+    # An evaluator of several metrics names them all, as ``fid, is(split_size=5000)``:
+    # the settings of those that both evaluators have must agree.
+    ours, theirs = (
+        dict(re.findall(r"(\w+)((?:\([^)]*\))?)", protocol.metric))
+        for protocol in (first, second)
+    )
     alike = all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
     if alike:
         found.pop("metric", None)
     return found
 
 
-def _settings(metrics: str) -> dict[str, str]:
-    """``fid, is(split_size=5000)`` -> settings by metric."""
-    return dict(re.findall(r"(\w+)((?:\([^)]*\))?)", metrics))
-
-
-def _lines(differences: Mapping[str, tuple[Any, Any]]) -> str:
+def _lines(differences: Differences) -> str:
     return "\n".join(
         f"  {name}: {there!r} there, {here!r} here"
         for name, (there, here) in differences.items()
@@ -97,7 +93,7 @@ def _lines(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _protocol_of(row: Row, metric: str) -> Protocol | None:
-    """How a row's number came to be; None where it has none or does not say."""
+    """How a row's number was measured; None if it has none or does not say."""
     protocols = row.get("protocol") or {}
     name = (row.get("measured_by") or {}).get(metric)
     if name is None and len(protocols) == 1:

@@ -1,8 +1,7 @@
 """FID and its relatives: metrics over the features of pretrained networks.
 
-Samples become pixels, pixels features, and features are compared with a reference. All
-of it streams: memory grows with the number of samples only where a metric needs the
-features themselves.
+Memory grows with the number of samples only where a metric needs the features
+themselves, and not only their moments.
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ FEATURE_NETS: dict[str, Callable[[str | None], FeatureNet]] = {
 
 # What other metrics of a network are called.
 _SUFFIXES = {"inception-2015-12-05": "", "dinov2_vitl14": "_dinov2"}
-# Metrics that need the features of both sides, and not only their moments.
-_NEED_FEATURES = {"kid", "cmmd", "prdc", "sw", "mind"}
 
 
 @functools.lru_cache(maxsize=2)
@@ -53,24 +50,6 @@ def load_net(network: str, weights: str = "") -> FeatureNet:
     return lookup(FEATURE_NETS, network, "feature network")(weights or None)
 
 
-def _check_protocol(reference: Reference, net: FeatureNet, path: str) -> None:
-    """A file that says how its features came to be must agree with the network."""
-    said = reference.protocol or {}
-    for key, ours in (
-        ("extractor_sha256", net.weights_sha256),
-        ("resize", net.resize),
-    ):
-        if said.get(key, ours) != ours:
-            raise ValueError(
-                f"{path}: its features have {key} {said[key]}, those of the samples "
-                f"would have {ours}: the distance would mean nothing. Measure the "
-                "reference again with `scm data stats`"
-            )
-
-
-# --- The evaluator --------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class PretrainedQuality:
     """Metrics of samples against a reference in the features of a pretrained network.
@@ -81,8 +60,8 @@ class PretrainedQuality:
 
     Attributes:
       network: a key of ``FEATURE_NETS``.
-      metrics: keys of ``feature_metrics.METRICS``; ``fid`` is the Frechet distance of
-        the network, whatever its name.
+      metrics: keys of ``feature_metrics.SETTINGS``; ``fid`` is the Frechet distance
+        of the network, whatever its name.
       reference: file of statistics in any known format; empty for those of the training
         data, which are measured the first time and kept.
       weights: file of the network; empty for where published weights are kept.
@@ -104,13 +83,13 @@ class PretrainedQuality:
     def __post_init__(self):
         lookup(FEATURE_NETS, self.network, "evaluator setting network")
         for metric in self.metrics:
-            lookup(feature_metrics.METRICS, metric, "evaluator setting metrics")
+            lookup(feature_metrics.SETTINGS, metric, "evaluator setting metrics")
         require_positive(self, "steps", "num_seeds")
         require_seeds(self)
         require_positive(self, "num_samples", least=2)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
-        """The metrics, the sets they are of, and under ``protocol`` how.
+        """The metrics, their sets of samples, and ``protocol``.
 
         Raises:
           FileNotFoundError: no weights, or no such reference.
@@ -120,17 +99,18 @@ class PretrainedQuality:
         net = load_net(self.network, self.weights)
         path = self.reference or str(subject.need("reference_file", "a metric")(net))
         real, reference = self._reference(net, path)
-        outputs = [o for o in spaces_of(net) if o == "features" or "sfid" in self._all]
-        kept = ["features"] * bool(_NEED_FEATURES & self._all)
-        kept += ["logits"] * ("is" in self._all)
+        kept = ["features"] * any(
+            m in feature_metrics.OF_FEATURES for m in self.metrics
+        )
+        kept += ["logits"] * ("is" in self.metrics)
         # Moments add up; what needs the rows themselves each process draws for itself.
         part = (0, 1) if kept else (jax.process_index(), jax.process_count())
-        gaussians = {"features": real.gaussian, "spatial": real.spatial_gaussian}
-        widths = {k: len(g[0]) for k, g in gaussians.items() if k in outputs and g}
+        given = {output: len(mean) for output, (mean, _) in real.moments.items()}
+        widths = {output: given[output] for output in spaces_of(net) if output in given}
         rows = []
         for seed in range(self.seed, self.seed + self.num_seeds):
             images = draw(self.num_samples, self.steps, seed, part)
-            found = collect(net, images, outputs, kept)
+            found = collect(net, images, list(widths), kept)
             if part[1] > 1:
                 found = of_all_processes(found, widths)
             if found.count != self.num_samples:
@@ -140,7 +120,9 @@ class PretrainedQuality:
         row: dict[str, Any] = {}
         for key in rows[0]:
             measured = Measured(tuple(found[key] for found in rows))
-            name = self._name(net, key)
+            name = key + _SUFFIXES.get(net.name, f"_{net.name}")
+            if key == "fid":
+                name = spaces_of(net)["features"]  # such as fd_dinov2
             row[name] = measured.value
             if self.num_seeds > 1:
                 row[f"{name}_std"] = measured.std
@@ -165,47 +147,35 @@ class PretrainedQuality:
         }
 
     def files(self) -> list[str]:
-        """Paths of what a call reads besides the data: the number depends on them.
-
-        Raises:
-          FileNotFoundError: no weights; says where they are published and belong.
-        """
+        """Paths of what a call reads; FileNotFoundError without weights."""
         found = [self.reference] if self.reference else []
         if self.network in PUBLISHED:
             found.append(str(find_weights(self.network, self.weights)))
         return found
 
     def check(self) -> None:
-        """Raises what a call would for missing weights or a reference that is not one.
-
-        For before a training: at its end it would be late to learn of these.
-        """
+        """Raises what a call would for missing weights or a wrong reference."""
         net = load_net(self.network, self.weights)
         if self.reference:
             self._reference(net, self.reference)
 
-    @property
-    def _all(self) -> set[str]:
-        return set(self.metrics)
-
-    def _name(self, net: FeatureNet, key: str) -> str:
-        """The name of a number: ``fid`` of DINOv2 is ``fd_dinov2``."""
-        if key == "fid":
-            return spaces_of(net)["features"]
-        return key + _SUFFIXES.get(net.name, f"_{net.name}")
-
     def _reference(self, net: FeatureNet, path: str) -> tuple[FeatureSet, Reference]:
         names = spaces_of(net)
         main = read_reference(path, names["features"])
-        _check_protocol(main, net, path)
-        spatial = None
-        if "sfid" in self._all:
-            found = read_reference(path, names.get("spatial", "sfid"))
-            spatial = (found.mean, found.covariance)
-        real = FeatureSet(
-            features=main.features,
-            gaussian=(main.mean, main.covariance),
-            spatial_gaussian=spatial,
-            name=f"the reference {path}",
-        )
-        return real, main
+        # A file that says how its features were made must agree with the network.
+        for key, ours in {
+            "extractor_sha256": net.weights_sha256,
+            "resize": net.resize,
+        }.items():
+            if main.protocol.get(key, ours) != ours:
+                raise ValueError(
+                    f"{path}: its features have {key} {main.protocol[key]}, those of "
+                    f"the samples would have {ours}: the distance would mean nothing. "
+                    "Measure the reference again with `scm data stats`"
+                )
+        moments = {"features": (main.mean, main.covariance)}
+        if "sfid" in self.metrics:
+            spatial = read_reference(path, names.get("spatial", "sfid"))
+            moments["spatial"] = (spatial.mean, spatial.covariance)
+        outputs = {} if main.features is None else {"features": main.features}
+        return FeatureSet(f"the reference {path}", moments, outputs), main

@@ -1,8 +1,4 @@
-"""The protocol that travels with every number, and numbers over seeds.
-
-Two distances can be compared only if they were measured in the same way. ``Protocol``
-has two parts: ``MEASURING`` fields must agree, the others are what a study sweeps.
-"""
+"""The protocol that travels with every number, and numbers over seeds."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ import numpy as np
 
 from scm_jax.evaluation.metrics.frechet import sample_std
 
+# Fields in which two numbers must agree to be compared; studies sweep the others.
 MEASURING = (
     "metric",
     "extractor",
@@ -33,12 +30,12 @@ class Protocol:
 
     Attributes:
       metric: name and what else changes the number, such as ``precision(k=3)``.
-      extractor: of the features, such as ``inception_2015`` or ``raw``.
-      extractor_sha256: of its weights; ``none`` for an extractor that has none.
+      extractor: name of the features, such as ``inception_2015`` or ``raw``.
+      extractor_sha256: hash of its weights; ``none`` for an extractor that has none.
       resize: rule from samples to the extractor's input, such as ``tf1_bilinear_299``.
       quantization: rule from floats to pixels, such as ``x*127.5+128, truncated``.
       reference: name of the data or statistics compared with.
-      reference_sha256: of these; two files of one content may have two names.
+      reference_sha256: their hash; two files of one content may have two names.
       reference_count: items behind the reference; 0 where its file does not say.
       num_samples: samples of each seed.
       seeds: of the sets of samples.
@@ -46,7 +43,7 @@ class Protocol:
       steps: of the sampler.
       times: its intermediate times in ``(0, pi/2)``.
       guidance: scale; 1 is none.
-      ema: name of the weight average, such as its relative width.
+      ema: name of the EMA, such as its relative width.
       source: where a published number is from; empty for one measured here.
     """
 
@@ -71,15 +68,29 @@ class Protocol:
         for name, kind in {"seeds": int, "times": float}.items():
             values = tuple(kind(value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
-        if not self.source:
-            _check_measured(self)
+        if self.source:
+            return
+        # A number that was measured here knows all of its protocol.
+        for name in (*MEASURING[:-1], "reference", "sampler"):
+            if getattr(self, name) in ("", "unknown"):
+                raise ValueError(f"protocol.{name} is {getattr(self, name)!r}")
+        for name in ("extractor_sha256", "reference_sha256"):
+            digest = getattr(self, name)
+            legal = digest == "none" and name == "extractor_sha256"
+            if not legal and not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(
+                    f"protocol.{name} is {digest!r}: expected 64 hexadecimal digits"
+                )
+        for name in ("num_samples", "steps"):
+            number = getattr(self, name)
+            if number < 1:
+                raise ValueError(f"protocol.{name} = {number}: must be at least 1")
+        if not self.seeds:
+            raise ValueError("protocol.seeds is empty")
 
 
 def measured_differently(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
-    """Fields of ``MEASURING`` in which two protocols differ, with both values.
-
-    With any, two numbers do not compare.
-    """
+    """Fields of ``MEASURING`` in which two protocols differ, with both values."""
     pairs = {name: (getattr(a, name), getattr(b, name)) for name in MEASURING}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -102,10 +113,7 @@ def protocol_of(evaluator: Any, sampling: Mapping[str, Any], **fields: Any) -> d
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A number over seeds: its mean and spread.
-
-    There is no way to the best of the seeds alone: ``row(best=...)`` is the only one,
-    and it gives mean, spread and number of seeds with it.
+    """A number over seeds: its mean and spread, and never the best alone.
 
     Attributes:
       values: one per seed.
@@ -132,13 +140,8 @@ class Measured:
         """Unbiased standard deviation over the seeds; 0 for a single one."""
         return sample_std(list(self.values))
 
-    @property
-    def num_seeds(self) -> int:
-        """How many seeds."""
-        return len(self.values)
-
     def row(self, best: str | None = None) -> dict[str, Any]:
-        """``value``, ``std``, ``num_seeds``, ``values``, and on request ``best``.
+        """``value``, ``std``, ``num_seeds``, ``values``, and maybe ``best``.
 
         Example:
           >>> Measured((2.0, 4.0, 3.0)).row(best="least")["best"]
@@ -154,7 +157,7 @@ class Measured:
         row = {
             "value": self.value,
             "std": self.std,
-            "num_seeds": self.num_seeds,
+            "num_seeds": len(self.values),
             "values": list(self.values),
         }
         if best is None:
@@ -162,27 +165,6 @@ class Measured:
         choose = {"least": min, "greatest": max}.get(best)
         if choose is None:
             raise ValueError(f"best = {best!r}: must be 'least' or 'greatest'")
-        if self.num_seeds < 2:
+        if len(self.values) < 2:
             raise ValueError("the best of one seed has no spread: use two or more")
         return {**row, "best": choose(self.values)}
-
-
-def _check_measured(protocol: Protocol) -> None:
-    """A number measured here knows all of its protocol."""
-    for name in (*MEASURING[:-1], "reference", "sampler"):
-        if getattr(protocol, name) in ("", "unknown"):
-            raise ValueError(f"protocol.{name} is {getattr(protocol, name)!r}")
-    for name in ("extractor_sha256", "reference_sha256"):
-        digest = getattr(protocol, name)
-        legal = digest == "none" and name == "extractor_sha256"
-        if not legal and not re.fullmatch("[0-9a-f]{64}", digest):
-            raise ValueError(
-                f"protocol.{name} is {digest!r}: expected 64 hexadecimal digits"
-            )
-    for name in ("num_samples", "steps"):
-        if getattr(protocol, name) < 1:
-            raise ValueError(
-                f"protocol.{name} = {getattr(protocol, name)}: must be at least 1"
-            )
-    if not protocol.seeds:
-        raise ValueError("protocol.seeds is empty")

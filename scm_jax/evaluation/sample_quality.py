@@ -1,7 +1,4 @@
-"""Evaluators: frozen settings, called with what a run hands in, returning numbers.
-
-An evaluator knows no network and no objective: ``Subject`` carries the callables.
-Known-good settings are the entries of ``EVALUATORS`` in ``scm_jax.evaluation``.
+"""Distance, precision and recall of samples in the features of a small network.
 
 How to add features for another dataset: write a function ``(subject) -> Extractor``,
 add it to ``FEATURES``, and enter ``SampleQuality(features="its name")`` in
@@ -19,9 +16,11 @@ import numpy as np
 
 from scm_jax.evaluation.features import digits_classifier, shapes_classifier
 from scm_jax.evaluation.metrics import frechet, neighbours
-from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.protocol import Measured, protocol_of
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 from scm_jax.types import lookup
+
+_BLOCK = 512  # data whose features are extracted at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,12 @@ class Extractor:
     features: Callable[[np.ndarray], np.ndarray]
     classify: Callable[[np.ndarray], np.ndarray] | None = None
     sha256: str = "none"
+
+    def extract(self, x: np.ndarray) -> np.ndarray:
+        """``features`` over blocks of ``x``, float64."""
+        starts = range(0, len(x), _BLOCK)
+        blocks = (self.features(x[i : i + _BLOCK]) for i in starts)
+        return np.concatenate([np.asarray(block, np.float64) for block in blocks])
 
 
 def frozen(name: str, network: Any) -> Callable[[Subject], Extractor]:
@@ -54,16 +59,11 @@ def frozen(name: str, network: Any) -> Callable[[Subject], Extractor]:
     return extractor
 
 
-def raw(subject: Subject) -> Extractor:
-    """The values themselves: for vectors, and a baseline that needs no classifier."""
-    del subject
-    return Extractor(features=lambda x: x.reshape(len(x), -1))
-
-
 FEATURES: dict[str, Callable[[Subject], Extractor]] = {
     "digits_classifier": frozen("digits_classifier", digits_classifier),
     "shapes_classifier": frozen("shapes_classifier", shapes_classifier),
-    "raw": raw,
+    # The values themselves: for vectors, and a baseline without a classifier.
+    "raw": lambda subject: Extractor(features=lambda x: x.reshape(len(x), -1)),
 }
 
 
@@ -72,18 +72,16 @@ class SampleQuality:
     """Distance, precision and recall of samples against all real data.
 
     Labels are requested in the reference's proportions. Samples and real data pass
-    through the same ``to_pixels``. Next to the distance stands ``frechet_floor``, that
-    of two random halves of the real data: a perfect sampler scores half of it or less,
-    see ``frechet.halves_floor``. With several seeds every number is the mean over them,
-    never the best, and ``frechet_distance_std`` is their standard deviation.
+    through the same ``to_pixels``. With several seeds every number is the mean over
+    them, never the best.
 
     Attributes:
       features: a key of ``FEATURES``.
       steps: steps of the sampler.
       seed: of the first set of samples; the further ones use the integers after it.
       num_seeds: sets of samples.
-      num_samples: size of a set; 0 is as many as there are real data, the only size at
-        which the distance stands beside the floor.
+      num_samples: size of a set; 0 takes as many as there are real data, the only size
+        at which the distance compares with the floor.
       num_neighbours: k of precision and recall.
       floor_splits: random splits behind the floor.
     """
@@ -107,35 +105,40 @@ class SampleQuality:
         """Metrics of ``subject``, which needs ``generate`` and ``reference``.
 
         Returns:
-          ``frechet_distance``, ``frechet_floor``, ``frechet_floor_std``, ``precision``,
-          ``recall``, ``num_samples``, ``num_seeds``, ``seed``, ``steps``; ``protocol``
-          where the subject says how it is sampled;
-          ``class_accuracy`` (the share of samples that are classified as the label they
-          were asked for) with labels and a classifier; ``frechet_distance_std`` with
-          two seeds or more.
+          ``frechet_distance``, with two seeds or more ``frechet_distance_std``;
+          ``frechet_floor`` and ``frechet_floor_std`` (``frechet.halves_floor``);
+          ``precision``, ``recall``; with labels and a classifier ``class_accuracy``,
+          the share of samples classified as the label they were asked for;
+          ``num_samples``, ``num_seeds``, ``seed``, ``steps``; ``protocol`` if the
+          subject says how it is sampled.
 
         Raises:
           ValueError: a missing part, or samples of another shape or not finite.
         """
         x, labels = subject.need("reference", "sample quality")()
         extractor = FEATURES[self.features](subject)
-        real = frechet.extract(extractor.features, x)
+        real = extractor.extract(x)
         shape = (self.num_samples or len(x), *x.shape[1:])
         if labels is not None:
             labels = labels_in_proportion(labels, shape[0])
         rows = []
         for seed in range(self.seed, self.seed + self.num_seeds):
-            samples = draw(subject, shape, self.steps, seed, labels)
-            rows.append(self._compare(real, samples, labels, extractor))
-        metrics: dict[str, Any] = {
-            name: float(np.mean([row[name] for row in rows])) for name in rows[0]
-        }
+            samples = _draw(subject, shape, self.steps, seed, labels)
+            fake = extractor.extract(samples)
+            shares = neighbours.precision_recall(real, fake, self.num_neighbours)
+            distance = frechet.feature_distance(real, fake)
+            rows.append({"frechet_distance": distance, **shares._asdict()})
+            if labels is not None and extractor.classify is not None:
+                right = extractor.classify(fake) == labels
+                rows[-1]["class_accuracy"] = float(right.mean())
+        measured = {k: Measured(tuple(row[k] for row in rows)) for k in rows[0]}
+        metrics: dict[str, Any] = {name: m.value for name, m in measured.items()}
         if self.num_seeds > 1:
-            distances = [row["frechet_distance"] for row in rows]
-            metrics["frechet_distance_std"] = frechet.sample_std(distances)
-        floor, floor_std = frechet.halves_floor(real, self.floor_splits)
+            metrics["frechet_distance_std"] = measured["frechet_distance"].std
         if subject.sampling:
-            pixels = extractor.sha256 != "none"
+            rule = "none"
+            if extractor.sha256 != "none":
+                rule = subject.need("quantization", "a protocol")()
             metrics["protocol"] = protocol_of(
                 self,
                 subject.sampling,
@@ -143,14 +146,13 @@ class SampleQuality:
                 extractor=self.features,
                 extractor_sha256=extractor.sha256,
                 resize="none",
-                quantization=subject.need("quantization", "a protocol")()
-                if pixels
-                else "none",
+                quantization=rule,
                 reference=subject.dataset,
                 reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
                 reference_count=len(x),
                 num_samples=shape[0],
             )
+        floor, floor_std = frechet.halves_floor(real, self.floor_splits)
         return metrics | {
             "frechet_floor": floor,
             "frechet_floor_std": floor_std,
@@ -160,44 +162,20 @@ class SampleQuality:
             "steps": self.steps,
         }
 
-    def _compare(
-        self,
-        real: np.ndarray,
-        samples: np.ndarray,
-        labels: np.ndarray | None,
-        extractor: Extractor,
-    ) -> dict[str, float]:
-        """Metrics of one set of samples against the features of all real data."""
-        fake = frechet.extract(extractor.features, samples)
-        stats = frechet.feature_stats(real), frechet.feature_stats(fake)
-        precision, recall = neighbours.precision_recall(real, fake, self.num_neighbours)
-        metrics = {
-            "frechet_distance": frechet.frechet_distance(*stats),
-            "precision": precision,
-            "recall": recall,
-        }
-        if labels is not None and extractor.classify is not None:
-            metrics["class_accuracy"] = float(
-                (extractor.classify(fake) == labels).mean()
-            )
-        return metrics
 
-
-def draw(
+def _draw(
     subject: Subject,
     shape: tuple[int, ...],
     steps: int,
     seed: int,
     labels: np.ndarray | None,
 ) -> np.ndarray:
-    """Samples of ``subject``, of exactly ``shape`` and finite, or an error.
-
-    Converting to pixels would turn a NaN into some grey value, so it is caught here.
-    """
+    """Samples of ``subject``, of exactly ``shape`` and finite, or a ValueError."""
     generate = subject.need("generate", "sample quality")
     samples = np.asarray(generate(shape[0], steps, seed, labels))
     if samples.shape != shape:
         raise ValueError(f"generate returned {samples.shape}: expected {shape}")
+    # Converting to pixels would turn a NaN into some grey value.
     bad = ~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -210,8 +188,7 @@ def draw(
 def labels_in_proportion(labels: np.ndarray, num: int) -> np.ndarray:
     """``num`` labels, each as often as in ``labels`` to within one; ``(num,)`` int32.
 
-    These are evenly spaced quantiles of the sorted labels; with ``num = len(labels)``
-    they are the labels themselves.
+    These are evenly spaced quantiles of the sorted labels.
 
     Example:
       >>> labels_in_proportion(np.array([1, 0, 1, 1]), 8).tolist()

@@ -1,4 +1,4 @@
-"""What evaluators are handed, and what they are: ``numbers = evaluator(subject)``."""
+"""The interface of evaluators: ``numbers = evaluator(subject)``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scm_jax.types import check_seed
 
 
 class Generate(Protocol):
-    """Samples with everything already chosen but these four."""
+    """Draws samples."""
 
     def __call__(
         self, num: int, steps: int, seed: int, labels: np.ndarray | None
@@ -27,7 +27,7 @@ class Generate(Protocol):
 class ClosedForm(Protocol):
     """Data with a known consistency function, as in ``scm_jax.trigflow.exact``.
 
-    Hashable, so that evaluations during training share one compiled function.
+    Hashable, so that evaluations during training share one compilation.
     """
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
@@ -47,26 +47,25 @@ class Subject:
       sigma_data: standard deviation of the data, and of the noise.
       generate: the sampler of the run.
       f: ``(x_t (b, ...), t (b,), label (b,) or None) -> (b, ...)``, the consistency
-        function of a student; of a diffusion model its denoising guess.
+        function of a student, or the denoiser of a diffusion model.
       reference: reads all real data: float32 ``(n, *sample_shape)``, and int labels
         ``(n,)`` or None for unlabelled data.
-      to_pixels: float data -> uint8 pixels ``(n, h, w, c)``, of the dataset.
+      to_pixels: float data -> uint8 pixels ``(n, h, w, c)``.
       closed_form: the distribution of the data where it is known.
-      batch: ``(num, seed) -> (x0, label or None)``, held-out data where the data set
-        has a split of them.
+      batch: ``(num, seed) -> (x0, label or None)``, held-out data if there are any.
       validation_error: ``(x0, z, time, label) -> (validation, denoising)`` errors,
         ``(b,)`` each, see ``validation.Validation``.
+      teacher_paths: ``(num, steps, seed) -> (times, x_t, label)``: times ``(k,)`` from
+        noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
       pixels: ``(num, steps, seed, part) -> batches``, uint8 ``(n, h, w, c)`` each, of
-        samples of all classes in turn; of ``part = (index, count)`` only every
+        samples of all classes in turn; ``part = (index, count)`` selects every
         ``count``-th batch, from ``index`` on.
-      quantization: gives the rule by which they became uint8.
+      quantization: returns the rule by which samples became uint8.
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
         ``times``, ``guidance``, ``ema``.
-      reference_file: gives, for a ``FeatureNet``, the file with the statistics of the
-        training data, which it measures where there is none.
-      teacher_paths: ``(num, steps, seed) -> (times, x_t, label)``: times ``(k,)`` from
-        noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
+      reference_file: ``FeatureNet`` -> the file with the statistics of the training
+        data, which are measured if there is none.
     """
 
     sigma_data: float
@@ -88,7 +87,9 @@ class Subject:
         """The value of ``field``, or an error that says who needs it."""
         value = getattr(self, field)
         if value is None:
-            raise ValueError(f"{by} needs Subject.{field}, which this run has not")
+            raise ValueError(
+                f"{by} needs Subject.{field}, which this run does not have"
+            )
         return value
 
 
@@ -101,15 +102,15 @@ class Evaluator(Protocol):
 def require_positive(evaluator: Any, *settings: str, least: int = 1) -> None:
     """Raises ValueError for a setting of an evaluator that is below ``least``."""
     for name in settings:
-        if getattr(evaluator, name) < least:
+        given = getattr(evaluator, name)
+        if given < least:
             raise ValueError(
-                f"evaluator setting {name} = {getattr(evaluator, name)}:"
-                f" must be at least {least}"
+                f"evaluator setting {name} = {given}: must be at least {least}"
             )
 
 
 def require_seeds(evaluator: Any) -> None:
-    """Raises ValueError where a set of samples would have an illegal seed."""
+    """Raises ValueError if a set of samples would have an illegal seed."""
     check_seed(evaluator.seed, "evaluator setting seed")
     last = evaluator.seed + getattr(evaluator, "num_seeds", 1) - 1
     check_seed(last, "last seed of the evaluator, seed + num_seeds - 1,")

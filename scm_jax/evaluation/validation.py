@@ -1,7 +1,7 @@
 """Errors at fixed data, fixed noise and fixed times: no sampler and no features.
 
-They change with the parameters alone, so that small differences between sizes and
-training lengths can be seen: the y axis of scaling laws.
+They change with the parameters alone, so that small differences are seen: the y axis of
+scaling laws.
 """
 
 from __future__ import annotations
@@ -26,24 +26,19 @@ from scm_jax.evaluation.subject import (
 from scm_jax.trigflow import Time
 
 
-def proposal_times(P_mean: float, P_std: float, num_times: int) -> np.ndarray:
-    """Noise levels at the midpoints of ``num_times`` equal parts of a proposal.
-
-    ``sigma_i = exp(P_mean + P_std Phi^-1((i + 1/2) / num_times))``, ``(num_times,)``.
-    """
+def _proposal_times(P_mean: float, P_std: float, num_times: int) -> np.ndarray:
+    """``sigma_i = exp(P_mean + P_std Phi^-1((i + 1/2) / num_times))``: quantiles."""
     levels = (np.arange(num_times) + 0.5) / num_times
     return np.exp(P_mean + P_std * ndtri(levels))
 
 
-def fixed_time(sigma: float, num: int, sigma_data: float) -> Time:
-    """One noise level for a batch: ``(num,)``."""
+def _fixed_time(sigma: float, num: int, sigma_data: float) -> Time:
     return trigflow.time_from_sigma(np.full((num,), sigma, np.float32), sigma_data)
 
 
-def fixed_noise(
+def _fixed_noise(
     rng: np.random.Generator, shape: tuple[int, ...], sigma_data: float
 ) -> jax.Array:
-    """Noise of standard deviation ``sigma_data`` from the host's generator."""
     return sigma_data * jnp.asarray(rng.standard_normal(shape, np.float32))
 
 
@@ -51,14 +46,12 @@ def fixed_noise(
 class Validation:
     """What the objective makes small, with weight 1, at fixed data, noise and times.
 
-    ``validation_error`` is the mean of ``Objective.validation_error`` over
-    ``num_times`` noise levels. These are the evaluator's own, so that it compares
-    between all runs of one objective and data set, whatever their proposal, weighting
-    or normalization.
-    ``denoising_error``, the mean of ``||f(x_t, t) - x0||^2 / D`` at the same points,
-    compares between objectives that have the same use for ``f``: for a diffusion model
-    ``f`` is its denoising guess, for a consistency model it is the end of the path,
-    which is farther from ``x0``.
+    ``validation_error`` is the mean of ``Objective.validation_error`` over noise levels
+    of the evaluator's own: it compares between all runs of one objective and dataset,
+    whatever their proposal, weighting or normalization. ``denoising_error``, the mean
+    of ``||f(x_t, t) - x0||^2 / D`` at the same points, compares between objectives that
+    use ``f`` alike: in a diffusion model it is the denoiser, in a consistency model the
+    end of the path, which is farther from ``x0``.
 
     Attributes:
       log_sigma_mean: mean of the log noise level.
@@ -87,11 +80,23 @@ class Validation:
         Raises:
           ValueError: the subject lacks a part, or an error is not finite.
         """
-        errors = [
-            [np.asarray(e, np.float64).mean() for e in both]
-            for both in self._errors(subject)
-        ]
-        parts = self.num_points // self._part
+        batch = subject.need("batch", "the validation error")
+        error = subject.need("validation_error", "the validation error")
+        part = min(self.batch_size, self.num_points)
+        parts = self.num_points // part
+        x0, label = batch(self.num_points, self.seed)
+        rng = np.random.default_rng(self.seed)
+        # One draw for all times: differences between times are not those of the noise.
+        z = _fixed_noise(rng, x0.shape, subject.sigma_data)
+        errors = []
+        proposal = self.log_sigma_mean, self.log_sigma_std, self.num_times
+        for sigma in _proposal_times(*proposal):
+            time = _fixed_time(sigma, part, subject.sigma_data)
+            for start in range(0, parts * part, part):
+                rows = slice(start, start + part)
+                labels = None if label is None else label[rows]
+                both = error(x0[rows], z[rows], time, labels)
+                errors.append([np.asarray(e, np.float64).mean() for e in both])
         by_time = np.reshape(errors, (self.num_times, parts, 2)).mean(axis=1)
         if not np.isfinite(by_time).all():
             raise ValueError("validation errors are not finite")
@@ -99,37 +104,16 @@ class Validation:
             "validation_error": float(by_time[:, 0].mean()),
             "denoising_error": float(by_time[:, 1].mean()),
             "validation_error_by_time": by_time[:, 0].tolist(),
-            "validation_points": self.num_times * parts * self._part,
+            "validation_points": self.num_times * parts * part,
         }
-
-    @property
-    def _part(self) -> int:
-        return min(self.batch_size, self.num_points)
-
-    def _errors(self, subject: Subject) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Both errors of each part of the data, ``(part,)``, time after time."""
-        batch = subject.need("batch", "the validation error")
-        error = subject.need("validation_error", "the validation error")
-        x0, label = batch(self.num_points, self.seed)
-        rng = np.random.default_rng(self.seed)
-        # One draw for all times: differences between times are not those of the noise.
-        z = fixed_noise(rng, x0.shape, subject.sigma_data)
-        mean, std = self.log_sigma_mean, self.log_sigma_std
-        for sigma in proposal_times(mean, std, self.num_times):
-            time = fixed_time(sigma, self._part, subject.sigma_data)
-            for start in range(0, self.num_points - self._part + 1, self._part):
-                rows = slice(start, start + self._part)
-                yield error(
-                    x0[rows], z[rows], time, None if label is None else label[rows]
-                )
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherTrajectory:
     """Distance of the student's ``f`` from the ends of its teacher's paths.
 
-    The teacher solves its ODE by Heun's method from fixed noise; a perfect student
-    takes every point of a path to the path's end.
+    The teacher solves its ODE by Heun's method from fixed noise; a perfect student maps
+    every point of a path to its end.
 
     Attributes:
       teacher_steps: Heun steps of the teacher.
@@ -148,9 +132,8 @@ class TeacherTrajectory:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Root mean square distances, in units of the data.
 
-        Returns:
-          ``trajectory_rmse`` over all times of the paths, each alike;
-          ``trajectory_one_step_rmse`` from the noise alone.
+        ``trajectory_rmse`` is over all times of the paths, each alike,
+        ``trajectory_one_step_rmse`` from the noise alone.
         """
         f = subject.need("f", "the trajectory error")
         paths = subject.need("teacher_paths", "the trajectory error")
@@ -170,7 +153,7 @@ class TeacherTrajectory:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConsistency:
-    """Distance of a student's ``f`` from the exact map, the only one with ground truth.
+    """Distance of a student's ``f`` from the exact map.
 
     ``consistency_rmse`` is the root mean square, per element, of ``f - f*`` over the
     proposal of Alg. 1: quantiles of ``tau ~ N(P_mean, P_std^2)``, at each of them fixed
@@ -200,7 +183,7 @@ class MixtureConsistency:
         f = subject.need("f", "consistency error")
         closed_form = subject.need("closed_form", "consistency error")
         squares = []
-        for x_t, time in self.points(closed_form, subject.sigma_data):
+        for x_t, time in self._points(closed_form, subject.sigma_data):
             exact = exact_consistency(closed_form, x_t, time, subject.sigma_data)
             difference = np.asarray(f(x_t, time.t, None)) - np.asarray(exact)
             squares.append(np.mean(difference.astype(np.float64) ** 2))
@@ -211,21 +194,18 @@ class MixtureConsistency:
             "seed": self.seed,
         }
 
-    def points(
+    def _points(
         self, closed_form: ClosedForm, sigma_data: float
     ) -> Iterator[tuple[jax.Array, Time]]:
-        """``num_times`` batches ``(x_t, t)`` of the proposal, then one at ``t_max``.
-
-        All have the same shapes, so that ``f`` is compiled once.
-        """
+        """``num_times`` batches ``(x_t, t)`` of the proposal, then one at ``t_max``."""
         rng = np.random.default_rng(self.seed)
-        for sigma in proposal_times(self.P_mean, self.P_std, self.num_times):
-            time = fixed_time(sigma, self.num_points, sigma_data)
+        for sigma in _proposal_times(self.P_mean, self.P_std, self.num_times):
+            time = _fixed_time(sigma, self.num_points, sigma_data)
             x0 = closed_form.sample(rng, self.num_points)
-            z = fixed_noise(rng, x0.shape, sigma_data)
+            z = _fixed_noise(rng, x0.shape, sigma_data)
             yield trigflow.interpolate(jnp.asarray(x0), z, time), time
-        z = fixed_noise(rng, x0.shape, sigma_data)
-        yield z, fixed_time(trigflow.SIGMA_MAX, self.num_points, sigma_data)
+        z = _fixed_noise(rng, x0.shape, sigma_data)
+        yield z, _fixed_time(trigflow.SIGMA_MAX, self.num_points, sigma_data)
 
 
 @functools.partial(jax.jit, static_argnames=("closed_form", "sigma_data"))

@@ -1,11 +1,10 @@
-"""Measuring runs: combinations of sampler settings, one row of results each."""
+"""Evaluates runs: combinations of sampler settings, one row of results each."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from scm_jax.runs import subject as subjects
 from scm_jax.runs import training_data
 from scm_jax.runs.directory import layout
 from scm_jax.runs.directory.run_configs import sampling_ema
-from scm_jax.runs.sample import Generator, load_generate
+from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import parts
 from scm_jax.runs.setup.evaluators import configured_evaluators
 from scm_jax.runs.setup.experiment import Experiment
@@ -38,8 +37,8 @@ class SamplingPoint:
 
     Attributes:
       steps: steps of the sampler.
-      times: intermediate times of consistency sampling, ``steps - 1`` of them in
-        ``(0, pi/2)``, decreasing; None for the default.
+      times: ``steps - 1`` decreasing intermediate times of consistency sampling in
+        ``(0, pi/2)``; None for the default.
       guidance: guidance scale; None for the run's.
     """
 
@@ -74,14 +73,12 @@ def sampling_points(
             raise ValueError(f"steps {n}: must be at least 1")
         fitting: list[Any] = [t for t in times if len(t) == n - 1 and n > 1] or [None]
         scales: Sequence[Any] = guidance or [None]
-        points += itertools.starmap(
-            functools.partial(SamplingPoint, n), itertools.product(fitting, scales)
-        )
+        points += [SamplingPoint(n, t, scale) for t in fitting for scale in scales]
     return points
 
 
 def configured_points(config: ConfigDict) -> list[SamplingPoint]:
-    """What a run measures at its end: ``eval.steps``, and ``eval.times`` besides."""
+    """The points of a run's end: ``eval.steps`` by themselves, and ``eval.times``."""
     own = [SamplingPoint(len(times) + 1, tuple(times)) for times in config.eval.times]
     return [*sampling_points(config.eval.steps), *own]
 
@@ -94,25 +91,20 @@ def evaluate(
     net_params: Any,
     *,
     points: Sequence[SamplingPoint] | None = None,
-    evaluators: dict[str, Evaluator] | None = None,
-    generate: Generator | None = None,
 ) -> list[dict[str, Any]]:
-    """One row of metrics per point.
+    """One row of the configured metrics per point.
 
     Args:
       experiment: what was trained.
-      net_params: the parameters to measure.
+      net_params: the parameters to evaluate.
       points: how to sample; default is ``configured_points``.
-      evaluators: what to measure, by name; default is ``configured_evaluators``.
-      generate: sampler that is compiled already.
     """
-    if evaluators is None:
-        evaluators = configured_evaluators(experiment.config)
+    evaluators = configured_evaluators(experiment.config)
     if points is None:
         points = configured_points(experiment.config)
     if not evaluators:
         return []
-    subject = subjects.make_subject(experiment, net_params, generate)
+    subject = subjects.make_subject(experiment, net_params)
     rows = Rows(experiment, subject, experiment.sampling_ema)
     return [rows.measure(point, evaluators) for point in points]
 
@@ -123,7 +115,7 @@ class Rows:
 
     experiment: Experiment
     subject: Subject
-    average: str
+    ema: str
     fixed: dict[Evaluator, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def measure(
@@ -131,8 +123,8 @@ class Rows:
     ) -> dict[str, Any]:
         """The row of a point: how it was sampled, then the numbers.
 
-        Under ``protocol`` stands by each evaluator's name how its numbers came to be,
-        under ``measured_by`` by each number's name which evaluator gave it.
+        ``protocol`` says for each evaluator how it measured, ``measured_by`` for each
+        number which evaluator it is from.
         """
         row = sampling_facts(self.experiment, point)
         subject = self._sampled(point, row)
@@ -175,7 +167,7 @@ class Rows:
                 "sampler": facts["sampler"],
                 "times": point.times or (),
                 "guidance": facts["guidance"],
-                "ema": self.average,
+                "ema": self.ema,
             },
         )
 
@@ -183,15 +175,13 @@ class Rows:
 def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, Any]:
     """How a row was sampled, and what a sample cost.
 
-    ``nfe`` counts evaluations of the network: two for each step's evaluation under
-    classifier-free guidance. ``sampling_compute`` is the paper's effective sampling
-    compute, billions of parameters times ``nfe``.
+    Classifier-free guidance doubles ``nfe``. ``sampling_compute`` is the paper's
+    effective sampling compute, billions of parameters times ``nfe``.
     """
     config = experiment.config
     sampler = config.sampling.sampler
     guidance = config.sampling.guidance if point.guidance is None else point.guidance
-    consumes = experiment.network.consumes
-    nfe = sampling.nfe(sampler, point.steps, guidance, consumes)
+    nfe = sampling.nfe(sampler, point.steps, guidance, experiment.network.consumes)
     params = counts.parameter_count(experiment.abstract_params()["net"])
     return {
         "method": config.name,
@@ -219,11 +209,11 @@ def evaluate_run(
     rerun: bool = False,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Measures a checkpoint of a run, one row per combination.
+    """Evaluates a checkpoint of a run, one row per combination.
 
     Each row is appended to the run's ``results.jsonl`` as soon as it is measured. A row
-    that is there already, of the same checkpoint and with the same settings, is read
-    from there: the same command goes on where it was stopped.
+    of the same checkpoint and settings that is there already is read: the same command
+    continues where it was stopped.
 
     Args:
       directory: the run.
@@ -239,15 +229,15 @@ def evaluate_run(
       **settings: of the evaluators, such as ``num_seeds``.
 
     Raises:
-      ValueError: nothing to measure, or settings that contradict each other.
+      ValueError: no evaluators, or settings that contradict each other.
     """
     run_dir = layout.RunDir(directory)
     config = config_lib.from_dict(run_dir.read_config())
     built = configured_evaluators(config, evaluators, **settings)
     if not built:
         raise ValueError(
-            f"nothing to measure: eval.evaluators of {directory} is empty; name some "
-            f"with --metrics, of {sorted(evaluation.EVALUATORS)}"
+            f"nothing to measure: eval.evaluators of {directory} is empty; choose some "
+            f"with --metrics among {sorted(evaluation.EVALUATORS)}"
         )
     if steps or times or guidance:
         points = sampling_points(tuple(steps or config.eval.steps), times, guidance)
@@ -270,7 +260,12 @@ def evaluate_run(
         for point in points:
             key = _row_key(config, step, name, point, built, changed)
             if key not in done:
-                rows = rows or _open_run(directory, config, name, step)
+                if rows is None:
+                    it = load_generate(directory, name, step)
+                    subject = subjects.make_subject(
+                        it.experiment, it.params, it.generate, config
+                    )
+                    rows = Rows(it.experiment, subject, it.average)
                 row = rows.measure(point, built) | {"key": key}
                 row = labelled(row, rows.experiment, step, name, run_dir)
                 if changed is not None:
@@ -278,16 +273,6 @@ def evaluate_run(
                 run_dir.append_result(row)
                 done[key] = row
             yield done[key]
-
-
-def _open_run(
-    directory: str | os.PathLike, config: ConfigDict, average: str, step: int
-) -> Rows:
-    loaded = load_generate(directory, average, step)
-    subject = subjects.make_subject(
-        loaded.experiment, loaded.params, loaded.generate, config
-    )
-    return Rows(loaded.experiment, subject, loaded.average)
 
 
 def _row_key(
@@ -298,12 +283,14 @@ def _row_key(
     evaluators: Mapping[str, Any],
     changed: Identity | None,
 ) -> str:
-    """What a row is the answer to, as ten hexadecimal digits.
+    """Ten hexadecimal digits of all that changes the numbers of a row.
 
-    Keys of the config that a resumed run may change are in it where they change a
-    number, and so are the files that evaluators read, and data other than those that
-    the run was trained on.
+    Besides the settings, these are keys of the config that a resumed run may change,
+    the files that evaluators read, and data other than those of the training.
     """
+    files: dict[str, list[str]] = {
+        name: getattr(it, "files", list)() for name, it in evaluators.items()
+    }
     asked = {
         "step": step,
         "ema": average,
@@ -311,19 +298,14 @@ def _row_key(
         "sampling": [config.sampling[k] for k in ("sampler", "guidance", "decoder")],
         "split": config.eval.split,
         "evaluators": {
-            name: [dataclasses.asdict(evaluator), _files(evaluator)]
-            for name, evaluator in evaluators.items()
+            name: [dataclasses.asdict(it), [file_sha256(path) for path in files[name]]]
+            for name, it in evaluators.items()
         },
     }
     if changed is not None:
         asked["data"] = changed.sha256
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _files(evaluator: Evaluator) -> list[str]:
-    """Hashes of the files that an evaluator reads."""
-    return [file_sha256(path) for path in getattr(evaluator, "files", list)()]
 
 
 def labelled(
@@ -333,7 +315,7 @@ def labelled(
     average: str,
     run_dir: layout.RunDir,
 ) -> dict[str, Any]:
-    """A row with what it was measured on, and the data that this was trained on."""
+    """A row with its checkpoint, and the data of the training."""
     images = step * experiment.config.train.batch_size
     row = {**row, "ema": average, "step": step, "images": images}
     data = training_data.describe(run_dir.path)

@@ -1,4 +1,4 @@
-"""Reference statistics of data sets: where they are kept, and how they are measured."""
+"""Reference statistics of datasets: where they are kept, and how they are measured."""
 
 from __future__ import annotations
 
@@ -17,34 +17,26 @@ from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.references import accumulate
 
 BATCH = 256
-# Items that tell two data sets of one name apart.
+# Items that tell two datasets of one name apart.
 _PROBES = 64
 
 
 def open_dataset(
     name: str, split: str, root: str | os.PathLike[str] | None = None
 ) -> Dataset:
-    """A data set by its name: of ``DATASETS``, or one that was prepared under it."""
+    """A dataset by its name: a key of ``DATASETS``, or the name of a prepared one."""
     if name in DATASETS:
         return make_dataset(name, split, root=root, prepare=True)
     return make_dataset("images", split, root=root, prepared=name)
 
 
-def pixel_batches(dataset: Any, first: int, end: int) -> Iterator[np.ndarray]:
-    """Items in stored order as uint8 ``(n, h, w, c)``, without augmentation."""
-    info = _image_info(dataset)
-    for start in range(first, end, BATCH):
-        rows = np.arange(start, min(start + BATCH, end))
-        yield info.to_pixels(dataset.items(rows)[0])
-
-
 def _image_info(dataset: Dataset) -> Any:
-    """What ``dataset`` says of itself once its data are there."""
+    """``dataset.info`` once its data are there."""
     info = getattr(dataset, "opened", dataset).info
     if info.whitening is not None:
         raise ValueError(
-            f"dataset {info.name!r} holds latents: its reference are the statistics of "
-            "the images themselves; name their file in eval.reference or --reference"
+            f"dataset {info.name!r} holds latents, and its reference is of the images: "
+            "give the file of their statistics in eval.reference or --reference"
         )
     if info.to_pixels is None or not info.num_items:
         raise ValueError(f"dataset {info.name!r} holds no images to take features of")
@@ -52,7 +44,7 @@ def _image_info(dataset: Dataset) -> Any:
 
 
 def fingerprint(dataset: Any) -> str:
-    """Ten hexadecimal digits of the data: their number, 64 of them, and their files."""
+    """Ten hexadecimal digits of the data: their count, 64 items, and their files."""
     info = _image_info(dataset)
     rows = np.linspace(0, info.num_items - 1, min(_PROBES, info.num_items))
     pixels = info.to_pixels(dataset.items(rows.astype(np.int64))[0])
@@ -66,52 +58,38 @@ def fingerprint(dataset: Any) -> str:
 def default_path(
     dataset: Dataset, net: FeatureNet, root: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Where the statistics of a data set in the features of a network are kept."""
+    """Where the statistics of a dataset in the features of a network are kept."""
     folder = storage.data_root(root or None)
     name = f"{_image_info(dataset).name}-{fingerprint(dataset)}"
     return folder / "stats" / f"{name}-{net.name}-{net.weights_sha256[:10]}.npz"
 
 
 def measure(
-    dataset: Dataset,
+    dataset: Any,
     net: FeatureNet,
     path: Path,
     process_index: int = 0,
     process_count: int = 1,
 ) -> bool:
-    """Writes the statistics of all items, unless they are there.
-
-    A killed measurement goes on when it is called again; of several processes each
-    measures its own parts, and the last one writes the file.
-
-    Args:
-      dataset: whose items.
-      net: the network.
-      path: the file.
-      process_index: which of several calls this is.
-      process_count: how many there are.
-
-    Returns:
-      Whether the file is there.
-    """
+    """``accumulate.measure_reference`` of all items, unless ``path`` is there."""
     if path.is_file():
         return True
     info = _image_info(dataset)
     say = Progress(f"{info.name} in {net.name}", info.num_items)
 
     def images(first: int, end: int) -> Iterator[np.ndarray]:
-        for batch in pixel_batches(dataset, first, end):
-            yield batch
-            say.add(len(batch))
+        for start in range(first, end, BATCH):
+            rows = np.arange(start, min(start + BATCH, end))
+            yield info.to_pixels(dataset.items(rows)[0])
+            say.add(len(rows))
 
-    notes = {"fingerprint": fingerprint(dataset)}
     whole = accumulate.measure_reference(
         net,
         images,
         info.num_items,
         path,
         info.name,
-        notes,
+        {"fingerprint": fingerprint(dataset)},
         process_index=process_index,
         process_count=process_count,
     )

@@ -1,8 +1,4 @@
-"""What is measured: a set of parameters as the callables that evaluators are handed.
-
-Beside samples these need real data, the errors of the run's own objective on it, and
-paths of the run's teacher.
-"""
+"""A set of parameters as the callables that evaluators need."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ def make_subject(
     generate: Generator | None = None,
     config: ConfigDict | None = None,
 ) -> Subject:
-    """What evaluators are handed: callables and the real data.
+    """The callables and the real data.
 
     ``config`` is the run's own where ``experiment`` was built without its teacher.
     """
@@ -55,9 +51,9 @@ def make_subject(
         reference=functools.cache(dataset.arrays) if info.num_items else None,
         to_pixels=info.to_pixels,
         closed_form=dataset.closed_form,
-        batch=functools.partial(held_out_batch, experiment),
+        batch=functools.partial(_held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params, config),
-        teacher_paths=_teacher_paths(experiment),
+        teacher_paths=functools.partial(_teacher_paths, experiment),
         quantization=lambda: generator.quantization,
         dataset=info.name,
         reference_file=functools.partial(_reference_file, experiment),
@@ -65,7 +61,6 @@ def make_subject(
 
 
 def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
-    """The statistics of the training data, measured where they are not kept yet."""
     dataset, root = experiment.dataset, experiment.config.dataset.root
     path = reference_stats.default_path(dataset, net, root)
     reference_stats.measure(dataset, net, path)
@@ -73,17 +68,16 @@ def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
 
 
 def _condition(experiment: Experiment, label: jax.Array | None, t: jax.Array) -> Cond:
-    """Labels, and the run's guidance scale where the network takes one."""
     guidance = None
     if "guidance" in experiment.network.consumes:
         guidance = jnp.full_like(t, experiment.config.sampling.guidance)
     return Cond(t=t, label=label, guidance=guidance)
 
 
-def held_out_batch(
+def _held_out_batch(
     experiment: Experiment, num: int, seed: int
 ) -> tuple[jax.Array, jax.Array | None]:
-    """``num`` items of ``eval.split``, of the training split where there is none."""
+    """``num`` items of ``eval.split``, or of the training split if it is empty."""
     config = experiment.config
     dataset = experiment.dataset
     if config.eval.split:
@@ -104,9 +98,7 @@ def _validation_error(
         **config_lib.objective_settings(config),
     )
 
-    @functools.cache
-    def teacher() -> Any:
-        return reference_teacher(experiment) if objective.needs_teacher else None
+    teacher = functools.cache(functools.partial(reference_teacher, experiment))
 
     @jax.jit
     def errors(
@@ -134,9 +126,9 @@ def _validation_error(
 
 
 def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
-    """The teacher that a run is measured against, with its parameters on this machine.
+    """The teacher that a run is measured against, and its parameters.
 
-    That is ``teacher.run``; without one the run that it started from; else the exact
+    It is ``teacher.run``, else the run that this one started from, else the exact
     velocity of data in closed form.
 
     Raises:
@@ -155,35 +147,29 @@ def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
         return Teacher(network, source.run, name, scale), params
     if dataset.closed_form is None:
         raise ValueError(
-            "this measurement needs a teacher: the run's config has neither "
+            "this evaluator needs a teacher: the run's config has neither "
             "teacher.run nor init.run, and its data no closed form"
         )
     return teachers.exact_teacher(dataset), None
 
 
 def _teacher_paths(
-    experiment: Experiment,
-) -> Callable[[int, int, int], tuple[np.ndarray, jax.Array, jax.Array | None]]:
+    experiment: Experiment, num: int, steps: int, seed: int
+) -> tuple[np.ndarray, jax.Array, jax.Array | None]:
     """Heun paths of the teacher from the noise of ``generate``'s samples."""
     info = experiment.dataset.info
+    teacher, params = reference_teacher(experiment)
+    grid = sampling.make_grid("heun", steps, info.sigma_data)
+    label = None
+    if info.num_classes:
+        label = jnp.arange(num, dtype=jnp.int32) % info.num_classes
 
-    def paths(num: int, steps: int, seed: int) -> tuple[Any, Any, Any]:
-        teacher, params = reference_teacher(experiment)
-        grid = sampling.make_grid("heun", steps, info.sigma_data)
-        label = None
-        if info.num_classes:
-            label = jnp.arange(num, dtype=jnp.int32) % info.num_classes
-        cond = _condition(experiment, label, jnp.zeros((num,)))
+    @jax.jit
+    def run(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
+        fn = functools.partial(teacher.fn, params)
+        problem = (fn, keys, cond, grid, info.sample_shape, info.sigma_data)
+        return sampling.heun_path(sampling.Problem(*problem))
 
-        @jax.jit
-        def run(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
-            fn = functools.partial(teacher.fn, params)
-            shape = info.sample_shape
-            return sampling.heun_path(
-                sampling.Problem(fn, keys, cond, grid, shape, info.sigma_data)
-            )
-
-        keys = sampling.sample_keys(seed, np.arange(num))
-        return grid, run(params, keys, cond), label
-
-    return paths
+    keys = sampling.sample_keys(seed, np.arange(num))
+    cond = _condition(experiment, label, jnp.zeros((num,)))
+    return grid, run(params, keys, cond), label

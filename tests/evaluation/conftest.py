@@ -4,15 +4,23 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
-def training_script():
-    """``data/digits/train_classifier.py``, which is no module of the package."""
-    root = Path(__file__).parents[2]
-    path = root / "data" / "digits" / "train_classifier.py"
-    spec = importlib.util.spec_from_file_location("train_classifier", path)
+def load(name):
+    """A script in ``data/``, which is no module of the package."""
+    path = Path(__file__).parents[2] / "data" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
+
+
+@pytest.fixture(scope="session")
+def training_script():
+    return load("digits/train_classifier.py")
+
+
+@pytest.fixture(scope="session")
+def failures_script():
+    return load("shapes/measure_failures.py")
 
 
 @pytest.fixture(scope="session")

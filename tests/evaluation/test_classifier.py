@@ -1,16 +1,14 @@
 """The frozen weights are the recorded ones, and their features rank failures."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scm_jax.evaluation.features import digits_classifier
-from scm_jax.evaluation.metrics.frechet import (
-    feature_stats,
-    frechet_distance,
-    halves_floor,
-)
+from scm_jax.evaluation.metrics.frechet import feature_distance, halves_floor
 from scm_jax.files.tensors import tensors_sha256
 
 
@@ -44,50 +42,30 @@ def test_changed_weights_are_refused(weights, tmp_path):
     digits_classifier.load_weights(path)
     changed["head_bias"] = np.nextafter(changed["head_bias"], np.float32(9))
     np.savez(path, **changed)
-    with pytest.raises(
-        ValueError, match=f"expected {digits_classifier.WEIGHTS_SHA256}"
-    ):
+    match = f"expected {digits_classifier.WEIGHTS_SHA256}"
+    with pytest.raises(ValueError, match=match):
         digits_classifier.load_weights(path)
-
-
-def test_other_arrays_are_refused(weights, tmp_path):
-    path = tmp_path / "weights.npz"
     np.savez(path, **{**weights, "extra": np.zeros(2)})
     with pytest.raises(ValueError, match=r"'extra': \(2,\)"):
         digits_classifier.load_weights(path)
-
-
-@pytest.mark.parametrize("keep", [0, 10, 50_000])
-def test_a_damaged_file_is_refused(tmp_path, keep):
-    path = tmp_path / "weights.npz"
-    path.write_bytes(digits_classifier.WEIGHTS_PATH.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="damaged"):
-        digits_classifier.load_weights(path)
+    for keep in (0, 10, 50_000):
+        path.write_bytes(digits_classifier.WEIGHTS_PATH.read_bytes()[:keep])
+        with pytest.raises(ValueError, match="damaged"):
+            digits_classifier.load_weights(path)
 
 
 def test_features_are_two_dense_layers(weights, digits):
     pixels = digits[0][:32]
-    expected = []
-    for image in pixels.reshape(32, 64) / 127.5:
-        hidden = [
-            max(0.0, float(column @ image) + bias)
-            for column, bias in zip(
-                weights["dense0_kernel"].T, weights["dense0_bias"], strict=True
-            )
-        ]
-        h = weights["dense1_kernel"].T @ np.array(hidden) + weights["dense1_bias"]
-        expected.append(np.maximum(h, 0))
+    h = pixels.reshape(32, 64) / 127.5
+    for layer in ("dense0", "dense1"):
+        kernel, bias = weights[f"{layer}_kernel"], weights[f"{layer}_bias"]
+        h = np.clip(np.einsum("ni,ij->nj", h, kernel) + bias, 0, None)
     found = digits_classifier.features(weights, pixels)
     assert found.shape == (32, digits_classifier.NUM_FEATURES)
-    np.testing.assert_allclose(found, np.array(expected), atol=1e-10)
-
-
-def test_numpy_and_jax_agree(weights, digits):
-    pixels = digits[0][:16]
+    np.testing.assert_allclose(found, h, atol=1e-10)
     single = {name: jnp.asarray(array, jnp.float32) for name, array in weights.items()}
     in_jax = jax.jit(lambda p: digits_classifier.features(single, p, jnp))(pixels)
-    in_numpy = digits_classifier.features(weights, pixels)
-    np.testing.assert_allclose(in_jax, in_numpy, atol=1e-6 * np.sqrt(128))
+    np.testing.assert_allclose(in_jax, found, atol=1e-6 * np.sqrt(128))
 
 
 def test_wrong_shapes_are_refused(weights):
@@ -123,10 +101,10 @@ def distances(weights, digits, split):
         "five_classes": real[labels[held_out] < 5],
         "blur": 0.6 * real + 0.1 * sum(crosses),
     }
-    reference = feature_stats(digits_classifier.features(weights, pixels[seen]))
+    reference = digits_classifier.features(weights, pixels[seen])
     return {
-        name: frechet_distance(
-            feature_stats(digits_classifier.features(weights, quantize(x))), reference
+        name: feature_distance(
+            digits_classifier.features(weights, quantize(x)), reference
         )
         for name, x in samples.items()
     }
@@ -137,12 +115,8 @@ def test_failures_are_far_from_real_data(distances):
     ratio = {name: distances[name] / distances["held_out"] for name in failures}
     assert min(ratio.values()) > 2.5, ratio
     # What a pixel metric misses must stand out (a Gaussian with the data's moments).
-    assert min(ratio[name] for name in ("gaussian", "pairs", "five_classes")) > 10, (
-        ratio
-    )
-
-
-def test_more_noise_is_farther(distances):
+    missed = {name: ratio[name] for name in ("gaussian", "pairs", "five_classes")}
+    assert min(missed.values()) > 10, ratio
     names = ("held_out", "noise_0.1", "noise_0.2", "noise_0.4")
     values = [distances[name] for name in names]
     assert values == sorted(values)
@@ -162,28 +136,25 @@ def test_held_out_images_are_as_close_as_any(
         for label in range(10):
             rows = np.flatnonzero(labels == label)
             fifth[rows[np.argsort(rank[rows])[: len(rows) // 5]]] = True
-        stats = feature_stats(features[fifth]), feature_stats(features[~fifth])
-        random_fifths.append(frechet_distance(*stats))
+        random_fifths.append(feature_distance(features[fifth], features[~fifth]))
     assert distances["held_out"] < np.mean(random_fifths) + 3 * np.std(random_fifths)
 
 
 def test_floor_of_real_digits_is_the_recorded_one(weights, digits):
     """The floor stands in every table; it must not depend on machine or version."""
     floor, spread = halves_floor(digits_classifier.features(weights, digits[0]))
-    assert floor == pytest.approx(RECORDED_FLOOR, rel=1e-6)
+    assert floor == pytest.approx(1.8044912673076, rel=1e-6)
     assert 0 < spread < floor
 
 
-RECORDED_FLOOR = 1.8044912673076
-
-
 def test_training_script_learns_and_repeats(training_script, digits, monkeypatch):
-    monkeypatch.setattr(training_script, "NUM_STEPS", 60)
+    monkeypatch.setattr(training_script, "NUM_STEPS", 40)
     pixels, labels = digits
     first = training_script.train(pixels, labels)
-    second = training_script.train(pixels, labels)
-    assert tensors_sha256(first) == tensors_sha256(second)
-    assert training_script.accuracy(first, pixels, labels) > 0.7
+    assert training_script.accuracy(first, pixels, labels) > 0.6
+    if "SCM_JAX_NIGHTLY" in os.environ:
+        second = training_script.train(pixels, labels)
+        assert tensors_sha256(first) == tensors_sha256(second)
 
 
 def test_augmentation_shifts_by_at_most_a_pixel(training_script, monkeypatch):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from scm_jax.evaluation.features import dinov2, dinov2_weights
 from scm_jax.files.state_dict import write_state_dict
@@ -29,8 +28,7 @@ def golden():
 
 @functools.cache
 def params():
-    weights, _ = golden()
-    tensors = dinov2_weights.published(weights, "golden")
+    tensors = dinov2_weights.published(golden()[0], "golden")
     return dinov2_weights.convert(tensors, image_size=12, head_width=8)
 
 
@@ -39,12 +37,9 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
 
 
-def tokens():
-    return dinov2.embed(params(), dinov2.normalize(golden()[1]["images"]))
-
-
 def test_patches_and_positions():
-    assert_close(tokens(), golden()[1]["tokens"])
+    run = jax.jit(lambda p, images: dinov2.embed(p, dinov2.normalize(images)))
+    assert_close(run(params(), golden()[1]["images"]), golden()[1]["tokens"])
 
 
 def test_each_block():
@@ -60,7 +55,7 @@ def test_each_block():
 
 def test_last_norm():
     _, arrays = golden()
-    found = dinov2.layer_norm(params()["norm"], arrays["blocks"][-1])
+    found = jax.jit(dinov2.layer_norm)(params()["norm"], arrays["blocks"][-1])
     assert_close(found, arrays["normalized"])
 
 
@@ -85,37 +80,25 @@ def test_positions_of_the_trained_size_stay():
 # The published sizes.
 
 
-def test_parameter_count_of_the_published_network():
-    """304,368,640 with the token for masked patches, which is not read."""
-    shapes = dinov2_weights.tensor_shapes(dinov2_weights.PUBLISHED["dinov2_vitl14"])
-    count = sum(int(np.prod(shape)) for shape in shapes.values())
-    assert count + 1024 == 304_368_640
+def zeros(sizes):
+    shapes = dinov2_weights.tensor_shapes(sizes)
+    zero = np.zeros((), np.float32)
+    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
 
 
 def test_shapes_of_the_published_network():
     """16 heads of 64 channels, 256 patches, 1024 features; nothing is computed."""
-    sizes = dinov2_weights.Sizes(width=1024, depth=1, hidden=4096)
-    zero = np.zeros((), np.float32)
-    tensors = {
-        name: np.broadcast_to(zero, shape)
-        for name, shape in dinov2_weights.tensor_shapes(sizes).items()
-    }
+    tensors = zeros(dinov2_weights.Sizes(width=1024, depth=1, hidden=4096))
     one_block = dinov2_weights.convert(tensors, dinov2.IMAGE_SIZE)
     assert one_block["blocks"]["qkv"]["kernel"].shape == (1, 1024, 3, 16, 64)
     assert one_block["position"].shape == (256, 1024)
     assert dinov2.image_size(one_block) == 224
-    blocks = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((24, *x.shape[1:]), x.dtype),
-        one_block["blocks"],
-    )
-    abstract = {**one_block, "blocks": blocks}
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
-    features = jax.eval_shape(dinov2.apply, abstract, images)["features"]
+    features = jax.eval_shape(dinov2.apply, one_block, images)["features"]
     assert (features.shape, features.dtype) == ((2, 1024), jnp.float32)
-    count = sum(x.size for x in jax.tree.leaves(abstract))
-    # Without the token for masks, and with positions for 16 x 16 instead of 37 x 37
-    # patches; that of the class token went into it.
-    assert count == 304_368_640 - 1024 - (37 * 37 + 1 - 16 * 16) * 1024
+    # With the token for masked patches, which is not read.
+    whole = zeros(dinov2_weights.PUBLISHED["dinov2_vitl14"])
+    assert sum(x.size for x in whole.values()) + 1024 == 304_368_640
 
 
 # Files.
@@ -198,12 +181,7 @@ def test_missing_parts_of_hugging_face_are_named():
 
 
 def test_a_published_network_that_lacks_blocks_is_refused():
-    sizes = dinov2_weights.Sizes(width=384, depth=11, hidden=1536)
-    zero = np.zeros((), np.float32)
-    state = {
-        name: np.broadcast_to(zero, shape)
-        for name, shape in dinov2_weights.tensor_shapes(sizes).items()
-    }
+    state = zeros(dinov2_weights.Sizes(width=384, depth=11, hidden=1536))
     with pytest.raises(ValueError, match="missing: blocks.11.norm1.weight"):
         dinov2_weights.published(state, "file")
 
@@ -215,29 +193,25 @@ def test_sizes_that_do_not_divide_are_refused():
         dinov2_weights.convert(golden()[0], image_size=13, head_width=8)
 
 
-def random_file(width=64):
-    """Weights with one head of 64 channels and patches of 56, for 224 pixels."""
+def test_extractor_reads_a_file_and_batches(tmp_path, monkeypatch):
+    """Found in the folder of weights; the protocol says what was used."""
     rng = np.random.default_rng(3)
-    sizes = dinov2_weights.Sizes(width, depth=1, hidden=32, patch=56, side=3)
-    return {
+    # One head of 64 channels and patches of 56, for 224 pixels.
+    sizes = dinov2_weights.Sizes(64, depth=1, hidden=32, patch=56, side=3)
+    weights = {
         name: 0.1 * rng.standard_normal(shape).astype(np.float32)
         for name, shape in dinov2_weights.tensor_shapes(sizes).items()
     }
-
-
-@pytest.mark.parametrize("resize", ["tensor_bicubic", "pil_bicubic"])
-def test_extractor_reads_a_file_and_batches(tmp_path, monkeypatch, resize):
-    """Found in the folder of weights; the protocol says what was used."""
-    weights = random_file()
     folder = tmp_path / "dinov2"
     folder.mkdir()
     mask = {"mask_token": np.zeros((1, 64), np.float32)}
-    write_state_dict(folder / "a.npz", weights | mask)
-    (folder / "a.npz").rename(folder / "dinov2_vitl14_pretrain.pth")
+    write_state_dict(folder / "model.safetensors", weights | mask)
     monkeypatch.setenv("SCM_JAX_WEIGHTS", str(tmp_path))
-    net = dinov2.extractor(resize=resize, batch_size=2)
+    other = dinov2.extractor(resize="pil_bicubic")
+    assert (other.resize, other.prepare) == ("pil_bicubic", dinov2.resize_with_pil)
+    net = dinov2.extractor(batch_size=2)
     assert net.name == "dinov2_width64_depth1_patch56"
-    assert (net.resize, net.num_features) == (resize, 64)
+    assert net.resize == "tensor_bicubic"
     assert net.weights_sha256 == tensors_sha256(weights)
     images = np.random.default_rng(4).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     found = net(images)["features"]
@@ -245,13 +219,6 @@ def test_extractor_reads_a_file_and_batches(tmp_path, monkeypatch, resize):
     assert found.shape == (3, 64)
     np.testing.assert_allclose(found[2:], alone, rtol=1e-5, atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-3
-
-
-def test_extractor_reads_safetensors(tmp_path):
-    weights = random_file()
-    file = tmp_path / "other.safetensors"
-    safetensors.numpy.save_file(weights, file)
-    assert dinov2.extractor(file).weights_sha256 == tensors_sha256(weights)
 
 
 def test_no_weights_says_where_to_get_them(tmp_path, monkeypatch):
@@ -271,11 +238,14 @@ def test_an_unknown_resize_rule_is_refused():
 # Resizing.
 
 
+resize_on_device = jax.jit(dinov2.resize_on_device, static_argnums=1)
+
+
 @pytest.mark.parametrize("which", ["small", "large"])
 def test_device_resize_is_torchs_antialiased_bicubic(which):
     """Enlarging and reducing, of noise; overshoot is kept. In grey levels."""
     _, arrays = golden()
-    found = dinov2.resize_on_device(jnp.asarray(arrays[which])[None], 12)[0]
+    found = resize_on_device(arrays[which][None], 12)[0]
     np.testing.assert_allclose(found, arrays[f"{which}_resized"], rtol=0, atol=1e-3)
 
 
@@ -285,11 +255,11 @@ def test_device_resize_is_within_a_grey_level_of_pillow(side):
     rng = np.random.default_rng(0)
     images = rng.integers(64, 192, (2, side, side, 3), dtype=np.uint8)
     pillow = dinov2.resize_with_pil(images, 56).astype(float)
-    found = dinov2.resize_on_device(jnp.asarray(images), 56)
+    found = resize_on_device(images, 56)
     assert np.abs(found - pillow).max() < 1.3
 
 
 def test_resize_rules_leave_images_of_the_right_size():
     images = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), dtype=np.uint8)
     np.testing.assert_array_equal(dinov2.resize_with_pil(images, 56), images)
-    np.testing.assert_allclose(dinov2.resize_on_device(images, 56), images, atol=1e-4)
+    np.testing.assert_allclose(resize_on_device(images, 56), images, atol=1e-4)

@@ -37,27 +37,13 @@ def test_distant_sets_score_zero():
     assert precision_recall(LINE, LINE + 100) == (0, 0)
 
 
-def test_a_lost_mode_costs_recall_only():
+def test_a_lost_mode_costs_recall_and_an_invented_one_precision():
     left, right = np.random.default_rng(1).normal(
         ([[-50, 0]], [[50, 0]]), 1, (2, 40, 2)
     )
-    assert precision_recall(np.concatenate([left, right]), left) == (1, 0.5)
-
-
-def test_an_invented_mode_costs_precision_only():
-    left, right = np.random.default_rng(1).normal(
-        ([[-50, 0]], [[50, 0]]), 1, (2, 40, 2)
-    )
-    assert precision_recall(left, np.concatenate([left, right])) == (0.5, 1)
-
-
-def test_hand_made_overlap():
-    # Radii (k = 1): real 1, 1, 4; fake 1, 1, 100. Only 1.0 lies in a real ball's reach
-    # besides 0.5; all of real lies within 10 of the fake point at 15.
-    real, fake = np.array([[0.0], [1.0], [5.0]]), np.array([[0.5], [1.5], [15.0]])
-    result = precision_recall(real, fake, k=1)
-    assert result.precision == pytest.approx(2 / 3)
-    assert result.recall == 1
+    both = np.concatenate([left, right])
+    assert precision_recall(both, left) == (1, 0.5)
+    assert precision_recall(left, both) == (0.5, 1)
 
 
 def test_duplicates_are_neighbours():
@@ -68,10 +54,11 @@ def test_duplicates_are_neighbours():
     assert precision_recall(copies, copies.copy()) == (1, 1)
 
 
-def test_density_and_coverage_by_hand():
+def test_overlap_by_hand():
     # Real radii (k = 1): 1, 1, 4. The sample 1.5 lies in the balls of 1 and 5, 0.5 in
-    # those of 0 and 1, 15 in none.
+    # those of 0 and 1, 15 in none. The ball around 15 holds all real points.
     real, fake = np.array([[0.0], [1.0], [5.0]]), np.array([[0.5], [1.5], [15.0]])
+    assert precision_recall(real, fake, k=1) == (pytest.approx(2 / 3), 1)
     assert density_coverage(real, fake, k=1) == (4 / 3, 1)
     assert density_coverage(real, fake[2:], k=1) == (0, 0)
     assert density_coverage(real, fake[:1], k=1) == (2, pytest.approx(2 / 3))
@@ -131,8 +118,7 @@ def test_decisions_are_those_of_exact_distances(dtype, scale, offset):
             (between <= factor * radii).any(axis=1),
         )
         pairs = [
-            np.stack(pair)
-            for pair in neighbours._inside(fake, real, factor * radii, 64)
+            np.stack(pair) for pair in neighbours._inside(fake, real, factor * radii)
         ]
         expected = np.argwhere(between <= factor * radii)
         np.testing.assert_array_equal(np.concatenate(pairs, axis=1).T, expected)
@@ -155,23 +141,22 @@ def test_few_pairs_are_computed_again(monkeypatch):
     assert sum(counted) < 400
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 64])
-def test_blocks_do_not_matter(block_size):
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_blocks_do_not_matter(rows, monkeypatch):
     rng = np.random.default_rng(2)
     real, fake = rng.standard_normal((60, 3)), rng.standard_normal((45, 3)) * 1.3
-    whole = precision_recall(real, fake, block_size=1000)
-    assert 0 < whole.precision < 1
-    assert 0 < whole.recall < 1
-    assert precision_recall(real, fake, block_size=block_size) == whole
+    whole = precision_recall(real, fake)
+    assert 0 < min(whole) < max(whole) < 1
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", rows)
+    assert precision_recall(real, fake) == whole
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=r"\(8, 1\) and \(3, 2\)"):
-        precision_recall(LINE, np.ones((3, 2)))
-    for k in (0, 8):
-        for metric in (precision_recall, density_coverage):
-            with pytest.raises(ValueError, match=f"k = {k} "):
-                metric(LINE, LINE, k=k)
     for metric in (precision_recall, density_coverage):
+        with pytest.raises(ValueError, match=r"\(8, 1\) and \(3, 2\)"):
+            metric(LINE, np.ones((3, 2)))
         with pytest.raises(ValueError, match="not finite"):
             metric(LINE, LINE * np.nan)
+        for k in (0, 8):
+            with pytest.raises(ValueError, match=f"k = {k} "):
+                metric(LINE, LINE, k=k)

@@ -14,7 +14,7 @@ from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.metrics import frechet
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.protocol import Protocol, measured_differently
-from scm_jax.evaluation.references import accumulate, gathering
+from scm_jax.evaluation.references import accumulate
 from scm_jax.evaluation.references.statistics import read_reference
 
 SHAPE = (4, 4, 3)
@@ -34,7 +34,7 @@ def apply(params, images):
 
 def tiny_net(weights=None):
     mix = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 0.3]], np.float32)
-    return FeatureNet("tiny", "ab" * 32, "none", 2, apply, mix, batch_size=64)
+    return FeatureNet("tiny", "ab" * 32, "none", apply, mix, batch_size=64)
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +57,6 @@ def in_batches(images, size=37):
     return (images[i : i + size] for i in range(0, len(images), size))
 
 
-def every(part, batches):
-    index, count = part
-    return itertools.islice(batches, index, None, count)
-
-
 def between(images):
     """The images as ``measure_reference`` asks for them."""
     return lambda first, end: in_batches(images[first:end])
@@ -80,8 +75,8 @@ def reference(tmp_path):
 def subject(reference):
     return Subject(
         sigma_data=0.5,
-        pixels=lambda num, steps, seed, part: every(
-            part, in_batches(colours(num, 10 + seed, shift=9))
+        pixels=lambda num, steps, seed, part: itertools.islice(
+            in_batches(colours(num, 10 + seed, shift=9)), part[0], None, part[1]
         ),
         quantization=lambda: "127.5x+128, truncated",
         sampling={"sampler": "heun", "times": (), "guidance": 1.0, "ema": "0.05"},
@@ -106,11 +101,8 @@ def test_a_reference_is_that_of_all_images_at_once(reference):
 
 def test_distance_is_that_of_samples_and_reference_in_one_piece(subject, reference):
     row = PretrainedQuality("tiny", ("fid",), num_samples=200)(subject)
-    real, fake = (
-        frechet.feature_stats(features_of(images))
-        for images in (reference[1], colours(200, 10, shift=9))
-    )
-    expected = frechet.frechet_distance(real, fake)
+    sets = reference[1], colours(200, 10, shift=9)
+    expected = frechet.feature_distance(*map(features_of, sets))
     assert row["fd_tiny"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
 
@@ -123,9 +115,8 @@ def test_processes_share_the_samples(subject, monkeypatch, num):
     sent = {}
 
     def run_process(index, gather):
-        monkeypatch.setattr(pretrained_quality.jax, "process_index", lambda: index)
-        merge = functools.partial(gathering.all_processes, gather=gather)
-        monkeypatch.setattr(accumulate, "all_processes", merge)
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        monkeypatch.setattr(accumulate, "all_gather", gather)
         return evaluator(subject)
 
     for index in range(3):  # to see what each sends; alone its samples are too few
@@ -135,14 +126,34 @@ def test_processes_share_the_samples(subject, monkeypatch, num):
     together = [np.stack(parts) for parts in zip(*sent.values(), strict=True)]
     assert len(together) == 2
     for index in range(3):
-        answers = iter(together)
-        row = run_process(index, lambda bits, answers=answers: next(answers))
+        row = run_process(index, lambda bits, answers=iter(together): next(answers))
         assert row["fd_tiny"] == pytest.approx(alone["fd_tiny"], rel=1e-9)
         assert row["sfid_tiny"] == pytest.approx(alone["sfid_tiny"], rel=1e-9)
 
 
+def test_all_processes_get_the_same_union_to_the_last_bit(monkeypatch):
+    data = np.random.default_rng(0).standard_normal((64, 5)) * 1e-3 + 7.1
+    parts = [frechet.feature_stats(x) for x in np.split(data, [40, 41, 41])]
+    alone = accumulate.all_processes(parts[0])
+    np.testing.assert_array_equal(alone.scatter, parts[0].scatter)
+    assert accumulate.all_processes(frechet.empty_stats(3)).count == 0
+    sent = []
+    monkeypatch.setattr(
+        accumulate, "all_gather", lambda bits: sent.append(bits) or bits[None]
+    )
+    for part in parts:
+        accumulate.all_processes(part)
+    assert {bits.dtype for bits in sent} == {np.dtype(np.uint32)}
+    monkeypatch.setattr(accumulate, "all_gather", lambda bits: np.stack(sent))
+    merged = functools.reduce(frechet.merge_stats, parts)
+    result = accumulate.all_processes(parts[2])
+    assert result.count == 64
+    np.testing.assert_array_equal(result.mean, merged.mean)
+    np.testing.assert_array_equal(result.scatter, merged.scatter)
+
+
 def test_features_themselves_each_process_draws_alone(subject, monkeypatch):
-    evaluator = PretrainedQuality("tiny", ("fid", "sw"), num_samples=60)
+    evaluator = PretrainedQuality("tiny", ("fid", "kid"), num_samples=60)
     alone = evaluator(subject)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     assert evaluator(subject) == alone
@@ -158,11 +169,9 @@ def test_of_many_images_features_are_kept_evenly(tmp_path, monkeypatch):
 
 
 def test_seeds_give_mean_spread_and_values_and_no_best(subject):
-    row = PretrainedQuality("tiny", num_seeds=3, seed=4, num_samples=100)(subject)
-    single = [
-        PretrainedQuality("tiny", seed=s, num_samples=100)(subject)["fd_tiny"]
-        for s in (4, 5, 6)
-    ]
+    build = functools.partial(PretrainedQuality, "tiny", num_samples=100)
+    row = build(num_seeds=3, seed=4)(subject)
+    single = [build(seed=seed)(subject)["fd_tiny"] for seed in (4, 5, 6)]
     assert row["fd_tiny_values"] == single
     assert row["fd_tiny"] == pytest.approx(np.mean(single), rel=1e-12)
     assert row["fd_tiny_std"] == pytest.approx(np.std(single, ddof=1), rel=1e-12)
@@ -170,10 +179,10 @@ def test_seeds_give_mean_spread_and_values_and_no_best(subject):
 
 
 def test_all_metrics_have_the_name_of_their_network(subject):
-    metrics = ("fid", "sfid", "kid", "prdc", "is", "sw")
+    metrics = ("fid", "sfid", "kid", "prdc", "is")
     row = PretrainedQuality("tiny", metrics, num_samples=120)(subject)
     names = {"fd_tiny", "sfid_tiny", "kid_tiny", "precision_tiny", "recall_tiny"}
-    names |= {"inception_score_tiny", "sliced_wasserstein_tiny", "coverage_tiny"}
+    names |= {"inception_score_tiny", "coverage_tiny"}
     assert names <= set(row)
     assert 1 <= row["inception_score_tiny"] <= 3
 
@@ -201,7 +210,7 @@ def test_a_reference_of_other_weights_is_refused(subject, monkeypatch):
 
 def test_images_that_are_missing_are_noticed(tmp_path):
     images = between(colours(100, 1))
-    with pytest.raises(ValueError, match="of the images 0 to 119 100 came, not 120"):
+    with pytest.raises(ValueError, match="100 images came .* 0 to 119: expected 120"):
         accumulate.measure_reference(tiny_net(), images, 120, tmp_path / "r.npz", "x")
     assert not list(tmp_path.glob("*.npz"))
 
@@ -235,17 +244,15 @@ def test_a_measurement_in_parts_goes_on_and_is_shared(tmp_path, monkeypatch):
     state.clear(), asked.clear()
     assert measure("killed.npz") == whole
     assert asked == [120, 160]
-    assert {file.name for file in tmp_path.iterdir()} == {
-        "whole.npz",
-        "two.npz",
-        "killed.npz",
-    }
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"whole.npz", "two.npz", "killed.npz"}
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="evaluator setting network = 'vgg'"):
-        PretrainedQuality("vgg")
-    with pytest.raises(ValueError, match="evaluator setting metrics = 'lpips'"):
-        PretrainedQuality("tiny", ("lpips",))
-    with pytest.raises(ValueError, match="num_samples = 1: must be at least 2"):
-        PretrainedQuality("tiny", num_samples=1)
+    for settings, message in (
+        ({"network": "vgg"}, "evaluator setting network = 'vgg'"),
+        ({"metrics": ("lpips",)}, "evaluator setting metrics = 'lpips'"),
+        ({"num_samples": 1}, "num_samples = 1: must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PretrainedQuality(**{"network": "tiny", **settings})

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from scm_jax.evaluation.metrics import frechet
-from scm_jax.evaluation.references import formats, statistics
+from scm_jax.evaluation.references import statistics
 from scm_jax.evaluation.references.statistics import (
-    Space,
+    Reference,
     read_reference,
     write_reference,
 )
 from scm_jax.files.state_dict import UnsafePickleError
 
 SMALL = {"fid": 6, "sfid": 5, "fd_dinov2": 4}
+FLAT = Reference(np.zeros(2), np.eye(2))
 
 
 @pytest.fixture
@@ -77,23 +78,30 @@ FILES = {
 }
 
 
-def spaces(path):
-    with formats.open_file(path) as file:
-        return list(file.spaces)
-
-
 @pytest.mark.parametrize("name", list(FILES))
-def test_every_format_is_read(small, tmp_path, name):
+def test_every_format_is_read_and_converted(small, tmp_path, name):
+    """Statistics, count, features and images; and where they came from."""
     write, form, metrics, count = FILES[name]
-    write(tmp_path / name)
-    assert spaces(tmp_path / name) == metrics
+    source, target = tmp_path / name, tmp_path / "converted.npz"
+    write(source)
+    statistics.convert_reference(source, target)
     for metric in metrics:
-        found = read_reference(tmp_path / name, metric)
+        found, after = read_reference(source, metric), read_reference(target, metric)
         mean, covariance = moments(metric)
         np.testing.assert_allclose(found.mean, mean, rtol=1e-6)
         np.testing.assert_allclose(found.covariance, covariance, atol=1e-6)
         assert found.mean.dtype == found.covariance.dtype == np.float64
-        assert (found.format, found.count) == (form, count)
+        for field in ("mean", "covariance", "features"):
+            np.testing.assert_array_equal(getattr(after, field), getattr(found, field))
+        assert found.count == after.count == count
+        origin = {"name": name, "format": form, "sha256": found.sha256}
+        assert after.protocol["converted_from"] == origin
+    with np.load(target) as stored:
+        told = json.loads(stored["protocol"].tobytes())
+        assert list(told["spaces"]) == metrics
+        assert ("images" in stored.files) == (form == "adm")
+        if form == "adm":
+            np.testing.assert_array_equal(stored["images"], pixels())
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 5])
@@ -117,13 +125,6 @@ def test_clean_fid_says_its_resize_rule_and_keeps_features(small, tmp_path):
     np.testing.assert_array_equal(found.features, expected)
 
 
-def test_images_are_read_on_request(small, tmp_path):
-    write_adm(tmp_path / "a.npz")
-    assert read_reference(tmp_path / "a.npz").images is None
-    found = read_reference(tmp_path / "a.npz", "sfid", with_images=True)
-    np.testing.assert_array_equal(found.images, pixels())
-
-
 def test_the_hash_is_that_of_the_file(small, tmp_path):
     """Two files of the same statistics differ, as what made them may have."""
     write_meanflow(tmp_path / "a.npz")
@@ -144,29 +145,27 @@ def test_own_files_come_back_whole(tmp_path):
     x = features(8)
     stats = frechet.feature_stats(x)
     file = tmp_path / "digits.npz"
-    space = statistics.space_of(stats, x.astype(np.float32), MADE)
-    write_reference(
-        file,
-        {"digits": space, "other": Space(np.zeros(2), np.eye(2))},
-        dataset="digits",
-        images=pixels(),
-        notes={"split": "train"},
-    )
-    found = read_reference(file, "digits", with_images=True)
+    rows = x.astype(np.float32)
+    space = Reference(stats.mean, stats.covariance, stats.count, rows, MADE)
+    spaces = {"digits": space, "other": FLAT}
+    write_reference(file, spaces, dataset="digits", notes={"split": "train"})
+    found = read_reference(file, "digits")
     np.testing.assert_array_equal(found.mean, stats.mean)
     np.testing.assert_array_equal(found.covariance, stats.covariance)
-    np.testing.assert_array_equal(found.features, x.astype(np.float32))
-    np.testing.assert_array_equal(found.images, pixels())
-    assert (found.format, found.count) == ("scm_jax", 40)
+    np.testing.assert_array_equal(found.features, rows)
+    assert found.count == 40
     assert found.protocol == {"dataset": "digits", "split": "train", **MADE}
     other = read_reference(file, "other")
     assert (other.count, other.features) == (None, None)
     assert other.protocol == {"dataset": "digits", "split": "train"}
+    with np.load(file) as stored:
+        told = json.loads(stored["protocol"].tobytes())["spaces"]
+    assert told == {"digits": {"count": 40, **MADE}, "other": {"count": None}}
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     file = tmp_path / "a.npz"
-    write_reference(file, {"x": Space(np.zeros(2), np.eye(2))}, dataset="old")
+    write_reference(file, {"x": FLAT}, dataset="old")
     before = file.read_bytes()
 
     def no_space(*args, **kwargs):
@@ -174,45 +173,22 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "write_array", no_space)
     with pytest.raises(OSError, match="no space"):
-        write_reference(file, {"x": Space(np.ones(2), np.eye(2))}, dataset="new")
+        write_reference(file, {"x": FLAT}, dataset="new")
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.npz"]
-
-
-@pytest.mark.parametrize("name", list(FILES))
-def test_every_format_is_converted(small, tmp_path, name):
-    """Statistics, count, features and images; and where they came from."""
-    write, form, metrics, count = FILES[name]
-    source, target = tmp_path / name, tmp_path / "converted.npz"
-    write(source)
-    statistics.convert_reference(source, target)
-    assert spaces(target) == metrics
-    for metric in metrics:
-        before = read_reference(source, metric, with_images=True)
-        after = read_reference(target, metric, with_images=True)
-        for field in ("mean", "covariance", "features", "images"):
-            np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
-        assert (after.format, after.count) == ("scm_jax", count)
-        origin = {"name": name, "format": form, "sha256": before.sha256}
-        assert after.protocol["converted_from"] == origin
 
 
 # Bad files.
 
 
-class Malicious:
-    """Runs a command when ``pickle.load`` reads it."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path):
     trace = tmp_path / "trace"
-    stats = {"fid": {"mu": np.zeros(4), "sigma": Malicious(f"touch {trace}")}}
+
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {trace}",)
+
+    stats = {"fid": {"mu": np.zeros(4), "sigma": Malicious()}}
     file = tmp_path / "a.pkl"
     file.write_bytes(pickle.dumps(stats))
     with pytest.raises(UnsafePickleError, match=r"a\.pkl.*system"):
@@ -223,47 +199,31 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ["metric", "expected"],
+    ["write", "metric", "expected"],
     [
-        ["fid", r"'mu' has shape \(6,\), expected \(2048,\)"],
-        ["sfid", r"'mu_s' has shape \(5,\), expected \(2023,\)"],
+        [write_adm, "fid", r"'mu' has shape \(6,\), expected \(2048,\)"],
+        [write_adm, "sfid", r"'mu_s' has shape \(5,\), expected \(2023,\)"],
+        [write_edm2, "fd_dinov2", r"2.mu' has shape \(4,\), expected \(1024,\)"],
     ],
 )
-def test_statistics_of_another_dimension_are_refused(tmp_path, metric, expected):
-    write_adm(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match=r"a\.npz: entry " + expected):
-        read_reference(tmp_path / "a.npz", metric)
+def test_statistics_of_another_dimension_are_refused(tmp_path, write, metric, expected):
+    file = tmp_path / {write_adm: "a.npz", write_edm2: "a.pkl"}[write]
+    write(file)
+    with pytest.raises(ValueError, match=rf"{file.name}: entry .*{expected}"):
+        read_reference(file, metric)
 
 
-def test_dinov2_statistics_of_another_dimension_are_refused(tmp_path):
-    write_edm2(tmp_path / "a.pkl")
-    match = r"a\.pkl: entry 'fd_dinov2\.mu' has shape \(4,\), expected \(1024,\)"
-    with pytest.raises(ValueError, match=match):
-        read_reference(tmp_path / "a.pkl", "fd_dinov2")
-
-
-def skewed():
-    sigma = moments("fid")[1]
-    sigma[0, 1] += 1e-3
-    return sigma
-
-
-def negative():
-    return np.diag([1.0, 1, 1, 1, 1, -0.1])
-
-
-def infinite():
-    sigma = moments("fid")[1]
-    sigma[2, 2] = np.inf
-    return sigma
+SKEWED, INFINITE = np.eye(6), np.eye(6)
+SKEWED[0, 1], INFINITE[2, 2] = 1e-3, np.inf
+NEGATIVE = np.diag([1.0, 1, 1, 1, 1, -0.1])
 
 
 @pytest.mark.parametrize(
     ["change", "message"],
     [
-        [{"sigma": skewed()}, "'sigma' is no covariance: .* difference of 0.001"],
-        [{"sigma": negative()}, "'sigma' is no covariance: .* variance -0.1"],
-        [{"sigma": infinite()}, r"'sigma' \(float64\) holds values that are not fin"],
+        [{"sigma": SKEWED}, "'sigma' is no covariance: .* difference of 0.001"],
+        [{"sigma": NEGATIVE}, "'sigma' is no covariance: .* variance -0.1"],
+        [{"sigma": INFINITE}, r"'sigma' \(float64\) holds values that are not fin"],
         [{"mu": np.full(6, np.nan)}, r"'mu' \(float64\) holds values that are not fin"],
         [{"mu": np.array(list("abcdef"))}, r"'mu' \(<U1\) holds values"],
         [{"sigma": np.eye(5)}, r"'sigma' has shape \(5, 5\), expected \(6, 6\)"],
@@ -344,22 +304,13 @@ def test_a_missing_file_is_named(tmp_path):
     ["file", "spaces", "message"],
     [
         ["a.npz", {}, "expected the suffix .npz and feature spaces"],
-        ["a.pkl", {"x": Space(np.zeros(2), np.eye(2))}, "expected the suffix .npz"],
-        ["a.npz", {"x.y": Space(np.zeros(2), np.eye(2))}, "no dot; got 'x.y'"],
-        ["a.npz", {"fid": Space(np.zeros(2), np.eye(2))}, r"expected \(2048,\)"],
-        ["a.npz", {"x": Space(np.zeros(2), -np.eye(2))}, "'x.covariance' is no cov"],
+        ["a.pkl", {"x": FLAT}, "expected the suffix .npz"],
+        ["a.npz", {"x.y": FLAT}, "no dot; got 'x.y'"],
+        ["a.npz", {"fid": FLAT}, r"expected \(2048,\)"],
+        ["a.npz", {"x": Reference(np.zeros(2), -np.eye(2))}, "'x.covariance' is no c"],
     ],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path, file, spaces, message):
     with pytest.raises(ValueError, match=message):
         write_reference(tmp_path / file, spaces, dataset="d")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_protocol_is_json_that_others_can_read(tmp_path):
-    write_reference(
-        tmp_path / "a.npz", {"x": Space(np.zeros(2), np.eye(2), 7)}, dataset="d"
-    )
-    with np.load(tmp_path / "a.npz") as stored:
-        protocol = json.loads(stored["protocol"].tobytes())
-    assert protocol == {"dataset": "d", "spaces": {"x": {"count": 7}}}

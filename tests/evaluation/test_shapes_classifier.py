@@ -1,8 +1,5 @@
 """The frozen network for shapes is the recorded one, and its features rank failures."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,7 @@ from scm_jax.evaluation.features import shapes_classifier
 from scm_jax.evaluation.metrics.frechet import feature_distance
 from scm_jax.files.tensors import tensors_sha256
 
-NUM = 1024
+NUM = 512
 FIRST = 50_000  # items that no table has been measured on
 
 
@@ -22,21 +19,16 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def script():
-    """``data/shapes/measure_failures.py``, which is no module of the package."""
-    path = Path(__file__).parents[2] / "data/shapes/measure_failures.py"
-    spec = importlib.util.spec_from_file_location("measure_failures", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def fresh():
     """Test items: pixels, and what the heads name."""
     source = ShapeSource("test", FIRST + NUM)
     indices = np.arange(FIRST, FIRST + NUM)
     return source.gather(indices)["image"], source.attributes(indices)
+
+
+@pytest.fixture(scope="module")
+def features(weights, fresh):
+    return shapes_classifier.features(weights, fresh[0])
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +49,16 @@ def test_changed_weights_are_refused(weights, tmp_path):
     shapes_classifier.load_weights(path)
     changed["dense_bias"] = np.nextafter(changed["dense_bias"], np.float16(9))
     np.savez(path, **changed)
-    with pytest.raises(ValueError, match=r"expected .* of .*shapes_classifier\.py"):
+    with pytest.raises(ValueError, match=r"expected .* into WEIGHTS_SHA256 of "):
         shapes_classifier.load_weights(path)
 
 
 @pytest.mark.parametrize(
-    ("head", "least"), [("shape", 0.65), ("color", 0.97), ("background", 0.64)]
+    ("head", "least"), [("shape", 0.62), ("color", 0.96), ("background", 0.6)]
 )
-def test_accuracy_on_fresh_items(weights, fresh, head, least):
-    pixels, seen = fresh
-    features = shapes_classifier.features(weights, pixels)
+def test_accuracy_on_fresh_items(weights, fresh, features, head, least):
     named = shapes_classifier.logits(weights, features, head).argmax(-1)
-    assert (named == getattr(seen, head)).mean() > least
+    assert (named == getattr(fresh[1], head)).mean() > least
 
 
 def convolved(x, kernel, bias, stride):
@@ -87,34 +77,33 @@ def averaged(x):
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def test_features_are_four_convolutions_and_a_dense_layer(weights, fresh):
+def test_features_are_four_convolutions_and_a_dense_layer(weights, fresh, features):
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     h = fresh[0][:5] / 127.5 - 1
     for layer, stride in (("conv0", 2), ("conv1", 2), ("conv2", 1), ("conv3", 1)):
         h = convolved(h, w[f"{layer}_kernel"], w[f"{layer}_bias"], stride)
     h = averaged(h).reshape(5, -1)
     expected = np.maximum(h @ w["dense_kernel"] + w["dense_bias"], 0)
-    found = shapes_classifier.features(weights, fresh[0][:5])
+    found = features[:5]
     assert found.shape == (5, shapes_classifier.NUM_FEATURES)
     # Five sums of up to 768 float32 products.
     atol = 5 * np.sqrt(768) * np.finfo(np.float32).eps * abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=atol)
 
 
-def test_features_do_not_depend_on_the_batch(weights, fresh):
-    together = shapes_classifier.features(weights, fresh[0][:300])
+def test_features_do_not_depend_on_the_batch(weights, fresh, features):
     parts = [
         shapes_classifier.features(weights, part)
         for part in (fresh[0][:7], fresh[0][7:300])
     ]
-    np.testing.assert_array_equal(np.concatenate(parts), together)
-    assert (together.std(axis=0) > 0).sum() > shapes_classifier.NUM_FEATURES / 2
+    np.testing.assert_array_equal(np.concatenate(parts), features[:300])
+    assert (features.std(axis=0) > 0).sum() > shapes_classifier.NUM_FEATURES / 2
 
 
-def test_larger_images_are_averaged(weights, fresh):
+def test_larger_images_are_averaged(weights, fresh, features):
     doubled = fresh[0][:4].repeat(2, axis=1).repeat(2, axis=2)
     found = shapes_classifier.features(weights, doubled)
-    expected = shapes_classifier.features(weights, fresh[0][:4])
+    expected = features[:4]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     # Means of levels, not one of them.
     doubled[:, 1::2] = 0
@@ -122,25 +111,24 @@ def test_larger_images_are_averaged(weights, fresh):
     assert abs(half - expected).max() > 1
 
 
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        np.zeros((2, 32, 32, 3), np.float32),
-        np.zeros((2, 32, 32, 1), np.uint8),
-        np.zeros((2, 48, 48, 3), np.uint8),
-        np.zeros((32, 32, 3), np.uint8),
-    ],
-)
-def test_other_pixels_are_refused(weights, pixels):
-    with pytest.raises(ValueError, match=r"expected uint8 \(n, 32, 32, 3\)"):
-        shapes_classifier.features(weights, pixels)
+def test_other_pixels_are_refused(weights):
+    for shape, dtype in (
+        ((2, 32, 32, 3), np.float32),
+        ((2, 32, 32, 1), np.uint8),
+        ((2, 48, 48, 3), np.uint8),
+        ((32, 32, 3), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r"expected uint8 \(n, 32, 32, 3\)"):
+            shapes_classifier.features(weights, np.zeros(shape, dtype))
 
 
-def test_failures_are_farther_than_held_out_items(weights, fresh, train, script):
+def test_failures_are_farther_than_held_out_items(
+    weights, fresh, train, failures_script
+):
     reference = shapes_classifier.features(weights, train)
     distances = {
         name: feature_distance(reference, shapes_classifier.features(weights, images))
-        for name, images in script.failures(fresh[0], fresh[1].shape, train)
+        for name, images in failures_script.failures(fresh[0], fresh[1].shape, train)
     }
     floor = distances["held-out items"]
     levels = [distances[f"noise {level}"] for level in (0.05, 0.1, 0.2)]
@@ -151,11 +139,11 @@ def test_failures_are_farther_than_held_out_items(weights, fresh, train, script)
     assert distances["colours permuted"] > 3 * floor
 
 
-def test_the_gaussian_has_the_moments_of_the_items(script):
+def test_the_gaussian_has_the_moments_of_the_items(failures_script):
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (50, 2, 1, 2)).astype(np.uint8)
     train[:, 1] = train[:, 0] // 2
-    drawn = script.gaussian(train, 20_000, rng).reshape(20_000, -1)
+    drawn = failures_script.gaussian(train, 20_000, rng).reshape(20_000, -1)
     flat = train.reshape(50, -1)
     scale = flat.std()
     np.testing.assert_allclose(drawn.mean(0), flat.mean(0), atol=5 * scale / 141)

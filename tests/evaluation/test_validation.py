@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -31,35 +32,34 @@ def with_error(error, data=GAUSSIAN):
     """A student that misses the exact map of ``data`` by ``error(x_t, t)``."""
 
     def f(x_t, t, label):
-        # The evaluator's own compiled map, at the sine and cosine of the angle.
         time = trigflow.time_from_t(t)
         return exact_consistency(data, x_t, time, SIGMA_DATA) + error(x_t, t)
 
     return Subject(sigma_data=SIGMA_DATA, f=f, closed_form=data)
 
 
-def test_exact_map_has_no_error():
-    metrics = MixtureConsistency()(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
+def test_exact_map_has_no_error_and_a_planted_one_is_found():
+    evaluator = MixtureConsistency(num_times=16, num_points=64)
+    metrics = evaluator(with_error(lambda x_t, t: 0 * x_t, MIXTURE))
     # t carries an absolute error of float32 epsilon, and f has slopes of a few units.
     assert metrics["consistency_rmse"] < 1e-5
     assert metrics["one_step_rmse"] < 1e-5
-    assert metrics["num_samples"] == 64 * 256
-
-
-def test_planted_error_is_found():
-    def alternate(x_t, t):
-        return 0.03 * np.where(np.arange(len(t)) % 2, 1, -1)[:, None]
-
-    metrics = MixtureConsistency()(with_error(alternate, MIXTURE))
+    assert metrics["num_samples"] == 16 * 64
+    signs = 0.03 * np.where(np.arange(64) % 2, 1, -1)[:, None]
+    metrics = evaluator(with_error(lambda x_t, t: signs, MIXTURE))
     assert metrics["consistency_rmse"] == pytest.approx(0.03, rel=1e-4)
     assert metrics["one_step_rmse"] == pytest.approx(0.03, rel=1e-4)
+    # A mean over elements.
+    error = np.array([[0.06, 0.0]], np.float32)
+    metrics = evaluator(with_error(lambda x_t, t: error))
+    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
 
 
 @pytest.mark.parametrize("P_mean, P_std", [(-1.0, 1.4), (-0.4, 2.0)])
 def test_times_follow_the_proposal(P_mean, P_std):
     """An error above the 84 % quantile of ``sigma = sigma_data tan t`` weighs 16 %."""
     threshold = np.arctan(np.exp(P_mean + P_std) / SIGMA_DATA)
-    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=16)
+    evaluator = MixtureConsistency(P_mean, P_std, num_times=200, num_points=64)
     metrics = evaluator(with_error(lambda x_t, t: 0.1 * (t[:, None] > threshold)))
     assert metrics["consistency_rmse"] ** 2 == pytest.approx(
         0.01 * 0.158655, abs=0.01 / 200
@@ -68,7 +68,8 @@ def test_times_follow_the_proposal(P_mean, P_std):
 
 def test_points_follow_the_noised_data():
     """The mean square of ``x_t``, here planted as the error, has a closed form."""
-    metrics = MixtureConsistency(num_points=2048)(with_error(lambda x_t, t: x_t))
+    evaluator = MixtureConsistency(num_times=32, num_points=2048)
+    metrics = evaluator(with_error(lambda x_t, t: x_t))
     eps = np.linspace(-6, 6, 4001)
     weight = np.exp(-0.5 * eps**2) / np.exp(-0.5 * eps**2).sum()
     t = np.arctan(np.exp(-1.0 + 1.4 * eps) / SIGMA_DATA)
@@ -77,13 +78,6 @@ def test_points_follow_the_noised_data():
     expected = np.sqrt((square * weight).sum())
     assert metrics["consistency_rmse"] == pytest.approx(expected, rel=0.01)
     assert metrics["one_step_rmse"] == pytest.approx(SIGMA_DATA, rel=0.05)
-
-
-def test_error_is_a_mean_over_elements():
-    error = np.array([[0.06, 0.0]], np.float32)
-    subject = with_error(lambda x_t, t: error)
-    metrics = MixtureConsistency(num_times=8, num_points=16)(subject)
-    assert metrics["consistency_rmse"] == pytest.approx(0.06 / np.sqrt(2), rel=1e-4)
 
 
 def test_student_is_compiled_once():
@@ -115,8 +109,9 @@ def student_F(slope, x, cond):
     return trigflow.F_from_f(x_t, f, time, SIGMA_DATA)
 
 
-def objective_error(objective, net, teacher=None):
-    """``Subject.validation_error`` of a network without parameters."""
+def validation_subject(net, teacher=None, objective="diffusion", **settings):
+    """A network without parameters under an objective, on Gaussian data."""
+    objective = objectives.build(objective, sigma_data=SIGMA_DATA, **settings)
 
     @jax.jit
     def errors(x0, z, time, label):
@@ -127,26 +122,15 @@ def objective_error(objective, net, teacher=None):
         f = trigflow.f_from_F(x_t, F, time, SIGMA_DATA)
         return error, jnp.square(f - x0).mean(axis=-1)
 
-    return errors
+    def batch(num, seed):
+        x0 = GAUSSIAN.sample(np.random.default_rng([seed, 1]), num)
+        return jnp.asarray(x0), None
 
-
-def gaussian_batch(num, seed):
-    x0 = GAUSSIAN.sample(np.random.default_rng([seed, 1]), num)
-    return jnp.asarray(x0), None
-
-
-def validation_subject(objective, net, teacher=None):
-    return Subject(
-        sigma_data=SIGMA_DATA,
-        batch=gaussian_batch,
-        validation_error=objective_error(objective, net, teacher),
-    )
+    return Subject(sigma_data=SIGMA_DATA, batch=batch, validation_error=errors)
 
 
 def quantile_times(num_times, mean=-1.0, std=1.4):
     """Times of equally likely noise levels, without the evaluator's code."""
-    import statistics
-
     levels = [(i + 0.5) / num_times for i in range(num_times)]
     normal = statistics.NormalDist(mean, std)
     return np.arctan(np.exp([normal.inv_cdf(p) for p in levels]) / SIGMA_DATA)
@@ -154,9 +138,8 @@ def quantile_times(num_times, mean=-1.0, std=1.4):
 
 def test_exact_diffusion_leaves_the_variance_of_the_velocity():
     """Var(v_t | x_t) = s^2 sigma_data^2 / (s^2 cos^2 + sigma_data^2 sin^2)."""
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
     evaluator = Validation(num_times=8, num_points=4096, batch_size=4096)
-    metrics = evaluator(validation_subject(objective, exact_F))
+    metrics = evaluator(validation_subject(exact_F))
     t = quantile_times(8)
     variance = 0.09 * 0.25 / (0.09 * np.cos(t) ** 2 + 0.25 * np.sin(t) ** 2)
     by_time = metrics["validation_error_by_time"]
@@ -169,13 +152,11 @@ def test_exact_diffusion_leaves_the_variance_of_the_velocity():
 
 
 def test_distillation_error_is_the_derivative_along_the_path():
-    objective = objectives.build(
-        "consistency", sigma_data=SIGMA_DATA, dx_dt="teacher", tangent_norm_eps=3.0
-    )
+    settings = {"dx_dt": "teacher", "tangent_norm_eps": 3.0}
     evaluator = Validation(num_times=8, num_points=64)
     for slope in (0.0, 0.7):
         net = functools.partial(student_F, slope)
-        metrics = evaluator(validation_subject(objective, net, exact_F))
+        metrics = evaluator(validation_subject(net, exact_F, "consistency", **settings))
         expected = slope**2 * np.cos(quantile_times(8)) ** 2
         by_time = metrics["validation_error_by_time"]
         np.testing.assert_allclose(by_time, expected, rtol=1e-3, atol=1e-6)
@@ -193,9 +174,7 @@ def test_validation_ignores_how_an_objective_is_stabilized():
     }
     plain, other = (
         Validation(num_times=4, num_points=32)(
-            validation_subject(
-                objectives.build("consistency", sigma_data=SIGMA_DATA, **settings), net
-            )
+            validation_subject(net, objective="consistency", **settings)
         )
         for settings in ({}, changed)
     )
@@ -204,8 +183,7 @@ def test_validation_ignores_how_an_objective_is_stabilized():
 
 
 def test_validation_is_the_same_in_parts():
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
-    subject = validation_subject(objective, exact_F)
+    subject = validation_subject(exact_F)
     whole = Validation(num_times=3, num_points=64, batch_size=64)(subject)
     parts = Validation(num_times=3, num_points=64, batch_size=16)(subject)
     assert parts["validation_error"] == pytest.approx(
@@ -215,8 +193,7 @@ def test_validation_is_the_same_in_parts():
 
 
 def test_errors_that_are_not_finite_are_refused():
-    objective = objectives.build("diffusion", sigma_data=SIGMA_DATA)
-    subject = validation_subject(objective, lambda x, cond: x * jnp.nan)
+    subject = validation_subject(lambda x, cond: x * jnp.nan)
     with pytest.raises(ValueError, match="not finite"):
         Validation(num_times=2, num_points=8)(subject)
 
@@ -224,13 +201,21 @@ def test_errors_that_are_not_finite_are_refused():
 # --- Along a teacher's paths ----------------------------------------------------------
 
 
-def exact_paths(num, steps, seed):
+def solve(solver, num, steps, seed):
     grid = sampling.make_grid("heun", steps, SIGMA_DATA)
-    keys = sampling.sample_keys(seed, np.arange(num))
-    cond = Cond(t=jnp.zeros((num,)))
-    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
-    states = sampling.heun_path(problem)
-    return grid, states, None
+
+    @jax.jit
+    def run(keys):
+        cond = Cond(t=jnp.zeros((num,)))
+        problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
+        return solver(problem)
+
+    return grid, run(sampling.sample_keys(seed, np.arange(num)))
+
+
+@functools.cache
+def exact_paths(num, steps, seed):
+    return *solve(sampling.heun_path, num, steps, seed), None
 
 
 def test_a_perfect_student_takes_every_point_to_the_end_of_its_path():
@@ -257,12 +242,10 @@ def test_one_step_is_measured_from_the_noise_alone():
 
 
 def test_paths_end_where_the_sampler_does():
-    grid, states, _ = exact_paths(4, 6, 3)
-    keys = sampling.sample_keys(3, np.arange(4))
-    cond = Cond(t=jnp.zeros((4,)))
-    problem = sampling.Problem(exact_F, keys, cond, grid, (2,), SIGMA_DATA)
-    end = sampling.heun_sample(problem)
-    assert states.shape == (7, 4, 2)
-    np.testing.assert_array_equal(states[-1], end)
+    _, states, _ = exact_paths(32, 64, 0)
+    _, end = solve(sampling.heun_sample, 32, 64, 0)
+    assert states.shape == (65, 32, 2)
+    np.testing.assert_allclose(states[-1], end, rtol=1e-5)
+    keys = sampling.sample_keys(0, np.arange(32))
     start = sampling.sample_noise(keys, 0, (2,), SIGMA_DATA)
     np.testing.assert_array_equal(states[0], start)

@@ -1,9 +1,7 @@
-"""A small frozen digits classifier, whose features are what digits are compared in.
+"""A small frozen digits classifier, in whose features digits are compared.
 
-Two dense layers with rectified units: 64 pixels -> 128 -> 32 features -> 10 logits.
-``data/digits/train_classifier.py`` trains
-it; its weights are package data and pinned by a hash, so that the numbers of two
-machines and of two years can be compared. Evaluation runs in numpy float64.
+Two dense layers with ReLU: 64 pixels -> 128 -> 32 features -> 10 logits. Trained by
+``data/digits/train_classifier.py``; evaluated by numpy in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import numpy as np
 from scm_jax.evaluation.features import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "digits_classifier.npz"
-# Hash of the arrays (frozen_weights), printed by data/digits/train_classifier.py.
+# Printed by data/digits/train_classifier.py.
 WEIGHTS_SHA256 = "21c9d6b91f0bdf50fbe761e3626177ca911f87d5dd34b74384efcc243d4179c4"
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -66,10 +64,6 @@ def logits(weights: Weights, features: Any) -> Any:
     return features @ weights["head_kernel"] + weights["head_bias"][None]
 
 
-def load_weights(
-    path: Path = WEIGHTS_PATH, sha256: str = WEIGHTS_SHA256
-) -> dict[str, np.ndarray]:
+def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
     """The frozen weights as float64, see ``frozen_weights.load``."""
-    return frozen_weights.load(
-        path, WEIGHT_SHAPES, sha256, "features/digits_classifier.py", np.float64
-    )
+    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float64)

@@ -43,9 +43,9 @@ def extractor(
 
     Args:
       path: the file; None looks where published ones are kept, see ``find_weights``.
-      resize: a key of ``RESIZES``. Numbers of the two rules are close, but not the
-        same. EDM2's code (2312.02696) takes ``tensor_bicubic`` if not told otherwise
-        and calls ``pil_bicubic`` the slow reference, as it is that of 2306.04675.
+      resize: a key of ``RESIZES``: ``tensor_bicubic``, the default of EDM2's code
+        (2312.02696), or ``pil_bicubic``, that of 2306.04675. Their numbers are close,
+        but not the same.
       batch_size: images at a time.
 
     Raises:
@@ -61,7 +61,6 @@ def extractor(
         name=dinov2_weights.network_name(tensors),
         weights_sha256=tensors_sha256(tensors),
         resize=resize,
-        num_features=params["norm"]["scale"].size,
         apply=apply,
         params=params,
         prepare=prepare,
@@ -81,7 +80,7 @@ def apply(params: Params, images: jax.Array) -> dict[str, jax.Array]:
     """
     pixels = normalize(resize_on_device(images, image_size(params)))
     h = embed(params, pixels)
-    # A loop, as 24 blocks in a row would take 24 times as long to compile.
+    # A loop, because 24 blocks in a row would take 24 times as long to compile.
     h, _ = jax.lax.scan(lambda h, w: (block(w, h), None), h, params["blocks"])
     return {"features": layer_norm(params["norm"], h[:, 0])}
 
@@ -106,17 +105,13 @@ def resize_with_pil(images: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def resize_on_device(images: jax.Array, size: int) -> jax.Array:
-    """The same kernel (Keys, a = -0.5) in float32, neither rounded nor clipped.
-
-    It stays within a grey level of Pillow's where neither pass leaves 0..255.
-    """
+    """The same kernel (Keys, a = -0.5) in float32, neither rounded nor clipped."""
     images = images.astype(jnp.float32)
     shape = (images.shape[0], size, size, images.shape[3])
     return jax.image.resize(images, shape, "cubic", antialias=True)
 
 
-# Name of the rule -> what happens before the device; what is not of the network's size
-# then is resized there.
+# Rule -> what happens on the host; ``apply`` resizes what has another size after it.
 RESIZES = {"tensor_bicubic": unchanged, "pil_bicubic": resize_with_pil}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from scm_jax.files.tensors import check_tensors
@@ -21,23 +21,14 @@ POSITION_OFFSET = 0.1
 KEYS_A = -0.75
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What the shapes of the weights say.
+class Sizes(NamedTuple):
+    """What the shapes of the weights say."""
 
-    Attributes:
-      width: channels of a token.
-      depth: number of blocks.
-      hidden: channels between the two layers of a block's network.
-      patch: side of a patch, in pixels.
-      side: patches along a side of the images that the positions were trained on.
-    """
-
-    width: int
-    depth: int
-    hidden: int
-    patch: int = 14
-    side: int = 37
+    width: int  # channels of a token
+    depth: int  # number of blocks
+    hidden: int  # channels between the two layers of a block's MLP
+    patch: int = 14  # side of a patch, in pixels
+    side: int = 37  # patches along a side of the images of the training
 
 
 # Published with names and layout of these files, and without register tokens.
@@ -60,47 +51,56 @@ def published(state: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarr
     """
     if any(name.startswith("embeddings.") for name in state):
         state = _from_hugging_face(state)
-    shapes = tensor_shapes(_find_sizes(state, where))
-    # What stands for masked patches in training; no image that is measured has any.
+    try:
+        sizes = _read_sizes(state)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{where} does not hold weights of DINOv2: expected cls_token, pos_embed, "
+            "patch_embed.proj, blocks.N and norm as in dinov2_vitl14_pretrain.pth, or "
+            f"the names of Hugging Face's dinov2-large; it holds {len(state)} tensors: "
+            f"{', '.join([*state][:5])}, ..."
+        ) from error
+    for candidate in PUBLISHED.values():
+        if candidate.width == sizes.width:
+            sizes = candidate  # whose blocks the file may not hold all
+    shapes = tensor_shapes(sizes)
+    # The mask token stands for masked patches in training.
     return check_tensors(where, state, shapes, ignored=["mask_token"])
 
 
 def network_name(tensors: Mapping[str, np.ndarray]) -> str:
     """The published name of a network of these sizes, or one that tells the sizes."""
     sizes = _read_sizes(tensors)
-    for name, candidate in PUBLISHED.items():
-        if candidate == sizes:
-            return name
-    return f"dinov2_width{sizes.width}_depth{sizes.depth}_patch{sizes.patch}"
+    names = {published: name for name, published in PUBLISHED.items()}
+    other = f"dinov2_width{sizes.width}_depth{sizes.depth}_patch{sizes.patch}"
+    return names.get(sizes, other)
 
 
 def tensor_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all tensors of a file that the features depend on."""
-    width, patch = sizes.width, sizes.patch
-    shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 1 + sizes.side**2, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
+    width, hidden, patch = sizes.width, sizes.hidden, sizes.patch
+    block: dict[str, tuple[int, ...]] = {
+        "norm1": (width,),
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "ls1.gamma": (width,),
+        "norm2": (width,),
+        "mlp.fc1": (hidden, width),
+        "mlp.fc2": (width, hidden),
+        "ls2.gamma": (width,),
     }
+    layers: dict[str, tuple[int, ...]] = {"patch_embed.proj": (width, 3, patch, patch)}
     for i in range(sizes.depth):
-        shapes |= {
-            f"blocks.{i}.norm1.weight": (width,),
-            f"blocks.{i}.norm1.bias": (width,),
-            f"blocks.{i}.attn.qkv.weight": (3 * width, width),
-            f"blocks.{i}.attn.qkv.bias": (3 * width,),
-            f"blocks.{i}.attn.proj.weight": (width, width),
-            f"blocks.{i}.attn.proj.bias": (width,),
-            f"blocks.{i}.ls1.gamma": (width,),
-            f"blocks.{i}.norm2.weight": (width,),
-            f"blocks.{i}.norm2.bias": (width,),
-            f"blocks.{i}.mlp.fc1.weight": (sizes.hidden, width),
-            f"blocks.{i}.mlp.fc1.bias": (sizes.hidden,),
-            f"blocks.{i}.mlp.fc2.weight": (width, sizes.hidden),
-            f"blocks.{i}.mlp.fc2.bias": (width,),
-            f"blocks.{i}.ls2.gamma": (width,),
-        }
-    return shapes | {"norm.weight": (width,), "norm.bias": (width,)}
+        layers |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    layers["norm"] = (width,)
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
+    shapes["pos_embed"] = (1, 1 + sizes.side**2, width)
+    for name, shape in layers.items():
+        if name.endswith("gamma"):
+            shapes[name] = shape
+        else:
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
 
 
 def convert(
@@ -136,7 +136,7 @@ def convert(
             "kernel": tensors["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
             "bias": tensors["patch_embed.proj.bias"],
         },
-        "blocks": _stack(blocks),
+        "blocks": jax.tree.map(lambda *arrays: np.stack(arrays), *blocks),
         "norm": _norm(tensors, "norm"),
     }
 
@@ -144,15 +144,15 @@ def convert(
 def interpolate_positions(positions: np.ndarray, side: int) -> np.ndarray:
     """Positional embeddings of a square grid for one of another size.
 
-    Bicubic without antialiasing and with ``POSITION_OFFSET``, as the published code
-    does it: point i lies at ``(i + 0.5) n / (side + 0.1) - 0.5`` of the n old ones.
+    Bicubic without antialiasing, as in the published code: point i lies at
+    ``(i + 0.5) n / (side + 0.1) - 0.5`` of the n old ones.
 
     Args:
       positions: ``(n^2, c)`` float64, rows first.
       side: of the new grid.
 
     Returns:
-      ``(side^2, c)``; of ``side = n``, the positions themselves.
+      ``(side^2, c)``; the positions themselves if ``side = n``.
     """
     n = math.isqrt(len(positions))
     if side == n:
@@ -189,10 +189,7 @@ def _block(
     heads = (3, bias.size // (3 * head_width), head_width)
     return {
         "norm1": _norm(tensors, f"{name}.norm1"),
-        "qkv": {
-            "kernel": weight.T.reshape(-1, *heads),
-            "bias": bias.reshape(heads),
-        },
+        "qkv": {"kernel": weight.T.reshape(-1, *heads), "bias": bias.reshape(heads)},
         "out": _dense(tensors, f"{name}.attn.proj"),
         "scale1": tensors[f"{name}.ls1.gamma"],
         "norm2": _norm(tensors, f"{name}.norm2"),
@@ -210,32 +207,6 @@ def _dense(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray
     return {"kernel": tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
 
 
-def _stack(trees: list[dict[str, Any]]) -> dict[str, Any]:
-    first = trees[0]
-    return {
-        key: _stack([tree[key] for tree in trees])
-        if isinstance(first[key], dict)
-        else np.stack([tree[key] for tree in trees])
-        for key in first
-    }
-
-
-def _find_sizes(state: Mapping[str, np.ndarray], where: str) -> Sizes:
-    """The sizes of a file that may lack tensors, or hold others."""
-    try:
-        sizes = _read_sizes(state)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{where} does not hold weights of DINOv2: expected cls_token, pos_embed, "
-            "patch_embed.proj, blocks.N and norm as in dinov2_vitl14_pretrain.pth, or "
-            f"the names of Hugging Face's dinov2-large; it holds {_listing(state)}"
-        ) from error
-    for candidate in PUBLISHED.values():
-        if candidate.width == sizes.width:
-            return candidate  # whose blocks the file may not hold all
-    return sizes
-
-
 def _read_sizes(state: Mapping[str, np.ndarray]) -> Sizes:
     blocks = {m[1] for name in state if (m := re.match(r"blocks\.(\d+)\.", name))}
     return Sizes(
@@ -247,49 +218,30 @@ def _read_sizes(state: Mapping[str, np.ndarray]) -> Sizes:
     )
 
 
-def _listing(state: Mapping[str, np.ndarray], most: int = 5) -> str:
-    names = ", ".join(list(state)[:most])
-    return f"{len(state)} tensors: {names}{', ...' if len(state) > most else ''}"
-
-
-# Hugging Face's names of what is not in a block, and of what is.
-_HF_OUTER = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.mask_token": "mask_token",
+# Hugging Face's parts of a name, and the original ones, in the order of replacement.
+_HUGGING_FACE = {
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-}
-_HF_BLOCK = {
+    "embeddings.": "",
+    "encoder.layer.": "blocks.",
     "attention.output.dense": "attn.proj",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
+    "layernorm.": "norm.",
 }
-_HF_QKV = ("query", "key", "value")
 
 
 def _from_hugging_face(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors by their original names; unknown ones keep theirs."""
-    renamed = {_original_name(name): array for name, array in state.items()}
-    for stem, part in list(_split_qkv(renamed)):
-        names = [f"{stem}.attention.attention.{which}.{part}" for which in _HF_QKV]
-        joined = np.concatenate([renamed.pop(name) for name in names])
-        renamed[f"{stem}.attn.qkv.{part}"] = joined
+    renamed = {}
+    for name, array in state.items():
+        for theirs, ours in _HUGGING_FACE.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = array
+    for name in list(renamed):
+        parts = [name.replace(".query.", f".{p}.") for p in ("query", "key", "value")]
+        if ".attention.attention.query." in name and all(p in renamed for p in parts):
+            joined = np.concatenate([renamed.pop(part) for part in parts])
+            joint = name.replace("attention.attention.query", "attn.qkv")
+            renamed[joint] = joined
     return renamed
-
-
-def _split_qkv(state: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """Block and part of queries whose keys and values are there too."""
-    for name in state:
-        match = re.fullmatch(r"(blocks\.\d+)\.attention\.attention\.query\.(\w+)", name)
-        if match and all(name.replace("query", w) in state for w in _HF_QKV):
-            yield match[1], match[2]
-
-
-def _original_name(name: str) -> str:
-    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
-    inner = match[2] if match else name
-    for theirs, ours in (_HF_BLOCK if match else _HF_OUTER).items():
-        if inner == theirs or inner.startswith(theirs + "."):
-            inner = ours + inner.removeprefix(theirs)
-    return f"blocks.{match[1]}.{inner}" if match else inner

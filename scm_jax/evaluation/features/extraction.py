@@ -1,9 +1,7 @@
 """Features of many images: batches over all devices of a process, and feature networks.
 
-A ``FeatureNet`` is what metrics see of a pretrained network: images in, named arrays
-out, and what a number's protocol must say about them. How to add one: write
-``apply(params, x) -> {"features": (b, d), ...}`` and a function that loads its weights
-and returns a ``FeatureNet``.
+How to add a network: write ``apply(params, x) -> {"features": (b, d), ...}`` and a
+function that loads its weights and returns a ``FeatureNet``.
 """
 
 from __future__ import annotations
@@ -31,54 +29,61 @@ class FeatureNet:
     """A pretrained network that maps images to features.
 
     Attributes:
-      name: of the network, such as ``"inception"``; enters a number's protocol.
-      weights_sha256: of its weights, see ``tensors.tensors_sha256``; likewise.
-      resize: name of the rule that brings images to the network's size; likewise.
-      num_features: ``d`` of its output ``"features"``.
-      apply: ``(params, x (b, ...)) -> {"features": (b, d), ...}``, traced by JAX. A
-        function of a module, so that all networks of one kind share one compilation.
+      name: of the network; it enters a number's protocol, as do the next two.
+      weights_sha256: of its weights, see ``tensors.tensors_sha256``.
+      resize: name of the rule that brings images to the network's size.
+      apply: ``(params, x (b, ...)) -> {"features": (b, d), ...}``, traced by JAX; a
+        function of a module, so that it is compiled once.
       params: arrays, the first argument of ``apply``.
-      prepare: uint8 ``(n, h, w, 3)`` -> ``(n, ...)``, row by row in numpy, for what
-        must happen before the device; the result is the second argument of ``apply``.
+      prepare: uint8 ``(n, h, w, 3)`` -> ``x``, row by row in numpy.
       batch_size: images at a time.
     """
 
     name: str
     weights_sha256: str
     resize: str
-    num_features: int
     apply: Apply
     params: Any
     prepare: Callable[[np.ndarray], np.ndarray] = unchanged
     batch_size: int = 64
 
     def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> Outputs:
-        """Outputs for all images, float32; see ``batches``.
-
-        Returns:
-          ``"features"`` ``(n, d)``, and what else the network gives.
-
-        Raises:
-          ValueError: no images, or others than described there.
-        """
+        """All of ``batches`` in one; ValueError if there are no images."""
         parts = list(self.batches(images))
         if not parts:
             raise ValueError(f"{self.name}: no images to extract features of")
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def batches(self, images: np.ndarray | Iterable[np.ndarray]) -> Iterator[Outputs]:
-        """The same in pieces of ``batch_size``, for statistics that are summed up.
+        """``"features"`` ``(b, d)`` and the other outputs, float32, in batches.
+
+        Images are split over the devices of this process; ``batch_size`` is rounded up
+        to a multiple of these. Row i of an output may depend on image i only.
 
         Args:
           images: uint8 ``(n, h, w, c)`` with c = 1 (grey, repeated to 3) or 3, or an
             iterable of such arrays of one height and width.
 
         Raises:
-          ValueError: images of another type or shape.
+          ValueError: ``batch_size`` below 1, or images of another type or shape.
         """
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size = {self.batch_size}: must be at least 1")
+        run, split, whole = _compiled(self.apply)
+        params = jax.device_put(self.params, whole)
+        devices = jax.local_device_count()
+        size = -(-self.batch_size // devices) * devices
         chunks = [images] if isinstance(images, np.ndarray) else images
         prepared = (self.prepare(as_rgb(chunk)) for chunk in chunks)
-        return extract(self.apply, self.params, prepared, self.batch_size)
+        before: tuple[dict[str, jax.Array], int] | None = None
+        for batch, count in _batches(prepared, size):
+            # While the devices work on a batch, the one before is fetched.
+            outputs = run(params, jax.device_put(batch, split))
+            if before is not None:
+                yield _fetch(*before)
+            before = outputs, count
+        if before is not None:
+            yield _fetch(*before)
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
@@ -96,59 +101,15 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def extract(
-    apply: Apply,
-    params: Any,
-    images: np.ndarray | Iterable[np.ndarray],
-    batch_size: int = 64,
-    mesh: Mesh | None = None,
-) -> Iterator[Outputs]:
-    """``apply(params, batch)`` over all images, split over the devices of this process.
-
-    Batches have one size, the last is padded and cut again, so that there is one
-    compilation. While the devices work on a batch the one before is fetched. Products
-    are float32 also where the hardware's default is less.
-
-    Args:
-      apply: ``(params, x (b, ...)) -> {name: (b, ...)}``; row i of the result depends
-        on row i only.
-      params: copied to every device.
-      images: ``(n, ...)``, or an iterable of such arrays with any n.
-      batch_size: rows at a time, rounded up to a multiple of the devices.
-      mesh: whose devices of this process to use; None for all.
-
-    Yields:
-      Outputs of the next ``batch_size`` rows, the last time of what is left.
-
-    Raises:
-      ValueError: ``batch_size`` below 1, or arrays of different shapes.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
-    devices = tuple(jax.local_devices() if mesh is None else mesh.local_devices)
-    run, split, whole = _compiled(apply, devices)
-    params = jax.device_put(params, whole)
-    size = -(-batch_size // len(devices)) * len(devices)
-    before: tuple[dict[str, jax.Array], int] | None = None
-    for batch, count in _batches(images, size):
-        outputs = run(params, jax.device_put(batch, split))
-        if before is not None:
-            yield _fetch(*before)
-        before = outputs, count
-    if before is not None:
-        yield _fetch(*before)
-
-
 @functools.lru_cache(maxsize=8)
-def _compiled(
-    apply: Apply, devices: tuple[jax.Device, ...]
-) -> tuple[Callable, NamedSharding, NamedSharding]:
+def _compiled(apply: Apply) -> tuple[Callable, NamedSharding, NamedSharding]:
     """The jitted ``apply``, where batches lie, and where parameters lie."""
-    mesh = Mesh(np.array(devices), ("images",))
+    mesh = Mesh(np.array(jax.local_devices()), ("images",))
     split = NamedSharding(mesh, PartitionSpec("images"))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def in_float32(params, x):
+        # Also where the hardware's default is less.
         with jax.default_matmul_precision("highest"):
             return apply(params, x)
 
@@ -157,10 +118,9 @@ def _compiled(
 
 
 def _batches(
-    images: np.ndarray | Iterable[np.ndarray], size: int
+    chunks: Iterable[np.ndarray], size: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of exactly ``size`` rows, and how many of them count."""
-    chunks = [images] if isinstance(images, np.ndarray) else images
+    """Batches of ``size`` rows, the last one padded, and how many of them count."""
     rest: np.ndarray | None = None
     for chunk in chunks:
         if rest is not None and chunk.shape[1:] != rest.shape[1:]:

@@ -1,7 +1,6 @@
 """Frozen weights that are package data: an ``.npz`` file and the hash it must have.
 
-The hash makes the numbers of two machines and of two years comparable: distances in
-other features are other numbers.
+The hash keeps numbers comparable: distances in other features are other numbers.
 """
 
 from __future__ import annotations
@@ -18,19 +17,14 @@ FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def load(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    sha256: str,
-    module: str,
-    dtype: type,
+    path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str, dtype: type
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file in ``dtype``, after their hash was checked.
+    """The arrays of an ``.npz`` in ``dtype``, after their hash was checked.
 
     Args:
-      path: of the ``.npz``.
+      path: the file.
       shapes: of all arrays, by name.
       sha256: what ``tensors.tensors_sha256`` must give.
-      module: file whose ``WEIGHTS_SHA256`` this is, for messages.
       dtype: of the result.
 
     Raises:
@@ -39,7 +33,7 @@ def load(
     """
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
-            weights = {name: arrays[name] for name in arrays.files}
+            weights = dict(arrays)
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         raise ValueError(f"{path} is damaged: install the package again") from error
     found_shapes = {name: array.shape for name, array in weights.items()}
@@ -50,6 +44,6 @@ def load(
         raise ValueError(
             f"{path} has sha256 {found}, expected {sha256}: distances in other features"
             " cannot be compared. After training new weights on purpose, put their hash"
-            f" into WEIGHTS_SHA256 of scm_jax/evaluation/{module}."
+            f" into WEIGHTS_SHA256 of scm_jax/evaluation/features/{path.stem}.py."
         )
     return {name: array.astype(dtype) for name, array in weights.items()}

@@ -1,22 +1,18 @@
 """InceptionV3 as the graph of 2015-12-05, the network of FID.
 
-Not torchvision's: the epsilon of batch norm is 1e-3, average pools leave padding out of
-their mean, the pool of ``Mixed_7c`` is a maximum, there are 1008 outputs. Layers have
-the names of the PyTorch ports (pytorch-fid, torch-fidelity), which publish the weights
-of that graph; ``inception_weights`` reads them.
+Unlike torchvision's, the epsilon of batch norm is 1e-3, average pools leave padding out
+of their mean, the pool of ``Mixed_7c`` is a maximum, and there are 1008 outputs. Layers
+have the names of the PyTorch ports (pytorch-fid, torch-fidelity).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-
-from scm_jax.evaluation.features.tf1_resize import tf1_bilinear
 
 IMAGE_SIDE = 299
 NUM_FEATURES = 2048
@@ -45,13 +41,12 @@ class Pool(NamedTuple):
     stride: int
 
 
-class Fork(NamedTuple):
-    """Branches over one input, their channels concatenated in this order."""
-
-    branches: tuple[tuple[Any, ...], ...]
-
+# A layer is one of these, or a list of branches over one input, whose channels are
+# concatenated in this order. A branch is a tuple of layers.
+Layer = Conv | Pool | list[tuple[Any, ...]]
 
 DOWN, MAX, AVERAGE = Pool("max", 2), Pool("max", 1), Pool("average", 1)
+_SHRINK = (3, 3), 2, "VALID"  # the end of a Conv that halves the sides
 
 
 def _chain(name: str, *convs: tuple[Any, ...]) -> tuple[Conv, ...]:
@@ -59,72 +54,57 @@ def _chain(name: str, *convs: tuple[Any, ...]) -> tuple[Conv, ...]:
     return tuple(Conv(f"{name}_{i}", *conv) for i, conv in enumerate(convs, 1))
 
 
-def _block_a(pooled: int) -> Fork:
-    return Fork(
-        (
-            (Conv("branch1x1", 64),),
-            _chain("branch5x5", (48,), (64, (5, 5))),
-            _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3))),
-            (AVERAGE, Conv("branch_pool", pooled)),
-        )
-    )
+def _block_a(pooled: int) -> Layer:
+    return [
+        (Conv("branch1x1", 64),),
+        _chain("branch5x5", (48,), (64, (5, 5))),
+        _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3))),
+        (AVERAGE, Conv("branch_pool", pooled)),
+    ]
 
 
-def _block_b() -> Fork:
-    down = (3, 3), 2, "VALID"
-    return Fork(
-        (
-            (Conv("branch3x3", 384, *down),),
-            _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, *down)),
-            (DOWN,),
-        )
-    )
+def _block_b() -> Layer:
+    return [
+        (Conv("branch3x3", 384, *_SHRINK),),
+        _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, *_SHRINK)),
+        (DOWN,),
+    ]
 
 
-def _block_c(width: int) -> Fork:
+def _block_c(width: int) -> Layer:
     row, column = (1, 7), (7, 1)
-    return Fork(
-        (
-            (Conv("branch1x1", 192),),
-            _chain("branch7x7", (width,), (width, row), (192, column)),
-            _chain(
-                "branch7x7dbl",
-                *((width,), (width, column), (width, row), (width, column), (192, row)),
-            ),
-            (AVERAGE, Conv("branch_pool", 192)),
-        )
-    )
+    double = (width,), (width, column), (width, row), (width, column), (192, row)
+    return [
+        (Conv("branch1x1", 192),),
+        _chain("branch7x7", (width,), (width, row), (192, column)),
+        _chain("branch7x7dbl", *double),
+        (AVERAGE, Conv("branch_pool", 192)),
+    ]
 
 
-def _block_d() -> Fork:
-    down = (3, 3), 2, "VALID"
-    return Fork(
-        (
-            _chain("branch3x3", (192,), (320, *down)),
-            _chain("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, *down)),
-            (DOWN,),
-        )
-    )
+def _block_d() -> Layer:
+    long = (192, (1, 7)), (192, (7, 1))
+    return [
+        _chain("branch3x3", (192,), (320, *_SHRINK)),
+        _chain("branch7x7x3", (192,), *long, (192, *_SHRINK)),
+        (DOWN,),
+    ]
 
 
-def _block_e(pool: Pool) -> Fork:
-    def pair(name: str) -> Fork:
-        return Fork(
-            ((Conv(f"{name}a", 384, (1, 3)),), (Conv(f"{name}b", 384, (3, 1)),))
-        )
+def _block_e(pool: Pool) -> Layer:
+    def pair(name: str) -> Layer:
+        return [(Conv(f"{name}a", 384, (1, 3)),), (Conv(f"{name}b", 384, (3, 1)),)]
 
-    return Fork(
-        (
-            (Conv("branch1x1", 320),),
-            (*_chain("branch3x3", (384,)), pair("branch3x3_2")),
-            (*_chain("branch3x3dbl", (448,), (384, (3, 3))), pair("branch3x3dbl_3")),
-            (pool, Conv("branch_pool", 192)),
-        )
-    )
+    return [
+        (Conv("branch1x1", 320),),
+        (*_chain("branch3x3", (384,)), pair("branch3x3_2")),
+        (*_chain("branch3x3dbl", (448,), (384, (3, 3))), pair("branch3x3dbl_3")),
+        (pool, Conv("branch_pool", 192)),
+    ]
 
 
 # The network: name of a stage, and what it is. Sides of a 299 x 299 image behind it.
-STAGES: dict[str, Conv | Pool | Fork] = {
+STAGES: dict[str, Layer] = {
     "Conv2d_1a_3x3": Conv("", 32, (3, 3), 2, "VALID"),  # 149
     "Conv2d_2a_3x3": Conv("", 32, (3, 3), 1, "VALID"),
     "Conv2d_2b_3x3": Conv("", 64, (3, 3)),  # 147
@@ -146,141 +126,136 @@ STAGES: dict[str, Conv | Pool | Fork] = {
 }
 
 
-class InceptionOutput(NamedTuple):
-    """What metrics read.
-
-    Attributes:
-      pool3: ``(b, 2048)``, features of FID, KID, precision and recall.
-      spatial: ``(b, 17, 17, 7)``, of sFID (arXiv 2103.03841): the first 7 channels of
-        ``Mixed_6d.branch1x1``, which the TensorFlow graph calls ``mixed_6/conv``.
-      logits_unbiased: ``(b, 1008)``, of the Inception Score: without the bias.
-      stages: the output of every stage by name.
-    """
-
-    pool3: jax.Array
-    spatial: jax.Array
-    logits_unbiased: jax.Array
-    stages: dict[str, jax.Array]
-
-
-def apply(params: Params, x: jax.Array) -> InceptionOutput:
-    """The network on images of any size from 75 x 75 on.
-
-    Args:
-      params: of ``inception_weights.load``.
-      x: ``(b, h, w, 3)`` in [-1, 1); 299 x 299 gives the shapes of ``InceptionOutput``.
-    """
-    stages = {}
-    for name in STAGES:
-        x = stages[name] = run_stage(name, params, x)
-    pool3 = x.mean(axis=(1, 2))
-    return InceptionOutput(
-        pool3=pool3,
-        # branch1x1 is the first in the concatenation.
-        spatial=stages["Mixed_6d"][..., :SPATIAL_CHANNELS],
-        logits_unbiased=pool3 @ params["fc"]["kernel"],
-        stages=stages,
-    )
-
-
 def features(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-    """uint8 images of any size -> what metrics read, by the name of ``FeatureNet``.
-
-    Resized by ``tf1_bilinear``, then ``(x - 128) / 128``.
+    """The outputs for uint8 images, resized by ``tf1_bilinear``; for ``FeatureNet``.
 
     Args:
       params: of ``inception_weights.load``.
       images: ``(b, h, w, 3)`` in 0..255.
-
-    Returns:
-      ``features`` ``(b, 2048)``; ``spatial`` ``(b, 2023)``, rows, then columns, then
-      channels, as the stored statistics of ADM have them; ``logits`` ``(b, 1008)``,
-      without the bias.
     """
     x = (tf1_bilinear(images, IMAGE_SIDE, IMAGE_SIDE) - 128) / 128
-    out = apply(params, x)
+    return outputs(params, stages(params, x))
+
+
+def tf1_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize as ``resize_bilinear`` of TensorFlow 1, the rule of FID.
+
+    Pixel ``i`` of the result is read at ``i * in / out``: no half-pixel centres, no
+    smoothing when the image gets smaller, and the last rows and columns are repeated.
+
+    Args:
+      images: ``(b, h, w, c)``, uint8 or float.
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      float32 ``(b, height, width, c)`` in the range of ``images``.
+    """
+    x = jnp.asarray(images).astype(jnp.float32)
+    if x.shape[1:3] == (height, width):
+        return x
+    left, right, across = _grid(x.shape[2], width)
+    top, bottom, down = _grid(x.shape[1], height)
+    x = _lerp(x[:, :, left], x[:, :, right], across[None, None, :, None])
+    return _lerp(x[:, top], x[:, bottom], down[None, :, None, None])
+
+
+def _grid(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two source pixels of every new pixel, and the weight of the second."""
+    # In float32 as TensorFlow has it (tensorflow/core/kernels/image/
+    # resize_bilinear_op.cc): at large sizes the rounding is what is seen.
+    scale = np.float32(size) / np.float32(new_size)
+    source = np.arange(new_size, dtype=np.float32) * scale
+    first = np.floor(source)
+    second = np.minimum(first + 1, size - 1)
+    return first.astype(np.int32), second.astype(np.int32), source - first
+
+
+def _lerp(a: jax.Array, b: jax.Array, weight: np.ndarray) -> jax.Array:
+    return a + (b - a) * jnp.asarray(weight)
+
+
+def stages(params: Params, x: jax.Array) -> dict[str, jax.Array]:
+    """What every stage gives for ``(b, h, w, 3)`` in [-1, 1), from 75 x 75 on."""
+    found = {}
+    for name, stage in STAGES.items():
+        x = found[name] = run(name, stage, params, x)
+    return found
+
+
+def outputs(params: Params, stages: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What metrics read.
+
+    Returns:
+      ``features`` ``(b, 2048)``, pool3, of FID, KID, precision and recall; ``spatial``
+      ``(b, 2023)``, of sFID (arXiv 2103.03841): the first 7 channels of
+      ``Mixed_6d.branch1x1``, which the TensorFlow graph calls ``mixed_6/conv``, rows,
+      then columns, then channels, as in ADM's statistics; ``logits`` ``(b, 1008)``, of
+      the Inception Score, without the bias.
+    """
+    pool3 = stages["Mixed_7c"].mean(axis=(1, 2))
+    # branch1x1 is the first in the concatenation.
+    spatial = stages["Mixed_6d"][..., :SPATIAL_CHANNELS]
     return {
-        "features": out.pool3,
-        "spatial": out.spatial.reshape(len(out.spatial), -1),
-        "logits": out.logits_unbiased,
+        "features": pool3,
+        "spatial": spatial.reshape(len(spatial), -1),
+        "logits": pool3 @ params["fc"]["kernel"],
     }
 
 
-def run_stage(name: str, params: Params, x: jax.Array) -> jax.Array:
-    """One stage: ``(b, h, w, c)`` -> what ``STAGES[name]`` makes of it."""
-    return _run(STAGES[name], params, name, x)
-
-
-def _run(
-    layer: Conv | Pool | Fork, params: Params, name: str, x: jax.Array
-) -> jax.Array:
+def run(name: str, layer: Layer, params: Params, x: jax.Array) -> jax.Array:
+    """A stage ``name``, or a layer in it, of ``(b, h, w, c)``."""
     match layer:
-        case Conv():
-            return _conv(layer, params[_join(name, layer.name)], x)
+        case Conv(stride=stride):
+            weights = params[_join(name, layer.name)]
+            x = jax.lax.conv_general_dilated(
+                x,
+                weights["kernel"],
+                (stride, stride),
+                layer.padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            return jax.nn.relu(x + weights["bias"][None, None, None])
+        case Pool("max", stride):
+            padding = "VALID" if stride > 1 else "SAME"
+            return nn.max_pool(x, (3, 3), (stride, stride), padding)
         case Pool():
-            return _pool(layer, x)
-        case Fork():
+            return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+        case branches:
             outputs = []
-            for branch in layer.branches:
+            for branch in branches:
                 h = x
                 for part in branch:
-                    h = _run(part, params, name, h)
+                    h = run(name, part, params, h)
                 outputs.append(h)
             return jnp.concatenate(outputs, axis=-1)
 
 
-def _conv(layer: Conv, weights: dict[str, Any], x: jax.Array) -> jax.Array:
-    strides = (layer.stride, layer.stride)
-    x = jax.lax.conv_general_dilated(
-        x,
-        weights["kernel"],
-        strides,
-        layer.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return jax.nn.relu(x + weights["bias"][None, None, None])
-
-
-def _pool(layer: Pool, x: jax.Array) -> jax.Array:
-    strides = (layer.stride, layer.stride)
-    padding = "VALID" if layer.stride > 1 else "SAME"
-    if layer.kind == "max":
-        return nn.max_pool(x, (3, 3), strides, padding)
-    return nn.avg_pool(x, (3, 3), strides, padding, count_include_pad=False)
-
-
 def conv_shapes() -> dict[str, tuple[int, int, int, int]]:
     """Name of every convolution -> shape ``(height, width, in, out)`` of its kernel."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int, int, int]] = {}
     width = 3
     for name, stage in STAGES.items():
-        for conv, inputs in _convs((stage,), width):
-            shapes[_join(name, conv.name)] = (*conv.kernel, inputs, conv.width)
-        width = _width((stage,), width)
+        width = _add_shapes(shapes, name, stage, width)
     return shapes
 
 
-def _convs(branch: tuple[Any, ...], width: int) -> Iterator[tuple[Conv, int]]:
-    """Each convolution with the channels of its input; ``branch`` has ``width``."""
-    for part in branch:
-        match part:
-            case Conv():
-                yield part, width
-            case Fork():
-                for inner in part.branches:
-                    yield from _convs(inner, width)
-        width = _width((part,), width)
-
-
-def _width(branch: tuple[Any, ...], width: int) -> int:
-    """Channels behind a branch."""
-    for part in branch:
-        match part:
-            case Conv():
-                width = part.width
-            case Fork():
-                width = sum(_width(inner, width) for inner in part.branches)
-    return width
+def _add_shapes(shapes: dict[str, Any], name: str, layer: Layer, width: int) -> int:
+    """Adds the kernels in a layer of ``width`` inputs; returns its output channels."""
+    match layer:
+        case Conv():
+            shapes[_join(name, layer.name)] = (*layer.kernel, width, layer.width)
+            return layer.width
+        case Pool():
+            return width
+        case branches:
+            outputs = 0
+            for branch in branches:
+                inner = width
+                for part in branch:
+                    inner = _add_shapes(shapes, name, part, inner)
+                outputs += inner
+            return outputs
 
 
 def _join(stage: str, name: str) -> str:

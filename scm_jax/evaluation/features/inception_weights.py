@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +25,7 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def load(path: str | os.PathLike | None = None) -> FeatureNet:
-    """The network with its weights. Nothing in the file is executed.
+    """The network with its weights.
 
     Args:
       path: a file of one of the kinds of ``catalogue.PUBLISHED``; None looks for
@@ -39,7 +38,12 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
     """
     path = find_weights(NAME, path)
     if path.suffix == ".pth" and path.name in PUBLISHED[NAME]:
-        _check_sha256(path)
+        found = file_sha256(path)
+        if found != PTH_SHA256:
+            raise ValueError(
+                f"{path} has sha256 {found}, the published file has {PTH_SHA256}: get "
+                f"it again from {PUBLISHED[NAME][path.name]}"
+            )
     try:
         state = read_state_dict(path)
     except ValueError as error:
@@ -48,15 +52,6 @@ def load(path: str | os.PathLike | None = None) -> FeatureNet:
         held = ", ".join(sorted(state)[:3]) or "nothing"
         raise ValueError(f"{path} holds other tensors ({held}, ...).\n{_advice()}")
     return from_state_dict(state, where=str(path))
-
-
-def _check_sha256(path: Path) -> None:
-    found = file_sha256(path)
-    if found != PTH_SHA256:
-        raise ValueError(
-            f"{path} has sha256 {found}, the published file has {PTH_SHA256}: get it"
-            f" again from {PUBLISHED[NAME][path.name]}"
-        )
 
 
 def _advice() -> str:
@@ -71,8 +66,6 @@ def from_state_dict(
 ) -> FeatureNet:
     """The network with the weights of ``state``, named and shaped as in PyTorch.
 
-    Its id is that of the tensors before batch norms are folded into convolutions.
-
     Args:
       state: the tensors of ``tensor_shapes()``.
       where: what to call it in messages.
@@ -83,9 +76,8 @@ def from_state_dict(
     tensors = check_tensors(where, state, tensor_shapes(), ignored=_UNUSED)
     return FeatureNet(
         name="inception-2015-12-05",
-        weights_sha256=tensors_sha256(tensors),
+        weights_sha256=tensors_sha256(tensors),  # before batch norms are folded
         resize="tf1_bilinear_299",
-        num_features=inception.NUM_FEATURES,
         apply=inception.features,
         params=fold(tensors),
     )

@@ -1,12 +1,8 @@
 """A small frozen network, in whose features samples of ``shapes`` are compared.
 
-Four convolutions and a dense layer with rectified units: 32x32x3 pixels -> 64 features.
-Three heads name the shape, its colour and the kind of background, so the features know
-these. ``data/shapes/train_classifier.py`` trains it; its weights are package data,
-stored as float16 and pinned by a hash.
-
-Evaluation is by JAX in float32, with products of full precision on every device and in
-batches of one size: devices differ by rounding, a machine repeats itself.
+Four convolutions and a dense layer with ReLU: 32x32x3 pixels -> 64 features. Three
+heads classify the shape, its color and the kind of background. Trained by
+``data/shapes/train_classifier.py``, stored as float16, evaluated by JAX in float32.
 """
 
 from __future__ import annotations
@@ -22,9 +18,8 @@ import numpy as np
 from scm_jax.evaluation.features import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_classifier.npz"
-# Hash of the arrays (frozen_weights), printed by data/shapes/train_classifier.py. They
-# are not of one run of that script in one go: the training was interrupted and went on
-# after the first of its two cycles with --start.
+# Printed by data/shapes/train_classifier.py. One run of it does not give these weights:
+# training was interrupted after the first of its two cycles and resumed with --start.
 WEIGHTS_SHA256 = "b928b152c59c59731218fac1df00548b27fecfb9fb69132bb6836d8eb1a1bc70"
 
 SIDES = (32, 64)
@@ -49,13 +44,9 @@ BATCH_SIZE = 256
 Weights = Mapping[str, Any]
 
 
-def load_weights(
-    path: Path = WEIGHTS_PATH, sha256: str = WEIGHTS_SHA256
-) -> dict[str, np.ndarray]:
+def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
     """The frozen weights as float32, see ``frozen_weights.load``."""
-    return frozen_weights.load(
-        path, WEIGHT_SHAPES, sha256, "features/shapes_classifier.py", np.float32
-    )
+    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32)
 
 
 def apply(weights: Weights, pixels: jax.Array) -> jax.Array:
@@ -63,8 +54,8 @@ def apply(weights: Weights, pixels: jax.Array) -> jax.Array:
 
     Args:
       weights: arrays of ``WEIGHT_SHAPES``, float32.
-      pixels: ``(n, 32, 32, 3)`` in 0..255. Of ``(n, 64, 64, 3)`` every 2x2 pixels are
-        averaged, which is exact.
+      pixels: ``(n, 32, 32, 3)`` in 0..255, or ``(n, 64, 64, 3)``, of which every 2x2
+        pixels are averaged.
 
     Returns:
       ``(n, 64)`` float32.
@@ -99,7 +90,7 @@ _apply = jax.jit(apply)
 
 
 def features(weights: Weights, pixels: np.ndarray) -> np.ndarray:
-    """``apply`` in batches of ``BATCH_SIZE``, the last one filled up.
+    """``apply`` in batches of one size, so that a machine repeats itself.
 
     Args:
       weights: ``load_weights()`` for the frozen ones.

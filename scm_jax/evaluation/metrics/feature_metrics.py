@@ -1,112 +1,99 @@
 """All metrics over features in one call, by name.
 
-How to add one: write ``(real, fake) -> dict of numbers``, add a line to ``METRICS``,
-and its settings to ``SETTINGS``, so that ``protocol_metric`` tells them.
+How to add one: write ``(real, fake, **settings) -> numbers`` over ``(n, d)`` features,
+and add a line to ``SETTINGS`` and one to ``OF_FEATURES``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
-from scm_jax.evaluation.metrics import frechet, kernel, neighbours, wasserstein
-from scm_jax.evaluation.metrics.inception_score import inception_score
+from scm_jax.evaluation.metrics import frechet, kernel, neighbours
+from scm_jax.evaluation.metrics.frechet import sample_std
 from scm_jax.types import lookup
 
-Gaussian = tuple[np.ndarray, np.ndarray]
-
-# What changes a number and is the field's habit; see the functions.
+# Metric -> what changes its number and is the field's habit; see the functions.
 SETTINGS: dict[str, dict[str, Any]] = {
     "fid": {},
     "sfid": {},
     "kid": {"num_subsets": 100, "subset_size": 1000, "seed": 0},
-    "cmmd": {"sigma": 10.0, "biased": True, "scale": 1000.0, "seed": 0},
     "prdc": {"k_precision_recall": 3, "k_density_coverage": 5},
     "is": {"split_size": 5000},
-    "sw": {"num_projections": 1000, "seed": 0},
-    "mind": {"num_projections": 1000, "seed": 0},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """What is known of one set of images; a field is None where it is not known.
+    """What is known of one set of images under a network.
 
     Attributes:
-      features: ``(n, d)``, such as Inception's pool3 or DINOv2's class token.
-      spatial: ``(n, 17, 17, 7)`` or flattened in that order, for sFID.
-      logits: ``(n, classes)`` without the bias of the last layer, for the score.
-      gaussian: mean and covariance of ``features``, as in a file of statistics.
-      spatial_gaussian: the same of ``spatial``.
       name: of the set, for messages.
+      moments: mean and covariance of the outputs ``features`` and ``spatial``.
+      outputs: the outputs themselves: ``features`` ``(n, d)``, such as Inception's
+        pool3 or DINOv2's class token; ``logits`` ``(n, classes)`` without the bias of
+        the last layer.
     """
 
-    features: np.ndarray | None = None
-    spatial: np.ndarray | None = None
-    logits: np.ndarray | None = None
-    gaussian: Gaussian | None = None
-    spatial_gaussian: Gaussian | None = None
-    name: str = "a set"
+    name: str
+    moments: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
+    outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def need(self, field: str, metric: str) -> Any:
-        """The value of ``field``, or an error that says which metric needs it."""
-        value = getattr(self, field)
-        if value is None:
-            known = [
-                entry.name
-                for entry in dataclasses.fields(self)
-                if entry.name != "name" and getattr(self, entry.name) is not None
-            ]
+    def need(self, kind: str, output: str, metric: str) -> Any:
+        """``moments`` or ``outputs`` of an output; ValueError if they are missing."""
+        known = getattr(self, kind)
+        if output not in known:
             raise ValueError(
-                f"metric {metric!r} needs {field} of {self.name}, which has"
-                f" {', '.join(known) or 'nothing'}"
-                " (a mean and a covariance are enough for fid and sfid only)"
+                f"metric {metric!r} needs {kind} of {output!r} of {self.name}, which"
+                f" has moments of {list(self.moments)} and outputs {list(self.outputs)}"
+                " (moments are enough for fid and sfid only)"
             )
-        return value
-
-    def moments(self, field: str, metric: str) -> Gaussian:
-        """Mean and covariance of ``features`` or ``spatial``, given or computed."""
-        given = {"features": self.gaussian, "spatial": self.spatial_gaussian}[field]
-        if given is not None:
-            return given
-        values = np.asarray(self.need(field, metric))
-        stats = frechet.feature_stats(values.reshape(len(values), -1))
-        return stats.mean, stats.covariance
+        return known[output]
 
 
 def compare(
-    real: FeatureSet,
-    fake: FeatureSet,
-    metrics: Sequence[str] = ("fid", "kid", "prdc", "is", "sfid", "sw"),
+    real: FeatureSet, fake: FeatureSet, metrics: Sequence[str]
 ) -> dict[str, float]:
     """Metrics of ``fake`` against ``real`` with the settings of ``SETTINGS``.
 
     Example:
       >>> line = np.arange(8.0)[:, None]
-      >>> f"{compare(FeatureSet(line), FeatureSet(line + 0.5), ['fid'])['fid']:.3f}"
-      '0.250'
+      >>> real, fake = (FeatureSet("", outputs={"features": x}) for x in (line, line))
+      >>> compare(real, fake, ["prdc"])["recall"]
+      1.0
 
     Args:
-      real: the reference; its mean and covariance are enough for ``fid`` and ``sfid``,
-        and nothing of it is needed for ``is``.
+      real: the reference; nothing of it is needed for ``is``.
       fake: the samples.
-      metrics: keys of ``METRICS``.
+      metrics: keys of ``SETTINGS``.
 
     Returns:
-      ``fid``, ``sfid``; ``kid``, ``kid_std``, ``kid_low``, ``kid_high``; ``cmmd``,
-      ``cmmd_low``, ``cmmd_high``; ``precision``, ``recall``, ``density``, ``coverage``;
-      ``inception_score``, ``inception_score_std``; ``sliced_wasserstein``,
-      ``sliced_wasserstein_error``; ``mind``, ``mind_error``.
+      ``fid``, ``sfid``; ``kid``, ``kid_std``, ``kid_low``, ``kid_high``; ``precision``,
+      ``recall``, ``density``, ``coverage``; ``inception_score``,
+      ``inception_score_std``.
 
     Raises:
       ValueError: an unknown metric, or a set that lacks what a metric needs.
     """
     row: dict[str, float] = {}
     for metric in metrics:
-        row |= lookup(METRICS, metric, "metric")(real, fake)
+        settings = lookup(SETTINGS, metric, "metric")
+        if metric in ("fid", "sfid"):
+            output = {"fid": "features", "sfid": "spatial"}[metric]
+            moments = [s.need("moments", output, metric) for s in (real, fake)]
+            row[metric] = frechet.gaussian_frechet(*moments[0], *moments[1])
+        elif metric == "is":
+            score = inception_score(fake.need("outputs", "logits", metric), **settings)
+            row |= {"inception_score": score.mean, "inception_score_std": score.std}
+        else:
+            sets = [s.need("outputs", "features", metric) for s in (real, fake)]
+            row |= OF_FEATURES[metric](*sets, **settings)
     return row
 
 
@@ -122,69 +109,73 @@ def protocol_metric(metric: str) -> str:
     return f"{metric}({inside})" if inside else metric
 
 
-def _fid(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    moments = [each.moments("features", "fid") for each in (real, fake)]
-    return {"fid": frechet.gaussian_frechet(*moments[0], *moments[1])}
+def _kid(real: np.ndarray, fake: np.ndarray, **settings: Any) -> dict[str, float]:
+    found = kernel.kid(real, fake, **settings)
+    names = ("kid", "kid_std", "kid_low", "kid_high")
+    return dict(zip(names, found, strict=True))
 
 
-def _sfid(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    moments = [each.moments("spatial", "sfid") for each in (real, fake)]
-    return {"sfid": frechet.gaussian_frechet(*moments[0], *moments[1])}
-
-
-def _kid(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    found = kernel.kid(*_features(real, fake, "kid"), **SETTINGS["kid"])
-    names = {"value": "kid", "std": "kid_std", "low": "kid_low", "high": "kid_high"}
-    return {name: getattr(found, field) for field, name in names.items()}
-
-
-def _cmmd(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    units = [
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-        for x in _features(real, fake, "cmmd")
-    ]
-    value, low, high = kernel.rbf_mmd(*units, **SETTINGS["cmmd"])
-    return {"cmmd": value, "cmmd_low": low, "cmmd_high": high}
-
-
-def _prdc(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    sets, settings = _features(real, fake, "prdc"), SETTINGS["prdc"]
-    shares = neighbours.precision_recall(*sets, settings["k_precision_recall"])
-    balls = neighbours.density_coverage(*sets, settings["k_density_coverage"])
+def _prdc(
+    real: np.ndarray, fake: np.ndarray, k_precision_recall: int, k_density_coverage: int
+) -> dict[str, float]:
+    shares = neighbours.precision_recall(real, fake, k_precision_recall)
+    balls = neighbours.density_coverage(real, fake, k_density_coverage)
     return {**shares._asdict(), **balls._asdict()}
 
 
-def _is(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    del real
-    mean, std = inception_score(fake.need("logits", "is"), **SETTINGS["is"])
-    return {"inception_score": mean, "inception_score_std": std}
+# Metrics that need the features of both sets, and not only their moments.
+OF_FEATURES: dict[str, Callable[..., dict[str, float]]] = {"kid": _kid, "prdc": _prdc}
 
 
-def _sw(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    value, error = wasserstein.sliced_wasserstein(
-        *_features(real, fake, "sw"), **SETTINGS["sw"]
-    )
-    return {"sliced_wasserstein": value, "sliced_wasserstein_error": error}
+# --- The Inception Score --------------------------------------------------------------
 
 
-def _mind(real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    value, error = wasserstein.mind(*_features(real, fake, "mind"), **SETTINGS["mind"])
-    return {"mind": value, "mind_error": error}
+class InceptionScore(NamedTuple):
+    """Mean over the splits, and their unbiased standard deviation (0 for a single one).
+
+    Most published deviations divide by the number of splits instead.
+    """
+
+    mean: float
+    std: float
 
 
-def _features(
-    real: FeatureSet, fake: FeatureSet, metric: str
-) -> tuple[np.ndarray, np.ndarray]:
-    return real.need("features", metric), fake.need("features", metric)
+def inception_score(logits: np.ndarray, split_size: int = 5000) -> InceptionScore:
+    """``exp(mean_x KL(p(y|x) || p(y)))`` of each split, with ``p(y)`` of that split.
+
+    The published ImageNet numbers use the evaluator of arXiv 2105.05233: logits without
+    the bias of the last layer, splits of 5,000 in the order of the samples, the last
+    one shorter, and the mean over the splits. The score changes with the size of a
+    split, and with the order of samples that are sorted by class.
+
+    Example:
+      >>> inception_score(np.diag([99.0, 99.0]))
+      InceptionScore(mean=2.0, std=0.0)
+
+    Args:
+      logits: ``(n, classes)``, for Inception ``logits_unbiased`` with 1008 columns.
+      split_size: samples in a split.
+
+    Raises:
+      ValueError: no samples, another shape, values that are not finite, or no split.
+    """
+    logits = np.asarray(logits)
+    if logits.ndim != 2 or not logits.size:
+        raise ValueError(f"logits have shape {logits.shape}: expected (n, classes)")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits hold values that are not finite")
+    if split_size < 1:
+        raise ValueError(f"split_size = {split_size}: must be at least 1")
+    splits = range(0, len(logits), split_size)
+    scores = [_score(logits[i : i + split_size]) for i in splits]
+    return InceptionScore(float(np.mean(scores)), sample_std(scores))
 
 
-METRICS: dict[str, Callable[[FeatureSet, FeatureSet], dict[str, float]]] = {
-    "fid": _fid,
-    "sfid": _sfid,
-    "kid": _kid,
-    "cmmd": _cmmd,
-    "prdc": _prdc,
-    "is": _is,
-    "sw": _sw,
-    "mind": _mind,
-}
+def _score(logits: np.ndarray) -> float:
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    p = np.exp(log_p)
+    marginal = p.mean(axis=0)
+    # A class of probability 0 in every sample adds 0 log 0 = 0.
+    log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
+    divergence = (p * (log_p - log_marginal[None])).sum(axis=1)
+    return float(np.exp(divergence.mean()))

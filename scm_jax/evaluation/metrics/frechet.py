@@ -1,13 +1,8 @@
-"""Feature statistics and the Frechet distance, in float64 on the host.
-
-The distance between two Gaussians with the mean and covariance of two sets of features
-(arXiv 1706.08500, Eq. 6). The feature extractor is handed in by the caller.
-"""
+"""Feature statistics and the Frechet distance, in float64 on the host."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
@@ -19,12 +14,12 @@ class FeatureStats:
     Attributes:
       count: number of features seen.
       mean: ``(d,)`` float64.
-      scatter: ``(d, d)`` float64, the sum of ``(x - mean)(x - mean)^T``. It is centred
-        because raw sums of squares lose all digits when the mean is large.
+      scatter: ``(d, d)`` float64, the sum of ``(x - mean)(x - mean)^T``.
     """
 
     count: int
     mean: np.ndarray
+    # Centred, because raw sums of squares lose all digits when the mean is large.
     scatter: np.ndarray
 
     @property
@@ -51,15 +46,22 @@ def feature_stats(features: np.ndarray) -> FeatureStats:
       ValueError: not two axes, or values that are not finite.
     """
     features = np.asarray(features, np.float64)
-    if features.ndim != 2:
-        raise ValueError(f"features have shape {features.shape}: expected (n, d)")
-    if not np.isfinite(features).all():
-        raise ValueError("features hold values that are not finite")
+    check_features(features)
     if not len(features):
         return empty_stats(features.shape[1])
     mean = features.mean(0)
     centred = features - mean
     return FeatureStats(len(features), mean, centred.T @ centred)
+
+
+def check_features(*sets: np.ndarray) -> None:
+    """Raises ValueError unless all are ``(n, d)`` of one ``d``, and finite."""
+    shapes = [np.shape(x) for x in sets]
+    if any(len(shape) != 2 or shape[1] != shapes[0][-1] for shape in shapes):
+        found = " and ".join(map(str, shapes))
+        raise ValueError(f"features have shape {found}: expected (n, d) with one d")
+    if not all(np.isfinite(x).all() for x in sets):
+        raise ValueError("features hold values that are not finite")
 
 
 def merge_stats(a: FeatureStats, b: FeatureStats) -> FeatureStats:
@@ -74,26 +76,10 @@ def merge_stats(a: FeatureStats, b: FeatureStats) -> FeatureStats:
     return FeatureStats(count, mean, a.scatter + b.scatter + between)
 
 
-def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
-    """Squared Frechet distance of the two fitted Gaussians; what is called FID.
-
-    Raises:
-      ValueError: different dimensions, or fewer than two features on a side.
-    """
-    return gaussian_frechet(a.mean, a.covariance, b.mean, b.covariance)
-
-
 def gaussian_frechet(
     mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray
 ) -> float:
     """``|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`` (1706.08500, Eq. 6).
-
-    The last trace is the sum of the singular values of ``A^1/2 B^1/2``, with both roots
-    from ``eigh``. It is real also where ``A`` or ``B`` lack full rank, unlike
-    ``scipy.linalg.sqrtm`` of ``A B``. The eigenvalues of ``A^1/2 B A^1/2`` would be the
-    squares of the singular values: theirs is an error of ``eps``, of which the root
-    leaves 1e-8 for each small one, so that two Gaussians whose spectra fall over ten
-    decades and differ by a percent get a distance that is wrong in the second digit.
 
     Example:
       >>> gaussian_frechet(np.zeros(1), np.eye(1), np.ones(1), 4 * np.eye(1))
@@ -101,7 +87,7 @@ def gaussian_frechet(
 
     Args:
       mean_a: ``(d,)``.
-      cov_a: ``(d, d)``, symmetric and positive semi-definite.
+      cov_a: ``(d, d)``, symmetric and positive semi-definite; may lack full rank.
       mean_b: ``(d,)``.
       cov_b: ``(d, d)``.
 
@@ -114,6 +100,10 @@ def gaussian_frechet(
     )
     if not all(np.isfinite(v).all() for v in (mean_a, cov_a, mean_b, cov_b)):
         raise ValueError("feature statistics hold values that are not finite")
+    # The trace of the root is the sum of the singular values of A^1/2 B^1/2. The
+    # eigenvalues of A^1/2 B A^1/2 are their squares: an error of eps in each leaves
+    # 1e-8 after the root, which is more than the distance of two similar Gaussians
+    # whose spectra fall over ten decades.
     product = _root(cov_a).T @ _root(cov_b)
     trace_root = np.linalg.svd(product, compute_uv=False).sum()
     distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b)
@@ -122,57 +112,33 @@ def gaussian_frechet(
 
 
 def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """``frechet_distance`` of two sets of features, ``(n, d)`` and ``(m, d)``."""
-    return frechet_distance(feature_stats(a), feature_stats(b))
+    """Squared Frechet distance of two sets of features, ``(n, d)`` and ``(m, d)``."""
+    x, y = feature_stats(a), feature_stats(b)
+    return gaussian_frechet(x.mean, x.covariance, y.mean, y.covariance)
 
 
-def halves_floor(
-    features: np.ndarray,
-    num_splits: int = 10,
-    seed: int = 0,
-    distance: Callable[[np.ndarray, np.ndarray], float] = feature_distance,
-) -> tuple[float, float]:
-    """Distance of two random halves of one set: the scale of "no difference".
+def halves_floor(features: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
+    """Frechet distance of two random halves of one set: the scale of "no difference".
 
-    The Frechet distance of finite samples of one distribution is about proportional to
-    ``1/n + 1/m``, and so is the sliced Wasserstein distance. A perfect sampler with as
-    many samples as ``features`` therefore scores about half of this floor, or less if
-    its class proportions are exact. Of an unbiased distance, such as the kernel
-    distance, the mean is near 0 and the standard deviation tells the scale.
-
-    ``distance=lambda a, b: sliced_wasserstein(a, b).value`` is another such floor.
+    The distance of finite samples of one distribution is about proportional to
+    ``1/n + 1/m``. A perfect sampler with as many samples as ``features`` therefore
+    scores about half of this floor, or less if its class proportions are exact.
 
     Args:
       features: ``(n, d)`` features of real data.
       num_splits: number of random splits.
-      seed: of the splits; a fixed seed keeps the floor the same in all rows.
-      distance: of two sets of features.
 
     Returns:
       Mean and standard deviation over the splits.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # fixed, so that all rows have the same floor
     half = len(features) // 2
     distances = []
     for _ in range(num_splits):
         order = rng.permutation(len(features))
-        distances.append(distance(features[order[:half]], features[order[half:]]))
+        halves = features[order[:half]], features[order[half:]]
+        distances.append(feature_distance(*halves))
     return float(np.mean(distances)), sample_std(distances)
-
-
-def extract(
-    extractor: Callable[[np.ndarray], np.ndarray], x: np.ndarray, block_size: int = 512
-) -> np.ndarray:
-    """``extractor`` over blocks of ``x``, so that its memory does not grow with ``n``.
-
-    Returns:
-      ``(n, d)`` float64.
-    """
-    blocks = [
-        np.asarray(extractor(x[i : i + block_size]), np.float64)
-        for i in range(0, len(x), block_size)
-    ]
-    return np.concatenate(blocks)
 
 
 def sample_std(values: list[float]) -> float:
@@ -181,13 +147,10 @@ def sample_std(values: list[float]) -> float:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """A matrix ``R`` with ``R R^T = covariance``: eigenvectors, scaled.
-
-    Columns of zeros are left out: of a few samples in many dimensions nearly all are.
-    """
+    """A matrix ``R`` with ``R R^T = covariance``: eigenvectors, scaled."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
     eigenvalues = _positive(eigenvalues)
-    kept = eigenvalues > 0
+    kept = eigenvalues > 0  # a few samples in many dimensions leave few columns
     return np.sqrt(eigenvalues[kept]) * vectors[:, kept]
 
 

@@ -1,32 +1,23 @@
-"""Maximum mean discrepancy: the Kernel Inception Distance and the Gaussian kernel.
+"""The Kernel Inception Distance, with an interval for that of the two distributions.
 
-All estimates come with an interval for the discrepancy of the two distributions. Three
-facts decide how it is made.
-
-* The standard deviation over random subsets, which is printed beside most published
-  kernel distances, is no interval: it is the error of 1,000 samples, not of all, and
-  the subsets share their points.
-* The bootstrap of a degenerate U-statistic is inconsistent, and the statistic is
-  degenerate exactly where the two distributions are equal.
-* Values of disjoint blocks are independent and unbiased whatever the distributions, so
-  that their mean has an honest Student interval (the B-test, arXiv 1307.1954). The
-  U-statistic over all points is the mean of this over all ways to cut blocks, hence has
-  no larger variance (Rao-Blackwell).
-
-So the error here is that of the mean over disjoint blocks, plus what is left from
-choosing subsets at random: exact to first order where the distributions differ, too
-wide where they are equal.
+The interval is exact to first order where they differ, too wide where they are equal.
 """
+
+# The deviation over random subsets, as published, is the error of 1,000 samples, and
+# the bootstrap of a degenerate U-statistic (of equal distributions) is inconsistent.
+# Values of disjoint blocks are independent and unbiased, so that their mean has a valid
+# Student interval (the B-test, arXiv 1307.1954). The U-statistic over all points is the
+# mean of this over all cuts into blocks, hence has no larger variance (Rao-Blackwell).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
-Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from scm_jax.evaluation.metrics.frechet import check_features
 
 # Disjoint blocks behind an interval: their least number, and the size aimed at.
 MIN_BLOCKS, BLOCK_SIZE = 10, 1000
@@ -52,32 +43,10 @@ class Kid(NamedTuple):
     high: float
 
 
-class Mmd(NamedTuple):
-    """Squared discrepancy and the 95 % interval of that of the two distributions."""
-
-    value: float
-    low: float
-    high: float
-
-
 def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``(x.y / d + 1)^3`` of all pairs, ``(n, m)`` (arXiv 1801.01401, Sec. 4)."""
     base = x @ y.T / x.shape[1] + 1
     return base * base * base  # numpy's power takes four times as long
-
-
-def gaussian(sigma: float) -> Kernel:
-    """``exp(-|x - y|^2 / (2 sigma^2))`` of all pairs."""
-    if not sigma > 0:
-        raise ValueError(f"sigma = {sigma}: must be above 0")
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        norms = (x**2).sum(1)[:, None] + (y**2).sum(1)[None]
-        # Rounding can leave a point at a distance below 0 from itself.
-        distances = np.maximum(norms - 2 * x @ y.T, 0)
-        return np.exp(distances / (-2 * sigma**2))
-
-    return kernel
 
 
 def kid(
@@ -100,7 +69,13 @@ def kid(
       ValueError: different dimensions, values that are not finite, fewer than
         ``MIN_POINTS`` on a side, or settings out of range.
     """
-    real, fake = _check(real, fake)
+    real, fake = np.asarray(real), np.asarray(fake)
+    check_features(real, fake)
+    if min(len(real), len(fake)) < MIN_POINTS:
+        raise ValueError(
+            f"{len(real)} and {len(fake)} features: an interval needs {MIN_POINTS}"
+            " or more on each side"
+        )
     for name, given in {"num_subsets": num_subsets, "subset_size": subset_size}.items():
         if given < 2:
             raise ValueError(f"{name} = {given}: must be at least 2")
@@ -111,102 +86,46 @@ def kid(
             points[rng.choice(len(points), min(subset_size, len(points)), False)]
             for points in (real, fake)
         )
-        values.append(mmd2(x, y, cubic))
+        values.append(mmd2(x, y))
     value, std = float(np.mean(values)), float(np.std(values, ddof=1))
-    margin = _margin(real, fake, cubic, seed, std / np.sqrt(num_subsets))
+    blocks = [mmd2(x, y) for x, y in _blocks(real, fake, seed)]
+    # The error of the mean over blocks, plus what is left from drawing subsets.
+    subset_error = std / np.sqrt(num_subsets)
+    variance = np.var(blocks, ddof=1) / len(blocks) + subset_error**2
+    margin = float(student.ppf(0.975, len(blocks) - 1) * np.sqrt(variance))
     return Kid(value, std, value - margin, value + margin)
 
 
-def rbf_mmd(
-    real: np.ndarray,
-    fake: np.ndarray,
-    sigma: float = 10.0,
-    *,
-    biased: bool = False,
-    scale: float = 1.0,
-    seed: int = 0,
-) -> Mmd:
-    """Squared discrepancy of all points with the ``gaussian`` kernel.
+def mmd2(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared maximum mean discrepancy, unbiased (Gretton et al., JMLR 2012, Eq. 3).
 
-    ``sigma=10, biased=True, scale=1000`` on normalized CLIP embeddings is CMMD (arXiv
-    2401.09603). The biased form, with the pairs of each point with itself, exceeds the
-    unbiased one by about ``(1 - mean k) (1/n + 1/m)``. The interval is always for the
-    distributions, around the unbiased form: for few samples the biased value lies
-    above it.
-
-    Args:
-      real: ``(n, d)`` features.
-      fake: ``(m, d)`` features.
-      sigma: width of the kernel.
-      biased: whether pairs of a point with itself count.
-      scale: factor of all three results.
-      seed: of the blocks behind the interval.
-
-    Raises:
-      ValueError: see ``kid``.
-    """
-    real, fake = _check(real, fake)
-    kernel = gaussian(sigma)
-    unbiased, with_self = _both_forms(real, fake, kernel)
-    margin = _margin(real, fake, kernel, seed, 0.0)
-    return Mmd(
-        scale * (with_self if biased else unbiased),
-        scale * (unbiased - margin),
-        scale * (unbiased + margin),
-    )
-
-
-def mmd2(
-    x: np.ndarray, y: np.ndarray, kernel: Kernel, *, biased: bool = False
-) -> float:
-    """Squared maximum mean discrepancy (Gretton et al., JMLR 2012, Eqs. 3 and 5).
-
-    ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``; unless ``biased``, the first two
+    ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)`` with ``k = cubic``; the first two
     means leave out the pairs of a point with itself.
 
     Example:
       >>> points = np.array([[0.0], [1.0]])
-      >>> mmd2(points, points, cubic), mmd2(points, points, cubic, biased=True)
-      (-3.5, 0.0)
+      >>> mmd2(points, points)
+      -3.5
     """
-    return _both_forms(x, y, kernel)[biased]
-
-
-def _both_forms(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[float, float]:
-    """``mmd2`` without and with the pairs of a point with itself."""
     x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
-    cross, _ = _sums(x, y, kernel)
-    unbiased = biased = -2 * cross / (len(x) * len(y))
+    cross, _ = _sums(x, y)
+    found = -2 * cross / (len(x) * len(y))
     for points in (x, y):
         n = len(points)
-        every, itself = _sums(points, points, kernel)
-        unbiased += (every - itself) / (n * (n - 1))
-        biased += every / n**2
-    return unbiased, biased
+        every, itself = _sums(points, points)
+        found += (every - itself) / (n * (n - 1))
+    return found
 
 
-def _sums(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[float, float]:
+def _sums(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Sums of the kernel over all pairs, and over the pairs of equal index."""
     rows = max(1, _VALUES_IN_MEMORY // len(y))
     every = equal = 0.0
     for i in range(0, len(x), rows):
-        values = kernel(x[i : i + rows], y)
+        values = cubic(x[i : i + rows], y)
         every += float(values.sum())
         equal += float(np.trace(values, offset=i))
     return every, equal
-
-
-def _margin(
-    real: np.ndarray,
-    fake: np.ndarray,
-    kernel: Kernel,
-    seed: int,
-    subset_error: float,
-) -> float:
-    """Half the width of the 95 % interval; see the top of the file."""
-    values = [mmd2(x, y, kernel) for x, y in _blocks(real, fake, seed)]
-    variance = np.var(values, ddof=1) / len(values) + subset_error**2
-    return float(student.ppf(0.975, len(values) - 1) * np.sqrt(variance))
 
 
 def _blocks(
@@ -219,17 +138,3 @@ def _blocks(
     cut = [np.array_split(rng.permutation(len(x)), count) for x in (real, fake)]
     for rows, columns in zip(*cut, strict=True):
         yield real[rows], fake[columns]
-
-
-def _check(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    real, fake = np.asarray(real), np.asarray(fake)
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"features have shapes {real.shape} and {fake.shape}")
-    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
-        raise ValueError("features hold values that are not finite")
-    if min(len(real), len(fake)) < MIN_POINTS:
-        raise ValueError(
-            f"{len(real)} and {len(fake)} features: an interval needs {MIN_POINTS}"
-            " or more on each side"
-        )
-    return real, fake

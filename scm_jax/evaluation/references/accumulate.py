@@ -1,12 +1,14 @@
-"""Moments and features of many images under a pretrained network, in parts.
+"""Moments and features of many images under a pretrained network.
 
-Statistics of a large set are measured part by part, each of which is a file until all
-are there: a killed measurement goes on, and several processes share it.
+A large set is measured in parts, each of which is a file until all are there: a killed
+measurement goes on, and several processes share it.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -16,13 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.experimental import multihost_utils
 
 from scm_jax.evaluation.features.extraction import FeatureNet, Outputs
-from scm_jax.evaluation.metrics import frechet
 from scm_jax.evaluation.metrics.feature_metrics import FeatureSet
-from scm_jax.evaluation.references.gathering import all_processes
-from scm_jax.evaluation.references.statistics import Space, space_of, write_reference
-from scm_jax.files.atomic import replacing
+from scm_jax.evaluation.metrics.frechet import (
+    FeatureStats,
+    empty_stats,
+    feature_stats,
+    merge_stats,
+)
+from scm_jax.evaluation.references.statistics import Reference, write_reference
+from scm_jax.files.state_dict import write_state_dict
 
 # Output of a network -> name of the distance in it, for those with a name of their own.
 SPACES = {
@@ -31,7 +38,8 @@ SPACES = {
 }
 # Items kept for metrics that compare single items; ADM's evaluator keeps as many.
 KEPT_FEATURES = 10_000
-# Rows that are summed up at a time.
+# Rows that are summed up at a time: merging the moments of a batch costs as much as the
+# products of hundreds of rows.
 BLOCK = 1024
 # Images of a part at least; a part of Inception's moments is a file of 66 MB.
 PART_IMAGES, MOST_PARTS = 8192, 32
@@ -47,22 +55,13 @@ class Collected:
     """What was kept of the outputs of a network, and how many images they are of."""
 
     count: int
-    stats: dict[str, frechet.FeatureStats]
+    stats: dict[str, FeatureStats]
     outputs: dict[str, np.ndarray]
 
     def feature_set(self, name: str) -> FeatureSet:
         """For ``feature_metrics.compare``."""
-        gaussians = {
-            output: (stats.mean, stats.covariance)
-            for output, stats in self.stats.items()
-        }
-        return FeatureSet(
-            features=self.outputs.get("features"),
-            logits=self.outputs.get("logits"),
-            gaussian=gaussians.get("features"),
-            spatial_gaussian=gaussians.get("spatial"),
-            name=name,
-        )
+        moments = {output: (s.mean, s.covariance) for output, s in self.stats.items()}
+        return FeatureSet(name, moments, self.outputs)
 
 
 def collect(
@@ -81,16 +80,15 @@ def collect(
       kept: outputs that are kept.
       rows: numbers of the images whose outputs are kept, rising; None for all.
     """
-    stats: dict[str, frechet.FeatureStats] = {}
+    stats: dict[str, FeatureStats] = {}
     found: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     count = 0
     for outputs in _in_blocks(net.batches(images)):
         before, count = count, count + len(outputs["features"])
         for name in moments:
-            flat = outputs[name].reshape(len(outputs[name]), -1)
-            part = frechet.feature_stats(flat)
-            seen = stats.get(name, frechet.empty_stats(flat.shape[1]))
-            stats[name] = frechet.merge_stats(seen, part)
+            part = feature_stats(outputs[name].reshape(len(outputs[name]), -1))
+            seen = stats.get(name, empty_stats(len(part.mean)))
+            stats[name] = merge_stats(seen, part)
         for name in kept:
             here: Any = slice(None)
             if rows is not None:
@@ -101,10 +99,7 @@ def collect(
 
 
 def _in_blocks(batches: Iterable[Outputs]) -> Iterator[Outputs]:
-    """Joins batches to blocks of ``BLOCK`` rows or more, but for the last.
-
-    To merge the moments of a batch costs as much as the products of hundreds of rows.
-    """
+    """Joins batches to blocks of ``BLOCK`` rows or more, but for the last."""
     held: list[Outputs] = []
     for batch in batches:
         held.append(batch)
@@ -119,18 +114,41 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+# --- Processes ------------------------------------------------------------------------
+
+
 def of_all_processes(part: Collected, widths: Mapping[str, int]) -> Collected:
     """Moments of what all processes collected; all must call it, and get the same.
 
-    Args:
-      part: of this process.
-      widths: numbers per image of each output, for a process that had no images.
+    ``widths`` has the numbers per image of each output: a process may have no images.
     """
     stats = {
-        name: all_processes(part.stats.get(name, frechet.empty_stats(width)))
+        name: all_processes(part.stats.get(name, empty_stats(width)))
         for name, width in widths.items()
     }
     return Collected(stats["features"].count, stats, {})
+
+
+def all_processes(stats: FeatureStats) -> FeatureStats:
+    """Statistics of the union of all processes' disjoint features, by the same bits.
+
+    A process without features takes part with ``empty_stats``.
+    """
+    dim = len(stats.mean)
+    numbers = [np.array([stats.count]), stats.mean, stats.scatter.ravel()]
+    # As pairs of uint32, since JAX would turn float64 to float32.
+    bits = np.concatenate(numbers).astype(np.float64).view(np.uint32)
+    merged = empty_stats(dim)
+    for row in np.ascontiguousarray(all_gather(bits), np.uint32).view(np.float64):
+        mean, scatter = row[1 : 1 + dim], row[1 + dim :].reshape(dim, dim)
+        merged = merge_stats(merged, FeatureStats(int(row[0]), mean, scatter))
+    return merged
+
+
+def all_gather(bits: np.ndarray) -> np.ndarray:
+    """``(k,)`` uint32 of this process -> ``(num_processes, k)``, the same on all."""
+    gathered = np.asarray(multihost_utils.process_allgather(bits))
+    return gathered.reshape(-1, len(bits))
 
 
 # --- Parts ----------------------------------------------------------------------------
@@ -148,46 +166,36 @@ def part_bounds(num_images: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def merge(parts: Sequence[Collected]) -> Collected:
+def _merge(parts: Sequence[Collected]) -> Collected:
     """What was collected of disjoint sets, in their order."""
-    stats = dict(parts[0].stats)
-    for part in parts[1:]:
-        stats = {k: frechet.merge_stats(s, part.stats[k]) for k, s in stats.items()}
-    outputs = {
-        name: np.concatenate([part.outputs[name] for part in parts])
-        for name in parts[0].outputs
+    stats = {
+        name: functools.reduce(merge_stats, [part.stats[name] for part in parts])
+        for name in parts[0].stats
     }
+    outputs = _joined([part.outputs for part in parts])
     return Collected(sum(part.count for part in parts), stats, outputs)
 
 
-def save(path: Path, found: Collected) -> None:
-    """Writes a part, whole or not at all."""
-    arrays: dict[str, Any] = {"count": np.array(found.count)}
+def _save(path: Path, found: Collected) -> None:
+    arrays = {"count": np.array(found.count)}
     for name, stats in found.stats.items():
         arrays[f"mean.{name}"], arrays[f"scatter.{name}"] = stats.mean, stats.scatter
     arrays |= {f"output.{name}": rows for name, rows in found.outputs.items()}
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, **arrays)
+    write_state_dict(path, arrays)
 
 
-def load(path: Path) -> Collected:
-    """Reads what ``save`` wrote."""
+def _load(path: Path) -> Collected:
+    kinds: dict[str, Any] = collections.defaultdict(dict)
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    count = int(arrays["count"])
+        for entry, array in file.items():
+            kind, _, name = entry.partition(".")
+            kinds[kind][name] = array
+    count = int(kinds["count"][""])
     stats = {
-        name.removeprefix("mean."): frechet.FeatureStats(
-            count, mean, arrays[f"scatter.{name.removeprefix('mean.')}"]
-        )
-        for name, mean in arrays.items()
-        if name.startswith("mean.")
+        name: FeatureStats(count, mean, kinds["scatter"][name])
+        for name, mean in kinds["mean"].items()
     }
-    outputs = {
-        name.removeprefix("output."): rows
-        for name, rows in arrays.items()
-        if name.startswith("output.")
-    }
-    return Collected(count, stats, outputs)
+    return Collected(count, stats, kinds["output"])
 
 
 def measure_reference(
@@ -229,14 +237,26 @@ def measure_reference(
     folder = path.with_name(f".{path.stem}-{mark}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{first}-{end}.npz" for first, end in bounds]
+    keep = min(num_images, KEPT_FEATURES)
+    rows = np.arange(keep) * num_images // keep
     try:
         for index in range(process_index, len(bounds), process_count):
-            if not files[index].exists():
-                part = _part(net, images, bounds[index], num_images, dataset)
-                save(files[index], part)
+            if files[index].exists():
+                continue
+            first, end = bounds[index]
+            kept = rows[(rows >= first) & (rows < end)] - first
+            part = collect(
+                net, images(first, end), [*spaces_of(net)], ["features"], kept
+            )
+            if part.count != end - first:
+                raise ValueError(
+                    f"{dataset}: {part.count} images came for the images {first} to "
+                    f"{end - 1}: expected {end - first}"
+                )
+            _save(files[index], part)
         if not all(file.exists() for file in files):
             return path.exists()
-        found = merge([load(file) for file in files])
+        found = _merge([_load(file) for file in files])
     except FileNotFoundError:
         if path.exists():  # another process was faster, and has removed the parts
             return True
@@ -246,31 +266,12 @@ def measure_reference(
         "extractor_sha256": net.weights_sha256,
         "resize": net.resize,
     }
-    spaces: dict[str, Space] = {}
+    spaces = {}
     for output, name in spaces_of(net).items():
-        features = found.outputs.get(output)
-        spaces[name] = space_of(found.stats[output], features, about)
+        stats, features = found.stats[output], found.outputs.get(output)
+        spaces[name] = Reference(
+            stats.mean, stats.covariance, stats.count, features, about
+        )
     write_reference(path, spaces, dataset=dataset, notes=notes)
     shutil.rmtree(folder, ignore_errors=True)
     return True
-
-
-def _part(
-    net: FeatureNet,
-    images: Callable[[int, int], Iterable[np.ndarray]],
-    bounds: tuple[int, int],
-    num_images: int,
-    dataset: str,
-) -> Collected:
-    """Moments of one part, and the features in it that are kept."""
-    first, end = bounds
-    keep = min(num_images, KEPT_FEATURES)
-    rows = np.arange(keep) * num_images // keep
-    rows = rows[(rows >= first) & (rows < end)] - first
-    found = collect(net, images(first, end), list(spaces_of(net)), ["features"], rows)
-    if found.count != end - first:
-        raise ValueError(
-            f"{dataset}: of the images {first} to {end - 1} {found.count} came, not "
-            f"{end - first}"
-        )
-    return found

@@ -23,12 +23,13 @@ def configured_evaluators(
     Args:
       config: gives ``eval.*``; the proposal is the objective's.
       names: keys of ``EVALUATORS``; default is ``eval.evaluators``.
-      **settings: take precedence; None and what an evaluator does not have is left out.
+      **settings: take precedence; those that are None, or that an evaluator does not
+        have, are left out.
     """
     names = config.eval.evaluators if names is None else names
     if not names:
         return {}
-    # A third of the package, which neither a plan nor a cost estimate needs.
+    # A large part of the package, which neither a plan nor a cost estimate needs.
     from scm_jax import evaluation
 
     asked = {
@@ -50,16 +51,14 @@ def configured_evaluators(
 
 
 def check(config: ConfigDict, *, files: bool = True) -> None:
-    """Raises what the end of a run would raise, before its training begins.
+    """Raises before a training what its evaluation would raise at the end.
 
-    Args:
-      config: of the run.
-      files: also look for files of weights and references, which may be on another
-        machine while a sweep is planned.
+    ``files`` also looks for weights and references, which may be on another machine
+    while a sweep is planned.
 
     Raises:
-      ValueError: an unknown evaluator, a setting that it cannot take, or a split of the
-        data that is not there.
+      ValueError: an unknown evaluator, an illegal setting, or a missing split of the
+        data.
       FileNotFoundError: an evaluator's weights or reference are not there.
     """
     evaluators = configured_evaluators(config).values()
