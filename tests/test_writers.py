@@ -214,13 +214,12 @@ class TestMakeWriter:
         writer.write_arrays(5, {"bins/loss": [1.0, 2.0]})
         writer.write_images(5, {"samples": PIXELS})
         writer.write_texts(5, {"note": "text"})
-        writer.write_histograms(5, {"x": np.linspace(0, 1, 50)}, {"x": 5})
         writer.write_hparams({"a": {"b": 1}, "c": None})
         writer.flush()
         writer.close()
         methods = [call[0] for call in fake_clu.calls]
         assert methods.count("write_scalars") == 2
-        assert {"write_images", "write_texts", "write_histograms"} <= set(methods)
+        assert {"write_images", "write_texts", "write_hparams"} <= set(methods)
         texts = [row for row in rows(tmp_path / "metrics.jsonl") if "note" in row]
         assert texts[0]["note"] == "text"
 

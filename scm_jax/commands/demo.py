@@ -1,4 +1,4 @@
-"""The whole story with one command: teacher, sCD, sCT, samples, table, report."""
+"""``scm demo``: teacher, sCD, sCT, samples, table and report with one command."""
 
 from __future__ import annotations
 
@@ -22,15 +22,8 @@ from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
 
 COLUMNS = (
-    "method",
-    "steps",
-    "nfe",
-    "frechet_distance",
-    "frechet_floor",
-    "precision",
-    "recall",
-    "class_accuracy",
-    "seconds_per_image",
+    *("method", "steps", "nfe", "frechet_distance", "frechet_floor"),
+    *("precision", "recall", "class_accuracy", "seconds_per_image"),
 )
 VARIANTS = ("teacher", "scd", "sct")
 SPEED_BATCH = 512
@@ -55,9 +48,7 @@ def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
 def run(workdir: Path, *, quick: bool = False) -> str:
     """Trains, measures and shows everything; goes on where an earlier call stopped.
 
-    Args:
-      workdir: gets ``teacher/``, ``scd/``, ``sct/``, ``results.json``, ``report.html``.
-      quick: a few steps each, to see that everything works.
+    Writes ``teacher/``, ``scd/``, ``sct/``, ``results.json`` and ``report.html``.
 
     Returns:
       ``done``, or ``preempted`` after a signal.
@@ -99,29 +90,25 @@ def _say(text: str) -> None:
 
 
 def collect(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of all three runs, with the measured time per image.
-
-    Times are taken at one batch size, after compilation, best of five calls; teacher
-    and students in turn, so that they see the same machine.
-    """
-    rows, timed = [], []
+    """The rows of all three runs, with the measured time per image."""
+    timed = []
     for variant in VARIANTS:
         loaded = sample.load_generate(workdir / variant)
-        for row in json.loads((workdir / variant / "summary.json").read_text())[
-            "results"
-        ]:
+        for row in sample.load_run(workdir / variant).summary["results"]:
             loaded.generate(SPEED_BATCH, row["steps"])  # compiles
             timed.append((row, loaded))
+    # The best of five calls; all in turn, so that they see the same machine.
     best = [np.inf] * len(timed)
     for _ in range(5):
         for i, (row, loaded) in enumerate(timed):
             begin = time.perf_counter()
             loaded.generate(SPEED_BATCH, row["steps"])
             best[i] = min(best[i], time.perf_counter() - begin)
-    for (row, _), seconds in zip(timed, best, strict=True):
-        row = {**row, "seconds_per_image": seconds / SPEED_BATCH}
-        rows.append({name: row[name] for name in COLUMNS})
-    return rows
+    rows = [
+        {**row, "seconds_per_image": seconds / SPEED_BATCH}
+        for (row, _), seconds in zip(timed, best, strict=True)
+    ]
+    return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
 def speedup_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -146,11 +133,8 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
     dataset = loaded.experiment.dataset
     assert dataset.info.to_pixels is not None
     real, labels = dataset.arrays()
-    by_class = np.concatenate(
-        [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
-    )
-    order = by_class.reshape(10, -1).T.ravel()
-    pixels = dataset.info.to_pixels(real[order])
+    by_class = [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
+    pixels = dataset.info.to_pixels(real[np.transpose(by_class).ravel()])
     grids = {"real digits": image_grid(pixels, columns=10), **grids}
     report.write_report(
         workdir / "report.html",

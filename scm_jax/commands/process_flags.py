@@ -17,24 +17,21 @@ if TYPE_CHECKING:
 
 
 def define() -> None:
-    """Declares them."""
+    """Declares the flags."""
     flags.DEFINE_enum(
         "distributed",
         "auto",
         ["auto", "off"],
-        "auto: with the other processes that flags, SLURM, TPU or Kubernetes name; "
-        "off: alone.",
+        "auto: join the processes that flags, SLURM, TPU or Kubernetes name; off: no.",
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
-    cli.integer("num_processes", None, "How many processes train together.", 1)
-    cli.integer("process_id", None, "Which of them this is, from 0.", 0)
-    flags.DEFINE_float(
-        "join_timeout", 45.0, "Seconds in which the processes must meet."
-    )
+    cli.integer("num_processes", None, "Number of processes that train together.", 1)
+    cli.integer("process_id", None, "Index of this process, from 0.", 0)
+    flags.DEFINE_float("join_timeout", 45.0, "Seconds to wait for all processes.")
 
 
 def processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
-    """The other processes of this training, while it lasts."""
+    """The other processes of this training, as a context."""
     from scm_jax import config as config_lib
     from scm_jax.runs.directory import layout
     from scm_jax.training.processes import cluster, multihost

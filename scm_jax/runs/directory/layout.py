@@ -12,6 +12,7 @@ Analysis reads only these files. A directory has one writer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -21,33 +22,17 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scm_jax.files.atomic import write_atomically
-from scm_jax.files.jsonl import (
-    append_row,
-    canonical_json,
-    write_json,
-)
+from scm_jax.files.jsonl import append_row, canonical_json, write_json
 from scm_jax.runs.directory import linked_runs
 from scm_jax.runs.directory.run_configs import config_texts, is_neutral
 
-if TYPE_CHECKING:
-    pass
-
 # Packages whose versions can change numbers.
 _PACKAGES = (
-    "scm_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "scipy",
-    "grain",
-    "tensorflow-datasets",
-    "ml_collections",
+    *("scm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("scipy", "grain", "tensorflow-datasets", "ml_collections"),
 )
 
 
@@ -57,7 +42,7 @@ def _below(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """The paths of a run directory and everything that is written there by name."""
+    """The paths of a run directory, and its files that are written by name."""
 
     path: Path
 
@@ -75,15 +60,14 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has ended: its summary is written last."""
+        """Whether the run has ended."""
         return self.summary_path.exists()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Makes the directory and claims it for ``config``, before the first step.
 
-        Running the same config again is a resume and changes nothing. ``NEUTRAL_KEYS``
-        may differ, and the places of other runs as long as they are the same runs: the
-        file then holds their newest values.
+        The same config again is a resume. ``NEUTRAL_KEYS`` may differ, and the places
+        of other runs if they are the same runs: the file holds their newest values.
 
         Raises:
           ValueError: the directory belongs to another config (the message lists the
@@ -109,8 +93,8 @@ class RunDir:
             self._refuse_other_config(config)
         elif has_checkpoints:
             raise ValueError(
-                f"{self.path} has checkpoints but no config.json, so nobody can tell "
-                "whose they are: take another work directory, or move them away"
+                f"{self.path} has checkpoints but no config.json, so their config is "
+                "unknown: choose another work directory, or move them away"
             )
 
     def read_config(self) -> dict[str, Any]:
@@ -137,8 +121,7 @@ class RunDir:
             f"{ours.get(key, '(absent)')} here"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
-            and not is_neutral(key)
-            and key not in linked_runs.RUN_KEYS
+            and not (is_neutral(key) or key in linked_runs.RUN_KEYS)
         ]
         here, there = map(linked_runs.run_places, (config, found))
         for key in linked_runs.RUN_KEYS:
@@ -149,12 +132,12 @@ class RunDir:
             raise ValueError(
                 f"{self.path} belongs to another config; these keys differ:\n"
                 + "\n".join(differing)
-                + "\nTake another work directory, or undo these changes to resume."
+                + "\nChoose another work directory, or undo these changes to resume."
             )
 
 
 def environment() -> dict[str, Any]:
-    """What ran: versions, commit (None outside a checkout), Python, devices."""
+    """Versions, commit (None outside a checkout), Python and devices."""
     import jax
 
     commit, dirty = _git_state()
@@ -172,10 +155,10 @@ def environment() -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> text of all that the processes of one run must have in common.
+    """Key -> text of what the processes of one run must have in common.
 
-    The config but for where the data lies, the versions of Python and of the packages
-    that compute, and a hash of each source file of this one. Needs no device.
+    That is the config without the place of the data, the versions of Python and of the
+    packages that compute, and a hash of each source file of this one.
     """
     source = Path(__file__).parents[2]
     facts = {
@@ -190,12 +173,10 @@ def identity(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return versions
 
 

@@ -1,11 +1,8 @@
 """One training per run directory, with a worker or without.
 
-On one machine a lock of the kernel on the file ``LOCK`` decides: it goes with the
-process, however that ends. The file says who has it and since when. File systems may
-not share such locks between machines, so a worker's heartbeat in ``status.json`` counts
-as well: while another machine's is younger than three of its intervals, the run is
-taken. After that it is free, and a worker that comes back from a long pause finds the
-other's name in ``status.json`` and leaves.
+On one machine a lock of the kernel on the file ``LOCK`` decides: it ends with the
+process. File systems may not share such locks between machines, so there the heartbeat
+in ``status.json`` counts: the run is taken while it is younger than three intervals.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ class HeldError(RuntimeError):
 
 @contextlib.contextmanager
 def hold(run_dir: str | os.PathLike) -> Iterator[None]:
-    """The run directory for this process alone; for a thread that has it, nothing new.
+    """Holds the run directory for this thread, which may hold it already.
 
     Raises:
       HeldError: another process of this machine has it, or one of another machine whose
@@ -56,8 +53,8 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
         status = read_status(run_dir)
         if _is_elsewhere(status) and is_fresh(status, time.time()):
             raise HeldError(
-                f"{run_dir} is held by {_described(status)}; it counts as dead when it "
-                f"was silent for {_limit_seconds(status):g} s"
+                f"{run_dir} is held by {_described(status)}; it counts as dead after "
+                f"{_limit_seconds(status):g} s of silence"
             )
         _write_owner(descriptor)
         _HOLDERS[place] = threading.get_ident()
@@ -70,10 +67,9 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) -> bool:
-    """Whether the worker that wrote ``status`` (state running) still lives.
+    """Whether the worker that wrote ``status`` still lives at ``now`` (unix seconds).
 
-    On this machine that is whether the lock is held; on another, whether its heartbeat
-    is fresh at ``now`` (unix seconds).
+    On this machine the lock decides, on another one the heartbeat.
     """
     if _is_elsewhere(status):
         return is_fresh(status, now)
@@ -101,22 +97,19 @@ def is_held(run_dir: str | os.PathLike) -> bool | None:
 
 
 def read_owner(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """Who holds the run, and since when: ``identity`` and ``started``, unix seconds.
-
-    Empty where nobody does, or where the file does not say.
-    """
+    """``identity`` and ``started`` (unix seconds) of the holder; may be empty."""
     return _read_object(Path(run_dir) / LOCK_FILE) if is_held(run_dir) else {}
 
 
 def is_fresh(status: Mapping[str, Any], now: float) -> bool:
-    """Whether a running worker gave a sign of life lately."""
+    """Whether the heartbeat of a running worker is recent."""
     if status.get("state") != RUNNING:
         return False
     return now - float(status.get("heartbeat") or 0) <= _limit_seconds(status)
 
 
 def identity() -> dict[str, Any]:
-    """Who this process is: what a worker writes into ``status.json``."""
+    """What tells this process from others, as a worker writes it."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
 
 
@@ -126,12 +119,12 @@ def is_mine(status: Mapping[str, Any]) -> bool:
 
 
 def same_process(status: Mapping[str, Any], owner: Mapping[str, Any]) -> bool:
-    """Whether two records are of one process."""
+    """Whether both records are of one process."""
     return all(status.get(key) == owner.get(key) for key in ("host", "pid", "boot"))
 
 
 def read_status(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """``status.json``; empty where there is none, or where it is not JSON."""
+    """``status.json``; empty where it is missing or not JSON."""
     return _read_object(Path(run_dir) / STATUS_FILE)
 
 
@@ -163,11 +156,8 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_elsewhere(status: Mapping[str, Any]) -> bool:
-    """Whether ``status`` was written on another machine, or before a restart.
-
-    The kernel's boot id tells machines apart, and containers on one machine, which
-    share its locks, do not differ in it; where one is missing, the name must do.
-    """
+    """Whether ``status`` was written on another machine, or before a restart."""
+    # Containers on one machine share its locks and its boot id, but not its name.
     boots = (_boot(), status.get("boot"))
     if all(boots):
         return boots[0] != boots[1]
@@ -182,24 +172,19 @@ def _owner(run_dir: Path) -> str:
     status, owner = read_status(run_dir), read_owner(run_dir)
     if status.get("state") == RUNNING and same_process(status, owner or status):
         return _described(status)
-    return (
-        _described(owner)
-        if owner
-        else "another process, which is just starting or ending"
-    )
+    return _described(owner) if owner else "a process that is just starting or ending"
 
 
 def _described(status: Mapping[str, Any]) -> str:
     text = f"process {status.get('pid')} on {status.get('host')}"
     if started := status.get("started"):
-        text += (
-            f" since {time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(started))}"
-        )
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(started))
+        text += f" since {since}"
     if status.get("job"):
         text += f", job {status['job']}"
     if "heartbeat" in status:
         age = max(0.0, time.time() - float(status["heartbeat"] or 0))
-        text += f", whose heartbeat is {age:.0f} s old"
+        text += f", whose last heartbeat was {age:.0f} s ago"
     return text
 
 

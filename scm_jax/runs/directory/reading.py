@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.files import user_paths
-from scm_jax.files.jsonl import (
-    flatten,
-    merge_steps,
-    read_rows,
-    to_frame,
-)
+from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.directory.run_configs import read_object
 from scm_jax.runs.directory.writers import image_grid
 from scm_jax.types import check_seed
 
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     import ml_collections
     import pandas as pd
     import PIL.Image
-
 
 SampleFn = Callable[..., tuple[np.ndarray, np.ndarray | None]]
 
@@ -56,10 +51,9 @@ class Samples:
     ) -> PIL.Image.Image:
         """The samples as one image; small images are enlarged by default."""
         if self.pixels is None:
-            raise ValueError(
-                "these samples are vectors, not images: look at .x instead"
-            )
-        return image_grid(self.pixels, columns, scale or _scale(self.pixels))
+            raise ValueError("these samples are vectors, not images: use .x instead")
+        scale = scale or max(1, 64 // max(self.pixels.shape[1:3]))
+        return image_grid(self.pixels, columns, scale)
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``."""
@@ -90,7 +84,7 @@ class Samples:
 
 
 def samples_file(path: str | os.PathLike) -> Path:
-    """``path`` of a file of samples, which can be written.
+    """``path`` of a file of samples, after a check that it can be written.
 
     Raises:
       ValueError: it ends neither in ``.png`` nor in ``.npy``.
@@ -110,8 +104,7 @@ class Run:
     Attributes:
       path: the directory.
       make_sampler: ``make_sampler(run)`` gives a function
-        ``(num, *, steps, seed, label, ema) -> (x, pixels or None)``; handed in by the
-        commands, since a run knows no network.
+        ``(num, *, steps, seed, label, ema) -> (x, pixels or None)``.
     """
 
     path: Path
@@ -136,19 +129,18 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row per logged step; lists are numpy arrays, null is NaN.
 
-        Rows that a resumed run went back behind are dropped, and of two values for one
-        step the later one counts.
+        A resume drops the rows beyond its step; a later value replaces an earlier one.
         """
         return to_frame(merge_steps(read_rows(self.dir.metrics_path)))
 
     @property
     def results(self) -> pd.DataFrame:
-        """Every row that an evaluation appended, in the order of evaluation."""
+        """One row per evaluation, in their order."""
         return to_frame(read_rows(self.dir.results_path))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary, empty as long as the run is not done."""
+        """The summary, empty until the run is done."""
         if not self.dir.is_done:
             return {}
         return json.loads(self.dir.summary_path.read_text(encoding="utf-8"))
@@ -173,9 +165,9 @@ class Run:
         """Draws samples from the newest checkpoint.
 
         Args:
-          num: how many. Sample ``i`` depends on ``seed`` and ``i`` only.
+          num: number of samples. Sample ``i`` depends on ``seed`` and ``i`` only.
           steps: sampling steps.
-          seed: of the noise.
+          seed: seed of the noise.
           label: class of all samples; None draws from all classes.
           ema: name of the EMA; None takes the run's own choice.
 
@@ -193,8 +185,7 @@ class Run:
     def _sampler(self) -> SampleFn:
         if self.make_sampler is None:
             raise ValueError(
-                f"run {self.name!r} was loaded without a sampler: load it with "
-                "scm_jax.load_run"
+                f"run {self.name!r} has no sampler: load it with scm_jax.load_run"
             )
         return self.make_sampler(self)
 
@@ -236,8 +227,44 @@ def load_run(
     return Run(path, make_sampler)
 
 
-def _scale(pixels: np.ndarray) -> int:
-    return max(1, 64 // max(pixels.shape[1:3]))
+@dataclasses.dataclass(frozen=True)
+class Salvaged:
+    """A run as far as it can be read.
+
+    Attributes:
+      run: the run.
+      config: its flat config.
+      metrics: as ``Run.metrics``.
+      results: the rows of ``results.jsonl``.
+      summary: as ``Run.summary``.
+      problems: what was left out, each with its file and line.
+    """
+
+    run: Run
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+    results: list[dict[str, Any]]
+    summary: dict[str, Any]
+    problems: list[str]
+
+
+def salvage(run: Run) -> Salvaged:
+    """Reads what it can of ``run``; never fails for what it finds in files."""
+    problems: list[str] = []
+    files = run.dir
+    rows = [
+        row
+        for row in read_rows(files.metrics_path, problems)
+        if any(isinstance(row.get(key), int) for key in ("step", "resume_step"))
+    ]
+    return Salvaged(
+        run,
+        flatten(read_object(files.config_path, problems)),
+        to_frame(merge_steps(rows)),
+        read_rows(files.results_path, problems),
+        read_object(files.summary_path, problems),
+        problems,
+    )
 
 
 def _html_table(values: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ def _percent(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    """Three digits with a decimal prefix: ``4.57 GB``."""
     return f"{short_count(value, ' ')}B"
 
 
@@ -28,7 +27,8 @@ def _count(value: float) -> str:
     return short_count(value, " ").rstrip()
 
 
-# Group, key, what it is called, how it is written.
+_MFU = "model_flops_utilization"
+# Group, key, label, and how the value is written.
 _LINES: tuple[tuple[str, str, str, Any], ...] = (
     ("stated", "batch_size", "images per step, all devices", str),
     ("modelled", "images_per_device", "images per step and device", "{:g}".format),
@@ -54,13 +54,8 @@ _LINES: tuple[tuple[str, str, str, Any], ...] = (
     ("modelled", "network_seconds_analytic", "network by the FSDP model", _seconds),
     ("modelled", "step_seconds_overlapped", "step, network hidden", _seconds),
     ("modelled", "step_seconds_exposed", "step, network exposed", _seconds),
-    (
-        "modelled",
-        "model_flops_utilization_overlapped",
-        "MFU, network hidden",
-        _percent,
-    ),
-    ("modelled", "model_flops_utilization_exposed", "MFU, network exposed", _percent),
+    ("modelled", f"{_MFU}_overlapped", "MFU, network hidden", _percent),
+    ("modelled", f"{_MFU}_exposed", "MFU, network exposed", _percent),
     ("modelled", "device_hours", "device hours of the training", _count),
 )
 
@@ -96,7 +91,6 @@ def format_accounts(accounts: Accounts) -> str:
 
 
 def _collective_rows(accounts: Accounts) -> list[dict[str, Any]]:
-    """Compiled and modelled traffic side by side, by kind."""
     model = {row["kind"]: row for row in accounts.modelled["collectives"]}
     compiled: dict[str, list[dict[str, Any]]] = {}
     for row in accounts.compiled.get("collectives", ()):

@@ -13,8 +13,8 @@ from scm_jax import config as config_lib
 from scm_jax import objectives, sampling
 from scm_jax.cost import counts
 from scm_jax.files.jsonl import canonical_json
-from scm_jax.runs.estimate import work
-from scm_jax.runs.estimate.lowering import bytes_per_device
+from scm_jax.runs.directory import report
+from scm_jax.runs.estimate import accounts, work
 from scm_jax.runs.setup import evaluators, start
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup.experiment import Experiment
@@ -25,9 +25,8 @@ from scm_jax.types import num_steps
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The cost estimate of a config as plain data; no weights are allocated.
 
-    Multiply-adds are counted on the jaxpr (``counts.count_macs``), not estimated. A
-    teacher whose run directory does not exist yet is taken to have the student's
-    network.
+    Multiply-adds are counted on the jaxpr (``counts.count_macs``). A teacher whose run
+    directory does not exist yet is taken to have the student's network.
 
     Returns:
       ``parameters`` of the network; ``forward_macs_per_image``;
@@ -42,6 +41,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     train = macs["train_macs_per_image"]
     diffusion = work.train_macs(_as_diffusion(experiment))
     parameters = counts.parameter_count(experiment.abstract_params()["net"])
+    state = jax.eval_shape(experiment.init_state, experiment.abstract_params())
     steps = num_steps(config.train.duration_images, config.train.batch_size)
     sampled = config.sampling
     consumes = experiment.network.consumes
@@ -58,9 +58,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "effective_sampling_compute": counts.effective_sampling_compute(
             parameters, nfe
         ),
-        "state_bytes": counts.tree_bytes(
-            jax.eval_shape(experiment.init_state, experiment.abstract_params())
-        ),
+        "state_bytes": counts.tree_bytes(state),
         "steps": steps,
         "images": steps * config.train.batch_size,
     }
@@ -80,29 +78,24 @@ def dry_run(config: ConfigDict) -> str:
         sharding.MeshSpec(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     )
     sharding.check_batch_size(config.train.batch_size, mesh)
-    state = jax.eval_shape(experiment.init_state)
-    shardings = sharding.state_shardings(state, mesh, start.mesh_rules(config))
-    rows = []
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    for (path, leaf), where in zip(
-        leaves, jax.tree.leaves(shardings.params), strict=True
-    ):
-        rows.append(
-            {
-                "parameter": sharding.path_name(path),
-                "shape": str(leaf.shape),
-                "sharding": str(where.spec),
-            }
-        )
-    per_device = bytes_per_device(state, shardings)
-    from scm_jax.runs.directory import report
-
-    accounts = {**describe(config), "state_bytes_per_device": per_device}
+    params = experiment.abstract_params()
+    shardings = sharding.tree_shardings(params, mesh, start.mesh_rules(config))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    rows = [
+        {
+            "parameter": sharding.path_name(path),
+            "shape": str(leaf.shape),
+            "sharding": str(where.spec),
+        }
+        for (path, leaf), where in zip(leaves, jax.tree.leaves(shardings), strict=True)
+    ]
+    per_device = accounts.state_bytes_per_device(experiment, mesh)
+    estimate = {**describe(config), "state_bytes_per_device": per_device}
     return "\n\n".join(
         [
             canonical_json(config_lib.to_dict(config)).rstrip(),
             report.format_table(rows, ["parameter", "shape", "sharding"]),
             f"mesh: {dict(mesh.shape)}",
-            json.dumps(accounts, indent=1),
+            json.dumps(estimate, indent=1),
         ]
     )

@@ -1,8 +1,7 @@
 """Legal values of config keys, for every way in which a config can be changed.
 
-``checked`` is the one gate: training, ``--dry_run``, ``sweep plan`` and sampling all
-build from what it returns. The type of a key is the annotation of its field or argument
-where it has one, else the type of its default.
+Everything is built from what ``checked`` returns. The type of a key is the annotation
+of its field or argument where it has one, else the type of its default.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from scm_jax.types import MAX_SEED, lookup
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """Legal numbers, and how to say which they are."""
+    """Legal numbers, and a text that describes them."""
 
     text: str
     holds: Callable[[float], bool]
@@ -97,12 +96,12 @@ _WORDS = {
 def checked(config: ConfigDict) -> ConfigDict:
     """A copy of ``config`` with plain values, all of legal types and in their ranges.
 
-    NumPy scalars become Python numbers, and a whole float such as ``1e6`` becomes an
-    int where an int is needed.
+    NumPy scalars become Python numbers; a whole float such as ``1e6`` becomes an int
+    where one is needed.
 
     Raises:
-      ValueError: a value that a run cannot use; the message has key, value and what is
-        legal.
+      ValueError: a value that a run cannot use; the message has key, value and legal
+        values.
 
     Example:
       >>> c = config_lib.base_config()
@@ -151,13 +150,9 @@ def get_value(config: ConfigDict, key: str) -> Any:
 def parent(config: ConfigDict, key: str, besides: Iterable[str] = ()) -> ConfigDict:
     """The section that holds a dotted key.
 
-    Args:
-      config: a config.
-      key: dotted key.
-      besides: further legal words, for the message.
-
     Raises:
-      ValueError: there is no such key; the message lists those of its section.
+      ValueError: there is no such key; the message lists those of its section, and
+        ``besides``.
     """
     if key not in (known := flatten(config.to_dict())):
         head = key.rpartition(".")[0]
@@ -195,7 +190,6 @@ def _kinds(network: str, objective: str, dataset: str) -> Mapping[str, Any]:
 
 
 def _plain(key: str, value: Any, kind: Any) -> Any:
-    """``value`` as plain Python of type ``kind``; ValueError where it is not one."""
     try:
         return _conform(value, kind)
     except ValueError as error:
@@ -228,7 +222,6 @@ def _conform(value: Any, kind: Any) -> Any:
 
 
 def _conform_any(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """``value`` as the first of several types that it fits."""
     if value == (None,) and types.NoneType in kinds:  # --config.KEY=None
         return None
     problems = []

@@ -29,30 +29,24 @@ def abstract_init(network: Network) -> Any:
 
 
 def build_dataset(config: ConfigDict, split: str = "train") -> Dataset:
-    """The dataset of ``config.dataset``, prepared where that needs no network."""
+    """The dataset of ``config.dataset``, prepared where that needs no download."""
     settings = dict(config.dataset)
     name, root = settings.pop("name"), settings.pop("root") or None
-    settings.pop("changed", None)  # for ``training_data``
+    settings.pop("changed", None)  # read by ``training_data``
     return make_dataset(name, split, root=root, prepare=True, **settings)
 
 
 def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     """The network of ``config.network`` for the samples of ``dataset``."""
     settings = dict(config.network)
-    network = networks.build(
-        settings.pop("name"),
-        dataset.info.sample_shape,
-        dataset.info.num_classes,
-        **settings,
-    )
+    info, name = dataset.info, settings.pop("name")
+    network = networks.build(name, info.sample_shape, info.num_classes, **settings)
     legal = dict.fromkeys(trigflow.PARAMETERIZATIONS)
     lookup(legal, config.parameterization, "parameterization")
-    if config.parameterization == "edm":
-        adapter = functools.partial(
-            trigflow.from_edm, sigma_data=dataset.info.sigma_data
-        )
-        network = dataclasses.replace(network, adapter=adapter)
-    return network
+    if config.parameterization != "edm":
+        return network
+    adapter = functools.partial(trigflow.from_edm, sigma_data=info.sigma_data)
+    return dataclasses.replace(network, adapter=adapter)
 
 
 def ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
@@ -67,13 +61,13 @@ def ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:
 def saved_network(
     directory: str | os.PathLike, average: str, dataset: Dataset
 ) -> tuple[Network, str]:
-    """The network of a run, and which of its EMAs to read."""
+    """The network of a run, and the name of the EMA to read."""
     saved = config_lib.from_dict(RunDir(directory).read_config())
     return build_network(saved, dataset), average or sampling_ema(saved.ema)
 
 
 def average_name(text: str) -> str:
-    """The name of an EMA as runs write it: a relative width without needless digits.
+    """The name of an EMA as runs write it.
 
     Example:
       >>> average_name("0.10"), average_name("half_life_500000")

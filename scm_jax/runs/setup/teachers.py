@@ -25,7 +25,7 @@ class Teacher:
     Attributes:
       network: the teacher's network, None for a closed form.
       run: its run directory, None for a closed form.
-      ema: which of its EMAs is read.
+      ema: name of the EMA to read.
       guidance: scale of classifier-free guidance; 1 for none, None for the one that
         each example is conditioned on.
       closed_form: ``F = closed_form(x, cond)``, in place of a network.
@@ -38,7 +38,7 @@ class Teacher:
     closed_form: Callable[[jax.Array, Cond], jax.Array] | None = None
 
     def fn(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
-        """``F`` of the teacher; ``params`` are its parameters, folded or not."""
+        """``F`` of the teacher with its parameters, folded or not."""
         fn = self.closed_form or functools.partial(self._apply, params)
         if self.guidance != 1.0:
             fn = sampling.with_guidance(fn, self.guidance)
@@ -60,52 +60,39 @@ def build_teacher(
     for a cost estimate before the training.
 
     Raises:
-      ValueError: no teacher where one is needed, or the closed form of data without
-        one.
+      ValueError: no teacher where one is needed, or no closed form where one is named.
     """
     settings = config.teacher
-    kinds = {"none": None, "run": _run_teacher, "exact": _exact_teacher}
-    make = lookup(kinds, settings.source, "teacher.source")
-    if make is None:
+    legal = dict.fromkeys(("none", "run", "exact"))
+    lookup(legal, settings.source, "teacher.source")
+    if settings.source == "none":
         raise ValueError(
             "objective.dx_dt = 'teacher' needs teacher.source = 'run' with teacher.run "
             "set to a run directory, or teacher.source = 'exact' for data in closed "
             "form"
         )
-    teacher = make(config, dataset, stand_in)
-    per_sample = config.objective.guidance_range is not None
-    return dataclasses.replace(
-        teacher, guidance=None if per_sample else settings.guidance
-    )
-
-
-def _run_teacher(
-    config: ConfigDict, dataset: Dataset, stand_in: Network | None
-) -> Teacher:
-    directory = config.teacher.run
-    if not directory:
+    if settings.source == "exact":
+        teacher = exact_teacher(dataset)
+    elif not settings.run:
         raise ValueError("teacher.run is empty: set it to the teacher's run directory")
-    if stand_in is not None and not RunDir(directory).config_path.exists():
-        return Teacher(stand_in, directory, config.teacher.ema)
-    network, name = saved_network(directory, config.teacher.ema, dataset)
-    return Teacher(network, directory, name)
-
-
-def _exact_teacher(
-    config: ConfigDict, dataset: Dataset, stand_in: Network | None
-) -> Teacher:
-    del stand_in
-    if dataset.closed_form is None:
-        raise ValueError(
-            f"teacher.source = 'exact' needs data in closed form; dataset.name = "
-            f"{config.dataset.name!r} has none"
-        )
-    return exact_teacher(dataset)
+    elif stand_in is not None and not RunDir(settings.run).config_path.exists():
+        teacher = Teacher(stand_in, settings.run, settings.ema)
+    else:
+        network, name = saved_network(settings.run, settings.ema, dataset)
+        teacher = Teacher(network, settings.run, name)
+    per_sample = config.objective.guidance_range is not None
+    guidance = None if per_sample else settings.guidance
+    return dataclasses.replace(teacher, guidance=guidance)
 
 
 def exact_teacher(dataset: Dataset) -> Teacher:
     """The exact velocity of data in closed form."""
     exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
+    if exact is None:
+        raise ValueError(
+            f"teacher.source = 'exact' needs data in closed form; dataset.name = "
+            f"{dataset.info.name!r} has none"
+        )
 
     def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
         return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
