@@ -61,14 +61,12 @@ class TestJsonl:
 
     def test_nonfinite_values_are_null_and_named(self, path, writer):
         writer.write_scalars(1, {"loss": np.float32("nan"), "ok": 1.5})
-        writer.write_scalars(2, {"loss": float("inf")})
         writer.write_arrays(3, {"bins/loss": jnp.array([1.0, jnp.nan, -jnp.inf])})
-        first, second, third = rows(path)
-        assert first["loss"] is None and first["nonfinite"] == ["loss"]
-        assert first["ok"] == 1.5
-        assert second["loss"] is None and second["nonfinite"] == ["loss"]
-        assert third["bins/loss"] == [1.0, None, None]
-        assert third["nonfinite"] == ["bins/loss"]
+        scalars, arrays = rows(path)
+        assert (
+            scalars.items() >= {"loss": None, "nonfinite": ["loss"], "ok": 1.5}.items()
+        )
+        assert arrays["bins/loss"] == [1.0, None, None]
 
     def test_resume_appends_after_a_whole_line_and_marks_the_step(self, path):
         writer = writers.JsonlWriter(path)
@@ -116,18 +114,11 @@ class TestPng:
         # two columns of 8 x 8 tiles with a gap of 2: the third image is lower left
         np.testing.assert_array_equal(sheet[10:18:4, 0:8:4], PIXELS[2, :, :, 0])
 
-    @pytest.mark.parametrize(
-        "pixels",
-        [
-            PIXELS.astype(np.float32),
-            PIXELS[0],
-            PIXELS[:0],
-            np.zeros((1, 2, 2, 2), np.uint8),
-        ],
-    )
-    def test_what_is_no_picture_is_refused(self, tmp_path, pixels):
-        with pytest.raises(ValueError, match="uint8 with one or three channels"):
-            writers.PngWriter(tmp_path).write_images(0, {"x": pixels})
+    def test_what_is_no_picture_is_refused(self, tmp_path):
+        two = np.zeros((1, 2, 2, 2), np.uint8)
+        for pixels in (PIXELS.astype(np.float32), PIXELS[0], PIXELS[:0], two):
+            with pytest.raises(ValueError, match="uint8 with one or three channels"):
+                writers.PngWriter(tmp_path).write_images(0, {"x": pixels})
 
 
 def events(directory):

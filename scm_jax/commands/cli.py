@@ -7,11 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from scm_jax.files import shipped, user_paths
 from scm_jax.types import lookup, real_number, whole_number
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from scm_jax.training.processes.peers import Peers
 
 _EXPECTED = (
     ("scm_jax.training.loop", "NonFiniteError"),
@@ -102,7 +109,35 @@ def config_file(name: str, text: str) -> None:
 
     config_flags.register_flag_parser_for_type(int, _WholeNumbers())
     config_flags.register_flag_parser_for_type(float, _RealNumbers())
-    config_flags.DEFINE_config_file(name, None, text)
+    config_flags.DEFINE_config_file(name, None, text, sys_argv=["scm", *_ARGV])
+
+
+def process_flags() -> None:
+    """Declares the flags of commands that several processes can run as one."""
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "off"],
+        "auto: join the processes that flags, SLURM, TPU or Kubernetes name; off: no.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
+    integer("num_processes", None, "Number of processes that train together.", 1)
+    integer("process_id", None, "Index of this process, from 0.", 0)
+    flags.DEFINE_float("join_timeout", 45.0, "Seconds to wait for all processes.")
+
+
+def processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
+    """The other processes of this training, as a context."""
+    from scm_jax import config as config_lib
+    from scm_jax.runs.directory import layout
+    from scm_jax.training.processes import cluster, multihost
+
+    f = flags.FLAGS
+    names = ("distributed", "coordinator", "num_processes", "process_id")
+    asked: Any = {name: f[name].value for name in names}
+    found = cluster.find_cluster(os.environ, **asked)
+    identity = {} if found is None else layout.identity(config_lib.to_dict(config))
+    return multihost.joined(found, identity, explain, timeout=f.join_timeout)
 
 
 def required(*names: str) -> None:

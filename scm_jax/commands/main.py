@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scm_jax.commands import cli, compile_cache, data, process_flags, sweep
+from scm_jax.commands import cli, compile_cache, data, sweep
 from scm_jax.files import user_paths
 from scm_jax.types import EXIT_PREEMPTED, MAX_SEED, real_number, whole_number
 
@@ -44,7 +44,7 @@ def _train() -> int:
     _flag_config()
     _flag_workdir()
     flags.DEFINE_bool("dry_run", False, "Only print config, cost estimate, sharding.")
-    process_flags.define()
+    cli.process_flags()
     f = cli.parse("config")
     if f.dry_run:
         from scm_jax.runs.estimate import describe
@@ -53,7 +53,7 @@ def _train() -> int:
         return 0
     cli.required("workdir")
     compile_cache.enable()
-    with process_flags.processes(f.config) as peers:
+    with cli.processes(f.config) as peers:
         multihost.check_shared(peers, f.workdir)
         status = train.train_and_evaluate(f.config, f.workdir)
     return EXIT_PREEMPTED if status == "preempted" else 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax.commands import cli, compile_cache, process_flags
+from scm_jax.commands import cli, compile_cache
 
 if TYPE_CHECKING:
     from scm_jax.sweeps.launchers.options import Options
@@ -112,12 +112,12 @@ def _work() -> int:
     flags.DEFINE_float(
         "heartbeat_seconds", 10.0, "Seconds between heartbeats.", lower_bound=0.01
     )
-    process_flags.define()
+    cli.process_flags()
     f = cli.parse("run")
     from scm_jax.sweeps import worker
 
     compile_cache.enable()
-    join = process_flags.processes
+    join = cli.processes
     return worker.work(f.run, f.heartbeat_seconds, wait=f.wait, processes=join)
 
 

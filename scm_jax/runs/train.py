@@ -106,7 +106,11 @@ def _train(
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
         training_data.write(run_dir.path, entries)
-    writer = _writer(config, run_dir, restored_step)
+    first, writer = jax.process_index() == 0, writers.MultiWriter(())
+    if first:
+        writer = writers.make_writer(
+            config.log.writers, run_dir.path, resume_step=restored_step
+        )
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
         batch_size=config.train.batch_size,
@@ -115,6 +119,11 @@ def _train(
         snapshot_every_images=config.ema.snapshot_images,
         directory=run_dir.path,
     )
+    if not first:
+        progress = NoProgress()
+    elif progress is None:
+        name = label or config.name or "train"
+        progress = Progress(settings.num_steps, settings.batch_size, label=name)
     if restored_step is None:
         _write_overview(writer, state.params, config)
     result = loop.train(
@@ -128,7 +137,7 @@ def _train(
         hooks=_hooks(experiment, config),
         step_args=(teacher,),
         metadata={"config_hash": run_configs.config_hash(config_lib.to_dict(config))},
-        progress=_progress(settings, label or config.name or "train", progress),
+        progress=progress,
     )
     if result.status == loop.DONE and not measured:
         images = settings.num_steps * settings.batch_size
@@ -176,25 +185,6 @@ def _measure(
             "environment": layout.environment(),
         }
     )
-
-
-def _writer(
-    config: ConfigDict, run_dir: layout.RunDir, restored_step: int | None
-) -> writers.MetricWriter:
-    # One process writes.
-    if jax.process_index():
-        return writers.MultiWriter(())
-    return writers.make_writer(
-        config.log.writers, run_dir.path, resume_step=restored_step
-    )
-
-
-def _progress(settings: loop.LoopSettings, label: str, progress: Any) -> Any:
-    if jax.process_index():
-        return NoProgress()
-    if progress is not None:
-        return progress
-    return Progress(settings.num_steps, settings.batch_size, label=label)
 
 
 def _place_state(

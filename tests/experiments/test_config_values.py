@@ -205,6 +205,11 @@ def test_experiment_options_are_words_out_of_a_list():
     with pytest.raises(ValueError, match="option quick = 'oui' is not one of"):
         read("a,quick=oui", ("a",))
     assert read("a,n=1e3", ("a",), n=1)[1]["n"] == 1000
+    choices = {"size": ("s", "m"), "patch": (2, 4)}
+    default = {"size": "s", "patch": 2, "quick": False}
+    assert read("a", ("a",), **choices)[1] == default
+    chosen = {"size": "m", "patch": 4, "quick": True}
+    assert read("a,patch=4,size=m,quick", ("a",), **choices)[1] == chosen
     with pytest.raises(ValueError, match="option n = '1.5' is not a whole number"):
         read("a,n=1.5", ("a",), n=1)
 

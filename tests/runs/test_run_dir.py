@@ -56,9 +56,8 @@ class TestWriteConfig:
     def test_a_missing_key_is_a_difference(self, run_dir):
         other = changed()
         del other["train"]["betas"]
-        with pytest.raises(
-            ValueError, match=r"train.betas: \[0.9, 0.99\] there, \(abs"
-        ):
+        match = r"train.betas: \[0.9, 0.99\] there, \(absent\) here"
+        with pytest.raises(ValueError, match=match):
             run_dir.write_config(other)
 
     def test_logging_may_change_on_resume(self, run_dir):

@@ -13,7 +13,6 @@ Analysis reads only these files. A directory has one writer.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -40,14 +39,11 @@ def _below(name: str) -> Any:
     return property(lambda run_dir: run_dir.path / name)
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDir:
     """The paths of a run directory, and its files that are written by name."""
 
-    path: Path
-
     def __init__(self, path: str | os.PathLike):
-        object.__setattr__(self, "path", Path(path))
+        self.path = Path(path)
 
     config_path = _below("config.json")
     metrics_path = _below("metrics.jsonl")

@@ -46,9 +46,8 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
     if _HOLDERS.get(place) == threading.get_ident():
         yield
         return
-    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _lock(descriptor):
+    with (run_dir / LOCK_FILE).open("ab+", buffering=0) as file:
+        if not _lock(file.fileno()):
             raise HeldError(f"{run_dir} is held by {_owner(run_dir)}")
         status = read_status(run_dir)
         if _is_elsewhere(status) and is_fresh(status, time.time()):
@@ -56,14 +55,14 @@ def hold(run_dir: str | os.PathLike) -> Iterator[None]:
                 f"{run_dir} is held by {_described(status)}; it counts as dead after "
                 f"{_limit_seconds(status):g} s of silence"
             )
-        _write_owner(descriptor)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            file.truncate(0)
+            file.write(json.dumps({**identity(), "started": time.time()}).encode())
         _HOLDERS[place] = threading.get_ident()
         try:
             yield
         finally:
             del _HOLDERS[place]
-    finally:
-        os.close(descriptor)
 
 
 def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) -> bool:
@@ -80,19 +79,14 @@ def is_alive(run_dir: str | os.PathLike, status: Mapping[str, Any], now: float) 
 def is_held(run_dir: str | os.PathLike) -> bool | None:
     """Whether a process of this machine has the run; None where locks do not work."""
     try:
-        descriptor = os.open(Path(run_dir) / LOCK_FILE, os.O_RDWR)
+        with (Path(run_dir) / LOCK_FILE).open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return None  # somebody else's directory, which we may only read
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        return None  # no locks, or a directory of another user that is read-only
     return False
 
 
@@ -134,13 +128,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write_owner(descriptor: int) -> None:
-    text = json.dumps({**identity(), "started": time.time()})
-    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _lock(descriptor: int) -> bool:

@@ -263,12 +263,10 @@ def image_grid(
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     n, h, w, c = tiles.shape
     rows, gap = -(-n // columns), 2
-    sheet = np.full(
-        (rows * (h + gap) - gap, columns * (w + gap) - gap, c), 112, np.uint8
-    )
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (h + gap), i % columns * (w + gap)
-        sheet[top : top + h, left : left + w] = tile
+    cells = np.full((rows * columns, h + gap, w + gap, c), 112, np.uint8)
+    cells[:n, :h, :w] = tiles
+    cells = cells.reshape(rows, columns, h + gap, w + gap, c).swapaxes(1, 2)
+    sheet = cells.reshape(rows * (h + gap), -1, c)[:-gap, :-gap]
     return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
 
 

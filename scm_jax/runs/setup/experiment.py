@@ -20,7 +20,7 @@ from scm_jax.objectives import Objective
 from scm_jax.runs.directory import linked_runs
 from scm_jax.runs.directory.run_configs import sampling_ema
 from scm_jax.runs.setup import config_values, parts
-from scm_jax.runs.setup.teachers import Teacher, build_teacher
+from scm_jax.runs.setup.parts import Teacher, build_teacher
 from scm_jax.training import ema
 from scm_jax.training import state as state_lib
 from scm_jax.types import Batch, lookup

@@ -1,24 +1,25 @@
-"""What a config names, built one by one: dataset, network, EMAs of a run, shapes."""
+"""What a config names, built one by one: dataset, network, EMAs, teacher."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
-from scm_jax import networks, trigflow
+from scm_jax import networks, sampling, trigflow
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pipeline import Dataset
 from scm_jax.networks import Network
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import ema_names, sampling_ema
 from scm_jax.training import ema
-from scm_jax.types import lookup
+from scm_jax.types import Cond, lookup
 
 
 @functools.lru_cache(maxsize=8)
@@ -77,3 +78,85 @@ def average_name(text: str) -> str:
         return f"{float(text):g}"
     except ValueError:
         return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Where a student's velocity comes from.
+
+    Attributes:
+      network: the teacher's network, None for a closed form.
+      run: its run directory, None for a closed form.
+      ema: name of the EMA to read.
+      guidance: scale of classifier-free guidance; 1 for none, None for the one that
+        each example is conditioned on.
+      closed_form: ``F = closed_form(x, cond)``, in place of a network.
+    """
+
+    network: Network | None = None
+    run: str | None = None
+    ema: str = ""
+    guidance: float | None = 1.0
+    closed_form: Callable[[jax.Array, Cond], jax.Array] | None = None
+
+    def fn(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        """``F`` of the teacher with its parameters, folded or not."""
+        fn = self.closed_form or functools.partial(self._apply, params)
+        if self.guidance != 1.0:
+            fn = sampling.with_guidance(fn, self.guidance)
+        return fn(x, cond)
+
+    def _apply(self, params: Any, x: jax.Array, cond: Cond) -> jax.Array:
+        assert self.network is not None
+        # A teacher knows only what it was trained with; dropout is off.
+        known = {k: getattr(cond, k) for k in self.network.consumes}
+        return self.network.apply(params, x, Cond(**known))
+
+
+def build_teacher(
+    config: ConfigDict, dataset: Dataset, stand_in: Network | None = None
+) -> Teacher:
+    """The velocity of ``config.teacher``, guided where the config says so.
+
+    ``stand_in`` is the network to assume where the teacher's run does not exist yet,
+    for a cost estimate before the training.
+
+    Raises:
+      ValueError: no teacher where one is needed, or no closed form where one is named.
+    """
+    settings = config.teacher
+    legal = dict.fromkeys(("none", "run", "exact"))
+    lookup(legal, settings.source, "teacher.source")
+    if settings.source == "none":
+        raise ValueError(
+            "objective.dx_dt = 'teacher' needs teacher.source = 'run' with teacher.run "
+            "set to a run directory, or teacher.source = 'exact' for data in closed "
+            "form"
+        )
+    if settings.source == "exact":
+        teacher = exact_teacher(dataset)
+    elif not settings.run:
+        raise ValueError("teacher.run is empty: set it to the teacher's run directory")
+    elif stand_in is not None and not RunDir(settings.run).config_path.exists():
+        teacher = Teacher(stand_in, settings.run, settings.ema)
+    else:
+        network, name = saved_network(settings.run, settings.ema, dataset)
+        teacher = Teacher(network, settings.run, name)
+    per_sample = config.objective.guidance_range is not None
+    guidance = None if per_sample else settings.guidance
+    return dataclasses.replace(teacher, guidance=guidance)
+
+
+def exact_teacher(dataset: Dataset) -> Teacher:
+    """The exact velocity of data in closed form."""
+    exact, sigma_data = dataset.closed_form, dataset.info.sigma_data
+    if exact is None:
+        raise ValueError(
+            f"teacher.source = 'exact' needs data in closed form; dataset.name = "
+            f"{dataset.info.name!r} has none"
+        )
+
+    def closed_form(x: jax.Array, cond: Cond) -> jax.Array:
+        return exact.velocity(x * sigma_data, cond.t, sigma_data) / sigma_data
+
+    return Teacher(closed_form=closed_form)
