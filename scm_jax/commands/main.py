@@ -173,7 +173,7 @@ def _describe() -> int:
 
 def _accounts(f: flags.FlagValues) -> str:
     from scm_jax.cost import roofline
-    from scm_jax.runs.estimate import accounts, accounts_table
+    from scm_jax.runs.estimate import accounts, describe
 
     spec = None if f.mesh is None else accounts.parse_mesh(f.mesh)
     # Before anything starts a backend: this process simulates its devices.
@@ -183,7 +183,7 @@ def _accounts(f: flags.FlagValues) -> str:
     found = accounts.account(f.config, spec, hardware, efficiency)
     if f.format == "json":
         return json.dumps(dataclasses.asdict(found), indent=1)
-    return accounts_table.format_accounts(found)
+    return describe.format_accounts(found)
 
 
 @cli.command("report", "Writes an HTML page on one or more runs.")

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax.runs.estimate import accounts, accounts_table
+from scm_jax.runs.estimate import accounts, describe
 from scm_jax.training.sharding import MeshSpec
 from tests.commands.in_process import scm
 
@@ -141,7 +141,7 @@ def test_largest_batch_covers_what_the_compiled_step_holds(sharded):
 
 
 def test_table_says_how_each_number_is_known(sharded):
-    lines = accounts_table.format_accounts(accounts.Accounts(**read(sharded)))
+    lines = describe.format_accounts(accounts.Accounts(**read(sharded)))
     lines = lines.splitlines()
     assert max(map(len, lines)) <= 80
     assert "data=2,fsdp=4,tensor=1 of h100" in lines[0]

@@ -1,13 +1,7 @@
-"""The run directory: what a run leaves behind, and how it is loaded again.
+"""The run directory: what a run leaves behind (docs/architecture.md lists the files).
 
-    DIR/config.json      resolved config, written first: whose directory this is
-    DIR/metrics.jsonl    one object a line, see ``writers.JsonlWriter``
-    DIR/results.jsonl    one object per evaluated row
-    DIR/data.json        which data it was trained on, see ``training_data``
-    DIR/summary.json     written last and atomically: the run is done
-    DIR/events/, checkpoints/, ema_snapshots/, samples/, nonfinite/
-
-Analysis reads only these files. A directory has one writer.
+``config.json`` is written first and says whose directory it is; ``summary.json`` is
+written last: the run is done. A directory has one writer.
 """
 
 from __future__ import annotations

@@ -229,23 +229,14 @@ def load_run(
 
 @dataclasses.dataclass(frozen=True)
 class Salvaged:
-    """A run as far as it can be read.
-
-    Attributes:
-      run: the run.
-      config: its flat config.
-      metrics: as ``Run.metrics``.
-      results: the rows of ``results.jsonl``.
-      summary: as ``Run.summary``.
-      problems: what was left out, each with its file and line.
-    """
+    """A run as far as it can be read."""
 
     run: Run
-    config: dict[str, Any]
+    config: dict[str, Any]  # flat
     metrics: pd.DataFrame
     results: list[dict[str, Any]]
     summary: dict[str, Any]
-    problems: list[str]
+    problems: list[str]  # what was left out, each with its file and line
 
 
 def salvage(run: Run) -> Salvaged:

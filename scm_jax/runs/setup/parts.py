@@ -82,15 +82,10 @@ def average_name(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Where a student's velocity comes from.
+    """Where a student's velocity comes from: a network of a run, or a closed form.
 
-    Attributes:
-      network: the teacher's network, None for a closed form.
-      run: its run directory, None for a closed form.
-      ema: name of the EMA to read.
-      guidance: scale of classifier-free guidance; 1 for none, None for the one that
-        each example is conditioned on.
-      closed_form: ``F = closed_form(x, cond)``, in place of a network.
+    ``guidance`` is the scale of classifier-free guidance: 1 for none, None for the one
+    that each example is conditioned on. A closed form is ``F = closed_form(x, cond)``.
     """
 
     network: Network | None = None
