@@ -131,8 +131,8 @@ def test_demo_again_only_measures(demo, monkeypatch):
     metrics = [workdir / variant / "metrics.jsonl" for variant in demo_command.VARIANTS]
     before = [path.read_text().count('"loss"') for path in metrics]
     rows = json.loads((workdir / "results.json").read_text())
-    monkeypatch.setattr(demo_command, "collect", lambda workdir: rows)
-    monkeypatch.setattr(demo_command, "write_report", lambda workdir, rows: None)
+    monkeypatch.setattr(demo_command, "collect", lambda *args: rows)
+    monkeypatch.setattr(demo_command, "write_report", lambda *args: None)
     scm("demo", "--quick", f"--workdir={workdir}")
     assert [path.read_text().count('"loss"') for path in metrics] == before
 
@@ -175,6 +175,8 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
             "steps": (1, 2),
             "times": [(1.3,), (0.7,)],
             "evaluators": ("validation", "teacher_trajectory"),
+            **{"num_points": 32, "num_times": 4, "batch_size": 32},
+            **{"teacher_steps": 8, "num_paths": 32},
         }
         return list(evaluate.evaluate_run(workdir / "sct", **{**asked, **changed}))
 
