@@ -94,11 +94,9 @@ class TestConfigHash:
 
 
 class TestLoadRun:
-    def test_nothing_there(self, tmp_path):
+    def test_no_run_there(self, run_dir):
         with pytest.raises(FileNotFoundError, match="there is no such directory"):
-            reading.load_run(tmp_path / "none")
-
-    def test_no_config_names_the_runs_below(self, run_dir):
+            reading.load_run(run_dir.path / "none")
         match = r"holds no config.json; runs below it: .*digits"
         with pytest.raises(FileNotFoundError, match=match):
             reading.load_run(run_dir.path.parent)

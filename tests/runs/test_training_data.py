@@ -59,9 +59,8 @@ class TestIdentity:
         )
         assert first.same_data(copy) and not first.same_data(second)
         assert first == identity.of_dataset(images(roots / "first", flip=True))
-        sliced = make_dataset(
-            "images", "train[:9]", root=roots / "first", prepared="tiny"
-        )
+        options = {"root": roots / "first", "prepared": "tiny"}
+        sliced = make_dataset("images", "train[:9]", **options)
         assert first == identity.of_dataset(sliced)
 
     @pytest.mark.parametrize("lost", ["manifest", "size"])
@@ -136,9 +135,8 @@ class TestCheck:
 
     def test_a_fresh_start_is_none_of_the_past(self, roots, tmp_path):
         self.begin(roots / "first", tmp_path / "run")
-        assert [e.count for _, e in self.begin(roots / "second", tmp_path / "run")] == [
-            39
-        ]
+        entries = self.begin(roots / "second", tmp_path / "run")
+        assert [e.count for _, e in entries] == [39]
 
     @pytest.mark.parametrize("section", ["teacher", "init"])
     def test_another_run_must_have_been_trained_on_the_same(

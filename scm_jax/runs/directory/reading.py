@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import html
-import io
 import json
 import numbers
 import os
@@ -20,7 +18,7 @@ from scm_jax.files import user_paths
 from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import read_object
-from scm_jax.runs.directory.writers import image_grid
+from scm_jax.runs.directory.writers import image_grid, png_bytes, png_uri
 from scm_jax.types import check_seed
 
 if TYPE_CHECKING:
@@ -67,20 +65,14 @@ class Samples:
             raise OSError(f"cannot write {path}: {error}") from error
 
     def _repr_png_(self) -> bytes | None:
-        if self.pixels is None:
-            return None
-        buffer = io.BytesIO()
-        self.grid().save(buffer, format="PNG")
-        return buffer.getvalue()
+        return None if self.pixels is None else png_bytes(self.grid())
 
     def _repr_html_(self) -> str:
         about = html.escape(f"{len(self)} samples of shape {self.x.shape[1:]}")
-        png = self._repr_png_()
-        if png is None:
+        if self.pixels is None:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
-        data = base64.b64encode(png).decode()
-        return f'<img alt="{about}" src="data:image/png;base64,{data}">'
+        return f'<img alt="{about}" src="{png_uri(self.grid())}">'
 
 
 def samples_file(path: str | os.PathLike) -> Path:

@@ -5,8 +5,6 @@ The page needs no network and no script: it holds curves as SVG and images as PN
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import numbers
 import os
@@ -20,11 +18,10 @@ from scm_jax.files.optional import require
 from scm_jax.runs.directory.labels import short_count
 from scm_jax.runs.directory.reading import Run, Salvaged, salvage
 from scm_jax.runs.directory.report_curves import NUM_COLOURS, curve_panels
+from scm_jax.runs.directory.writers import png_uri
 
 if TYPE_CHECKING:
     import PIL.Image
-
-    Picture = PIL.Image.Image | str | os.PathLike
 
 # Keys of a summary -> how a run's card names them. A MAC is one multiply-add.
 _FACTS = {
@@ -42,7 +39,7 @@ def write_report(
     title: str,
     runs: Sequence[Run | Salvaged] = (),
     results: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
-    grids: Mapping[str, Picture] | None = None,
+    grids: Mapping[str, PIL.Image.Image] | None = None,
     commands: Sequence[tuple[str, str]] = (),
     intro: str = "",
 ) -> Path:
@@ -53,7 +50,7 @@ def write_report(
       title: heading of the page.
       runs: runs to show, each in its own colour; for damaged files there is a warning.
       results: caption and rows of each table of results.
-      grids: caption -> image (PIL, or the path of a PNG), shown side by side.
+      grids: caption -> image, shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
     """
@@ -64,7 +61,7 @@ def write_report(
         title=title,
         paragraphs=[p for p in re.split(r"\n\s*\n", intro.strip()) if p],
         tables=[_table(caption, rows) for caption, rows in results if rows],
-        grids={label: _png_uri(image) for label, image in (grids or {}).items()},
+        grids={label: png_uri(image) for label, image in (grids or {}).items()},
         panels=panels,
         over_t=any(caption.endswith("over t") for caption, _ in panels),
         cards=[_card(found, i % NUM_COLOURS) for i, found in enumerate(shown)],
@@ -79,7 +76,7 @@ def write_report(
 def format_table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> str:
-    """Rows as an aligned table of plain text; numbers stand on the right.
+    """Rows as an aligned table of plain text; numbers are right-aligned.
 
     Args:
       rows: one mapping per row; a missing value is shown as ``-``.
@@ -186,13 +183,3 @@ def _fact(value: Any) -> str:
     if abs(value) >= 1e6:
         return short_count(value, " ", digits=4)
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.4g}"
-
-
-def _png_uri(picture: Picture) -> str:
-    if isinstance(picture, str | os.PathLike):
-        data = Path(picture).read_bytes()
-    else:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        data = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -6,8 +6,10 @@ reads only the JSON lines.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -268,6 +270,19 @@ def image_grid(
     cells = cells.reshape(rows, columns, h + gap, w + gap, c).swapaxes(1, 2)
     sheet = cells.reshape(rows * (h + gap), -1, c)[:-gap, :-gap]
     return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
+
+
+def png_bytes(image: PIL.Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def png_uri(image: PIL.Image.Image) -> str:
+    """An image as the source of an HTML tag."""
+    data = base64.b64encode(png_bytes(image)).decode()
+    return f"data:image/png;base64,{data}"
 
 
 def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
