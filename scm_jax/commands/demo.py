@@ -158,28 +158,19 @@ def write_report(
 
 
 def _commands(workdir: Path) -> list[tuple[str, str]]:
-    command = "python -m scm_jax train --config=experiments/digits.py"
-    teacher = workdir / "teacher"
-    return [
-        ("Train the teacher", f"{command}:teacher --workdir={teacher}"),
-        (
-            "Distill it (sCD)",
-            f"{command}:scd --config.teacher.run={teacher} "
-            f"--config.init.run={teacher} --workdir={workdir / 'scd'}",
-        ),
-        (
-            "Train without its velocity (sCT)",
-            f"{command}:sct --config.init.run={teacher} --workdir={workdir / 'sct'}",
-        ),
-        (
-            "Look at samples",
-            f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 "
-            f"--out={workdir / 'grid.png'}",
-        ),
-        (
-            "Measure again, three sets of samples",
-            f"python -m scm_jax evaluate --run={workdir / 'scd'} --steps=1,2,4 "
-            "--num_seeds=3",
-        ),
-        ("Everything", f"python -m scm_jax demo --workdir={workdir}"),
-    ]
+    teacher, scd, sct = (workdir / variant for variant in VARIANTS)
+    digits, init = (
+        "train --config=experiments/digits.py",
+        f"--config.init.run={teacher}",
+    )
+    commands = {
+        "Train the teacher": f"{digits}:teacher --workdir={teacher}",
+        "Distill it (sCD)": f"{digits}:scd --config.teacher.run={teacher} {init} "
+        f"--workdir={scd}",
+        "Train without its velocity (sCT)": f"{digits}:sct {init} --workdir={sct}",
+        "Look at samples": f"sample --run={scd} --steps=2 --out={workdir / 'grid.png'}",
+        "Measure again, three sets of samples": f"evaluate --run={scd} --steps=1,2,4 "
+        "--num_seeds=3",
+        "Everything": f"demo --workdir={workdir}",
+    }
+    return [(what, f"python -m scm_jax {line}") for what, line in commands.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -177,7 +178,7 @@ def _accounts(f: flags.FlagValues) -> str:
 
     spec = None if f.mesh is None else accounts.parse_mesh(f.mesh)
     # Before anything starts a backend: this process simulates its devices.
-    accounts.simulate_devices(1 if spec is None else accounts.num_devices(spec))
+    accounts.simulate_devices(1 if spec is None else math.prod(spec.sizes))
     efficiency = roofline.EFFICIENCY if f.efficiency is None else f.efficiency
     hardware = f.hardware or accounts.DEFAULT_HARDWARE
     found = accounts.account(f.config, spec, hardware, efficiency)

@@ -4,6 +4,7 @@ import contextlib
 import io
 from typing import NamedTuple
 
+import jax
 from absl import flags
 
 from scm_jax.commands import cli, data, main, sweep
@@ -12,6 +13,14 @@ from scm_jax.commands import cli, data, main, sweep
 class Said(NamedTuple):
     stdout: str
     stderr: str
+
+
+@contextlib.contextmanager
+def quick_to_compile():
+    """Programs compile in half the time, and run slowly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def scm(*args, check=0):

@@ -39,6 +39,7 @@ def programs(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,  # most of the time is compilation
     }
     before = {name: getattr(jax.config, name) for name in options}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -75,11 +76,6 @@ def parse_mesh(text: str) -> MeshSpec:
     return MeshSpec(**{"data": 1, **sizes})
 
 
-def num_devices(spec: MeshSpec) -> int:
-    """Number of devices of a mesh whose sizes are all given."""
-    return spec.data * spec.fsdp * spec.tensor
-
-
 def simulate_devices(count: int) -> None:
     """Makes this process see ``count`` CPU devices and no others.
 
@@ -118,7 +114,7 @@ def account(
     device = hardware_lib.find(hardware)
     roofline.check_efficiency(efficiency)
     spec = mesh or MeshSpec(1, 1, 1)
-    real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
+    real = sharding.make_mesh(spec, jax.devices("cpu")[: math.prod(spec.sizes)])
     sharding.check_batch_size(config.train.batch_size, real)
     config = as_on_accelerator(config, gathers=spec.fsdp > 1)
     experiment = experiment_lib.build_abstract(config)
@@ -152,7 +148,7 @@ def _state(
         "name": config.name,
         "hardware": device.name,
         "mesh": dict(zip(sharding.MESH_AXES, spec.sizes, strict=True)),
-        "devices": num_devices(spec),
+        "devices": math.prod(spec.sizes),
         "batch_size": config.train.batch_size,
         "microbatches": config.train.microbatches,
         "steps": num_steps(config.train.duration_images, config.train.batch_size),
