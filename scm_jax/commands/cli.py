@@ -118,7 +118,7 @@ def process_flags() -> None:
         "distributed",
         "auto",
         ["auto", "off"],
-        "auto: join the processes that flags, SLURM, TPU or Kubernetes name; off: no.",
+        "Whether to join the processes that flags, SLURM, TPU or Kubernetes name.",
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
     integer("num_processes", None, "Number of processes that train together.", 1)
@@ -218,7 +218,9 @@ def _flag_help() -> str:
     lines = []
     for flag in sorted(own, key=lambda flag: flag.name):
         if flag.help:
-            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
+            default = (
+                "" if flag.default in (None, "", False, []) else f" [{flag.default}]"
+            )
             lines.append(f"  --{flag.name}  {flag.help}{default}")
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from scm_jax.commands import demo as demo_command
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
 from scm_jax.runs.setup import parts
-from tests.commands.in_process import scm
+from tests.commands.in_process import quick_to_compile, scm
 from tests.hang import HANG
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
@@ -39,7 +39,6 @@ def programs(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,  # most of the time is compilation
     }
     before = {name: getattr(jax.config, name) for name in options}
 
@@ -50,7 +49,9 @@ def programs(tmp_path_factory):
 
     use(options)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    yield env | {name.upper(): str(value) for name, value in options.items()}
+    env |= {name.upper(): str(value) for name, value in options.items()}
+    with quick_to_compile():
+        yield env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     use(before)
 
 
