@@ -19,8 +19,10 @@ class Said(NamedTuple):
 def quick_to_compile():
     """Programs compile in half the time, and run slowly."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def scm(*args, check=0):
