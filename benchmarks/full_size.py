@@ -96,7 +96,7 @@ def step(args: argparse.Namespace) -> dict:
 def aot(args: argparse.Namespace) -> dict:
     """Lowers and compiles a sharded step; nothing is allocated."""
     from scm_jax.cost import collectives
-    from scm_jax.runs.estimate import accounts, lowering
+    from scm_jax.runs.estimate import accounts
     from scm_jax.runs.setup import experiment as experiment_lib
     from scm_jax.training import sharding
 
@@ -105,7 +105,7 @@ def aot(args: argparse.Namespace) -> dict:
     experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
     mesh = sharding.make_mesh(sharding.MeshSpec(1, args.devices, 1))
     started, cpu = time.perf_counter(), time.process_time()
-    lowered = lowering.lower_step(experiment, mesh)
+    lowered = accounts.lower_step(experiment, mesh)
     lower_seconds = time.perf_counter() - started
     compiled, _ = collectives.compile_partitioned(lowered)
     memory = compiled.memory_analysis()

@@ -1,9 +1,8 @@
 """Every key of an experiment, declared once, with its unit.
 
 Experiment files return ``base_config(...)`` with a few keys changed. The sections
-``network`` and ``objective`` hold the fields of the chosen class, and ``dataset`` the
-arguments of the chosen builder function; their meaning stands in its docstring
-(``scm_jax/networks``, ``scm_jax/objectives``, ``scm_jax/datasets``).
+``network``, ``objective`` and ``dataset`` hold the fields or arguments of what they
+name; its docstring explains them.
 """
 
 from __future__ import annotations
@@ -22,33 +21,16 @@ from scm_jax.training.state import OptimizerConfig
 from scm_jax.types import lookup, real_number, whole_number, yes_or_no
 
 # Given by the dataset, or derived from other keys: never set in a config.
-_DERIVED = {
-    "parent",
-    "name",
-    "sample_shape",
-    "num_classes",
-    "sigma_data",
-    "placement",
-}
+_DERIVED = {"parent", "name", "sample_shape", "num_classes", "sigma_data", "placement"}
 _STEPS_SUFFIX = "_steps"
 
 # Networks of smoke runs, by key of NETWORKS: U-Nets of one level without attention, and
 # transformers of two blocks.
+_FLAT = {"width": 32, "channel_mult": (1,), "num_blocks": 1}
 TINY_NETWORKS: dict[str, dict[str, Any]] = {
-    "ddpmpp": {
-        "width": 32,
-        "channel_mult": (1,),
-        "num_blocks": 1,
-        "attention_resolutions": (),
-    },
+    "ddpmpp": {**_FLAT, "attention_resolutions": ()},
     "dit": {"width": 32, "depth": 2, "num_heads": 2},
-    "unet": {
-        "width": 32,
-        "channel_mult": (1,),
-        "num_blocks": 1,
-        "attention_resolutions": (),
-        "head_channels": 32,
-    },
+    "unet": {**_FLAT, "attention_resolutions": (), "head_channels": 32},
 }
 
 
@@ -134,18 +116,18 @@ def base_config(
 
 
 def _objective_section(name: str) -> ConfigDict:
-    """The objective's fields; those counted in steps are given in images instead."""
+    """The objective's fields; those in steps are given in images."""
     fields = _fields(lookup(OBJECTIVES, name, "objective.name"))
     section: dict[str, Any] = {"name": name}
     for field, default in fields.items():
-        # The paper counts steps of 2048 images; short runs set their own length.
+        # The paper counts steps of 2048 images.
         scale = 2048 if field.endswith(_STEPS_SUFFIX) else None
         section[key_of(field)] = default * scale if scale else default
     return ConfigDict(section)
 
 
 def key_of(field: str) -> str:
-    """The config key of an objective's field: one counted in steps is in images."""
+    """The config key of an objective's field; steps are given in images."""
     if field.endswith(_STEPS_SUFFIX):
         return field.removesuffix(_STEPS_SUFFIX) + "_images"
     return field
@@ -153,13 +135,12 @@ def key_of(field: str) -> str:
 
 def _fields(cls: type) -> dict[str, Any]:
     """Field -> default of a dataclass or Flax module, without derived fields."""
-    fields: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):
-        if f.name not in _DERIVED:
-            # None says nothing about the type; a placeholder takes any tuple.
-            default = config_dict.placeholder(tuple) if f.default is None else f.default
-            fields[f.name] = default
-    return fields
+    # None does not show the type; a placeholder takes any tuple.
+    return {
+        f.name: config_dict.placeholder(tuple) if f.default is None else f.default
+        for f in dataclasses.fields(cls)
+        if f.name not in _DERIVED
+    }
 
 
 def _arguments(build: Callable[..., Any]) -> dict[str, Any]:
@@ -189,9 +170,8 @@ def parse_arg(
       arg: comma-separated: a variant, then flags and ``key=value`` pairs. Empty is the
         first variant.
       variants: legal variants.
-      **options: other legal keys with their defaults, which give their types, or with
-        a tuple of all legal values, the default first; every experiment also takes
-        ``quick``.
+      **options: other legal keys besides ``quick``, with their default or with a tuple
+        of all legal values, the default first.
 
     Returns:
       The variant, and a dict of ``options`` with ``quick``.
@@ -229,18 +209,16 @@ def shrink(
     network: Mapping[str, Any] | None = None,
     writers: Sequence[str] = ("jsonl",),
 ) -> None:
-    """Makes an experiment a smoke run, in place: does it all work?
+    """Makes an experiment a smoke run of six steps, in place.
 
-    Six steps, metric rows after every second and checkpoints after every third; no
-    schedule warms up for longer than the first four. What is special to an experiment,
-    such as noise in place of its data, or no evaluation, stands in its file.
+    It writes metric rows after every second step and checkpoints after every third; no
+    schedule warms up for longer than four.
 
     Args:
       config: the experiment.
       batch_size: images per step.
-      network: what changes in ``config.network``; default is the network of
-        ``TINY_NETWORKS``.
-      writers: of metrics, ``config.log.writers``.
+      network: changes to ``config.network``; default is that of ``TINY_NETWORKS``.
+      writers: ``config.log.writers``.
 
     Raises:
       ValueError: no tiny network is known, and none is given.
@@ -269,19 +247,11 @@ def shrink(
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
     """The resolved config as plain, JSON-ready data; tuples become lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
-        return value
-
-    return plain(config.to_dict())
+    return _convert(config.to_dict(), list)
 
 
 def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
-    """The config of a run directory, completed with defaults for keys that are new.
+    """The config of a run directory, completed with defaults for newer keys.
 
     Raises:
       ValueError: a key that this version does not know.
@@ -295,18 +265,20 @@ def from_dict(saved: Mapping[str, Any]) -> ConfigDict:
             if isinstance(value, dict):
                 fill(target[key], value, f"{path}{key}.")
             else:
-                target[key] = _tuples(value)
+                target[key] = _convert(value, tuple)
 
     fill(config, saved, "")
     return config
 
 
 def as_saved(saved: dict[str, Any]) -> ConfigDict:
-    """The config of a run directory with exactly its keys, to go on with that run."""
-    return ConfigDict(_tuples(saved)).lock()
+    """The config of a run directory with exactly its keys, to resume that run."""
+    return ConfigDict(_convert(saved, tuple)).lock()
 
 
-def _tuples(value: Any) -> Any:
+def _convert(value: Any, sequence: type) -> Any:
     if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+        return {key: _convert(v, sequence) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return sequence(_convert(v, sequence) for v in value)
+    return value

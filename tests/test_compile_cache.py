@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from scm_jax.commands import compile_cache
+from tests.commands.in_process import scm
+
 ROOT = pathlib.Path(__file__).parents[1]
 COMPILE = """
 from scm_jax.commands import compile_cache
@@ -83,6 +86,7 @@ def test_importing_the_package_turns_nothing_on(tmp_path):
     assert run(code.replace("KEY", key), tmp_path).stdout.strip() == "None"
 
 
+@pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -92,13 +96,7 @@ def test_importing_the_package_turns_nothing_on(tmp_path):
         ["demo", "--workdir=x"],
     ],
 )
-def test_commands_that_compile_turn_it_on(arguments, tmp_path):
-    code = f"""
-from scm_jax.commands import compile_cache, main
-def enable():
-    print("on")
-    raise SystemExit(0)
-compile_cache.enable = enable
-main.main({arguments})
-"""
-    assert run(code, tmp_path).stdout.strip() == "on"
+def test_commands_that_compile_turn_it_on(arguments, monkeypatch):
+    monkeypatch.setattr(compile_cache, "enable", lambda: sys.exit("on"))
+    with pytest.raises(SystemExit, match="on"):
+        scm(*arguments)

@@ -61,14 +61,12 @@ class TestJsonl:
 
     def test_nonfinite_values_are_null_and_named(self, path, writer):
         writer.write_scalars(1, {"loss": np.float32("nan"), "ok": 1.5})
-        writer.write_scalars(2, {"loss": float("inf")})
         writer.write_arrays(3, {"bins/loss": jnp.array([1.0, jnp.nan, -jnp.inf])})
-        first, second, third = rows(path)
-        assert first["loss"] is None and first["nonfinite"] == ["loss"]
-        assert first["ok"] == 1.5
-        assert second["loss"] is None and second["nonfinite"] == ["loss"]
-        assert third["bins/loss"] == [1.0, None, None]
-        assert third["nonfinite"] == ["bins/loss"]
+        scalars, arrays = rows(path)
+        assert (
+            scalars.items() >= {"loss": None, "nonfinite": ["loss"], "ok": 1.5}.items()
+        )
+        assert arrays["bins/loss"] == [1.0, None, None]
 
     def test_resume_appends_after_a_whole_line_and_marks_the_step(self, path):
         writer = writers.JsonlWriter(path)
@@ -101,10 +99,7 @@ class TestJsonl:
         with pytest.raises(ValueError, match="'x' has 5000 elements; at most 4096"):
             writer.write_arrays(1, {"x": np.zeros(5000)})
         assert rows(path) == []
-
-    def test_close_twice(self, writer):
-        writer.close()
-        writer.close()
+        writer.close()  # and again as the fixture ends
 
 
 class TestPng:
@@ -116,18 +111,11 @@ class TestPng:
         # two columns of 8 x 8 tiles with a gap of 2: the third image is lower left
         np.testing.assert_array_equal(sheet[10:18:4, 0:8:4], PIXELS[2, :, :, 0])
 
-    @pytest.mark.parametrize(
-        "pixels",
-        [
-            PIXELS.astype(np.float32),
-            PIXELS[0],
-            PIXELS[:0],
-            np.zeros((1, 2, 2, 2), np.uint8),
-        ],
-    )
-    def test_what_is_no_picture_is_refused(self, tmp_path, pixels):
-        with pytest.raises(ValueError, match="uint8 with one or three channels"):
-            writers.PngWriter(tmp_path).write_images(0, {"x": pixels})
+    def test_what_is_no_picture_is_refused(self, tmp_path):
+        two = np.zeros((1, 2, 2, 2), np.uint8)
+        for pixels in (PIXELS.astype(np.float32), PIXELS[0], PIXELS[:0], two):
+            with pytest.raises(ValueError, match="uint8 with one or three channels"):
+                writers.PngWriter(tmp_path).write_images(0, {"x": pixels})
 
 
 def events(directory):
@@ -214,13 +202,12 @@ class TestMakeWriter:
         writer.write_arrays(5, {"bins/loss": [1.0, 2.0]})
         writer.write_images(5, {"samples": PIXELS})
         writer.write_texts(5, {"note": "text"})
-        writer.write_histograms(5, {"x": np.linspace(0, 1, 50)}, {"x": 5})
         writer.write_hparams({"a": {"b": 1}, "c": None})
         writer.flush()
         writer.close()
         methods = [call[0] for call in fake_clu.calls]
         assert methods.count("write_scalars") == 2
-        assert {"write_images", "write_texts", "write_histograms"} <= set(methods)
+        assert {"write_images", "write_texts", "write_hparams"} <= set(methods)
         texts = [row for row in rows(tmp_path / "metrics.jsonl") if "note" in row]
         assert texts[0]["note"] == "text"
 
@@ -234,11 +221,7 @@ class TestImageGrid:
         np.testing.assert_array_equal(sheet[1::2, 13:16:2], PIXELS[2, :, :, 0])
 
     def test_colour_and_default_columns(self):
-        pixels = np.zeros((5, 4, 6, 3), np.uint8)
-        image = writers.image_grid(pixels, scale=1)
-        assert image.mode == "RGB"
-        assert image.size == (3 * 6 + 2 * 2, 2 * 4 + 2)
-
-    def test_bad_options(self):
+        image = writers.image_grid(np.zeros((5, 4, 6, 3), np.uint8), scale=1)
+        assert (image.mode, image.size) == ("RGB", (3 * 6 + 2 * 2, 2 * 4 + 2))
         with pytest.raises(ValueError, match="scale=0"):
             writers.image_grid(PIXELS, scale=0)

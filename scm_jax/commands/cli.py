@@ -7,11 +7,26 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from scm_jax.files import shipped, user_paths
-from scm_jax.types import real_number, whole_number
+from scm_jax.types import lookup, real_number, whole_number
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from scm_jax.training.processes.peers import Peers
+
+_EXPECTED = (
+    ("scm_jax.training.loop", "NonFiniteError"),
+    ("scm_jax.training.seal", "CheckpointError"),
+    ("scm_jax.files.optional", "MissingPackageError"),
+    ("scm_jax.runs.directory.locks", "HeldError"),
+    ("scm_jax.training.processes.peers", "PeerError"),
+)
 
 # Name, of one word or two, -> function and summary.
 _COMMANDS: dict[str, tuple[Callable[[], int], str]] = {}
@@ -28,7 +43,7 @@ def command(name: str, summary: str) -> Callable[[Callable], Callable]:
 
 
 class UsageError(Exception):
-    """The command line is wrong; the message says how."""
+    """The command line is wrong; the message says why."""
 
 
 # Flags declared through functions of this module belong to their callers.
@@ -36,26 +51,17 @@ flags.disclaim_key_flags()
 
 
 class _WholeNumbers(flags.IntegerParser):
-    """Whole numbers as people type them, such as 1e6."""
-
     def convert(self, argument: int | str) -> int:
-        if isinstance(argument, str):
-            return whole_number(argument)
-        return super().convert(argument)
+        return whole_number(argument) if isinstance(argument, str) else int(argument)
 
 
 class _RealNumbers(flags.FloatParser):
-    """Finite numbers, with an error that says what to write."""
-
     def convert(self, argument: float | str) -> float:
-        if isinstance(argument, str):
-            return real_number(argument)
-        return super().convert(argument)
+        return real_number(argument) if isinstance(argument, str) else float(argument)
 
 
 class _Paths(flags.ArgumentParser):
-    """Paths; a shell leaves the ``~`` of ``--flag=~/x`` as it is."""
-
+    # A shell leaves the ``~`` of ``--flag=~/x`` as it is.
     def parse(self, argument: str) -> str:
         return str(user_paths.expand(argument)) if argument else argument
 
@@ -66,10 +72,8 @@ def path(name: str, default: str | None, text: str) -> None:
 
 
 class _Directories(flags.ListParser):
-    """Comma-separated directories, whose names may have commas themselves."""
-
+    # Names may have commas: takes the longest pieces that are directories.
     def parse(self, argument: str | list[str]) -> list[str]:
-        """The longest pieces that are directories; what is none stays a piece."""
         pieces = super().parse(argument) if argument else []
         found = []
         while pieces:
@@ -105,7 +109,35 @@ def config_file(name: str, text: str) -> None:
 
     config_flags.register_flag_parser_for_type(int, _WholeNumbers())
     config_flags.register_flag_parser_for_type(float, _RealNumbers())
-    config_flags.DEFINE_config_file(name, None, text)
+    config_flags.DEFINE_config_file(name, None, text, sys_argv=["scm", *_ARGV])
+
+
+def process_flags() -> None:
+    """Declares the flags of commands that several processes can run as one."""
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "off"],
+        "Whether to join the processes that flags, SLURM, TPU or Kubernetes name.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens.")
+    integer("num_processes", None, "Number of processes that train together.", 1)
+    integer("process_id", None, "Index of this process, from 0.", 0)
+    flags.DEFINE_float("join_timeout", 45.0, "Seconds to wait for all processes.")
+
+
+def processes(config: ConfigDict) -> AbstractContextManager[Peers | None]:
+    """The other processes of this training, as a context."""
+    from scm_jax import config as config_lib
+    from scm_jax.runs.directory import layout
+    from scm_jax.training.processes import cluster, multihost
+
+    f = flags.FLAGS
+    names = ("distributed", "coordinator", "num_processes", "process_id")
+    asked: Any = {name: f[name].value for name in names}
+    found = cluster.find_cluster(os.environ, **asked)
+    identity = {} if found is None else layout.identity(config_lib.to_dict(config))
+    return multihost.joined(found, identity, explain, timeout=f.join_timeout)
 
 
 def required(*names: str) -> None:
@@ -115,8 +147,8 @@ def required(*names: str) -> None:
         raise UsageError("missing " + ", ".join(f"--{name}=..." for name in missing))
 
 
-def parse() -> None:
-    """Reads the command's flags; ``--help`` prints them and leaves."""
+def parse(*needed: str) -> flags.FlagValues:
+    """Reads and returns the command's flags; ``--help`` prints them and exits."""
     name, rest = _split(_ARGV)
     if any(a in ("--help", "-h", "-help") for a in rest):
         print(_COMMANDS[name][1] + "\n")
@@ -135,10 +167,12 @@ def parse() -> None:
         raise UsageError(
             f"unexpected argument {left[1]!r}; flags look like --name=value"
         )
+    required(*needed)
+    return flags.FLAGS
 
 
 def _unknown_key(args: Sequence[str]) -> str:
-    """Which override of ``--config`` names no key of it, and which keys there are."""
+    """Says which override of ``--config`` names no key, and which keys there are."""
     from ml_collections.config_flags import config_flags
 
     from scm_jax.runs.setup import config_values
@@ -166,38 +200,35 @@ def _shipped_config(arg: str) -> str:
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The command's name, of two words in a group such as ``data``, and the rest."""
+    # A command of a group such as ``data`` has a name of two words.
     words = 2 if _group(argv[0]) and len(argv) > 1 else 1
     return " ".join(argv[:words]), list(argv[words:])
 
 
 def _group(word: str) -> list[str]:
-    """The commands that begin with a word and have a second one."""
+    """The commands of two words that begin with ``word``."""
     return [name for name in _COMMANDS if name.startswith(f"{word} ")]
 
 
 def _flag_help() -> str:
+    own = {flags.FLAGS["config"]} if "config" in flags.FLAGS else set()
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("scm_jax."):
+            own |= {*defined}
     lines = []
-    for name in sorted(flags.FLAGS):
-        flag = flags.FLAGS[name]
-        if getattr(flag, "help", None) and name in _own_flags():
-            default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
-            lines.append(f"  --{name}  {flag.help}{default}")
+    for flag in sorted(own, key=lambda flag: flag.name):
+        if flag.help:
+            default = (
+                "" if flag.default in (None, "", False, []) else f" [{flag.default}]"
+            )
+            lines.append(f"  --{flag.name}  {flag.help}{default}")
     return "\n".join(lines)
-
-
-def _own_flags() -> set[str]:
-    by_module = flags.FLAGS.flags_by_module_dict()
-    own = [m for m in by_module if m.split(".")[0] == __name__.split(".")[0]]
-    return {flag.name for module in own for flag in by_module[module]} | {"config"}
 
 
 _ARGV: list[str] = []
 
 
-def usage(names: Sequence[str] | None = None) -> str:
-    """The given commands, or all, a line each."""
-    names = sorted(_COMMANDS, key=lambda n: " " in n) if names is None else names
+def _usage(names: Sequence[str]) -> str:
     width = max(len(name) for name in names) + 2
     lines = [f"  {name:<{width}}{_COMMANDS[name][1]}" for name in names]
     return (
@@ -212,14 +243,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     _ARGV = list(sys.argv[1:] if argv is None else argv)
     help_words = ("--help", "-h", "help")
     if not _ARGV or _ARGV[0] in help_words:
-        print(usage())
+        print(_usage(sorted(_COMMANDS, key=lambda name: " " in name)))
         return 0 if _ARGV else 2
     group = _group(_ARGV[0])
     if group and (len(_ARGV) == 1 or _ARGV[1] in help_words):
-        print(usage(group))
+        print(_usage(group))
         return 0 if len(_ARGV) > 1 else 2
-    from scm_jax.types import lookup
-
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     name, _ = _split(_ARGV)
     try:
@@ -234,14 +263,14 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(error: BaseException) -> str:
-    """What to print: the message alone where the user can mend it."""
+    """The text to print: the message alone where the user can mend it."""
     if isinstance(error, _expected_errors()):
         return f"scm {_split(_ARGV)[0]}: {_sentence(error)}"
     return "".join(traceback.format_exception(error))
 
 
 def _sentence(error: BaseException) -> str:
-    """The message; of an error of the operating system, with what could not be used."""
+    # The operating system's errors name the file apart from the reason.
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     files = [str(f) for f in (error.filename, error.filename2) if f is not None]
@@ -252,20 +281,7 @@ def _sentence(error: BaseException) -> str:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What a user can cause and mend: shown as a message, without a traceback."""
     errors: list[type[Exception]] = [ValueError, OSError, AttributeError]
-    if "scm_jax.training.loop" in sys.modules:
-        from scm_jax.training import checkpoint, loop
-
-        errors += [loop.NonFiniteError, checkpoint.CheckpointError]
-    if "scm_jax.files.jsonl" in sys.modules:
-        from scm_jax.files import optional
-
-        errors.append(optional.MissingPackageError)
-    if "scm_jax.runs.directory.locks" in sys.modules:
-        from scm_jax.runs.directory import locks
-
-        errors.append(locks.HeldError)
-    if "scm_jax.training.processes.peers" in sys.modules:
-        from scm_jax.training.processes import peers
-
-        errors.append(peers.PeerError)
+    for module, name in _EXPECTED:  # what is not imported has not raised
+        if module in sys.modules:
+            errors.append(getattr(sys.modules[module], name))
     return tuple(errors)

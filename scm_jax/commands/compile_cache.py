@@ -1,4 +1,4 @@
-"""Compiled programs are kept between processes, in a folder of the user."""
+"""JAX's persistent compilation cache, in a folder of the user."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ MIN_COMPILE_SECONDS = 0.5
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/scm_jax/xla/CPU``, by default in ``~/.cache``.
-
-    ``CPU`` stands for the kind of processor: JAX does not tell them apart, and programs
-    for one can fail on another that shares the home directory.
-    """
+    """``$XDG_CACHE_HOME/scm_jax/xla/PROCESSOR``, by default in ``~/.cache``."""
+    # A program can fail on another kind of processor that shares the home directory.
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return user_paths.expand(root) / "scm_jax" / "xla" / _processor()
 
@@ -39,16 +36,11 @@ def _processor() -> str:
 
 
 def enable() -> Path | None:
-    """Turns on JAX's persistent compilation cache.
+    """Turns the cache on for a command; returns its folder, or None without a cache.
 
-    The commands call it before they compile; importing the package does not, so a
-    notebook or a library that uses the package decides for itself. What is set already
-    stays: ``JAX_COMPILATION_CACHE_DIR`` names another folder, and
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, and
     ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off. A folder that cannot be
-    written costs a warning and no more.
-
-    Returns:
-      The folder, or None where there is no cache.
+    written is a warning.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""The whole story with one command: teacher, sCD, sCT, samples, table, report."""
+"""``scm demo``: teacher, sCD, sCT, samples, table and report with one command."""
 
 from __future__ import annotations
 
@@ -18,19 +18,13 @@ from scm_jax.files import shipped
 from scm_jax.runs import sample, train
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.writers import image_grid
+from scm_jax.runs.sample import Loaded
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
 
 COLUMNS = (
-    "method",
-    "steps",
-    "nfe",
-    "frechet_distance",
-    "frechet_floor",
-    "precision",
-    "recall",
-    "class_accuracy",
-    "seconds_per_image",
+    *("method", "steps", "nfe", "frechet_distance", "frechet_floor"),
+    *("precision", "recall", "class_accuracy", "seconds_per_image"),
 )
 VARIANTS = ("teacher", "scd", "sct")
 SPEED_BATCH = 512
@@ -55,9 +49,7 @@ def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
 def run(workdir: Path, *, quick: bool = False) -> str:
     """Trains, measures and shows everything; goes on where an earlier call stopped.
 
-    Args:
-      workdir: gets ``teacher/``, ``scd/``, ``sct/``, ``results.json``, ``report.html``.
-      quick: a few steps each, to see that everything works.
+    Writes ``teacher/``, ``scd/``, ``sct/``, ``results.json`` and ``report.html``.
 
     Returns:
       ``done``, or ``preempted`` after a signal.
@@ -71,9 +63,10 @@ def run(workdir: Path, *, quick: bool = False) -> str:
         if status != loop.DONE:
             return status
     _say("\n[4/4] sampling speed, table, report")
-    rows = collect(workdir)
+    loaded = {v: sample.load_generate(workdir / v) for v in VARIANTS}
+    rows = collect(workdir, loaded)
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    write_report(workdir, rows)
+    write_report(workdir, loaded, rows)
     print("\n" + report.format_table(rows, COLUMNS))
     print(
         "\nfrechet_distance: to all real digits, in the features of a frozen "
@@ -98,30 +91,26 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def collect(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of all three runs, with the measured time per image.
-
-    Times are taken at one batch size, after compilation, best of five calls; teacher
-    and students in turn, so that they see the same machine.
-    """
-    rows, timed = [], []
+def collect(workdir: Path, loaded: dict[str, Loaded]) -> list[dict[str, Any]]:
+    """The rows of all three runs, with the measured time per image."""
+    timed = []
     for variant in VARIANTS:
-        loaded = sample.load_generate(workdir / variant)
-        for row in json.loads((workdir / variant / "summary.json").read_text())[
-            "results"
-        ]:
-            loaded.generate(SPEED_BATCH, row["steps"])  # compiles
-            timed.append((row, loaded))
+        for row in sample.load_run(workdir / variant).summary["results"]:
+            generate = loaded[variant].generate
+            generate(SPEED_BATCH, row["steps"])  # compiles
+            timed.append((row, generate))
+    # The best of five calls; all in turn, so that they see the same machine.
     best = [np.inf] * len(timed)
     for _ in range(5):
-        for i, (row, loaded) in enumerate(timed):
+        for i, (row, generate) in enumerate(timed):
             begin = time.perf_counter()
-            loaded.generate(SPEED_BATCH, row["steps"])
+            generate(SPEED_BATCH, row["steps"])
             best[i] = min(best[i], time.perf_counter() - begin)
-    for (row, _), seconds in zip(timed, best, strict=True):
-        row = {**row, "seconds_per_image": seconds / SPEED_BATCH}
-        rows.append({name: row[name] for name in COLUMNS})
-    return rows
+    rows = [
+        {**row, "seconds_per_image": seconds / SPEED_BATCH}
+        for (row, _), seconds in zip(timed, best, strict=True)
+    ]
+    return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
 def speedup_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -135,22 +124,22 @@ def speedup_text(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
+def write_report(
+    workdir: Path, loaded: dict[str, Loaded], rows: list[dict[str, Any]]
+) -> None:
     """``report.html`` of the demo."""
     grids = {}
-    for variant in VARIANTS:
-        loaded = sample.load_generate(workdir / variant)
-        for row in [r for r in rows if r["method"] == variant]:
-            _, pixels = loaded.generate(GRID_SAMPLES, row["steps"], 0, pixels=True)
-            grids[f"{variant}, NFE {row['nfe']}"] = image_grid(pixels, columns=10)
-    dataset = loaded.experiment.dataset
+    for row in rows:
+        generate = loaded[row["method"]].generate
+        # The batch that was timed: its program is compiled.
+        _, pixels = generate(SPEED_BATCH, row["steps"], 0, pixels=True)
+        name = f"{row['method']}, NFE {row['nfe']}"
+        grids[name] = image_grid(pixels[:GRID_SAMPLES], columns=10)
+    dataset = loaded["scd"].experiment.dataset
     assert dataset.info.to_pixels is not None
     real, labels = dataset.arrays()
-    by_class = np.concatenate(
-        [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
-    )
-    order = by_class.reshape(10, -1).T.ravel()
-    pixels = dataset.info.to_pixels(real[order])
+    by_class = [np.flatnonzero(labels == k)[: GRID_SAMPLES // 10] for k in range(10)]
+    pixels = dataset.info.to_pixels(real[np.transpose(by_class).ravel()])
     grids = {"real digits": image_grid(pixels, columns=10), **grids}
     report.write_report(
         workdir / "report.html",
@@ -169,28 +158,19 @@ def write_report(workdir: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _commands(workdir: Path) -> list[tuple[str, str]]:
-    command = "python -m scm_jax train --config=experiments/digits.py"
-    teacher = workdir / "teacher"
-    return [
-        ("Train the teacher", f"{command}:teacher --workdir={teacher}"),
-        (
-            "Distill it (sCD)",
-            f"{command}:scd --config.teacher.run={teacher} "
-            f"--config.init.run={teacher} --workdir={workdir / 'scd'}",
-        ),
-        (
-            "Train without its velocity (sCT)",
-            f"{command}:sct --config.init.run={teacher} --workdir={workdir / 'sct'}",
-        ),
-        (
-            "Look at samples",
-            f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 "
-            f"--out={workdir / 'grid.png'}",
-        ),
-        (
-            "Measure again, three sets of samples",
-            f"python -m scm_jax evaluate --run={workdir / 'scd'} --steps=1,2,4 "
-            "--num_seeds=3",
-        ),
-        ("Everything", f"python -m scm_jax demo --workdir={workdir}"),
-    ]
+    teacher, scd, sct = (workdir / variant for variant in VARIANTS)
+    digits, init = (
+        "train --config=experiments/digits.py",
+        f"--config.init.run={teacher}",
+    )
+    commands = {
+        "Train the teacher": f"{digits}:teacher --workdir={teacher}",
+        "Distill it (sCD)": f"{digits}:scd --config.teacher.run={teacher} {init} "
+        f"--workdir={scd}",
+        "Train without its velocity (sCT)": f"{digits}:sct {init} --workdir={sct}",
+        "Look at samples": f"sample --run={scd} --steps=2 --out={workdir / 'grid.png'}",
+        "Measure again, three sets of samples": f"evaluate --run={scd} --steps=1,2,4 "
+        "--num_seeds=3",
+        "Everything": f"demo --workdir={workdir}",
+    }
+    return [(what, f"python -m scm_jax {line}") for what, line in commands.items()]

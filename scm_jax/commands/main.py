@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax.commands import cli, compile_cache, data, process_flags, sweep
+from scm_jax.commands import cli, compile_cache, data, sweep
 from scm_jax.files import user_paths
 from scm_jax.types import EXIT_PREEMPTED, MAX_SEED, real_number, whole_number
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-# Imported for what they register.
+# These modules register their commands.
 __all__ = ["data", "main", "sweep"]
-
-
-# --- Flags, by command ----------------------------------------------------------------
 
 
 def _flag_config() -> None:
@@ -30,76 +25,63 @@ def _flag_config() -> None:
 
 
 def _flag_workdir(default: str | None = None) -> None:
-    cli.path("workdir", default, "Run directory; made if it is not there.")
+    cli.path("workdir", default, "Run directory; made if it does not exist.")
 
 
 def _flag_run() -> None:
     cli.path("run", None, "Run directory of a trained model.")
-    flags.DEFINE_string("ema", "", "Name of the EMA; default is the run's own choice.")
-    cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
+    cli.integer("step", None, "Step of the checkpoint; default: the newest.", 0)
 
 
-# --- Commands -------------------------------------------------------------------------
+def _flag_ema() -> None:
+    flags.DEFINE_string("ema", "", "Name of the EMA; default: the run's own choice.")
 
 
-@cli.command("train", "Trains, or goes on where a run stopped.")
+@cli.command("train", "Trains, or resumes a run where it stopped.")
 def _train() -> int:
     from scm_jax.runs import train
     from scm_jax.training.processes import multihost
 
     _flag_config()
     _flag_workdir()
-    flags.DEFINE_bool(
-        "dry_run", False, "Print config, cost estimate and sharding, and stop."
-    )
-    process_flags.define()
-    cli.parse()
-    cli.required("config")
-    config = flags.FLAGS.config
-    if flags.FLAGS.dry_run:
+    flags.DEFINE_bool("dry_run", False, "Only print config, cost estimate, sharding.")
+    cli.process_flags()
+    f = cli.parse("config")
+    if f.dry_run:
         from scm_jax.runs.estimate import describe
 
-        print(describe.dry_run(config))
+        print(describe.dry_run(f.config))
         return 0
     cli.required("workdir")
     compile_cache.enable()
-    workdir = flags.FLAGS.workdir
-    with process_flags.processes(config) as peers:
-        multihost.check_shared(peers, workdir)
-        status = train.train_and_evaluate(config, workdir)
+    with cli.processes(f.config) as peers:
+        multihost.check_shared(peers, f.workdir)
+        status = train.train_and_evaluate(f.config, f.workdir)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
 @cli.command("sample", "Draws samples from a run into a PNG grid.")
 def _sample() -> int:
     _flag_run()
-    cli.integer("num", 64, "How many samples.", lower_bound=1)
-    cli.integer("steps", None, "Sampler steps; default is the run's.", lower_bound=1)
+    _flag_ema()
+    cli.integer("num", 64, "Number of samples.", lower_bound=1)
+    cli.integer("steps", None, "Sampler steps; default: the run's.", lower_bound=1)
     cli.integer("seed", 0, "Seed of the noise.", 0, MAX_SEED)
     cli.integer("class", None, "Class of all samples; default: all in turn.")
-    flags.DEFINE_float("guidance", None, "Guidance scale; default is the run's.")
+    flags.DEFINE_float("guidance", None, "Guidance scale; default: the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
-    cli.path("vae", None, "Weights that decode latents, or none to show the latents.")
+    cli.path("vae", None, "Weights that decode latents; none: show the latents.")
     cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
-    cli.parse()
-    cli.required("run")
+    f = cli.parse("run")
     from scm_jax.runs import sample
     from scm_jax.runs.directory import reading
 
     compile_cache.enable()
-    f = flags.FLAGS
     reading.samples_file(f.out)  # before the work, not after it
     loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
     started = time.perf_counter()
-    x, pixels = loaded.generate(
-        f.num,
-        f.steps,
-        f.seed,
-        f["class"].value,
-        sampler=f.sampler,
-        guidance=f.guidance,
-        pixels=True,
-    )
+    label, options = f["class"].value, {"sampler": f.sampler, "guidance": f.guidance}
+    x, pixels = loaded.generate(f.num, f.steps, f.seed, label, pixels=True, **options)
     seconds = time.perf_counter() - started
     reading.Samples(x, pixels).save(f.out)
     print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
@@ -108,46 +90,35 @@ def _sample() -> int:
 
 @cli.command("evaluate", "Measures a run; appends rows to its results.jsonl.")
 def _evaluate() -> int:
-    cli.path("run", None, "Run directory of a trained model.")
+    _flag_run()
     flags.DEFINE_list(
-        "ema", [""], "EMAs, by name or relative width; default is the run's own choice."
+        "ema", [""], "EMAs, by name or relative width; default: the run's own choice."
     )
-    cli.integer("step", None, "Which checkpoint; default is the newest.", lower_bound=0)
     flags.DEFINE_list("steps", None, "Sampler steps; default: the run's.")
     flags.DEFINE_list(
-        "times", [], "Intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3; several."
+        "times", [], "Lists of intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3."
     )
     flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
-    cli.path(
-        "reference",
-        None,
-        "Reference statistics; default: the run's, or the data's own.",
-    )
-    cli.integer(
-        "num_samples", None, "Samples in a set; default: the metric's.", lower_bound=0
-    )
-    cli.integer(
-        "num_seeds", None, "Sets of samples; default: the run's.", lower_bound=1
-    )
+    cli.path("reference", None, "Reference statistics; default: the run's or data's.")
+    cli.integer("num_samples", None, "Samples in a set; default: the metric's.", 0)
+    cli.integer("num_seeds", None, "Sets of samples; default: the run's.", 1)
     cli.integer("seed", None, "Seed of the first set.", 0, MAX_SEED)
     flags.DEFINE_bool("rerun", False, "Measure again what results.jsonl has already.")
-    cli.path("plot", None, "PNG of these rows against evaluations.")
-    cli.parse()
-    cli.required("run")
+    cli.path("plot", None, "PNG of these rows over network evaluations.")
+    f = cli.parse("run")
     from scm_jax.runs import evaluate
 
     compile_cache.enable()
-    f = flags.FLAGS
     if f.plot:
         user_paths.writable(f.plot)
     rows = evaluate.evaluate_run(
         f.run,
         averages=f.ema,
         step=f.step,
-        steps=_numbers("steps", whole_number),
-        times=[_number_tuple(text) for text in f.times],
-        guidance=_numbers("guidance", real_number) or (),
+        steps=None if f.steps is None else _numbers("steps", f.steps, whole_number),
+        times=[_numbers("times", t.split("/"), real_number, "/") for t in f.times],
+        guidance=_numbers("guidance", f.guidance, real_number),
         evaluators=None if f.metrics is None else tuple(f.metrics),
         rerun=f.rerun,
         reference=f.reference,
@@ -169,38 +140,25 @@ def _evaluate() -> int:
     return 0
 
 
-def _numbers(flag: str, kind: Callable[[str], float]) -> tuple | None:
-    """A list flag as numbers."""
-    texts = flags.FLAGS[flag].value
-    if texts is None:
-        return None
+def _numbers(
+    flag: str, texts: list[str], kind: Callable[[str], float], separator: str = ","
+) -> tuple:
     try:
         return tuple(kind(text) for text in texts)
     except ValueError as error:
-        raise cli.UsageError(f"--{flag}={','.join(texts)}: {error}") from error
-
-
-def _number_tuple(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(real_number(part) for part in text.split("/"))
-    except ValueError as error:
-        raise cli.UsageError(f"--times={text}: {error}") from error
+        raise cli.UsageError(f"--{flag}={separator.join(texts)}: {error}") from error
 
 
 @cli.command("describe", "Parameters, multiply-adds, bytes and times of a config.")
 def _describe() -> int:
     _flag_config()
-    flags.DEFINE_string(
-        "mesh", None, "Compile a step for this mesh, such as data=2,fsdp=4."
-    )
-    flags.DEFINE_string("hardware", None, "Accelerator to cost it on, such as h100.")
+    flags.DEFINE_string("mesh", None, "Mesh to compile for, such as data=2,fsdp=4.")
+    flags.DEFINE_string("hardware", None, "Accelerator, such as h100.")
     flags.DEFINE_float("efficiency", None, "Share of the peak that products reach.")
     flags.DEFINE_enum(
         "format", None, ["table", "json"], "Default: table for a mesh or hardware."
     )
-    cli.parse()
-    cli.required("config")
-    f = flags.FLAGS
+    f = cli.parse("config")
     if f.mesh is None and f.hardware is None:
         if f.format == "table" or f.efficiency is not None:
             raise cli.UsageError(
@@ -210,47 +168,35 @@ def _describe() -> int:
 
         print(json.dumps(describe.describe(f.config), indent=1))
         return 0
-    print(_accounts(f.config, f.mesh, f.hardware, f.efficiency, f.format == "json"))
+    print(_accounts(f))
     return 0
 
 
-def _accounts(
-    config: ConfigDict,
-    mesh: str | None,
-    hardware: str | None,
-    efficiency: float | None,
-    as_json: bool,
-) -> str:
-    import dataclasses
-
+def _accounts(f: flags.FlagValues) -> str:
     from scm_jax.cost import roofline
-    from scm_jax.runs.estimate import accounts, accounts_table
+    from scm_jax.runs.estimate import accounts, describe
 
-    spec = None if mesh is None else accounts.parse_mesh(mesh)
+    spec = None if f.mesh is None else accounts.parse_mesh(f.mesh)
     # Before anything starts a backend: this process simulates its devices.
-    accounts.simulate_devices(1 if spec is None else accounts.num_devices(spec))
-    found = accounts.account(
-        config,
-        spec,
-        hardware or accounts.DEFAULT_HARDWARE,
-        roofline.EFFICIENCY if efficiency is None else efficiency,
-    )
-    if as_json:
+    accounts.simulate_devices(1 if spec is None else math.prod(spec.sizes))
+    efficiency = roofline.EFFICIENCY if f.efficiency is None else f.efficiency
+    hardware = f.hardware or accounts.DEFAULT_HARDWARE
+    found = accounts.account(f.config, spec, hardware, efficiency)
+    if f.format == "json":
         return json.dumps(dataclasses.asdict(found), indent=1)
-    return accounts_table.format_accounts(found)
+    return describe.format_accounts(found)
 
 
 @cli.command("report", "Writes an HTML page on one or more runs.")
 def _report() -> int:
     cli.directories("runs", None, "Run directories, comma-separated.")
     cli.path("out", "report.html", "The page.")
-    cli.parse()
-    cli.required("runs")
+    f = cli.parse("runs")
     from scm_jax.commands import report
 
-    user_paths.writable(flags.FLAGS.out)
-    report.report_runs(flags.FLAGS.runs, flags.FLAGS.out)
-    print(f"report: {flags.FLAGS.out}")
+    user_paths.writable(f.out)
+    report.report_runs(f.runs, f.out)
+    print(f"report: {f.out}")
     return 0
 
 
@@ -259,12 +205,12 @@ def _report() -> int:
 )
 def _demo() -> int:
     _flag_workdir("runs/demo")
-    flags.DEFINE_bool("quick", False, "A few steps each: does everything work?")
-    cli.parse()
+    flags.DEFINE_bool("quick", False, "A few steps each, to see that all works.")
+    f = cli.parse()
     from scm_jax.commands import demo
 
     compile_cache.enable()
-    status = demo.run(Path(flags.FLAGS.workdir), quick=flags.FLAGS.quick)
+    status = demo.run(Path(f.workdir), quick=f.quick)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
@@ -275,23 +221,13 @@ def _import() -> int:
     cli.path("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
     flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
     flags.DEFINE_enum(
-        "parameterization",
-        "edm",
-        ["edm", "trigflow"],
-        "What the network was trained in.",
+        "parameterization", "edm", ["edm", "trigflow"], "That of the network."
     )
-    cli.parse()
-    cli.required("config", "weights", "workdir")
+    f = cli.parse("config", "weights", "workdir")
     from scm_jax.runs import transfer
 
-    f = flags.FLAGS
-    found = transfer.import_run(
-        f.config,
-        f.weights,
-        f.workdir,
-        key=f["key"].value or "",
-        parameterization=f.parameterization,
-    )
+    options = {"key": f["key"].value or "", "parameterization": f.parameterization}
+    found = transfer.import_run(f.config, f.weights, f.workdir, **options)
     print(json.dumps(found, indent=1))
     return 0
 
@@ -299,12 +235,11 @@ def _import() -> int:
 @cli.command("export", "Writes a run's weights as a file of the EDM family.")
 def _export() -> int:
     _flag_run()
+    _flag_ema()
     cli.path("out", None, "File: .safetensors or .npz.")
-    cli.parse()
-    cli.required("run", "out")
+    f = cli.parse("run", "out")
     from scm_jax.runs import transfer
 
-    f = flags.FLAGS
     user_paths.writable(f.out)
     count = transfer.export_run(f.run, f.out, ema=f.ema, step=f.step)
     print(f"{count} tensors: {f.out}")

@@ -1,4 +1,4 @@
-"""`scm report`: an HTML page on any runs."""
+"""``scm report``: an HTML page on any runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scm_jax.evaluation import comparable
 from scm_jax.runs import sample
-from scm_jax.runs.directory import report, salvage
+from scm_jax.runs.directory import reading, report
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ GRID_SAMPLES = 80
 
 
 def report_runs(directories: Sequence[str], out: str) -> None:
-    """An HTML page on any runs: curves, sample grids, results."""
-    loaded = [salvage.salvage(sample.load_run(d)) for d in directories]
+    """Writes an HTML page on any runs: curves, sample grids, results."""
+    loaded = [reading.salvage(sample.load_run(d)) for d in directories]
     grids, rows = {}, []
     for found in loaded:
         run_ = found.run
@@ -41,5 +41,4 @@ def report_runs(directories: Sequence[str], out: str) -> None:
         commands=[
             ("This page", f"python -m scm_jax report --runs={','.join(directories)}")
         ],
-        intro="",
     )

@@ -9,27 +9,21 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from scm_jax.commands import cli, compile_cache, process_flags
+from scm_jax.commands import cli, compile_cache
 
 if TYPE_CHECKING:
+    from scm_jax.sweeps.launchers.options import Options
     from scm_jax.sweeps.plan.planned import PlannedRun
 
-# --- Flags ----------------------------------------------------------------------------
 
-
-def _flag_root() -> None:
-    cli.path(
-        "root",
-        None,
-        "Directory of the sweep: a directory per run; default of plan and submit: "
-        "runs/NAME.",
-    )
+def _flag_root(default: str = "") -> None:
+    cli.path("root", None, f"Directory of the sweep, with one per run{default}.")
 
 
 def _flag_sweep() -> None:
-    cli.path(
-        "sweep", None, "Sweep file and argument: experiments/sweeps/scale_dit.py:4"
-    )
+    example = "experiments/sweeps/scale_dit.py:4"
+    cli.path("sweep", None, f"Sweep file and argument: {example}")
+    _flag_root("; default: runs/NAME")
 
 
 def _flag_only() -> None:
@@ -39,9 +33,7 @@ def _flag_only() -> None:
 def _flags_of_launching() -> None:
     flags.DEFINE_string("launcher", "local", "Where: local, slurm, k8s, print.")
     cli.path("profile", "", "File that describes the cluster.")
-    cli.integer(
-        "max_parallel", 0, "Runs at once; 0: the launcher's choice.", lower_bound=0
-    )
+    cli.integer("max_parallel", 0, "Runs at once; 0: the launcher's choice.", 0)
     cli.integer(
         "devices_per_run",
         None,
@@ -51,49 +43,38 @@ def _flags_of_launching() -> None:
     flags.DEFINE_bool("force", False, "Also runs that failed for good.")
 
 
-def _options():
-    from scm_jax.sweeps.launchers.options import Options
+def _options(f: flags.FlagValues) -> Options:
+    from scm_jax.sweeps.launchers import options
 
-    f = flags.FLAGS
-    return Options(
-        max_parallel=f.max_parallel,
-        devices_per_run=f.devices_per_run,
-        profile=f.profile,
-    )
+    return options.Options(f.max_parallel, f.devices_per_run, f.profile)
 
 
-def _planned() -> tuple[str, list[PlannedRun]]:
+def _planned(f: flags.FlagValues) -> tuple[str, list[PlannedRun]]:
     """The root, and the runs of ``--sweep``, all checked; nothing is written."""
     from scm_jax.sweeps.plan import resolve, sweep_file
 
-    cli.required("sweep")
-    file = sweep_file.load_sweep(flags.FLAGS.sweep)
-    root = flags.FLAGS.root or f"runs/{file.name}"
+    file = sweep_file.load_sweep(f.sweep)
+    root = f.root or f"runs/{file.name}"
     return root, resolve.resolve(file, root)
 
 
-# --- Commands -------------------------------------------------------------------------
-
-
-@cli.command("sweep plan", "What a sweep would run: checks all of it, sends nothing.")
+@cli.command("sweep plan", "Checks and shows what a sweep would run; sends nothing.")
 def _plan() -> int:
     _flag_sweep()
-    _flag_root()
     _flags_of_launching()
     cli.directories(
         "measured", [], "Finished runs whose rates give the hours; default: the root's."
     )
     flags.DEFINE_bool("show_script", False, "Also print what would be sent.")
-    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
+    flags.DEFINE_bool("json", False, "Print everything as JSON.")
     cli.integer("limit", 40, "Lines of runs; 0: all.", lower_bound=0)
-    cli.parse()
+    f = cli.parse("sweep")
     from scm_jax.sweeps import launchers, submissions
     from scm_jax.sweeps.plan import hours
     from scm_jax.sweeps.state import states
 
-    f = flags.FLAGS
     launcher = launchers.get(f.launcher)
-    root, runs = _planned()
+    root, runs = _planned(f)
     jobs = submissions.queue(root)
     found = {r.id: states.read_state(Path(root) / r.id, queue=jobs).state for r in runs}
     measured = hours.measured_runs(f.measured or [Path(root) / r.id for r in runs])
@@ -109,60 +90,46 @@ def _plan() -> int:
         hours.print_plan(rows, root, measured, limit=f.limit or None)
     if f.show_script:
         send, _ = submissions.selection(root, runs, force=f.force)
-        print(launcher.script(root, send, _options()))
+        print(launcher.script(root, send, _options(f)))
     return 0
 
 
-@cli.command(
-    "sweep submit", "Sends every run of a sweep that is not done or on its way."
-)
+@cli.command("sweep submit", "Sends every run that is not done, running or queued.")
 def _submit() -> int:
     _flag_sweep()
-    _flag_root()
     _flags_of_launching()
-    cli.parse()
+    f = cli.parse("sweep")
     from scm_jax.sweeps import submissions
 
-    f = flags.FLAGS
-    root, runs = _planned()
-    return submissions.submit(root, runs, f.launcher, _options(), force=f.force)
+    root, runs = _planned(f)
+    return submissions.submit(root, runs, f.launcher, _options(f), force=f.force)
 
 
-@cli.command("sweep work", "Trains one run of a sweep; what a launcher starts.")
+@cli.command("sweep work", "Trains one run of a sweep, as launchers start it.")
 def _work() -> int:
     cli.path("run", None, "Directory of the run.")
     flags.DEFINE_bool("wait", False, "Wait for the runs that it depends on.")
     flags.DEFINE_float(
-        "heartbeat_seconds", 10.0, "Seconds between signs of life.", lower_bound=0.01
+        "heartbeat_seconds", 10.0, "Seconds between heartbeats.", lower_bound=0.01
     )
-    process_flags.define()
-    cli.parse()
-    cli.required("run")
+    cli.process_flags()
+    f = cli.parse("run")
     from scm_jax.sweeps import worker
 
     compile_cache.enable()
-    f = flags.FLAGS
-    return worker.work(
-        f.run,
-        f.heartbeat_seconds,
-        wait=f.wait,
-        processes=process_flags.processes,
-    )
+    join = cli.processes
+    return worker.work(f.run, f.heartbeat_seconds, wait=f.wait, processes=join)
 
 
 @cli.command("sweep status", "Shows the status of every run of a sweep.")
 def _status() -> int:
     _flag_root()
-    flags.DEFINE_bool("watch", False, "Show it until nothing runs or waits any more.")
-    flags.DEFINE_bool("json", False, "For scripts: everything, as JSON.")
-    cli.integer(
-        "limit", None, "Lines of runs; 0: all [30, or what the terminal shows]."
-    )
-    cli.parse()
-    cli.required("root")
+    flags.DEFINE_bool("watch", False, "Refresh until no run is running or queued.")
+    flags.DEFINE_bool("json", False, "Print everything as JSON.")
+    cli.integer("limit", None, "Lines of runs; 0: all [30, or the terminal's height].")
+    f = cli.parse("root")
     from scm_jax.sweeps import status
 
-    f = flags.FLAGS
     if f.json:
         if f.watch:
             raise cli.UsageError("--json and --watch exclude each other")
@@ -179,25 +146,20 @@ def _resubmit() -> int:
     _flag_root()
     _flag_only()
     _flags_of_launching()
-    cli.parse()
-    cli.required("root")
+    f = cli.parse("root")
     from scm_jax.sweeps import submissions
 
-    f = flags.FLAGS
-    return submissions.resubmit(
-        f.root, f.launcher, _options(), only=f.only, force=f.force
-    )
+    options = _options(f)
+    return submissions.resubmit(f.root, f.launcher, options, only=f.only, force=f.force)
 
 
-@cli.command("sweep cancel", "Takes jobs back; runs that are training save first.")
+@cli.command("sweep cancel", "Cancels jobs; runs that are training save first.")
 def _cancel() -> int:
     _flag_root()
     _flag_only()
-    cli.parse()
-    cli.required("root")
+    f = cli.parse("root")
     from scm_jax.sweeps import submissions
 
-    f = flags.FLAGS
     cancelled = submissions.cancel(f.root, f.only)
     print("\n".join([*cancelled, f"{len(cancelled)} cancelled"]))
     return 0
@@ -206,12 +168,11 @@ def _cancel() -> int:
 @cli.command("sweep collect", "Compacts all runs into Parquet files, for analysis.")
 def _collect() -> int:
     _flag_root()
-    cli.parse()
-    cli.required("root")
+    f = cli.parse("root")
     from scm_jax.analysis.tables.collect import collect
 
     try:
-        print(collect(flags.FLAGS.root))
+        print(collect(f.root))
     except OSError as error:
         print(f"scm sweep collect: {error}", file=sys.stderr)
         return 1

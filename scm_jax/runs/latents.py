@@ -25,30 +25,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTOENCODER = "sd-vae-ft-mse"
-NONE = "none"  # as the name of a decoder: latents are shown as they are
+NONE = "none"  # in place of a decoder: latents are shown as they are
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """An autoencoder with the conventions of one dataset.
-
-    Attributes:
-      module: the autoencoder.
-      params: its parameters, an argument of what is compiled and no part of it.
-      whitening: how the dataset scales latents.
-      path: the file of the weights.
-    """
+    """An autoencoder with the conventions of one dataset."""
 
     module: autoencoder.AutoencoderKL
-    params: Any
-    whitening: latents.Whitening
-    path: str
+    params: Any  # an argument of compiled functions, so that they do not contain it
+    whitening: latents.Whitening  # how the dataset scales latents
+    path: str  # file of the weights
 
     def pixels(self, params: Any, x0: jax.Array) -> jax.Array:
-        """``(n, h, w, c)`` whitened latents to uint8 ``(n, f h, f w, 3)``; traceable.
-
-        Quantized by the rule of the range in which pixels were encoded.
-        """
+        """Pixels ``(n, f h, f w, 3)`` uint8 of ``(n, h, w, c)`` latents; traceable."""
         to_uint8 = quantize.by_interval(self.whitening.pixel_range).to_uint8
 
         def run(part: jax.Array) -> jax.Array:
@@ -61,16 +51,13 @@ class Decoder:
 def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
     """The decoder of a dataset; None if it holds no latents or none is wanted.
 
-    Args:
-      decoder: ``config.sampling.decoder``: a file, empty for the place where published
-        weights are kept, or ``none``. In that place they may be missing: then there is
-        a warning and None.
-      info: of the dataset.
+    ``decoder`` is ``config.sampling.decoder``: a file, ``none``, or empty for published
+    weights, which may be missing: then there is a warning and None.
 
     Raises:
       FileNotFoundError: no such file, or the dataset's constants are measured and its
-        manifest is not here.
-      ValueError: the weights are of something else, or of other latents.
+        manifest is missing.
+      ValueError: the weights are of another network, or of other latents.
     """
     if info.whitening is None or decoder == NONE:
         return None
@@ -82,8 +69,8 @@ def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
         place = next(catalogue.accepted_paths(AUTOENCODER))
         logger.warning(
             "dataset %r holds latents, and without %s (of %s) they are shown as they "
-            "are: three channels as colours. sampling.decoder or --vae names another "
-            "file",
+            "are: three channels as colours. Name another file with sampling.decoder "
+            "or --vae",
             *(info.name, place, catalogue.PUBLISHED[AUTOENCODER][place.name]),
         )
         return None
@@ -108,14 +95,14 @@ def make_encoder(
 
     Args:
       vae: weights of the autoencoder; empty looks where they are kept.
-      pixel_range: in which pixels enter, a key of ``quantize.PIXEL_RANGES``: ``pm1`` is
+      pixel_range: key of ``quantize.PIXEL_RANGES`` in which pixels enter: ``pm1`` is
         what sd-vae-ft-mse was trained with, ``unit`` what EDM2 fed to it.
       batch_size: images per call, over all local devices; 0 for 8 on each.
       dtype: compute dtype, ``float32`` or ``bfloat16``.
 
     Raises:
-      FileNotFoundError: there are no weights; the message says where they come from.
-      ValueError: no such range, weights of something else, or a batch that the devices
+      FileNotFoundError: there are no weights; the message says where to get them.
+      ValueError: no such range, weights of another network, or a batch that the devices
         cannot share.
     """
     from scm_jax.datasets.preparation.encode import Encoder
@@ -131,7 +118,7 @@ def make_encoder(
     @jax.jit
     def run(params: dict, images: jax.Array) -> jax.Array:
         x = pixels.from_uint8(images)
-        # The batch is the slice: it is already as large as the devices are to hold.
+        # The batch is the slice: the devices hold it whole.
         mean, std = autoencoder.encode(module, params, x, slice_size=batch_size)
         return jnp.concatenate([mean, std], axis=-1)
 

@@ -23,12 +23,8 @@ from scm_jax.runs import latents
 from scm_jax.runs.directory import reading
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.reading import Run
-from scm_jax.runs.setup.experiment import (
-    Experiment,
-    build,
-    with_moved_runs,
-    without_teacher,
-)
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import average_name, ema_profiles
 from scm_jax.runs.setup.start import load_average
 from scm_jax.training import checkpoint, ema, seal
@@ -41,13 +37,9 @@ logger = logging.getLogger(__name__)
 class Generator:
     """Samples of one set of parameters.
 
-    Sample ``i`` depends on the seed, its label and ``i`` only, whatever the batch size
-    and the number of devices. Batches are split over the devices of this process. Each
+    Sample ``i`` depends on the seed, its label and ``i`` only, for any batch size and
+    number of devices. Batches are split over the devices of this process. Each
     combination of sampler, steps, times, and guidance or none compiles once.
-
-    Attributes:
-      experiment: what was trained.
-      params: the parameters.
     """
 
     experiment: Experiment
@@ -65,15 +57,13 @@ class Generator:
     ) -> Any:
         """``(num, *sample_shape)`` float32; with ``pixels`` a pair ``(x, pixels)``.
 
-        Arguments as of ``batches``.
+        The arguments are those of ``batches``.
         """
-        parts = list(self.batches(num, steps, seed, labels, pixels=pixels, **settings))
-        x = np.concatenate([x for x, _ in parts])
+        batches = self.batches(num, steps, seed, labels, pixels=pixels, **settings)
+        x, shown = zip(*batches, strict=True)
         if not pixels:
-            return x
-        if parts[0][1] is None:
-            return x, None
-        return x, np.concatenate([pixels for _, pixels in parts])
+            return np.concatenate(x)
+        return np.concatenate(x), None if shown[0] is None else np.concatenate(shown)
 
     def batches(
         self,
@@ -91,18 +81,17 @@ class Generator:
         """The samples in order, ``sampling.batch_size`` of them at a time.
 
         Args:
-          num: how many.
-          steps: of the sampler; default is the run's.
-          seed: of the noise.
+          num: number of samples.
+          steps: steps of the sampler; default is the run's.
+          seed: seed of the noise.
           labels: one per sample or one for all; default is all classes in turn.
           sampler: a key of ``SAMPLERS``; default is the run's.
-          guidance: its scale; default is the run's.
+          guidance: guidance scale; default is the run's.
           times: intermediate times of consistency sampling.
-          pixels: also make pixels. Latents are decoded inside the compiled sampler by
-            the autoencoder of ``config.sampling.decoder``, which is read at the first
-            such call.
-          part: ``(index, count)``: of the batches only every ``count``-th, from
-            ``index`` on, so that ``count`` processes share the work. It may be none.
+          pixels: also make pixels; latents are decoded inside the compiled sampler by
+            the autoencoder of ``config.sampling.decoder``.
+          part: ``(index, count)``: only every ``count``-th batch, from ``index`` on, so
+            that ``count`` processes share the work. It may be none.
 
         Yields:
           ``x`` float32 ``(n, *sample_shape)``, and pixels uint8 ``(n, h, w, c)`` or
@@ -126,12 +115,11 @@ class Generator:
         )
         params = (self._weights, decoder and self._everywhere(decoder.params))
         labels = _labels(info.num_classes, num, labels)
-        count = len(self._devices)
+        count = jax.local_device_count()
         size = -(-min(num, config.sampling.batch_size) // count) * count
         index, parts = part
         for start in range(index * size, num, parts * size):
-            # The last batch is filled up with samples that are cut off again, so that
-            # every batch has one shape.
+            # The last batch is filled up with further samples: all have one shape.
             numbers = np.arange(start, start + size)
             label, strength = None, None
             if labels is not None:
@@ -139,7 +127,7 @@ class Generator:
             if takes_guidance or guided:
                 strength = jnp.full((size,), scale, jnp.float32)
             cond = Cond(t=jnp.zeros((size,)), label=label, guidance=strength)
-            split = self._placed(PartitionSpec("samples"))
+            split = self._placed("samples")
             drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
             found = jax.tree.map(
                 lambda a, rows=num - start: np.asarray(a)[:rows], run(params, *drawn)
@@ -153,21 +141,18 @@ class Generator:
 
     @property
     def quantization(self) -> str:
-        """The rule by which pixels are made, as it stands in a number's protocol."""
+        """How pixels are quantized, for the protocol of a number."""
         if self._decoder is None:
             return self.experiment.dataset.info.quantization
         pixel_range = self._decoder.whitening.pixel_range
         return quantize.by_interval(pixel_range).rule
 
-    @functools.cached_property
-    def _devices(self) -> list[jax.Device]:
-        return jax.local_devices()
-
-    def _placed(self, spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(Mesh(np.array(self._devices), ("samples",)), spec)
+    def _placed(self, *axes: str) -> NamedSharding:
+        mesh = Mesh(np.array(jax.local_devices()), ("samples",))
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     def _everywhere(self, tree: Any) -> Any:
-        return jax.device_put(tree, self._placed(PartitionSpec()))
+        return jax.device_put(tree, self._placed())
 
     @functools.cached_property
     def _weights(self) -> Any:
@@ -201,13 +186,9 @@ class Generator:
             return self._decoder.pixels(params[1], x0)
 
         grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
+        shape, finish = info.sample_shape, decode if decoded else None
         return sampling.make_sampler(
-            make_fn,
-            sampler,
-            grid,
-            info.sample_shape,
-            info.sigma_data,
-            decode if decoded else None,
+            make_fn, sampler, grid, shape, info.sigma_data, finish
         )
 
 
@@ -230,19 +211,11 @@ def _labels(
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained run, ready to sample.
-
-    Attributes:
-      experiment: the objects of its config, without a teacher.
-      average: name of the EMA whose parameters were read.
-      step: the checkpoint's step.
-      params: those parameters.
-      generate: draws from them.
-    """
+    """A trained run, ready to sample; its experiment has no teacher."""
 
     experiment: Experiment
-    average: str
-    step: int
+    average: str  # name of the EMA whose parameters were read
+    step: int  # step of its checkpoint
     params: Any
     generate: Generator
 
@@ -253,15 +226,16 @@ def load_generate(
     step: int | None = None,
     decoder: str | None = None,
 ) -> Loaded:
-    """Reads what is needed to sample from a run: its config and one EMA.
+    """Reads what sampling needs of a run: its config and one EMA.
 
-    ``decoder`` takes the place of ``config.sampling.decoder``.
+    ``decoder`` replaces ``config.sampling.decoder``.
     """
     run_dir = RunDir(Path(directory))
-    config = with_moved_runs(config_lib.from_dict(run_dir.read_config()), directory)
+    config = config_lib.from_dict(run_dir.read_config())
+    config = experiment_lib.with_moved_runs(config, directory)
     if decoder is not None:
         config.sampling.decoder = decoder
-    experiment = build(without_teacher(config))
+    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
     average = average_name(average) or experiment.sampling_ema
     abstract = experiment.abstract_params()["net"]
     if step is None:
@@ -270,8 +244,7 @@ def load_generate(
         params = load_average(directory, average, abstract, step)
     else:
         params = _reconstruct_average(run_dir, config, average, step)
-    generator = Generator(experiment, params)
-    return Loaded(experiment, average, step, params, generator)
+    return Loaded(experiment, average, step, params, Generator(experiment, params))
 
 
 def _reconstruct_average(
@@ -279,14 +252,10 @@ def _reconstruct_average(
 ) -> Any:
     """An EMA that was not kept, from the run's snapshots and its checkpoint.
 
-    Args:
-      run_dir: the run.
-      config: its config, which says what was kept.
-      width: the relative width, as text.
-      step: the moment, that of a checkpoint.
+    ``width`` is its relative width as text, ``step`` that of the checkpoint.
 
     Raises:
-      ValueError: not a width, or too little was kept to make it.
+      ValueError: not a width, or too few EMAs were kept.
     """
     kept = [f"{rel_std:g}" for rel_std in config.ema.rel_std]
     snapshots = [s for s in seal.list_steps(run_dir.ema_snapshots_dir) if s < step]
@@ -300,20 +269,14 @@ def _reconstruct_average(
             f"ema {width!r} is neither kept in {run_dir.path}, which has "
             f"{sorted(ema_profiles(config))}, nor a relative width"
         ) from error
-    stored = [
-        (directory, name, moment)
-        for directory, moments in (
-            (run_dir.ema_snapshots_dir, snapshots),
-            (run_dir.checkpoints_dir, [step]),
-        )
-        for moment in moments
-        for name in kept
-    ]
+    places = [(run_dir.ema_snapshots_dir, s) for s in snapshots]
+    places.append((run_dir.checkpoints_dir, step))
+    stored = [(folder, name, moment) for folder, moment in places for name in kept]
     if len(stored) < 3:
         raise ValueError(
             f"ema {width} of {run_dir.path} was not kept and cannot be reconstructed "
             f"from {len(stored)} stored EMAs: train with ema.snapshot_images above "
-            f"0, or take one of {sorted(ema_profiles(config))}"
+            f"0, or choose one of {sorted(ema_profiles(config))}"
         )
     coefficients = ema.posthoc_coefficients(
         [moment for *_, moment in stored],
@@ -321,20 +284,17 @@ def _reconstruct_average(
         step,
         rel_std,
     )
-    trees = (checkpoint.load_ema(*place) for place in stored)
-    return ema.weighted_sum(coefficients, trees)
+    return ema.weighted_sum(coefficients, (checkpoint.load_ema(*s) for s in stored))
 
 
 def make_sampler(run: Run) -> reading.SampleFn:
     """``run.sample`` of a ``Run``: the newest checkpoint, compiled once."""
-    loaded: dict[str | None, Loaded] = {}
+    load = functools.cache(lambda ema: load_generate(run.path, ema or "").generate)
 
     def sample(
         num: int, *, steps: int, seed: int, label: int | None, ema: str | None
     ) -> Any:
-        if ema not in loaded:
-            loaded[ema] = load_generate(run.path, ema or "")
-        return loaded[ema].generate(num, steps, seed, label, pixels=True)
+        return load(ema)(num, steps, seed, label, pixels=True)
 
     return sample
 

@@ -18,9 +18,9 @@ from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
 from scm_jax.runs import reference_stats
 from scm_jax.runs.sample import Generator
-from scm_jax.runs.setup import parts, start, teachers
+from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
-from scm_jax.runs.setup.teachers import Teacher
+from scm_jax.runs.setup.parts import Teacher
 from scm_jax.types import Cond
 
 
@@ -150,7 +150,7 @@ def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
             "this evaluator needs a teacher: the run's config has neither "
             "teacher.run nor init.run, and its data no closed form"
         )
-    return teachers.exact_teacher(dataset), None
+    return parts.exact_teacher(dataset), None
 
 
 def _teacher_paths(

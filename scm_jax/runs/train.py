@@ -35,14 +35,14 @@ def train_and_evaluate(
 ) -> str:
     """Trains ``config`` in ``workdir``; the same call again goes on where it stopped.
 
-    With several processes all must make this call with the same arguments; the first
+    With several processes, all must make this call with the same arguments; the first
     writes the files of the run directory, and all write the checkpoints.
 
     Args:
       config: a complete config, see ``scm_jax/config.py``.
-      workdir: the run directory. One that belongs to another config is refused.
+      workdir: the run directory.
       label: name in the progress line; default is the config's.
-      progress: is told of the steps on the first process; default is a
+      progress: reports the steps of the first process; default is a
         ``training.progress.Progress`` with this label.
 
     Returns:
@@ -50,9 +50,9 @@ def train_and_evaluate(
 
     Raises:
       ValueError: bad settings, or a directory of another config.
-      FileNotFoundError: an evaluator's weights or reference are not there.
+      FileNotFoundError: an evaluator's weights or reference are missing.
       locks.HeldError: another process trains in ``workdir``.
-      loop.NonFiniteError: the training was stopped; the state before is saved.
+      loop.NonFiniteError: the training diverged; the last finite state is saved.
     """
     run_dir = layout.RunDir(workdir)
     config = experiment_lib.with_moved_runs(config, workdir)
@@ -88,25 +88,29 @@ def _train(
     progress: Any,
 ) -> str:
     started = time.monotonic()
-    # Asked before the training: later a faster process may have written it.
+    # Before the training: later a faster process may have written the summary.
     measured = run_dir.is_done
     index, count = sharding.data_shard(mesh)
     data = experiment.dataset.iterator(
         config.train.batch_size, config.seed, process_index=index, process_count=count
     )
     state, restored_step = _place_state(experiment, mesh, checkpointer, data)
-    entries = None  # a run that is done reads no data
+    entries = []  # a run that is done reads no data
     if not measured:
         entries = training_data.check(
             config, run_dir.path, experiment.dataset, restored_step
         )
     teacher = start.load_teacher(experiment, mesh)
     macs = work.macs_per_image(experiment)
-    # From here on the directory is this config's: whatever is refused comes before.
+    # From here on the directory is this config's: every refusal comes before.
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
-        training_data.write(run_dir.path, entries or [])
-    writer = _writer(config, run_dir, restored_step)
+        training_data.write(run_dir.path, entries)
+    first, writer = jax.process_index() == 0, writers.MultiWriter(())
+    if first:
+        writer = writers.make_writer(
+            config.log.writers, run_dir.path, resume_step=restored_step
+        )
     settings = loop.LoopSettings(
         duration_images=config.train.duration_images,
         batch_size=config.train.batch_size,
@@ -115,6 +119,11 @@ def _train(
         snapshot_every_images=config.ema.snapshot_images,
         directory=run_dir.path,
     )
+    if not first:
+        progress = NoProgress()
+    elif progress is None:
+        name = label or config.name or "train"
+        progress = Progress(settings.num_steps, settings.batch_size, label=name)
     if restored_step is None:
         _write_overview(writer, state.params, config)
     result = loop.train(
@@ -128,17 +137,16 @@ def _train(
         hooks=_hooks(experiment, config),
         step_args=(teacher,),
         metadata={"config_hash": run_configs.config_hash(config_lib.to_dict(config))},
-        progress=_progress(settings, label or config.name or "train", progress),
+        progress=progress,
     )
     if result.status == loop.DONE and not measured:
+        images = settings.num_steps * settings.batch_size
         summary = {
             "parameters": counts.parameter_count(result.state.params["net"]),
             "resumed_at_step": restored_step,
-            "images": settings.num_steps * settings.batch_size,
+            "images": images,
             **macs,
-            "total_train_macs": macs["train_macs_per_image"]
-            * settings.num_steps
-            * settings.batch_size,
+            "total_train_macs": macs["train_macs_per_image"] * images,
         }
         _measure(experiment, result.state, run_dir, writer, summary, started)
     writer.close()
@@ -153,20 +161,18 @@ def _measure(
     summary: dict[str, Any],
     started: float,
 ) -> None:
-    """The end of a run: results, a grid of samples, and the summary.
-
-    Every process samples for itself, so that none waits for another; one writes.
-    """
-    average = multihost.local_copy(state.ema[experiment.sampling_ema])
+    """The end of a run: results, a grid of samples, and the summary."""
+    # Every process samples for itself, so that none waits for another; one writes.
+    name, step = experiment.sampling_ema, int(state.step)
+    average = multihost.local_copy(state.ema[name])
     rows = evaluate.evaluate(experiment, average)
     first = jax.process_index() == 0
     for row in rows if first else ():
-        run_dir.append_result(
-            evaluate.labelled(
-                row, experiment, int(state.step), experiment.sampling_ema, run_dir
-            )
-        )
-    _write_samples(experiment, average, int(state.step), writer)
+        run_dir.append_result(evaluate.labelled(row, experiment, step, name, run_dir))
+    if experiment.dataset.info.to_pixels is not None:
+        num = min(64, experiment.config.sampling.batch_size)
+        _, pixels = Generator(experiment, average)(num, pixels=True)
+        writer.write_images(step, {"samples": pixels})
     if not first:
         return
     run_dir.write_summary(
@@ -181,29 +187,10 @@ def _measure(
     )
 
 
-def _writer(
-    config: ConfigDict, run_dir: layout.RunDir, restored_step: int | None
-) -> writers.MetricWriter:
-    """The writers of the config on the first process, none on the others."""
-    if jax.process_index():
-        return writers.MultiWriter(())
-    return writers.make_writer(
-        config.log.writers, run_dir.path, resume_step=restored_step
-    )
-
-
-def _progress(settings: loop.LoopSettings, label: str, progress: Any) -> Any:
-    if jax.process_index():
-        return NoProgress()
-    if progress is not None:
-        return progress
-    return Progress(settings.num_steps, settings.batch_size, label=label)
-
-
 def _place_state(
     experiment: Experiment, mesh: Any, checkpointer: Checkpointer, data: Any
 ) -> tuple[Any, int | None]:
-    """The state to train from, on the mesh; moves ``data`` to its position."""
+    """The state to train from and its step; moves ``data`` to its position."""
     abstract = jax.eval_shape(experiment.init_state)
     rules = start.mesh_rules(experiment.config)
     shardings = sharding.state_shardings(abstract, mesh, rules)
@@ -218,20 +205,14 @@ def _place_state(
 
 
 def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:
-    """clu's parameter table, once, at the start."""
     from clu import parameter_overview
 
-    # With several processes no one has all parameters: then mean and deviation are
-    # computed by all of them together.
+    # No one of several processes has all parameters: they compute statistics together.
     stats: bool | str = True if jax.process_count() == 1 else "global"
-    table = parameter_overview.get_parameter_overview(
-        params["net"], include_stats=stats
-    )
+    overview = parameter_overview.get_parameter_overview
+    table = overview(params["net"], include_stats=stats)
     writer.write_texts(0, {"parameters": table})
     writer.write_hparams(config_lib.to_dict(config))
-
-
-# --- Evaluation on the way and at the end ---------------------------------------------
 
 
 def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
@@ -241,7 +222,7 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
 
     def call(state: Any, images: int) -> dict[str, float]:
         if images >= config.train.duration_images:
-            return {}  # measured once more for the summary, right after the loop
+            return {}  # measured for the summary, right after the loop
         average = multihost.local_copy(state.ema[experiment.sampling_ema])
         points = evaluate.sampling_points(config.eval.steps)
         rows = evaluate.evaluate(experiment, average, points=points)
@@ -253,15 +234,3 @@ def _hooks(experiment: Experiment, config: ConfigDict) -> list[loop.Hook]:
         }
 
     return [loop.Hook(config.eval.every_images, "eval", call)]
-
-
-def _write_samples(
-    experiment: Experiment, net_params: Any, step: int, writer: Any
-) -> None:
-    """A grid of samples of the final EMA, for data that can be shown."""
-    if experiment.dataset.info.to_pixels is None:
-        return
-    generate = Generator(experiment, net_params)
-    num = min(64, experiment.config.sampling.batch_size)
-    _, pixels = generate(num, pixels=True)
-    writer.write_images(step, {"samples": pixels})

@@ -1,8 +1,7 @@
 """Which data a run was trained on: ``data.json`` in its directory.
 
-One entry for each part of the training: the step it began at, and name, split, count
-and SHA-256 of the shards that were read from then on. Data that are drawn have no
-entry; neither has a run that was trained before such a file was written.
+Each entry has the step that a part of the training began at, and name, split, count and
+SHA-256 of the shards that it read. Synthetic data have no entry.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from scm_jax.types import lookup
 
 logger = logging.getLogger(__name__)
 
-# What ``dataset.changed`` may say of data that are not those trained on before.
+# Legal values of ``dataset.changed``.
 CHANGED = {"refuse": "stop before the first step", "accept": "go on, and record it"}
 
 Entry = tuple[int, Identity]
 
 
 def read(run_dir: str | os.PathLike) -> list[Entry]:
-    """The entries of a run, the newest last; none where nothing is known.
+    """The entries of a run, the newest last.
 
     Raises:
       ValueError: the file is damaged.
@@ -50,20 +49,18 @@ def read(run_dir: str | os.PathLike) -> list[Entry]:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error!r}): it says which data the run was trained "
-            "on; put a copy back, or move it away to go on without"
+            f"{path} is damaged ({error!r}): it records the data that the run was "
+            "trained on; put a copy back, or move it away to go on without it"
         ) from error
 
 
 def describe(run_dir: str | os.PathLike) -> str | None:
     """The data of a run in one line, for its results; None where nothing is known."""
-    return (
-        "; ".join(
-            f"from step {step:,} {found}" if step else str(found)
-            for step, found in read(run_dir)
-        )
-        or None
+    entries = read(run_dir)
+    texts = (
+        f"from step {step:,} {data}" if step else str(data) for step, data in entries
     )
+    return "; ".join(texts) or None
 
 
 def newest(run_dir: str | os.PathLike) -> Identity | None:
@@ -74,19 +71,13 @@ def newest(run_dir: str | os.PathLike) -> Identity | None:
 def check(
     config: ConfigDict, run_dir: str | os.PathLike, dataset: Any, step: int | None
 ) -> list[Entry]:
-    """The entries of a run that begins, or goes on, with ``dataset``; writes nothing.
-
-    Args:
-      config: of the run.
-      run_dir: its directory.
-      dataset: what it is about to read.
-      step: of the checkpoint that it goes on from; None for a fresh start.
+    """The entries of a run that begins, or resumes at ``step``, with ``dataset``.
 
     Raises:
       ValueError: the data are not those of this run so far, of its teacher's or of the
         run it starts from, and ``dataset.changed`` does not accept that.
     """
-    # A config that was saved by an earlier version lacks the key.
+    # The configs of earlier versions lack the key.
     changed = config.dataset.get("changed", "refuse")
     lookup(CHANGED, changed, "dataset.changed")
     found = identity.of_dataset(dataset)
@@ -107,9 +98,9 @@ def check(
 def changed_since(
     run_dir: str | os.PathLike, open_dataset: Callable[[], Any]
 ) -> Identity | None:
-    """What the dataset holds now, if the run was trained on something else.
+    """What the dataset holds now, if the run was trained on other data.
 
-    None also where that cannot be told: nothing is recorded, or the data are not here.
+    None also where nothing is recorded, or where the data are missing.
     """
     trained_on = newest(run_dir)
     if trained_on is None:
@@ -121,7 +112,7 @@ def changed_since(
     if found is None or found.same_data(trained_on):
         return None
     logger.warning(
-        "%s was trained on %s; what is measured against the data is measured on %s",
+        "%s was trained on %s; metrics that need data are measured on %s",
         *(run_dir, trained_on, found),
     )
     return found
@@ -141,16 +132,14 @@ def _other_runs(config: ConfigDict, found: Identity) -> list[tuple[str, Identity
     """The data of the runs that this one builds on, as far as they are known."""
     others = []
     if config.teacher.source == "run":
-        others.append(("teacher.run", config.teacher.run))
+        others.append(("teacher.run", config.teacher.run, newest(config.teacher.run)))
     if config.init.run:
-        others.append(("init.run", config.init.run))
-    known = [(f"{key} = {run!r}", newest(run)) for key, run in others]
-    # A network may well start from one that was trained on another dataset by name.
+        others.append(("init.run", config.init.run, newest(config.init.run)))
+    # A network may start from one that was trained on another dataset by name.
     return [
-        (what, other)
-        for what, other in known
-        if other is not None
-        and (what.startswith("teacher") or other.name == found.name)
+        (f"{key} = {run!r}", data)
+        for key, run, data in others
+        if data is not None and (key == "teacher.run" or data.name == found.name)
     ]
 
 

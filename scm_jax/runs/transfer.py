@@ -16,7 +16,7 @@ from scm_jax.files import atomic, state_dict
 from scm_jax.networks.external import edm
 from scm_jax.runs.directory import layout
 from scm_jax.runs.directory.linked_runs import IMPORTED_FILE
-from scm_jax.runs.sample import load_generate, without_teacher
+from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import checkpoint
 
@@ -31,18 +31,17 @@ def import_run(
     key: str = "",
     parameterization: str = "edm",
 ) -> dict[str, Any]:
-    """Makes a run directory of a published checkpoint; no code in it is executed.
+    """Makes a run directory of a published checkpoint; executes no code in it.
 
-    The directory can be sampled, measured, and taken as a teacher (``teacher.run``) or
-    as the start of a training (``init.run``). What the file says of the network goes
-    before what the config says.
+    The run can be sampled, measured, and used as ``teacher.run`` or ``init.run``. The
+    network's settings in the file replace those of the config.
 
     Args:
       config: an experiment on the data that the weights were trained on.
       weights: torch file or pickle, safetensors or npz.
       workdir: the run directory; must not hold another run.
       key: entry of the file, such as ``ema``; empty chooses.
-      parameterization: of the network, ``edm`` or ``trigflow``.
+      parameterization: that of the network, ``edm`` or ``trigflow``.
 
     Returns:
       What was read: network, settings, parameters, sha256 of the file.
@@ -55,7 +54,7 @@ def import_run(
     name, settings = edm.infer_network(state)
     config = _with_network(config, name, settings, parameterization)
     run_dir = layout.RunDir(workdir)
-    experiment = experiment_lib.build(without_teacher(config))
+    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
     module: Any = experiment.network.module
     params, extras = edm.import_weights(module, state)
     run_dir.write_config(config_lib.to_dict(config))
@@ -71,8 +70,7 @@ def import_run(
     checkpoint.save_average(
         run_dir.checkpoints_dir, experiment.sampling_ema, params, metadata=found
     )
-    arrays: dict[str, Any] = extras
-    np.savez(run_dir.path / EXTRAS, **arrays)
+    np.savez(run_dir.path / EXTRAS, **dict[str, Any](extras))
     (run_dir.path / IMPORTED_FILE).write_text(json.dumps(found, indent=1))
     return found
 
@@ -80,15 +78,13 @@ def import_run(
 def _with_network(
     config: ConfigDict, name: str, settings: dict[str, Any], parameterization: str
 ) -> ConfigDict:
-    """``config`` with the network of a file; what the file leaves open stays."""
+    # What the file leaves open stays.
     old = config.network
     fresh = config_lib.base_config(name, config.objective.name).network
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.network = fresh
-        for field, value in old.items():
-            if field in fresh:
-                config.network[field] = value
+        config.network.update({k: v for k, v in old.items() if k in fresh})
         config.network.update({"name": name, **settings, "use_guidance": False})
         config.parameterization = parameterization
         config.init.run = ""
@@ -107,14 +103,14 @@ def export_run(
     Args:
       run: the run directory of a U-Net or DDPM++.
       out: ``.safetensors`` or ``.npz``.
-      ema: which EMA; empty is the one that samples.
-      step: which checkpoint; default is the newest.
+      ema: name of the EMA; empty is the one that samples.
+      step: step of the checkpoint; default is the newest.
 
     Returns:
       The number of tensors.
 
     Raises:
-      ValueError: another network, or parameters that such files have no place for.
+      ValueError: another network, or parameters that such files cannot hold.
     """
     loaded = load_generate(run, ema, step)
     module = loaded.experiment.network.module

@@ -127,16 +127,12 @@ def test_network_that_is_not_known_is_refused():
 # --- Time and memory ----------------------------------------------------------------
 
 
+STEP = {"macs_per_image": 1e9, "images": 100, "traffic": 1e8, "state_bytes": 5e7}
+STEP |= {"network": 0.1, "hardware": SMALL, "efficiency": 0.5}
+
+
 def test_roofline_of_a_step():
-    time = roofline.step_time(
-        macs_per_image=1e9,
-        images=100,
-        traffic=1e8,
-        state_bytes=5e7,
-        network=0.1,
-        hardware=SMALL,
-        efficiency=0.5,
-    )
+    time = roofline.step_time(**STEP)
     assert time.ideal == pytest.approx(0.2)
     assert time.compute == pytest.approx(0.4)
     assert time.memory == pytest.approx(0.1 / roofline.BANDWIDTH_EFFICIENCY)
@@ -150,15 +146,7 @@ def test_roofline_of_a_step():
 @pytest.mark.parametrize("efficiency", [0.0, -1.0, 1.1, math.nan])
 def test_efficiency_is_a_share(efficiency):
     with pytest.raises(ValueError, match="efficiency"):
-        roofline.step_time(
-            macs_per_image=1,
-            images=1,
-            traffic=1,
-            state_bytes=1,
-            network=0,
-            hardware=SMALL,
-            efficiency=efficiency,
-        )
+        roofline.step_time(**STEP | {"efficiency": efficiency})
 
 
 def test_largest_batch_fills_the_usable_memory():

@@ -4,14 +4,25 @@ import contextlib
 import io
 from typing import NamedTuple
 
+import jax
 from absl import flags
 
-from scm_jax.commands import cli, data, main, process_flags, sweep
+from scm_jax.commands import cli, data, main, sweep
 
 
 class Said(NamedTuple):
     stdout: str
     stderr: str
+
+
+@contextlib.contextmanager
+def quick_to_compile():
+    """Programs compile in half the time, and run slowly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def scm(*args, check=0):
@@ -25,8 +36,11 @@ def scm(*args, check=0):
             code = cli.run([str(arg) for arg in args])
     finally:
         by_module = flags.FLAGS.flags_by_module_dict()
-        for module in (data, main, process_flags, sweep):
-            for flag in list(by_module.get(module.__name__, [])):
-                delattr(flags.FLAGS, flag.name)
+        own = [
+            f.name for m in (data, main, sweep) for f in by_module.get(m.__name__, [])
+        ]
+        overrides = [name for name in flags.FLAGS if name.startswith("config.")]
+        for name in own + overrides:
+            delattr(flags.FLAGS, name)
     assert code == check, out.getvalue() + err.getvalue()
     return Said(out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them: an installed wheel, signals, and mistakes."""
 
 import json
 import os
@@ -11,37 +11,53 @@ import sysconfig
 import time
 import venv
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import scm_jax
 from scm_jax.analysis.plots import quality
+from scm_jax.commands import demo as demo_command
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
 from scm_jax.runs.setup import parts
+from tests.commands.in_process import quick_to_compile, scm
 from tests.hang import HANG
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def scm(*args, check=0):
-    """Runs ``scm ARGS``; asserts its exit code; returns the finished process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scm_jax", *args],
-        cwd=ROOT,
-        env=ENV,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == check, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """``installed(*args)``: the same from a wheel in an environment of its own."""
+def programs(tmp_path_factory):
+    """Environment of processes that share their compiled programs with this one."""
+    options = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+
+    def use(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(options)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {name.upper(): str(value) for name, value in options.items()}
+    with quick_to_compile():
+        yield env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    use(before)
+
+
+@pytest.fixture(scope="module")
+def installed(programs, tmp_path_factory):
+    """``installed(*args)`` runs a command of a wheel in an environment of its own."""
     root = tmp_path_factory.mktemp("installed")
     source, here = root / "source", root / "here"
     here.mkdir()
@@ -52,24 +68,20 @@ def installed(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(root)]
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run([*wheel, str(source)], check=True, env=env)
+    subprocess.run([*wheel, str(source)], check=True, env=programs)
     venv.create(root / "env", symlinks=True)
     python = root / "env/bin/python"
     (wheel_file,) = root.glob("*.whl")
     where = sysconfig.get_path("purelib", vars={"base": str(root / "env")})
-    install = [*pip, "--python", str(python), "install", "--no-deps", str(wheel_file)]
-    subprocess.run(install, check=True, env=env)
+    install = [*pip, "--python", str(python), "install", "--no-deps", "--no-compile"]
+    subprocess.run([*install, str(wheel_file)], check=True, env=programs)
     # What it depends on is that of this environment; an editable install is not seen.
     (pathlib.Path(where) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
     def run(*command):
+        command = [root / "env/bin" / command[0], *command[1:]]
         done = subprocess.run(
-            [root / "env/bin" / command[0], *command[1:]],
-            cwd=here,
-            env=env,
-            capture_output=True,
-            text=True,
+            command, cwd=here, env=programs, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
@@ -86,16 +98,15 @@ def demo(installed, tmp_path_factory):
 
 
 def test_a_wheel_needs_no_checkout(installed, demo):
-    where = installed("python", "-c", "import scm_jax; print(scm_jax.__file__)").stdout
-    assert "/env/lib/" in where
     config = "--config=experiments/mixture.py:scd"
     found = json.loads(installed("scm", "describe", config).stdout)
     assert found["objective"] == "consistency" and found["parameters"] > 0
     sweep = "--sweep=experiments/sweeps/isoflop_digits.py:sct,quick"
     plan = json.loads(installed("scm", "sweep", "plan", sweep, "--json").stdout)
     assert len(plan) > 3 and all(row["train_flops"] > 0 for row in plan)
-    code = f"import scm_jax; print(len(scm_jax.load_runs({str(demo[0])!r})))"
-    assert installed("python", "-c", code).stdout == "3\n"
+    code = "import scm_jax; print(scm_jax.__file__, len(scm_jax.load_runs({!r})))"
+    said = installed("python", "-c", code.format(str(demo[0]))).stdout
+    assert "/env/lib/" in said and said.endswith(" 3\n")
 
 
 def test_demo_leaves_results_and_report(demo):
@@ -117,27 +128,22 @@ def test_demo_leaves_results_and_report(demo):
     assert "images" in done.stderr  # progress
 
 
-def test_demo_again_only_measures(demo):
+def test_demo_again_only_measures(demo, monkeypatch):
     workdir, _ = demo
-    before = (workdir / "scd" / "metrics.jsonl").read_text()
+    metrics = [workdir / variant / "metrics.jsonl" for variant in demo_command.VARIANTS]
+    before = [path.read_text().count('"loss"') for path in metrics]
+    rows = json.loads((workdir / "results.json").read_text())
+    monkeypatch.setattr(demo_command, "collect", lambda *args: rows)
+    monkeypatch.setattr(demo_command, "write_report", lambda *args: None)
     scm("demo", "--quick", f"--workdir={workdir}")
-    assert (workdir / "scd" / "metrics.jsonl").read_text().count('"loss"') == (
-        before.count('"loss"')
-    )
+    assert [path.read_text().count('"loss"') for path in metrics] == before
 
 
 def test_sample_command_and_load_run_agree(demo, tmp_path):
-    workdir, _ = demo
-    out = tmp_path / "samples.npy"
-    scm(
-        "sample",
-        f"--run={workdir / 'scd'}",
-        "--num=5",
-        "--steps=2",
-        "--class=3",
-        f"--out={out}",
-    )
-    run = scm_jax.load_run(workdir / "scd")
+    directory, out = demo[0] / "scd", tmp_path / "samples.npy"
+    options = ("--num=5", "--steps=2", "--class=3", f"--out={out}")
+    scm("sample", f"--run={directory}", *options)
+    run = scm_jax.load_run(directory)
     x = run.sample(num=5, steps=2, seed=0, label=3).x
     np.testing.assert_array_equal(np.load(out), x)
     assert {"loss", "tangent_norm", "grad_norm"} <= set(run.metrics.columns)
@@ -146,21 +152,18 @@ def test_sample_command_and_load_run_agree(demo, tmp_path):
 
 
 def test_samples_do_not_depend_on_the_batch(demo):
-    workdir, _ = demo
-    run = scm_jax.load_run(workdir / "sct")
+    run = scm_jax.load_run(demo[0] / "sct")
     many, few = run.sample(7, seed=4, label=1).x, run.sample(3, seed=4, label=1).x
     np.testing.assert_allclose(many[:3], few, rtol=0, atol=1e-5)
 
 
 def test_evaluate_appends_rows(demo):
-    workdir, _ = demo
-    before = len(scm_jax.load_run(workdir / "sct").results)
-    done = scm(
-        "evaluate", f"--run={workdir / 'sct'}", "--steps=1,2", "--metrics=digits"
-    )
+    run = scm_jax.load_run(demo[0] / "sct")
+    before = len(run.results)
+    done = scm("evaluate", f"--run={run.path}", "--steps=1,2", "--metrics=digits")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["steps"] for row in rows] == [1, 2]
-    assert len(scm_jax.load_run(workdir / "sct").results) == before + 2
+    assert len(run.results) == before + 2
 
 
 def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
@@ -174,6 +177,8 @@ def test_evaluate_sweeps_combinations_and_goes_on(demo, tmp_path):
             "steps": (1, 2),
             "times": [(1.3,), (0.7,)],
             "evaluators": ("validation", "teacher_trajectory"),
+            **{"num_points": 32, "num_times": 4, "batch_size": 32},
+            **{"teacher_steps": 8, "num_paths": 32},
         }
         return list(evaluate.evaluate_run(workdir / "sct", **{**asked, **changed}))
 
@@ -238,94 +243,61 @@ def test_describe_counts_the_step(variant, limit):
     assert keys | {"effective_sampling_compute", "state_bytes"} <= set(accounts)
 
 
-def test_dry_run_trains_nothing(tmp_path):
-    done = scm(
-        "train",
-        "--config=experiments/digits.py:teacher,quick",
-        f"--workdir={tmp_path}",
-        "--dry_run",
-    )
-    assert "state_bytes_per_device" in done.stdout and not list(tmp_path.iterdir())
-
-
 # --- What users get wrong ----------------------------------------------------------
+
+DIGITS = "--config=experiments/digits.py"
 
 
 @pytest.mark.parametrize(
-    "args, message",
+    "args, code, message",
     [
-        (["trian"], "did you mean 'train'"),
-        (["train"], "missing --config"),
+        (["trian"], 1, "did you mean 'train'"),
+        (["train"], 2, "missing --config"),
         (
-            [
-                "train",
-                "--config=experiments/digits.py:teacher",
-                "--config.train.batchsize=3",
-                "--workdir=x",
-            ],
+            ["train", f"{DIGITS}:teacher", "--config.train.batchsize=3"],
+            2,
             "did you mean 'train.batch_size'",
         ),
-        (["train", "--config=experiments/digits.py:sdc", "--workdir=x"], "'scd'"),
+        (["train", f"{DIGITS}:sdc"], 2, "'scd'"),
         (
-            [
-                "train",
-                "--config=experiments/digits.py:teacher",
-                "--config.network.name=dti",
-                "--workdir=x",
-            ],
+            ["train", f"{DIGITS}:teacher", "--config.network.name=dti", "--workdir=x"],
+            1,
             "did you mean 'dit'",
         ),
         (
-            [
-                "train",
-                "--config=experiments/digits.py:scd",
-                "--config.teacher.run=nowhere",
-                "--workdir=x",
-            ],
+            ["train", f"{DIGITS}:scd", "--config.teacher.run=nowhere", "--workdir=x"],
+            1,
             "nowhere",
         ),
-        (["sample", "--run=nowhere"], "nowhere"),
+        (["sample", "--run=nowhere"], 1, "nowhere"),
     ],
 )
-def test_a_mistake_gets_a_message_without_a_traceback(args, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "scm_jax", *args],
-        cwd=ROOT,
-        env=ENV,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode in (1, 2)
-    assert message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_gets_a_message_without_a_traceback(args, code, message, tmp_path):
+    args = [arg.replace("=x", f"={tmp_path / 'x'}") for arg in args]
+    said = scm(*args, check=code).stderr
+    assert message in said and "Traceback" not in said
 
 
 def test_a_directory_of_another_config_is_refused(demo):
-    workdir, _ = demo
-    done = scm(
-        "train",
-        "--config=experiments/digits.py:teacher,quick",
-        "--config.optimizer.learning_rate=0.5",
-        f"--workdir={workdir / 'teacher'}",
-        check=1,
-    )
-    assert "optimizer.learning_rate" in done.stderr and "0.5" in done.stderr
+    directory = f"--workdir={demo[0] / 'teacher'}"
+    changed = "--config.optimizer.learning_rate=0.5"
+    said = scm("train", f"{DIGITS}:teacher,quick", changed, directory, check=1).stderr
+    assert "optimizer.learning_rate" in said and "0.5" in said
 
 
-def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(tmp_path):
+def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(programs, tmp_path):
     command = [
-        sys.executable,
-        "-m",
-        "scm_jax",
-        "train",
+        *(sys.executable, "-m", "scm_jax", "train", f"--workdir={tmp_path}"),
         "--config=experiments/mixture.py:sct,quick",
         "--config.train.duration_images=20_000_000",
-        f"--workdir={tmp_path}",
     ]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "metrics.jsonl"
+
+    def start():
+        env = programs | {"PYTHONPATH": str(ROOT)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=env, stderr=pipe, text=True)
+
+    process, metrics = start(), tmp_path / "metrics.jsonl"
     while process.poll() is None and not (
         metrics.exists() and '"loss"' in metrics.read_text()
     ):
@@ -334,9 +306,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(tmp_path):
     stderr = process.communicate(timeout=HANG)[1]
     assert process.returncode == 75, stderr
     assert "run the same command to resume" in stderr
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
-    )
+    process = start()
     for line in process.stderr:
         if "resumes at step" in line:
             break

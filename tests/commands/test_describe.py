@@ -1,29 +1,37 @@
 """``describe`` on a mesh: numbers that must agree, and what it compiles."""
 
 import json
+import logging
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from scm_jax import config as config_lib
-from scm_jax.runs.estimate import accounts
+from scm_jax.runs.estimate import accounts, describe
 from scm_jax.training.sharding import MeshSpec
+from tests.commands.in_process import scm
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Small and quick to trace, with weights that are large enough to be cut.
 CONFIG = ("--config=experiments/mixture.py:sct,quick", "--config.network.width=256")
 
 
-def run(*args, program="-m scm_jax describe"):
+def run(*args):
+    """``describe`` in a process that simulates devices and says what it compiles."""
+    program = ("-m", "tests.commands.compiles", *CONFIG, "--hardware=h100")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.run(
-        [sys.executable, *program.split(), *CONFIG, *args],
+        [sys.executable, *program, "--format=json", *args],
         cwd=ROOT,
-        env=ENV,
+        env=env,
         capture_output=True,
         text=True,
     )
@@ -31,19 +39,14 @@ def run(*args, program="-m scm_jax describe"):
 
 @pytest.fixture(scope="module")
 def plain():
-    """The accounts without a mesh, and what was compiled for them."""
-    return run("--hardware=h100", "--format=json", program="-m tests.commands.compiles")
+    """The cost estimate without a mesh, and what was compiled for it."""
+    return run("--efficiency=0.25")
 
 
 @pytest.fixture(scope="module")
 def sharded():
     """The same on eight simulated devices."""
-    return run(
-        "--mesh=data=2,fsdp=4",
-        "--hardware=h100",
-        "--format=json",
-        program="-m tests.commands.compiles",
-    )
+    return run("--mesh=data=2,fsdp=4")
 
 
 def read(done):
@@ -51,9 +54,9 @@ def read(done):
     return json.loads(done.stdout)
 
 
-def compiled_programs(done):
+def compiled_programs(lines):
     """Names of the programs with an argument that is not a scalar."""
-    lines = [line for line in done.stderr.splitlines() if "Compiling jit(" in line]
+    lines = [line for line in lines if "Compiling jit(" in line]
     assert lines, "nothing was logged: has the message of JAX changed?"
     large = [line for line in lines if re.search(r"\[\d[\d,]*\]", line)]
     return [re.search(r"Compiling (jit\(\w+\))", line)[1] for line in large]
@@ -64,20 +67,25 @@ def compilations(done):
 
 
 def test_a_mesh_compiles_the_step_once_and_nothing_else(plain, sharded):
-    assert compiled_programs(sharded) == ["jit(step)"]
+    assert compiled_programs(sharded.stderr.splitlines()) == ["jit(step)"]
     assert compilations(sharded) == compilations(plain) + 1
 
 
 def test_without_a_mesh_nothing_is_compiled(plain):
-    assert compiled_programs(plain) == []
+    assert compiled_programs(plain.stderr.splitlines()) == []
     assert read(plain)["compiled"] == {}
 
 
-@pytest.mark.parametrize("program", ["describe", "train --dry_run"])
-def test_plain_describe_and_dry_run_compile_nothing(program):
-    done = run(program=f"-m tests.commands.compiles {program}")
-    assert done.returncode == 0, done.stderr
-    assert compiled_programs(done) == []
+@pytest.mark.parametrize("command", [("describe",), ("train", "--dry_run")])
+def test_plain_describe_and_dry_run_compile_nothing(command, caplog, tmp_path):
+    if command[0] == "train":
+        command = (*command, f"--workdir={tmp_path}")
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        jax.jit(lambda x: x + len(command))(0)  # something is logged
+        said = scm(*command, *CONFIG).stdout
+    assert compiled_programs(caplog.messages) == []
+    assert ("state_bytes_per_device" in said) == (command[0] == "train")
+    assert not list(tmp_path.iterdir())
 
 
 def test_mesh_changes_what_a_device_holds_and_nothing_that_is_counted(plain, sharded):
@@ -106,8 +114,8 @@ def test_times_follow_from_what_is_stated(plain):
         found[key] for key in ("measured", "modelled", "stated")
     )
     flops = 2 * measured["train_macs_per_image"] * stated["batch_size"]
-    assert stated["efficiency"] == 0.4
-    assert modelled["compute_seconds"] == pytest.approx(flops / 989e12 / 0.4)
+    assert stated["efficiency"] == 0.25
+    assert modelled["compute_seconds"] == pytest.approx(flops / 989e12 / 0.25)
     assert modelled["network_seconds"] == 0
     step = modelled["step_seconds_exposed"]
     assert modelled["model_flops_utilization_exposed"] == pytest.approx(
@@ -132,31 +140,35 @@ def test_largest_batch_covers_what_the_compiled_step_holds(sharded):
     assert (largest + 1) * max(excess, measured["saved_bytes_per_image"]) > free
 
 
-def test_table_says_how_each_number_is_known():
-    done = run("--mesh=fsdp=2", "--efficiency=0.25")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_table_says_how_each_number_is_known(sharded):
+    lines = describe.format_accounts(accounts.Accounts(**read(sharded)))
+    lines = lines.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "data=1,fsdp=2,tensor=1 of a100-80g" in lines[0]
+    assert "data=2,fsdp=4,tensor=1 of h100" in lines[0]
     body = "\n".join(lines)
     for known in ("measured", "compiled", "modelled", "stated"):
         assert re.search(rf"  {known}$", body, re.M), known
-    assert re.search(r"share of peak in matrix products +25.0 % +stated", body)
+    assert re.search(r"share of peak in matrix products +40.0 % +stated", body)
     assert re.search(r"all-gather +\d+ +[\d.]+ MB +[\d.]+ MB", body)
 
 
+def test_a_table_is_the_default_for_named_hardware(monkeypatch):
+    simulated = []
+    monkeypatch.setattr(accounts, "simulate_devices", simulated.append)
+    assert "of a100-80g" in scm("describe", *CONFIG, "--hardware=a100-80g").stdout
+    assert simulated == [1]
+
+
 @pytest.mark.parametrize(
-    "args, message",
+    "args, code, message",
     [
-        (["--mesh=fdsp=4"], "did you mean 'fsdp'"),
-        (["--efficiency=0.5"], "need --mesh or --hardware"),
+        (["--mesh=fdsp=4"], 1, "did you mean 'fsdp'"),
+        (["--efficiency=0.5"], 2, "need --mesh or --hardware"),
     ],
 )
-def test_a_mistake_gets_a_message_without_a_traceback(args, message):
-    done = run(*args)
-    assert done.returncode in (1, 2)
-    assert message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_gets_a_message_without_a_traceback(args, code, message):
+    said = scm("describe", *CONFIG, *args, check=code).stderr
+    assert message in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -187,19 +199,14 @@ def test_parse_mesh(text, spec):
     assert accounts.parse_mesh(text) == spec
 
 
+BAD_SIZES = ("data=0", "data=-1", "data=2.0", "data=two", "data=²")
+
+
 @pytest.mark.parametrize(
     "text, message",
-    [
-        ("", "axis of --mesh"),
-        ("data:2", "axis of --mesh"),
-        ("data=2,", "axis of --mesh"),
-        ("data=0", "'data=0'"),
-        ("data=-1", "'data=-1'"),
-        ("data=2.0", "'data=2.0'"),
-        ("data=two", "'data=two'"),
-        ("data=²", "'data=²'"),
-        ("data=2,data=4", "twice"),
-    ],
+    [(text, "axis of --mesh") for text in ("", "data:2", "data=2,")]
+    + [(text, repr(text)) for text in BAD_SIZES]
+    + [("data=2,data=4", "twice")],
 )
 def test_parse_mesh_refuses(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -3,20 +3,20 @@
 import errno
 import logging
 import pwd
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from scm_jax.commands import cli, compile_cache, main
+from scm_jax.commands import cli, compile_cache
 from scm_jax.config import base_config
 from scm_jax.datasets import storage
 from scm_jax.files import catalogue, user_paths
 from scm_jax.runs import sample
 from scm_jax.runs.directory import reading
 from scm_jax.runs.setup import experiment
-
-assert main  # registers the commands
+from tests.commands.in_process import scm
 
 
 @pytest.fixture
@@ -31,14 +31,11 @@ def no_home(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_without_a_home_the_cache_is_off(no_home, caplog):
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", True)
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert compile_cache.enable() is None
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+def test_without_a_home_the_cache_is_off(no_home, caplog, monkeypatch):
+    options = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": None}
+    monkeypatch.setattr(jax, "config", types.SimpleNamespace(**options))
+    with caplog.at_level(logging.WARNING):
+        assert compile_cache.enable() is None
     assert len(caplog.messages) == 1 and "home directory" in caplog.messages[0]
 
 
@@ -49,11 +46,6 @@ def test_without_a_home_data_need_a_folder(no_home, tmp_path):
     assert catalogue.roots() == []
     with pytest.raises(ValueError, match=r"~/x: .*absolute path"):
         user_paths.expand("~/x")
-
-
-def said(capsys, *args):
-    code = cli.run(args)
-    return code, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -70,15 +62,15 @@ def said(capsys, *args):
         (FileNotFoundError("no run at /srv"), "scm x: no run at /srv"),
     ],
 )
-def test_an_error_of_the_system_is_a_sentence(monkeypatch, capsys, error, text):
+def test_an_error_of_the_system_is_a_sentence(monkeypatch, error, text):
     def fail():
         raise error
 
     monkeypatch.setitem(cli._COMMANDS, "x", (fail, ""))
-    assert said(capsys, "x") == (1, text + "\n")
+    assert scm("x", check=1).stderr == text + "\n"
 
 
-def test_targets_are_tried_before_the_work(tmp_path, capsys, monkeypatch):
+def test_targets_are_tried_before_the_work(tmp_path, monkeypatch):
     def load(*_):
         raise AssertionError("the work began")
 
@@ -88,31 +80,16 @@ def test_targets_are_tried_before_the_work(tmp_path, capsys, monkeypatch):
         (tmp_path / "file" / "a.png", "cannot use"),
         (tmp_path / "a.jpg", "legal are .png, .npy"),
     ):
-        with flags_of_their_own():
-            code, text = said(capsys, "sample", f"--run={tmp_path}", f"--out={out}")
-        assert code == 1 and words in text
-
-
-class flags_of_their_own:
-    """absl keeps flags for good, but those of a command are its own."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        from absl import flags
-
-        for flag in list(flags.FLAGS.flags_by_module_dict().get(main.__name__, [])):
-            delattr(flags.FLAGS, flag.name)
+        assert (
+            words in scm("sample", f"--run={tmp_path}", f"--out={out}", check=1).stderr
+        )
 
 
 @pytest.mark.parametrize(
     "flag", ["--steps=0", "--seed=-1", "--seed=4294967296", "--num=1.5", "--num=0"]
 )
-def test_numbers_of_flags_are_in_their_range(capsys, flag):
-    with flags_of_their_own():
-        code, text = said(capsys, "sample", "--run=x", flag)
-    assert code == 2 and flag in text
+def test_numbers_of_flags_are_in_their_range(flag):
+    assert flag in scm("sample", "--run=x", flag, check=2).stderr
 
 
 def test_a_file_that_cannot_be_made_is_named(tmp_path):

@@ -13,27 +13,23 @@ from scm_jax.networks.external import edm
 from scm_jax.runs import sample, transfer
 from scm_jax.runs.setup import experiment, start
 from scm_jax.training import sharding
+from tests.commands.in_process import quick_to_compile
 
-SETTINGS = {
-    "width": 8,
-    "channel_mult": (1, 2),
-    "num_blocks": 1,
-    "attention_resolutions": (4,),
-}
+SETTINGS = {"width": 8, "channel_mult": (1, 2), "num_blocks": 1}
+SETTINGS |= {"attention_resolutions": (4,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimized():
+    with quick_to_compile():
+        yield
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """A file of the digits' shape with the names and settings of EDM2's."""
-    module = networks.build(
-        "unet",
-        (8, 8, 1),
-        10,
-        modulation="gain",
-        embedding="fourier",
-        head_channels=8,
-        **SETTINGS,
-    ).module
+    published = {"modulation": "gain", "embedding": "fourier", "head_channels": 8}
+    module = networks.build("unet", (8, 8, 1), 10, **published, **SETTINGS).module
     rng = np.random.default_rng(0)
     net = networks.Network(module, frozenset({"t", "label"}))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -61,18 +57,21 @@ def run(file, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def loaded(run):
+    return sample.load_generate(run)
+
+
 def test_import_says_what_it_read(run):
     found = json.loads((run / "imported.json").read_text())
     assert found["network"] == "unet" and found["parameterization"] == "edm"
-    assert found["channel_mult"] == [1, 2] and found["extras"] == [
-        "logvar_linear.weight"
-    ]
+    assert found["channel_mult"] == [1, 2]
+    assert found["extras"] == ["logvar_linear.weight"]
     assert found["parameters"] > 1000 and len(found["sha256"]) == 64
 
 
-def test_an_imported_run_samples_in_trigflow_time(run, file):
+def test_an_imported_run_samples_in_trigflow_time(loaded, file):
     """The network that samples is minus EDM's, at EDM's ``c_noise`` of the time."""
-    loaded = sample.load_generate(run)
     x = loaded.generate(3, 2, 0)
     assert x.shape == (3, 8, 8, 1) and np.isfinite(x).all()
 
@@ -115,12 +114,11 @@ def test_a_student_takes_it_as_its_teacher(student):
     assert student.teacher.network.module.embedding == "fourier"
 
 
-def test_a_teacher_is_folded_when_it_is_loaded(run, student):
+def test_a_teacher_is_folded_when_it_is_loaded(loaded, student):
     mesh = sharding.make_mesh(sharding.MeshSpec())
     got = start.load_teacher(student, mesh)
     assert isinstance(got, networks.Folded)
-    expected = sample.load_generate(run)
-    folded = jax.jit(expected.experiment.network.fold)(expected.params)
+    folded = jax.jit(loaded.experiment.network.fold)(loaded.params)
     jax.tree.map(np.testing.assert_array_equal, got, folded)
     abstract = start.abstract_teacher(student, mesh)
     assert jax.tree.structure(abstract) == jax.tree.structure(got)
@@ -128,14 +126,14 @@ def test_a_teacher_is_folded_when_it_is_loaded(run, student):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
 
 
-def test_samplers_share_weights_that_are_folded_once(run, monkeypatch):
+def test_samplers_share_weights_that_are_folded_once(loaded, monkeypatch):
     calls, fold = [], networks.Network.fold
     monkeypatch.setattr(
         networks.Network, "fold", lambda *args: calls.append(None) or fold(*args)
     )
-    generate = sample.load_generate(run).generate
+    vars(loaded.generate).pop("_weights", None)
     for steps in (1, 2):
-        generate(2, steps)
+        loaded.generate(3, steps)
     assert len(calls) == 1
 
 

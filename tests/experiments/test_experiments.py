@@ -4,7 +4,6 @@
 out as there: a row per setting, a column per size.
 """
 
-import importlib.util
 import itertools
 import pathlib
 
@@ -15,17 +14,13 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from scm_jax.config import (
-    base_config,
-    from_dict,
-    objective_settings,
-    parse_arg,
-    to_dict,
-)
+from scm_jax.config import base_config, from_dict, objective_settings, to_dict
 from scm_jax.cost import counts
 from scm_jax.runs import sample, train
 from scm_jax.runs.estimate import describe
 from scm_jax.runs.setup import experiment, parts
+from scm_jax.sweeps.plan.sweep_file import load_module
+from tests.commands.in_process import quick_to_compile
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 VARIANTS = ("teacher", "sct", "scd")
@@ -37,6 +32,7 @@ DIT_SIZES = ("s", "b", "l", "xl", "1p6b")
 DATASETS = {"imagenet64": "imagenet64", "imagenet512": "imagenet512_latents"}
 
 LEARNING_RATE = (1.0e-2, 9.0e-3, 8.0e-3, 7.0e-3, 6.5e-3)
+STUDENT = {"learning_rate": [lr / 100 for lr in LEARNING_RATE], "ema": ("0.05",) * 5}
 PAPER = {
     ("imagenet64", "teacher"): {
         "iterations": (1_048_000, 1_486_000, 761_000, 540_000),
@@ -44,49 +40,26 @@ PAPER = {
         "dropout": (0.0, 0.1, 0.1, 0.1),
         "proposal": (-0.8, 1.6),
         "ema": ("0.075", "0.06", "0.04", "0.04"),
-        "t_ref": 35_000,
     },
-    ("imagenet64", "sct"): {
-        "iterations": (400_000,) * 4,
-        "learning_rate": [lr / 100 for lr in LEARNING_RATE],
-        "dropout": (0.45, 0.45, 0.45, 0.45),
-        "proposal": (-1.0, 1.6),
-        "ema": ("0.05",) * 4,
-        "t_ref": 35_000,
-    },
-    ("imagenet64", "scd"): {
-        "iterations": (400_000,) * 4,
-        "learning_rate": [lr / 100 for lr in LEARNING_RATE],
-        "dropout": (0.0, 0.0, 0.0, 0.0),
-        "proposal": (-1.0, 1.6),
-        "ema": ("0.05",) * 4,
-        "t_ref": 35_000,
-    },
+    ("imagenet64", "sct"): STUDENT
+    | {"iterations": (400_000,) * 4, "dropout": (0.45,) * 4, "proposal": (-1.0, 1.6)},
+    ("imagenet64", "scd"): STUDENT
+    | {"iterations": (400_000,) * 4, "dropout": (0.0,) * 4, "proposal": (-1.0, 1.6)},
     ("imagenet512", "teacher"): {
         "iterations": (1_048_000, 1_048_000, 696_000, 598_000, 376_000),
         "learning_rate": LEARNING_RATE,
         "dropout": (0.0, 0.1, 0.1, 0.1, 0.1),
         "proposal": (-0.4, 1.0),
         "ema": ("0.025", "0.03", "0.015", "0.02", "0.015"),
-        "t_ref": 70_000,
     },
-    ("imagenet512", "sct"): {
-        "iterations": (100_000,) * 5,
-        "learning_rate": [lr / 100 for lr in LEARNING_RATE],
-        "dropout": (0.25, 0.35, 0.35, 0.35, 0.35),
-        "proposal": (-0.8, 1.6),
-        "ema": ("0.05",) * 5,
-        "t_ref": 70_000,
-    },
-    ("imagenet512", "scd"): {
-        "iterations": (200_000,) * 5,
-        "learning_rate": [lr / 100 for lr in LEARNING_RATE],
-        "dropout": (0.0, 0.1, 0.1, 0.1, 0.1),
-        "proposal": (-0.8, 1.6),
-        "ema": ("0.05",) * 5,
-        "t_ref": 70_000,
-    },
+    ("imagenet512", "sct"): STUDENT
+    | {"iterations": (100_000,) * 5, "proposal": (-0.8, 1.6)}
+    | {"dropout": (0.25, 0.35, 0.35, 0.35, 0.35)},
+    ("imagenet512", "scd"): STUDENT
+    | {"iterations": (200_000,) * 5, "proposal": (-0.8, 1.6)}
+    | {"dropout": (0.0, 0.1, 0.1, 0.1, 0.1)},
 }
+T_REF = {"imagenet64": 35_000, "imagenet512": 70_000}
 ROWS = [
     (name, variant, size)
     for name, sizes in UNET_SIZES.items()
@@ -105,14 +78,10 @@ PARAMETERS = {
 }
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODULES = {name: load(name) for name in ("cifar10", "imagenet64", "imagenet512")}
+MODULES = {
+    name: load_module(str(FILES / f"{name}.py"))
+    for name in ("cifar10", "imagenet64", "imagenet512")
+}
 
 
 def config(name, arg=""):
@@ -150,7 +119,7 @@ def test_settings_are_those_of_the_paper(name, variant, size):
     assert (c.optimizer.name, c.optimizer.eps) == ("adam", 1e-11)
     assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.99)
     assert c.optimizer.schedule == "inverse_sqrt"
-    assert c.optimizer.decay_images == paper["t_ref"] * 2048
+    assert c.optimizer.decay_images == T_REF[name] * 2048
     assert c.optimizer.rampup_images == 10e6
     assert c.network.dropout == paper["dropout"][column]
     assert (c.objective.P_mean, c.objective.P_std) == paper["proposal"]
@@ -247,20 +216,6 @@ def test_mistakes_list_what_is_legal(name, arg, message):
         config(name, arg)
 
 
-def test_parse_arg_of_choices():
-    choices = {"size": ("s", "m"), "patch": (2, 4)}
-    assert parse_arg("a", ("a",), **choices)[1] == {
-        "size": "s",
-        "patch": 2,
-        "quick": False,
-    }
-    assert parse_arg("a,patch=4,size=m,quick", ("a",), **choices)[1] == {
-        "size": "m",
-        "patch": 4,
-        "quick": True,
-    }
-
-
 def test_dataset_arguments_are_config_keys():
     c = base_config("unet", "diffusion", "imagenet512_latents")
     assert c.dataset.whitening == "sd_vae_ft_mse_pm1"
@@ -315,7 +270,7 @@ def test_students_start_at_an_average_that_their_teacher_has():
         if not arg.startswith("teacher"):
             teacher = config(name, arg.replace(arg.split(",")[0], "teacher", 1))
             assert c.init.run == f"runs/{teacher.name}"
-            profiles = experiment.build_abstract(teacher).ema_profiles
+            profiles = parts.ema_profiles(teacher)
             assert (c.init.ema or next(iter(profiles))) in profiles
 
 
@@ -381,16 +336,11 @@ def arrays_like(shapes):
 def test_quick_steps_have_the_shapes_of_the_state(name, arg):
     built = experiment.build_abstract(config(name, arg))
     state = jax.eval_shape(built.init_state, built.abstract_params())
-    teacher = built.teacher and jax.eval_shape(
-        built.teacher.network.init, jax.random.key(0)
-    )
-    after, metrics = jax.eval_shape(
-        built.train_step(), state, built.example_batch(8), teacher
-    )
-    assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(
-        lambda a: a.shape, state
-    )
-    assert metrics["loss"].shape == ()
+    teacher = built.teacher and parts.abstract_init(built.teacher.network)
+    step, batch = built.train_step(), built.example_batch(8)
+    after, metrics = jax.eval_shape(step, state, batch, teacher)
+    shapes = [jax.tree.map(lambda a: a.shape, tree) for tree in (after, state)]
+    assert shapes[0] == shapes[1] and metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize(
@@ -411,6 +361,7 @@ def test_quick_unets_train(name, variant):
         assert moved["net"]["in"]["kernel"]
 
 
+@quick_to_compile()
 def test_quick_distillation_of_a_quick_teacher(tmp_path):
     """Teacher, student with guidance input, samples: as a user would run them."""
     runs = {}

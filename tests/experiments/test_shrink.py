@@ -1,28 +1,20 @@
 """Smoke runs: what ``config.shrink`` leaves of an experiment."""
 
-import doctest
-import importlib.util
 import pathlib
 
 import pytest
 
 from scm_jax import config
+from scm_jax.sweeps.plan.sweep_file import load_module
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 NAMES = ("cifar10", "images", "imagenet512", "imagenet64", "shapes")
 
 
-def get_config(name, arg):
-    spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
-
-
 @pytest.mark.parametrize("variant", ["teacher", "sct", "scd"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_smoke_run_passes_through_all_that_a_run_does(name, variant):
-    c = get_config(name, f"{variant},quick")
+    c = load_module(str(FILES / f"{name}.py")).get_config(f"{variant},quick")
     images, batch = c.train.duration_images, c.train.batch_size
     assert images == 6 * batch and batch <= 16 and c.sampling.batch_size <= 16
     assert 0 < c.optimizer.rampup_images < images
@@ -46,8 +38,3 @@ def test_what_varies_is_an_argument():
         config.shrink(config.base_config("mlp"))
     with pytest.raises(KeyError, match="head_channels"):
         config.shrink(c, network={"head_channels": 32})
-
-
-def test_examples_of_the_docstrings():
-    tried = doctest.testmod(config)
-    assert tried.failed == 0 and tried.attempted >= 4

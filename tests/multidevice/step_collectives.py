@@ -10,7 +10,7 @@ import jax
 
 from scm_jax import config
 from scm_jax.cost import collectives, counts
-from scm_jax.runs.estimate import lowering
+from scm_jax.runs.estimate import accounts
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import sharding
 
@@ -37,7 +37,7 @@ def read(network, method):
     c.network.update(SETTINGS[network])
     experiment = experiment_lib.build_abstract(c)
     mesh = sharding.make_mesh(sharding.MeshSpec(1, DEVICES, 1))
-    lowered = lowering.lower_step(experiment, mesh)
+    lowered = accounts.lower_step(experiment, mesh)
     _, hlo = collectives.compile_partitioned(lowered)
     rows = collectives.summarize(collectives.read_collectives(hlo))
     net = experiment.abstract_params()["net"]

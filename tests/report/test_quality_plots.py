@@ -6,6 +6,7 @@ import pytest
 from scm_jax.analysis.laws.published import load_published
 from scm_jax.analysis.plots import quality
 from scm_jax.runs.directory import layout
+from tests.report.test_comparable import measured
 
 
 def row(steps, fid, **more):
@@ -74,17 +75,10 @@ def test_published_table_is_the_paper_s():
 
 
 def test_runs_that_were_measured_differently_are_not_drawn_together(tmp_path):
-    protocol = {
-        **{"metric": "fid", "extractor": "inception", "extractor_sha256": "ab" * 32},
-        **{"resize": "none", "quantization": "truncated", "reference": "cifar10"},
-        **{"reference_sha256": "cd" * 32, "reference_count": 50, "num_samples": 100},
-        **{"seeds": [0], "sampler": "heun", "steps": 2},
-    }
     for name, num in (("a", 100), ("b", 200)):
         run_dir = layout.RunDir(tmp_path / name)
         run_dir.write_config({"dataset": {"name": "digits"}})
-        about = {"fid": protocol | {"num_samples": num}}
-        run_dir.append_result(row(2, 3.0, protocol=about, measured_by={"fid": "fid"}))
+        run_dir.append_result(row(2, 3.0) | measured("fid", num_samples=num))
     quality.plot_runs([tmp_path / "a"], tmp_path / "one.png")
     with pytest.raises(ValueError, match="num_samples: 100 there, 200 here"):
         quality.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "two.png")

@@ -30,9 +30,7 @@ class Page(html.parser.HTMLParser):
         attrs = dict(attrs)
         self.tags.append(tag)
         self.ids += [attrs["id"]] if "id" in attrs else []
-        self.links += [
-            v for k, v in attrs.items() if k in ("src", "href", "xlink:href")
-        ]
+        self.links += [attrs[k] for k in ("src", "href", "xlink:href") if k in attrs]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -59,42 +57,26 @@ def make_run(path, offset):
         writer.write_arrays(step, {"bins/log_weight": np.full(8, offset * step)})
     writer.write_scalars(39, {"eval/frechet_distance": 0.5})
     writer.close()
-    directory.write_summary(
-        {
-            "parameters": 235_408,
-            "train_macs_per_image": 11_700_000,
-            "environment": {"device": "toaster"},
-        }
-    )
+    summary = {"parameters": 235_408, "train_macs_per_image": 11_700_000}
+    directory.write_summary({**summary, "environment": {"device": "toaster"}})
     return reading.load_run(path)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    png = folder / "real.png"
-    image_grid(PIXELS).save(png)
+    rows = [
+        {"method": "scd", "steps": 2, "frechet_distance": 0.4471},
+        {"method": "sct", "steps": 2, "frechet_distance": 0.5, "note": "<b>"},
+    ]
+    rows[1]["protocol"] = {"sampler": "hidden"}
+    other = {"method": "other", "frechet_distance": 7.25}
     path = report.write_report(
         folder / "deep" / "report.html",
         title="Digits & <numbers>",
         runs=[make_run(folder / "scd", -1.0), make_run(folder / "sct", 0.0)],
-        results=[
-            (
-                "",
-                [
-                    {"method": "scd", "steps": 2, "frechet_distance": 0.4471},
-                    {
-                        "method": "sct",
-                        "steps": 2,
-                        "frechet_distance": 0.5,
-                        "note": "<b>",
-                        "protocol": {"sampler": "hidden"},
-                    },
-                ],
-            ),
-            ("another way: <k>", [{"method": "other", "frechet_distance": 7.25}]),
-        ],
-        grids={"real": png, "scd, 2 steps": image_grid(PIXELS[::-1])},
+        results=[("", rows), ("another way: <k>", [other])],
+        grids={"real": image_grid(PIXELS), "scd, 2 steps": image_grid(PIXELS[::-1])},
         commands=[("Train it.", "scm train --config='a & b'")],
         intro="First paragraph.\n\nSecond <i>.",
     )
@@ -130,22 +112,10 @@ def test_curves_take_their_colours_from_the_page(text):
 def test_everything_given_is_on_the_page(page):
     shown = " ".join(page.texts)
     for expected in (
-        "Digits & <numbers>",
-        "Second <i>.",
-        "frechet distance",
-        "0.4471",
-        "0.5000",
-        "<b>",
-        "another way: <k>",
-        "7.250",
-        "scm train --config='a & b'",
-        "loss: scd",
-        "loss: sct",
-        "learned log-weight over t",
-        "235,408",
-        "11.7 M",
-        "toaster",
-        "train.batch_size",
+        *("Digits & <numbers>", "Second <i>.", "frechet distance", "0.4471", "0.5000"),
+        *("<b>", "another way: <k>", "7.250", "scm train --config='a & b'"),
+        *("loss: scd", "loss: sct", "learned log-weight over t"),
+        *("235,408", "11.7 M", "toaster", "train.batch_size"),
     ):
         assert expected in shown
     assert "raw tangent norm over t" not in shown

@@ -48,7 +48,7 @@ def test_a_sweep_is_resolved_with_55_modules(tmp_path):
 
 def test_describe_imports_no_evaluation():
     modules = imported(
-        "from scm_jax.runs.estimate import accounts_table, describe\n"
+        "from scm_jax.runs.estimate import describe\n"
         "from experiments import digits\n"
         "config = digits.get_config('sct,quick')\n"
         "config.eval.evaluators = ('digits',)\n"

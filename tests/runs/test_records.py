@@ -52,11 +52,6 @@ class TestEncodeRow:
 
 
 class TestCanonicalJson:
-    def test_order_and_tuples_do_not_matter(self):
-        a = {"b": (1, (2, 3)), "a": {"y": 1, "x": None}}
-        b = {"a": {"x": None, "y": 1}, "b": [1, [2, 3]]}
-        assert jsonl.canonical_json(a) == jsonl.canonical_json(b)
-
     @pytest.mark.parametrize(
         "value",
         [np.float32(1), np.float64(1), np.int64(1), np.zeros(2), float("nan"), print],
@@ -70,12 +65,8 @@ class TestCanonicalJson:
             jsonl.canonical_json({"net": {1: 2}})
 
 
-def test_flatten():
-    assert jsonl.flatten({"a": {"b": {"c": 1}, "d": {}}, "e": 2}) == {
-        "a.b.c": 1,
-        "a.d": {},
-        "e": 2,
-    }
+def test_an_empty_mapping_is_a_leaf():
+    assert jsonl.flatten({"a": {"b": 1, "d": {}}}) == {"a.b": 1, "a.d": {}}
 
 
 class TestWriteJson:
@@ -92,26 +83,16 @@ class TestWriteJson:
         assert json.loads(path.read_text()) == {"loss": 1.0}
         assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
-    def test_nan_is_null(self, tmp_path):
-        jsonl.write_json(tmp_path / "a.json", {"loss": float("nan")})
-        read = json.loads((tmp_path / "a.json").read_text())
-        assert read == {"loss": None, "nonfinite": ["loss"]}
-
 
 class TestReadRows:
-    def test_a_torn_last_line_is_dropped(self, tmp_path):
+    def test_only_the_last_line_may_be_torn(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
+        assert jsonl.read_rows(path) == []
         path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
         assert jsonl.read_rows(path) == [{"step": 1}, {"step": 2}]
-
-    def test_a_broken_line_in_the_middle_is_an_error(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
             jsonl.read_rows(path)
-
-    def test_no_file_has_no_rows(self, tmp_path):
-        assert jsonl.read_rows(tmp_path / "none.jsonl") == []
 
 
 class TestMergeSteps:

@@ -10,6 +10,7 @@ from scm_jax import config as config_lib
 from scm_jax.datasets import identity, make_dataset
 from scm_jax.runs import evaluate, reference_stats, train, training_data
 from scm_jax.runs.directory import reading
+from tests.commands.in_process import quick_to_compile
 from tests.preparation import engine_program
 from tests.preparation.engine_program import arrays
 
@@ -59,9 +60,8 @@ class TestIdentity:
         )
         assert first.same_data(copy) and not first.same_data(second)
         assert first == identity.of_dataset(images(roots / "first", flip=True))
-        sliced = make_dataset(
-            "images", "train[:9]", root=roots / "first", prepared="tiny"
-        )
+        options = {"root": roots / "first", "prepared": "tiny"}
+        sliced = make_dataset("images", "train[:9]", **options)
         assert first == identity.of_dataset(sliced)
 
     @pytest.mark.parametrize("lost", ["manifest", "size"])
@@ -136,9 +136,8 @@ class TestCheck:
 
     def test_a_fresh_start_is_none_of_the_past(self, roots, tmp_path):
         self.begin(roots / "first", tmp_path / "run")
-        assert [e.count for _, e in self.begin(roots / "second", tmp_path / "run")] == [
-            39
-        ]
+        entries = self.begin(roots / "second", tmp_path / "run")
+        assert [e.count for _, e in entries] == [39]
 
     @pytest.mark.parametrize("section", ["teacher", "init"])
     def test_another_run_must_have_been_trained_on_the_same(
@@ -175,6 +174,7 @@ def test_reference_statistics_are_kept_apart_by_every_file(roots, tmp_path):
     assert reference_stats.fingerprint(first) != reference_stats.fingerprint(second)
 
 
+@quick_to_compile()
 def test_a_training_refuses_changed_data_and_its_results_name_them(roots, tmp_path):
     root, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(roots / "first", root)

@@ -1,18 +1,12 @@
-"""The run directory: what a run leaves behind, and how it is loaded again.
+"""The run directory: what a run leaves behind (docs/architecture.md lists the files).
 
-    DIR/config.json      resolved config, written first: whose directory this is
-    DIR/metrics.jsonl    one object a line, see ``writers.JsonlWriter``
-    DIR/results.jsonl    one object per evaluated row
-    DIR/data.json        which data it was trained on, see ``training_data``
-    DIR/summary.json     written last and atomically: the run is done
-    DIR/events/, checkpoints/, ema_snapshots/, samples/, nonfinite/
-
-Analysis reads only these files. A directory has one writer.
+``config.json`` is written first and says whose directory it is; ``summary.json`` is
+written last: the run is done. A directory has one writer.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -21,33 +15,17 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scm_jax.files.atomic import write_atomically
-from scm_jax.files.jsonl import (
-    append_row,
-    canonical_json,
-    write_json,
-)
+from scm_jax.files.jsonl import append_row, canonical_json, write_json
 from scm_jax.runs.directory import linked_runs
 from scm_jax.runs.directory.run_configs import config_texts, is_neutral
 
-if TYPE_CHECKING:
-    pass
-
 # Packages whose versions can change numbers.
 _PACKAGES = (
-    "scm_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "scipy",
-    "grain",
-    "tensorflow-datasets",
-    "ml_collections",
+    *("scm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("scipy", "grain", "tensorflow-datasets", "ml_collections"),
 )
 
 
@@ -55,14 +33,11 @@ def _below(name: str) -> Any:
     return property(lambda run_dir: run_dir.path / name)
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDir:
-    """The paths of a run directory and everything that is written there by name."""
-
-    path: Path
+    """The paths of a run directory, and its files that are written by name."""
 
     def __init__(self, path: str | os.PathLike):
-        object.__setattr__(self, "path", Path(path))
+        self.path = Path(path)
 
     config_path = _below("config.json")
     metrics_path = _below("metrics.jsonl")
@@ -75,15 +50,14 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has ended: its summary is written last."""
+        """Whether the run has ended."""
         return self.summary_path.exists()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Makes the directory and claims it for ``config``, before the first step.
 
-        Running the same config again is a resume and changes nothing. ``NEUTRAL_KEYS``
-        may differ, and the places of other runs as long as they are the same runs: the
-        file then holds their newest values.
+        The same config again is a resume. ``NEUTRAL_KEYS`` may differ, and the places
+        of other runs if they are the same runs: the file holds their newest values.
 
         Raises:
           ValueError: the directory belongs to another config (the message lists the
@@ -109,8 +83,8 @@ class RunDir:
             self._refuse_other_config(config)
         elif has_checkpoints:
             raise ValueError(
-                f"{self.path} has checkpoints but no config.json, so nobody can tell "
-                "whose they are: take another work directory, or move them away"
+                f"{self.path} has checkpoints but no config.json, so their config is "
+                "unknown: choose another work directory, or move them away"
             )
 
     def read_config(self) -> dict[str, Any]:
@@ -137,8 +111,7 @@ class RunDir:
             f"{ours.get(key, '(absent)')} here"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
-            and not is_neutral(key)
-            and key not in linked_runs.RUN_KEYS
+            and not (is_neutral(key) or key in linked_runs.RUN_KEYS)
         ]
         here, there = map(linked_runs.run_places, (config, found))
         for key in linked_runs.RUN_KEYS:
@@ -149,12 +122,12 @@ class RunDir:
             raise ValueError(
                 f"{self.path} belongs to another config; these keys differ:\n"
                 + "\n".join(differing)
-                + "\nTake another work directory, or undo these changes to resume."
+                + "\nChoose another work directory, or undo these changes to resume."
             )
 
 
 def environment() -> dict[str, Any]:
-    """What ran: versions, commit (None outside a checkout), Python, devices."""
+    """Versions, commit (None outside a checkout), Python and devices."""
     import jax
 
     commit, dirty = _git_state()
@@ -172,10 +145,10 @@ def environment() -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> text of all that the processes of one run must have in common.
+    """Key -> text of what the processes of one run must have in common.
 
-    The config but for where the data lies, the versions of Python and of the packages
-    that compute, and a hash of each source file of this one. Needs no device.
+    That is the config without the place of the data, the versions of Python and of the
+    packages that compute, and a hash of each source file of this one.
     """
     source = Path(__file__).parents[2]
     facts = {
@@ -190,12 +163,10 @@ def identity(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return versions
 
 

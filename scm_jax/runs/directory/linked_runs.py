@@ -1,14 +1,12 @@
 """The other runs that a run starts from or learns from, known by more than a path.
 
-A teacher may be moved, copied, or reached through a link. What counts is which run it
-is: a run directory remembers the identity of the runs that its config names, and where
-they lay relative to it.
+A teacher may be moved, copied, or reached through a link: a run directory remembers the
+identity of the runs that its config names, and where they lay relative to it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -17,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import write_json
-from scm_jax.runs.directory.run_configs import RUN_KEYS, config_hash
+from scm_jax.runs.directory.run_configs import RUN_KEYS, config_hash, read_object
 
 logger = logging.getLogger(__name__)
 
 LINKS_FILE = "linked_runs.json"
-RUN_FILE = "run.json"  # of a run that a sweep planned; has its id
-IMPORTED_FILE = "imported.json"  # of a run made from a file of weights; has its hash
+RUN_FILE = "run.json"  # holds the id of a run that a sweep planned
+IMPORTED_FILE = "imported.json"  # holds the hash of the weights of an imported run
 
 
 def identity(directory: str | os.PathLike) -> str | None:
     """Ten hexadecimal digits that tell a run from others, wherever its directory lies.
 
-    The hash in the id of a run of a sweep; else that of its config, in which other runs
-    count by their identity, and of the weights that it was imported from. None where
-    there is no such run, unless the name of the directory is the id of a sweep's run.
+    They are the hash in the id of a sweep's run; else that of its config, in which
+    other runs count by their identity, and of the weights it was imported from. None
+    where there is no run, unless the directory is named like a sweep's run.
     """
     directory = Path(directory)
-    config = _read(directory / "config.json")
-    run_id = _read(directory / RUN_FILE).get("id", "" if config else directory.name)
+    config = read_object(directory / "config.json")
+    run_id = read_object(directory / RUN_FILE).get(
+        "id", "" if config else directory.name
+    )
     if match := re.fullmatch(r".*-([0-9a-f]{10})", run_id):
         return match[1]
     if not config:
@@ -44,25 +44,23 @@ def identity(directory: str | os.PathLike) -> str | None:
         section, _, name = key.partition(".")
         config[section][name] = link["identity"]
     digits = config_hash(config)
-    if weights := _read(directory / IMPORTED_FILE).get("sha256"):
+    if weights := read_object(directory / IMPORTED_FILE).get("sha256"):
         return hashlib.sha256(f"{digits} {weights}".encode()).hexdigest()[:10]
     return digits
 
 
 def read_links(directory: str | os.PathLike) -> dict[str, dict[str, str]]:
     """Config key -> ``identity`` of that run and its place ``relative`` to this one."""
-    return _read(Path(directory) / LINKS_FILE)
+    return read_object(Path(directory) / LINKS_FILE)
 
 
 def write_links(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Remembers the runs that ``config`` names; one that is not there is left out."""
+    """Records those runs that ``config`` names and that exist."""
     links = {}
     for key, place in run_places(config).items():
         if (found := identity(place)) is not None:
-            relative = os.path.relpath(
-                os.path.realpath(place), Path(directory).resolve()
-            )
-            links[key] = {"identity": found, "relative": relative}
+            place = os.path.relpath(os.path.realpath(place), Path(directory).resolve())
+            links[key] = {"identity": found, "relative": place}
     if links and links != read_links(directory):
         write_json(Path(directory) / LINKS_FILE, links)
 
@@ -80,9 +78,9 @@ def run_places(config: Mapping[str, Any]) -> dict[str, str]:
 def find_moved(
     directory: str | os.PathLike, config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Config key -> new place of each named run that is gone from where it was.
+    """Config key -> new place of each run that is gone from the place it names.
 
-    It is looked for where it lay relative to ``directory``, and beside it.
+    Looks where the run lay relative to ``directory``, and beside ``directory``.
     """
     directory, links = Path(directory), read_links(directory)
     found = {}
@@ -104,20 +102,15 @@ def find_moved(
 def other_run(
     directory: str | os.PathLike, key: str, there: str, here: str
 ) -> str | None:
-    """How ``here`` is another run than the one that ``directory`` belongs to, or None.
+    """How the run ``here`` differs from the run ``there``; None where it is the same.
 
-    Args:
-      directory: the run directory.
-      key: one of ``RUN_KEYS``.
-      there: its value in the config of ``directory``.
-      here: its new value.
+    ``there`` is the value of ``key``, one of ``RUN_KEYS``, in the config of
+    ``directory``, and ``here`` is its new value.
     """
+    if there == here == "":
+        return None
     if not there or not here:
-        return (
-            None
-            if there == here
-            else f"{there or '(none)'} there, {here or '(none)'} here"
-        )
+        return f"{there or '(none)'} there, {here or '(none)'} here"
     known = read_links(directory).get(key, {}).get("identity") or identity(there)
     now = identity(here)
     if known == now or (
@@ -126,20 +119,11 @@ def other_run(
         return None
     if known is None:
         return (
-            f"{there} there, which is gone and was not recorded, {here} here; if they "
-            f"are the same run, make {there} a link to it"
+            f"{there} there, which is gone and was not recorded, {here} here; if it "
+            f"is the same run, make {there} a link to {here}"
         )
     return f"{there} (run {known}) there, {here} (run {now or 'unknown'}) here"
 
 
 def _is_run(directory: str | os.PathLike) -> bool:
     return (Path(directory) / "config.json").is_file()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import html
-import io
 import json
 import numbers
 import os
@@ -17,21 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.files import user_paths
-from scm_jax.files.jsonl import (
-    flatten,
-    merge_steps,
-    read_rows,
-    to_frame,
-)
+from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.runs.directory.writers import image_grid
+from scm_jax.runs.directory.run_configs import read_object
+from scm_jax.runs.directory.writers import image_grid, png_bytes, png_uri
 from scm_jax.types import check_seed
 
 if TYPE_CHECKING:
     import ml_collections
     import pandas as pd
     import PIL.Image
-
 
 SampleFn = Callable[..., tuple[np.ndarray, np.ndarray | None]]
 
@@ -56,10 +49,9 @@ class Samples:
     ) -> PIL.Image.Image:
         """The samples as one image; small images are enlarged by default."""
         if self.pixels is None:
-            raise ValueError(
-                "these samples are vectors, not images: look at .x instead"
-            )
-        return image_grid(self.pixels, columns, scale or _scale(self.pixels))
+            raise ValueError("these samples are vectors, not images: use .x instead")
+        scale = scale or max(1, 64 // max(self.pixels.shape[1:3]))
+        return image_grid(self.pixels, columns, scale)
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``."""
@@ -73,24 +65,18 @@ class Samples:
             raise OSError(f"cannot write {path}: {error}") from error
 
     def _repr_png_(self) -> bytes | None:
-        if self.pixels is None:
-            return None
-        buffer = io.BytesIO()
-        self.grid().save(buffer, format="PNG")
-        return buffer.getvalue()
+        return None if self.pixels is None else png_bytes(self.grid())
 
     def _repr_html_(self) -> str:
         about = html.escape(f"{len(self)} samples of shape {self.x.shape[1:]}")
-        png = self._repr_png_()
-        if png is None:
+        if self.pixels is None:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
-        data = base64.b64encode(png).decode()
-        return f'<img alt="{about}" src="data:image/png;base64,{data}">'
+        return f'<img alt="{about}" src="{png_uri(self.grid())}">'
 
 
 def samples_file(path: str | os.PathLike) -> Path:
-    """``path`` of a file of samples, which can be written.
+    """``path`` of a file of samples, after a check that it can be written.
 
     Raises:
       ValueError: it ends neither in ``.png`` nor in ``.npy``.
@@ -110,8 +96,7 @@ class Run:
     Attributes:
       path: the directory.
       make_sampler: ``make_sampler(run)`` gives a function
-        ``(num, *, steps, seed, label, ema) -> (x, pixels or None)``; handed in by the
-        commands, since a run knows no network.
+        ``(num, *, steps, seed, label, ema) -> (x, pixels or None)``.
     """
 
     path: Path
@@ -136,19 +121,18 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row per logged step; lists are numpy arrays, null is NaN.
 
-        Rows that a resumed run went back behind are dropped, and of two values for one
-        step the later one counts.
+        A resume drops the rows beyond its step; a later value replaces an earlier one.
         """
         return to_frame(merge_steps(read_rows(self.dir.metrics_path)))
 
     @property
     def results(self) -> pd.DataFrame:
-        """Every row that an evaluation appended, in the order of evaluation."""
+        """One row per evaluation, in their order."""
         return to_frame(read_rows(self.dir.results_path))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary, empty as long as the run is not done."""
+        """The summary, empty until the run is done."""
         if not self.dir.is_done:
             return {}
         return json.loads(self.dir.summary_path.read_text(encoding="utf-8"))
@@ -173,9 +157,9 @@ class Run:
         """Draws samples from the newest checkpoint.
 
         Args:
-          num: how many. Sample ``i`` depends on ``seed`` and ``i`` only.
+          num: number of samples. Sample ``i`` depends on ``seed`` and ``i`` only.
           steps: sampling steps.
-          seed: of the noise.
+          seed: seed of the noise.
           label: class of all samples; None draws from all classes.
           ema: name of the EMA; None takes the run's own choice.
 
@@ -193,8 +177,7 @@ class Run:
     def _sampler(self) -> SampleFn:
         if self.make_sampler is None:
             raise ValueError(
-                f"run {self.name!r} was loaded without a sampler: load it with "
-                "scm_jax.load_run"
+                f"run {self.name!r} has no sampler: load it with scm_jax.load_run"
             )
         return self.make_sampler(self)
 
@@ -236,8 +219,35 @@ def load_run(
     return Run(path, make_sampler)
 
 
-def _scale(pixels: np.ndarray) -> int:
-    return max(1, 64 // max(pixels.shape[1:3]))
+@dataclasses.dataclass(frozen=True)
+class Salvaged:
+    """A run as far as it can be read."""
+
+    run: Run
+    config: dict[str, Any]  # flat
+    metrics: pd.DataFrame
+    results: list[dict[str, Any]]
+    summary: dict[str, Any]
+    problems: list[str]  # what was left out, each with its file and line
+
+
+def salvage(run: Run) -> Salvaged:
+    """Reads what it can of ``run``; never fails for what it finds in files."""
+    problems: list[str] = []
+    files = run.dir
+    rows = [
+        row
+        for row in read_rows(files.metrics_path, problems)
+        if any(isinstance(row.get(key), int) for key in ("step", "resume_step"))
+    ]
+    return Salvaged(
+        run,
+        flatten(read_object(files.config_path, problems)),
+        to_frame(merge_steps(rows)),
+        read_rows(files.results_path, problems),
+        read_object(files.summary_path, problems),
+        problems,
+    )
 
 
 def _html_table(values: Mapping[str, Any]) -> str:

@@ -1,13 +1,10 @@
 """One self-contained HTML page about some runs, and a plain table for the terminal.
 
-The page needs no network and no script: curves are SVG in the page, images are base64
-PNG, and colours follow the reader's light or dark setting.
+The page needs no network and no script: it holds curves as SVG and images as PNG.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import numbers
 import os
@@ -19,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 from scm_jax.files.atomic import write_atomically
 from scm_jax.files.optional import require
 from scm_jax.runs.directory.labels import short_count
-from scm_jax.runs.directory.reading import Run
+from scm_jax.runs.directory.reading import Run, Salvaged, salvage
 from scm_jax.runs.directory.report_curves import NUM_COLOURS, curve_panels
-from scm_jax.runs.directory.salvage import Salvaged, salvage
+from scm_jax.runs.directory.writers import png_uri
 
 if TYPE_CHECKING:
     import PIL.Image
-
-    Picture = PIL.Image.Image | str | os.PathLike
 
 # Keys of a summary -> how a run's card names them. A MAC is one multiply-add.
 _FACTS = {
@@ -34,10 +29,7 @@ _FACTS = {
     "forward_macs_per_image": "forward MACs per image",
     "train_macs_per_image": "training MACs per image",
     "total_train_macs": "training MACs in total",
-    "seconds": "seconds",
-    "seed": "seed",
-    "device": "device",
-    "commit": "commit",
+    **{name: name for name in ("seconds", "seed", "device", "commit")},
 }
 
 
@@ -47,24 +39,20 @@ def write_report(
     title: str,
     runs: Sequence[Run | Salvaged] = (),
     results: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
-    grids: Mapping[str, Picture] | None = None,
+    grids: Mapping[str, PIL.Image.Image] | None = None,
     commands: Sequence[tuple[str, str]] = (),
     intro: str = "",
 ) -> Path:
-    """Writes the page; parts without content are left out.
+    """Writes the page and returns its path; parts without content are left out.
 
     Args:
       path: the HTML file; its folder is made.
       title: heading of the page.
-      runs: whose curves and facts are shown, each in its own colour; one with damaged
-        files with what can be read, and a warning.
+      runs: runs to show, each in its own colour; for damaged files there is a warning.
       results: caption and rows of each table of results.
-      grids: caption -> image (PIL, or the path of a PNG), shown side by side.
+      grids: caption -> image, shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
-
-    Returns:
-      ``path``.
     """
     path = Path(path)
     shown = [r if isinstance(r, Salvaged) else salvage(r) for r in runs]
@@ -73,14 +61,14 @@ def write_report(
         title=title,
         paragraphs=[p for p in re.split(r"\n\s*\n", intro.strip()) if p],
         tables=[_table(caption, rows) for caption, rows in results if rows],
-        grids={label: _png_uri(image) for label, image in (grids or {}).items()},
+        grids={label: png_uri(image) for label, image in (grids or {}).items()},
         panels=panels,
         over_t=any(caption.endswith("over t") for caption, _ in panels),
         cards=[_card(found, i % NUM_COLOURS) for i, found in enumerate(shown)],
         commands=commands,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A path in another encoding than the locale's has characters that are none.
+    # A path in another encoding than the locale's has characters that UTF-8 lacks.
     write_atomically(path, page.encode(errors="replace").decode())
     return path
 
@@ -88,7 +76,7 @@ def write_report(
 def format_table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> str:
-    """Rows as an aligned table of plain text; numbers stand on the right.
+    """Rows as an aligned table of plain text; numbers are right-aligned.
 
     Args:
       rows: one mapping per row; a missing value is shown as ``-``.
@@ -114,20 +102,11 @@ def format_table(
     return "\n".join(line.rstrip() for line in lines)
 
 
-# What fits into a cell.
-_CELL = (str, numbers.Number, type(None))
-
-
 def _template() -> Any:
     jinja2 = require("jinja2", "a report", "scm_jax[analysis]")
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(text)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return jinja2.Environment(autoescape=True, **blocks).from_string(text)
 
 
 def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,7 +122,6 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _card(found: Salvaged, colour: int) -> dict[str, Any]:
-    """What the page says about a run."""
     summary = found.summary | (found.summary.get("environment") or {})
     facts = {
         label: _fact(summary[key])
@@ -160,13 +138,12 @@ def _card(found: Salvaged, colour: int) -> dict[str, Any]:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a table can show: no lists by time or seed, and no protocols."""
-    columns = dict.fromkeys(key for row in rows for key in row)
+    # A cell holds no lists by time or seed, and no protocols.
+    cell = (str, numbers.Number, type(None))
     return [
         name
-        for name in columns
-        if name != "key"
-        and all(isinstance(row.get(name), _CELL) for row in rows if name in row)
+        for name in dict.fromkeys(key for row in rows for key in row)
+        if name != "key" and all(isinstance(row.get(name), cell) for row in rows)
     ]
 
 
@@ -180,12 +157,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """The texts of a column; its fractions share their number of decimals."""
+    """The texts of a column, with one number of decimals."""
     values: list[Any] = [row.get(column) for row in rows]
     floats = [abs(v) for v in values if _is_number(v) and math.isfinite(v) and v]
     decimals = max(0, 3 - math.floor(math.log10(max(floats)))) if floats else 0
     coarse = bool(floats) and min(floats) < 10.0 ** (1 - decimals)
-    # A table of pandas has made floats of the counts in a column with gaps.
+    # pandas makes floats of counts in a column with gaps.
     whole = all(v == math.floor(v) for v in floats)
 
     def text(value: Any) -> str:
@@ -206,13 +183,3 @@ def _fact(value: Any) -> str:
     if abs(value) >= 1e6:
         return short_count(value, " ", digits=4)
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.4g}"
-
-
-def _png_uri(picture: Picture) -> str:
-    if isinstance(picture, str | os.PathLike):
-        data = Path(picture).read_bytes()
-    else:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        data = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(data).decode()

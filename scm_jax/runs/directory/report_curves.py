@@ -1,8 +1,7 @@
 """Curves of some runs as small SVG panels, drawn by matplotlib and coloured by CSS.
 
-matplotlib draws with marker colours that are then replaced by CSS variables
-(``--line``, ``--run-0`` and on), so that the panels follow the light or dark setting of
-the page they stand in.
+CSS variables (``--line``, ``--run-0`` and on) replace the colours that matplotlib
+draws, so that panels follow the light or dark setting of their page.
 """
 
 from __future__ import annotations
@@ -42,27 +41,19 @@ Panel = tuple[str, str]
 
 
 def curve_panels(runs: Sequence[tuple[str, pd.DataFrame]]) -> list[Panel]:
-    """Loss, evaluation metrics over images, and diagnostics over t.
+    """(caption, SVG) of losses, evaluation metrics and diagnostics over t.
 
-    Args:
-      runs: name and metrics of each run (``Run.metrics``); run i has the colour
-        ``--run-i``. What no run has logged gets no panel.
-
-    Returns:
-      (caption, SVG text) per panel.
+    ``runs`` holds name and metrics (``Run.metrics``) of each run; run i has the colour
+    ``--run-i``. What no run has logged gets no panel.
     """
     frames = [frame for _, frame in runs]
-    losses = _loss_panels(frames, [name for name, _ in runs])
-    return [*losses, *_evaluation_panels(frames), *_bin_panels(frames)]
-
-
-def _loss_panels(frames: Sequence[pd.DataFrame], names: Sequence[str]) -> list[Panel]:
-    """One panel per run: the losses of two objectives cannot be compared."""
-    return [
+    # One panel per run: the losses of two objectives cannot be compared.
+    losses = [
         (f"loss: {name}", _svg(functools.partial(_draw_loss, i, frame), f"loss{i}"))
-        for i, (frame, name) in enumerate(zip(frames, names, strict=True))
+        for i, (name, frame) in enumerate(runs)
         if _has_numbers(frame, "loss")
     ]
+    return [*losses, *_evaluation_panels(frames), *_bin_panels(frames)]
 
 
 def _draw_loss(i: int, frame: pd.DataFrame, axes: Axes) -> None:
@@ -76,7 +67,6 @@ def _draw_loss(i: int, frame: pd.DataFrame, axes: Axes) -> None:
 
 
 def _evaluation_panels(frames: Sequence[pd.DataFrame]) -> list[Panel]:
-    """One panel per evaluation metric, all runs in it."""
     columns = dict.fromkeys(
         column
         for frame in frames
@@ -101,13 +91,12 @@ def _draw_evaluation(column: str, frames: Sequence[pd.DataFrame], axes: Axes) ->
 
 
 def _bin_panels(frames: Sequence[pd.DataFrame]) -> list[Panel]:
-    """Values over t, dotted as the run began and solid as it is now."""
     panels = []
     for column, caption in _BIN_PANELS.items():
         shown = {}
         for i, frame in enumerate(frames):
             rows = [np.ravel(v) for v in frame.get(column, ()) if np.size(v) > 1]
-            # all zero where the objective has no such thing
+            # Objectives without this diagnostic log zeros.
             if np.isfinite(rows).any() and np.nanmax(np.abs(rows)) > 0:
                 shown[i] = (rows[0], _mean_of_last(np.array(rows)))
         if shown:
@@ -117,7 +106,7 @@ def _bin_panels(frames: Sequence[pd.DataFrame]) -> list[Panel]:
 
 
 def _draw_bins(shown: dict[int, tuple[np.ndarray, np.ndarray]], axes: Axes) -> None:
-    for i, (first, last) in shown.items():
+    for i, (first, last) in shown.items():  # dotted at the start, solid now
         t = (np.arange(len(last)) + 0.5) / len(last) * np.pi / 2
         axes.plot(t, first, ":", color=_colour(i), linewidth=1.2)
         axes.plot(t, last, ".-", color=_colour(i), linewidth=1.6, markersize=5)
@@ -127,25 +116,17 @@ def _draw_bins(shown: dict[int, tuple[np.ndarray, np.ndarray]], axes: Axes) -> N
 
 
 def _svg(draw: Callable[[Axes], None], key: str) -> str:
-    """One panel as SVG text whose colours are CSS; ``key`` keeps its ids apart."""
+    """A panel whose colours are CSS and whose ids begin with ``key``."""
     matplotlib = require("matplotlib", "the report", "scm_jax[analysis]")
     figure_module = require("matplotlib.figure", "the report", "scm_jax[analysis]")
+    ink = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    lines = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": key,
-        "font.size": 9,
-        "text.color": _INK,
-        "axes.edgecolor": _LINE,
-        "axes.labelcolor": _INK,
-        "xtick.color": _LINE,
-        "ytick.color": _LINE,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
-        "axes.grid": True,
-        "grid.color": _LINE,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
+        **{"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9},
+        **dict.fromkeys(ink, _INK),
+        **dict.fromkeys(lines, _LINE),
+        **{"axes.grid": True, "grid.linewidth": 0.6},
+        **{"axes.spines.top": False, "axes.spines.right": False},
     }
     buffer = io.StringIO()
     with matplotlib.rc_context(settings):
@@ -172,15 +153,15 @@ def _images_axis(axes: Axes) -> None:
 
 
 def _log_if_wide(axes: Axes) -> None:
-    lines = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
-    values = np.concatenate(lines)
+    lines = (np.asarray(line.get_ydata(), float) for line in axes.get_lines())
+    values = np.concatenate([*lines])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() / values.min() > 30:
         axes.set_yscale("log")
 
 
 def _limit(axes: Axes, values: pd.Series) -> None:
-    """A few wild values at the start must not flatten the rest of a curve."""
+    # A few wild values at the start must not flatten the rest of a curve.
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite[len(finite) // 50 :], [0.01, 0.99])
     if finite.max() - finite.min() > 3 * (high - low) > 0:
@@ -194,7 +175,7 @@ def _has_numbers(frame: pd.DataFrame, column: str) -> bool:
 
 
 def _series(frame: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
-    """Images (steps, where a run does not count them) and values, logged rows only."""
+    """Images (steps, where there are none) and values of the rows that have both."""
     x = frame["images"] if "images" in frame else frame["step"]
     logged = frame[column].notna() & x.notna()
     return x[logged], frame[column][logged]

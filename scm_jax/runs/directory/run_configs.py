@@ -1,4 +1,4 @@
-"""Configs of runs as data: which keys decide a result, and their hash."""
+"""Files of runs as data: which config keys decide a result, and their hash."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import canonical_json, flatten
@@ -26,16 +27,27 @@ NEUTRAL_KEYS = (
     "mesh.*",
 )
 
-
 # Config keys that hold the run directory of another run.
 RUN_KEYS = ("init.run", "teacher.run")
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that tell apart configs with different results.
+def read_object(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
+    """A JSON object; empty where there is none, which is told to ``problems``."""
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        if problems is not None:
+            problems.append(f"{path}: {error}")
+        return {}
+    return found
 
-    SHA-256 over the canonical text of all keys but ``NEUTRAL_KEYS``.
-    """
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits of SHA-256 over all keys but ``NEUTRAL_KEYS``."""
     texts = {key: t for key, t in config_texts(config).items() if not is_neutral(key)}
     return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
 
@@ -63,5 +75,5 @@ def ema_names(ema: Mapping[str, Any]) -> list[str]:
 
 
 def sampling_ema(ema: Mapping[str, Any]) -> str:
-    """Name of the EMA that samples: ``ema.sampling``, or the first; "" without any."""
+    """Name of the EMA that samples: ``ema.sampling``, or the first, or ""."""
     return ema.get("sampling") or next(iter(ema_names(ema)), "")

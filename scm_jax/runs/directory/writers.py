@@ -1,24 +1,26 @@
-"""Where metrics go: one small protocol with clu's method names, and its writers.
+"""Where metrics go: JSON lines and PNG files always, TensorBoard or clu if asked.
 
-``clu.metric_writers`` imports TensorFlow, so the protocol is written down here: JSON
-lines and PNG files always, TensorBoard events without TensorFlow, clu's own writers
-behind the extra ``tf``. Analysis reads only the JSON lines; all else is a mirror.
+The methods have clu's names; ``clu.metric_writers`` itself imports TensorFlow. Analysis
+reads only the JSON lines.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scm_jax.files.atomic import replacing
 from scm_jax.files.jsonl import encode_row, flatten, mend_tail
 from scm_jax.files.optional import require
 from scm_jax.types import lookup
@@ -33,51 +35,34 @@ ROW_KEYS = ("step", "wall_time", "resume_step", "nonfinite")
 MAX_LIST = 4096
 
 
-class MetricWriter(Protocol):
+class MetricWriter:
     """clu's ``MetricWriter`` as far as it is used, and ``write_arrays``.
 
     ``step`` counts optimizer steps. Scalars are Python numbers or arrays of shape
-    ``()``, images are ``(n, h, w, c)`` uint8 with one or three channels. The bodies
-    here do nothing: a writer that names this protocol as its base records what it can
-    and lets the rest pass.
+    ``()``, images are ``(n, h, w, c)`` uint8 with one or three channels. The methods
+    here do nothing: a writer records what it can and ignores the rest.
     """
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Numbers by name."""
-        return
+        """Writes numbers by name."""
 
     def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
-        """Short lists by name, such as one value per time bin."""
-        return
+        """Writes short lists by name, such as one value per time bin."""
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Batches of images by name."""
-        return
+        """Writes batches of images by name."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Markdown by name."""
-        return
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, np.ndarray],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        """Distributions of values by name."""
-        return
+        """Writes Markdown by name."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """The config, nested or flat."""
-        return
+        """Writes the config, nested or flat."""
 
     def flush(self) -> None:
-        """Everything written so far is on disk when this returns."""
-        return
+        """Puts everything written so far on disk."""
 
     def close(self) -> None:
         """Flushes and ends; a second call does nothing."""
-        return
 
 
 def make_writer(
@@ -112,15 +97,9 @@ def make_writer(
 class JsonlWriter(MetricWriter):
     """One JSON object a line, appended; the file that analysis reads.
 
-    A row has ``step``, ``wall_time`` (seconds since 1970) and its values. NaN and
-    infinity become null and their names stand under ``nonfinite``: JSON has no NaN, and
-    readers refuse files with one. After a resume a marker row says at which step, so
-    that a reader drops what came after it in the earlier attempt; nothing is deleted.
-    Images and histograms are not written here; the config is in ``config.json``.
-
-    Args:
-      path: the file; appended to if it exists.
-      resume_step: see ``make_writer``.
+    A row has ``step``, ``wall_time`` (seconds since 1970) and its values; NaN becomes
+    null (``encode_row``). After a resume a marker row holds the restored step: readers
+    drop the rows beyond it that the earlier attempt wrote.
     """
 
     def __init__(self, path: str | os.PathLike, *, resume_step: int | None = None):
@@ -179,9 +158,8 @@ class PngWriter(MetricWriter):
         self._directory.mkdir(parents=True, exist_ok=True)
         for name, pixels in images.items():
             stem = f"{name.replace('/', '_')}_{int(step):08d}"
-            unfinished = self._directory / f".{stem}.tmp"
-            image_grid(pixels).save(unfinished, format="PNG")
-            os.replace(unfinished, self._directory / f"{stem}.png")
+            with replacing(self._directory / f"{stem}.png") as unfinished:
+                image_grid(pixels).save(unfinished, format="PNG")
 
 
 class TensorBoardWriter(MetricWriter):
@@ -191,11 +169,13 @@ class TensorBoardWriter(MetricWriter):
     TensorBoard hides what the earlier attempt wrote beyond ``resume_step``.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None):
+    def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
         module = require("tensorboardX", "log.writers = 'tensorboard'", "tensorboardX")
         # TensorBoard purges from this step on, and the restored step itself stays.
         purge_step = None if resume_step is None else int(resume_step) + 1
         self._writer = module.SummaryWriter(str(directory), purge_step=purge_step)
+        for name in ("flush", "close"):
+            vars(self)[name] = getattr(self._writer, name)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
@@ -213,41 +193,21 @@ class TensorBoardWriter(MetricWriter):
         for name, text in texts.items():
             self._writer.add_text(name, text, int(step))
 
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, np.ndarray],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        for name, values in arrays.items():
-            bins = (num_buckets or {}).get(name, 30)
-            values = np.asarray(values, np.float64)
-            self._writer.add_histogram(name, values, int(step), bins=bins)
-
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         # add_hparams would put them into a folder of their own, as a second run.
         summary = importlib.import_module("tensorboardX.summary")
         for part in summary.hparams(flatten(hparams, leaf=_hparam), {}):
             self._writer.file_writer.add_summary(part)
 
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
 
 class CluWriter(MetricWriter):
     """clu's own default writer; needs TensorFlow, so the extra ``tf``."""
 
     def __init__(self, directory: str | os.PathLike):
-        metric_writers = require(
-            "clu.metric_writers", "log.writers = 'clu'", "scm_jax[tf]"
-        )
-        self._writer = metric_writers.create_default_writer(str(directory))
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        self._writer.write_scalars(step, scalars)
+        module = require("clu.metric_writers", "log.writers = 'clu'", "scm_jax[tf]")
+        self._writer = module.create_default_writer(str(directory))
+        for name in ("write_scalars", "write_texts", "flush", "close"):
+            vars(self)[name] = getattr(self._writer, name)
 
     def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
         self._writer.write_scalars(step, _spread(arrays))
@@ -256,65 +216,31 @@ class CluWriter(MetricWriter):
         checked = {name: _check_pixels(pixels) for name, pixels in images.items()}
         self._writer.write_images(step, checked)
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        self._writer.write_texts(step, texts)
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, np.ndarray],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        self._writer.write_histograms(step, arrays, num_buckets)
-
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         self._writer.write_hparams(flatten(hparams, leaf=_hparam))
 
-    def flush(self) -> None:
-        self._writer.flush()
 
-    def close(self) -> None:
-        self._writer.close()
+def _to_each(method: str) -> Any:
+    def call(self: MultiWriter, *args: Any) -> None:
+        for writer in self.writers:
+            getattr(writer, method)(*args)
+
+    return call
 
 
 class MultiWriter(MetricWriter):
     """Passes every call on to each of its writers, in order."""
 
-    def __init__(self, writers: Sequence[MetricWriter]):
+    def __init__(self, writers: Iterable[MetricWriter]):
         self.writers = tuple(writers)
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        self._each("write_scalars", step, scalars)
-
-    def write_arrays(self, step: int, arrays: Mapping[str, Any]) -> None:
-        self._each("write_arrays", step, arrays)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        self._each("write_images", step, images)
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        self._each("write_texts", step, texts)
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, np.ndarray],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        self._each("write_histograms", step, arrays, num_buckets)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._each("write_hparams", hparams)
-
-    def flush(self) -> None:
-        self._each("flush")
-
-    def close(self) -> None:
-        self._each("close")
-
-    def _each(self, method: str, *args: Any) -> None:
-        for writer in self.writers:
-            getattr(writer, method)(*args)
+    write_scalars = _to_each("write_scalars")
+    write_arrays = _to_each("write_arrays")
+    write_images = _to_each("write_images")
+    write_texts = _to_each("write_texts")
+    write_hparams = _to_each("write_hparams")
+    flush = _to_each("flush")
+    close = _to_each("close")
 
 
 def image_grid(
@@ -339,13 +265,24 @@ def image_grid(
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     n, h, w, c = tiles.shape
     rows, gap = -(-n // columns), 2
-    sheet = np.full(
-        (rows * (h + gap) - gap, columns * (w + gap) - gap, c), 112, np.uint8
-    )
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (h + gap), i % columns * (w + gap)
-        sheet[top : top + h, left : left + w] = tile
+    cells = np.full((rows * columns, h + gap, w + gap, c), 112, np.uint8)
+    cells[:n, :h, :w] = tiles
+    cells = cells.reshape(rows, columns, h + gap, w + gap, c).swapaxes(1, 2)
+    sheet = cells.reshape(rows * (h + gap), -1, c)[:-gap, :-gap]
     return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
+
+
+def png_bytes(image: PIL.Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def png_uri(image: PIL.Image.Image) -> str:
+    """An image as the source of an HTML tag."""
+    data = base64.b64encode(png_bytes(image)).decode()
+    return f"data:image/png;base64,{data}"
 
 
 def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +298,6 @@ def _hparam(value: Any) -> Any:
 
 
 def _check_pixels(pixels: np.ndarray) -> np.ndarray:
-    """``pixels`` as an array; a ValueError unless ``image_grid`` can show them."""
     pixels = np.asarray(pixels)
     legal = pixels.ndim == 4 and len(pixels) and pixels.shape[-1] in (1, 3)
     if not legal or pixels.dtype != np.uint8:
@@ -372,13 +308,10 @@ def _check_pixels(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-Factory = Callable[[Path, int | None], MetricWriter]
-
-WRITERS: dict[str, Factory] = {
+# Name -> what makes it from the run directory and the restored step.
+WRITERS: dict[str, Callable[[Path, int | None], MetricWriter]] = {
     "jsonl": lambda run, step: JsonlWriter(run / "metrics.jsonl", resume_step=step),
-    "png": lambda run, step: PngWriter(run / "samples"),
-    "tensorboard": lambda run, step: TensorBoardWriter(
-        run / "events", resume_step=step
-    ),
-    "clu": lambda run, step: CluWriter(run / "events"),
+    "png": lambda run, _: PngWriter(run / "samples"),
+    "tensorboard": lambda run, step: TensorBoardWriter(run / "events", step),
+    "clu": lambda run, _: CluWriter(run / "events"),
 }

@@ -1,31 +1,22 @@
-"""What a config costs on a mesh of accelerators, and how each number is known.
-
-    accounts = account(config, MeshSpec(data=2, fsdp=4), "a100-80g")
-    print(format_accounts(accounts))
-
-Every number stands in one of four groups. ``stated``: given by the caller, the config
-or a data sheet. ``measured``: counted on the traced program and its shapes, exact.
-``compiled``: read from the program that XLA makes of the step for simulated CPU devices
-(its buffers hold 16-bit arrays in 32 bits where the CPU computes so). ``modelled``: a
-formula of ``scm_jax/cost/roofline.py``. Nothing is allocated, and a step is compiled
-once, or not at all where no mesh is given.
-"""
+"""What a config costs on a mesh of accelerators, and how each number is known."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax.cost import collectives, counts, roofline
 from scm_jax.cost import hardware as hardware_lib
 from scm_jax.cost.hardware import Hardware
 from scm_jax.networks import layers
-from scm_jax.runs.estimate import lowering, work
+from scm_jax.runs.estimate import work
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
@@ -34,17 +25,23 @@ from scm_jax.training.sharding import MeshSpec
 from scm_jax.types import lookup, num_steps
 
 DEFAULT_HARDWARE = "a100-80g"
+# What a cost estimate repeats of ``Hardware``.
+_DATA_SHEET = (
+    *("peak_flops", "memory_bytes", "memory_bandwidth"),
+    *("link_bandwidth", "node_devices", "node_bandwidth"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Accounts:
-    """Numbers by how they are known; bytes, seconds, counts without prefixes.
+    """The cost estimate; bytes, seconds and counts without prefixes.
 
     Attributes:
-      stated: assumptions.
-      measured: exact counts.
-      compiled: of the compiled step; empty where nothing was compiled.
-      modelled: formulas.
+      stated: given by the caller, the config or a data sheet.
+      measured: exact, counted on the traced program and its shapes.
+      compiled: read from XLA's program for simulated CPU devices (its buffers hold
+        16-bit arrays in 32 bits where the CPU computes so); empty without a mesh.
+      modelled: formulas of ``scm_jax/cost/roofline.py``.
     """
 
     stated: dict[str, Any]
@@ -53,11 +50,8 @@ class Accounts:
     modelled: dict[str, Any]
 
 
-# --- The mesh -------------------------------------------------------------------------
-
-
 def parse_mesh(text: str) -> MeshSpec:
-    """``data=2,fsdp=4`` as a mesh; axes left out have one device.
+    """``data=2,fsdp=4`` as a mesh; missing axes have one device.
 
     Raises:
       ValueError: anything else; names the legal axes.
@@ -82,11 +76,6 @@ def parse_mesh(text: str) -> MeshSpec:
     return MeshSpec(**{"data": 1, **sizes})
 
 
-def num_devices(spec: MeshSpec) -> int:
-    """Devices of a mesh whose sizes are all given."""
-    return spec.data * spec.fsdp * spec.tensor
-
-
 def simulate_devices(count: int) -> None:
     """Makes this process see ``count`` CPU devices and no others.
 
@@ -103,21 +92,18 @@ def simulate_devices(count: int) -> None:
         ) from error
 
 
-# --- The estimate ---------------------------------------------------------------------
-
-
 def account(
     config: ConfigDict,
     mesh: MeshSpec | None = None,
     hardware: str = DEFAULT_HARDWARE,
     efficiency: float = roofline.EFFICIENCY,
 ) -> Accounts:
-    """Accounts of a training step and of the whole training.
+    """The cost estimate of a training step and of the whole training.
 
     Args:
       config: a complete config; its own mesh is not read.
-      mesh: compile for this mesh, one process with as many CPU devices
-        (``simulate_devices``); None compiles nothing and models one device.
+      mesh: mesh to compile for, with as many CPU devices (``simulate_devices``); None
+        compiles nothing and models one device.
       hardware: a key of ``hardware.HARDWARE``.
       efficiency: share of the peak that matrix products reach.
 
@@ -128,7 +114,7 @@ def account(
     device = hardware_lib.find(hardware)
     roofline.check_efficiency(efficiency)
     spec = mesh or MeshSpec(1, 1, 1)
-    real = sharding.make_mesh(spec, jax.devices("cpu")[: num_devices(spec)])
+    real = sharding.make_mesh(spec, jax.devices("cpu")[: math.prod(spec.sizes)])
     sharding.check_batch_size(config.train.batch_size, real)
     config = as_on_accelerator(config, gathers=spec.fsdp > 1)
     experiment = experiment_lib.build_abstract(config)
@@ -141,12 +127,10 @@ def account(
 
 
 def as_on_accelerator(config: ConfigDict, *, gathers: bool = False) -> ConfigDict:
-    """The config with its stacks as loops, which they are anywhere but on a CPU.
+    """The config with its stacks as loops, as on any device but a CPU.
 
-    Args:
-      config: a complete config.
-      gathers: whether weights are gathered: then ``remat="none"`` is written as what it
-        means there, ``"dots"``, so that counts on one device are those of the mesh.
+    With ``gathers``, for a mesh that gathers weights, ``remat="none"`` is written as
+    what it means there, ``"dots"``: counts on one device are then those of the mesh.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -164,7 +148,7 @@ def _state(
         "name": config.name,
         "hardware": device.name,
         "mesh": dict(zip(sharding.MESH_AXES, spec.sizes, strict=True)),
-        "devices": num_devices(spec),
+        "devices": math.prod(spec.sizes),
         "batch_size": config.train.batch_size,
         "microbatches": config.train.microbatches,
         "steps": num_steps(config.train.duration_images, config.train.batch_size),
@@ -172,18 +156,14 @@ def _state(
         "efficiency": efficiency,
         "bandwidth_efficiency": roofline.BANDWIDTH_EFFICIENCY,
         "usable_memory": roofline.USABLE_MEMORY,
-        "peak_flops": device.peak_flops,
-        "memory_bytes": device.memory_bytes,
-        "memory_bandwidth": device.memory_bandwidth,
-        "link_bandwidth": device.link_bandwidth,
-        "node_devices": device.node_devices,
-        "node_bandwidth": device.node_bandwidth,
+        **{name: getattr(device, name) for name in _DATA_SHEET},
     }
 
 
 def measure(experiment: Experiment) -> dict[str, Any]:
     """Exact counts of a step; nothing is compiled."""
     teacher = experiment.teacher.network if experiment.teacher else None
+    taught = parts.abstract_init(teacher) if teacher else {}
 
     def traffic(batch: int) -> int:
         loss, args = work.training_loss(experiment, batch)
@@ -197,9 +177,7 @@ def measure(experiment: Experiment) -> dict[str, Any]:
     abstract = experiment.abstract_params()
     return {
         "parameters": counts.parameter_count(abstract["net"]),
-        "teacher_parameters": counts.parameter_count(
-            parts.abstract_init(teacher) if teacher else {}
-        ),
+        "teacher_parameters": counts.parameter_count(taught),
         **work.macs_per_image(experiment),
         "saved_bytes_per_image": roofline.linear(saved)[1],
         "contraction_bytes_per_image": traffic_per_image,
@@ -212,11 +190,9 @@ def measure(experiment: Experiment) -> dict[str, Any]:
 
 
 def gradient_bytes(experiment: Experiment) -> int:
-    """Bytes of the network's gradients in the dtypes in which devices sum them.
+    """Bytes of the network's gradients in the dtypes in which devices sum them."""
 
-    Those of folded weights, but for kernels that are widened before they multiply.
-    """
-
+    # The dtypes of folded weights, but for kernels that are widened to multiply.
     def leaf_bytes(path: Any, leaf: jax.ShapeDtypeStruct) -> int:
         wide = any(getattr(p, "key", None) in layers.FLOAT32_KERNELS for p in path)
         return int(leaf.size) * (4 if wide else leaf.dtype.itemsize)
@@ -227,19 +203,54 @@ def gradient_bytes(experiment: Experiment) -> int:
 
 
 def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
-    """Bytes of one device's part of the train state."""
+    """Bytes of one device's shards of the train state."""
     state = jax.eval_shape(experiment.init_state)
     rules = start.mesh_rules(experiment.config)
-    return lowering.bytes_per_device(
-        state, sharding.state_shardings(state, mesh, rules)
+    shardings = jax.tree.leaves(sharding.state_shardings(state, mesh, rules))
+    return sum(
+        int(np.prod(where.shard_shape(leaf.shape))) * _itemsize(leaf)
+        for leaf, where in zip(jax.tree.leaves(state), shardings, strict=True)
     )
+
+
+def _itemsize(leaf: Any) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf).size * 4
+    return leaf.dtype.itemsize
+
+
+def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The training step, lowered for a mesh; nothing is allocated.
+
+    Raises:
+      ValueError: a batch that the mesh does not divide, or a parameter that the rules
+        cannot place.
+    """
+    config = experiment.config
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(experiment.init_state)
+        rules = start.mesh_rules(config)
+        shardings = sharding.state_shardings(state, mesh, rules)
+        batch = experiment.example_batch(config.train.batch_size)
+        split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+        step = jax.jit(
+            experiment.place(mesh).train_step(),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        return step.lower(
+            sharding.abstract_like(state, shardings),
+            sharding.abstract_like(batch, split),
+            start.abstract_teacher(experiment, mesh),
+        )
 
 
 def compile_step(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[list[collectives.Collective], dict[str, Any]]:
-    """Compiles the step once: its collectives, and bytes per device."""
-    lowered = lowering.lower_step(experiment, mesh)
+    """Collectives and bytes per device of the step, which is compiled once."""
+    lowered = lower_step(experiment, mesh)
     program, hlo = collectives.compile_partitioned(lowered)
     found = collectives.read_collectives(hlo)
     memory = program.memory_analysis()
@@ -260,8 +271,7 @@ def model(
     """Everything that follows by formula from counts and data sheets.
 
     Times use the traffic of the compiled step where there is one, else the analytic
-    model of fully sharded training. The largest batch takes the compiled temporaries
-    where they are larger than the model's.
+    model of fully sharded training.
     """
     sizes = stated["mesh"]
     split = sizes["data"] * sizes["fsdp"]

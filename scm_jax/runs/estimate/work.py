@@ -10,23 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax.cost import counts
-from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.runs.setup import parts
 from scm_jax.runs.setup.experiment import Experiment
 
 
 def macs_per_image(experiment: Experiment) -> dict[str, int]:
     """Multiply-adds of a forward pass and of a training step, by their names."""
-    return {
-        "forward_macs_per_image": forward_macs(experiment),
-        "train_macs_per_image": train_macs(experiment),
-    }
-
-
-def forward_macs(experiment: Experiment) -> int:
-    """Multiply-adds of one evaluation of the network, per image."""
     x, cond = experiment.network.example(1)
     params = experiment.abstract_params()["net"]
-    return counts.count_macs(experiment.network.apply, params, x, cond)
+    return {
+        "forward_macs_per_image": counts.count_macs(
+            experiment.network.apply, params, x, cond
+        ),
+        "train_macs_per_image": train_macs(experiment),
+    }
 
 
 def train_macs(experiment: Experiment, batch_size: int | None = None) -> int:
@@ -41,26 +38,20 @@ def training_loss(
 ) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
     """``loss(params, ...)`` of a training step, and shapes to trace it with."""
 
-    def loss(params: Any, teacher: Any, batch: Any, key: Any, step: Any) -> jax.Array:
-        fn = None
-        if experiment.teacher is not None:
-            fn = functools.partial(experiment.teacher.fn, teacher)
+    teacher, weights = experiment.teacher, None
+    if teacher is not None and teacher.network is not None:
+        weights = parts.abstract_init(teacher.network)
+
+    def loss(params: Any, weights: Any, batch: Any, key: Any, step: Any) -> jax.Array:
+        fn = None if teacher is None else functools.partial(teacher.fn, weights)
+        apply = experiment.network.apply
         return experiment.objective(
-            experiment.network.apply,
-            params,
-            batch,
-            key=key,
-            step=step,
-            teacher_fn=fn,
+            apply, params, batch, key=key, step=step, teacher_fn=fn
         ).loss
 
-    teacher = experiment.teacher
-    abstract_teacher = None
-    if teacher is not None and teacher.network is not None:
-        abstract_teacher = experiment_lib.abstract_init(teacher.network)
     return loss, (
         experiment.abstract_params(),
-        abstract_teacher,
+        weights,
         experiment.example_batch(batch_size),
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((), jnp.int32),

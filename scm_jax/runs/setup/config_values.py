@@ -1,13 +1,11 @@
 """Legal values of config keys, for every way in which a config can be changed.
 
-``checked`` is the one gate: training, ``--dry_run``, ``sweep plan`` and sampling all
-build from what it returns. The type of a key is the annotation of its field or argument
-where it has one, else the type of its default.
+Everything is built from what ``checked`` returns. The type of a key is the annotation
+of its field or argument where it has one, else the type of its default.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
 import itertools
@@ -28,26 +26,20 @@ from scm_jax.objectives import OBJECTIVES
 from scm_jax.training.state import OptimizerConfig
 from scm_jax.types import MAX_SEED, lookup
 
+# Legal numbers, and a text that describes them.
+_Range = tuple[str, Callable[[float], bool]]
 
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    """Legal numbers, and how to say which they are."""
-
-    text: str
-    holds: Callable[[float], bool]
-
-
-_POSITIVE = _Range("must be above 0", lambda v: v > 0)
-_COUNT = _Range("must be at least 1", lambda v: v >= 1)
-_NOT_NEGATIVE = _Range("must be at least 0", lambda v: v >= 0)
-_DEVICES = _Range("must be at least 1, or -1 for the rest", lambda v: v >= 1 or v == -1)
-_PROBABILITY = _Range("must be in [0, 1]", lambda v: 0 <= v <= 1)
-_DECAY = _Range("must be in [0, 1)", lambda v: 0 <= v < 1)
-_SEED = _Range(f"must be in 0..{MAX_SEED}", lambda v: 0 <= v <= MAX_SEED)
-_TIME = _Range("must be in (0, pi/2)", lambda v: 0 < v < math.pi / 2)
+_POSITIVE = ("must be above 0", lambda v: v > 0)
+_COUNT = ("must be at least 1", lambda v: v >= 1)
+_NOT_NEGATIVE = ("must be at least 0", lambda v: v >= 0)
+_DEVICES = ("must be at least 1, or -1 for the rest", lambda v: v >= 1 or v == -1)
+_PROBABILITY = ("must be in [0, 1]", lambda v: 0 <= v <= 1)
+_DECAY = ("must be in [0, 1)", lambda v: 0 <= v < 1)
+_SEED = (f"must be in 0..{MAX_SEED}", lambda v: 0 <= v <= MAX_SEED)
+_TIME = ("must be in (0, pi/2)", lambda v: 0 < v < math.pi / 2)
 
 # Dotted key, or a pattern -> range of each number in its value. The first one counts.
-_RANGES = {
+_RANGES: dict[str, _Range] = {
     "seed": _SEED,
     "train.*": _COUNT,
     "mesh.*": _DEVICES,
@@ -63,7 +55,7 @@ _RANGES = {
     "eval.*": _NOT_NEGATIVE,
     "log.*": _COUNT,
     "checkpoint.every_images": _NOT_NEGATIVE,
-    "checkpoint.max_to_keep": _Range("must be at least 2", lambda v: v >= 2),
+    "checkpoint.max_to_keep": ("must be at least 2", lambda v: v >= 2),
     "network.dropout": _DECAY,
     "network.dropout_max_resolution": _NOT_NEGATIVE,
     "network.unroll": _NOT_NEGATIVE,
@@ -86,23 +78,31 @@ _TUPLES: dict[str, Any] = {
     "eval.times": tuple[tuple[float, ...], ...],
     "log.writers": tuple[str, ...],
 }
-_WORDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# Type -> how a message calls it, and whether a value is of it.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda v: isinstance(v, bool)),
+    int: ("a whole number", lambda v: _is_number(v) and float(v).is_integer()),
+    float: ("a finite number", lambda v: _is_number(v) and math.isfinite(v)),
+    str: ("text", lambda v: isinstance(v, str) and v != "None"),
+    types.NoneType: ("None", lambda v: v is None),
 }
 
 
 def checked(config: ConfigDict) -> ConfigDict:
     """A copy of ``config`` with plain values, all of legal types and in their ranges.
 
-    NumPy scalars become Python numbers, and a whole float such as ``1e6`` becomes an
-    int where an int is needed.
+    NumPy scalars become Python numbers; a whole float such as ``1e6`` becomes an int
+    where one is needed.
 
     Raises:
-      ValueError: a value that a run cannot use; the message has key, value and what is
-        legal.
+      ValueError: a value that a run cannot use; the message has key, value and legal
+        values.
 
     Example:
       >>> c = config_lib.base_config()
@@ -151,13 +151,9 @@ def get_value(config: ConfigDict, key: str) -> Any:
 def parent(config: ConfigDict, key: str, besides: Iterable[str] = ()) -> ConfigDict:
     """The section that holds a dotted key.
 
-    Args:
-      config: a config.
-      key: dotted key.
-      besides: further legal words, for the message.
-
     Raises:
-      ValueError: there is no such key; the message lists those of its section.
+      ValueError: there is no such key; the message lists those of its section, and
+        ``besides``.
     """
     if key not in (known := flatten(config.to_dict())):
         head = key.rpartition(".")[0]
@@ -195,7 +191,6 @@ def _kinds(network: str, objective: str, dataset: str) -> Mapping[str, Any]:
 
 
 def _plain(key: str, value: Any, kind: Any) -> Any:
-    """``value`` as plain Python of type ``kind``; ValueError where it is not one."""
     try:
         return _conform(value, kind)
     except ValueError as error:
@@ -214,21 +209,14 @@ def _conform(value: Any, kind: Any) -> Any:
         return _conform_any(value, typing.get_args(kind))
     if origin in (tuple, Sequence):
         return _conform_tuple(value, typing.get_args(kind))
-    fits = {
-        bool: lambda: isinstance(value, bool),
-        int: lambda: _is_number(value) and float(value).is_integer(),
-        float: lambda: _is_number(value) and math.isfinite(value),
-        str: lambda: isinstance(value, str) and value != "None",
-        types.NoneType: lambda: value is None,
-    }
-    if origin in fits and not fits[origin]():
-        raise ValueError(f"{value!r} must be {_WORDS.get(origin, 'None')}")
+    name, fits = _KINDS.get(origin, ("", lambda value: True))
+    if not fits(value):
+        raise ValueError(f"{value!r} must be {name}")
     # An int stays one where a float is needed: configs that are equal have one text.
     return int(value) if origin is int else value
 
 
 def _conform_any(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """``value`` as the first of several types that it fits."""
     if value == (None,) and types.NoneType in kinds:  # --config.KEY=None
         return None
     problems = []
@@ -256,19 +244,15 @@ def _conform_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_conform(v, k) for v, k in zip(value, kinds, strict=True))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_range(key: str, value: Any) -> None:
     if key == "network.channel_mult" and not value:
         raise ValueError(f"{key} = {value!r}: must have at least one value")
-    for pattern, legal in _RANGES.items():
+    for pattern, (text, is_legal) in _RANGES.items():
         if fnmatch.fnmatchcase(key, pattern):
             for number in _numbers(value):
-                if not legal.holds(number):
+                if not is_legal(number):
                     which = "" if number is value else f"{number!r} "
-                    raise ValueError(f"{key} = {value!r}: {which}{legal.text}")
+                    raise ValueError(f"{key} = {value!r}: {which}{text}")
             break
     if key == "eval.times":
         for times in value:

@@ -1,4 +1,4 @@
-"""From a locked config to frozen objects: the one place that knows every room."""
+"""From a locked config to frozen objects."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ from scm_jax.networks import Network
 from scm_jax.objectives import Objective
 from scm_jax.runs.directory import linked_runs
 from scm_jax.runs.directory.run_configs import sampling_ema
-from scm_jax.runs.setup import config_values
-from scm_jax.runs.setup.parts import (
-    abstract_init,
-    build_dataset,
-    build_network,
-    ema_profiles,
-)
-from scm_jax.runs.setup.teachers import Teacher, build_teacher
+from scm_jax.runs.setup import config_values, parts
+from scm_jax.runs.setup.parts import Teacher, build_teacher
 from scm_jax.training import ema
 from scm_jax.training import state as state_lib
 from scm_jax.types import Batch, lookup
@@ -62,15 +56,12 @@ class Experiment:
         from scm_jax.training.sharding import Placement
 
         placement = Placement(mesh, mesh_rules(self.config))
-        teacher = self.teacher
+        network, teacher = self.network.place(placement), self.teacher
         if teacher is not None and teacher.network is not None:
-            network = teacher.network.place(placement)
-            teacher = dataclasses.replace(teacher, network=network)
+            placed = teacher.network.place(placement)
+            teacher = dataclasses.replace(teacher, network=placed)
         return dataclasses.replace(
-            self,
-            network=self.network.place(placement),
-            teacher=teacher,
-            placement=placement,
+            self, network=network, teacher=teacher, placement=placement
         )
 
     def train_step(self) -> TrainStep:
@@ -90,26 +81,22 @@ class Experiment:
         )
 
     def _keep(self, folded: networks.Folded) -> networks.Folded:
-        """Folded weights, or their gradient, in the pieces that devices store."""
+        # Weights, or their gradient, in the pieces that devices store.
         if self.placement is None:
             return folded
         return networks.Folded(self.placement.keep(folded.weights))
 
     def init_state(self, params: dict[str, Any] | None = None) -> state_lib.TrainState:
         """A fresh state; traceable. ``params`` replaces random parameters."""
+        params = self.init_params() if params is None else params
         key = jax.random.key(self.config.seed)
-        return state_lib.init_state(
-            self.init_params() if params is None else params,
-            self.optimizer,
-            tuple(self.ema_profiles),
-            key,
-        )
+        names = tuple(self.ema_profiles)
+        return state_lib.init_state(params, self.optimizer, names, key)
 
     def init_params(self) -> dict[str, Any]:
         """Fresh parameters of network and objective; traceable."""
-        key_net, key_objective = jax.random.split(
-            jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
-        )
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
+        key_net, key_objective = jax.random.split(key)
         return {
             "net": self.network.init(key_net),
             "objective": self.objective.init(key_objective),
@@ -118,7 +105,7 @@ class Experiment:
     def abstract_params(self) -> dict[str, Any]:
         """Shapes of the parameters; nothing is allocated."""
         return {
-            "net": abstract_init(self.network),
+            "net": parts.abstract_init(self.network),
             "objective": jax.eval_shape(self.objective.init, jax.random.key(0)),
         }
 
@@ -139,41 +126,35 @@ def build(config: ConfigDict) -> Experiment:
       FileNotFoundError: the run directory of a teacher or of ``init.run`` is missing.
     """
     config = config_values.checked(config)
-    dataset = build_dataset(config)
+    dataset = parts.build_dataset(config)
     _check_sampling(config, dataset.info.sigma_data)
-    objective = objectives.build(
-        config.objective.name,
-        sigma_data=dataset.info.sigma_data,
-        **config_lib.objective_settings(config),
-    )
-    network = build_network(config, dataset)
+    objective = _build_objective(config, dataset)
+    network = parts.build_network(config, dataset)
     missing = objective.needs - network.consumes
     if missing:
         raise ValueError(
             f"the objective needs a network that takes {sorted(missing)} as input; set "
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
-    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
-    experiment = Experiment(
-        config=config,
-        dataset=dataset,
-        network=network,
-        objective=objective,
-        optimizer=state_lib.build_optimizer(
-            state_lib.OptimizerConfig(**config.optimizer), config.train.batch_size
-        ),
-        ema_profiles=ema_profiles(config),
-        teacher=teacher,
+    optimizer = state_lib.build_optimizer(
+        state_lib.OptimizerConfig(**config.optimizer), config.train.batch_size
     )
-    lookup(experiment.ema_profiles, experiment.sampling_ema, "ema.sampling")
-    return experiment
+    profiles = parts.ema_profiles(config)
+    lookup(profiles, sampling_ema(config.ema), "ema.sampling")
+    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
+    return Experiment(config, dataset, network, objective, optimizer, profiles, teacher)
+
+
+def _build_objective(config: ConfigDict, dataset: Dataset) -> Objective:
+    return objectives.build(
+        config.objective.name,
+        sigma_data=dataset.info.sigma_data,
+        **config_lib.objective_settings(config),
+    )
 
 
 def with_moved_runs(config: ConfigDict, directory: str | os.PathLike) -> ConfigDict:
-    """``config`` of the run in ``directory``, with its other runs where they are now.
-
-    A teacher that is gone from its place is looked for beside ``directory``.
-    """
+    """The config of a run, with the current places of its other runs."""
     moved = linked_runs.find_moved(directory, config.to_dict())
     config = config.copy_and_resolve_references()
     for key, place in moved.items():
@@ -182,18 +163,16 @@ def with_moved_runs(config: ConfigDict, directory: str | os.PathLike) -> ConfigD
 
 
 def _check_sampling(config: ConfigDict, sigma_data: float) -> None:
-    """Raises ValueError for steps or times that the sampler cannot take."""
     sampler = config.sampling.sampler
     lookup(dict.fromkeys(sampling.SAMPLERS), sampler, "sampling.sampler")
-    asked = {"sampling.steps": [(config.sampling.steps, None)]}
-    asked["eval.steps"] = [(steps, None) for steps in config.eval.steps]
-    asked["eval.times"] = [(len(times) + 1, times) for times in config.eval.times]
-    for key, points in asked.items():
-        for steps, times in points:
-            try:
-                sampling.make_grid(sampler, steps, sigma_data, times)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+    asked = [("sampling.steps", config.sampling.steps, None)]
+    asked += [("eval.steps", steps, None) for steps in config.eval.steps]
+    asked += [("eval.times", len(times) + 1, times) for times in config.eval.times]
+    for key, steps, times in asked:
+        try:
+            sampling.make_grid(sampler, steps, sigma_data, times)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def without_teacher(config: ConfigDict) -> ConfigDict:
@@ -210,31 +189,28 @@ def without_teacher(config: ConfigDict) -> ConfigDict:
 def build_abstract(
     config: ConfigDict, teacher_config: ConfigDict | None = None
 ) -> Experiment:
-    """As ``build``, also before the teacher has been trained.
+    """``build`` before the teacher has been trained.
 
-    A teacher without a run directory has the network of ``teacher_config``, or without
-    that the student's.
+    A teacher without a run directory has the network of ``teacher_config``, by default
+    the student's.
     """
     experiment = build(without_teacher(config))
     if "dx_dt" not in config.objective or config.objective.dx_dt != "teacher":
         return experiment
-    objective = objectives.build(
-        config.objective.name,
-        sigma_data=experiment.dataset.info.sigma_data,
-        **config_lib.objective_settings(config),
-    )
+    dataset = experiment.dataset
     if teacher_config is None:
         stand_in = unguided(experiment).network
     else:
-        stand_in = build_network(teacher_config, experiment.dataset)
-    teacher = build_teacher(config, experiment.dataset, stand_in)
+        stand_in = parts.build_network(teacher_config, dataset)
+    teacher = build_teacher(config, dataset, stand_in)
+    objective = _build_objective(config, dataset)
     return dataclasses.replace(experiment, objective=objective, teacher=teacher)
 
 
 def unguided(experiment: Experiment) -> Experiment:
-    """With the network of a teacher: it takes no guidance scale."""
+    """The experiment with a teacher's network, which takes no guidance scale."""
     config = experiment.config.copy_and_resolve_references()
     with config.unlocked():
         config.network.use_guidance = False
-    network = build_network(config, experiment.dataset)
+    network = parts.build_network(config, experiment.dataset)
     return dataclasses.replace(experiment, network=network)

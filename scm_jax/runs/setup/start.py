@@ -1,4 +1,4 @@
-"""The weights that a training begins with: its own start and its teacher's."""
+"""The weights that a training begins with: its own and its teacher's."""
 
 from __future__ import annotations
 
@@ -40,11 +40,9 @@ def abstract_teacher(experiment: Experiment, mesh: Mesh) -> Any:
 
 
 def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
-    """Parameters that ``init.run`` prescribes, or None for a random start.
+    """Parameters at an EMA of ``init.run`` (Alg. 1), or None for a random start.
 
-    The network starts at an EMA of that run (Alg. 1, for sCT as well). Inputs that
-    the student takes and that run's network does not, such as the guidance scale, keep
-    their fresh layers.
+    Inputs that only the student takes, such as the guidance scale, keep fresh layers.
     """
     settings = experiment.config.init
     if not settings.run:
@@ -52,21 +50,18 @@ def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
     network, name = saved_network(settings.run, settings.ema, experiment.dataset)
     if (network.adapter is None) != (experiment.network.adapter is None):
         raise ValueError(
-            f"init.run = {settings.run!r} was trained with another parameterization "
-            f"than this config's {experiment.config.parameterization!r}: its network "
-            "reads the time differently"
+            f"init.run = {settings.run!r} has another parameterization than this "
+            f"config's {experiment.config.parameterization!r}: its network reads the "
+            "time differently"
         )
     abstract = abstract_net(network, mesh, experiment.config)
     loaded = load_average(settings.run, name, abstract)
-    fresh = jax.jit(
-        experiment.init_params,
-        out_shardings=sharding.tree_shardings(
-            experiment.abstract_params(), mesh, mesh_rules(experiment.config)
-        ),
-    )()
-    loaded = _with_new_inputs(
-        loaded, fresh["net"], experiment.network.consumes - network.consumes
+    where = sharding.tree_shardings(
+        experiment.abstract_params(), mesh, mesh_rules(experiment.config)
     )
+    fresh = jax.jit(experiment.init_params, out_shardings=where)()
+    new = experiment.network.consumes - network.consumes
+    loaded = _with_new_inputs(loaded, fresh["net"], new)
     checkpoint.check_shapes(f"init.run = {settings.run}", loaded, fresh["net"])
     return {**fresh, "net": loaded}
 
@@ -74,7 +69,7 @@ def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
 def _with_new_inputs(
     loaded: dict[str, Any], fresh: dict[str, Any], inputs: frozenset[str]
 ) -> dict[str, Any]:
-    """``loaded`` with the fresh layers, named after their input, that it lacks."""
+    """``loaded`` with the ``fresh`` layers of ``inputs``, known by their names."""
     filled = dict(loaded)
     for key, value in fresh.items():
         if key in loaded and isinstance(value, dict):
@@ -87,7 +82,7 @@ def _with_new_inputs(
 def load_average(
     directory: str | os.PathLike, name: str, abstract: Any, step: int | None = None
 ) -> Any:
-    """An EMA of a run, on the devices and in the shapes of ``abstract``."""
+    """An EMA of a run with the shapes and shardings of ``abstract``."""
     return checkpoint.load_ema(RunDir(directory).checkpoints_dir, name, step, abstract)
 
 
