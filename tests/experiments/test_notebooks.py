@@ -2,16 +2,14 @@
 
 Stored are the tables of the isoFLOP study in docs/, and those that ``sweep collect``
 made of ``ablate_stabilizers.py:sct,quick``, 11 runs. Samples need a network, so the
-notebook of sampling gets two tiny runs.
+notebook of sampling gets two tiny runs. Getting started trains, so it runs nightly.
 """
 
 import importlib.util
 import os
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from scm_jax import config as config_lib
 from scm_jax.runs import train
@@ -19,9 +17,11 @@ from scm_jax.sweeps.plan.planned import write_run
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
 
-pytest.importorskip("jupytext")
+jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+PUBLISHED = EXPERIMENTS.parent / "docs" / "notebooks"
 STORED = Path(__file__).parents[1] / "golden" / "ablate_stabilizers"
 NIGHTLY = "SCM_JAX_NIGHTLY" in os.environ
 # Notebook -> the tables, or the sweep, whose runs it reads.
@@ -40,26 +40,7 @@ SWEEPS = {
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Runs that differ in budget or seed are one program: compile it once."""
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def make_runs(compiled_once, tmp_path_factory):
+def make_runs(tmp_path_factory):
     """``make_runs(sweep)``: the directory of its finished runs."""
     made = {}
 
@@ -79,7 +60,7 @@ def make_runs(compiled_once, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def execute():
+def notebooks():
     path = EXPERIMENTS / "notebooks/execute.py"
     spec = importlib.util.spec_from_file_location("execute_notebooks", path)
     module = importlib.util.module_from_spec(spec)
@@ -87,19 +68,55 @@ def execute():
     return module
 
 
+def code(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(notebook):
+    return [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", ())
+    ]
+
+
+def text(notebook):
+    """What the cells have printed and shown."""
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
+    shown = (o.get("data", {}).get("text/html", "") for o in outputs)
+    return "\n".join([*(o.get("text", "") for o in outputs), *shown])
+
+
+@pytest.mark.parametrize("name", sorted({"getting_started", *SWEEPS}))
+def test_the_published_notebook_is_of_this_source(name):
+    published = nbformat.read(PUBLISHED / f"{name}.ipynb", as_version=4)
+    source = jupytext.read(EXPERIMENTS / "notebooks" / f"{name}.py")
+    assert code(published) == code(source)
+    counts = [c.execution_count for c in published.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert len(pictures(published)) >= 2
+
+
 def test_every_notebook_is_run():
     names = {path.stem for path in (EXPERIMENTS / "notebooks").glob("*.py")}
-    assert names - {"execute"} == SWEEPS.keys() == SOURCES.keys()
+    assert names - {"execute", "getting_started"} == SWEEPS.keys() == SOURCES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(SWEEPS))
-def test_a_notebook_runs(name, make_runs, execute, tmp_path, monkeypatch):
+def test_a_notebook_runs(name, make_runs, notebooks, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = execute.execute(name, make_runs((SWEEPS if NIGHTLY else SOURCES)[name]))
-    execute.write_page(notebook, tmp_path / f"{name}.md")
-    text = (tmp_path / f"{name}.md").read_text()
-    pictures = list((tmp_path / name).glob("*.png"))
-    assert len(pictures) >= 2
-    assert all(f"({name}/{picture.name})" in text for picture in pictures)
-    # What was read from the runs stands in the page.
-    assert {"scaling": "N_opt ~ C^p, p", "ablation": "paper"}.get(name, "run") in text
+    root = make_runs((SWEEPS if NIGHTLY else SOURCES)[name])
+    executed = notebooks.execute(name, root)
+    assert len(pictures(executed)) >= 2
+    # What was read from the runs stands in the outputs.
+    read = {"scaling": "N_opt ~ C^p, p", "ablation": "paper"}.get(name, "run")
+    assert read in text(executed)
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="trains for five minutes: in make nightly")
+def test_getting_started(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    executed = notebooks.execute("getting_started", tmp_path)
+    assert len(pictures(executed)) == 4
+    assert "tangent_normalization = clip" in text(executed)
