@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from benchmarks import common
-from scm_jax.evaluation.metrics import kernel, neighbours
+from scm_jax.evaluation.metrics import kernel, neighbours, wasserstein
 
 SIZES, QUICK_SIZES = (10_000, 50_000, 2048), (500, 1_000, 256)
 NUM_COMPARED = 2_000
@@ -26,6 +26,7 @@ METRICS: dict[str, Callable] = {
     "precision_recall": neighbours.precision_recall,
     "density_coverage": neighbours.density_coverage,
     "kid": kernel.kid,
+    "mind": wasserstein.mind,
 }
 
 

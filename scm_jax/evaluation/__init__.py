@@ -28,6 +28,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "fd_dinov2": PretrainedQuality("dinov2", ("fid",)),
     "inception": PretrainedQuality("inception", ("fid", "sfid", "is", "kid", "prdc")),
     "dinov2": PretrainedQuality("dinov2", ("fid", "kid", "prdc")),
+    "mind": PretrainedQuality("inception", ("mind",), num_samples=5000),
     "mixture_consistency": MixtureConsistency(),
     "teacher_trajectory": TeacherTrajectory(),
     "validation": Validation(),

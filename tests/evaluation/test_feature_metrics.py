@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.evaluation.metrics import frechet, kernel, neighbours
+from scm_jax.evaluation.metrics import frechet, kernel, neighbours, wasserstein
 from scm_jax.evaluation.metrics.feature_metrics import (
     OF_FEATURES,
     SETTINGS,
@@ -43,6 +43,7 @@ def test_the_numbers_are_those_of_the_functions():
         **neighbours.density_coverage(real, fake)._asdict(),
         "inception_score": score.mean,
         "inception_score_std": score.std,
+        **dict(zip(["mind", "mind_error"], wasserstein.mind(real, fake), strict=True)),
     }
     assert row == pytest.approx(expected, rel=1e-12)
     assert all(type(value) is float for value in row.values())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
-from scm_jax.evaluation.metrics import frechet, kernel, neighbours
+from scm_jax.evaluation.metrics import frechet, kernel, neighbours, wasserstein
 from scm_jax.evaluation.metrics.frechet import sample_std
 from scm_jax.types import lookup
 
@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kid": {"num_subsets": 100, "subset_size": 1000, "seed": 0},
     "prdc": {"k_precision_recall": 3, "k_density_coverage": 5},
     "is": {"split_size": 5000},
+    "mind": {"num_projections": 1000, "seed": 0},
 }
 
 
@@ -76,7 +77,7 @@ def compare(
     Returns:
       ``fid``, ``sfid``; ``kid``, ``kid_std``, ``kid_low``, ``kid_high``; ``precision``,
       ``recall``, ``density``, ``coverage``; ``inception_score``,
-      ``inception_score_std``.
+      ``inception_score_std``; ``mind``, ``mind_error``.
 
     Raises:
       ValueError: an unknown metric, or a set that lacks what a metric needs.
@@ -123,8 +124,17 @@ def _prdc(
     return {**shares._asdict(), **balls._asdict()}
 
 
+def _mind(real: np.ndarray, fake: np.ndarray, **settings: Any) -> dict[str, float]:
+    found = wasserstein.mind(real, fake, **settings)
+    return {"mind": found.value, "mind_error": found.standard_error}
+
+
 # Metrics that need the features of both sets, and not only their moments.
-OF_FEATURES: dict[str, Callable[..., dict[str, float]]] = {"kid": _kid, "prdc": _prdc}
+OF_FEATURES: dict[str, Callable[..., dict[str, float]]] = {
+    "kid": _kid,
+    "mind": _mind,
+    "prdc": _prdc,
+}
 
 
 # --- The Inception Score --------------------------------------------------------------

@@ -44,6 +44,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} of shape {self.x.shape[1:]})"
+
     def grid(
         self, columns: int | None = None, scale: int | None = None
     ) -> PIL.Image.Image:
