@@ -35,7 +35,7 @@ def file(tmp_path_factory):
         **SETTINGS,
     ).module
     rng = np.random.default_rng(0)
-    net = networks.Network(module, frozenset({"t", "label"}))
+    net = networks.Network(module)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     state = edm.export_weights(
         module,
@@ -79,7 +79,7 @@ def test_an_imported_run_samples_in_trigflow_time(run, file):
     state = state_dict.read_state_dict(file)
     params, _ = edm.import_weights(loaded.experiment.network.module, state)
     net = loaded.experiment.network
-    bare = networks.Network(net.module, net.consumes)
+    bare = networks.Network(net.module)
     example, cond = net.example(2)
     t = np.float32([0.3, 1.2])
     c_noise = np.log(0.5 * np.tan(t)) / 4
