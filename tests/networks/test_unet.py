@@ -227,7 +227,8 @@ def test_projection_brings_every_output_channel_to_unit_rms():
     once = project(raw)
     twice = project(once)
     # The function does not change: weights are normalized in use anyway.
-    for a, b in zip(*(jax.tree.leaves(net.fold(p)) for p in (raw, once)), strict=True):
+    fold = quick_jit(net.fold)
+    for a, b in zip(*(jax.tree.leaves(fold(p)) for p in (raw, once)), strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-6)
     projected = 0
     for path, w in jax.tree_util.tree_leaves_with_path(raw):
