@@ -1,13 +1,14 @@
-"""The few data types that pass between rooms; see the interfaces in README.md."""
+"""What passes between rooms: data types, protocols, registries, checked values."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -18,7 +19,7 @@ import numpy as np
 class Registry(collections.UserDict[str, Any]):
     """What a config can name: the things themselves, or where they are defined.
 
-    A place ``module.attribute`` is imported when its entry is first looked up, so that
+    A string ``module.attribute`` is imported when its entry is first looked up, so that
     one backbone or dataset does not load the others.
 
     Example:
@@ -51,14 +52,12 @@ class Cond:
       label: optional ``(b,)`` int32 class; ``NULL_LABEL`` is the null class.
       guidance: optional ``(b,)`` float32 guidance scale as a network input; 1 means
         unguided.
-      context: optional ``(b, n, c)`` token context, for text.
     """
 
     t: jax.Array
     dt: jax.Array | None = None
     label: jax.Array | None = None
     guidance: jax.Array | None = None
-    context: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -86,10 +85,10 @@ class DatasetInfo:
       sigma_data: standard deviation of ``Batch.x`` per element.
       num_items: items in the training split; 0 for data that is drawn without end.
       description: one line: what the values are and how they were scaled.
-      to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8 for looking
-        at samples; None where there is nothing to look at.
-      quantization: the rule of ``to_pixels``, as it stands in a number's protocol.
-      whitening: of latents that an autoencoder decodes, gives the constants of their
+      to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8, to look at
+        samples; None for data that are no images.
+      quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
+      whitening: for latents that an autoencoder decodes, returns the constants of their
         scaling and the range of their pixels (``datasets.latents.Whitening``); None
         for all other data.
     """
@@ -130,22 +129,18 @@ class NetFn(Protocol):
 class Placement(Protocol):
     """Where a network's weights and activations lie on a mesh; hashable.
 
-    Networks call it and know nothing of axes; ``training.sharding`` has the one that
-    does.
+    Networks know no axes of a mesh; ``training.sharding.Placement`` does.
     """
 
     @property
     def gathers(self) -> bool:
         """Whether weights are stored in pieces that a block must gather."""
-        ...
 
     def gather(self, weights: Any, *path: str) -> Any:
         """``weights``, the subtree at ``path``, as they are multiplied by."""
-        ...
 
     def batch(self, h: jax.Array) -> jax.Array:
         """``(b, ...)`` activations with ``b`` split over the devices."""
-        ...
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
@@ -162,67 +157,53 @@ def check_seed(seed: int, name: str = "seed") -> None:
 
 
 def whole_number(text: str) -> int:
-    """An int as people type it.
+    """An int as people type it; anything else is a ``ValueError``.
 
     Example:
       >>> whole_number("1e6"), whole_number("1_000")
       (1000000, 1000)
-
-    Raises:
-      ValueError: not a whole number.
     """
-    try:
+    with contextlib.suppress(ValueError):
         return int(text)
-    except ValueError:
-        number = _float(text)
-    if not number.is_integer():
-        raise ValueError(
-            f"{text!r} is not a whole number: write digits, such as 1000000 or 1e6"
-        )
-    return int(number)
+    with contextlib.suppress(ValueError):
+        if float(text).is_integer():
+            return int(float(text))
+    raise ValueError(
+        f"{text!r} is not a whole number: write digits, such as 1000000 or 1e6"
+    )
 
 
 def real_number(text: str) -> float:
-    """A finite float from text.
+    """A finite float from text; anything else is a ``ValueError``.
 
     Example:
       >>> real_number("none")
       Traceback (most recent call last):
       ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
     """
-    number = _float(text)
-    if not math.isfinite(number):
-        raise ValueError(
-            f"{text!r} is not a finite number: write for example 0.001 or 1e-3"
-        )
-    return number
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise ValueError(
+        f"{text!r} is not a finite number: write for example 0.001 or 1e-3"
+    )
 
 
 def yes_or_no(text: str) -> bool:
-    """A flag's word as a bool; an empty one means yes.
+    """A flag's word as a bool, an empty one as true; others are a ``ValueError``.
 
     Example:
       >>> yes_or_no("TRUE"), yes_or_no("off")
       (True, False)
-
-    Raises:
-      ValueError: another word.
     """
-    words = {"yes": True, "true": True, "on": True, "1": True, "": True}
-    words |= {"no": False, "false": False, "off": False, "0": False}
+    words = dict.fromkeys(("yes", "true", "on", "1", ""), True)
+    words |= dict.fromkeys(("no", "false", "off", "0"), False)
     if text.lower() not in words:
         raise ValueError(f"{text!r} is not one of {sorted(words)}")
     return words[text.lower()]
 
 
-# EX_TEMPFAIL: everything is saved; the same command goes on.
+# EX_TEMPFAIL: everything is saved; the same command continues.
 EXIT_PREEMPTED = 75
 
 
@@ -237,18 +218,17 @@ def num_steps(duration_images: int, batch_size: int) -> int:
 
 
 def lookup(registry: Mapping[str, Any], name: str, path: str) -> Any:
-    """``registry[name]``; an unknown name is an error that lists the valid ones.
+    """``registry[name]``; see ``check_choice``."""
+    check_choice(name, registry, path)
+    return registry[name]
 
-    Args:
-      registry: valid names and what they stand for.
-      name: what was asked for.
-      path: the config path it came from, for the message.
 
-    Raises:
-      ValueError: ``name`` is not in ``registry``.
+def check_choice(value: Any, legal: Collection[str], path: str) -> None:
+    """Raises ``ValueError``, listing the legal values, unless ``value`` is one of them.
+
+    ``path`` is the config path that it came from, for the message.
     """
-    if name in registry:
-        return registry[name]
-    close = difflib.get_close_matches(str(name), registry, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{path} = {name!r} is not one of {sorted(registry)}{hint}")
+    if value not in legal:
+        close = difflib.get_close_matches(str(value), legal, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{path} = {value!r} is not one of {sorted(legal)}{hint}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from scm_jax.types import Cond, NetFn, Placement, Registry, lookup
+from scm_jax.types import Cond, NetFn, Placement, Registry, check_choice, lookup
 
 NETWORKS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.DDPMpp",
@@ -37,18 +37,24 @@ class Folded:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A backbone as two pure functions and a statement of what it consumes.
+    """A Flax module as pure functions.
 
-    Attributes:
-      module: the Flax module.
-      consumes: names of the fields of ``Cond`` that it reads.
-      adapter: changes the convention of time and output, such as
-        ``trigflow.from_edm``; None where the module's are TrigFlow's.
+    ``adapter`` changes the convention of time and output, such as
+    ``trigflow.from_edm``; None where the module's are TrigFlow's.
     """
 
-    module: nn.Module
-    consumes: frozenset[str]
+    module: Any
     adapter: Callable[[NetFn], NetFn] | None = None
+
+    @property
+    def consumes(self) -> frozenset[str]:
+        """Names of the fields of ``Cond`` that the module reads."""
+        optional = {
+            "label": self.module.num_classes > 0,
+            "guidance": self.module.use_guidance,
+            "dt": self.module.use_dt,
+        }
+        return frozenset({"t"} | {name for name, used in optional.items() if used})
 
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters."""
@@ -62,20 +68,16 @@ class Network:
         return self.project(module.draw(key, jax.eval_shape(init, key)))
 
     def project(self, params: Any) -> Any:
-        """``params`` after the module's forced normalization, if it has one.
-
-        A pure function for after each update of the optimizer; never part of ``apply``.
-        """
+        """``params`` after forced normalization, for after each optimizer update."""
         project = getattr(self.module, "project", None)
         return params if project is None else project(params)
 
     def fold(self, params: Any) -> Folded:
         """``params`` ready for any number of passes; pure and differentiable.
 
-        Weights are normalized and multiplied by their gains, where the module has that,
-        in float32; then the blocks' kernels are rounded to the compute dtype. A
-        training step folds once, whatever its microbatches and passes, and on the
-        pieces that each device stores; a sampler folds once for all.
+        The module's ``normalize`` acts in float32; then the blocks' kernels are rounded
+        to the compute dtype. A training step folds once for all its microbatches and
+        passes, on the pieces that each device stores; a sampler folds once.
         """
         normalize = getattr(self.module, "normalize", None)
         weights = params if normalize is None else normalize(params)
@@ -86,7 +88,8 @@ class Network:
         def cast(path: Any, w: jax.Array) -> jax.Array:
             return w.astype(dtype) if path[-1].key == "kernel" else w
 
-        stacks = {name: weights[name] for name in self._stacks}
+        names = getattr(self.module, "stacks", ())
+        stacks = {name: weights[name] for name in names}
         stacks = jax.tree_util.tree_map_with_path(cast, stacks)
         return Folded({**weights, **stacks})
 
@@ -109,61 +112,33 @@ class Network:
     ) -> jax.Array:
         """``F`` at ``x = x_t / sigma_data``.
 
-        Args:
-          params: parameters, or what ``fold`` made of them: then they are not
-            normalized and rounded again.
-          x: ``(b, *sample_shape)``.
-          cond: what the network consumes.
-          train: dropout is on.
-          key: the dropout key.
-          dtype: replaces the module's compute dtype.
+        ``params`` may be the result of ``fold``, which is not folded again. ``key`` is
+        for dropout, which ``train`` switches on; ``dtype`` replaces the module's.
         """
-        fn: NetFn = self._apply if self.adapter is None else self.adapter(self._apply)
-        return fn(params, x, cond, train=train, key=key, dtype=dtype)
-
-    def _apply(
-        self,
-        params: Any,
-        x: jax.Array,
-        cond: Cond,
-        *,
-        train: bool = False,
-        key: jax.Array | None = None,
-        dtype: str | None = None,
-    ) -> jax.Array:
-        rngs = {} if key is None else {"dropout": key}
         net = self
         if dtype is not None:
             net = dataclasses.replace(self, module=self.module.clone(dtype=dtype))
         folded = params if isinstance(params, Folded) else net.fold(params)
         variables = {"params": net._gather_outside(folded.weights)}
-        F = net.module.apply(variables, x, cond, train=train, rngs=rngs)
-        return cast(jax.Array, F)
-
-    @property
-    def _stacks(self) -> tuple[str, ...]:
-        """Names of the subtrees that hold blocks, in the compute dtype."""
-        return getattr(self.module, "stacks", ())
+        rngs = {} if key is None else {"dropout": key}
+        fn = functools.partial(net.module.apply, train=train, rngs=rngs)
+        return (fn if self.adapter is None else self.adapter(fn))(variables, x, cond)
 
     def _gather_outside(self, weights: Any) -> Any:
         """Weights outside the blocks, gathered; the blocks gather their own."""
         placement = getattr(self.module, "placement", None)
         if placement is None or not placement.gathers:
             return weights
-        outside = {k: w for k, w in weights.items() if k not in self._stacks}
+        stacks = getattr(self.module, "stacks", ())
+        outside = {k: w for k, w in weights.items() if k not in stacks}
         return {**weights, **placement.gather(outside)}
 
     def example(self, batch_size: int) -> tuple[jax.Array, Cond]:
         """Inputs of the right shapes, for initialization and abstract evaluation."""
         t = jnp.ones((batch_size,), jnp.float32)
-        cond = Cond(
-            t=t,
-            dt=t if "dt" in self.consumes else None,
-            label=jnp.zeros((batch_size,), jnp.int32)
-            if "label" in self.consumes
-            else None,
-            guidance=t if "guidance" in self.consumes else None,
-        )
+        label = jnp.zeros((batch_size,), jnp.int32)
+        inputs = {"t": t, "dt": t, "guidance": t, "label": label}
+        cond = Cond(**{name: inputs[name] for name in self.consumes})
         return jnp.ones((batch_size, *self.module.sample_shape), jnp.float32), cond
 
 
@@ -175,19 +150,11 @@ def build(
     Raises:
       ValueError: unknown name, unknown setting, or settings that contradict each other.
     """
-    module = lookup(NETWORKS, name, "network.name")
-    known = {
-        f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")
-    }
+    kind = lookup(NETWORKS, name, "network.name")
+    known = {f.name for f in dataclasses.fields(kind)} - {"parent", "name"}
     for setting in settings:
-        lookup(dict.fromkeys(known), setting, "network")
-    built = module(
-        sample_shape=tuple(sample_shape), num_classes=num_classes, **settings
-    )
-    if (check := getattr(built, "check", None)) is not None:
-        check()
-    consumes = {"t"}
-    consumes |= {"label"} if num_classes else set()
-    consumes |= {"guidance"} if built.use_guidance else set()
-    consumes |= {"dt"} if built.use_dt else set()
-    return Network(built, frozenset(consumes))
+        check_choice(setting, known, "network")
+    module = kind(sample_shape=tuple(sample_shape), num_classes=num_classes, **settings)
+    if hasattr(module, "check"):
+        module.check()
+    return Network(module)

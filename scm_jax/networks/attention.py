@@ -1,22 +1,17 @@
-"""The one attention door: every implementation behind it has a forward-mode rule.
+"""The one entry to attention: every implementation has a forward-mode rule.
 
 An implementation is a function ``(q, k, v, key_mask) -> out`` and one line of
 ``IMPLEMENTATIONS``; its argument shapes are those of ``attention``. A kernel for an
-accelerator is one more line, and must provide
+accelerator must provide
 
 - value and tangent in one call under ``jax.jvp``, also inside ``jax.grad`` with the
-  tangent stopped, which is the shape of a consistency step (Alg. 1 of arXiv
-  2410.11081v2); its gradient then is that of the value alone;
-- ``jax.grad`` of the value without any tangent, for diffusion;
-- either the right gradient through a tangent that is not stopped (second order) or an
-  error, never a wrong number;
-- ``jax.vmap``, and a sharded batch and sharded heads (``shard_map`` around a kernel
-  that the partitioner cannot look into);
+  tangent stopped, as in a consistency step (Alg. 1 of arXiv 2410.11081v2);
+- ``jax.grad`` of the value alone, ``jax.vmap``, a sharded batch and sharded heads;
+- the right gradient through a tangent that is not stopped (second order), or an error;
 - its multiply-adds: ``scm_jax.cost.counts.register_macs``.
 
 The fused kernels of libraries (cuDNN, Pallas flash and splash, tokamax) are
-``custom_vjp`` and raise under ``jax.jvp``: they cannot be entered as they are.
-``tests/networks/test_attention.py`` runs over the registry.
+``custom_vjp`` and raise under ``jax.jvp``.
 """
 
 from __future__ import annotations
@@ -33,8 +28,7 @@ from scm_jax.types import lookup
 # Names, for rematerialization, of what is quadratic in tokens and of the result.
 QUADRATIC, ATTENDED = "attention", "attended"
 
-# Blocks of the chunked implementation hold QUERY_CHUNK x KEY_CHUNK logits per head;
-# shorter sequences are one chunk.
+# Blocks of the chunked implementation hold QUERY_CHUNK x KEY_CHUNK logits per head.
 QUERY_CHUNK = 256
 KEY_CHUNK = 512
 # The backward pass keeps one number per query and chunk of keys: at most this many, so
@@ -56,16 +50,13 @@ def attention(
       q: ``(b, n, heads, d)`` queries.
       k: ``(b, m, heads, d)`` keys.
       v: ``(b, m, heads, e)`` values, of the dtype of ``q`` and ``k``.
-      key_mask: ``(b, m)`` bool, true for the keys to attend to; None is all. Keys and
-        values behind a false entry must be finite; they change nothing.
+      key_mask: ``(b, m)`` bool, true for the keys to attend to; None is all. Masked
+        keys and values must be finite.
       implementation: a key of ``IMPLEMENTATIONS``.
 
     Returns:
       ``(b, n, heads, e)`` in the dtype of ``v``; 0 for an example whose keys are all
       masked. Forward mode, reverse mode, reverse over forward and second order work.
-
-    Raises:
-      ValueError: unknown implementation, or a mask of another shape or dtype.
     """
     function = lookup(IMPLEMENTATIONS, implementation, "network.attention")
     if key_mask is not None and (
@@ -105,24 +96,21 @@ def chunked(
         M' = max(M, max_j S_j)      p_j = exp(S_j - M')      c = exp(M - M')
         L' = c L + sum_j p_j        A' = c A + sum_j p_j v_j         out = A / L
 
-    Memory is linear in tokens in every mode, and no derivative is written by hand:
-
-    - The result does not depend on ``M``, which is therefore a constant to every
-      derivative. JAX's forward mode of the loop then carries ``dL = sum h_j`` and
-      ``dA = sum h_j v_j + p_j dv_j`` with ``h = p dS``: the online tangent (App. F of
-      arXiv 2410.11081v2) with two accumulators, ``d out = (dA - out dL) / L``.
-    - The new ``L`` and ``A`` are linear in the old, so reverse mode needs nothing of
-      the past but ``M``; under ``jax.checkpoint`` it computes the logits of a chunk
-      again. In units of ``b h n m d`` multiply-adds: value 2, value and tangent 6,
-      gradient 7, consistency step 11. The einsum's are 2, 6, 6, 10.
-    - Keys and their tangents are centred over tokens, which changes nothing but
-      rounding: an offset that all keys share would be a large constant of a row of
-      ``dS`` and cancel in ``d out`` only after ``h`` was rounded.
+    Memory is linear in tokens in every mode, and no derivative is written by hand.
+    The result does not depend on ``M``, which is therefore constant to derivatives.
+    JAX's forward mode of the loop then carries ``dL = sum h_j`` and
+    ``dA = sum h_j v_j + p_j dv_j`` with ``h = p dS``: the online tangent (App. F of
+    arXiv 2410.11081v2), ``d out = (dA - out dL) / L``. The new ``L`` and ``A`` are
+    linear in the old, so reverse mode needs nothing of the past but ``M``, and computes
+    the logits of a chunk again. In units of ``b h n m d`` multiply-adds: value 2, value
+    and tangent 6, gradient 7, consistency step 11. The einsum's are 2, 6, 6, 10.
     """
     wide = jnp.promote_types(v.dtype, jnp.float32)
     key_limit = max(KEY_CHUNK, -(-k.shape[1] // MAX_KEY_CHUNKS))
     if key_mask is None and k.shape[1] % _count(k.shape[1], key_limit):
         key_mask = jnp.ones(k.shape[:2], jnp.bool_)  # padding will be masked
+    # An offset that all keys share would be a large constant of a row of dS, and cancel
+    # in d out only after h was rounded.
     keys, rest = _centre(k.astype(wide), key_mask, v.dtype)
     # Wide outside the loops, in the compute dtype only inside: the gradients of the
     # chunks are then added up in the wide dtype.
@@ -139,30 +127,22 @@ def chunked(
 
 
 def _attend(queries: jax.Array, rest: jax.Array, chunks: Any, dtype: Any) -> jax.Array:
-    """The loop over chunks of keys.
+    """The loop over chunks of keys, for one chunk of queries; ``(b, h, n, e)``.
 
-    Args:
-      queries: ``(b, n, h, d)``, wide; one chunk.
-      rest: ``(b, h, d)``, wide, to be subtracted from the keys.
-      chunks: keys, values and mask or None, stacked along the first axis.
-      dtype: of the factors of the two products, and of the result.
-
-    Returns:
-      ``(b, h, n, e)``.
+    ``queries`` ``(b, n, h, d)`` and ``rest`` ``(b, h, d)``, to be subtracted from the
+    keys, are wide; ``dtype`` is that of the factors of the products and of the result.
     """
     wide, (b, n, h, d) = queries.dtype, queries.shape
     shift = jnp.einsum("bnhd,bhd->bhn", queries, rest)[..., None]
 
+    def multiply(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = a.astype(dtype), b.astype(dtype)
+        return jnp.einsum(axes, a, b, preferred_element_type=wide)
+
     def step(carry: Any, chunk: Any) -> tuple[Any, None]:
         peak, total, product = carry
         keys, values, mask = chunk
-        logits = jnp.einsum(
-            "bnhd,bmhd->bhnm",
-            queries.astype(dtype),
-            keys.astype(dtype),
-            preferred_element_type=wide,
-        )
-        logits = (logits - shift) * d**-0.5
+        logits = (multiply("bnhd,bmhd->bhnm", queries, keys) - shift) * d**-0.5
         if mask is not None:
             logits = _hide(logits, mask)
         highest = jnp.max(jax.lax.stop_gradient(logits), axis=-1)
@@ -170,12 +150,8 @@ def _attend(queries: jax.Array, rest: jax.Array, chunks: Any, dtype: Any) -> jax
         decay = jnp.exp(peak - new_peak)
         weights = jnp.exp(logits - new_peak[..., None])
         total = decay * total + jnp.sum(weights, axis=-1)
-        product = decay[..., None] * product + jnp.einsum(
-            "bhnm,bmhd->bhnd",
-            weights.astype(dtype),
-            values.astype(dtype),
-            preferred_element_type=wide,
-        )
+        added = multiply("bhnm,bmhd->bhnd", weights, values)
+        product = decay[..., None] * product + added
         return (new_peak, total, product), None
 
     start = (
@@ -192,10 +168,8 @@ def _attend(queries: jax.Array, rest: jax.Array, chunks: Any, dtype: Any) -> jax
 
 
 def _hide(logits: jax.Array, key_mask: jax.Array) -> jax.Array:
-    """Logits ``(b, h, n, m)`` with the least number where a key is masked.
-
-    Not minus infinity: ``inf - inf`` is NaN, and its gradient too.
-    """
+    """Logits ``(b, h, n, m)`` with the least number where a key is masked."""
+    # Not minus infinity: inf - inf is NaN, and its gradient too.
     lowest = jnp.finfo(logits.dtype).min
     return jnp.where(key_mask[:, None, None, :], logits, lowest)
 
@@ -203,15 +177,13 @@ def _hide(logits: jax.Array, key_mask: jax.Array) -> jax.Array:
 def _centre(
     k: jax.Array, key_mask: jax.Array | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys ``(b, m, h, d)`` minus a constant, and what remains of their mean.
+    """Keys ``(b, m, h, d)`` minus a constant, and the rest of their mean ``(b, h, d)``.
 
-    The centred keys are ``keys - rest[:, None]``. Rounding all of that to a 16-bit
-    ``dtype`` would double the error of the keys. An offset rounded to ``dtype`` leaves
-    them exact wherever it matters (Sterbenz), and one below their standard deviation
-    does no harm; the rest is subtracted from the logits, with its tangent. In bfloat16,
-    errors of value and tangent are then 0.8 to 1.05 times the einsum's, against 1.05 to
-    1.25 with fully centred keys.
+    The centred keys are ``keys - rest[:, None]``.
     """
+    # Rounding the centred keys to 16 bits would double their error. An offset rounded
+    # to dtype leaves keys exact where it matters (Sterbenz), and one below their
+    # standard deviation does no harm; the rest is subtracted from the logits.
     stopped = jax.lax.stop_gradient(k)
     mean = _mean(stopped, key_mask)
     spread = jnp.sqrt(_mean((stopped - mean) ** 2, key_mask))
@@ -230,10 +202,7 @@ def _mean(x: jax.Array, key_mask: jax.Array | None) -> jax.Array:
 
 
 def _split(x: jax.Array, limit: int) -> jax.Array:
-    """``(b, n, ...)`` -> ``(chunks, b, tokens, ...)``, with zeros at the end.
-
-    Evenly: fewer zeros than with full chunks and a rest.
-    """
+    """``(b, n, ...)`` -> ``(chunks, b, tokens, ...)``, evenly, with zeros."""
     b, length, *others = x.shape
     count = _count(length, limit)
     size = -(-length // count)
@@ -246,8 +215,7 @@ def _count(length: int, limit: int) -> int:
     return -(-length // limit)
 
 
-Implementation = Callable[
-    [jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array
-]
-
-IMPLEMENTATIONS: dict[str, Implementation] = {"einsum": einsum, "chunked": chunked}
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "einsum": einsum,
+    "chunked": chunked,
+}

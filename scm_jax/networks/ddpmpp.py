@@ -1,9 +1,9 @@
 """DDPM++ as in EDM (arXiv 2011.13456, 2206.00364), with the changes of sCM.
 
-The paper's CIFAR-10 network: a U-Net with group norms and biased layers. Changes for
-continuous-time consistency models (arXiv 2410.11081v2, Sec. 4.1) are options whose
-defaults are the paper's: ``c_noise(t) = t`` is embedded by position and acts through
-adaptive double normalization. ``modulation="add"`` is the network as published.
+The paper's CIFAR-10 network: a U-Net with group norms and biased layers. The defaults
+are those of sCM (arXiv 2410.11081v2, Sec. 4.1): positional embedding of
+``c_noise(t) = t`` and adaptive double normalization. The network as published is
+``modulation="add"``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,8 @@ import numpy as np
 
 from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
-from scm_jax.networks.unet_layout import (
-    BlockSpec,
-    Layout,
-    apply_groups,
-    check_settings,
-    dropout_rate,
-    make_layout,
-)
+from scm_jax.networks.layers import GroupNorm
+from scm_jax.networks.unet_layout import BlockSpec, Group, apply_groups, make_layout
 from scm_jax.types import Cond, Placement
 
 # The paper's CIFAR-10 network (EDM, Table 7).
@@ -34,7 +28,6 @@ PRESETS = {"cifar10": {"width": 128}}
 MODULATIONS = ("add", "double_norm", "double_norm_scale", "adaptive")
 
 EMBEDDING_MULT = 4
-NORM_EPS = 1e-6
 EMBEDDING_AMPLITUDE = 1.0
 SKIP_SCALE = float(np.sqrt(0.5))
 
@@ -66,16 +59,10 @@ def _initializer(layer: str) -> Callable[..., jax.Array]:
 
 
 class Conv(nn.Module):
-    """Convolution or linear layer with a bias; ``kernel`` is ``(size, size, in, out)``.
+    """Convolution or linear layer with a bias; see ``magnitude.conv``."""
 
-    Attributes:
-      features: output channels.
-      size: side of the kernel; 1 stores it as ``(in, out)``.
-      dtype: compute dtype.
-    """
-
-    features: int
-    size: int = 1
+    features: int  # output channels
+    size: int = 1  # stored as (in, out)
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -91,12 +78,7 @@ class Conv(nn.Module):
 
 
 class Label(nn.Module):
-    """A linear layer on ``sqrt(n) one_hot(label)``; the null class is all zeros.
-
-    Attributes:
-      num_classes: rows of ``kernel``.
-      features: width of the output.
-    """
+    """A linear layer on ``sqrt(n) one_hot(label)``; the null class is all zeros."""
 
     num_classes: int
     features: int
@@ -113,19 +95,6 @@ class Label(nn.Module):
         return jnp.where(label[:, None] < 0, 0.0, row) + bias[None]
 
 
-class GroupNorm(nn.Module):
-    """Group norm of at most 32 groups of at least 4 channels, with scale and bias."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``(b, h, w, c)`` -> the same shape, float32."""
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        y = layers.group_norm(x, min(32, c // 4), NORM_EPS)
-        return y * scale[None, None, None] + bias[None, None, None]
-
-
 class Block(nn.Module):
     """One block: residual branch of two convolutions, then self-attention.
 
@@ -138,7 +107,7 @@ class Block(nn.Module):
     dropout: float
     modulation: str
     attention: str
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -188,27 +157,14 @@ class DDPMpp(nn.Module):
     """``F(x_t / sigma_data, cond)`` for images ``(b, h, w, c)``.
 
     Attributes:
-      sample_shape: ``(h, w, c)`` with ``h == w``, channels last.
-      num_classes: classes; 0 for an unconditional network.
       width: channels before multiplication; the embedding has four times as many.
-      channel_mult: channels of each level over ``width``, from the input down.
-      num_blocks: blocks per level of the encoder.
-      attention_resolutions: sides of the levels that attend.
       num_heads: attention heads.
-      dropout: rate before each block's second convolution, in training only.
-      dropout_max_resolution: only blocks of at most this side drop; 0 for all.
       modulation: how the embedding acts on group-normalized features: ``add`` (EDM: it
         is added before the norm), or a key of ``layers.MODULATIONS``.
       embedding: features of the time, ``positional`` or ``fourier``.
       fourier_scale: scale of Fourier features; NCSN++ has 16.
-      use_guidance: takes the guidance scale as an input.
-      use_dt: takes a second time as an input.
-      attention: implementation behind the attention door.
-      dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
-        float32 whatever it is.
-      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
-      unroll: blocks of equal shape per iteration of their loop; 0 chooses.
-      placement: where weights and activations lie on a mesh; no part of a config.
+
+    All other attributes are those of ``unet.UNet``.
     """
 
     sample_shape: tuple[int, ...]
@@ -233,8 +189,8 @@ class DDPMpp(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        check_settings(self, MODULATIONS)
-        for group in self.layout().groups:
+        layers.check_settings(self, modulation=MODULATIONS)
+        for group in self.layout():
             spec = group.spec
             for c in (spec.in_channels + spec.skip_channels, spec.out_channels):
                 if c < 4 or c % min(32, c // 4):
@@ -242,27 +198,13 @@ class DDPMpp(nn.Module):
                         f"the {c} channels of {group.name} do not divide into groups; "
                         f"use a network.width of 4, 8, 16 or a multiple of 32"
                     )
-            if spec.attention and spec.out_channels % self.num_heads:
-                raise ValueError(
-                    f"network.num_heads = {self.num_heads} does not divide the "
-                    f"{spec.out_channels} channels of {group.name}"
-                )
+            if spec.attention:
+                of = f"the {spec.out_channels} channels of {group.name}"
+                layers.check_divides(self, "num_heads", spec.out_channels, of)
 
-    def layout(self) -> Layout:
-        """The blocks.
-
-        Raises:
-          ValueError: not square images, or a side that cannot be halved often enough.
-        """
-        layers.check_square(self.sample_shape)
-        return make_layout(
-            self.sample_shape[0],
-            self.width,
-            tuple(self.width * m for m in self.channel_mult),
-            self.num_blocks,
-            tuple(self.attention_resolutions),
-            attend_last_only=True,
-        )
+    def layout(self) -> tuple[Group, ...]:
+        """The blocks; see ``make_layout``."""
+        return make_layout(self, self.width, attend_last_only=True)
 
     def draw(self, key: jax.Array, shapes: Any) -> Any:
         """Fresh parameters; see ``layers.draw_parameters``."""
@@ -270,39 +212,17 @@ class DDPMpp(nn.Module):
 
     @property
     def stacks(self) -> tuple[str, ...]:
-        """Names of the subtrees of parameters that hold the blocks."""
-        return tuple(group.name for group in self.layout().groups)
+        return tuple(group.name for group in self.layout())
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
         """``x`` is ``(b, h, w, c)``; returns ``F`` of that shape, float32."""
         self.check()
         layers.check_input(x, self.sample_shape)
-        dtype = jnp.dtype(self.dtype)
         emb = layers.place_batch(self._embed(cond), self.placement)
-        h = Conv(self.width, 3, dtype=dtype, name="in")(x)
-        h = apply_groups(
-            self.layout(),
-            lambda spec: (
-                Block,
-                {
-                    "spec": spec,
-                    "num_heads": self.num_heads,
-                    "dropout": dropout_rate(
-                        spec, self.dropout, self.dropout_max_resolution
-                    ),
-                    "modulation": self.modulation,
-                    "attention": self.attention,
-                    "dtype": dtype,
-                },
-            ),
-            h,
-            emb,
-            not train,
-            remat=self.remat,
-            unroll=self.unroll,
-            placement=self.placement,
-        )
+        h = Conv(self.width, 3, dtype=self.dtype, name="in")(x)
+        settings = ("num_heads", "modulation", "attention", "dtype")
+        h = apply_groups(self, Block, settings, h, emb, not train)
         h = nn.silu(GroupNorm(name="norm_out")(h))
         return Conv(x.shape[-1], 3, name="out")(h)
 
@@ -310,23 +230,13 @@ class DDPMpp(nn.Module):
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
         dim = EMBEDDING_MULT * self.width
         amplitude = {"amplitude": EMBEDDING_AMPLITUDE}
-        emb = embeddings.embed_time(
-            cond.t, self.width, self.embedding, self.fourier_scale, **amplitude
-        )
+        emb = embeddings.embed_time(self, cond.t, self.width, **amplitude)
         if self.num_classes:
             label = Label(self.num_classes, self.width, name="emb_label")
             emb = emb + label(embeddings.labels(cond))
         emb = nn.silu(Conv(dim, name="emb0")(emb))
         emb = Conv(dim, name="emb1")(emb)
-        if self.use_dt:
-            emb = self._add_scalar(emb, embeddings.required(cond.dt, "dt"), "dt")
-        if self.use_guidance:
-            scale = embeddings.required(cond.guidance, "guidance")
-            emb = self._add_scalar(emb, scale, "guidance")
+        for name, a in embeddings.scalars(self, cond):  # these start at zero, see GAINS
+            added = embeddings.positional_embedding(a, self.width, **amplitude)
+            emb = emb + Conv(dim, name=f"emb_{name}")(added)
         return nn.silu(emb)
-
-    def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
-        features = embeddings.positional_embedding(
-            a, self.width, amplitude=EMBEDDING_AMPLITUDE
-        )
-        return emb + Conv(emb.shape[-1], name=f"emb_{name}")(features)

@@ -1,14 +1,15 @@
 """Diffusion transformer (arXiv 2212.09748) over any number of axes, for sCM.
 
-Changes for continuous-time consistency models (arXiv 2410.11081v2, Sec. 4.1):
-positional embedding of ``c_noise(t) = t``, adaptive double normalization in place of
-AdaLN, and RMS-normalized queries and keys. Equal blocks are stacked and scanned: their
-parameters carry a leading axis of length ``depth``.
+It has the changes of sCM (arXiv 2410.11081v2, Sec. 4.1): positional embedding of
+``c_noise(t) = t``, adaptive double normalization in place of AdaLN, and RMS-normalized
+queries and keys. Equal blocks are stacked and scanned: their parameters carry a leading
+axis of length ``depth``.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +19,7 @@ from scm_jax.networks import embeddings, layers
 from scm_jax.networks.attention import attention
 from scm_jax.types import Cond, Placement
 
-# Table 1 of arXiv 2212.09748, and one more of about the U-Net's largest size. The patch
-# (2, 4 or 8) is a setting of its own.
+# Table 1 of arXiv 2212.09748, and one of about the U-Net's largest size.
 PRESETS = {
     "s": {"width": 384, "depth": 12, "num_heads": 6},
     "b": {"width": 768, "depth": 12, "num_heads": 12},
@@ -32,8 +32,7 @@ PRESETS = {
 class Block(nn.Module):
     """One transformer block: attention, then a two-layer network, both modulated.
 
-    ``h <- h + gate * branch(modulate(layer_norm(h)))``. Gates are not normalized and
-    start small, so that a fresh network is close to linear in its skip path.
+    ``h <- h + gate * branch(modulate(layer_norm(h)))``; gates are not normalized.
     """
 
     num_heads: int
@@ -53,11 +52,7 @@ class Block(nn.Module):
         h = layers.place_batch(h, self.placement)
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(2 * vectors * width, name="affine")(emb)
-        gates = nn.Dense(
-            2 * width,
-            kernel_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"),
-            name="gate",
-        )(emb)
+        gates = nn.Dense(2 * width, kernel_init=layers.SMALL, name="gate")(emb)
         affine1, affine2 = jnp.split(affine, 2, axis=-1)
         gate1, gate2 = jnp.split(gates.astype(h.dtype)[:, None, :], 2, axis=-1)
 
@@ -86,24 +81,15 @@ class DiT(nn.Module):
 
     Attributes:
       sample_shape: shape of one sample, channels last: ``(h, w, c)``, ``(n, c)``, ...
-      num_classes: classes; 0 for an unconditional network.
       patch: side of a patch along every axis; must divide each of them.
       width: channels of a token.
       depth: number of blocks.
       num_heads: attention heads; must divide ``width``.
       mlp_ratio: hidden width of a block's network over ``width``.
       dropout: rate inside the blocks' networks, in training only.
-      use_guidance: takes the guidance scale as an input.
-      use_dt: takes a second time as an input.
-      modulation: how the embedding acts on normalized features, a key of
-        ``layers.MODULATIONS``.
-      embedding: features of the time, ``positional`` or ``fourier``.
-      fourier_scale: scale of Fourier features.
-      attention: implementation behind the attention door.
-      dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
-        float32 whatever it is.
-      remat: what the backward pass recomputes, a key of ``layers.REMAT``.
-      placement: where weights and activations lie on a mesh; no part of a config.
+      modulation: a key of ``layers.MODULATIONS``.
+
+    All other attributes are those of ``unet.UNet``.
     """
 
     sample_shape: tuple[int, ...]
@@ -124,25 +110,19 @@ class DiT(nn.Module):
     remat: str = "none"
     placement: Placement | None = None
 
+    stacks = ("blocks",)
+
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_width(self.width)
-        layers.check_choice(
-            self.modulation, tuple(layers.MODULATIONS), "network.modulation"
-        )
-        layers.check_choice(self.embedding, embeddings.EMBEDDINGS, "network.embedding")
-        layers.check_choice(self.remat, tuple(layers.REMAT), "network.remat")
+        layers.check_settings(self, modulation=layers.MODULATIONS)
         *axes, _ = self.sample_shape
         if not axes or any(n % self.patch for n in axes):
             raise ValueError(
                 f"network.patch = {self.patch} does not divide every axis of "
                 f"sample_shape {self.sample_shape} (channels last)"
             )
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"network.num_heads = {self.num_heads} does not divide "
-                f"network.width = {self.width}"
-            )
+        of = f"network.width = {self.width}"
+        layers.check_divides(self, "num_heads", self.width, of)
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
@@ -150,7 +130,7 @@ class DiT(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
-        emb = embeddings.ConditionEmbedding(
+        embed = embeddings.ConditionEmbedding(
             self.width,
             self.num_classes,
             self.use_guidance,
@@ -158,8 +138,8 @@ class DiT(nn.Module):
             self.embedding,
             self.fourier_scale,
             name="cond",
-        )(cond)
-        emb = layers.place_batch(nn.silu(emb), self.placement)
+        )
+        emb = layers.place_batch(nn.silu(embed(cond)), self.placement)
 
         tokens = self._patchify(x).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
@@ -167,40 +147,19 @@ class DiT(nn.Module):
             "position", nn.initializers.normal(0.5), (tokens.shape[1], self.width)
         )
         h = h + position.astype(dtype)[None]
-        h = self._blocks(h, emb, deterministic=not train, dtype=dtype)
+        h = self._stack(dtype)(h, emb, not train)[0]
 
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
         h = layers.modulate(layers.layer_norm(h), affine, self.modulation)
-        out = nn.Dense(
-            tokens.shape[-1],
-            kernel_init=nn.initializers.variance_scaling(0.1, "fan_in", "normal"),
-            name="patch_out",
-        )(h)
-        return self._unpatchify(out)
+        out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
+        return self._unpatchify(out(h))
 
-    def _blocks(
-        self, h: jax.Array, emb: jax.Array, deterministic: bool, dtype: jnp.dtype
-    ) -> jax.Array:
+    def _stack(self, dtype: jnp.dtype) -> Any:
+        # Short stacks run faster unrolled, deep ones compile faster scanned.
         unroll = self.depth if self.depth <= 4 else 1
-        block = layers.rematerialize(
-            Block,
-            self.remat,
-            self.placement,
-            "blocks",
-            in_loop=unroll < self.depth,
-            static_argnums=(3,),
-        )
-        # Unrolling on request of the compiler costs nothing in the parameter tree;
-        # short stacks run faster unrolled, deep ones compile faster scanned.
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=unroll,
-        )(
+        in_axes = (nn.broadcast, nn.broadcast)
+        return layers.stacked(Block, self, "blocks", in_axes, self.depth, unroll)(
             self.num_heads,
             self.mlp_ratio,
             self.dropout,
@@ -210,12 +169,6 @@ class DiT(nn.Module):
             self.placement,
             name="blocks",
         )
-        return stack(h, emb, deterministic)[0]
-
-    @property
-    def stacks(self) -> tuple[str, ...]:
-        """Names of the subtrees of parameters that hold the blocks."""
-        return ("blocks",)
 
     def _patchify(self, x: jax.Array) -> jax.Array:
         """``(b, *axes, c) -> (b, tokens, patch^n c)``."""

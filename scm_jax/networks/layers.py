@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.networks.attention import ATTENDED, QUADRATIC
-from scm_jax.types import Placement
+from scm_jax.networks.embeddings import EMBEDDINGS
+from scm_jax.types import Placement, check_choice
 
 PIXEL_NORM_EPS = 1e-8
+GROUP_NORM_EPS = 1e-6
+# Outputs and gates start small, so that a fresh network is nearly linear.
+SMALL = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
 
 
 def draw_parameters(
@@ -25,16 +29,12 @@ def draw_parameters(
 ) -> Any:
     """Fresh parameters of a U-Net with one draw for all kernels.
 
-    In distribution they are those of the modules' own initializers; but these would
-    compile a random generator for each of more than a hundred leaves, which takes XLA
-    longer than a whole training step of a small network.
+    Their distribution is that of the modules' own initializers. These would compile a
+    random generator for each of more than a hundred leaves, which takes XLA longer than
+    a whole training step of a small network.
 
-    Args:
-      shapes: tree of shapes; the last key of a path says what a leaf is.
-      key: random key.
-      draw: ``(key, shape) ->`` numbers of unit scale.
-      kernel_scale: ``(name of the layer, shape) ->`` factor of its kernel.
-      fourier_scale: of ``FourierEmbedding``.
+    The last key of a path in the tree ``shapes`` tells the kind of a leaf. Kernels are
+    ``draw(key, shape)``, numbers of unit scale, times ``kernel_scale(layer, shape)``.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     key_kernels, key_freqs, key_phases = jax.random.split(key, 3)
@@ -61,20 +61,11 @@ def draw_parameters(
     return jax.tree.unflatten(tree, [fresh(path, a) for path, a in leaves])
 
 
-# --- Norms ----------------------------------------------------------------------------
-
-
-def check_width(width: int) -> None:
-    """Raises ``ValueError`` for a width that has no positional embedding."""
-    if width % 2 or width < 4:
-        raise ValueError(f"network.width = {width}: must be even and at least 4")
-
-
 def pixel_norm(a: jax.Array, eps: float = PIXEL_NORM_EPS) -> jax.Array:
     """``a / sqrt(mean(a^2) + eps)`` over the last axis, in float32 (Sec. 4.1).
 
-    At ``a = 0`` the output is 0 but the slope is ``1/sqrt(eps)``: whatever feeds this
-    must not be initialized to zero.
+    At ``a = 0`` the output is 0 but the slope is ``1/sqrt(eps)``: what feeds this must
+    not be initialized to zero.
     """
     a32 = a.astype(jnp.float32)
     return a32 * jax.lax.rsqrt(jnp.mean(jnp.square(a32), -1, keepdims=True) + eps)
@@ -90,10 +81,7 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 def group_norm(x: jax.Array, num_groups: int, eps: float) -> jax.Array:
     """Zero mean and unit variance over space and each group of channels, in float32.
 
-    Args:
-      x: ``(b, ..., c)``.
-      num_groups: must divide ``c``; neighbouring channels form a group.
-      eps: added to the variance.
+    ``x`` is ``(b, ..., c)``; ``num_groups`` divides ``c``, neighbours form a group.
     """
     x32 = x.astype(jnp.float32).reshape(
         x.shape[0], -1, num_groups, x.shape[-1] // num_groups
@@ -103,14 +91,30 @@ def group_norm(x: jax.Array, num_groups: int, eps: float) -> jax.Array:
     return x32.reshape(x.shape)
 
 
-# --- Modulation by the embedding ------------------------------------------------------
+class GroupNorm(nn.Module):
+    """Group norm over ``num_groups`` with scale and bias, in float32.
+
+    By default, there are at most 32 groups of at least 4 channels.
+    """
+
+    num_groups: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(b, h, w, c)`` -> the same shape, float32."""
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        y = group_norm(x, self.num_groups or min(32, c // 4), GROUP_NORM_EPS)
+        return y * scale[None, None, None] + bias[None, None, None]
+
 
 # How many vectors the embedding's linear layer gives to each form.
 MODULATIONS = {"double_norm": 2, "double_norm_scale": 1, "adaptive": 2}
 
 
 def modulate(normed: jax.Array, affine: jax.Array, form: str) -> jax.Array:
-    """Scales and shifts normalized features by what the embedding says.
+    """Scales and shifts normalized features by the embedding.
 
     With ``s, b`` the two halves of ``affine`` (Sec. 4.1; ``pnorm`` is ``pixel_norm``):
 
@@ -119,13 +123,8 @@ def modulate(normed: jax.Array, affine: jax.Array, form: str) -> jax.Array:
     * ``adaptive``: ``norm(x) (1 + s) + b``, AdaGN and AdaLN, which the paper found to
       diverge in consistency training.
 
-    Args:
-      normed: ``(b, ..., c)`` normalized features.
-      affine: ``(b, k c)`` with ``k = MODULATIONS[form]``.
-      form: a key of ``MODULATIONS``.
-
-    Returns:
-      ``(b, ..., c)`` float32.
+    ``normed`` is ``(b, ..., c)``, ``affine`` is ``(b, k c)`` with
+    ``k = MODULATIONS[form]``. Returns ``(b, ..., c)`` float32.
     """
     ones = (1,) * (normed.ndim - 2)
     parts = [
@@ -139,15 +138,6 @@ def modulate(normed: jax.Array, affine: jax.Array, form: str) -> jax.Array:
     return scaled + pixel_norm(parts[1]) if form == "double_norm" else scaled
 
 
-def check_choice(value: str, legal: tuple[str, ...], path: str) -> None:
-    """Raises ``ValueError``, with the legal values, unless ``value`` is one of them."""
-    if value not in legal:
-        raise ValueError(f"{path} = {value!r} is not one of {legal}")
-
-
-# --- Resolution -----------------------------------------------------------------------
-
-
 def resample(x: jax.Array, mode: str) -> jax.Array:
     """``(b, h, w, c)``: ``down`` averages 2x2, ``up`` repeats, ``none`` is ``x``."""
     if mode == "none":
@@ -158,8 +148,6 @@ def resample(x: jax.Array, mode: str) -> jax.Array:
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
-
-# --- Memory and meshes ----------------------------------------------------------------
 
 # Kernels of a block that multiply in float32 whatever the compute dtype is.
 FLOAT32_KERNELS = ("affine", "gate")
@@ -174,21 +162,17 @@ def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
 
 
 def _keep_products(*names: str) -> Any:
-    """Besides the named values.
-
-    A list of what is kept, not of what is dropped: a policy that drops a value keeps
-    the one that it was computed from, and it also decides inside attention's own
-    ``jax.checkpoint``.
-    """
+    # A list of what is kept, not of what is dropped: a policy that drops a value keeps
+    # the one that it was computed from, and it also decides inside attention's own
+    # jax.checkpoint.
     policies = jax.checkpoint_policies
     return policies.save_from_both_policies(
         _is_product, policies.save_only_these_names(*names)
     )
 
 
-# What a backward pass keeps of a block (None: no recomputation at all):
-# all of it; its inputs; the results of matrix products and convolutions, and the logits
-# of the einsum attention; these without what is quadratic in tokens.
+# What a backward pass keeps of a block: everything; its inputs; results of matrix
+# products, convolutions and the einsum attention's logits; these without the logits.
 REMAT: dict[str, Any] = {
     "none": None,
     "blocks": jax.checkpoint_policies.nothing_saveable,
@@ -197,53 +181,58 @@ REMAT: dict[str, Any] = {
 }
 
 
-def rematerialize(
+def stacked(
     block: type[nn.Module],
-    remat: str,
-    placement: Placement | None,
+    net: Any,
     name: str,
-    *,
-    in_loop: bool,
-    static_argnums: tuple[int, ...],
+    in_axes: tuple[Any, ...],
+    length: int = 0,
+    unroll: int = 1,
 ) -> type[nn.Module]:
-    """``block`` that gathers its weights, and forgets what ``remat`` says.
-
-    Gathered weights are never kept: the backward pass gathers them again, and where
-    they are, ``none`` is ``dots``.
+    """``block`` that gathers its weights and recomputes, scanned ``length`` times.
 
     Args:
-      block: class of a module.
-      remat: a key of ``REMAT``.
-      placement: where the weights lie; None for one device.
-      name: of the block's subtree of parameters.
-      in_loop: the block is the body of a loop. Elsewhere barriers keep XLA from merging
-        the recomputation away.
-      static_argnums: arguments of the call that are not arrays, self counted as 0.
+      block: class of a module; the last argument of its call is no array.
+      net: has ``remat``, a key of ``REMAT``, and ``placement``.
+      name: name of the block's subtree of parameters.
+      in_axes: how the loop splits arguments of the block after the first.
+      length: iterations of the loop; 0 for a block without one.
+      unroll: blocks per iteration.
     """
-    policy = REMAT[remat]
+    policy, placement = REMAT[net.remat], net.placement
     if placement is not None and placement.gathers:
+        # Gathered weights are never kept: the backward pass gathers them again.
         policy = policy or REMAT["dots"]
 
         def gather(variables: Any) -> Any:
-            return {"params": _unpack(placement.gather(variables["params"], name))}
+            weights = placement.gather(variables["params"], name)
+            return {"params": jax.tree_util.tree_map_with_path(_unpack, weights)}
 
         block = nn.map_variables(block, "params", gather, init=True)
-    if policy is None:
+    if policy is not None:
+        # Outside of loops, barriers keep XLA from merging the recomputation away.
+        block = nn.remat(
+            block,
+            policy=policy,
+            prevent_cse=unroll >= length,
+            static_argnums=(len(in_axes) + 1,),
+        )
+    if not length:
         return block
-    return nn.remat(
-        block, policy=policy, prevent_cse=not in_loop, static_argnums=static_argnums
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=unroll,
     )
 
 
-def _unpack(weights: Any) -> Any:
-    """Gathered weights in the dtype of their products."""
-
-    def leaf(path: Any, w: jax.Array) -> jax.Array:
-        if any(getattr(p, "key", None) in FLOAT32_KERNELS for p in path):
-            return w.astype(jnp.float32)
-        return w
-
-    return jax.tree_util.tree_map_with_path(leaf, weights)
+def _unpack(path: Any, w: jax.Array) -> jax.Array:
+    """A gathered weight in the dtype of its products."""
+    wide = any(getattr(p, "key", None) in FLOAT32_KERNELS for p in path)
+    return w.astype(jnp.float32) if wide else w
 
 
 def place_batch(h: jax.Array, placement: Placement | None) -> jax.Array:
@@ -251,7 +240,24 @@ def place_batch(h: jax.Array, placement: Placement | None) -> jax.Array:
     return h if placement is None else placement.batch(h)
 
 
-# --- Checks ---------------------------------------------------------------------------
+def check_settings(net: Any, **choices: Collection[str]) -> None:
+    """Raises ``ValueError`` for a setting of ``net`` that is not legal."""
+    if hasattr(net, "embedding"):  # not a perceptron
+        choices = {"embedding": EMBEDDINGS, "remat": REMAT, **choices}
+    if net.width % 2 or net.width < 4:  # the width of a positional embedding
+        raise ValueError(f"network.width = {net.width}: must be even and at least 4")
+    if not 0.0 <= net.dropout < 1.0:
+        raise ValueError(f"network.dropout = {net.dropout} is not in [0, 1)")
+    for setting, legal in choices.items():
+        check_choice(getattr(net, setting), legal, f"network.{setting}")
+
+
+def check_divides(net: Any, setting: str, channels: int, of: str) -> None:
+    """Raises ``ValueError`` unless a setting of ``net`` divides ``channels``."""
+    if channels % getattr(net, setting):
+        raise ValueError(
+            f"network.{setting} = {getattr(net, setting)} does not divide {of}"
+        )
 
 
 def check_input(x: jax.Array, sample_shape: tuple[int, ...]) -> None:
@@ -260,13 +266,4 @@ def check_input(x: jax.Array, sample_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"x has shape {x.shape}, this network was built for samples of shape "
             f"{sample_shape}"
-        )
-
-
-def check_square(sample_shape: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` unless samples are square images with channels last."""
-    if len(sample_shape) != 3 or sample_shape[0] != sample_shape[1]:
-        raise ValueError(
-            f"this network takes square images (h, w, c) with h == w, not samples of "
-            f"shape {sample_shape}; network.name = 'dit' takes any shape"
         )

@@ -10,22 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 SILU_RMS = 0.596  # root mean square of silu of a unit normal
-
-
 RMS_EPS = 1e-4
 
 
 def rms_normalize(
     x: jax.Array, axes: tuple[int, ...], eps: float = RMS_EPS
 ) -> jax.Array:
-    """``x / (eps + rms(x))`` over ``axes``, in float32 (EDM2, Eq. 47).
-
-    The floor inside the root is far below ``eps`` and only keeps the derivative at
-    ``x = 0`` finite.
-    """
+    """``x / (eps + rms(x))`` over ``axes``, in float32 (EDM2, Eq. 47)."""
     x32 = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(x32), axes, keepdims=True)
-    return x32 / (eps + jnp.sqrt(mean + 1e-30))
+    return x32 / (eps + jnp.sqrt(mean + 1e-30))  # a finite derivative at x = 0
 
 
 def mp_silu(x: jax.Array) -> jax.Array:
@@ -54,14 +48,9 @@ class MPConv(nn.Module):
     ``kernel`` is ``(size, size, in, out)``, or ``(in, out)`` for ``size`` 1; no bias.
     It is stored as trained; ``fold_kernel`` makes of it, once per update of the
     optimizer, what a pass multiplies by.
-
-    Attributes:
-      features: output channels.
-      size: side of the kernel.
-      dtype: compute dtype.
     """
 
-    features: int
+    features: int  # output channels
     size: int = 1
     dtype: Any = jnp.float32
 
@@ -76,15 +65,10 @@ class MPConv(nn.Module):
 
 
 class MPTable(nn.Module):
-    """Rows of a table: an ``MPConv`` on ``sqrt(rows) one_hot(index)``.
+    """Rows of a table: an ``MPConv`` on ``sqrt(rows) one_hot(index)``."""
 
-    Attributes:
-      rows: number of rows; a negative index is the last one.
-      features: width of a row.
-    """
-
-    rows: int
-    features: int
+    rows: int  # a negative index is the last row
+    features: int  # width of a row
 
     @nn.compact
     def __call__(self, index: jax.Array) -> jax.Array:
@@ -111,8 +95,8 @@ def normalize_kernel(w: jax.Array) -> jax.Array:
 def fold_kernel(w: jax.Array, gain: jax.Array | float = 1.0) -> jax.Array:
     """``gain w / (|w| sqrt(fan_in))`` per output channel (EDM2, Eq. 66), float32.
 
-    What a layer keeps the magnitude of its input with. ``|w|`` is the root mean square
-    over the inputs. Stacked kernels carry a leading axis, and one gain each.
+    ``|w|`` is the root mean square over the inputs. Stacked kernels carry a leading
+    axis, and one gain each.
     """
     fan_in = np.prod([w.shape[axis] for axis in _input_axes(w)])
     gain = jnp.asarray(gain, jnp.float32)

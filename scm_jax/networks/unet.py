@@ -1,10 +1,10 @@
 """The EDM2 U-Net, config G (arXiv 2312.02696), with the changes of sCM.
 
 Every activation keeps unit magnitude: layers multiply by normalized weights, sums and
-concatenations are balanced, and there are no biases and no group norms. Changes for
-continuous-time consistency models (arXiv 2410.11081v2, Sec. 4.1) are options whose
-defaults are the paper's: positional embedding of ``c_noise(t) = t`` and adaptive double
-normalization. ``modulation="gain", embedding="fourier"`` is the network as published.
+concatenations are balanced, and there are no biases and no group norms. The defaults
+are those of sCM (arXiv 2410.11081v2, Sec. 4.1): positional embedding of
+``c_noise(t) = t`` and adaptive double normalization. The network as published is
+``modulation="gain", embedding="fourier"``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,12 @@ import jax.numpy as jnp
 from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
 from scm_jax.networks.magnitude import MPConv, mp_cat, mp_silu, mp_sum
-from scm_jax.networks.unet_layout import (
-    BlockSpec,
-    Layout,
-    apply_groups,
-    check_settings,
-    dropout_rate,
-    make_layout,
-)
+from scm_jax.networks.unet_layout import BlockSpec, Group, apply_groups, make_layout
 from scm_jax.types import Cond, Placement
 
 # Channels of the first level (EDM2, Table 6); everything else is the same at all sizes.
-PRESETS = {
-    "xs": {"width": 128},
-    "s": {"width": 192},
-    "m": {"width": 256},
-    "l": {"width": 320},
-    "xl": {"width": 384},
-    "xxl": {"width": 448},
-}
+_WIDTHS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+PRESETS = {size: {"width": width} for size, width in _WIDTHS.items()}
 
 MODULATIONS = ("gain", "double_norm", "double_norm_scale", "adaptive")
 NULL_LABELS = ("zeros", "learned")
@@ -61,7 +48,7 @@ class Block(nn.Module):
     modulation: str
     clip: float
     attention: str
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -97,9 +84,8 @@ class Block(nn.Module):
             return y.astype(jnp.float32) * scale[:, None, None, :]
         vectors = layers.MODULATIONS[self.modulation]
         affine = MPConv(vectors * channels, name="affine")(emb)
-        return layers.modulate(
-            magnitude.rms_normalize(y, (-1,)), affine, self.modulation
-        )
+        y = magnitude.rms_normalize(y, (-1,))
+        return layers.modulate(y, affine, self.modulation)
 
     def _attend(self, h: jax.Array) -> jax.Array:
         b, height, width, c = h.shape
@@ -108,17 +94,13 @@ class Block(nn.Module):
         # EDM2's order of the output channels: head, channel, then q, k, v.
         qkv = qkv.reshape(b, height * width, heads, self.head_channels, 3)
         qkv = magnitude.rms_normalize(qkv, (-2,)).astype(self.dtype)
-        out = attention(
-            qkv[..., 0], qkv[..., 1], qkv[..., 2], implementation=self.attention
-        )
+        q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
+        out = attention(q, k, v, implementation=self.attention)
         return MPConv(c, dtype=self.dtype, name="proj")(out.reshape(h.shape))
 
 
 def fold_weights(params: Any) -> Any:
-    """``magnitude.fold_kernel`` of every kernel and its gain.
-
-    The gain of layer ``NAME`` is its neighbour ``NAME_gain``, where there is one.
-    """
+    """``magnitude.fold_kernel`` of every kernel ``NAME`` and its gain ``NAME_gain``."""
 
     def fold(name: str, child: Any) -> Any:
         if not isinstance(child, dict):
@@ -137,8 +119,8 @@ class UNet(nn.Module):
     Attributes:
       sample_shape: ``(h, w, c)`` with ``h == w``, channels last.
       num_classes: classes; 0 for an unconditional network.
-      width: channels of the first level; the embedding has four times as many at the
-        default multipliers.
+      width: channels of the first level; the embedding has ``max(channel_mult)`` times
+        as many.
       channel_mult: channels of each level over ``width``, from the input down.
       num_blocks: blocks per level of the encoder.
       attention_resolutions: sides of the levels that attend.
@@ -155,11 +137,12 @@ class UNet(nn.Module):
       clip: activations are clipped to ``[-clip, clip]`` after each block; 0 for never.
       use_guidance: takes the guidance scale as an input.
       use_dt: takes a second time as an input.
-      attention: implementation behind the attention door.
+      attention: a key of ``attention.IMPLEMENTATIONS``.
       dtype: compute dtype of the blocks; embeddings, norms, softmax and the output are
-        float32 whatever it is.
+        always float32.
       remat: what the backward pass recomputes, a key of ``layers.REMAT``.
-      unroll: blocks of equal shape per iteration of their loop; 0 chooses.
+      unroll: blocks of equal shape per iteration of their loop; 0 is all of them on a
+        CPU and 1 elsewhere.
       placement: where weights and activations lie on a mesh; no part of a config.
     """
 
@@ -187,36 +170,21 @@ class UNet(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_choice(self.null_label, NULL_LABELS, "network.null_label")
-        check_settings(self, MODULATIONS)
-        for group in self.layout().groups:
-            spec = group.spec
-            if spec.attention and spec.out_channels % self.head_channels:
-                raise ValueError(
-                    f"network.head_channels = {self.head_channels} does not divide the "
-                    f"{spec.out_channels} channels of {group.name}"
-                )
+        layers.check_settings(self, modulation=MODULATIONS, null_label=NULL_LABELS)
+        for group in self.layout():
+            if group.spec.attention:
+                c = group.spec.out_channels
+                of = f"the {c} channels of {group.name}"
+                layers.check_divides(self, "head_channels", c, of)
 
-    def layout(self) -> Layout:
-        """The blocks.
-
-        Raises:
-          ValueError: not square images, or a side that cannot be halved often enough.
-        """
-        layers.check_square(self.sample_shape)
-        return make_layout(
-            self.sample_shape[0],
-            self.width * self.channel_mult[0],
-            tuple(self.width * m for m in self.channel_mult),
-            self.num_blocks,
-            tuple(self.attention_resolutions),
-            attend_last_only=False,
-        )
+    def layout(self) -> tuple[Group, ...]:
+        """The blocks; see ``make_layout``."""
+        stem = self.width * self.channel_mult[0]
+        return make_layout(self, stem, attend_last_only=False)
 
     @property
     def stacks(self) -> tuple[str, ...]:
-        """Names of the subtrees of parameters that hold the blocks."""
-        return tuple(group.name for group in self.layout().groups)
+        return tuple(group.name for group in self.layout())
 
     def draw(self, key: jax.Array, shapes: Any) -> Any:
         """Fresh parameters; see ``layers.draw_parameters``."""
@@ -227,17 +195,14 @@ class UNet(nn.Module):
     def project(self, params: Any) -> Any:
         """Forced weight normalization: every kernel to unit RMS per output channel.
 
-        To be called after each update of the optimizer, and on fresh parameters (EDM2,
-        Sec. 2.3: it keeps the effective learning rate from decaying as weights grow).
-        The function that the network computes does not change. Pure; never part of
-        ``apply``.
+        It keeps the effective learning rate from decaying as weights grow (EDM2, Sec.
+        2.3); the function that the network computes does not change.
         """
-        return jax.tree_util.tree_map_with_path(
-            lambda path, w: (
-                magnitude.normalize_kernel(w) if path[-1].key == "kernel" else w
-            ),
-            params,
-        )
+
+        def leaf(path: Any, w: jax.Array) -> jax.Array:
+            return magnitude.normalize_kernel(w) if path[-1].key == "kernel" else w
+
+        return jax.tree_util.tree_map_with_path(leaf, params)
 
     def normalize(self, params: Any) -> Any:
         """What the layers multiply by; see ``fold_weights``."""
@@ -248,50 +213,26 @@ class UNet(nn.Module):
         """``x`` is ``(b, h, w, c)``; returns ``F`` of that shape, float32."""
         self.check()
         layers.check_input(x, self.sample_shape)
-        dtype = jnp.dtype(self.dtype)
         emb = layers.place_batch(self._embed(cond), self.placement)
         # A channel of ones stands in for the biases.
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        stem = self.width * self.channel_mult[0]
-        h = MPConv(stem, 3, dtype, name="in")(h)
-        h = apply_groups(
-            self.layout(),
-            lambda spec: (
-                Block,
-                {
-                    "spec": spec,
-                    "head_channels": self.head_channels,
-                    "dropout": dropout_rate(
-                        spec, self.dropout, self.dropout_max_resolution
-                    ),
-                    "modulation": self.modulation,
-                    "clip": self.clip,
-                    "attention": self.attention,
-                    "dtype": dtype,
-                },
-            ),
-            h,
-            emb,
-            not train,
-            remat=self.remat,
-            unroll=self.unroll,
-            placement=self.placement,
-        )
+        h = MPConv(self.width * self.channel_mult[0], 3, self.dtype, name="in")(h)
+        settings = ("head_channels", "modulation", "clip", "attention", "dtype")
+        h = apply_groups(self, Block, settings, h, emb, not train)
         self.param("out_gain", nn.initializers.zeros, ())
         return MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
 
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""
         dim = self.width * max(self.channel_mult)
-        features = embeddings.embed_time(
-            cond.t, self.width, self.embedding, self.fourier_scale
-        )
+        features = embeddings.embed_time(self, cond.t, self.width)
         emb = MPConv(dim, name="emb_noise")(features)
-        if self.use_dt:
-            emb = self._add_scalar(emb, embeddings.required(cond.dt, "dt"), "dt")
-        if self.use_guidance:
-            scale = embeddings.required(cond.guidance, "guidance")
-            emb = self._add_scalar(emb, scale, "guidance")
+        for name, a in embeddings.scalars(self, cond):
+            # The gain starts at zero: a student that inherits the weights of a teacher
+            # without this input is that teacher.
+            self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
+            added = embeddings.positional_embedding(a, self.width)
+            emb = emb + MPConv(dim, name=f"emb_{name}")(added)
         if self.num_classes:
             learned = self.null_label == "learned"
             rows = self.num_classes + learned
@@ -301,10 +242,3 @@ class UNet(nn.Module):
                 found = jnp.where(label[:, None] < 0, 0.0, found)
             emb = mp_sum(emb, found, LABEL_BALANCE)
         return mp_silu(emb)
-
-    def _add_scalar(self, emb: jax.Array, a: jax.Array, name: str) -> jax.Array:
-        # The gain starts at zero: a student that inherits the weights of a teacher
-        # without this input is that teacher.
-        self.param(f"emb_{name}_gain", nn.initializers.zeros, ())
-        features = embeddings.positional_embedding(a, self.width)
-        return emb + MPConv(emb.shape[-1], name=f"emb_{name}")(features)

@@ -19,15 +19,12 @@ WEIGHT_FEATURES = 64
 class LossOutput(NamedTuple):
     """Result of an objective.
 
-    Attributes:
-      loss: scalar, the mean of ``per_example``.
-      per_example: ``(b,)``.
-      metrics: scalars, and under ``bins`` a dict of ``(NUM_TIME_BINS,)`` sums over the
-        batch by time, with ``count`` among them.
+    ``metrics`` are scalars, and under ``bins`` a dict of ``(NUM_TIME_BINS,)`` sums over
+    the batch by time, with ``count`` among them.
     """
 
-    loss: jax.Array
-    per_example: jax.Array
+    loss: jax.Array  # scalar, the mean of per_example
+    per_example: jax.Array  # (b,)
     metrics: dict[str, Any]
 
 
@@ -38,16 +35,13 @@ class Objective(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        ...
 
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
-        ...
 
     def init(self, key: jax.Array) -> Any:
         """Parameters of the objective itself (the weight network), maybe empty."""
-        ...
 
     def __call__(
         self,
@@ -65,11 +59,10 @@ class Objective(Protocol):
           net_fn: ``F = net_fn(params["net"], x, cond, train=..., key=...)``.
           params: groups ``net`` and ``objective``.
           batch: data.
-          key: drives noise, times and dropout.
+          key: key of noise, times, dropped labels and dropout.
           step: optimizer steps done so far, an int32 scalar.
           teacher_fn: ``F = teacher_fn(x, cond)`` where the objective needs one.
         """
-        ...
 
     def validation_error(
         self,
@@ -82,18 +75,12 @@ class Objective(Protocol):
     ) -> jax.Array:
         """What the objective minimizes, with weight 1 and without randomness: ``(b,)``.
 
-        Numbers of two runs compare where data, noise ``z`` and times are the same,
-        whatever their weighting, warmup or normalization.
+        Two runs are comparable when data, noise ``z`` and times are the same, whatever
+        their weighting, warmup or normalization.
 
-        Args:
-          net: the network with its parameters, in float32, dropout off.
-          x0: data.
-          z: noise of standard deviation ``sigma_data``.
-          time: ``(b,)``.
-          cond: labels and guidance; its ``t`` is not read.
-          teacher_fn: ``F = teacher_fn(x, cond)`` where the objective needs one.
+        ``net`` is the network with its parameters, in float32, dropout off; ``z`` has
+        the standard deviation ``sigma_data``; ``cond.t`` is not read.
         """
-        ...
 
 
 def per_example_mean(a: jax.Array) -> jax.Array:
@@ -106,9 +93,8 @@ def per_example_norm(a: jax.Array) -> jax.Array:
     return jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)
 
 
-def init_log_weight(key: jax.Array) -> dict[str, jax.Array]:
+def init_log_weight() -> dict[str, jax.Array]:
     """Parameters of ``log_weight``; it starts at 0 for every ``t``."""
-    del key
     return {"kernel": jnp.zeros((WEIGHT_FEATURES,)), "bias": jnp.zeros(())}
 
 
@@ -118,10 +104,11 @@ def log_weight(
     """Learned log-weight ``w_phi(t)``, ``(b,) -> (b,)``; EDM2's ``logvar`` is ``-w``.
 
     A linear layer on 64 fixed features ``cos(k pi u), sin(k pi u)``, ``k = 0..31``, of
-    ``u = (tau - tau_0)/scale``, which maps noise levels from ``e^-9`` to ``e^9`` onto
+    ``u = (tau + 9)/18``, which maps noise levels from ``e^-9`` to ``e^9`` onto
     ``[0, 1]``. The paper says only that it follows EDM2 (fixed Fourier features of the
-    noise level, one linear layer); features of ``tau`` resolve both ends of ``t``.
+    noise level, one linear layer).
     """
+    # Features of tau, unlike those of t, resolve both ends of [0, pi/2].
     tau = jnp.clip(log_sigma(time, sigma_data), -9.0, 9.0)
     u = (tau + 9.0) / 18.0
     k = np.arange(WEIGHT_FEATURES // 2, dtype=np.float32) * np.float32(np.pi)
@@ -133,14 +120,10 @@ def log_weight(
 def weighted_loss(
     params: dict[str, Any], time: Time, squared_error: jax.Array, sigma_data: float
 ) -> tuple[jax.Array, jax.Array]:
-    """``e^w / D ||residual||^2 - w`` per example (Eq. 8), and ``w``.
+    """``e^w squared_error - w`` per example (Eq. 8), and ``w``; ``(b,)`` each.
 
-    Args:
-      params: the objective's parameters; without ``log_weight`` the weight is 1,
-        ``w = 0``.
-      time: ``(b,)``.
-      squared_error: ``(b,)``, already divided by the number of elements ``D``.
-      sigma_data: standard deviation of the data.
+    ``squared_error`` is ``||residual||^2 / D``. Without ``log_weight`` among the
+    objective's ``params``, ``w = 0``.
     """
     if "log_weight" not in params:
         return squared_error, jnp.zeros_like(squared_error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from scm_jax import trigflow
 from scm_jax.objectives import base
 from scm_jax.trigflow import Time, expand
-from scm_jax.types import Batch, Cond, NetFn
+from scm_jax.types import Batch, Cond, NetFn, check_choice
 
 _CHOICES = {
     "dx_dt": ("data", "teacher"),
@@ -41,11 +42,11 @@ class Consistency:
         along the ODE with step ``finite_difference_step`` in ``t``.
       tangent_pass: ``shared``: one dual-number pass gives ``F``, which carries the
         gradient, and the tangent, which does not. ``separate``: a stopped pass for the
-        tangent and another for ``F`` with the same dropout key, as most public
-        implementations do; same result, one more forward.
+        tangent and another for ``F`` with the same dropout key, as in most public
+        implementations; same result, one more forward.
       tangent_dtype: compute dtype of the network in the tangent's pass, such as
-        ``float32`` beside a network in bfloat16; empty is the network's own. Needs a
-        pass of its own: ``tangent_pass`` separate, or finite differences.
+        ``float32`` for a network in bfloat16; empty is the network's own. Needs
+        ``tangent_pass`` separate or finite differences.
       finite_difference_step: ``h`` of the central difference, in radians.
       tangent_normalization: ``l2``: ``g / (||g|| + c)`` over the sample, as the paper
         writes; ``rms``: the same with ``||g||/sqrt(D)``; ``clip``: elements to
@@ -54,9 +55,9 @@ class Consistency:
       tangent_warmup_steps: ``H`` of ``r = min(1, step/H)``; 0 switches warmup off.
       tangent_warmup_form: ``bracket``: ``r`` scales the whole second bracket of ``g``
         (Alg. 1); ``rcm``: ``r`` scales ``x_t`` alone, not the derivative, and ``cos``
-        before the first bracket becomes ``sqrt(1 - r^2 sin^2)``. This is the code of
-        rCM since January 2026; the text (arXiv 2510.08431) and the first release scale
-        the whole bracket (NVlabs/rcm issue 18). All are equal at ``r = 1``.
+        before the first bracket becomes ``sqrt(1 - r^2 sin^2)``. This is rCM's code
+        since January 2026; its text (arXiv 2510.08431) and first release scale the
+        whole bracket (NVlabs/rcm issue 18). All are equal at ``r = 1``.
       learned_weighting: learn ``w(t)``; off means weight 1.
       prior_weighting: the factor ``w(t)`` of the continuous-time gradient.
         ``inverse_sigma`` is ``1/(sigma_data tan t)``, which makes ``g = cos(t) df/dt``
@@ -87,15 +88,9 @@ class Consistency:
 
     def __post_init__(self):
         for field, legal in _CHOICES.items():
-            if getattr(self, field) not in legal:
-                raise ValueError(
-                    f"objective.{field} = {getattr(self, field)!r} is not one of "
-                    f"{legal}"
-                )
-        if self.tangent_dtype and (self.tangent, self.tangent_pass) == (
-            "exact",
-            "shared",
-        ):
+            check_choice(getattr(self, field), legal, f"objective.{field}")
+        one_pass = self.tangent == "exact" and self.tangent_pass == "shared"
+        if self.tangent_dtype and one_pass:
             raise ValueError(
                 f"objective.tangent_dtype = {self.tangent_dtype!r} needs "
                 "objective.tangent_pass = 'separate': value and tangent of one pass "
@@ -119,9 +114,7 @@ class Consistency:
 
     def init(self, key: jax.Array) -> Any:
         """Parameters of the weight network."""
-        return (
-            {"log_weight": base.init_log_weight(key)} if self.learned_weighting else {}
-        )
+        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,
@@ -134,37 +127,28 @@ class Consistency:
         teacher_fn: Any = None,
     ) -> base.LossOutput:
         """See ``Objective``; the numbered comments are the lines of Alg. 1."""
-        keys = dict(
-            zip(
-                ("t", "z", "label", "s", "dropout"),
-                jax.random.split(key, 5),
-                strict=True,
-            )
-        )
+        key_t, key_z, key_label, key_s, key_dropout = jax.random.split(key, 5)
         x0, sd = batch.x, self.sigma_data
         # 1. A point of the forward process.
         time = trigflow.lognormal_proposal(
-            keys["t"], x0.shape[:1], self.P_mean, self.P_std, sd
+            key_t, x0.shape[:1], self.P_mean, self.P_std, sd
         )
-        z = sd * jax.random.normal(keys["z"], x0.shape, x0.dtype)
+        z = sd * jax.random.normal(key_z, x0.shape, x0.dtype)
         x_t = trigflow.interpolate(x0, z, time)
+        guidance, scales = None, self.guidance_range
+        if scales is not None:
+            guidance = jax.random.uniform(key_s, time.t.shape, time.t.dtype, *scales)
         cond = Cond(
             t=time.t,
-            label=base.drop_labels(keys["label"], batch.label, self.label_dropout),
-            guidance=self._guidance(keys["s"], time.t),
+            label=base.drop_labels(key_label, batch.label, self.label_dropout),
+            guidance=guidance,
         )
         # 2. Its velocity.
         dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
 
         def net(x: jax.Array, t: jax.Array, **dtype: str) -> jax.Array:
-            return net_fn(
-                params["net"],
-                x,
-                dataclasses.replace(cond, t=t),
-                train=True,
-                key=keys["dropout"],
-                **dtype,
-            )
+            at = dataclasses.replace(cond, t=t)
+            return net_fn(params["net"], x, at, train=True, key=key_dropout, **dtype)
 
         # 3.-4. Value and tangent of one function at one point.
         F, F_tangent, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, time)
@@ -202,8 +186,8 @@ class Consistency:
         """``||cos(t) df/dt||^2 / D`` along the objective's ODE; see ``Objective``.
 
         The exact tangent without warmup and normalization: 0 for the teacher's
-        consistency function. With ``dx_dt`` of the data it is not 0 for the best ``f``
-        either, because the velocity of a single pair is not the mean one.
+        consistency function. With ``dx_dt`` of the data it is positive even for the
+        best ``f``, because the velocity of a single pair is not the mean velocity.
         """
         exact = dataclasses.replace(
             self,
@@ -251,9 +235,7 @@ class Consistency:
         dx_dt: jax.Array,
         time: Time,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``F``, ``F`` of the tangent's pass, and its ``q dF/dt`` along the ODE.
-
-        The latter two are stopped.
+        """``F``, and without gradient ``F`` of the tangent's pass and ``q dF/dt``.
 
         ``q = p sin(t)`` with ``p`` of ``prior_factor`` (``cos(t) sin(t)`` for the
         paper's weighting) multiplies the *input* tangents ``(dx_dt/sigma_data, 1)``, so
@@ -264,10 +246,8 @@ class Consistency:
         dx = dx_dt / self.sigma_data
         tangents = (expand(q, x) * dx, q)
 
-        def other(x: jax.Array, t: jax.Array) -> jax.Array:
-            return net(x, t, **dtype)
-
         dtype = {"dtype": self.tangent_dtype} if self.tangent_dtype else {}
+        other = functools.partial(net, **dtype)
         if self.tangent == "finite_difference":
             h = self.finite_difference_step
             F = net(x, time.t)
@@ -304,9 +284,8 @@ class Consistency:
         ``rcm`` is ``-p sqrt(1 - r^2 sin^2) (sd F^- - dx_dt) - p sin (r x_t + sd
         dF^-/dt)``: a student equal to its teacher has a target other than 0 at once.
         """
-        p = self.prior_factor(time)
-        cos, sin = expand(time.cos, x_t), expand(time.sin, x_t)
-        p = expand(p, x_t)
+        factors = time.cos, time.sin, self.prior_factor(time)
+        cos, sin, p = (expand(a, x_t) for a in factors)
         difference = self.sigma_data * F_tangent - dx_dt
         if self.tangent_warmup_form == "rcm":
             cos = jnp.sqrt(1.0 - jnp.square(r * sin))
@@ -326,17 +305,10 @@ class Consistency:
                 return g / (expand(rms, g) + c)
             case "clip":
                 return jnp.clip(g, -1.0, 1.0)
-            case _:
-                return g
+        return g
 
     def tangent_warmup(self, step: jax.Array) -> jax.Array:
         """``r = min(1, step/H)``; 1 without warmup."""
         if not self.tangent_warmup_steps:
             return jnp.ones((), jnp.float32)
         return jnp.minimum(1.0, step.astype(jnp.float32) / self.tangent_warmup_steps)
-
-    def _guidance(self, key: jax.Array, t: jax.Array) -> jax.Array | None:
-        if self.guidance_range is None:
-            return None
-        low, high = self.guidance_range
-        return jax.random.uniform(key, t.shape, t.dtype, low, high)

@@ -34,20 +34,12 @@ class Diffusion:
     learned_weighting: bool = True
     label_dropout: float = 0.0
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Fields of ``Cond`` that a network must consume."""
-        return frozenset({"t"})
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
+    needs = frozenset({"t"})
+    needs_teacher = False
 
     def init(self, key: jax.Array) -> Any:
         """Parameters of the weight network."""
-        return (
-            {"log_weight": base.init_log_weight(key)} if self.learned_weighting else {}
-        )
+        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,

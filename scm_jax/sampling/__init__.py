@@ -1,5 +1,6 @@
 """From ``F`` to samples: samplers, grids and guidance."""
 
+# ruff: noqa: F401  (all of these names are the interface)
 from scm_jax.sampling.guidance import (
     Fn,
     with_autoguidance,
@@ -21,23 +22,3 @@ from scm_jax.sampling.samplers import (
     sample_keys,
     sample_noise,
 )
-
-__all__ = [
-    "SAMPLERS",
-    "Fn",
-    "Problem",
-    "Sampler",
-    "consistency_sample",
-    "ddim_sample",
-    "heun_path",
-    "heun_sample",
-    "make_grid",
-    "make_sampler",
-    "multistep_sample",
-    "nfe",
-    "sample_keys",
-    "sample_noise",
-    "with_autoguidance",
-    "with_guidance",
-    "with_interval",
-]

@@ -34,9 +34,8 @@ def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
             return fn(x, unguided)
         if cond.label is None:
             raise ValueError("guidance needs class labels")
-        null = dataclasses.replace(
-            unguided, label=jnp.full_like(cond.label, NULL_LABEL)
-        )
+        label = jnp.full_like(cond.label, NULL_LABEL)
+        null = dataclasses.replace(unguided, label=label)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), unguided, null)
         F_label, F_null = jnp.split(fn(jnp.concatenate([x, x]), both), 2)
         return F_null + expand(s, x) * (F_label - F_null)

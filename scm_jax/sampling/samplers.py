@@ -30,10 +30,7 @@ def sample_keys(seed: int | jax.Array, indices: jax.typing.ArrayLike) -> jax.Arr
 
 
 def sample_noise(
-    keys: jax.Array,
-    draw: int | jax.Array,
-    sample_shape: tuple[int, ...],
-    sigma_data: float,
+    keys: jax.Array, draw: Any, sample_shape: tuple[int, ...], sigma_data: float
 ) -> jax.Array:
     """Draw number ``draw`` of each sample's noise, ``(n, *sample_shape)``."""
 
@@ -47,19 +44,13 @@ def sample_noise(
 class Problem:
     """What a sampler solves: a network, and the samples that are drawn from it.
 
-    Attributes:
-      fn: ``F = fn(x_t / sigma_data, cond)``.
-      keys: one for each sample, ``(n,)``.
-      cond: one row for each key, with no meaningful ``t``.
-      grid: decreasing times, static.
-      sample_shape: of one sample.
-      sigma_data: standard deviation of the data, and of the noise.
+    ``keys`` ``(n,)`` and ``cond`` have one row for each sample; ``cond.t`` is not read.
     """
 
-    fn: Fn
+    fn: Fn  # F = fn(x_t / sigma_data, cond)
     keys: jax.Array
     cond: Cond
-    grid: np.ndarray
+    grid: np.ndarray  # decreasing times, static
     sample_shape: tuple[int, ...]
     sigma_data: float
 
@@ -92,7 +83,7 @@ def consistency_sample(problem: Problem) -> jax.Array:
 
     def body(x0: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         time, z = problem.time(i), problem.noise(i)
-        # At the first time x0 is not there yet: the start is noise alone.
+        # There is no x0 at the first time: the start is noise alone.
         x_t = jnp.where(i == 0, z, trigflow.interpolate(x0, z, time))
         F = problem.F(x_t, time)
         return trigflow.f_from_F(x_t, F, time, problem.sigma_data), None
@@ -138,11 +129,10 @@ def _heun_states(problem: Problem) -> tuple[jax.Array, jax.Array]:
         F = problem.F(x, s)
         ddim = trigflow.ddim_step(x, F, s, t, sigma_data)
         F_t = problem.F(ddim, t)
-        change = trigflow.z_from_F(ddim, F_t, t, sigma_data) - trigflow.z_from_F(
-            x, F, s, sigma_data
-        )
+        z_t = trigflow.z_from_F(ddim, F_t, t, sigma_data)
+        z_s = trigflow.z_from_F(x, F, s, sigma_data)
         factor = (s.sin * t.cos - s.cos * t.sin) / (2 * s.cos)
-        return ddim - factor * change, x
+        return ddim - factor * (z_t - z_s), x
 
     steps = jnp.arange(len(problem.grid) - 2)
     x, before = jax.lax.scan(body, problem.noise(0), steps)
@@ -168,9 +158,7 @@ def multistep_sample(problem: Problem) -> jax.Array:
             factors[i] = np.sin(grid[i] - grid[i + 1]) / (2 * r * np.sin(grid[i]))
     change = jnp.asarray(factors, jnp.float32)
 
-    def body(
-        carry: tuple[jax.Array, jax.Array], i: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def body(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[Any, None]:
         x, D_before = carry
         s, t = problem.time(i), problem.time(i + 1)
         F = problem.F(x, s)
@@ -199,32 +187,25 @@ def make_grid(
 ) -> np.ndarray:
     """The grid of a sampler: consistency times, or EDM's grid down to 0.
 
-    Args:
-      sampler: a key of ``SAMPLERS``.
-      num_steps: how many steps.
-      sigma_data: standard deviation of the data.
-      times: intermediate times of consistency sampling, decreasing in ``(0, pi/2)``;
-        None for the default.
-
-    Raises:
-      ValueError: an unknown sampler, or times that do not fit.
+    ``times`` are intermediate times of consistency sampling, decreasing in
+    ``(0, pi/2)``; None for the default. Times that do not fit are a ``ValueError``.
     """
     lookup(SAMPLERS, sampler, "sampler")
-    if times is not None:
-        grid = np.array((trigflow.t_max(sigma_data), *times))
-        if sampler != "consistency" or len(grid) != num_steps:
-            raise ValueError(
-                f"{len(times)} intermediate times are for consistency sampling in "
-                f"{len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
-            )
-        if (np.diff(grid) >= 0).any() or grid[-1] <= 0:
-            raise ValueError(
-                f"intermediate times {times}: must decrease within (0, {grid[0]:.4f})"
-            )
-        return grid
-    if sampler == "consistency":
-        return trigflow.consistency_grid(num_steps, sigma_data)
-    return trigflow.edm_grid(num_steps, sigma_data)
+    if times is None:
+        consistency = sampler == "consistency"
+        make = trigflow.consistency_grid if consistency else trigflow.edm_grid
+        return make(num_steps, sigma_data)
+    grid = np.array((trigflow.t_max(sigma_data), *times))
+    if sampler != "consistency" or len(grid) != num_steps:
+        raise ValueError(
+            f"{len(times)} intermediate times are for consistency sampling in "
+            f"{len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
+        )
+    if (np.diff(grid) >= 0).any() or grid[-1] <= 0:
+        raise ValueError(
+            f"intermediate times {times}: must decrease within (0, {grid[0]:.4f})"
+        )
+    return grid
 
 
 def nfe(
@@ -232,8 +213,8 @@ def nfe(
 ) -> int:
     """Network evaluations of a sampler with ``num_steps`` steps.
 
-    A ``guidance`` scale other than 1 doubles them, unless ``"guidance"`` is among what
-    the network ``consumes``: then the scale is its input.
+    A ``guidance`` scale other than 1 doubles them, unless the network ``consumes``
+    ``"guidance"``, the scale, as an input.
     """
     lookup(SAMPLERS, sampler, "sampler")
     calls = 2 * num_steps - 1 if sampler == "heun" else num_steps

@@ -1,5 +1,6 @@
 """TrigFlow: algebra, changes of parameterization, closed forms (arXiv 2410.11081)."""
 
+# ruff: noqa: F401  (all of these names are the interface)
 from scm_jax.trigflow.algebra import (
     SIGMA_MAX,
     SIGMA_MIN,
@@ -38,40 +39,3 @@ from scm_jax.trigflow.conversions import (
     to_trigflow,
     vp_coefficients,
 )
-
-__all__ = [
-    "PARAMETERIZATIONS",
-    "PREDICTIONS",
-    "SIGMA_MAX",
-    "SIGMA_MIN",
-    "T_MID",
-    "D_from_F",
-    "F_from_f",
-    "F_from_prediction",
-    "F_from_x0_z",
-    "Time",
-    "as_time",
-    "consistency_grid",
-    "ddim_step",
-    "edm_c_noise",
-    "edm_coefficients",
-    "edm_grid",
-    "expand",
-    "f_from_F",
-    "from_edm",
-    "from_trigflow",
-    "interpolate",
-    "log_sigma",
-    "lognormal_proposal",
-    "prediction_from_F",
-    "rectified_flow_coefficients",
-    "score_from_F",
-    "t_max",
-    "time_from_sigma",
-    "time_from_t",
-    "time_from_tau",
-    "to_trigflow",
-    "velocity",
-    "vp_coefficients",
-    "z_from_F",
-]

@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Sec. 4.2 and Alg. 1: sampling starts at sigma = 80, two-step sampling continues at
-# 1.1.
+# Sec. 4.2 and Alg. 1: sampling starts at this noise level; the second step is at T_MID.
 SIGMA_MAX = 80.0
 SIGMA_MIN = 0.002
 T_MID = 1.1
@@ -34,6 +33,9 @@ class Time(NamedTuple):
     t: jax.Array
     cos: jax.Array
     sin: jax.Array
+
+
+TimeLike = Time | jax.typing.ArrayLike
 
 
 def time_from_t(t: jax.typing.ArrayLike) -> Time:
@@ -61,12 +63,12 @@ def time_from_tau(tau: jax.typing.ArrayLike, sigma_data: float) -> Time:
     return time_from_sigma(jnp.exp(jnp.asarray(tau)), sigma_data)
 
 
-def as_time(t: Time | jax.typing.ArrayLike) -> Time:
+def as_time(t: TimeLike) -> Time:
     """``t`` itself if it is a ``Time``, else ``time_from_t(t)``."""
     return t if isinstance(t, Time) else time_from_t(t)
 
 
-def log_sigma(t: Time | jax.typing.ArrayLike, sigma_data: float) -> jax.Array:
+def log_sigma(t: TimeLike, sigma_data: float) -> jax.Array:
     """``tau = log(sigma_data tan t)``, the inverse of ``time_from_tau``."""
     t = as_time(t)
     return jnp.log(t.sin) - jnp.log(t.cos) + np.log(sigma_data)
@@ -77,17 +79,13 @@ def expand(a: jax.Array, like: jax.Array) -> jax.Array:
     return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
 
 
-def cos_sin(
-    t: Time | jax.typing.ArrayLike, like: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def cos_sin(t: TimeLike, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of ``t``, expanded to the rank of ``like``."""
     time = as_time(t)
     return expand(time.cos, like), expand(time.sin, like)
 
 
-def interpolate(
-    x0: jax.Array, z: jax.Array, t: Time | jax.typing.ArrayLike
-) -> jax.Array:
+def interpolate(x0: jax.Array, z: jax.Array, t: TimeLike) -> jax.Array:
     """``x_t = cos(t) x0 + sin(t) z`` with ``z`` of standard deviation ``sigma_data``.
 
     Example:
@@ -99,22 +97,14 @@ def interpolate(
     return cos * x0 + sin * z
 
 
-def velocity(x0: jax.Array, z: jax.Array, t: Time | jax.typing.ArrayLike) -> jax.Array:
+def velocity(x0: jax.Array, z: jax.Array, t: TimeLike) -> jax.Array:
     """``dx_t/dt = cos(t) z - sin(t) x0`` along one straight pair ``(x0, z)``."""
     cos, sin = cos_sin(t, x0)
     return cos * z - sin * x0
 
 
-def f_from_F(
-    x_t: jax.Array,
-    F: jax.Array,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
-) -> jax.Array:
-    """Consistency function ``f = cos(t) x_t - sin(t) sigma_data F`` (Eq. 5).
-
-    The same formula with a diffusion network's ``F`` is its denoiser ``D``.
-    """
+def f_from_F(x_t: jax.Array, F: jax.Array, t: TimeLike, sigma_data: float) -> jax.Array:
+    """Consistency function ``f = cos(t) x_t - sin(t) sigma_data F`` (Eq. 5)."""
     cos, sin = cos_sin(t, x_t)
     return cos * x_t - sin * sigma_data * F
 
@@ -123,33 +113,20 @@ def f_from_F(
 D_from_F = f_from_F
 
 
-def z_from_F(
-    x_t: jax.Array,
-    F: jax.Array,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
-) -> jax.Array:
+def z_from_F(x_t: jax.Array, F: jax.Array, t: TimeLike, sigma_data: float) -> jax.Array:
     """Predicted noise ``z = sin(t) x_t + cos(t) sigma_data F``, std ``sigma_data``."""
     cos, sin = cos_sin(t, x_t)
     return sin * x_t + cos * sigma_data * F
 
 
 def F_from_x0_z(
-    x0: jax.Array,
-    z: jax.Array,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
+    x0: jax.Array, z: jax.Array, t: TimeLike, sigma_data: float
 ) -> jax.Array:
     """``F = (cos(t) z - sin(t) x0) / sigma_data``: no division by a small number."""
     return velocity(x0, z, t) / sigma_data
 
 
-def F_from_f(
-    x_t: jax.Array,
-    f: jax.Array,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
-) -> jax.Array:
+def F_from_f(x_t: jax.Array, f: jax.Array, t: TimeLike, sigma_data: float) -> jax.Array:
     """``F = (cos(t) x_t - f) / (sigma_data sin(t))``, the inverse of ``f_from_F``.
 
     Ill-conditioned near ``t = 0``, where ``f`` holds no information on ``F``; use
@@ -160,11 +137,7 @@ def F_from_f(
 
 
 def ddim_step(
-    x_s: jax.Array,
-    F: jax.Array,
-    s: Time | jax.typing.ArrayLike,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
+    x_s: jax.Array, F: jax.Array, s: TimeLike, t: TimeLike, sigma_data: float
 ) -> jax.Array:
     """First-order exponential step from ``s`` to ``t`` (Eq. 26, with ``x_s``).
 
@@ -205,9 +178,8 @@ def edm_grid(
 ) -> np.ndarray:
     """``num_steps`` times of EDM's grid (arXiv 2206.00364, Eq. 5), then 0; float64.
 
-    With ``a = sigma_max^(1/rho)`` and ``b = sigma_min^(1/rho)``, noise levels are
-    ``sigma_i = (a + i/(N-1) (b - a))^rho``
-    and ``t_i = arctan(sigma_i / sigma_data)``.
+    ``t_i = arctan(sigma_i / sigma_data)`` with ``sigma_i = (a + i/(N-1) (b - a))^rho``,
+    ``a = sigma_max^(1/rho)`` and ``b = sigma_min^(1/rho)``.
 
     Example:
       >>> [round(t, 3) for t in edm_grid(3, 0.5).tolist()]

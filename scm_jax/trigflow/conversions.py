@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from scm_jax.trigflow.algebra import (
     F_from_f,
     F_from_x0_z,
     Time,
+    TimeLike,
     as_time,
     cos_sin,
     expand,
@@ -23,16 +25,13 @@ from scm_jax.trigflow.algebra import (
     log_sigma,
     z_from_F,
 )
+from scm_jax.types import check_choice, lookup
 
 
 def to_trigflow(
-    x: jax.Array,
-    alpha: jax.typing.ArrayLike,
-    sigma: jax.typing.ArrayLike,
-    sigma_data: float,
+    x: jax.Array, alpha: ArrayLike, sigma: ArrayLike, sigma_data: float
 ) -> tuple[jax.Array, Time]:
-    """``x_t`` and ``t`` of a point ``x = alpha x0 + sigma eps`` of any Gaussian
-    process.
+    """``x_t`` and ``t`` of a point ``x = alpha x0 + sigma eps`` of a Gaussian process.
 
     ``t = arctan(sigma / (sigma_data alpha))`` and ``x_t = k x`` with
     ``k = sigma_data / sqrt(alpha^2 sigma_data^2 + sigma^2)`` (App. B). ``alpha`` and
@@ -46,27 +45,20 @@ def to_trigflow(
 
 
 def from_trigflow(
-    x_t: jax.Array,
-    alpha: jax.typing.ArrayLike,
-    sigma: jax.typing.ArrayLike,
-    sigma_data: float,
+    x_t: jax.Array, alpha: ArrayLike, sigma: ArrayLike, sigma_data: float
 ) -> jax.Array:
     """``x = alpha x0 + sigma eps`` from ``x_t``: the inverse of ``to_trigflow``."""
     norm = jnp.hypot(sigma_data * jnp.asarray(alpha), jnp.asarray(sigma))
     return expand(norm / sigma_data, x_t) * x_t
 
 
-def edm_coefficients(
-    t: Time | jax.typing.ArrayLike, sigma_data: float
-) -> tuple[jax.Array, jax.Array]:
+def edm_coefficients(t: TimeLike, sigma_data: float) -> tuple[jax.Array, jax.Array]:
     """``(alpha, sigma) = (1, sigma_data tan t)`` of EDM and VE."""
     t = as_time(t)
     return jnp.ones_like(t.cos), sigma_data * t.sin / t.cos
 
 
-def vp_coefficients(
-    t: Time | jax.typing.ArrayLike, sigma_data: float
-) -> tuple[jax.Array, jax.Array]:
+def vp_coefficients(t: TimeLike, sigma_data: float) -> tuple[jax.Array, jax.Array]:
     """``(alpha, sigma)`` with ``alpha^2 + sigma^2 = 1`` at the same signal-to-noise."""
     t = as_time(t)
     norm = jnp.hypot(t.cos, sigma_data * t.sin)
@@ -74,7 +66,7 @@ def vp_coefficients(
 
 
 def rectified_flow_coefficients(
-    t: Time | jax.typing.ArrayLike, sigma_data: float
+    t: TimeLike, sigma_data: float
 ) -> tuple[jax.Array, jax.Array]:
     """``(alpha, sigma) = (1 - s, s)``; the flow's own time is ``s = sigma``."""
     t = as_time(t)
@@ -89,8 +81,8 @@ def F_from_prediction(
     prediction: jax.Array,
     kind: str,
     x: jax.Array,
-    alpha: jax.typing.ArrayLike,
-    sigma: jax.typing.ArrayLike,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
     sigma_data: float,
 ) -> jax.Array:
     """TrigFlow's ``F`` from what a network of another process predicts at ``x``.
@@ -101,18 +93,15 @@ def F_from_prediction(
         ``alpha^2 + sigma^2 = 1``); ``flow = eps - x0`` (needs ``alpha + sigma = 1``);
         ``edm``, the raw network of EDM, whose sign alone differs.
       x: ``(b, ..., c)`` point of that process.
-      alpha: ``(b,)`` signal coefficient.
-      sigma: ``(b,)`` noise coefficient.
+      alpha, sigma: ``(b,)`` coefficients of signal and noise.
       sigma_data: standard deviation of the data.
 
     Returns:
       ``F = (cos(t) sigma_data eps - sin(t) x0) / sigma_data``. ``v`` and ``flow`` never
-      divide by ``alpha`` or ``sigma``; ``x0`` divides by ``sigma``, ``eps`` by
-      ``alpha``, as those predictions hold nothing on the other part.
-
-    Raises:
-      ValueError: unknown ``kind``.
+      divide by ``alpha`` or ``sigma``; ``x0`` divides by ``sigma`` and ``eps`` by
+      ``alpha``, as those predictions do not determine the other part.
     """
+    check_choice(kind, PREDICTIONS, "prediction kind")
     x_t, time = to_trigflow(x, alpha, sigma, sigma_data)
     a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
     match kind:
@@ -125,10 +114,8 @@ def F_from_prediction(
             return (sigma_data * prediction - sin * x_t) / (sigma_data * cos)
         case "v":
             x0, eps = a * x - b * prediction, b * x + a * prediction
-        case "flow":
+        case _:  # flow
             x0, eps = x - b * prediction, x + a * prediction
-        case _:
-            raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
     return F_from_x0_z(x0, sigma_data * eps, time, sigma_data)
 
 
@@ -136,8 +123,8 @@ def prediction_from_F(
     F: jax.Array,
     kind: str,
     x: jax.Array,
-    alpha: jax.typing.ArrayLike,
-    sigma: jax.typing.ArrayLike,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
     sigma_data: float,
 ) -> jax.Array:
     """What a network of another process predicts at ``x``, given ``F`` there.
@@ -148,16 +135,8 @@ def prediction_from_F(
     a, b = expand(jnp.asarray(alpha), x), expand(jnp.asarray(sigma), x)
     x0 = f_from_F(x_t, F, time, sigma_data)
     eps = z_from_F(x_t, F, time, sigma_data) / sigma_data
-    predictions = {
-        "x0": x0,
-        "eps": eps,
-        "v": a * eps - b * x0,
-        "flow": eps - x0,
-        "edm": -F,
-    }
-    if kind not in predictions:
-        raise ValueError(f"prediction kind {kind!r} is not one of {PREDICTIONS}")
-    return predictions[kind]
+    predictions = {"x0": x0, "eps": eps, "flow": eps - x0, "edm": -F}
+    return lookup({**predictions, "v": a * eps - b * x0}, kind, "prediction kind")
 
 
 PARAMETERIZATIONS = ("trigflow", "edm")
@@ -178,12 +157,8 @@ def from_edm(net_fn: Any, sigma_data: float) -> Any:
 
     ``F(x_t/sigma_data, t) = -F_EDM(x_t/sigma_data, log(sigma_data tan t)/4)``: EDM
     scales its input to ``x_t / sigma_data``, too, so only the sign and the time change
-    (Sec. 3; arXiv 2206.00364, Table 1).
-
-    Args:
-      net_fn: ``F_EDM = net_fn(params, x, cond, ...)``, which reads ``cond.t`` as EDM's
-        ``c_noise``.
-      sigma_data: standard deviation of the data.
+    (Sec. 3; arXiv 2206.00364, Table 1). ``net_fn(params, x, cond, ...)`` reads
+    ``cond.t`` as EDM's ``c_noise``.
     """
 
     def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
@@ -194,10 +169,7 @@ def from_edm(net_fn: Any, sigma_data: float) -> Any:
 
 
 def score_from_F(
-    x_t: jax.Array,
-    F: jax.Array,
-    t: Time | jax.typing.ArrayLike,
-    sigma_data: float,
+    x_t: jax.Array, F: jax.Array, t: TimeLike, sigma_data: float
 ) -> jax.Array:
     """``grad log p_t(x_t) = -z / (sigma_data^2 sin t)`` with ``z`` of ``z_from_F``."""
     _, sin = cos_sin(t, x_t)

@@ -37,6 +37,10 @@ def _cos_sin(t: Times, dtype: Any = None) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(cos, dtype)[:, None], jnp.asarray(sin, dtype)[:, None]
 
 
+def _variance(std: Any, cos: Any, sin: Any, sigma_data: float) -> jax.Array:
+    return (std * cos) ** 2 + (sigma_data * sin) ** 2
+
+
 def _check_x(x: jax.Array, dim: int) -> jax.Array:
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != dim:
@@ -48,10 +52,6 @@ def _check_x(x: jax.Array, dim: int) -> jax.Array:
 class Gaussian:
     """Data ``N(mean, std^2 I)``: every map is affine in ``y = x - cos(t) mean``.
 
-    Attributes:
-      mean: ``d`` numbers.
-      std: standard deviation of each element, positive.
-
     Example:
       >>> g = Gaussian(mean=(0.0,), std=0.3)
       >>> f = g.consistency(jnp.ones((1, 1)), jnp.full((1,), 1.1), sigma_data=0.5)
@@ -59,8 +59,8 @@ class Gaussian:
       0.64389
     """
 
-    mean: tuple[float, ...]
-    std: float
+    mean: tuple[float, ...]  # d numbers
+    std: float  # of each element, positive
 
     def __post_init__(self) -> None:
         if not self.mean or not self.std > 0:
@@ -82,20 +82,17 @@ class Gaussian:
 
     def variance(self, t: Times, sigma_data: float) -> jax.Array:
         """``V_t``, shape ``(b,)``: the variance of an element of ``x_t``."""
-        cos, sin = _cos_sin(t)
-        return self._variance(cos, sin, sigma_data)[:, 0]
-
-    def _variance(self, cos: jax.Array, sin: jax.Array, sigma_data: float) -> jax.Array:
-        return (self.std * cos) ** 2 + (sigma_data * sin) ** 2
+        return _variance(self.std, *_cos_sin(t), sigma_data)[:, 0]
 
     def _parts(
         self, x: jax.Array, t: Times, sigma_data: float
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, ...]:
         """``cos, sin, V_t`` ``(b, 1)``, the mean ``(1, d)`` and ``y`` ``(b, d)``."""
         x = _check_x(x, self.dim)
         cos, sin = _cos_sin(t, x.dtype)
         mean = jnp.asarray(self.mean, x.dtype)[None]
-        return cos, sin, self._variance(cos, sin, sigma_data), mean, x - cos * mean
+        variance = _variance(self.std, cos, sin, sigma_data)
+        return cos, sin, variance, mean, x - cos * mean
 
     def velocity(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
         """``dx_t/dt`` on the probability-flow ODE: ``sigma_data F`` of a perfect net.
@@ -115,7 +112,7 @@ class Gaussian:
         """Where the ODE has ``x_t`` at ``u``: ``cos(u) mean + sqrt(V_u / V_t) y``."""
         _, _, variance, mean, y = self._parts(x, t, sigma_data)
         cos_u, sin_u = _cos_sin(u, y.dtype)
-        ratio = self._variance(cos_u, sin_u, sigma_data) / variance
+        ratio = _variance(self.std, cos_u, sin_u, sigma_data) / variance
         return cos_u * mean + jnp.sqrt(ratio) * y
 
     def consistency(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
@@ -151,16 +148,11 @@ class GaussianMixture:
     """Data ``sum_k weights_k N(means_k, stds_k^2 I)``.
 
     The consistency function is exact in one dimension, where the ODE keeps quantiles.
-
-    Attributes:
-      weights: ``k`` positive numbers with sum 1.
-      means: ``k`` tuples of ``d`` numbers.
-      stds: ``k`` positive numbers.
     """
 
-    weights: tuple[float, ...]
-    means: tuple[tuple[float, ...], ...]
-    stds: tuple[float, ...]
+    weights: tuple[float, ...]  # k positive numbers with sum 1
+    means: tuple[tuple[float, ...], ...]  # k tuples of d numbers
+    stds: tuple[float, ...]  # k positive numbers
 
     def __post_init__(self) -> None:
         if not len(self.weights) == len(self.means) == len(self.stds) > 0:
@@ -187,56 +179,45 @@ class GaussianMixture:
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """``num`` draws, ``(num, d)`` float32."""
         component = rng.choice(len(self.weights), size=num, p=self.weights)
-        x = (
-            rng.standard_normal((num, self.dim))
-            * np.asarray(self.stds)[component, None]
-        )
+        std = np.asarray(self.stds)[component, None]
+        x = rng.standard_normal((num, self.dim)) * std
         return (x + np.asarray(self.means)[component]).astype(np.float32)
 
     def _parts(
         self, x: jax.Array, t: Times, sigma_data: float
     ) -> tuple[jax.Array, ...]:
-        """What velocity and denoiser share.
-
-        Returns:
-          ``cos, sin, variance, weight`` ``(b, k, 1)``; means ``(1, k, d)``; ``y``
-          ``(b, k, d)``. ``weight`` is the probability of component k given ``x``.
-        """
+        """``cos, sin, V_k, p(k|x), mean_k, s_k^2, y_k``, of rank 3 ``(b, k, d)``."""
         x = _check_x(x, self.dim)
         cos, sin = (a[:, None] for a in _cos_sin(t, x.dtype))
         means = jnp.asarray(self.means, x.dtype)[None]
         stds = jnp.asarray(self.stds, x.dtype)[None, :, None]
-        variance = (stds * cos) ** 2 + (sigma_data * sin) ** 2
+        variance = _variance(stds, cos, sin, sigma_data)
         y = x[:, None] - cos * means
         logits = jnp.log(jnp.asarray(self.weights, x.dtype))[None, :, None]
         logits -= 0.5 * self.dim * jnp.log(variance)
         logits -= 0.5 * jnp.sum(y**2, axis=-1, keepdims=True) / variance
-        return cos, sin, variance, jax.nn.softmax(logits, axis=1), means, y
+        weight = jax.nn.softmax(logits, axis=1)
+        return cos, sin, variance, weight, means, stds**2, y
 
     def velocity(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
         """``dx_t/dt`` on the probability-flow ODE: ``sigma_data F`` of a perfect net.
 
         ``sum_k p(k|x) [(sigma_data^2 - s_k^2) sin t cos t / V_k y_k - sin t mean_k]``
         """
-        cos, sin, variance, weight, means, y = self._parts(x, t, sigma_data)
-        stds = jnp.asarray(self.stds, y.dtype)[None, :, None]
-        slope = (sigma_data**2 - stds**2) * sin * cos / variance
+        cos, sin, variance, weight, means, s2, y = self._parts(x, t, sigma_data)
+        slope = (sigma_data**2 - s2) * sin * cos / variance
         return jnp.sum(weight * (slope * y - sin * means), axis=1)
 
     def denoiser(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
         """``E[x0 | x_t] = sum_k p(k|x) [mean_k + s_k^2 cos(t) / V_k y_k]``."""
-        cos, _, variance, weight, means, y = self._parts(x, t, sigma_data)
-        stds = jnp.asarray(self.stds, y.dtype)[None, :, None]
-        return jnp.sum(weight * (means + stds**2 * cos / variance * y), axis=1)
+        cos, _, variance, weight, means, s2, y = self._parts(x, t, sigma_data)
+        return jnp.sum(weight * (means + s2 * cos / variance * y), axis=1)
 
     def flow(self, x: jax.Array, t: Times, u: Times, sigma_data: float) -> jax.Array:
         """Where the ODE takes ``x_t`` at time ``u``, for one-dimensional data.
 
         In one dimension trajectories cannot cross, so each keeps its quantile:
         ``CDF_u(flow) = CDF_t(x)``. Differentiable in ``x``, ``t`` and ``u``.
-
-        Raises:
-          ValueError: data of more dimensions.
         """
         if self.dim != 1:
             raise ValueError(f"quantile transport needs d = 1, not d = {self.dim}")
@@ -244,8 +225,7 @@ class GaussianMixture:
         loc_t, scale_t = self._marginal(t, sigma_data, x.dtype)
         loc_u, scale_u = self._marginal(u, sigma_data, x.dtype)
         log_weights = jnp.log(jnp.asarray(self.weights, x.dtype))[None]
-        z = (x - loc_t) / scale_t
-        return _transport(z, loc_u, scale_u, log_weights)
+        return _transport((x - loc_t) / scale_t, loc_u, scale_u, log_weights)
 
     def _marginal(
         self, t: Times, sigma_data: float, dtype: Any
@@ -254,7 +234,7 @@ class GaussianMixture:
         cos, sin = _cos_sin(t, dtype)
         means = jnp.asarray(self.means, dtype)[:, 0][None]
         stds = jnp.asarray(self.stds, dtype)[None]
-        return cos * means, jnp.sqrt((cos * stds) ** 2 + (sigma_data * sin) ** 2)
+        return cos * means, jnp.sqrt(_variance(stds, cos, sin, sigma_data))
 
     def consistency(self, x: jax.Array, t: Times, sigma_data: float) -> jax.Array:
         """The exact consistency function ``CDF_0^{-1}(CDF_t(x))``; d = 1 only."""
@@ -270,15 +250,8 @@ def _transport(
 
     Bisection between bounds that are certain, then one Newton step that also carries
     the derivatives (implicit function theorem), so forward and reverse mode work.
-
-    Args:
-      z: ``(b, k)`` standardized positions before.
-      loc: ``(b, k)`` centres after.
-      scale: ``(b, k)`` standard deviations after.
-      log_weights: ``(1, k)``.
-
-    Returns:
-      ``(b, 1)``.
+    Standardized positions before ``z``, centres ``loc`` and standard deviations
+    ``scale`` after are ``(b, k)``, ``log_weights`` is ``(1, k)``; returns ``(b, 1)``.
     """
 
     def excess(y, z, loc, scale):
@@ -312,13 +285,11 @@ def _cdf_difference(
 ) -> tuple[jax.Array, jax.Array]:
     """``sum_k w_k [Phi(a_k) - Phi(z_k)]`` in units that neither cancel nor underflow.
 
-    Each difference is taken between the tails on the side where they are small, and
-    all are divided by the largest of them. So the sign is right far out in a tail, and
-    in a gap between two components, where a plain CDF is constant in float32.
-
-    Returns:
-      The difference divided by the unit, and the unit's logarithm, ``(b, 1)`` each.
+    Returns the difference divided by the unit, and the unit's logarithm, ``(b, 1)``.
     """
+    # Each difference is taken between the tails on the side where they are small, and
+    # all are divided by the largest. So the sign is right far out in a tail, and in a
+    # gap between two components, where a plain CDF is constant in float32.
     sign = jnp.where(a + z > 0, -1, 1).astype(a.dtype)
     log_a = log_weights + log_ndtr(sign * a)
     log_z = log_weights + log_ndtr(sign * z)

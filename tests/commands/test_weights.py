@@ -31,7 +31,7 @@ def file(tmp_path_factory):
     published = {"modulation": "gain", "embedding": "fourier", "head_channels": 8}
     module = networks.build("unet", (8, 8, 1), 10, **published, **SETTINGS).module
     rng = np.random.default_rng(0)
-    net = networks.Network(module, frozenset({"t", "label"}))
+    net = networks.Network(module)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     state = edm.export_weights(
         module,
@@ -78,7 +78,7 @@ def test_an_imported_run_samples_in_trigflow_time(loaded, file):
     state = state_dict.read_state_dict(file)
     params, _ = edm.import_weights(loaded.experiment.network.module, state)
     net = loaded.experiment.network
-    bare = networks.Network(net.module, net.consumes)
+    bare = networks.Network(net.module)
     example, cond = net.example(2)
     t = np.float32([0.3, 1.2])
     c_noise = np.log(0.5 * np.tan(t)) / 4

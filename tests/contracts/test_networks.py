@@ -1,7 +1,6 @@
 """What every backbone of the registry must do.
 
-Compiling is nearly all of the time, so each backbone has a handful of compiled
-functions that many tests share.
+Compiling takes nearly all of the time, so many tests share a few compiled functions.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from benchmarks import shapes
 from scm_jax import networks, trigflow
 from scm_jax.networks import attention, ddpmpp, layers, magnitude, unet
 from scm_jax.types import NULL_LABEL, Cond
+from tests.networks.reference import quick_jit, rms
 
 # A small instance of every backbone; a new one needs a line there.
 SHAPE, NUM_CLASSES = shapes.TINY["unet"].sample_shape, shapes.TINY["unet"].num_classes
@@ -37,13 +37,8 @@ ROWS = {
     "unet": [True, True, True],
 }
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
 
 def make_key(seed):
-    """A key of the kind that is quick to compile."""
     return jax.random.key(seed, impl="unsafe_rbg")
 
 
@@ -70,28 +65,23 @@ def build_loop(name, **changes):
 class Case:
     """A network, its fresh and some random parameters, inputs, compiled functions.
 
-    Attributes:
-      init: key -> parameters.
-      apply: ``(params, x, cond) -> F`` in evaluation.
-      dropped: ``(params, x, cond, key) -> F`` in training.
-      step: ``(params, x, dx, cond, key) -> gradient, (F, dF_dt)`` of ``sum(c F)`` in
-        training, with the constants ``c`` of ``cotangent``; loops, rematerialized.
-      derivatives: ``(params, x, cond, dx, dt) -> F, dF`` in float64 and evaluation.
-      F: ``apply`` at the inputs below.
+    ``step`` is the gradient of ``sum(c F)`` with the constants ``c`` of ``cotangent``
+    and ``(F, dF_dt)``, in training with loops and rematerialization; ``derivatives``
+    are ``F, dF`` in float64 and evaluation.
     """
 
     name: str
     net: networks.Network
-    init: Callable
-    apply: Callable
-    dropped: Callable
-    step: Callable
-    derivatives: Callable
+    init: Callable  # key -> parameters
+    apply: Callable  # (params, x, cond) -> F in evaluation
+    dropped: Callable  # (params, x, cond, key) -> F in training
+    step: Callable  # (params, x, dx, cond, key)
+    derivatives: Callable  # (params, x, cond, dx, dt)
     fresh: dict
     params: dict
     x: jax.Array
     cond: Cond
-    F: jax.Array
+    F: jax.Array  # apply at these inputs
 
     @property
     def opened(self):
@@ -213,10 +203,6 @@ def float64_network(case, float64_islands, monkeypatch):
     return wide
 
 
-def rms(a):
-    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
-
-
 # --- Shapes and initialization --------------------------------------------------------
 
 
@@ -232,17 +218,6 @@ def test_parameters_are_float32_and_depend_on_the_key(case):
     jax.tree.map(np.testing.assert_array_equal, one, same)
     differs = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), one, other)
     assert any(jax.tree.leaves(differs))
-
-
-def test_parameters_are_all_that_a_network_keeps(case):
-    """No statistics, no weights normalized in place: ``apply`` is a pure function."""
-    x, cond = case.net.example(2)
-    variables = jax.eval_shape(case.net.module.init, jax.random.key(0), x, cond)
-    assert set(variables) == {"params"}
-    before = jax.tree.map(np.array, case.params)
-    again = case.apply(case.params, case.x, case.cond)
-    np.testing.assert_array_equal(again, case.F)
-    jax.tree.map(np.testing.assert_array_equal, before, case.params)
 
 
 def test_a_fresh_network_starts_where_its_paper_does(case):
@@ -312,16 +287,14 @@ def test_jvp_is_the_central_difference(case, float64_network):
 
 @pytest.mark.parametrize("name", [n for n in sorted(SETTINGS) if has(n, "attention")])
 def test_chunked_attention_computes_what_the_einsum_does(name, monkeypatch):
-    """Value, tangent and gradient of a training step, with several chunks."""
+    """With several chunks; derivatives are tests/networks/test_attention.py's."""
     monkeypatch.setattr(attention, "QUERY_CHUNK", 6)
     monkeypatch.setattr(attention, "KEY_CHUNK", 5)
     case = make(name)
-    step = make_step(build_loop(name, attention="chunked"))
-    dx = noise(case.x.shape, 8)
-    got = step(case.params, case.x, dx, case.cond, make_key(7))
-    expected = run_step(case, case.params, 7)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, rms(b)))
+    F = quick_jit(build(name, attention="chunked").apply)(
+        case.params, case.x, case.cond
+    )
+    np.testing.assert_allclose(F, case.F, rtol=0, atol=1e-4 * rms(case.F))
     with pytest.raises(ValueError, match=r"network\.attention = 'flash' is not one of"):
         jax.eval_shape(build(name, attention="flash").init, jax.random.key(0))
 
@@ -348,7 +321,7 @@ def run_step(case, params, seed):
 
 def stacked(case, path):
     """Whether the first axis of this parameter counts equal blocks."""
-    groups = case.net.module.layout().groups if case.name in ("unet", "ddpmpp") else ()
+    groups = case.net.module.layout() if case.name in ("unet", "ddpmpp") else ()
     names = {g.name for g in groups if len(g.names) > 1} | {"blocks"}
     return path[0].key in names
 
@@ -454,10 +427,7 @@ def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
     h = 3e-3
     ahead, behind = (
         case.dropped(
-            case.params,
-            case.x + a * dx,
-            case.cond.replace(t=case.cond.t + a),
-            key,
+            case.params, case.x + a * dx, case.cond.replace(t=case.cond.t + a), key
         )
         for a in (h, -h)
     )
@@ -508,6 +478,20 @@ def test_every_backbone_with_a_compute_dtype_is_tested():
     assert set(EMBEDDING) == {name for name in SETTINGS if has(name, "dtype")}
 
 
+@pytest.mark.parametrize("name", sorted(EMBEDDING))
+def test_bfloat16_is_close_in_value_and_tangent(name):
+    case = make(name)
+    args = case.params, case.x, case.cond, noise(case.x.shape, 5), jnp.ones(4)
+    exact, got = (
+        make_derivatives(build_loop(name, dtype=dtype, remat="none"))(*args)
+        for dtype in ("float32", "bfloat16")
+    )
+    for a, b in zip(exact, got, strict=True):
+        assert b.dtype == jnp.float32
+        # 8 bits; exactly 0 would mean that they were not used.
+        assert 1e-4 < rms(b - a) / rms(a) < 0.05
+
+
 # --- Conditioning ---------------------------------------------------------------------
 
 
@@ -531,6 +515,43 @@ def test_guidance_is_an_input_that_starts_without_effect(case):
     F = case.apply(case.opened, case.x, case.cond)
     assert rms(F) > 0.1
     np.testing.assert_allclose(case.apply(case.opened, case.x, other), F, atol=1e-6)
+
+
+def test_a_student_with_dt_starts_as_its_teacher_for_every_dt(case):
+    """And its layers for dt are trained from the first step on."""
+    student = build(case.name, use_dt=True)
+    params = inherited(case.params, quick_jit(student.init)(make_key(4)))
+
+    @quick_jit
+    def run(params, cond):
+        def total(params):
+            F = student.apply(params, case.x, cond)
+            return jnp.sum(F * jnp.cos(case.x)), F
+
+        return jax.grad(total, has_aux=True)(params)
+
+    for dt in (0.0, 0.3, -40.0):
+        grads, F = run(params, case.cond.replace(dt=jnp.full(4, dt)))
+        np.testing.assert_allclose(F, case.F, rtol=0, atol=1e-5)
+        added = [
+            np.abs(g).max()
+            for path, g in jax.tree_util.tree_leaves_with_path(grads)
+            if any("dt" in key.key.split("_") for key in path)
+        ]
+        assert added and max(added) > 1e-4
+    _, F = run(trained(params), case.cond.replace(dt=jnp.full(4, 0.3)))
+    _, other = run(trained(params), case.cond.replace(dt=jnp.full(4, 0.8)))
+    assert rms(F - other) > 1e-3
+
+
+def inherited(weights, fresh):
+    """``fresh`` with all weights that the teacher has."""
+    return {
+        key: inherited(weights[key], value)
+        if isinstance(value, dict) and key in weights
+        else weights.get(key, value)
+        for key, value in fresh.items()
+    }
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -560,7 +581,7 @@ def test_bad_settings_are_errors_when_built(name):
         jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :4], cond)
 
 
-CHOICES = ("modulation", "embedding", "null_label")
+CHOICES = ("modulation", "embedding", "null_label", "remat")
 
 
 @pytest.mark.parametrize(
@@ -568,8 +589,64 @@ CHOICES = ("modulation", "embedding", "null_label")
     [(n, s) for n in sorted(SETTINGS) for s in CHOICES if has(n, s)],
 )
 def test_unknown_choices_are_errors_when_built(name, setting):
-    with pytest.raises(ValueError, match=rf"network\.{setting} = 'x' is not one of \("):
+    with pytest.raises(ValueError, match=rf"network\.{setting} = 'x' is not one of \["):
         build(name, **{setting: "x"})
+
+
+U_NET = {"width": 16, "channel_mult": (1,), "num_blocks": 1}
+SQUARE = "this network takes square images .*'dit' takes any shape"
+BAD = [
+    ("dit", (8, 8, 1), {"patch": 3}, "patch = 3 does not divide every axis"),
+    ("dit", (8, 6, 1), {"patch": 4}, "patch = 4 does not divide every axis"),
+    ("dit", (5,), {}, "patch = 2 does not divide every axis"),
+    ("dit", SHAPE, {"num_heads": 5}, "num_heads = 5 does not divide network.width"),
+    *(
+        (name, shape, {"width": 64, "channel_mult": mult}, message)
+        for name in ("unet", "ddpmpp")
+        for shape, mult, message in (
+            ((8, 12, 3), (1, 1), SQUARE),
+            ((12, 3), (1, 1), SQUARE),
+            ((2, 8, 8, 3), (1, 1), SQUARE),
+            ((10, 10, 3), (1, 1, 1), "side of 10 cannot be halved 2 .*divisible by 4"),
+        )
+    ),
+    *(
+        (name, SHAPE, {"dropout": d}, r"dropout = .* is not in \[0")
+        for name in SETTINGS
+        for d in (-0.1, 1.0)
+    ),
+    (
+        "unet",
+        SHAPE,
+        {**U_NET, "head_channels": 12},
+        "12 does not divide the 16 channels",
+    ),
+    (
+        "ddpmpp",
+        SHAPE,
+        {**U_NET, "num_heads": 3},
+        "heads = 3 .* 16 channels of dec_8x8_in0",
+    ),
+    # Also those of the decoder, with what comes from the encoder: 200 of 32 groups.
+    (
+        "ddpmpp",
+        SHAPE,
+        {**U_NET, "width": 14},
+        "channels of .*do not divide into groups",
+    ),
+    (
+        "ddpmpp",
+        SHAPE,
+        {**U_NET, "width": 100},
+        "channels of .*do not divide into groups",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "settings", "message"), BAD)
+def test_contradicting_settings_are_errors_when_built(name, shape, settings, message):
+    with pytest.raises(ValueError, match=message):
+        networks.build(name, shape, 0, **settings)
 
 
 def test_unknown_network_is_an_error():

@@ -1,9 +1,35 @@
-"""Networks by their formulas, in numpy and float64."""
+"""Networks by their formulas, in numpy and float64; what tests of networks share."""
 
+import functools
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from scm_jax.types import NULL_LABEL, Cond
+
+COND = Cond(
+    t=jnp.asarray([0.2, 0.9, 1.3]),
+    dt=jnp.asarray([0.1, 0.2, 0.3]),
+    label=jnp.asarray([2, 0, NULL_LABEL]),
+    guidance=jnp.asarray([1.0, 1.5, 2.0]),
+)
+# Both are quick to compile, which is most of the time that these tests take.
+KEY = jax.random.key(0, impl="unsafe_rbg")
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
 PIXEL_NORM_EPS, RMS_EPS, GROUP_NORM_EPS = 1e-8, 1e-4, 1e-6
+
+
+def normal(shape, seed=0, loc=0.3):
+    return loc + np.random.default_rng(seed).normal(size=shape)
+
+
+def rms(a):
+    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
 
 
 def draw(shapes, seed=0):
@@ -115,3 +141,19 @@ def heads_of(qkv, num_heads):
     b, height, width, _ = qkv.shape
     qkv = qkv.reshape(b, height * width, num_heads, -1, 3)
     return qkv[..., 0], qkv[..., 1], qkv[..., 2]
+
+
+def embedding_of(network, normalize, **settings):
+    """A U-Net's conditioning alone at ``COND``, in float32, and its parameters."""
+
+    class Embedding(network):
+        @nn.compact
+        def __call__(self, x, cond, *, train=False):
+            return self._embed(cond)
+
+    module = Embedding(
+        (8, 8, 2), 3, width=16, use_guidance=True, use_dt=True, **settings
+    )
+    params = draw(jax.eval_shape(module.init, KEY, None, COND)["params"])
+    run = quick_jit(lambda p: module.apply({"params": normalize(p)}, None, COND))
+    return params, run(params)

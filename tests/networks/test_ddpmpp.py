@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +11,8 @@ from scm_jax import networks
 from scm_jax.cost import counts
 from scm_jax.networks import ddpmpp
 from scm_jax.networks.unet_layout import BlockSpec
-from scm_jax.types import NULL_LABEL, Cond
 from tests.networks import reference as ref
-
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-KEY = jax.random.key(0, impl="unsafe_rbg")
+from tests.networks.reference import KEY, quick_jit
 
 
 @pytest.mark.parametrize(
@@ -100,37 +94,10 @@ def test_block_is_that_of_the_paper(name):
     assert kept is None if spec.decoder else np.all(kept == got)
 
 
-COND = Cond(
-    t=jnp.asarray([0.2, 0.9, 1.3]),
-    dt=jnp.asarray([0.1, 0.2, 0.3]),
-    label=jnp.asarray([2, 0, NULL_LABEL]),
-    guidance=jnp.asarray([1.0, 1.5, 2.0]),
-)
-
-
-@functools.cache
-def embedding():
-    """The network's conditioning alone, and the shapes of its parameters."""
-
-    class Embedding(ddpmpp.DDPMpp):
-        @nn.compact
-        def __call__(self, x, cond, *, train=False):
-            return self._embed(cond)
-
-    module = Embedding(
-        (8, 8, 2), 3, width=16, channel_mult=(1,), use_guidance=True, use_dt=True
-    )
-    run = quick_jit(lambda params, cond: module.apply({"params": params}, None, cond))
-    init = quick_jit(lambda: module.init(KEY, None, COND)["params"])
-    return run, init()
-
-
 def test_embedding_is_that_of_the_paper():
     """Positional features of amplitude 1, and a null class of zeros."""
-    run, fresh = embedding()
-    params = ref.draw(fresh)
-    p = ref.float64(params)
-    cond = jax.tree.map(lambda a: np.asarray(a, np.float64), COND)
+    params, got = ref.embedding_of(ddpmpp.DDPMpp, lambda p: p, channel_mult=(1,))
+    p, cond = ref.float64(params), ref.float64(ref.COND)
     rows = np.sqrt(3) * p["emb_label"]["kernel"][[2, 0, 0]]
     rows[2] = 0
     emb = ref.positional(cond.t, 16, 1.0) + rows + p["emb_label"]["bias"]
@@ -140,66 +107,7 @@ def test_embedding_is_that_of_the_paper():
             ref.positional(getattr(cond, name), 16, 1.0), p[f"emb_{name}"]
         )
     assert emb.shape == (3, 64)
-    np.testing.assert_allclose(run(params, COND), ref.silu(emb), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["dt", "guidance"])
-def test_added_inputs_start_without_effect(name):
-    """A student that inherits a teacher without them is that teacher."""
-    run, fresh = embedding()
-    other = COND.replace(**{name: getattr(COND, name) + 0.5})
-    np.testing.assert_array_equal(run(fresh, other), run(fresh, COND))
-    params = ref.draw(fresh)
-    assert np.abs(run(params, other) - run(params, COND)).max() > 0.01
-
-
-# --- The network as a whole -----------------------------------------------------------
-
-
-def rms(a):
-    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
-
-
-def test_bfloat16_is_close_in_value_and_tangent():
-    settings = {"width": 16, "channel_mult": (1,), "num_blocks": 1}
-    results = []
-    for dtype in ("float32", "bfloat16"):
-        net = networks.build("ddpmpp", (8, 8, 2), 3, **settings, dtype=dtype)
-
-        @quick_jit
-        def run(params, x, dx, cond, net=net):
-            def F(x, t):
-                return net.apply(params, x, cond.replace(t=t))
-
-            return jax.jvp(F, (x, cond.t), (dx, jnp.ones_like(cond.t)))
-
-        params = jax.tree.map(
-            lambda a: a / np.float32(np.sqrt(max(1, np.prod(a.shape[:-1])))),
-            ref.draw(jax.eval_shape(net.init, KEY)),
-        )
-        x, dx = np.random.default_rng(2).normal(size=(2, 3, 8, 8, 2))
-        results.append(run(params, np.float32(x), np.float32(dx), COND))
-    for exact, got in zip(*results, strict=True):
-        assert got.dtype == jnp.float32
-        # 8 bits; exactly 0 would mean that they were not used.
-        assert 1e-4 < rms(got - exact) / rms(exact) < 0.05
-
-
-@pytest.mark.parametrize("width", [2, 14, 100])
-def test_channels_must_divide_into_groups(width):
-    """Also those of the decoder, with what comes from the encoder: 200 of 32 groups."""
-    if width < 4:
-        message = r"network\.width = 2"
-    else:
-        message = r"channels of .*do not divide into groups"
-    with pytest.raises(ValueError, match=message):
-        networks.build("ddpmpp", (8, 8, 2), 0, width=width, channel_mult=(1,))
-
-
-def test_heads_must_divide_the_channels():
-    message = r"network\.num_heads = 3 does not divide the 16 channels of dec_8x8_in0"
-    with pytest.raises(ValueError, match=message):
-        networks.build("ddpmpp", (8, 8, 2), 0, width=16, channel_mult=(1,), num_heads=3)
+    np.testing.assert_allclose(got, ref.silu(emb), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_kernels_are_xaviers_times_the_gain_of_their_layer():

@@ -1,22 +1,12 @@
 """Embeddings of times against their formulas."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scm_jax.networks import embeddings
-
-KEY = jax.random.key(0, impl="unsafe_rbg")  # quick to compile
-
-
-def normal(shape, seed=0, loc=0.3):
-    return loc + np.random.default_rng(seed).normal(size=shape)
-
-
-def rms(a):
-    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
+from tests.networks.reference import KEY, rms
 
 
 def test_positional_embedding_values():
@@ -28,9 +18,7 @@ def test_positional_embedding_values():
     np.testing.assert_allclose(plain[0], expected / np.sqrt(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("dim", "expected"), [(16, 0.367), (64, 0.264), (128, 0.248), (256, 0.241)]
-)
+@pytest.mark.parametrize(("dim", "expected"), [(16, 0.367), (256, 0.241)])
 def test_embedding_has_unit_rms_and_a_slow_derivative(dim, expected):
     """RMS of d emb/dt is .24 for many channels; Fourier features have 6.3 or 100."""
     t = jnp.linspace(0.0, np.pi / 2, 33)
@@ -43,17 +31,6 @@ def test_embedding_has_unit_rms_and_a_slow_derivative(dim, expected):
     exact = np.sqrt(np.mean(1e4 ** (-2 * np.linspace(0, 1, dim // 2))))
     np.testing.assert_allclose(derivative, exact, rtol=1e-4)
     assert exact == pytest.approx(expected, abs=5e-4)
-
-
-def test_embedding_is_float32_whatever_comes_in():
-    a = jnp.asarray([0.7], jnp.bfloat16)
-    assert embeddings.positional_embedding(a, 8).dtype == jnp.float32
-    module = embeddings.FourierEmbedding(8)
-    variables = jax.eval_shape(module.init, KEY, a)
-    e, tangent = jax.eval_shape(
-        lambda v, a: jax.jvp(lambda a: module.apply(v, a), (a,), (a,)), variables, a
-    )
-    assert e.dtype == tangent.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dim", [2, 7])
@@ -90,25 +67,3 @@ def test_fourier_features_are_frozen():
     assert set(of_params) == {"freqs", "phases"}
     assert all(np.all(g == 0) for g in of_params.values())
     assert np.all(np.abs(of_t) > 1e-3)
-
-
-def test_embedding_of_time_by_name():
-    class Embed(nn.Module):
-        embedding: str
-
-        @nn.compact
-        def __call__(self, t):
-            return embeddings.embed_time(t, 8, self.embedding, 16.0, amplitude=1.0)
-
-    t = jnp.asarray([0.2, 1.0])
-    positional, none = Embed("positional").init_with_output(KEY, t)
-    assert not none
-    expected = embeddings.positional_embedding(t, 8, amplitude=1.0)
-    np.testing.assert_array_equal(positional, expected)
-    fourier, variables = Embed("fourier").init_with_output(KEY, t)
-    inner = {"params": variables["params"]["fourier"]}
-    expected = embeddings.FourierEmbedding(8, 16.0).apply(inner, t)
-    np.testing.assert_array_equal(fourier, expected)
-    message = r"network\.embedding = 'sinus' is not one of \('positional', 'fourier'\)"
-    with pytest.raises(ValueError, match=message):
-        Embed("sinus").init(KEY, t)

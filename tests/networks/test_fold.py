@@ -1,7 +1,5 @@
 """Weights are normalized and rounded once, before all passes that multiply by them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +9,12 @@ import pytest
 from benchmarks import shapes
 from scm_jax import networks, objectives
 from scm_jax.cost import counts
-from scm_jax.networks import magnitude, unet
+from scm_jax.networks import magnitude
 from scm_jax.training import state as state_lib
 from scm_jax.training.step import make_train_step
 from scm_jax.types import Batch
+from tests.networks.reference import quick_jit
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 U_NET = {
     "width": 16,
     "channel_mult": (1,),
@@ -83,20 +79,6 @@ def test_derivative_of_folding_is_the_central_difference(shape, float64_islands)
         tangent, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8
     )
     assert tangent.dtype == jnp.float64
-
-
-def test_every_gain_is_folded_into_its_kernel():
-    params, *_ = draw(build(modulation="gain", use_guidance=True))
-    folded = unet.fold_weights(params)
-    for name, gain in [("out", "out_gain"), ("emb_guidance", "emb_guidance_gain")]:
-        expected = magnitude.fold_kernel(params[name]["kernel"], params[gain])
-        np.testing.assert_array_equal(folded[name]["kernel"], expected)
-    block = params["dec_8x8_block0"]
-    assert block["affine"]["kernel"].ndim == 3 and block["affine_gain"].ndim == 1
-    for i, gain in enumerate(block["affine_gain"]):
-        expected = magnitude.fold_kernel(block["affine"]["kernel"][i], gain)
-        got = folded["dec_8x8_block0"]["affine"]["kernel"][i]
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def training_step(objective, parts):

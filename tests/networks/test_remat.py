@@ -60,7 +60,7 @@ def logits_macs(module):
         return BATCH * module.depth * tokens**2 * module.width
     return BATCH * sum(
         len(group.names) * group.spec.resolution**4 * group.spec.out_channels
-        for group in module.layout().groups
+        for group in module.layout()
         if group.spec.attention
     )
 
@@ -136,7 +136,7 @@ def lengths(module):
     """Blocks of every stack."""
     if isinstance(module, dit.DiT):
         return {"blocks": module.depth}
-    return {group.name: len(group.names) for group in module.layout().groups}
+    return {group.name: len(group.names) for group in module.layout()}
 
 
 @pytest.mark.parametrize(

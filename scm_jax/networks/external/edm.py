@@ -9,68 +9,93 @@ so that a conversion is exact and its inverse gives the same file back.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 
+from scm_jax.networks import Network
 from scm_jax.networks.ddpmpp import DDPMpp
 from scm_jax.networks.unet import UNet
-from scm_jax.networks.unet_layout import Layout
 
 Tree = dict[str, Any]
+Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 # Tensors of a file that are no weights of the network: EDM2's loss weighting, fixed
 # resampling filters, and the input of EDM's augmentation, which is zero in sampling.
 _EXTRAS = re.compile(r"(^|\.)(logvar_\w+\.|resample_filter$|map_augment\.)")
-_PREFIXES = {"unet": "unet.", "ddpmpp": "model."}
+
+# Layers in the file's order, as (theirs, ours): before, in and after the blocks.
+_UNET = (
+    {
+        "out_gain": "out_gain",
+        "emb_fourier.freqs": "fourier/freqs",
+        "emb_fourier.phases": "fourier/phases",
+        "emb_noise": "emb_noise",
+        "emb_label": "emb_label",
+        "enc.{side}_conv": "in",
+    },
+    {
+        "emb_gain": "affine_gain",
+        "conv_res0": "conv0",
+        "emb_linear": "affine",
+        "conv_res1": "conv1",
+        "conv_skip": "skip",
+        "attn_qkv": "qkv",
+        "attn_proj": "proj",
+    },
+    {"out_conv": "out"},
+)
+_DDPM_BLOCK = "norm0 conv0 affine norm1 conv1 skip norm2 qkv proj".split()
+_DDPM = (
+    {
+        "map_layer0": "emb0",
+        "map_layer1": "emb1",
+        "map_label": "emb_label",
+        "enc.{side}_conv": "in",
+    },
+    {name: name for name in _DDPM_BLOCK},
+    {"dec.{side}_aux_norm": "norm_out", "dec.{side}_aux_conv": "out"},
+)
+_LEAVES = {"/kernel": ".weight", "/scale": ".weight", "/bias": ".bias", "": ""}
+_POINTWISE = ("skip", "qkv", "proj")
+# DDPM++ embeds as [sin, cos], we as [cos, sin]; the label is added to that. Axes, in
+# our layout, whose halves are in the other order.
+_SWAPS = {"emb0/kernel": 0, "emb_label/kernel": 1, "emb_label/bias": 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One tensor of a file, and where it goes.
 
-    Attributes:
-      name: in the file.
-      path: in the parameter tree.
-      index: position in a stacked parameter; None in one that is not stacked.
-      layout: ``same``, ``linear`` (o, i), ``conv1`` (o, i, 1, 1) or ``conv``
-        (o, i, k, k).
-      swap: the axis, in our layout, whose halves are in the other order; or None.
+    A kernel is ``(*taps, in, out)`` in the parameter tree and ``(out, in, *taps)`` in
+    the file; other tensors are equal.
     """
 
-    name: str
-    path: tuple[str, ...]
-    index: int | None = None
-    layout: str = "same"
-    swap: int | None = None
+    name: str  # in the file
+    path: tuple[str, ...]  # in the parameter tree
+    index: int | None = None  # position in a stacked parameter
+    pointwise: bool = False  # a kernel with taps (1, 1) in the file, none here
+    swap: int | None = None  # axis here whose halves are in the other order
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
         """From the file's layout to ours."""
-        if self.layout == "linear":
-            tensor = tensor.T
-        elif self.layout == "conv1":
-            tensor = tensor[:, :, 0, 0].T
-        elif self.layout == "conv":
-            tensor = tensor.transpose(2, 3, 1, 0)
+        if self.path[-1] == "kernel":
+            tensor = tensor[:, :, 0, 0] if self.pointwise else tensor
+            tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
         return self._swapped(tensor)
 
     def write(self, array: np.ndarray) -> np.ndarray:
         """The inverse of ``read``."""
         array = self._swapped(array)
-        if self.layout == "linear":
-            array = array.T
-        elif self.layout == "conv1":
-            array = array.T[:, :, None, None]
-        elif self.layout == "conv":
-            array = array.transpose(3, 2, 0, 1)
+        if self.path[-1] == "kernel":
+            array = array.transpose(-1, -2, *range(array.ndim - 2))
+            array = array[:, :, None, None] if self.pointwise else array
         return np.array(array, order="C")  # keeps scalars, ascontiguousarray does not
-
-    @property
-    def rank(self) -> int | None:
-        """Axes of the tensor in the file; None for any number."""
-        return {"linear": 2, "conv1": 4, "conv": 4}.get(self.layout)
 
     def _swapped(self, array: np.ndarray) -> np.ndarray:
         if self.swap is None:
@@ -78,131 +103,119 @@ class Entry:
         return np.roll(array, array.shape[self.swap] // 2, self.swap)
 
 
-def infer_network(state: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """The network that a file holds weights of, from names and shapes.
-
-    Args:
-      state: name -> tensor.
-
-    Returns:
-      A key of ``NETWORKS`` and the settings of that module that follow from the file:
-      ``width``, ``channel_mult``, ``num_blocks``, ``attention_resolutions``,
-      ``modulation``, ``embedding``; and of an unlabelled file nothing on classes.
-
-    Raises:
-      ValueError: neither of the two.
-    """
-    bare = _bare(state)
-    stems = [n for n in bare if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", n)]
-    name = "unet" if "emb_noise.weight" in bare else "ddpmpp"
-    if not stems or (name == "ddpmpp" and "map_layer0.weight" not in bare):
-        raise ValueError(
-            "neither EDM2's U-Net (unet.emb_noise.weight, ...) nor EDM's DDPM++ "
-            f"(model.map_layer0.weight, ...): the file has {sorted(state)[:6]}, ..."
-        )
-    sides = sorted(
-        {int(n.split(".")[1].split("x")[0]) for n in bare if n.startswith("enc.")},
-        reverse=True,
-    )
-    conv = "conv_res1" if name == "unet" else "conv1"
-    of_level = [bare[f"enc.{s}x{s}_block0.{conv}.weight"].shape[0] for s in sides]
-    first = bare[stems[0]]
-    width = int(first.shape[0])
-    blocks = sum(
-        bool(re.fullmatch(rf"enc\.{sides[0]}x{sides[0]}_block\d+\.{conv}\.weight", n))
-        for n in bare
-    )
-    qkv = "attn_qkv" if name == "unet" else "qkv"
-    attending = tuple(s for s in sides if f"enc.{s}x{s}_block0.{qkv}.weight" in bare)
-    settings: dict[str, Any] = {
-        "width": width,
-        "channel_mult": tuple(int(c) // width for c in of_level),
-        "num_blocks": blocks,
-        "attention_resolutions": attending,
-    }
-    block = f"enc.{sides[0]}x{sides[0]}_block0."
-    if name == "unet":
-        vectors = bare[block + "emb_linear.weight"].shape[0] // of_level[0]
-        norm = "double_norm" if vectors == 2 else "double_norm_scale"
-        settings["modulation"] = "gain" if block + "emb_gain" in bare else norm
-        fourier = "emb_fourier.freqs" in bare
-        settings["embedding"] = "fourier" if fourier else "positional"
-        if "emb_label.weight" in bare:
-            settings["null_label"] = "zeros"
-    else:
-        vectors = bare[block + "affine.weight"].shape[0] // of_level[0]
-        settings["modulation"] = "double_norm" if vectors == 2 else "add"
-    return name, settings
-
-
-def import_weights(
-    module: UNet | DDPMpp, state: Mapping[str, np.ndarray]
-) -> tuple[Tree, dict[str, np.ndarray]]:
-    """A file's tensors as the parameters of ``module``.
-
-    Args:
-      module: the network, with the settings of ``infer_network``.
-      state: name -> tensor, as ``state_dict.read_state_dict`` returns it.
-
-    Returns:
-      The parameter tree, float32, and the tensors that are no weights of the network
-      (EDM2's loss weighting, for example), for ``export_weights``.
+def read_tensors(
+    table: list[Entry], shapes: Shapes, state: Mapping[str, np.ndarray]
+) -> Tree:
+    """The tensors of a file as a tree of parameters of ``shapes``, float32.
 
     Raises:
       ValueError: a tensor is missing, left over or of another shape; the message has
         its name, the path of the parameter and both shapes.
     """
-    bare = _bare(state)
-    table = entries(module)
-    missing = [e for e in table if e.name not in bare]
-    left = set(bare) - {e.name for e in table}
-    extras = {n: bare[n] for n in sorted(left) if _EXTRAS.search(n)}
-    unknown = sorted(left - set(extras))
+    missing = [e for e in table if e.name not in state]
+    unknown = sorted(set(state) - {e.name for e in table})
     if missing or unknown:
         lines = [f"  missing: {e.name} (for {'/'.join(e.path)})" for e in missing[:8]]
-        lines += [f"  left over: {n} {bare[n].shape}" for n in unknown[:8]]
+        lines += [f"  left over: {n} {state[n].shape}" for n in unknown[:8]]
         raise ValueError(
             f"the file does not fit this network ({len(missing)} tensors missing, "
             f"{len(unknown)} left over); do the network's settings agree with it?\n"
             + "\n".join(lines)
         )
-    shapes = expected_shapes(module)
     parts: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in table:
-        tensor = bare[entry.name]
-        path = "/".join(entry.path)
-        shape = shapes[entry.path]
-        shape = shape if entry.index is None else shape[1:]
-        fits = entry.rank in (None, tensor.ndim)
-        array = entry.read(np.asarray(tensor)) if fits else np.asarray(tensor)
-        if not fits or array.shape != shape:
+        tensor, shape = np.asarray(state[entry.name]), shapes[entry.path]
+        part = np.empty(shape if entry.index is None else shape[1:], np.bool_)
+        if tensor.shape != (wanted := entry.write(part).shape):
             raise ValueError(
-                f"{entry.name} has shape {tuple(tensor.shape)}"
-                + (f", that is {array.shape} here" if fits else "")
-                + f"; the network's {path} has {shape}"
+                f"{entry.name} has shape {tensor.shape}; for {'/'.join(entry.path)} it "
+                f"must have {wanted}"
             )
-        parts.setdefault(entry.path, []).append(array.astype(np.float32))
-    tree: Tree = {}
+        array = np.array(entry.read(tensor), np.float32, order="C")
+        parts.setdefault(entry.path, []).append(array)
+    stacked = {entry.path for entry in table if entry.index is not None}
+    return traverse_util.unflatten_dict(
+        {path: np.stack(a) if path in stacked else a[0] for path, a in parts.items()}
+    )
+
+
+def write_tensors(table: list[Entry], params: Tree) -> dict[str, np.ndarray]:
+    """The inverse of ``read_tensors``."""
+    flat = traverse_util.flatten_dict(params)
+    state = {}
     for entry in table:
-        if entry.path in parts:
-            arrays = parts.pop(entry.path)
-            value = arrays[0] if entry.index is None else np.stack(arrays)
-            node = tree
-            for key in entry.path[:-1]:
-                node = node.setdefault(key, {})
-            node[entry.path[-1]] = np.array(value, order="C")
-    return tree, extras
+        node = flat[entry.path]
+        array = np.asarray(node if entry.index is None else node[entry.index])
+        state[entry.name] = entry.write(array)
+    return state
+
+
+def infer_network(state: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
+    """The network that a file holds weights of, from names and shapes.
+
+    Returns:
+      A key of ``NETWORKS`` and the settings of that module that follow from the file.
+
+    Raises:
+      ValueError: neither of the two networks.
+    """
+    bare = _bare(state)
+    unet = "emb_noise.weight" in bare
+    stem = [n for n in bare if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", n)]
+    if not stem or not (unet or "map_layer0.weight" in bare):
+        raise ValueError(
+            "neither EDM2's U-Net (unet.emb_noise.weight, ...) nor EDM's DDPM++ "
+            f"(model.map_layer0.weight, ...): the file has {sorted(state)[:6]}, ..."
+        )
+    width = int(bare[stem[0]].shape[0])
+    blocks: dict[int, list[str]] = {}
+    for name in bare:
+        if match := re.match(r"enc\.(\d+)x\1_block\d+\.", name):
+            blocks.setdefault(int(match[1]), []).append(name)
+    sides = sorted(blocks, reverse=True)
+    conv, affine, qkv = (
+        ("conv_res1", "emb_linear", "attn_qkv") if unet else ("conv1", "affine", "qkv")
+    )
+    block = "enc.{0}x{0}_block0.".format
+    of_level = [int(bare[f"{block(s)}{conv}.weight"].shape[0]) for s in sides]
+    vectors = bare[f"{block(sides[0])}{affine}.weight"].shape[0] // of_level[0]
+    norm = "double_norm" if vectors == 2 else "double_norm_scale" if unet else "add"
+    settings: dict[str, Any] = {
+        "width": width,
+        "channel_mult": tuple(c // width for c in of_level),
+        "num_blocks": sum(n.endswith(f".{conv}.weight") for n in blocks[sides[0]]),
+        "attention_resolutions": tuple(
+            s for s in sides if f"{block(s)}{qkv}.weight" in bare
+        ),
+        "modulation": "gain" if f"{block(sides[0])}emb_gain" in bare else norm,
+    }
+    if unet:
+        fourier = "emb_fourier.freqs" in bare
+        settings["embedding"] = "fourier" if fourier else "positional"
+        if "emb_label.weight" in bare:
+            settings["null_label"] = "zeros"
+    return "unet" if unet else "ddpmpp", settings
+
+
+def import_weights(
+    module: UNet | DDPMpp, state: Mapping[str, np.ndarray]
+) -> tuple[Tree, dict[str, np.ndarray]]:
+    """The tensors of ``state_dict.read_state_dict`` as parameters of ``module``.
+
+    Returns:
+      The parameter tree, see ``read_tensors``, and the tensors that are no weights of
+      the network (EDM2's loss weighting, for example), for ``export_weights``.
+    """
+    bare, table = _bare(state), entries(module)
+    left = set(bare) - {entry.name for entry in table}
+    extras = {n: bare.pop(n) for n in sorted(left) if _EXTRAS.search(n)}
+    return read_tensors(table, expected_shapes(module), bare), extras
 
 
 def export_weights(
     module: UNet | DDPMpp, params: Tree, extras: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
     """The inverse of ``import_weights``, under the names of the published files.
-
-    Args:
-      module: the network.
-      params: its parameters.
-      extras: what ``import_weights`` returned besides.
 
     Raises:
       ValueError: a parameter that these files have no place for, such as the guidance
@@ -216,175 +229,54 @@ def export_weights(
             f"files of the EDM family have no place for {names}; the network of a "
             "student with further inputs can be saved as a checkpoint only"
         )
-    prefix = _PREFIXES[_kind(module)]
-    state = {}
-    for entry in table:
-        node: Any = params
-        for key in entry.path:
-            node = node[key]
-        array = np.asarray(node if entry.index is None else node[entry.index])
-        state[prefix + entry.name] = entry.write(array)
+    prefix = "unet." if isinstance(module, UNet) else "model."
+    state = {prefix + n: a for n, a in write_tensors(table, params).items()}
     for name, tensor in (extras or {}).items():
         state[name if name.startswith("logvar_") else prefix + name] = tensor
     return state
 
 
-def expected_shapes(module: UNet | DDPMpp) -> dict[tuple[str, ...], tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)
+def expected_shapes(module: UNet | DDPMpp) -> Shapes:
     """Path -> shape of every parameter of ``module``; nothing is allocated."""
-    import jax
-    from flax import traverse_util
+    return flat_shapes(jax.eval_shape(Network(module).init, jax.random.key(0)))
 
-    from scm_jax.networks import Network
 
-    network = Network(module, _consumes(module))
-    tree = jax.eval_shape(network.init, jax.random.key(0))
+def flat_shapes(tree: Tree) -> Shapes:
+    """Path -> shape of every leaf."""
     flat = traverse_util.flatten_dict(tree)
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def _consumes(module: UNet | DDPMpp) -> frozenset[str]:
-    inputs = {"t": True, "label": module.num_classes > 0}
-    inputs |= {"guidance": module.use_guidance, "dt": module.use_dt}
-    return frozenset(name for name, used in inputs.items() if used)
-
-
-def _kind(module: UNet | DDPMpp) -> str:
-    return "unet" if isinstance(module, UNet) else "ddpmpp"
-
-
 def _bare(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Names without the wrapper's prefix."""
-    prefixes = tuple(_PREFIXES.values())
-    return {
-        next((n[len(p) :] for p in prefixes if n.startswith(p)), n): tensor
-        for n, tensor in state.items()
-    }
+    return {re.sub(r"^(unet|model)\.", "", name): a for name, a in state.items()}
 
 
 def entries(module: UNet | DDPMpp) -> list[Entry]:
     """Every tensor of a file for ``module``, in the file's order."""
-    return _unet_entries(module) if isinstance(module, UNet) else _ddpm_entries(module)
+    before, in_block, after = _UNET if isinstance(module, UNet) else _DDPM
+    swaps = {} if isinstance(module, UNet) else _SWAPS
+    shapes, side = expected_shapes(module), "{0}x{0}".format(module.sample_shape[0])
+    table = []
 
+    def add(theirs: str, ours: str, index: int | None = None) -> None:
+        *_, layer = ours.split("/")
+        for leaf, suffix in _LEAVES.items():
+            path = tuple((ours + leaf).split("/"))
+            if path in shapes:
+                pointwise, swap = layer in _POINTWISE, swaps.get(ours + leaf)
+                table.append(Entry(theirs + suffix, path, index, pointwise, swap))
 
-def _block_entries(
-    layout: Layout, fields: Any, rename: Mapping[str, tuple[str, str]]
-) -> list[Entry]:
-    """Entries of all blocks; ``fields(spec)`` names the leaves that a block has."""
-    found = []
-    for group in layout.groups:
+    for theirs, ours in before.items():
+        add(theirs.format(side=side), ours)
+    for group in module.layout():
         for i, block in enumerate(group.names):
-            side, _, kind = block.partition("_")[2].partition("_")
-            file_block = f"{block[:3]}.{side}_{kind}"
-            for leaf in fields(group.spec):
-                name, kind_of_layout = rename[leaf]
-                found.append(
-                    Entry(
-                        f"{file_block}.{name}",
-                        (group.name, *leaf.split("/")),
-                        i if len(group.names) > 1 else None,
-                        kind_of_layout,
-                    )
-                )
-    return found
-
-
-_UNET_LEAVES = {
-    "affine_gain": ("emb_gain", "same"),
-    "conv0/kernel": ("conv_res0.weight", "conv"),
-    "affine/kernel": ("emb_linear.weight", "linear"),
-    "conv1/kernel": ("conv_res1.weight", "conv"),
-    "skip/kernel": ("conv_skip.weight", "conv1"),
-    "qkv/kernel": ("attn_qkv.weight", "conv1"),
-    "proj/kernel": ("attn_proj.weight", "conv1"),
-}
-
-
-def _unet_entries(module: UNet) -> list[Entry]:
-    side = f"{module.sample_shape[0]}x{module.sample_shape[0]}"
-    table = [Entry("out_gain", ("out_gain",))]
-    if module.embedding == "fourier":
-        table += [
-            Entry(f"emb_fourier.{leaf}", ("fourier", leaf))
-            for leaf in ("freqs", "phases")
-        ]
-    table.append(Entry("emb_noise.weight", ("emb_noise", "kernel"), None, "linear"))
-    if module.num_classes:
-        label = ("emb_label", "kernel")
-        table.append(Entry("emb_label.weight", label, None, "linear"))
-    table.append(Entry(f"enc.{side}_conv.weight", ("in", "kernel"), None, "conv"))
-
-    def fields(spec: Any) -> list[str]:
-        leaves = ["affine_gain"] if module.modulation == "gain" else []
-        leaves += ["conv0/kernel", "affine/kernel", "conv1/kernel"]
-        if spec.in_channels + spec.skip_channels != spec.out_channels:
-            leaves.append("skip/kernel")
-        return leaves + (["qkv/kernel", "proj/kernel"] if spec.attention else [])
-
-    table += _block_entries(module.layout(), fields, _UNET_LEAVES)
-    table.append(Entry("out_conv.weight", ("out", "kernel"), None, "conv"))
-    return table
-
-
-_DDPM_LEAVES = {
-    **{
-        f"{layer}/{ours}": (f"{layer}.{theirs}", "same")
-        for layer in ("norm0", "norm1", "norm2")
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-    },
-    **{
-        f"{layer}/kernel": (f"{layer}.weight", layout)
-        for layer, layout in {
-            "conv0": "conv",
-            "affine": "linear",
-            "conv1": "conv",
-            "skip": "conv1",
-            "qkv": "conv1",
-            "proj": "conv1",
-        }.items()
-    },
-    **{
-        f"{layer}/bias": (f"{layer}.bias", "same")
-        for layer in ("conv0", "affine", "conv1", "skip", "qkv", "proj")
-    },
-}
-
-
-def _ddpm_entries(module: DDPMpp) -> list[Entry]:
-    side = f"{module.sample_shape[0]}x{module.sample_shape[0]}"
-    # The files embed as [sin, cos], we as [cos, sin]; the label is added to that.
-    table = [
-        Entry("map_layer0.weight", ("emb0", "kernel"), None, "linear", swap=0),
-        Entry("map_layer0.bias", ("emb0", "bias")),
-        Entry("map_layer1.weight", ("emb1", "kernel"), None, "linear"),
-        Entry("map_layer1.bias", ("emb1", "bias")),
-    ]
-    if module.num_classes:
-        table += [
-            Entry("map_label.weight", ("emb_label", "kernel"), None, "linear", swap=1),
-            Entry("map_label.bias", ("emb_label", "bias"), swap=0),
-        ]
-    table += [
-        Entry(f"enc.{side}_conv.weight", ("in", "kernel"), None, "conv"),
-        Entry(f"enc.{side}_conv.bias", ("in", "bias")),
-    ]
-
-    def fields(spec: Any) -> list[str]:
-        layers = ["norm0", "conv0", "affine", "norm1", "conv1"]
-        total = spec.in_channels + spec.skip_channels
-        if total != spec.out_channels or spec.resample != "none":
-            layers.append("skip")
-        layers += ["norm2", "qkv", "proj"] if spec.attention else []
-        return [
-            f"{layer}/{leaf}"
-            for layer in layers
-            for leaf in ("scale" if "norm" in layer else "kernel", "bias")
-        ]
-
-    table += _block_entries(module.layout(), fields, _DDPM_LEAVES)
-    table += [
-        Entry(f"dec.{side}_aux_norm.weight", ("norm_out", "scale")),
-        Entry(f"dec.{side}_aux_norm.bias", ("norm_out", "bias")),
-        Entry(f"dec.{side}_aux_conv.weight", ("out", "kernel"), None, "conv"),
-        Entry(f"dec.{side}_aux_conv.bias", ("out", "bias")),
-    ]
+            half, place, kind = block.split("_")
+            for theirs, ours in in_block.items():
+                index = i if len(group.names) > 1 else None
+                name = f"{half}.{place}_{kind}.{theirs}"
+                add(name, f"{group.name}/{ours}", index)
+    for theirs, ours in after.items():
+        add(theirs.format(side=side), ours)
     return table
