@@ -170,11 +170,11 @@ def test_opcodes_that_reach_outside_the_pickle_are_refused(tmp_path):
     try:
         assert pickle.loads(b"\x80\x02\x82\x7f)R.") == os.getpid()
         path = write(tmp_path / "a.pkl", b"\x80\x02\x82\x7f)R.")
-        with pytest.raises(UnsafePickleError, match="the opcode EXT1"):
+        with pytest.raises(UnsafePickleError, match="the extension 127 of this"):
             read_state_dict(path)
     finally:
         copyreg.remove_extension("os", "getpid", 0x7F)
-    with pytest.raises(UnsafePickleError, match="the opcode NEXT_BUFFER"):
+    with pytest.raises(ValueError, match="out-of-band"):
         read_state_dict(write(tmp_path / "a.pkl", b"\x80\x05\x97."))
 
 
@@ -183,7 +183,6 @@ def test_opcodes_that_reach_outside_the_pickle_are_refused(tmp_path):
     [
         (b"\x80\x02X\x01\x00\x00\x00a)R.", "'str' object is not callable"),
         (b"\x80\x02])R.", "'list' object is not callable"),
-        (b"\x80\x02ctorch\nSize\n]R.", "argument list must be a tuple"),
         (b"\x80\x02ctorch\nFloatStorage\n}b.", "damaged"),
         (b"\x80\x02ctorch\nFloatStorage\nK\x00a.", "damaged"),
         (b"\x80\x02ctorch\nFloatStorage\n)RK\x00K\x00s.", "damaged"),
@@ -191,11 +190,10 @@ def test_opcodes_that_reach_outside_the_pickle_are_refused(tmp_path):
         (b"\x80\x04}]K\x00s.", "unhashable"),
         (b"\x80\x04\x8f(}\x90.", "unhashable"),
         (b"\x80\x04K\x00K\x01\x93.", "requires str"),
-        (b"\x80\x02K\x00K\x01.", "too many values"),
         (b"\x80\x02h\x05.", "damaged"),
         (b"\x80\x020.", "damaged"),
-        (b"\x80\x02K\x00\x86.", "TUPLE2 takes more than the stack holds"),
-        (b"\x80\x02\xff.", "unknown"),
+        (b"\x80\x02K\x00\x86.", "damaged"),
+        (b"\x80\x02\xff.", "damaged"),
         (b"\x80\x02c_codecs\nencode\n(]X\x06\x00\x00\x00latin1tR.", "damaged"),
         (b"\x80\x02c_codecs\nencode\n(]X\x04\x00\x00\x00zlibtR.", "latin1"),
         (b"\x80\x04ctorch\nSize\n)}\x92.", "missing 1 required"),
@@ -254,7 +252,7 @@ def test_a_file_that_was_cut_off_is_a_value_error_with_its_name(name, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is empty"),
+        (b"", "starts with b''"),
         (b"<!DOCTYPE html>", "starts with b'<!DOCTYP': neither a file of torch.save"),
         (b"\x89PNG\r\n\x1a\n", "neither a file of torch.save"),
         (b"PK\x03\x04 and no archive", "zip archive is cut off or damaged"),
@@ -330,7 +328,7 @@ def test_a_legacy_storage_of_another_length_than_declared(rebuild, tmp_path):
         with pytest.raises(ValueError, match=message):
             read_state_dict(path)
     path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(6)])[:-1])
-    with pytest.raises(ValueError, match="cut off: storage '0' ends at byte"):
+    with pytest.raises(ValueError, match="'w': the file is cut off"):
         read_state_dict(path)
     path = write(tmp_path / "a.pt", legacy_stream(state))
     with pytest.raises(ValueError, match="tensor 'w': its storage is not in the file"):
