@@ -1,7 +1,4 @@
-"""What tells prepared data apart: how many items there are, and the hash of each shard.
-
-Never where they lie: data that were moved or copied are the same.
-"""
+"""What identifies prepared data, wherever they lie: counts and hashes of shards."""
 
 from __future__ import annotations
 

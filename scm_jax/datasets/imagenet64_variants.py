@@ -1,7 +1,6 @@
-"""The three datasets that go by the name of ImageNet 64x64.
+"""The three datasets called ImageNet 64x64: the same photographs, reduced differently.
 
-They hold the same photographs, reduced in different ways, so FIDs of models trained on
-different ones cannot be compared, nor FIDs against reference statistics of another one.
+FIDs of models, or against reference statistics, of different ones cannot be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ class Variant(NamedTuple):
       recipe: name in ``preparation.resize.RECIPES`` for its usual source; ``none``
         where that source has 64x64 images already.
       kinds: the sources it is usually made from, names in
-        ``preparation.sources.SOURCES``; the likeliest first.
+        ``preparation.readers.sources.SOURCES``; the likeliest first.
+      source: what is published, for ``--source``.
       label_base: the number of the first class in that source.
       comparable: whether FIDs on it stand beside the published ones of ADM, EDM2, sCM.
       how: what was done to the photographs, by whom.
@@ -28,6 +28,7 @@ class Variant(NamedTuple):
     labelled: bool
     recipe: str
     kinds: tuple[str, ...]
+    source: str
     label_base: int
     comparable: bool
     how: str
@@ -39,6 +40,7 @@ IMAGENET64_VARIANTS = {
         labelled=True,
         recipe="center_crop_dhariwal",
         kinds=("tar", "folder", "zip", "edm"),
+        source="ILSVRC2012_img_train.tar",
         label_base=0,
         comparable=True,
         how="ILSVRC2012_img_train.tar: halved by averages, then bicubic until the "
@@ -49,6 +51,7 @@ IMAGENET64_VARIANTS = {
         labelled=True,
         recipe="none",
         kinds=("npz", "tfds"),
+        source="FOLDER_OF_BATCHES",
         label_base=1,
         comparable=False,
         how="Chrabaszcz et al., arXiv 1707.08819: the whole photograph to 64x64 with a "
@@ -60,6 +63,7 @@ IMAGENET64_VARIANTS = {
         labelled=False,
         recipe="none",
         kinds=("tar", "folder", "tfds"),
+        source="train_64x64.tar",
         label_base=0,
         comparable=False,
         how="van den Oord et al., arXiv 1601.06759: train_64x64.tar, without classes "

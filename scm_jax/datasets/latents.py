@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,23 +183,18 @@ def _decode(fields: pipeline.Fields, whitening: Whitening) -> tuple[Any, Any]:
 
 
 def open_latents(
-    info: DatasetInfo, source: pipeline.Source, folder: Path, *, whitening: str
+    info: DatasetInfo,
+    source: pipeline.Source,
+    *,
+    whitening: str,
+    folder: Callable[[], Path],
 ) -> pipeline.FiniteDataset:
-    """Whitened latents of what was opened; see ``images.make_prepared``."""
-    constants = find_whitening(folder, whitening)
+    """Whitened latents of what was opened from ``folder``."""
+    constants = find_whitening(folder(), whitening)
     decode = functools.partial(_decode, whitening=constants)
     dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
     _verify(dataset, whitening)
     return dataset
-
-
-def _declared_whitening(
-    whitening: str, root: str | os.PathLike[str] | None
-) -> Whitening:
-    """The constants for those who decode, who need no data unless they are measured."""
-    if whitening != MEASURED:
-        return WHITENING[whitening]
-    return find_whitening(storage.prepared_folder(NAME, root), whitening)
 
 
 def _verify(dataset: pipeline.FiniteDataset, whitening: str) -> None:
@@ -250,6 +246,12 @@ def make_imagenet512_latents(
             "latent is not the latent of the mirrored image; encode both and store "
             "them as two items"
         )
+    folder = functools.partial(storage.prepared_folder, NAME, root)
+
+    def declared() -> Whitening:
+        # Those who decode need no data unless the constants are measured.
+        return WHITENING.get(whitening) or find_whitening(folder(), whitening)
+
     info = DatasetInfo(
         name=NAME,
         sample_shape=(64, 64, CHANNELS),
@@ -259,15 +261,16 @@ def make_imagenet512_latents(
         description=f"latents whitened to standard deviation 0.5 ({whitening})",
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
-        whitening=functools.partial(_declared_whitening, whitening, root),
+        whitening=declared,
     )
     return images.make_prepared(
         info,
         split,
         images.IMAGENET_ITEMS,
         root,
-        "latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and standard "
-        "deviation, and label int64 in 0..999",
         ("latent", "label"),
-        functools.partial(open_latents, whitening=whitening),
+        functools.partial(open_latents, whitening=whitening, folder=folder),
+        flags="--dataset=imagenet512_latents --source=img512-sd.zip",
+        features="latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and "
+        "standard deviation, and label int64 in 0..999",
     )

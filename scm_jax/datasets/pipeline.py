@@ -3,12 +3,8 @@
     raw = next(dataset.iterator(batch_size, seed))  # on the host: as stored, checked
     batch = dataset.to_batch(raw)  # on the device: decoded and augmented
 
-What crosses to the device are the stored fields: bytes for images, not float32. Cast,
-scaling, flips and draws of latents are one small jitted function there.
-
-Which items a batch holds is a function of the seed and the batch's number (``order``).
-Augmentation of an item is a function of ``(seed, epoch, item)``, so that it is the same
-for any number of devices, too.
+Stored fields cross to the device: bytes for images, not float32. A batch is a function
+of seed and number (``order``), and augmentation one of ``(seed, epoch, item)``.
 """
 
 from __future__ import annotations
@@ -37,12 +33,8 @@ Decode = Callable[[Fields], tuple[Any, Any]]
 # Below this many bytes the items are kept in memory, decoded from records once.
 MEMORY_LIMIT = 256 * 2**20
 
-# Threads that read batches ahead where items come from disk one by one. Grain's
-# default of 16 threads and 500 elements counts single items; these count batches.
+# Threads that read batches ahead where items come from disk one by one.
 _READ_THREADS = 4
-
-
-# --- reading -----------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -101,9 +93,6 @@ def read_prepared(
     return MemorySource(source.gather(np.arange(len(source))))
 
 
-# --- augmentation ---------------------------------------------------------------------
-
-
 @flax.struct.dataclass
 class RawBatch:
     """Items as they are stored: what crosses from the host to the devices.
@@ -117,8 +106,7 @@ class RawBatch:
     items: Any
 
 
-# Keys of the data begin here, so that they are not those that a training of the same
-# seed draws its noise from.
+# Apart from the keys that a training of the same seed draws its noise from.
 _DATA = 0x64617461
 
 
@@ -133,9 +121,6 @@ def item_keys(items: jax.Array) -> jax.Array:
         return key
 
     return jax.vmap(key)(items)
-
-
-# --- datasets ------------------------------------------------------------------------
 
 
 class Dataset(Protocol):
@@ -153,11 +138,7 @@ class Dataset(Protocol):
     def closed_form(self) -> Any: ...
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         """Shuffled host batches without end; ``batch_size`` counts all processes."""
         ...
@@ -178,13 +159,11 @@ class FiniteDataset:
     Attributes:
       info: what the data are, ``num_items`` as in ``source``.
       source: the stored items. With classes, one field is ``label``.
-      decode: stored fields -> ``(x, label)`` as ``Batch`` wants them, each row for
-        itself; of numpy arrays and, under ``jax.jit``, of traced ones.
+      decode: works row by row, on numpy arrays and, under ``jax.jit``, on traced ones.
       randomize: augments stored fields before they are decoded, such as by flips:
-        ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
-        leaves it out.
-      identify: what tells the stored items from others, see ``identity.of_dataset``;
-        None for data that are drawn.
+        ``(fields, keys) -> fields`` with one key per item; traced. ``arrays`` leaves
+        it out.
+      identify: see ``identity.of_dataset``; None for data that are drawn.
     """
 
     info: DatasetInfo
@@ -195,11 +174,7 @@ class FiniteDataset:
     closed_form: ClassVar[None] = None
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         check_seed(seed)
         rows = process_rows(batch_size, process_index, process_count)
@@ -249,9 +224,7 @@ class FiniteDataset:
         return set()
 
     def _check_decoded(self, specs: tuple, item: int) -> None:
-        """Decodes shapes, not values: that costs little, and nothing on the device."""
-        # Arrays, whose int64 becomes JAX's int32 silently; of a ShapeDtypeStruct's
-        # newer versions warn.
+        # Not ShapeDtypeStruct, of whose int64 newer versions of JAX warn.
         one = {k: np.empty((1, *shape), d) for k, shape, d in specs}
         x, label = jax.eval_shape(self.decode, one)
         info = self.info
@@ -284,22 +257,11 @@ class LazyDataset:
 
     @functools.cached_property
     def opened(self) -> FiniteDataset:
-        """The data themselves.
-
-        Raises:
-          FileNotFoundError: they are not on this machine; the message says what must
-            lie where.
-        """
+        """The data themselves; a FileNotFoundError says where they must be."""
         return self.open()
 
-    def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> BatchIterator:
-        return self.opened.iterator(batch_size, seed, process_index, process_count)
+    def iterator(self, *args: Any, **kwargs: Any) -> BatchIterator:
+        return self.opened.iterator(*args, **kwargs)
 
     def to_batch(self, raw: RawBatch) -> Batch:
         return self.opened.to_batch(raw)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, pipeline, storage
-from scm_jax.types import DatasetInfo, lookup
+from scm_jax.types import lookup
 
 SIGMA_DATA = images.SIGMA_DATA
 SCALINGS = {
@@ -44,10 +44,10 @@ def make_images(
       prepared: name of the prepared dataset, such as ``flowers``.
       conditional: give the classes, too, where there are any.
       flip: mirror half of the images, anew in every epoch.
-      scaling: ``unit``: pixels in [-1, 1] as they are, EDM's convention, which takes
-        their standard deviation to be 0.5; or ``measured``: each channel shifted and
-        scaled to mean 0 and standard deviation 0.5 by the moments of the prepared
-        split ``train`` (of the given one where there is no ``train``).
+      scaling: ``unit``: pixels in [-1, 1], EDM's convention, which takes their
+        standard deviation to be 0.5; or ``measured``: each channel with mean 0 and
+        standard deviation 0.5, by the moments of the prepared split ``train`` (of the
+        given one where there is no ``train``).
 
     Raises:
       FileNotFoundError: not prepared; the message has the command that does it.
@@ -76,18 +76,10 @@ def make_images(
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":
         measured = Scaling(moments["mean"], moments["std"])
-        info = measured.describe(info)
-        build = functools.partial(_scaled_dataset, flip=flip, measured=measured)
-    return images.make_prepared(
-        info,
-        split,
-        counts,
-        root,
-        f"image uint8 {info.sample_shape}",
-        ("image", "label") if labelled else ("image",),
-        build,
-        folder=prepared,
-    )
+        info = dataclasses.replace(info, to_pixels=measured.to_pixels)
+        build = functools.partial(build, to_x=measured.to_x)
+    fields = ("image", "label") if labelled else ("image",)
+    return images.make_prepared(info, split, counts, root, fields, build)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:
@@ -103,17 +95,10 @@ def read_manifest(name: str, root: Path) -> dict[str, Any]:
             "dataset.prepared is the name of a prepared dataset; there are "
             f"{there or 'none'} in {root}"
         )
-    try:
-        folder = storage.prepared_folder(name, root)
-        return json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"the dataset {name!r} is not prepared in {root}, where there are "
-            f"{there or 'none'}. Prepare it from images with `python -m scm_jax data "
-            f"prepare --name={name} --source=PATH --size=64 "
-            f"--recipe=center_crop_dhariwal --root={root}`, or name another folder in "
-            "dataset.root or the environment variable SCM_JAX_DATA"
-        ) from None
+    flags = f"--name={name} --source=PATH --size=64 --recipe=center_crop_dhariwal"
+    more = f"; there are {there or 'none'} now"
+    folder = storage.prepared_folder(name, root, flags=flags, more=more)
+    return json.loads((folder / "manifest.json").read_text())
 
 
 class Scaling:
@@ -145,27 +130,3 @@ class Scaling:
     def to_pixels(self, x: np.ndarray) -> np.ndarray:
         levels = (np.asarray(x) / self._scale + self._offset) / 2
         return images.to_pixels(levels / 127.5 - 1)
-
-    def describe(self, info: DatasetInfo) -> DatasetInfo:
-        """``info`` with the way back to pixels."""
-        return dataclasses.replace(info, to_pixels=self.to_pixels)
-
-
-def _scaled_dataset(
-    info: DatasetInfo,
-    source: pipeline.Source,
-    folder: Path,
-    *,
-    flip: bool,
-    measured: Scaling,
-) -> pipeline.FiniteDataset:
-    """As ``images.image_dataset``, scaled by measured moments."""
-    del folder
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        image = images.stored(fields, "image", ("uint8",), info.name)
-        label = images.stored_label(fields, info.name) if info.num_classes else None
-        return measured.to_x(image), label
-
-    randomize = images.flip_at_random if flip else None
-    return pipeline.FiniteDataset(info, source, decode, randomize)

@@ -29,11 +29,7 @@ class SyntheticDataset:
     stream: int = 0
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         check_seed(seed)
         rows = process_rows(batch_size, process_index, process_count)

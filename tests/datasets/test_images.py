@@ -104,7 +104,7 @@ def test_missing_data_name_the_folder_and_what_belongs_there(tmp_path, name, use
         use(dataset)
     card = f"data/{CARDS.get(name, name)}/README.md"
     text = str(error.value)
-    assert f"{tmp_path}/{name}/1.0.0" in text and card in text
+    assert f"in {tmp_path}." in text and f"{name}/1.0.0" in text and card in text
     assert "label int64 in 0.." in text and "SCM_JAX_DATA" in text
     assert (storage.builders_folder().parent / card).is_file()
 
@@ -356,7 +356,7 @@ def test_images_that_were_scaled_already_are_refused(tmp_path):
     [
         ("cifar10", {"split": "validation"}, r"'cifar10' = 'validation'.*'test'"),
         ("imagenet64", {"split": "test[:9]"}, r"'test' is not one of .*'validation'"),
-        ("imagenet64", {"mirror": True}, "unknown argument of dataset 'imagenet64'"),
+        ("imagenet64", {"mirror": True}, "argument of dataset 'imagenet64' = 'mirror'"),
         ("imagenet512_latents", {"flip": True}, "not the latent of the mirrored image"),
         ("imagenet512_latents", {"whitening": "edm"}, r"did you mean 'edm2'"),
         ("noise_images", {"split": "validation"}, r"\['test', 'train'\]"),

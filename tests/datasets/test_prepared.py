@@ -136,7 +136,11 @@ def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     "name, options, command",
     [
         ("cifar10", {}, "--dataset=cifar10 --source=cifar-10-python.tar.gz"),
-        ("imagenet64", {}, "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar"),
+        (
+            "imagenet64",
+            {},
+            "--dataset=imagenet64 --variant=edm2 --source=ILSVRC2012_img",
+        ),
         (
             "imagenet64",
             {"variant": "resized"},

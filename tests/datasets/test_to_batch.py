@@ -23,7 +23,7 @@ def flipped_images():
     fields = {"image": image, "label": np.arange(NUM_ITEMS)}
     info = DatasetInfo("pictures", (3, 5, 3), NUM_ITEMS, 0.5, NUM_ITEMS)
     source = pipeline.MemorySource(fields)
-    return images.image_dataset(info, source, pathlib.Path(), flip=True)
+    return images.image_dataset(info, source, flip=True)
 
 
 @functools.cache
@@ -36,7 +36,9 @@ def posteriors(folder=pathlib.Path("/nowhere"), whitening="sd_vae_ft_mse_pm1"):
     fields = {"latent": latent, "label": np.arange(NUM_ITEMS)}
     info = DatasetInfo(latents.NAME, (3, 3, 4), NUM_ITEMS, 0.5, NUM_ITEMS)
     source = pipeline.MemorySource(fields)
-    return latents.open_latents(info, source, folder, whitening=whitening)
+    return latents.open_latents(
+        info, source, whitening=whitening, folder=lambda: folder
+    )
 
 
 DATASETS = {"flips": flipped_images, "draws": posteriors}
