@@ -45,7 +45,7 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
     Args:
       name: a key of ``DATASETS``.
       split: which part of it, usually ``train``.
-      **kwargs: for the builder function; all take ``root`` and ``prepare``.
+      **kwargs: for the builder function.
 
     Raises:
       ValueError: unknown name or argument; the message lists the legal ones.

@@ -18,27 +18,17 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource:
-    """Items read from disk when they are asked for.
+    """Items read from disk when they are asked for."""
 
-    Attributes:
-      records: a tfds data source of raw bytes.
-      features: tfds's description of the features.
-      names: the features to read.
-    """
-
-    records: Any
-    features: Any
-    names: tuple[str, ...]
+    records: Any  # a tfds data source of raw bytes
+    features: Any  # tfds's description of them
+    names: tuple[str, ...]  # the features to read
 
     def __len__(self) -> int:
         return len(self.records)
 
     def gather(self, indices: np.ndarray) -> Mapping[str, np.ndarray]:
-        """The fields of the given items, stacked.
-
-        Raises:
-          ValueError: items differ in shape; the message names two of them.
-        """
+        """The fields of the given items, stacked; a ValueError where shapes differ."""
         records = self.records.__getitems__(indices.tolist())
         info = {name: self.features[name].get_serialized_info() for name in self.names}
         parsed = [_example_class().FromString(r).features.feature for r in records]

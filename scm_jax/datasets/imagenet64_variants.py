@@ -9,29 +9,18 @@ from typing import NamedTuple
 
 
 class Variant(NamedTuple):
-    """One way in which ImageNet was reduced to 64x64.
+    """One way in which ImageNet was reduced to 64x64."""
 
-    Attributes:
-      folder: name of the prepared dataset.
-      labelled: whether items have one of the 1,000 classes.
-      recipe: name in ``preparation.resize.RECIPES`` for its usual source; ``none``
-        where that source has 64x64 images already.
-      kinds: the sources it is usually made from, names in
-        ``preparation.readers.sources.SOURCES``; the likeliest first.
-      source: what is published, for ``--source``.
-      label_base: the number of the first class in that source.
-      comparable: whether FIDs on it stand beside the published ones of ADM, EDM2, sCM.
-      how: what was done to the photographs, by whom.
-    """
-
-    folder: str
-    labelled: bool
-    recipe: str
-    kinds: tuple[str, ...]
-    source: str
-    label_base: int
-    comparable: bool
-    how: str
+    folder: str  # name of the prepared dataset
+    labelled: bool  # whether items have one of the 1,000 classes
+    recipe: str  # in preparation.resize.RECIPES; "none" where the source has 64x64
+    kinds: tuple[
+        str, ...
+    ]  # in preparation.readers.sources.SOURCES, the likeliest first
+    source: str  # what is published, for --source
+    label_base: int  # the number of the first class in that source
+    comparable: bool  # whether FIDs stand beside the published ones of ADM, EDM2, sCM
+    how: str  # what was done to the photographs, by whom
 
 
 IMAGENET64_VARIANTS = {

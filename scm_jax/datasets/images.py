@@ -24,8 +24,8 @@ from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
 
-# EDM's convention, which the paper follows: pixels in [-1, 1] go with sigma_data 0.5 as
-# they are. Published moments of CIFAR-10 give a standard deviation of 0.503 there.
+# EDM's convention, which the paper follows, for pixels in [-1, 1]. Published moments of
+# CIFAR-10 give a standard deviation of 0.503.
 SIGMA_DATA = 0.5
 QUANTIZATION = pixels.PIXEL_RANGES["pm1"].rule
 
@@ -36,28 +36,18 @@ IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
 def to_x(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
 
-    The same bits for numpy and JAX arrays: the integer ``2 image - 255`` is exact,
-    and one product rounds. A quotient and a difference would be fused, or not, as a
-    compiler likes.
-
     Example:
       >>> to_x(np.array([0, 255], np.uint8)).tolist()
       [-1.0, 1.0]
     """
+    # The same bits for numpy and JAX: whole numbers are exact, and one product rounds.
+    # A compiler may fuse a quotient and a difference.
     centred = image.astype(np.float32) * np.float32(2) - np.float32(255)
     return centred * np.float32(1 / 255)
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:
-    """Inverts ``to_x`` by EDM2's rule, for at most three channels.
-
-    Args:
-      x: ``(n, h, w, c)`` float.
-
-    Returns:
-      ``(n, h, w, 3)`` uint8 of the first three channels, or ``(n, h, w, 1)`` of the
-      first where there are fewer.
-    """
+    """Inverts ``to_x`` by EDM2's rule, for three channels or, of fewer, the first."""
     shown = np.asarray(x)[..., : 3 if x.shape[-1] >= 3 else 1]
     return np.asarray(pixels.pm1_to_uint8(shown))
 
@@ -150,11 +140,7 @@ def make_prepared(
 def stored(
     fields: pipeline.Fields, name: str, dtypes: Sequence[str], dataset: str
 ) -> Any:
-    """One stored field.
-
-    Raises:
-      ValueError: it is not there, or of a type that cannot be meant.
-    """
+    """One stored field; a ValueError where it is missing or of another type."""
     lookup(dict.fromkeys(fields), name, f"feature of the prepared dataset {dataset!r}")
     values = fields[name]
     if values.dtype.name not in dtypes:
@@ -207,7 +193,7 @@ def make_cifar10(
     Args:
       split: a split, or a slice of one.
       root: folder of prepared datasets.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       conditional: give the 10 classes, too; the paper's models are unconditional.
       flip: mirror half of the images, anew in every epoch. Off: the paper does not
         mention augmentation.
@@ -238,7 +224,7 @@ def make_imagenet64(
     Args:
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       flip: mirror half of the images, anew in every epoch. Off: the paper trains on
         ImageNet without.
       variant: a key of ``IMAGENET64_VARIANTS``: how the photographs were reduced.
@@ -278,15 +264,10 @@ def make_noise_images(
     num_classes: int = 10,
     num_items: int = 256,
 ) -> pipeline.FiniteDataset:
-    """Gaussian noise in the shape of images: smoke runs where the real data are not.
+    """Gaussian noise ``(h, w, c)``: smoke runs where the real data are not.
 
-    Args:
-      split: ``train`` or ``test``, different draws.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
-      sample_shape: ``(h, w, c)``.
-      num_classes: items take the classes in turn; 0 for none.
-      num_items: how many there are.
+    The splits ``train`` and ``test`` are different draws. Items take the classes in
+    turn; ``root`` and ``prepare`` are without effect.
     """
     del root, prepare
     stream = lookup(_STREAMS, split, "split of dataset 'noise_images'")

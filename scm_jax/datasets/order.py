@@ -38,11 +38,7 @@ def shuffled_items(positions: np.ndarray, num_items: int, seed: int) -> np.ndarr
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Rows of the global batch that belong to one process.
-
-    Raises:
-      ValueError: the batch does not divide evenly, or there is no such process.
-    """
+    """Rows of the global batch of one process; a ValueError if they are uneven."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index {process_index} is not in 0..{process_count - 1}"
@@ -81,11 +77,7 @@ class BatchIterator(Iterator[Any]):
         return {"next_index": int(self._iterator.get_state()["next_index"])}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on at the position that ``get_state`` returned.
-
-        Raises:
-          ValueError: not such a state.
-        """
+        """Goes on where ``get_state`` was called; a ValueError for another state."""
         if set(state) != {"next_index"} or int(state["next_index"]) < 0:
             raise ValueError(
                 f"not a data position: {dict(state)}; expected {{'next_index': k >= 0}}"

@@ -67,8 +67,8 @@ def read_prepared(
     """Opens a split of a prepared dataset, in memory if it is small.
 
     Args:
-      folder: what ``storage.prepare`` or ``storage.prepared_folder`` returned.
-      split: a tfds split, slices included, such as ``train[:90%]``.
+      folder: what ``storage.prepared_folder`` returned.
+      split: a tfds split, or a slice such as ``train[:90%]``.
       memory_limit: the most bytes of stored items to keep in memory.
       fields: the features to read; all by default.
 
@@ -95,15 +95,10 @@ def read_prepared(
 
 @flax.struct.dataclass
 class RawBatch:
-    """Items as they are stored: what crosses from the host to the devices.
+    """Items as they are stored: what crosses from the host to the devices."""
 
-    Attributes:
-      fields: name -> ``(b, ...)``; ``label`` is int32.
-      items: ``(b, 3)`` uint32: seed, epoch and item.
-    """
-
-    fields: Fields
-    items: Any
+    fields: Fields  # name -> (b, ...); label is int32
+    items: Any  # (b, 3) uint32: seed, epoch and item
 
 
 # Apart from the keys that a training of the same seed draws its noise from.
@@ -124,18 +119,15 @@ def item_keys(items: jax.Array) -> jax.Array:
 
 
 class Dataset(Protocol):
-    """What every entry of ``DATASETS`` builds.
-
-    Attributes:
-      info: what the data are.
-      closed_form: the distribution with its exact maps, for synthetic data; else None.
-    """
+    """What every entry of ``DATASETS`` builds."""
 
     @property
     def info(self) -> DatasetInfo: ...
 
     @property
-    def closed_form(self) -> Any: ...
+    def closed_form(self) -> Any:
+        """The distribution with its exact maps, for synthetic data; else None."""
+        ...
 
     def iterator(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
@@ -206,11 +198,7 @@ class FiniteDataset:
         return np.asarray(x), None if label is None else np.asarray(label)
 
     def gather(self, indices: np.ndarray) -> Fields:
-        """The stored fields of the given items, checked.
-
-        Raises:
-          ValueError: they are not what ``info`` says; the message names the item.
-        """
+        """The stored fields of items; a ValueError names one not as declared."""
         fields = self.source.gather(indices)
         specs = tuple((k, v.shape[1:], v.dtype) for k, v in sorted(fields.items()))
         if specs not in self._legal:
@@ -244,10 +232,7 @@ class FiniteDataset:
 class LazyDataset:
     """A dataset that says what it is before its data are there.
 
-    Attributes:
-      info: what the data are, ``num_items`` as published.
-      open: opens them; called once, when the first item is asked for.
-      identify: as in ``FiniteDataset``.
+    ``open`` is called once, when the first item is asked for.
     """
 
     info: DatasetInfo
@@ -274,12 +259,7 @@ class LazyDataset:
 
 
 def check_fields(info: DatasetInfo, indices: np.ndarray, fields: Fields) -> Fields:
-    """Stored fields with values that may enter a training; ``label`` as int32.
-
-    Raises:
-      ValueError: a value is not finite, or a label is not one of the classes; the
-        message has the item's number.
-    """
+    """Stored fields, ``label`` as int32; a ValueError names an item that is damaged."""
     for name, values in fields.items():
         if not np.issubdtype(values.dtype, np.floating):
             continue

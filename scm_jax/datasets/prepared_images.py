@@ -1,7 +1,4 @@
-"""Images of any prepared dataset: shape, classes and moments are in its manifest.
-
-Prepared by ``python -m scm_jax data prepare``; ``data/README.md`` says how.
-"""
+"""Images of any prepared dataset, with shape, classes and moments of its manifest."""
 
 from __future__ import annotations
 
@@ -35,12 +32,12 @@ def make_images(
     flip: bool = False,
     scaling: str = "unit",
 ) -> pipeline.LazyDataset:
-    """Images that were prepared under some name.
+    """Images that ``data prepare`` made under some name.
 
     Args:
       split: one of the prepared splits, or a slice such as ``train[:90%]``.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       prepared: name of the prepared dataset, such as ``flowers``.
       conditional: give the classes, too, where there are any.
       flip: mirror half of the images, anew in every epoch.
@@ -83,12 +80,7 @@ def make_images(
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:
-    """The manifest of a prepared dataset.
-
-    Raises:
-      FileNotFoundError: it is not prepared; the message has the command.
-      ValueError: no name.
-    """
+    """The manifest of a prepared dataset; a FileNotFoundError lists those there are."""
     there = sorted(file.parent.parent.name for file in root.glob("*/*/manifest.json"))
     if not name:
         raise ValueError(
@@ -104,12 +96,7 @@ def read_manifest(name: str, root: Path) -> dict[str, Any]:
 class Scaling:
     """Levels 0..255 -> mean 0 and standard deviation 0.5 in each channel, and back.
 
-    Args:
-      mean: per channel, of pixels in [-1, 1].
-      std: likewise.
-
-    Raises:
-      ValueError: a channel has one value only.
+    ``mean`` and ``std`` are per channel, of pixels in [-1, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):

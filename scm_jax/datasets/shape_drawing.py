@@ -7,7 +7,6 @@ comparisons, roundings) is defined by IEEE 754 to the last bit.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -27,27 +26,6 @@ def _sides(u: np.ndarray, v: np.ndarray, num: int) -> list[np.ndarray]:
     angles = 2 * np.pi * (np.arange(num) + 0.5) / num
     normals = np.stack([np.sin(angles), -np.cos(angles)], -1).astype(np.float32)
     return [a * u + b * v for a, b in normals]
-
-
-def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _norm(u, v) - np.float32(0.9)
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(_norm(u, v) - np.float32(0.72)) - np.float32(0.23)
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.78)
-
-
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return functools.reduce(np.maximum, _sides(u, v, 3)) - np.float32(0.55)
-
-
-def _hexagon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    heights = [np.abs(height) for height in _sides(u, v, 6)[:3]]
-    return functools.reduce(np.maximum, heights) - np.float32(0.84)
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -83,22 +61,18 @@ def _moon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(_norm(u, v) - np.float32(0.98), bite)
 
 
-def _leaf(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Between two circles that meet in two points."""
-    return _norm(np.abs(u) + np.float32(0.75), v) - np.float32(1.3)
-
-
 SHAPES: dict[str, Distance] = {
-    "circle": _circle,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "hexagon": _hexagon,
+    "circle": lambda u, v: _norm(u, v) - np.float32(0.9),
+    "ring": lambda u, v: np.abs(_norm(u, v) - np.float32(0.72)) - np.float32(0.23),
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - np.float32(0.78),
+    "triangle": lambda u, v: np.max(_sides(u, v, 3), axis=0) - np.float32(0.55),
+    "hexagon": lambda u, v: np.max(np.abs(_sides(u, v, 6)[:3]), 0) - np.float32(0.84),
     "star": _star,
     "cross": _cross,
     "heart": _heart,
     "moon": _moon,
-    "leaf": _leaf,
+    # Between two circles that meet in two points.
+    "leaf": lambda u, v: _norm(np.abs(u) + np.float32(0.75), v) - np.float32(1.3),
 }
 NUM_CLASSES = len(SHAPES)
 
@@ -125,33 +99,19 @@ MEAN_PAINT = 0.52
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attributes:
-    """What is seen on some items; arrays of length ``n``, named values as indices.
+    """What is seen on some items: arrays of length ``n``, named values as indices."""
 
-    Attributes:
-      shape: in ``SHAPES``; the class. Items take the classes in turn.
-      color: of the shape, in ``COLORS``.
-      size: radius of the shape over half the image.
-      center: ``(n, 2)``, right and down, in halves of the image from its middle.
-      angle: rotation, clockwise, in radians.
-      shadow: strength of the shadow, 0 for none.
-      background: in ``BACKGROUNDS``.
-      background_color: in ``COLORS``.
-      second: in ``SHAPES``, the smaller shape on the other side; -1 for none.
-      second_color: in ``COLORS``.
-      uniform: ``(n, k)`` numbers in [0, 1) behind all that has no name.
-    """
-
-    shape: np.ndarray
-    color: np.ndarray
-    size: np.ndarray
-    center: np.ndarray
-    angle: np.ndarray
-    shadow: np.ndarray
-    background: np.ndarray
+    shape: np.ndarray  # in SHAPES: the class, which items take in turn
+    color: np.ndarray  # in COLORS, as all colours are
+    size: np.ndarray  # radius of the shape over half the image
+    center: np.ndarray  # (n, 2), right and down, in halves of the image from its middle
+    angle: np.ndarray  # rotation, clockwise, in radians
+    shadow: np.ndarray  # strength of the shadow, 0 for none
+    background: np.ndarray  # in BACKGROUNDS
     background_color: np.ndarray
-    second: np.ndarray
+    second: np.ndarray  # in SHAPES, the smaller shape on the other side; -1 for none
     second_color: np.ndarray
-    uniform: np.ndarray
+    uniform: np.ndarray  # (n, k) numbers in [0, 1) behind all that has no name
 
 
 _PALETTE = np.array(list(COLORS.values()), np.float32)

@@ -48,9 +48,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarray:
-    """``num`` numbers in [0, 1) for each item, ``(n, num)`` float64.
-
-    A counter-based generator: no state, and all items at once.
+    """``num`` numbers in [0, 1) for each item, ``(n, num)`` float64, by a counter.
 
     Example:
       >>> uniforms(0, 0, np.array([5, 6]), 2).round(3).tolist()
@@ -113,16 +111,10 @@ class ShapeSource:
     """A split that is drawn when it is asked for: ``pipeline.Source``, and raw items.
 
     ``class_names``, ``origin``, ``name`` and ``read`` are for ``datasets.preparation``.
-
-    Attributes:
-      split: ``train`` or ``test``: independent items.
-      num_items: how many there are; a longer set begins with a shorter one.
-      resolution: side in pixels.
-      seed: of the whole set.
     """
 
-    split: str = "train"
-    num_items: int = 20_000
+    split: str = "train"  # or "test", which has other items
+    num_items: int = 20_000  # a longer set begins with a shorter one
     resolution: int = 32
     seed: int = 0
 
@@ -214,13 +206,9 @@ def make_shapes(
       root: without effect, as nothing is on disk.
       prepare: likewise.
       resolution: side in pixels, in ``RESOLUTIONS``.
-      num_items: how many; above ``pipeline.MEMORY_LIMIT`` bytes of pixels each item is
-        drawn anew in every epoch.
+      num_items: how many there are.
       conditional: give the 10 classes, too.
       flip: mirror half of the images, anew in every epoch.
-
-    Raises:
-      ValueError: no such split, resolution or number.
     """
     del root, prepare
     source = ShapeSource(split, num_items, resolution)

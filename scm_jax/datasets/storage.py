@@ -28,13 +28,7 @@ def data_root(root: str | os.PathLike[str] | None) -> Path:
 
 
 def default_root() -> Path:
-    """Folder of prepared datasets: ``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``.
-
-    An empty variable counts as not set.
-
-    Raises:
-      ValueError: no variable, and no home directory.
-    """
+    """``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``, else a ValueError."""
     if root := os.environ.get("SCM_JAX_DATA"):
         return user_paths.expand(root)
     if (folder := user_paths.cache_folder("datasets")) is not None:
@@ -51,14 +45,10 @@ def builders_folder() -> Path:
 
 
 def find_builder(builder: str | os.PathLike[str]) -> Path:
-    """Finds the file ``*_dataset_builder.py`` that defines a tfds builder.
+    """The file ``*_dataset_builder.py`` that defines a tfds builder.
 
-    Args:
-      builder: the name of a folder in the checkout's ``data/``, or the path (a
-        ``PathLike``, or a string with a slash) of a builder's folder or of its file.
-
-    Raises:
-      FileNotFoundError: there is none; the message says where it was looked for.
+    ``builder`` is the name of a folder in the checkout's ``data/``, or the path (a
+    ``PathLike``, or a string with a slash) of a builder's folder or of its file.
     """
     is_name = isinstance(builder, str) and os.sep not in builder
     folder = builders_folder() / builder if is_name else user_paths.expand(builder)
@@ -87,16 +77,13 @@ def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
     # A builder may have the name of a catalogued one, or be loaded twice.
     with tfds.core.registered.skip_registration():
         spec.loader.exec_module(module)
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, tfds.core.DatasetBuilder)
-        and value.__module__ == file.stem
-    ]
+    own = (
+        v for v in vars(module).values() if getattr(v, "__module__", "") == spec.name
+    )
+    classes = [value for value in own if isinstance(value, type)]
+    classes = [c for c in classes if issubclass(c, tfds.core.DatasetBuilder)]
     if len(classes) != 1:
-        names = [value.__name__ for value in classes]
-        raise ValueError(f"{file} must define one tfds builder class; found {names}")
+        raise ValueError(f"{file} must define one tfds builder class; found {classes}")
     builder_class: Any = classes[0]
     builder_class.pkg_dir_path = tfds.core.Path(file.parent)  # where its README.md is
     return builder_class
@@ -105,17 +92,14 @@ def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
 def prepare(
     builder: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Prepares a dataset on disk, unless it is there already.
+    """Prepares a dataset in ``ROOT/NAME/VERSION``, unless it is there already.
 
-    A dataset appears under its name in one rename, so a reader never sees half of it,
-    and all of several processes that prepare at once succeed.
+    It appears there in one rename, so a reader never sees half of it, and of several
+    processes that prepare at once all succeed.
 
     Args:
       builder: name of a folder in ``data/``, or path of a builder; ``find_builder``.
       root: folder of prepared datasets, by default ``default_root()``.
-
-    Returns:
-      The prepared folder, ``ROOT/NAME/VERSION``.
 
     Raises:
       FileNotFoundError: no such builder.
@@ -152,14 +136,13 @@ def prepare(
 
 
 def _generate(builder_class: type[tfds.core.DatasetBuilder], folder: Path) -> None:
-    """Writes the records in the one format that is read without TensorFlow."""
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    # tfds prints that it downloads, also where it does not, and names the staging
-    # folder as the place of the data.
+    # tfds prints that it downloads, and that the data are in the staging folder.
     with contextlib.redirect_stdout(io.StringIO()):
+        # The one format that is read without TensorFlow.
         builder_class(data_dir=folder).download_and_prepare(file_format="array_record")
 
 

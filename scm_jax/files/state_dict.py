@@ -1,8 +1,7 @@
 """Weights in files: a flat dict of names and numpy arrays, in and out.
 
-Read by content: ``torch.save`` files (zip, and the stream of before 1.6), pickles of
-whole networks as the EDM family publishes them, safetensors and npz. Written:
-safetensors and npz.
+Read are files of ``torch.save`` (also of before 1.6), pickles of whole networks as the
+EDM family publishes them, safetensors and npz; written are the last two.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "") -> dict[str, np.n
 def read_groups(path: str | os.PathLike) -> dict[str, Any]:
     """A pickled dict of values, arrays, and dicts of these, as numpy arrays.
 
-    Such are files of statistics, as EDM2's. What is nested deeper than that stays what
-    ``inert_pickle`` makes of it.
+    Such are EDM2's files of statistics. What is nested deeper stays as
+    ``inert_pickle`` makes it.
 
     Raises:
       UnsafePickleError: the pickle asks for a name that arrays do not need. Nothing was
@@ -91,7 +90,9 @@ def read_groups(path: str | os.PathLike) -> dict[str, Any]:
     """
     where = str(path)
 
-    def read(name: str, value: Any) -> Any:
+    def read(name: str, value: Any, nested: bool = False) -> Any:
+        if isinstance(value, dict) and not nested:
+            return {str(k): read(f"{name}.{k}", v, True) for k, v in value.items()}
         special = isinstance(value, Record | Storage) or is_name(value)
         return _array(name, value, where) if special else value
 
@@ -99,14 +100,7 @@ def read_groups(path: str | os.PathLike) -> dict[str, Any]:
         top = read_object(file, where)
         if not isinstance(top, dict):
             raise ValueError(f"{where}: {_listing(top)}, expected a dict")
-        groups = {}
-        for name, value in top.items():
-            if isinstance(value, dict):
-                members = value.items()
-                groups[str(name)] = {str(k): read(f"{name}.{k}", v) for k, v in members}
-            else:
-                groups[str(name)] = read(str(name), value)
-        return groups
+        return {str(name): read(str(name), value) for name, value in top.items()}
 
 
 def write_state_dict(
@@ -140,24 +134,23 @@ def write_state_dict(
 
 def _select(top: Any, key: str, where: str) -> Iterable[tuple[str, Any]]:
     """Names and tensors of the state dict in what a file holds."""
-    if key:
-        if not isinstance(top, dict) or key not in top:
-            raise ValueError(f"{where}: no key {key!r}; {_listing(top)}")
-        if not _is_state(top[key]):
-            raise ValueError(
-                f"{where}: {key!r} is {kind_of(top[key])}, neither a state dict nor a "
-                f"network; {_listing(top)}"
-            )
-        chosen = top[key]
-    else:
-        entries = top if isinstance(top, dict) else {}
+    entries = top if isinstance(top, dict) else {}
+    if not key:
         likely = [top, *(entries[k] for k in WEIGHT_KEYS if entries.get(k))]
-        chosen = next(filter(_is_state, likely), None)
-        if chosen is None:
-            raise ValueError(
-                f"{where}: no state dict or network at the top level or under "
-                f"{', '.join(WEIGHT_KEYS)}; {_listing(top)}. Choose one with key=..."
-            )
+        wrong = "no state dict or network at the top level or under "
+        wrong += ", ".join(WEIGHT_KEYS)
+    elif key not in entries:
+        raise ValueError(f"{where}: no key {key!r}; {_listing(top)}")
+    else:
+        likely = [entries[key]]
+        wrong = (
+            f"{key!r} is {kind_of(entries[key])}, neither a state dict nor a network"
+        )
+    chosen = next(filter(_is_state, likely), None)
+    if chosen is None:
+        raise ValueError(
+            f"{where}: {wrong}; {_listing(top)}. Choose an entry with key=..."
+        )
     return chosen.items() if isinstance(chosen, dict) else _walk(chosen, where)
 
 

@@ -369,7 +369,7 @@ def test_own_parameters_reach_the_distribution():
         ),
         (lambda: GaussianMixture((1.0,), ((0.0,), (1.0,)), (1.0,)), "equally many"),
         (lambda: Gaussian((0.0,), 0.0), "positive std"),
-        (lambda: make_dataset("mixture", "nope"), "legal: train, test"),
+        (lambda: make_dataset("mixture", "nope"), "split of dataset 'mixture' = 'nope'"),
         (lambda: make_dataset("gaussian", sigma_data=0.0), "must be positive"),
         (lambda: MIXTURE.velocity(np.zeros((2, 2)), np.zeros(2), SD), r"\(b, 1\)"),
         (

@@ -249,7 +249,7 @@ def test_the_command_encodes_a_prepared_dataset(vae, tmp_path):
     encoder = latents_lib.make_encoder(vae, "unit", batch_size=4)
     expected = encode.EncodedItems(pictures(4), encoder, flips=True).read(3)
     np.testing.assert_allclose(items.read(3)["latent"], expected["latent"], rtol=1e-5)
-    measured = latents.read_measured(folder / "manifest.json")
+    measured = latents.find_whitening(folder, "measured")
     assert measured.pixel_range == "[0,1]"
 
 
