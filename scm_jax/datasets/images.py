@@ -84,8 +84,9 @@ def make_prepared(
     split: str,
     num_items: dict[str, int],
     root: str | os.PathLike[str] | None,
-    fields: Sequence[str],
     build: Callable[[DatasetInfo, pipeline.Source], pipeline.FiniteDataset],
+    *,
+    field: str = "image",
     folder: str = "",
     flags: str = "",
     features: str = "",
@@ -97,8 +98,8 @@ def make_prepared(
       split: a split, or a slice of one such as ``train[:90%]``.
       num_items: published number of items of each split.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      fields: the stored features that are read.
       build: makes the dataset of what was opened, such as ``image_dataset``.
+      field: the stored feature that is read; with classes, ``label`` is read, too.
       folder: name of the prepared dataset, by default that of ``info``.
       flags: of ``data prepare``, for the error where the data are not there.
       features: what must be stored, in words, for that error.
@@ -120,6 +121,7 @@ def make_prepared(
 
     def open_data() -> pipeline.FiniteDataset:
         where = find()
+        fields = (field, "label") if info.num_classes else (field,)
         source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(
@@ -204,7 +206,6 @@ def make_cifar10(
         split,
         CIFAR10_ITEMS,
         root,
-        ("image", "label") if conditional else ("image",),
         functools.partial(image_dataset, flip=flip),
         flags="--dataset=cifar10 --source=cifar-10-python.tar.gz",
         features="image uint8 (32, 32, 3) and label int64 in 0..9",
@@ -244,7 +245,6 @@ def make_imagenet64(
         split,
         IMAGENET_ITEMS,
         root,
-        ("image", "label") if chosen.labelled else ("image",),
         functools.partial(image_dataset, flip=flip),
         folder=chosen.folder,
         flags=f"--dataset=imagenet64 --variant={variant} --source={chosen.source}",

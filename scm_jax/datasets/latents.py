@@ -239,8 +239,8 @@ def make_imagenet512_latents(
         split,
         images.IMAGENET_ITEMS,
         root,
-        ("latent", "label"),
         functools.partial(open_latents, whitening=whitening, folder=folder),
+        field="latent",
         flags="--dataset=imagenet512_latents --source=img512-sd.zip",
         features="latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and "
         "standard deviation, and label int64 in 0..999",

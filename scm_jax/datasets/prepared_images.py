@@ -75,8 +75,7 @@ def make_images(
         measured = Scaling(moments["mean"], moments["std"])
         info = dataclasses.replace(info, to_pixels=measured.to_pixels)
         build = functools.partial(build, to_x=measured.to_x)
-    fields = ("image", "label") if labelled else ("image",)
-    return images.make_prepared(info, split, counts, root, fields, build)
+    return images.make_prepared(info, split, counts, root, build)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:

@@ -24,20 +24,12 @@ class UnsafePickleError(ValueError):
 
 
 class Record:
-    """An object that a pickle wanted to make.
+    """An object that a pickle wanted to make; its class stands for a name there."""
 
-    A name in a pickle becomes a subclass of this, with its ``maker``.
-
-    Attributes:
-      maker: what the pickle wanted to call, dotted.
-      args: the arguments of that call.
-      state: what it wanted to hand to ``__setstate__`` or ``__dict__``, or None.
-    """
-
-    maker: ClassVar[str]
+    maker: ClassVar[str]  # what the pickle wanted to call, dotted
     build: ClassVar[Callable[..., Any] | None] = None
-    args: tuple[Any, ...]
-    state: Any
+    args: tuple[Any, ...]  # of that call
+    state: Any  # what it wanted to hand to __setstate__ or __dict__, or None
 
     def __new__(cls, *args: Any) -> Any:
         # Not __init__: the opcode NEWOBJ calls __new__ alone.
@@ -65,11 +57,9 @@ def is_name(value: Any) -> bool:
 
 
 def check_keys(keys: Iterable[Any]) -> None:
-    """Refuses tuples of tuples as keys of dicts and elements of sets.
-
-    Their hash recurses: a million levels overflow the stack, and a tuple that holds
-    itself many times over takes forever.
-    """
+    """Refuses tuples of tuples as keys of dicts and elements of sets."""
+    # Their hash recurses: a million levels overflow the stack, and a tuple that holds
+    # itself many times over takes forever.
     for key in keys:
         parts = key if isinstance(key, tuple) else ()
         if any(isinstance(part, tuple) and part for part in parts):

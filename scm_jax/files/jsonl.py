@@ -28,9 +28,8 @@ _LEAVES = (str, int, float, list, tuple)
 def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can carry it: plain values, null for NaN and infinity.
 
-    Arrays of any library become numbers and lists; a float32 is written with the digits
-    that identify it (0.1, not 0.10000000149011612). Where a value or any element is not
-    finite, its key is listed under ``nonfinite``.
+    Arrays of any library become numbers and lists, a float32 the shortest number that
+    identifies it. Keys of values that are not all finite are listed in ``nonfinite``.
 
     Raises:
       ValueError: a value is none of these; the message names its key.
@@ -236,10 +235,6 @@ def _canonical(value: Any, key: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    if value is None:
-        return float("nan")
-    if isinstance(value, list):
-        # float64 turns the nulls of a list of numbers into NaN
-        texts = any(isinstance(v, str) for v in value)
-        return value if texts else np.array(value, np.float64)
-    return value
+    if isinstance(value, list) and not any(isinstance(v, str) for v in value):
+        return np.array(value, np.float64)  # null is NaN
+    return float("nan") if value is None else value

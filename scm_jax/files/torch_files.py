@@ -65,19 +65,14 @@ _KNOWN = {
     *STORAGES,
     *(_PERSISTENT, _LOAD_FROM_BYTES),
     *("numpy.dtype", "numpy.ndarray", "torch.device", "torch.nn.parameter.Parameter"),
-    *("argparse.Namespace", "types.SimpleNamespace", "torch.bfloat16", "torch.bool"),
-    *(
-        "torch." + name
-        for name in "float16 float32 float64 complex64 complex128".split()
-    ),
-    *("torch." + name for name in "int8 int16 int32 int64 uint8".split()),
+    *("argparse.Namespace", "types.SimpleNamespace"),
+    *(f"torch.{dtype}" for dtype in DTYPES),
 }
 # Layers that torch brings along, such as torch.nn.modules.conv.Conv2d.
 _TORCH_LAYERS = re.compile(r"torch\.nn\.modules(\.\w+)+", re.ASCII)
 
 # What a legacy stream starts with: the pickled number 0x1950a86a20f9469cfc6c.
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_PROTOCOL = 1001
 
 
 def _is_known(module: str, name: str) -> bool:
@@ -191,10 +186,8 @@ def open_zip(file: IO[bytes], where: str) -> zipfile.ZipFile:
 def read_object(file: IO[bytes], where: str, *, nested: bool = False) -> Any:
     """The object in a file of ``torch.save``, zip or legacy stream, or in a pickle.
 
-    Args:
-      file: must stay open as long as tensors are made of the object.
-      where: the name of the file, for messages.
-      nested: these are the bytes of a storage within a pickle.
+    ``file`` must stay open as long as tensors are made of the object; ``nested``: it
+    holds the bytes of a storage within a pickle.
     """
     return _File(file, where, nested).read()
 
@@ -203,7 +196,7 @@ class _File:
     def __init__(self, file: IO[bytes], where: str, nested: bool):
         self.file, self.where = file, where
         self.storages: dict[str, Storage] = {}
-        self.swap = sys.byteorder != "little"
+        self.swap = sys.byteorder != "little"  # legacy streams are little endian
         self.unpickle = functools.partial(
             read_pickle,
             where=where,
@@ -267,10 +260,7 @@ class _File:
         return self.unpickle(io.BytesIO(content), persistent=persistent)
 
     def read_legacy(self) -> Any:
-        """Three pickles of preamble, the object, the keys of its storages, their bytes.
-
-        All are written little endian, whatever the preamble says of the machine.
-        """
+        """Three pickles of preamble, the object, the keys of its storages, their bytes."""
 
         def persistent(pid: Any) -> Any:
             if isinstance(pid, tuple) and pid[:1] == ("module",) and len(pid) == 4:
@@ -282,17 +272,10 @@ class _File:
             return storage
 
         _magic, protocol, _system = (self.unpickle(self.file) for _ in range(3))
-        if protocol != _LEGACY_PROTOCOL:
-            raise ValueError(
-                f"{self.where}: a torch.save stream of another protocol than "
-                f"{_LEGACY_PROTOCOL}"
-            )
+        if protocol != 1001:
+            raise ValueError(f"{self.where}: a torch.save stream of another protocol")
         top = self.unpickle(self.file, persistent=persistent)
-        self.place_storages(self.unpickle(self.file))
-        return top
-
-    def place_storages(self, keys: Any) -> None:
-        """Finds the bytes of a legacy stream's storages: a count, then the elements."""
+        keys = self.unpickle(self.file)
         position = self.file.tell()
         with damage_in(f"{self.where}: the list of storages is damaged"):
             for key in keys:
@@ -307,6 +290,7 @@ class _File:
                 size, position = count * storage.dtype.itemsize, position + 8
                 storage.fetch = functools.partial(self.read_bytes, position, size)
                 position += size
+        return top
 
     def read_bytes(self, start: int, size: int) -> bytes:
         self.file.seek(start)
