@@ -273,7 +273,7 @@ class _File:
 
         _magic, protocol, _system = (self.unpickle(self.file) for _ in range(3))
         if protocol != 1001:
-            raise ValueError(f"{self.where}: a torch.save stream of another protocol")
+            raise ValueError(f"{self.where}: a stream of another protocol")
         top = self.unpickle(self.file, persistent=persistent)
         keys = self.unpickle(self.file)
         position = self.file.tell()
