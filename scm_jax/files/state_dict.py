@@ -109,7 +109,7 @@ def write_state_dict(
     """Writes weights in the format that the suffix names, whole or not at all.
 
     ``.safetensors`` and ``.npz`` are read by their packages; PyTorch takes the former
-    with ``safetensors.torch.load_file``. npz has no bfloat16.
+    with ``safetensors.torch.load_file``.
 
     Raises:
       ValueError: another suffix, or an array that the format cannot hold; the message
@@ -121,7 +121,7 @@ def write_state_dict(
             f"{path}: the suffix must be one of {', '.join(_WRITERS)}; PyTorch reads "
             ".safetensors with safetensors.torch.load_file"
         )
-    arrays = {name: _writable(name, value) for name, value in state.items()}
+    arrays = {k: _writable(k, v, path.suffix) for k, v in state.items()}
     with replacing(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
@@ -245,28 +245,29 @@ def _checked(
     return state
 
 
-def _writable(name: str, value: np.typing.ArrayLike) -> np.ndarray:
+# Formats that are written.
+
+
+def _writable(name: str, value: np.typing.ArrayLike, suffix: str) -> np.ndarray:
     if type(name) is not str or not name or "\0" in name:
         raise ValueError(f"the name {name!r} is no text without a zero byte")
+    if suffix == ".safetensors" and name == "__metadata__":
+        raise ValueError("'__metadata__' is not a name of a tensor in safetensors")
     array = np.asarray(value)
     native = array.dtype.newbyteorder("=")
-    if native not in DTYPES:
-        legal = ", ".join(str(dtype) for dtype in DTYPES)
-        raise ValueError(f"{name!r} is of dtype {array.dtype}; legal are {legal}")
-    little = native.newbyteorder("<")
+    if native not in DTYPES or native == _LACKING[suffix]:
+        legal = ", ".join(str(dtype) for dtype in DTYPES if dtype != _LACKING[suffix])
+        raise ValueError(
+            f"{name!r} is of dtype {array.dtype}; {suffix} can hold {legal}"
+        )
     # ascontiguousarray would give a scalar a dimension.
-    return np.asarray(array, little, order="C")
+    return np.asarray(array, native.newbyteorder("<"), order="C")
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # Not np.savez: it takes names for arguments and cannot save one called "file".
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
-            if array.dtype == ml_dtypes.bfloat16:
-                raise ValueError(
-                    f"{name!r} is of dtype bfloat16, which npz does not have; write "
-                    ".safetensors, or cast it to float32"
-                )
             # Without the time of day, the same weights are the same bytes.
             entry = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(entry, "w", force_zip64=True) as file:
@@ -274,13 +275,12 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    if "__metadata__" in arrays:
-        raise ValueError("'__metadata__' is not a name of a tensor in safetensors")
     import safetensors.numpy
 
     safetensors.numpy.save_file(dict(arrays), path)
 
 
+_LACKING = {".safetensors": np.complex128, ".npz": ml_dtypes.bfloat16}
 _WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray]], None]] = {
     ".safetensors": _write_safetensors,
     ".npz": _write_npz,

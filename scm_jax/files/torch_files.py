@@ -260,7 +260,7 @@ class _File:
         return self.unpickle(io.BytesIO(content), persistent=persistent)
 
     def read_legacy(self) -> Any:
-        """Three pickles of preamble, the object, the keys of its storages, their bytes."""
+        """Three pickles of preamble, the object, the keys of storages, their bytes."""
 
         def persistent(pid: Any) -> Any:
             if isinstance(pid, tuple) and pid[:1] == ("module",) and len(pid) == 4:

@@ -1,6 +1,7 @@
 """Files that are refused or damaged: nothing is run, and the error names the place."""
 
 import copyreg
+import io
 import os
 import pickle
 import subprocess
@@ -10,10 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from scm_jax.files.state_dict import (
-    UnsafePickleError,
-    read_state_dict,
-)
+from scm_jax.files.state_dict import UnsafePickleError, read_state_dict
 from tests.exchange.torch_pickles import (
     FILES,
     GOLDEN,
@@ -93,27 +91,21 @@ def test_what_a_pickle_would_call_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["legacy", "zip"])
-def test_a_call_in_the_bytes_of_a_storage_is_refused(form, named, tmp_path):
+def test_a_call_in_the_bytes_of_a_storage_is_refused(form, nested, tmp_path):
     canary = tmp_path / "canary"
     call = pickle.dumps(Call(eval, f"open({str(canary)!r}, 'w')"), 2)
     inner = wrap_legacy(call)
     if form == "zip":
         inner = wrap_zip(tmp_path / "inner", call).read_bytes()
-    storage = Call(named("torch.storage._load_from_bytes"), inner)
-    rebuild = named("torch._utils._rebuild_tensor_v2")
-    tensor = Call(rebuild, storage, 0, (1,), (1,), False, None)
-    path = write(tmp_path / "a.pkl", {"ema": {"w": tensor}})
+    path = write(tmp_path / "a.pkl", {"ema": {"w": nested(inner)}})
     with pytest.raises(UnsafePickleError, match=r" builtins\.eval, .*nothing"):
         read_state_dict(path)
     assert not canary.exists()
 
 
-def test_a_file_in_a_file_in_a_file_is_refused(named, tmp_path):
-    load = named("torch.storage._load_from_bytes")
-    rebuild = named("torch._utils._rebuild_tensor_v2")
-    inner = wrap_legacy(pickle.dumps(Call(load, b""), 2))
-    tensor = Call(rebuild, Call(load, inner), 0, (1,), (1,), False, None)
-    path = write(tmp_path / "a.pkl", {"w": tensor})
+def test_a_file_in_a_file_in_a_file_is_refused(nested, tmp_path):
+    inner = wrap_legacy(pickle.dumps(nested(b"").args[0], 2))
+    path = write(tmp_path / "a.pkl", {"w": nested(inner)})
     with pytest.raises(UnsafePickleError, match=r"torch\.storage\._load_from_bytes"):
         read_state_dict(path)
 
@@ -227,8 +219,8 @@ def test_depth_and_circles_end_in_errors_not_in_the_process(tmp_path):
 
 def test_nothing_of_torch_and_no_safetensors_is_imported():
     code = (
-        "import sys; from scm_jax.files import state_dict as torch_files; "
-        f"torch_files.read_state_dict({str(GOLDEN / 'network_half.pkl')!r}); "
+        "import sys; from scm_jax.files import state_dict; "
+        f"state_dict.read_state_dict({str(GOLDEN / 'network_half.pkl')!r}); "
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'torch_utils', 'dnnlib', 'safetensors')])"
     )
@@ -237,6 +229,13 @@ def test_nothing_of_torch_and_no_safetensors_is_imported():
 
 
 # Damage.
+
+
+def _archive(name):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, "hello")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -256,6 +255,7 @@ def test_a_file_that_was_cut_off_is_a_value_error_with_its_name(name, tmp_path):
         (b"<!DOCTYPE html>", "starts with b'<!DOCTYP': neither a file of torch.save"),
         (b"\x89PNG\r\n\x1a\n", "neither a file of torch.save"),
         (b"PK\x03\x04 and no archive", "zip archive is cut off or damaged"),
+        (_archive("readme.txt"), "zip archive, but neither of torch.save"),
         (wrap_legacy(b"")[:30], "cut off"),
         (b"".join(pickle.dumps(p, 2) for p in (MAGIC, 1000, {}, 0)), "protocol"),
     ],
@@ -263,13 +263,6 @@ def test_a_file_that_was_cut_off_is_a_value_error_with_its_name(name, tmp_path):
 def test_other_content_says_what_it_is_not(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read_state_dict(write(tmp_path / "weights.pt", content))
-
-
-def test_an_archive_of_something_else(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(ValueError, match="zip archive, but neither of torch.save"):
-        read_state_dict(tmp_path / "a.zip")
 
 
 def test_flipped_bytes_in_an_archive_are_noticed(tmp_path):
@@ -323,19 +316,18 @@ def test_a_tensor_ends_where_its_storage_ends(rebuild, tmp_path):
 
 def test_a_legacy_storage_of_another_length_than_declared(rebuild, tmp_path):
     state = {"w": rebuild(0, (6,), (1,))}
-    for values, message in [(7, "has 7 elements where its tensors expect 6")]:
-        path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(values)]))
+    longer, whole, without, twice = (
+        legacy_stream(state, [ramp(n) for n in sizes])
+        for sizes in ([7], [6], [], [6] * 2)
+    )
+    for content, message in [
+        (longer, "has 7 elements where its tensors expect 6"),
+        (whole[:-1], "'w': the file is cut off"),
+        (without, "tensor 'w': its storage is not in the file"),
+        (twice, "list of storages is damaged"),
+    ]:
         with pytest.raises(ValueError, match=message):
-            read_state_dict(path)
-    path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(6)])[:-1])
-    with pytest.raises(ValueError, match="'w': the file is cut off"):
-        read_state_dict(path)
-    path = write(tmp_path / "a.pt", legacy_stream(state))
-    with pytest.raises(ValueError, match="tensor 'w': its storage is not in the file"):
-        read_state_dict(path)
-    path = write(tmp_path / "a.pt", legacy_stream(state, [ramp(6), ramp(6)]))
-    with pytest.raises(ValueError, match="list of storages is damaged"):
-        read_state_dict(path)
+            read_state_dict(write(tmp_path / "a.pt", content))
 
 
 def test_what_is_no_tensor_in_a_network_is_named(named, tmp_path):
@@ -354,10 +346,8 @@ def test_what_is_no_tensor_in_a_network_is_named(named, tmp_path):
             read_state_dict(path)
 
 
-def test_a_lazily_negated_tensor_is_not_read_as_it_lies_there(named, tmp_path):
-    rebuild = named("torch._utils._rebuild_tensor_v2")
-    storage = Persistent("storage", named("torch.FloatStorage"), "0", "cpu", 1)
-    tensor = Call(rebuild, storage, 0, (1,), (1,), False, None, {"neg": True})
+def test_a_lazily_negated_tensor_is_not_read_as_it_lies_there(rebuild, tmp_path):
+    tensor = rebuild(0, (1,), (1,), {"neg": True})
     path = write_zip(tmp_path / "a.pt", {"w": tensor}, [b"0123"])
     with pytest.raises(ValueError, match="tensor 'w': it is a lazily negated"):
         read_state_dict(path)
