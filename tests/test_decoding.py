@@ -73,11 +73,10 @@ def file(tmp_path_factory):
     return path
 
 
-def generator(decoder="", **dataset):
+def generator(decoder=""):
     """``generate`` of an untrained network on tiny latents."""
     config = config_lib.base_config("mlp", "diffusion", "tiny_latents")
     config.network.update({"width": 8, "depth": 1})
-    config.dataset.update(dataset)
     config.sampling.update({"decoder": decoder, "steps": 1, "batch_size": 2})
     config.sampling.sampler = "consistency"
     built = experiment.build(config)
@@ -86,24 +85,26 @@ def generator(decoder="", **dataset):
 
 
 @pytest.mark.parametrize("whitening", ["edm2", "sd_vae_ft_mse_pm1"])
-def test_samples_are_decoded_by_the_datasets_conventions(whitening, root, file):
-    _, generate = generator(str(file), whitening=whitening)
-    x, pixels = generate(3, pixels=True)
-    assert x.shape == (3, *SHAPE) and x.dtype == np.float32
-    assert pixels.shape == (3, 8, 8, 3) and pixels.dtype == np.uint8
-    np.testing.assert_array_equal(generate(3), x)
-
+def test_latents_are_decoded_by_the_datasets_conventions(whitening, root, file):
+    decoder = decoding.find_decoder(str(file), tiny_latents(whitening=whitening).info)
+    x = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32) / 2
+    pixels = jax.jit(decoder.pixels)(decoder.params, x)
+    assert pixels.shape == (2, 8, 8, 3) and pixels.dtype == np.uint8
     module, params = exchange.load_autoencoder(file)
     constants = latents.WHITENING[whitening]
     raw = x / 0.5 * np.array(constants.std)[None, None, None]
     raw += np.array(constants.mean)[None, None, None]
-    decode = jax.jit(functools.partial(autoencoder.decode, module))
-    decoded = decode(params, np.float32(raw))
+    decoded = decode(module)(params, np.float32(raw))
     name = {"edm2": "unit", "sd_vae_ft_mse_pm1": "pm1"}[whitening]
     expected = np.asarray(quantize.PIXEL_RANGES[name].to_uint8(decoded))
     assert 10 < expected.std()
     # Rounding in another order may move a value over the edge of a level.
     assert np.mean(pixels != expected) < 0.02
+
+
+@functools.cache
+def decode(module):
+    return jax.jit(functools.partial(autoencoder.decode, module))
 
 
 def test_the_compiled_sampler_holds_the_decoder(root, file, monkeypatch):
@@ -115,19 +116,24 @@ def test_the_compiled_sampler_holds_the_decoder(root, file, monkeypatch):
         sample = make(*args, **kwargs)
 
         def call(*inputs):
-            calls.append(sample.lower(*inputs).out_info)
-            return sample(*inputs)
+            calls.append(sample(*inputs))
+            return calls[-1]
 
         return call
 
     monkeypatch.setattr(sampling, "make_sampler", recorded)
-    _, generate = generator(str(file))
-    generate(4, pixels=True)
+    built, generate = generator(str(file))
+    x, pixels = generate(3, pixels=True)
+    assert x.shape == (3, *SHAPE) and x.dtype == np.float32
+    decoder = decoding.find_decoder(str(file), built.dataset.info)
+    expected = jax.jit(decoder.pixels)(decoder.params, x[:2])
+    assert np.mean(pixels[:2] != expected) < 0.02 and expected.std() > 10
     assert len(calls) == 2
-    x, pixels = calls[0]
-    assert (x.shape, x.dtype) == ((2, *SHAPE), np.float32)
-    assert (pixels.shape, pixels.dtype) == ((2, 8, 8, 3), np.uint8)
-    generate(2)
+    assert [(part.shape, part.dtype) for part in calls[0]] == [
+        ((2, *SHAPE), np.float32),
+        ((2, 8, 8, 3), np.uint8),
+    ]
+    np.testing.assert_array_equal(generate(3), x)
     assert calls[2].shape == (2, *SHAPE)  # nobody asked for pixels
 
 

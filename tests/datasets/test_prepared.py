@@ -10,6 +10,8 @@ from scm_jax.datasets import images, make_dataset
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.datasets.preparation.prepare import prepare
 from scm_jax.datasets.preparation.readers.items import ArrayItems
+from scm_jax.datasets.preparation.readers.sources import SOURCES
+from scm_jax.datasets.preparation.resize import RECIPES
 from tests.preparation.engine_program import arrays, run
 
 
@@ -117,3 +119,18 @@ def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     assert dataset.info.num_classes == (1000 if chosen.labelled else 0)
     assert (label is None) == (not chosen.labelled)
     np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 127.5, [0, 1, 2], atol=1e-5)
+
+
+def test_each_variant_can_be_prepared_and_keeps_apart():
+    variants = IMAGENET64_VARIANTS.values()
+    assert len({variant.folder for variant in variants}) == 3
+    for variant in variants:
+        assert variant.recipe in RECIPES and set(variant.kinds) <= set(SOURCES)
+
+
+def test_the_first_is_the_one_of_published_figures():
+    first, *others = IMAGENET64_VARIANTS.values()
+    assert first.folder == "imagenet64" and first.labelled and first.comparable
+    assert first.recipe == "center_crop_dhariwal"
+    assert not any(variant.comparable for variant in others)
+    assert [variant.labelled for variant in others] == [True, False]
