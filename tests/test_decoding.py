@@ -57,15 +57,13 @@ def file(tmp_path_factory):
         block_channels=(4, 4), num_blocks=1, num_groups=2
     )
     rng = np.random.default_rng(0)
+    shapes = autoencoder.abstract_params(module)
     params = jax.tree.map(
-        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32),
-        autoencoder.abstract_params(module),
+        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32), shapes
     )
     out = params["decoder"]["out"]  # pixels in the middle of both ranges
-    params["decoder"]["out"] = {
-        "kernel": 0.3 * out["kernel"],
-        "bias": 0 * out["bias"] + 0.4,
-    }
+    out["kernel"] *= np.float32(0.3)
+    out["bias"][:] = 0.4
     folder = tmp_path_factory.mktemp("vae")
     (folder / "config.json").write_text('{"norm_num_groups": 2}')
     path = folder / "vae.safetensors"
@@ -91,10 +89,8 @@ def test_latents_are_decoded_by_the_datasets_conventions(whitening, root, file):
     pixels = jax.jit(decoder.pixels)(decoder.params, x)
     assert pixels.shape == (2, 8, 8, 3) and pixels.dtype == np.uint8
     module, params = exchange.load_autoencoder(file)
-    constants = latents.WHITENING[whitening]
-    raw = x / 0.5 * np.array(constants.std)[None, None, None]
-    raw += np.array(constants.mean)[None, None, None]
-    decoded = decode(module)(params, np.float32(raw))
+    mean, std, _ = (np.array(v)[None, None, None] for v in latents.WHITENING[whitening])
+    decoded = decode(module)(params, np.float32(x / 0.5 * std + mean))
     name = {"edm2": "unit", "sd_vae_ft_mse_pm1": "pm1"}[whitening]
     expected = np.asarray(quantize.PIXEL_RANGES[name].to_uint8(decoded))
     assert 10 < expected.std()
@@ -148,21 +144,14 @@ def test_without_weights_latents_are_shown_and_a_warning_names_the_file(root, ca
     assert str(expected) in record.getMessage() and "\n" not in record.getMessage()
 
 
-def test_none_decodes_nothing_without_a_warning(root, caplog):
-    assert decoding.find_decoder("none", tiny_latents().info) is None
-    assert not caplog.records
-
-
-def test_named_weights_must_be_there(root):
+def test_named_weights_must_be_there(root, file, caplog):
+    info = tiny_latents().info
+    assert decoding.find_decoder("none", info) is None and not caplog.records
     path = str(root / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match="(?s)absent.safetensors.*huggingface"):
-        decoding.find_decoder(path, tiny_latents().info)
-
-
-def test_an_autoencoder_of_other_latents_is_refused(root, file):
-    info = tiny_latents(channels=3).info
+        decoding.find_decoder(path, info)
     with pytest.raises(ValueError, match="4 channels; those of .* have 3"):
-        decoding.find_decoder(str(file), info)
+        decoding.find_decoder(str(file), tiny_latents(channels=3).info)
 
 
 def test_the_latents_of_imagenet_name_their_constants():

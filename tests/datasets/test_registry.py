@@ -35,11 +35,6 @@ def take(dataset, num, *arguments):
     return list(itertools.islice(dataset.iterator(*arguments), num))
 
 
-def test_registry_is_not_empty():
-    assert {"digits", "gaussian", "mixture", "noise_images"} <= set(NAMES)
-    assert set(DATASETS) > ARCHIVES
-
-
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_builder_functions_take_the_common_arguments(name):
     parameters = inspect.signature(DATASETS[name]).parameters
@@ -60,6 +55,10 @@ def test_batches_are_as_declared(dataset):
         if batch.label is not None:
             assert batch.label.dtype == np.int32 and batch.label.shape == (6,)
             assert 0 <= batch.label.min() <= batch.label.max() < info.num_classes
+    assert (info.to_pixels is None) == (len(info.sample_shape) == 1)
+    if info.to_pixels is not None:
+        pixels = info.to_pixels(batch.x)
+        assert pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == 6
 
 
 def test_standard_deviation_is_as_declared(dataset):
@@ -103,14 +102,6 @@ def test_restart_and_shards(dataset, process_count):
         parts.append(next(shard))
     together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     jax.tree.map(np.testing.assert_array_equal, together, expected)
-
-
-def test_looking_at_samples(dataset):
-    if dataset.info.to_pixels is None:
-        assert len(dataset.info.sample_shape) == 1
-        return
-    pixels = dataset.info.to_pixels(batches(dataset, 1, 4, 0)[0].x)
-    assert pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[0] == 4
 
 
 @pytest.mark.parametrize(
