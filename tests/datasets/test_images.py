@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scm_jax.datasets import images, latents, make_dataset, pipeline, storage
+from tests.datasets.builders import write_builder
 
 # Name -> shape of a sample, classes, published training items.
 PUBLISHED = {
@@ -16,49 +17,6 @@ PUBLISHED = {
     "imagenet512_latents": ((64, 64, 4), 1000, 1_281_167),
 }
 CARDS = {"imagenet512_latents": "imagenet512"}
-
-BUILDER = """
-import pathlib
-import numpy as np
-import tensorflow_datasets as tfds
-
-ITEMS = dict(np.load(pathlib.Path(__file__).parent / "items.npz"))
-
-class Builder(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({FEATURES})
-        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for index in range(NUM):
-            yield index, {name: ITEMS[f"{name}_{index}"] for name in FIELDS}
-"""
-
-
-def prepare(tmp_path, name, shapes=None, **fields):
-    """Prepares items, given as ``field=[value of item 0, ...]``; returns the root."""
-    folder = tmp_path / "builder" / name
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text("A few items.")
-    items = {f"{f}_{i}": v for f, vs in fields.items() for i, v in enumerate(vs)}
-    np.savez(folder / "items.npz", **items)
-    specs = [
-        f"{f!r}: tfds.features.Tensor(shape={(shapes or {}).get(f, np.shape(v[0]))}, "
-        f"dtype=np.{np.asarray(v[0]).dtype})"
-        for f, v in fields.items()
-    ]
-    text = BUILDER.replace("FEATURES", ", ".join(specs))
-    text = text.replace("FIELDS", repr(tuple(fields)))
-    text = text.replace("NUM", str(len(next(iter(fields.values())))))
-    (folder / f"{name}_dataset_builder.py").write_text(text)
-    root = tmp_path / "root"
-    assert storage.prepare(folder, root) == root / name / "1.0.0"
-    return root
 
 
 def pictures(num, shape, seed=0):
@@ -152,7 +110,8 @@ def test_cards_have_the_counts_and_constants():
 
 def test_images_are_read_back_exactly(tmp_path, caplog):
     stored, label = pictures(7, (32, 32, 3)), np.array([3, 1, 4, 1, 5, 9, 2])
-    root = prepare(tmp_path, "cifar10", image=stored, label=label)
+    root = tmp_path / "root"
+    storage.prepare(write_builder(tmp_path, "cifar10", image=stored, label=label), root)
     dataset = make_dataset("cifar10", root=root, conditional=True)
     x, read = dataset.arrays()
     assert x.dtype == np.float32 and read.dtype == np.int32

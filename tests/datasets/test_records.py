@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from scm_jax.datasets import array_records, pipeline
-from tests.datasets.test_images import prepare
+from scm_jax.datasets import array_records, pipeline, storage
+from tests.datasets.builders import write_builder
 
 NUM = 7
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     fields = {name: list(values) for name, values in VALUES.items()}
     fields["ragged"] = [np.zeros((2 + (item == 3), 2), np.uint8) for item in range(NUM)]
     shapes = {"free": (None, 3), "ragged": (None, 2)}
-    return prepare(root, "numbers", shapes=shapes, **fields) / "numbers" / "1.0.0"
+    return storage.prepare(write_builder(root, "numbers", shapes, **fields), root)
 
 
 @pytest.mark.parametrize("indices", [[0], [6, 2, 2, 0], list(range(NUM))])

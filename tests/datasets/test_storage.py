@@ -6,36 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import scm_jax
 from scm_jax.datasets import make_dataset, pipeline, storage
 from tests.commands.in_process import scm
+from tests.datasets.builders import write_builder
 from tests.hang import HANG
 
 ENV = os.environ | {"PYTHONPATH": str(Path(scm_jax.__path__[0]).parent)}
-
-BUILDER = """
-import dataclasses
-import numpy as np
-import tensorflow_datasets as tfds
-
-class Builder(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("2.0.0")
-
-    def _info(self):
-        x = tfds.features.Tensor(shape=(3,), dtype=np.float32)
-        features = tfds.features.FeaturesDict({"x": x})
-        return self.dataset_info_from_configs(features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for index in range(4):
-            pass
-            yield index, {"x": np.full(3, index, np.float32)}
-"""
 
 
 @pytest.fixture
@@ -46,11 +26,8 @@ def root(tmp_path):
 @pytest.fixture
 def builder(tmp_path):
     """A folder with a user's own builder."""
-    folder = tmp_path / "vectors"
-    folder.mkdir()
-    (folder / "README.md").write_text("Four vectors.")
-    (folder / "vectors_dataset_builder.py").write_text(BUILDER)
-    return folder
+    x = [np.full(3, index, np.float32) for index in range(4)]
+    return write_builder(tmp_path, "vectors", x=x)
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -60,7 +37,7 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_preparing_twice_does_it_once(builder, root, monkeypatch):
     folder = storage.prepare(builder, root)
-    assert folder == root / "vectors/2.0.0"
+    assert folder == root / "vectors/1.0.0"
     before = files(root)
     monkeypatch.setattr(storage, "_generate", None)
     assert storage.prepare(str(builder), root) == folder
@@ -108,17 +85,18 @@ def test_two_processes_at_once(tmp_path):
 
 def test_a_failure_leaves_nothing_behind(builder, root):
     (file,) = builder.glob("*.py")
-    file.write_text(BUILDER.replace("pass", "raise OSError('disk full')"))
+    failing = "for index in range(4):\n            raise OSError('disk full')"
+    file.write_text(file.read_text().replace("for index in range(4):", failing))
     with pytest.raises(OSError, match="disk full"):
         storage.prepare(builder, root)
     assert os.listdir(root) == []
 
 
 def test_foreign_files_are_not_overwritten(builder, root):
-    mine = root / "vectors/2.0.0/mine.txt"
+    mine = root / "vectors/1.0.0/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
-    with pytest.raises(FileExistsError, match=r"2\.0\.0 already exists"):
+    with pytest.raises(FileExistsError, match=r"1\.0\.0 already exists"):
         storage.prepare(builder, root)
     assert mine.read_text() == "keep"
 

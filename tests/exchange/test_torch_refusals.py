@@ -23,7 +23,6 @@ from tests.exchange.torch_pickles import (
     legacy_stream,
     ramp,
     wrap_legacy,
-    wrap_zip,
     write,
     write_zip,
 )
@@ -71,7 +70,7 @@ def test_what_a_pickle_would_call_is_refused_by_name(tmp_path):
         for path in (
             write(tmp_path / "a.pkl", content),
             write(tmp_path / "b.pt", wrap_legacy(content)),
-            wrap_zip(tmp_path / "c.pt", content),
+            write_zip(tmp_path / "c.pt", content),
         ):
             with pytest.raises(UnsafePickleError, match="nothing .* executed") as info:
                 read_state_dict(path)
@@ -88,7 +87,7 @@ def test_a_call_in_the_bytes_of_a_storage_is_refused(form, nested, tmp_path):
     call = pickle.dumps(Call(eval, f"open({str(canary)!r}, 'w')"), 2)
     inner = wrap_legacy(call)
     if form == "zip":
-        inner = wrap_zip(tmp_path / "inner", call).read_bytes()
+        inner = write_zip(tmp_path / "inner", call).read_bytes()
     path = write(tmp_path / "a.pkl", {"ema": {"w": nested(inner)}})
     with pytest.raises(UnsafePickleError, match=r" builtins\.eval, .*nothing"):
         read_state_dict(path)
