@@ -70,14 +70,8 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
 
 def test_the_hash_of_tensors_sees_names_shapes_and_values():
     a, b = np.arange(4.0), np.ones(4)
-    hashes = {
-        tensors_sha256(tensors)
-        for tensors in (
-            {"a": a, "b": b},
-            {"a": b, "b": a},
-            {"a": a.reshape(2, 2), "b": b},
-            {"a": a, "c": b},
-        )
-    }
+    swapped, reshaped = {"a": b, "b": a}, {"a": a.reshape(2, 2), "b": b}
+    all_tensors = ({"a": a, "b": b}, swapped, reshaped, {"a": a, "c": b})
+    hashes = {tensors_sha256(tensors) for tensors in all_tensors}
     assert len(hashes) == 4
     assert tensors_sha256({"b": b, "a": a}) in hashes

@@ -109,14 +109,13 @@ def _whole_numbers(
     return values.view(np.int64), _ends(joined, packed)
 
 
-def _floats(joined: np.ndarray, packed: list[bytes]) -> tuple[np.ndarray, list[int]]:
-    return joined.view("<f4"), [len(p) // 4 for p in packed]
-
-
 _DECODERS: dict[np.dtype, Any] = {
     np.dtype(np.uint8): _bytes_of_varints,
     **dict.fromkeys(map(np.dtype, (np.int32, np.int64, np.bool_)), _whole_numbers),
-    **dict.fromkeys(map(np.dtype, (np.float16, np.float32)), _floats),
+    **dict.fromkeys(
+        map(np.dtype, (np.float16, np.float32)),
+        lambda joined, packed: (joined.view("<f4"), [len(p) // 4 for p in packed]),
+    ),
 }
 
 

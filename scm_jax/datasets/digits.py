@@ -1,7 +1,4 @@
-"""Handwritten digits: 1,797 grey 8x8 images in 17 levels, 10 classes, offline.
-
-The card with source, licence and counts is ``data/digits/README.md``.
-"""
+"""Handwritten digits: 1,797 grey 8x8 images (``data/digits/README.md``)."""
 
 from __future__ import annotations
 

@@ -49,10 +49,7 @@ MEASURED = "measured"
 
 
 def whiten(latent: Any, whitening: str | Whitening) -> Any:
-    """Raw latents -> float32 of mean 0 and standard deviation 0.5 in each channel.
-
-    Takes numpy or JAX arrays. ``whitening`` is a key of ``WHITENING`` or the constants.
-    """
+    """Raw latents, of numpy or JAX -> float32 of mean 0 and std 0.5 in each channel."""
     mean, std = _constants(whitening, latent.ndim)
     return (latent.astype(np.float32) - mean) * (np.float32(SIGMA_DATA) / std)
 

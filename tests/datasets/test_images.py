@@ -16,6 +16,7 @@ PUBLISHED = {
     "imagenet64": ((64, 64, 3), 1000, 1_281_167),
     "imagenet512_latents": ((64, 64, 4), 1000, 1_281_167),
 }
+SPLITS = ("train", "test")
 CARDS = {"imagenet512_latents": "imagenet512"}
 
 
@@ -43,9 +44,6 @@ def take(dataset, num, *arguments):
     to_batch = jax.jit(dataset.to_batch)
     raws = itertools.islice(dataset.iterator(*arguments), num)
     return [jax.tree.map(np.asarray, to_batch(raw)) for raw in raws]
-
-
-# --- before the data are there --------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -103,9 +101,6 @@ def test_cards_have_the_counts_and_constants():
         mean, std = (", ".join(map(str, v)) for v in whitening[:2])
         pixels = whitening.pixel_range.replace(",", ", ")
         assert f"`{recipe}` | {mean} | {std} | {pixels}" in card
-
-
-# --- reading --------------------------------------------------------------------------
 
 
 def test_images_are_read_back_exactly(tmp_path, caplog):
@@ -181,9 +176,6 @@ def test_latents_of_another_encoding_are_noticed(caplog):
         assert ("pixels in another range" in caplog.text) == noticed
 
 
-# --- data that are not as declared ----------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("image", "num_classes", "message"),
     [
@@ -221,12 +213,9 @@ def test_bad_arguments(name, arguments, message):
         make_dataset(name, **arguments)
 
 
-# --- stand-in -------------------------------------------------------------------------
-
-
 def test_noise_images():
-    dataset = make_dataset("noise_images", sample_shape=(8, 8, 4), num_classes=3)
-    other = make_dataset("noise_images", "test", sample_shape=(8, 8, 4))
+    options = {"sample_shape": (8, 8, 4), "num_classes": 3}
+    dataset, other = (make_dataset("noise_images", s, **options) for s in SPLITS)
     x, label = dataset.arrays()
     assert x.shape == (256, 8, 8, 4) and label.tolist()[:4] == [0, 1, 2, 0]
     assert x.std() == pytest.approx(0.5, rel=0.01)

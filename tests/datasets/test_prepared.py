@@ -37,12 +37,9 @@ def test_shape_classes_and_values_are_those_of_the_manifest(root):
     np.testing.assert_allclose(x, arrays().fields["image"] / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(label, arrays().fields["label"])
     assert open_images(root, "test").info.num_items == 6
+    unlabelled = open_images(root, conditional=False)
+    assert unlabelled.info.num_classes == 0 and unlabelled.arrays()[1] is None
     assert len(open_images(root, "train[:10]").arrays()[0]) == 10
-
-
-def test_without_classes(root):
-    dataset = open_images(root, conditional=False)
-    assert dataset.info.num_classes == 0 and dataset.arrays()[1] is None
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -96,9 +93,6 @@ def test_a_channel_of_one_value_cannot_be_scaled(tmp_path):
     run(ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)}), tmp_path)
     with pytest.raises(ValueError, match="a channel has one value only"):
         open_images(tmp_path, scaling="measured")
-
-
-# --- variants of ImageNet 64x64 -------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", IMAGENET64_VARIANTS)

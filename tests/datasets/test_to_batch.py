@@ -78,9 +78,6 @@ def by_item(dataset, epochs, seed=0):
     return np.stack([row[o] for row, o in zip(rows, order, strict=True)])
 
 
-# --- what crosses ---------------------------------------------------------------------
-
-
 def test_stored_types_cross_and_no_float32(dataset):
     seed = 2**32 - 1  # the largest is a number of its own, not a negative one
     (raw,) = take(dataset, 1, 4, seed)
@@ -91,9 +88,6 @@ def test_stored_types_cross_and_no_float32(dataset):
     np.testing.assert_array_equal(raw.items[:, 2], raw.fields["label"])
     x, _ = decoded(dataset, [raw])
     assert x.dtype == np.float32 and np.isfinite(x).all()
-
-
-# --- chance ---------------------------------------------------------------------------
 
 
 def test_half_of_the_images_are_mirrored():
@@ -166,9 +160,6 @@ def test_keys_are_not_those_of_a_training():
     keys = {tuple(row) for row in np.asarray(data).tolist()}
     assert len(keys) == len(items)
     assert not keys & {tuple(row) for row in drawn.tolist()}
-
-
-# --- whitening ------------------------------------------------------------------------
 
 
 def manifest(folder, **content):

@@ -46,26 +46,13 @@ def golden(request):
 
 
 def test_settings_are_read_off_the_file():
-    name, settings = edm.infer_network(load("edm2").state)
-    assert name == "unet"
-    assert settings == {
-        "width": 4,
-        "channel_mult": (1, 2),
-        "num_blocks": 2,
-        "attention_resolutions": (4,),
-        "modulation": "gain",
-        "embedding": "fourier",
-        "null_label": "zeros",
-    }
-    name, settings = edm.infer_network(load("ddpmpp").state)
-    assert name == "ddpmpp"
-    assert settings == {
-        "width": 4,
-        "channel_mult": (2, 2),
-        "num_blocks": 2,
-        "attention_resolutions": (4,),
-        "modulation": "add",
-    }
+    both = {"width": 4, "num_blocks": 2, "attention_resolutions": (4,)}
+    unet = {"modulation": "gain", "embedding": "fourier", "null_label": "zeros"}
+    for file, name, settings in [
+        ("edm2", "unet", {**both, **unet, "channel_mult": (1, 2)}),
+        ("ddpmpp", "ddpmpp", {**both, "channel_mult": (2, 2), "modulation": "add"}),
+    ]:
+        assert edm.infer_network(load(file).state) == (name, settings)
 
 
 def test_networks_compute_what_the_published_ones_do(golden):

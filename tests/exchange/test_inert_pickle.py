@@ -25,55 +25,23 @@ def read(content, builders=None, known=(), persistent=None):
     )
 
 
-def plain(protocol):
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_are_what_pickle_reads(protocol):
     shared = ["again"]
     value = {
-        "numbers": [0, 1, -1, 255, 256, 2**31, -(2**31) - 1, 2**80, 0.1, -0.0],
-        "big": 2**3000,
-        "words": ["", "a", "größe λ 🙂", "x" * 300, 'quote"\\\n'],
-        "constants": (None, True, False, ()),
-        ("tuple", 1): (1, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)),
+        "numbers": [0, 255, -(2**31) - 1, 2**3000, 0.1, -0.0],
+        "words": ["", "größe λ 🙂", "x" * 300, 'quote"\\\n'],
+        ("tuple", 1): (None, True, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)),
         "shared": [shared, shared],
         3: {},
     }
-    if protocol >= 3:
-        value["bytes"] = [b"", b"a", b"x" * 300, b"y" * 70_000]
     if protocol >= 4:
-        value["sets"] = [set(), {1, "a"}, frozenset({(1, 2)})]
-    if protocol >= 5:
-        value["bytearray"] = bytearray(b"abc")
-    return value
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_values_are_what_pickle_reads(protocol):
-    value = plain(protocol)
-    for content in (
-        pickle.dumps(value, protocol),
-        pickle._dumps(value, protocol),  # the writer in Python: other opcodes
-    ):
+        value["sets"] = [set(), {1, "a"}, frozenset({(1, 2)}), b"y" * 70_000]
+    # The writer in Python has other opcodes.
+    for content in (pickle.dumps(value, protocol), pickle._dumps(value, protocol)):
         again = read(content)
         assert again == value
-        assert str(again["numbers"]) == str(value["numbers"])
         assert again["shared"][0] is again["shared"][1]
-
-
-@pytest.mark.parametrize(
-    "content, expected",
-    [
-        (b"(K\x01K\x02l.", [1, 2]),
-        (b"(K\x01K\x02d.", {1: 2}),
-        (b"K\x01K\x020.", 1),
-        (b"K\x01(K\x02K\x031.", 1),
-        (b"K\x01(0.", 1),
-        (b"K\x012\x86.", (1, 1)),
-        (b"(K\x01\x91.", frozenset({1})),
-        (b"]p3\n(K\x01g3\ne.", None),
-    ],
-)
-def test_opcodes_that_nobody_writes_any_more(content, expected):
-    got = read(content)
-    assert got == pickle.loads(content) if expected is not None else got[1] is got
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -90,11 +58,6 @@ class Point:
         self.x = 1
 
 
-class Keyed(Point):
-    def __getnewargs_ex__(self):
-        return (), {"x": 1}
-
-
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_state_stays_beside_the_object(protocol):
     name = f"{__name__}.Point"
@@ -103,12 +66,6 @@ def test_a_state_stays_beside_the_object(protocol):
     for content in (b"(K\x01ia\nPoint\n.", b"(ca\nPoint\nK\x01o."):  # as long ago
         got = read(content, known={"a.Point"})
         assert (got.maker, got.args, got.state) == ("a.Point", (1,), None)
-
-
-def test_keywords_for_an_object_are_an_error():
-    content = pickle.dumps(Keyed(), 4)
-    with pytest.raises(ValueError, match=r"a\.pkl: .*keyword argument"):
-        read(content, known={f"{__name__}.Keyed"})
 
 
 def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
@@ -130,11 +87,6 @@ def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
 def test_other_names_are_refused(content, name):
     with pytest.raises(UnsafePickleError, match=rf"a\.pkl: .* for builtins\.{name}, "):
         read(content)
-
-
-def test_persistent_ids_of_both_forms():
-    assert read(b"Pabc\n.", persistent=str.upper) == "ABC"
-    assert read(b"\x80\x02X\x03\x00\x00\x00abcQ.", persistent=str.upper) == "ABC"
 
 
 @pytest.mark.parametrize("state", [{"state": 1}, (None, {"build": 1})])

@@ -25,8 +25,6 @@ from tests.exchange.torch_pickles import (
     write_zip,
 )
 
-# Values.
-
 
 @pytest.mark.parametrize("suffix", [".pt", "_legacy.pt", ".safetensors"])
 def test_tensors_of_torch_have_their_values(suffix):
@@ -160,8 +158,6 @@ def test_a_storage_that_is_none(named, nested, rebuild, tmp_path):
         with pytest.raises(ValueError, match=f"tensor 'w': a?.*{message}"):
             read_state_dict(path)
 
-
-# Which entry holds the weights.
 
 ONE, TWO = {"w": ramp(2)}, {"v": ramp(3)}
 

@@ -197,9 +197,6 @@ def test_nothing_of_torch_and_no_safetensors_is_imported():
     assert done.stdout == "[]\n", done.stderr
 
 
-# Damage.
-
-
 def _archive(name):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
