@@ -57,15 +57,13 @@ def file(tmp_path_factory):
         block_channels=(4, 4), num_blocks=1, num_groups=2
     )
     rng = np.random.default_rng(0)
+    shapes = autoencoder.abstract_params(module)
     params = jax.tree.map(
-        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32),
-        autoencoder.abstract_params(module),
+        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32), shapes
     )
     out = params["decoder"]["out"]  # pixels in the middle of both ranges
-    params["decoder"]["out"] = {
-        "kernel": 0.3 * out["kernel"],
-        "bias": 0 * out["bias"] + 0.4,
-    }
+    out["kernel"] *= np.float32(0.3)
+    out["bias"][:] = 0.4
     folder = tmp_path_factory.mktemp("vae")
     (folder / "config.json").write_text('{"norm_num_groups": 2}')
     path = folder / "vae.safetensors"
@@ -73,11 +71,10 @@ def file(tmp_path_factory):
     return path
 
 
-def generator(decoder="", **dataset):
+def generator(decoder=""):
     """``generate`` of an untrained network on tiny latents."""
     config = config_lib.base_config("mlp", "diffusion", "tiny_latents")
     config.network.update({"width": 8, "depth": 1})
-    config.dataset.update(dataset)
     config.sampling.update({"decoder": decoder, "steps": 1, "batch_size": 2})
     config.sampling.sampler = "consistency"
     built = experiment.build(config)
@@ -86,24 +83,24 @@ def generator(decoder="", **dataset):
 
 
 @pytest.mark.parametrize("whitening", ["edm2", "sd_vae_ft_mse_pm1"])
-def test_samples_are_decoded_by_the_datasets_conventions(whitening, root, file):
-    _, generate = generator(str(file), whitening=whitening)
-    x, pixels = generate(3, pixels=True)
-    assert x.shape == (3, *SHAPE) and x.dtype == np.float32
-    assert pixels.shape == (3, 8, 8, 3) and pixels.dtype == np.uint8
-    np.testing.assert_array_equal(generate(3), x)
-
+def test_latents_are_decoded_by_the_datasets_conventions(whitening, root, file):
+    decoder = decoding.find_decoder(str(file), tiny_latents(whitening=whitening).info)
+    x = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32) / 2
+    pixels = jax.jit(decoder.pixels)(decoder.params, x)
+    assert pixels.shape == (2, 8, 8, 3) and pixels.dtype == np.uint8
     module, params = exchange.load_autoencoder(file)
-    constants = latents.WHITENING[whitening]
-    raw = x / 0.5 * np.array(constants.std)[None, None, None]
-    raw += np.array(constants.mean)[None, None, None]
-    decode = jax.jit(functools.partial(autoencoder.decode, module))
-    decoded = decode(params, np.float32(raw))
+    mean, std, _ = (np.array(v)[None, None, None] for v in latents.WHITENING[whitening])
+    decoded = decode(module)(params, np.float32(x / 0.5 * std + mean))
     name = {"edm2": "unit", "sd_vae_ft_mse_pm1": "pm1"}[whitening]
     expected = np.asarray(quantize.PIXEL_RANGES[name].to_uint8(decoded))
     assert 10 < expected.std()
     # Rounding in another order may move a value over the edge of a level.
     assert np.mean(pixels != expected) < 0.02
+
+
+@functools.cache
+def decode(module):
+    return jax.jit(functools.partial(autoencoder.decode, module))
 
 
 def test_the_compiled_sampler_holds_the_decoder(root, file, monkeypatch):
@@ -115,19 +112,24 @@ def test_the_compiled_sampler_holds_the_decoder(root, file, monkeypatch):
         sample = make(*args, **kwargs)
 
         def call(*inputs):
-            calls.append(sample.lower(*inputs).out_info)
-            return sample(*inputs)
+            calls.append(sample(*inputs))
+            return calls[-1]
 
         return call
 
     monkeypatch.setattr(sampling, "make_sampler", recorded)
-    _, generate = generator(str(file))
-    generate(4, pixels=True)
+    built, generate = generator(str(file))
+    x, pixels = generate(3, pixels=True)
+    assert x.shape == (3, *SHAPE) and x.dtype == np.float32
+    decoder = decoding.find_decoder(str(file), built.dataset.info)
+    expected = jax.jit(decoder.pixels)(decoder.params, x[:2])
+    assert np.mean(pixels[:2] != expected) < 0.02 and expected.std() > 10
     assert len(calls) == 2
-    x, pixels = calls[0]
-    assert (x.shape, x.dtype) == ((2, *SHAPE), np.float32)
-    assert (pixels.shape, pixels.dtype) == ((2, 8, 8, 3), np.uint8)
-    generate(2)
+    assert [(part.shape, part.dtype) for part in calls[0]] == [
+        ((2, *SHAPE), np.float32),
+        ((2, 8, 8, 3), np.uint8),
+    ]
+    np.testing.assert_array_equal(generate(3), x)
     assert calls[2].shape == (2, *SHAPE)  # nobody asked for pixels
 
 
@@ -142,21 +144,14 @@ def test_without_weights_latents_are_shown_and_a_warning_names_the_file(root, ca
     assert str(expected) in record.getMessage() and "\n" not in record.getMessage()
 
 
-def test_none_decodes_nothing_without_a_warning(root, caplog):
-    assert decoding.find_decoder("none", tiny_latents().info) is None
-    assert not caplog.records
-
-
-def test_named_weights_must_be_there(root):
+def test_named_weights_must_be_there(root, file, caplog):
+    info = tiny_latents().info
+    assert decoding.find_decoder("none", info) is None and not caplog.records
     path = str(root / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match="(?s)absent.safetensors.*huggingface"):
-        decoding.find_decoder(path, tiny_latents().info)
-
-
-def test_an_autoencoder_of_other_latents_is_refused(root, file):
-    info = tiny_latents(channels=3).info
+        decoding.find_decoder(path, info)
     with pytest.raises(ValueError, match="4 channels; those of .* have 3"):
-        decoding.find_decoder(str(file), info)
+        decoding.find_decoder(str(file), tiny_latents(channels=3).info)
 
 
 def test_the_latents_of_imagenet_name_their_constants():

@@ -1,25 +1,18 @@
 """Datasets: a name -> an endless, restartable iterator of ``Batch``.
 
-A further dataset is one builder folder in ``data/``, one file here and one line in
-``DATASETS``. A builder function takes ``split``, ``root`` (folder of prepared data) and
-``prepare`` (prepare what is missing), then whatever is its own.
+A builder function takes ``split``, ``root`` (folder of prepared data) and ``prepare``
+(prepare what is missing), then whatever is its own.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
-from scm_jax.datasets.pipeline import (
-    BatchIterator,
-    Dataset,
-    FiniteDataset,
-    LazyDataset,
-)
+from scm_jax.datasets.order import BatchIterator
+from scm_jax.datasets.pipeline import Dataset, FiniteDataset, LazyDataset
 from scm_jax.datasets.storage import default_root, prepare, prepared_folder
-from scm_jax.types import Registry
+from scm_jax.types import Registry, lookup
 
 DATASETS = Registry(
     cifar10="scm_jax.datasets.images.make_cifar10",
@@ -52,7 +45,7 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
     Args:
       name: a key of ``DATASETS``.
       split: which part of it, usually ``train``.
-      **kwargs: for the builder function; all take ``root`` and ``prepare``.
+      **kwargs: for the builder function.
 
     Raises:
       ValueError: unknown name or argument; the message lists the legal ones.
@@ -62,20 +55,8 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
       >>> make_dataset("mixture").info.sample_shape
       (1,)
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset {_among(name, DATASETS)}")
-    build = DATASETS[name]
-    legal = [key for key in inspect.signature(build).parameters if key != "split"]
+    build = lookup(DATASETS, name, "dataset.name")
+    parameters = inspect.signature(build).parameters
     for key in kwargs:
-        if key not in legal:
-            raise ValueError(
-                f"unknown argument of dataset {name!r}: {_among(key, legal)}"
-            )
+        lookup(parameters, key, f"argument of dataset {name!r}")
     return build(split, **kwargs)
-
-
-def _among(name: str, legal: Iterable[str]) -> str:
-    """The wrong name, the nearest legal one if there is one, and all legal ones."""
-    near = difflib.get_close_matches(name, list(legal), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{name!r}{hint}; legal: {', '.join(sorted(legal))}"

@@ -1,7 +1,4 @@
-"""Handwritten digits: 1,797 grey 8x8 images in 17 levels, 10 classes, offline.
-
-The card with source, licence and counts is ``data/digits/README.md``.
-"""
+"""Handwritten digits: 1,797 grey 8x8 images (``data/digits/README.md``)."""
 
 from __future__ import annotations
 
@@ -16,17 +13,14 @@ import numpy as np
 from scm_jax.datasets import identity, pipeline, storage
 from scm_jax.types import DatasetInfo
 
-# Mean and standard deviation of the stored levels over all pixels of all 1,797 items,
-# measured in float64.
+# Of the stored levels over all pixels of all items, measured in float64.
 LEVEL_MEAN = 4.884164579855314
 LEVEL_STD = 6.016787548672236
 
 MAX_LEVEL = 16
 SIGMA_DATA = 0.5
 
-
-# Value of each level, rounded once from float64. Looked up, so that it has the same
-# bits on every device.
+# Looked up and rounded once from float64, so that values have the same bits everywhere.
 _X = (np.arange(MAX_LEVEL + 1) - LEVEL_MEAN) * (SIGMA_DATA / LEVEL_STD)
 
 
@@ -41,23 +35,10 @@ def to_x(levels: Any) -> jax.Array:
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:
-    """Inverts ``to_x`` for looking: rounds to the 17 levels, then scales to 0..255.
-
-    The data have only 17 levels, so samples are shown with these, too.
-
-    Args:
-      x: ``(n, 8, 8, 1)`` float, clipped to the range of the data.
-
-    Returns:
-      ``(n, 8, 8, 1)`` uint8.
-    """
+    """Inverts ``to_x``: rounds to the data's 17 levels, then scales to uint8 0..255."""
     exact = np.asarray(x, np.float64) * (LEVEL_STD / SIGMA_DATA) + LEVEL_MEAN
     levels = np.round(np.clip(exact, 0, MAX_LEVEL))
     return np.round(levels * (255 / MAX_LEVEL)).astype(np.uint8)
-
-
-def _decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-    return to_x(fields["image"]), fields["label"].astype(np.int32)
 
 
 def make_digits(
@@ -88,5 +69,9 @@ def make_digits(
         to_pixels=to_pixels,
         quantization="17 levels, rounded",
     )
-    identify = functools.partial(identity.of_prepared, folder, split)
-    return pipeline.FiniteDataset(info, source, _decode, identify=identify)
+    return pipeline.FiniteDataset(
+        info,
+        source,
+        lambda fields: (to_x(fields["image"]), fields["label"].astype(np.int32)),
+        identify=functools.partial(identity.of_prepared, folder, split),
+    )

@@ -1,7 +1,4 @@
-"""What tells prepared data apart: how many items there are, and the hash of each shard.
-
-Never where they lie: data that were moved or copied are the same.
-"""
+"""What identifies prepared data, wherever they lie: counts and hashes of shards."""
 
 from __future__ import annotations
 
@@ -16,19 +13,12 @@ from scm_jax.files.atomic import file_sha256
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """A split of prepared data.
+    """A split of prepared data."""
 
-    Attributes:
-      name: of the prepared dataset; two of one content may have two names.
-      split: the whole split, also where a slice of it is read.
-      count: its items.
-      shards: SHA-256 of its files, in order.
-    """
-
-    name: str
-    split: str
+    name: str  # of the prepared dataset; two of one content may have two names
+    split: str  # the whole split, also where a slice of it is read
     count: int
-    shards: tuple[str, ...]
+    shards: tuple[str, ...]  # SHA-256 of its files, in order
 
     @property
     def sha256(self) -> str:
@@ -44,20 +34,15 @@ class Identity:
 
 
 def of_dataset(dataset: Any) -> Identity | None:
-    """The identity of a dataset's data; None where its config says all of it.
-
-    Raises:
-      FileNotFoundError: the data are not there.
-    """
+    """The identity of a dataset's data; None where its config says all of it."""
     identify = getattr(dataset, "identify", None)
     return None if identify is None else identify()
 
 
 def of_prepared(folder: Path, split: str) -> Identity:
-    """The identity of a split that lies in ``folder``.
+    """The identity of a split in ``folder``, by the hashes that its manifest records.
 
-    The manifest beside the data has the hashes. Files that it does not know, or that
-    have another size than it says, are read.
+    Files that are not in the manifest, or have another size there, are read.
     """
     import tensorflow_datasets as tfds
 
@@ -73,7 +58,6 @@ def of_prepared(folder: Path, split: str) -> Identity:
 
 
 def _recorded_shards(path: Path, split: str) -> dict[str, tuple[int, str]]:
-    """File -> (bytes, SHA-256), as far as a manifest has them."""
     try:
         shards = json.loads(path.read_text())["splits"][split]["shards"]
         return {s["file"]: (s["bytes"], s["sha256"]) for s in shards}

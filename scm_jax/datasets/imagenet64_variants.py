@@ -1,7 +1,6 @@
-"""The three datasets that go by the name of ImageNet 64x64.
+"""The three datasets called ImageNet 64x64: the same photographs, reduced differently.
 
-They hold the same photographs, reduced in different ways, so FIDs of models trained on
-different ones cannot be compared, nor FIDs against reference statistics of another one.
+FIDs of models, or against reference statistics, of different ones cannot be compared.
 """
 
 from __future__ import annotations
@@ -10,27 +9,18 @@ from typing import NamedTuple
 
 
 class Variant(NamedTuple):
-    """One way in which ImageNet was reduced to 64x64.
+    """One way in which ImageNet was reduced to 64x64."""
 
-    Attributes:
-      folder: name of the prepared dataset.
-      labelled: whether items have one of the 1,000 classes.
-      recipe: name in ``preparation.resize.RECIPES`` for its usual source; ``none``
-        where that source has 64x64 images already.
-      kinds: the sources it is usually made from, names in
-        ``preparation.sources.SOURCES``; the likeliest first.
-      label_base: the number of the first class in that source.
-      comparable: whether FIDs on it stand beside the published ones of ADM, EDM2, sCM.
-      how: what was done to the photographs, by whom.
-    """
-
-    folder: str
-    labelled: bool
-    recipe: str
-    kinds: tuple[str, ...]
-    label_base: int
-    comparable: bool
-    how: str
+    folder: str  # name of the prepared dataset
+    labelled: bool  # whether items have one of the 1,000 classes
+    recipe: str  # in preparation.resize.RECIPES; "none" where the source has 64x64
+    kinds: tuple[
+        str, ...
+    ]  # in preparation.readers.sources.SOURCES, the likeliest first
+    source: str  # what is published, for --source
+    label_base: int  # the number of the first class in that source
+    comparable: bool  # whether FIDs stand beside the published ones of ADM, EDM2, sCM
+    how: str  # what was done to the photographs, by whom
 
 
 IMAGENET64_VARIANTS = {
@@ -39,6 +29,7 @@ IMAGENET64_VARIANTS = {
         labelled=True,
         recipe="center_crop_dhariwal",
         kinds=("tar", "folder", "zip", "edm"),
+        source="ILSVRC2012_img_train.tar",
         label_base=0,
         comparable=True,
         how="ILSVRC2012_img_train.tar: halved by averages, then bicubic until the "
@@ -49,6 +40,7 @@ IMAGENET64_VARIANTS = {
         labelled=True,
         recipe="none",
         kinds=("npz", "tfds"),
+        source="FOLDER_OF_BATCHES",
         label_base=1,
         comparable=False,
         how="Chrabaszcz et al., arXiv 1707.08819: the whole photograph to 64x64 with a "
@@ -60,6 +52,7 @@ IMAGENET64_VARIANTS = {
         labelled=False,
         recipe="none",
         kinds=("tar", "folder", "tfds"),
+        source="train_64x64.tar",
         label_base=0,
         comparable=False,
         how="van den Oord et al., arXiv 1601.06759: train_64x64.tar, without classes "

@@ -1,8 +1,7 @@
 """Images in [-1, 1]: CIFAR-10, ImageNet 64x64, and noise that stands in for them.
 
-The data cards are ``data/cifar10/README.md`` and ``data/imagenet64/README.md``. Nothing
-is read, and nothing has to be there, before the first item is asked for: a config can
-be built and described on a machine without the data.
+Nothing is read, and nothing has to be there, before the first item is asked for: a
+config can be built and described on a machine without the data.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import dataclasses
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,8 @@ from scm_jax.types import DatasetInfo, lookup
 
 logger = logging.getLogger(__name__)
 
-# EDM's convention, which the paper follows: pixels in [-1, 1] go with sigma_data 0.5 as
-# they are. Published moments of CIFAR-10 give a standard deviation of 0.503 there.
+# EDM's convention, which the paper follows, for pixels in [-1, 1]. Published moments of
+# CIFAR-10 give a standard deviation of 0.503.
 SIGMA_DATA = 0.5
 QUANTIZATION = pixels.PIXEL_RANGES["pm1"].rule
 
@@ -35,34 +33,21 @@ CIFAR10_ITEMS = {"train": 50_000, "test": 10_000}
 IMAGENET_ITEMS = {"train": 1_281_167, "validation": 50_000}
 
 
-# --- pixels ---------------------------------------------------------------------------
-
-
 def to_x(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 -> float32 in [-1, 1]: ``image / 127.5 - 1``.
-
-    The same bits for numpy and JAX arrays: the integer ``2 image - 255`` is exact,
-    and one product rounds. A quotient and a difference would be fused, or not, as a
-    compiler likes.
 
     Example:
       >>> to_x(np.array([0, 255], np.uint8)).tolist()
       [-1.0, 1.0]
     """
+    # The same bits for numpy and JAX: whole numbers are exact, and one product rounds.
+    # A compiler may fuse a quotient and a difference.
     centred = image.astype(np.float32) * np.float32(2) - np.float32(255)
     return centred * np.float32(1 / 255)
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:
-    """Inverts ``to_x`` by EDM2's rule, for at most three channels.
-
-    Args:
-      x: ``(n, h, w, c)`` float.
-
-    Returns:
-      ``(n, h, w, 3)`` uint8 of the first three channels, or ``(n, h, w, 1)`` of the
-      first where there are fewer.
-    """
+    """Inverts ``to_x`` by EDM2's rule, for three channels or, of fewer, the first."""
     shown = np.asarray(x)[..., : 3 if x.shape[-1] >= 3 else 1]
     return np.asarray(pixels.pm1_to_uint8(shown))
 
@@ -94,22 +79,17 @@ def image_info(
     )
 
 
-# --- prepared data, opened late -------------------------------------------------------
-
-
-# ``(info, source, folder) -> dataset``: how stored fields become batches.
-Build = Callable[[DatasetInfo, pipeline.Source, Path], pipeline.FiniteDataset]
-
-
 def make_prepared(
     info: DatasetInfo,
     split: str,
     num_items: dict[str, int],
     root: str | os.PathLike[str] | None,
-    features: str,
-    fields: Sequence[str],
-    build: Build,
+    build: Callable[[DatasetInfo, pipeline.Source], pipeline.FiniteDataset],
+    *,
+    field: str = "image",
     folder: str = "",
+    flags: str = "",
+    features: str = "",
 ) -> pipeline.LazyDataset:
     """A prepared tfds dataset that is opened when its first item is asked for.
 
@@ -118,28 +98,30 @@ def make_prepared(
       split: a split, or a slice of one such as ``train[:90%]``.
       num_items: published number of items of each split.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      features: what must be stored, in words, for the error where it is not.
-      fields: the stored features that are read.
-      build: makes the dataset of what was opened, with the folder it lies in; see
-        ``image_dataset``.
+      build: makes the dataset of what was opened, such as ``image_dataset``.
+      field: the stored feature that is read; with classes, ``label`` is read, too.
       folder: name of the prepared dataset, by default that of ``info``.
+      flags: of ``data prepare``, for the error where the data are not there.
+      features: what must be stored, in words, for that error.
 
     Raises:
       ValueError: no such split.
     """
-    prepared = folder or info.name
-    base = split.split("[", 1)[0]
+    name, base = folder or info.name, split.split("[", 1)[0]
+    more = features and (
+        f"; data/{info.name.removesuffix('_latents')}/README.md says where the source "
+        f"comes from. Or put a tfds dataset in array records into {name}/1.0.0 there, "
+        f"with the features {features}"
+    )
     declared = lookup(num_items, base, f"split of dataset {info.name!r}")
     info = dataclasses.replace(info, num_items=declared)
 
     def find() -> Path:
-        try:
-            return storage.prepared_folder(prepared, root)
-        except FileNotFoundError:
-            raise FileNotFoundError(_missing(prepared, root, features)) from None
+        return storage.prepared_folder(name, root, flags=flags, more=more)
 
     def open_data() -> pipeline.FiniteDataset:
         where = find()
+        fields = (field, "label") if info.num_classes else (field,)
         source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(
@@ -148,8 +130,7 @@ def make_prepared(
                 "of the full data",
                 *(info.name, where, f"{len(source):,}", split, f"{declared:,}"),
             )
-        opened = dataclasses.replace(info, num_items=len(source))
-        dataset = build(opened, source, where)
+        dataset = build(dataclasses.replace(info, num_items=len(source)), source)
         dataset.gather(np.arange(1))  # bad data are an error here, not in some batch
         return dataset
 
@@ -158,39 +139,10 @@ def make_prepared(
     )
 
 
-def _missing(name: str, root: str | os.PathLike[str] | None, features: str) -> str:
-    root = root if root is not None else storage.default_root()
-    card = re.sub("_(latents|resized|downsampled)$", "", name)
-    return (
-        f"the dataset {name!r} is not prepared: there is no folder {root}/{name}/1.0.0 "
-        "(or another version). It is not downloaded by itself. Prepare it with `python "
-        f"-m scm_jax data prepare {_SOURCES[name]} --root={root}`; "
-        f"data/{card}/README.md says where the source comes from. Or let that folder "
-        f"be a tfds dataset in array records with the features {features}. To look "
-        "elsewhere set dataset.root or the environment variable SCM_JAX_DATA"
-    )
-
-
-# What ``data prepare`` is told, by the folder of prepared data.
-_SOURCES = {
-    "cifar10": "--dataset=cifar10 --source=cifar-10-python.tar.gz",
-    "imagenet64": "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar",
-    "imagenet64_resized": "--dataset=imagenet64 --variant=resized "
-    "--source=FOLDER_OF_BATCHES",
-    "imagenet64_downsampled": "--dataset=imagenet64 --variant=downsampled "
-    "--source=train_64x64.tar",
-    "imagenet512_latents": "--dataset=imagenet512_latents --source=img512-sd.zip",
-}
-
-
 def stored(
     fields: pipeline.Fields, name: str, dtypes: Sequence[str], dataset: str
 ) -> Any:
-    """One stored field.
-
-    Raises:
-      ValueError: it is not there, or of a type that cannot be meant.
-    """
+    """One stored field; a ValueError where it is missing or of another type."""
     lookup(dict.fromkeys(fields), name, f"feature of the prepared dataset {dataset!r}")
     values = fields[name]
     if values.dtype.name not in dtypes:
@@ -207,17 +159,20 @@ def stored_label(fields: pipeline.Fields, dataset: str) -> Any:
 
 
 def image_dataset(
-    info: DatasetInfo, source: pipeline.Source, folder: Path, *, flip: bool = False
+    info: DatasetInfo,
+    source: pipeline.Source,
+    *,
+    to_x: Callable[[Any], Any] = to_x,
+    flip: bool = False,
 ) -> pipeline.FiniteDataset:
-    """uint8 images in the field ``image``, in [-1, 1]; see ``make_prepared``.
+    """uint8 images in the field ``image``; see ``make_prepared``.
 
     Args:
       info: what the data are; with classes, the field ``label`` is read, too.
       source: the stored items.
-      folder: where they lie.
+      to_x: levels 0..255 -> ``Batch.x``.
       flip: mirror half of the images, anew in every epoch.
     """
-    del folder
 
     def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
         x = to_x(stored(fields, "image", ("uint8",), info.name))
@@ -225,9 +180,6 @@ def image_dataset(
 
     randomize = flip_at_random if flip else None
     return pipeline.FiniteDataset(info, source, decode, randomize)
-
-
-# --- datasets -------------------------------------------------------------------------
 
 
 def make_cifar10(
@@ -238,12 +190,12 @@ def make_cifar10(
     conditional: bool = False,
     flip: bool = False,
 ) -> pipeline.LazyDataset:
-    """CIFAR-10, 32x32.
+    """CIFAR-10, 32x32, with the splits ``train`` and ``test``.
 
     Args:
-      split: ``train`` or ``test``, or a slice.
+      split: a split, or a slice of one.
       root: folder of prepared datasets.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       conditional: give the 10 classes, too; the paper's models are unconditional.
       flip: mirror half of the images, anew in every epoch. Off: the paper does not
         mention augmentation.
@@ -254,9 +206,9 @@ def make_cifar10(
         split,
         CIFAR10_ITEMS,
         root,
-        "image uint8 (32, 32, 3) and label int64 in 0..9",
-        ("image", "label") if conditional else ("image",),
         functools.partial(image_dataset, flip=flip),
+        flags="--dataset=cifar10 --source=cifar-10-python.tar.gz",
+        features="image uint8 (32, 32, 3) and label int64 in 0..9",
     )
 
 
@@ -273,7 +225,7 @@ def make_imagenet64(
     Args:
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       flip: mirror half of the images, anew in every epoch. Off: the paper trains on
         ImageNet without.
       variant: a key of ``IMAGENET64_VARIANTS``: how the photographs were reduced.
@@ -287,16 +239,16 @@ def make_imagenet64(
             "(%s): Frechet distances on it cannot be compared with theirs",
             *(variant, chosen.how),
         )
+    classes = " and label int64 in 0..999" if chosen.labelled else ""
     return make_prepared(
         image_info("imagenet64", (64, 64, 3), 1000 if chosen.labelled else 0),
         split,
         IMAGENET_ITEMS,
         root,
-        "image uint8 (64, 64, 3)"
-        + (" and label int64 in 0..999" if chosen.labelled else ""),
-        ("image", "label") if chosen.labelled else ("image",),
         functools.partial(image_dataset, flip=flip),
         folder=chosen.folder,
+        flags=f"--dataset=imagenet64 --variant={variant} --source={chosen.source}",
+        features=f"image uint8 (64, 64, 3){classes}",
     )
 
 
@@ -312,17 +264,12 @@ def make_noise_images(
     num_classes: int = 10,
     num_items: int = 256,
 ) -> pipeline.FiniteDataset:
-    """Gaussian noise in the shape of images: smoke runs where the real data are not.
+    """Gaussian noise ``(h, w, c)``: smoke runs where the real data are not.
 
-    Args:
-      split: ``train`` or ``test``, different draws.
-      root: without effect.
-      prepare: without effect.
-      sample_shape: ``(h, w, c)``.
-      num_classes: items take the classes in turn; 0 for none.
-      num_items: how many there are.
+    The splits ``train`` and ``test`` are different draws. Items take the classes in
+    turn; ``root`` and ``prepare`` are without effect.
     """
-    del root, prepare  # nothing on disk
+    del root, prepare
     stream = lookup(_STREAMS, split, "split of dataset 'noise_images'")
     shape = tuple(int(n) for n in sample_shape)
     rng = np.random.default_rng([stream, num_items])

@@ -1,7 +1,7 @@
 """ImageNet 512x512 as whitened latents of the Stable Diffusion autoencoder.
 
-The card is ``data/imagenet512/README.md``. What is stored are raw latents, so that the
-constants of the whitening stay a choice of the config.
+Raw latents are stored, so that the constants of the whitening are a choice of the
+config. The card is ``data/imagenet512/README.md``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +28,15 @@ SIGMA_DATA = 0.5
 
 
 class Whitening(NamedTuple):
-    """Mean and standard deviation of raw latents, per channel.
-
-    ``pixel_range`` is that of the pixels which entered the autoencoder, ``"[-1,1]"`` or
-    ``"[0,1]"``; empty where it is not known.
-    """
+    """Mean and standard deviation of raw latents, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    pixel_range: str
+    pixel_range: str  # what entered the autoencoder: "[-1,1]" or "[0,1]"; "" if unknown
 
 
-# Both are of stabilityai/sd-vae-ft-mse on ImageNet 512x512. They differ in the range in
-# which pixels entered it: [-1, 1], for which it was trained (arXiv 2410.11081v2), or
-# [0, 1] (EDM2). So each is right for the latents that were made its way only.
+# Of stabilityai/sd-vae-ft-mse on ImageNet 512x512, with pixels in [-1, 1], for which it
+# was trained (arXiv 2410.11081v2), or in [0, 1] (EDM2).
 WHITENING = {
     "sd_vae_ft_mse_pm1": Whitening(
         (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31), "[-1,1]"
@@ -53,10 +49,7 @@ MEASURED = "measured"
 
 
 def whiten(latent: Any, whitening: str | Whitening) -> Any:
-    """Raw latents -> float32 of mean 0 and standard deviation 0.5 in each channel.
-
-    Takes numpy or JAX arrays. ``whitening`` is a key of ``WHITENING`` or the constants.
-    """
+    """Raw latents, of numpy or JAX -> float32 of mean 0 and std 0.5 in each channel."""
     mean, std = _constants(whitening, latent.ndim)
     return (latent.astype(np.float32) - mean) * (np.float32(SIGMA_DATA) / std)
 
@@ -76,9 +69,6 @@ def _constants(whitening: str | Whitening, ndim: int) -> tuple[np.ndarray, np.nd
     return mean, std
 
 
-# --- constants beside the data --------------------------------------------------------
-
-
 def find_whitening(folder: Path, whitening: str) -> Whitening:
     """The constants that ``dataset.whitening`` names, for the data in ``folder``.
 
@@ -88,10 +78,21 @@ def find_whitening(folder: Path, whitening: str) -> Whitening:
       FileNotFoundError: ``measured``, and there is no manifest.
     """
     path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    except FileNotFoundError:
+        if whitening == MEASURED:
+            raise FileNotFoundError(
+                f"dataset.whitening = {MEASURED!r} needs {path}, which the preparation "
+                f"writes; without it choose of {sorted(WHITENING)}"
+            ) from None
+        manifest = {}
+    recorded = manifest.get("encoder", {}).get("pixel_range", "").replace(" ", "")
     if whitening == MEASURED:
-        return read_measured(path)
+        return Whitening(*_read_moments(manifest, path), recorded)
     constants = lookup(WHITENING, whitening, "dataset.whitening")
-    recorded = _pixel_range(_read_manifest(path)) if path.is_file() else ""
     if recorded and recorded != constants.pixel_range:
         fitting = [k for k, w in WHITENING.items() if w.pixel_range == recorded]
         raise ValueError(
@@ -103,23 +104,14 @@ def find_whitening(folder: Path, whitening: str) -> Whitening:
     return constants
 
 
-def read_measured(path: Path) -> Whitening:
-    """Mean and standard deviation of a channel from the manifest of prepared data.
+def _read_moments(
+    manifest: dict[str, Any], path: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``mean`` and ``std`` of ``splits.train``, or else of the manifest itself.
 
-    Read are ``mean`` and ``std``, lists of numbers, of ``splits.train``, or else of the
-    manifest itself. Eight channels are a posterior's mean m and standard deviation s; a
-    draw ``m + s * noise`` has the variance ``Var(m) + E[s^2]``.
-
-    Raises:
-      ValueError: they are not there, or not what is said here.
-      FileNotFoundError: no such file.
+    Eight channels are a posterior's mean m and standard deviation s; a draw
+    ``m + s * noise`` has the variance ``Var(m) + E[s^2]``.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"dataset.whitening = {MEASURED!r} needs {path}, which the preparation "
-            f"writes; without it choose of {sorted(WHITENING)}"
-        )
-    manifest = _read_manifest(path)
     train = manifest.get("splits", {}).get("train", {})
     found = {k: train.get(k, manifest.get(k)) for k in ("mean", "std")}
     try:
@@ -136,28 +128,11 @@ def read_measured(path: Path) -> Whitening:
     if len(mean) == 2 * CHANNELS:
         squares = std[:CHANNELS] ** 2 + mean[CHANNELS:] ** 2 + std[CHANNELS:] ** 2
         mean, std = mean[:CHANNELS], np.sqrt(squares)
-    return Whitening(tuple(mean.tolist()), tuple(std.tolist()), _pixel_range(manifest))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def _pixel_range(manifest: dict[str, Any]) -> str:
-    return manifest.get("encoder", {}).get("pixel_range", "").replace(" ", "")
-
-
-# --- the dataset ----------------------------------------------------------------------
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def draw_latents(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
-    """One draw from each stored posterior; latents stored as such stay as they are.
-
-    Eight channels are mean and standard deviation. See ``FiniteDataset``.
-    """
+    """One draw from each posterior in eight channels; latents in four stay as is."""
     latent = fields["latent"]
     if latent.shape[-1] != 2 * CHANNELS:
         return fields
@@ -170,42 +145,30 @@ def draw_latents(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
     return {**fields, "latent": mean + std * jax.vmap(noise)(keys)}
 
 
-def _decode(fields: pipeline.Fields, whitening: Whitening) -> tuple[Any, Any]:
-    latent = images.stored(fields, "latent", ("float16", "float32"), NAME)
-    if latent.shape[-1] == 2 * CHANNELS:
-        latent = latent[..., :CHANNELS]  # not drawn: the mean
-    if latent.shape[-1] == CHANNELS:
-        x = whiten(latent, whitening)
-    else:
-        x = latent.astype(np.float32)  # an error where items are checked
-    return x, images.stored_label(fields, NAME)
-
-
 def open_latents(
-    info: DatasetInfo, source: pipeline.Source, folder: Path, *, whitening: str
+    info: DatasetInfo,
+    source: pipeline.Source,
+    *,
+    whitening: str,
+    folder: Callable[[], Path],
 ) -> pipeline.FiniteDataset:
-    """Whitened latents of what was opened; see ``images.make_prepared``."""
-    constants = find_whitening(folder, whitening)
-    decode = functools.partial(_decode, whitening=constants)
+    """Whitened latents of what was opened from ``folder``."""
+    constants = find_whitening(folder(), whitening)
+
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        latent = images.stored(fields, "latent", ("float16", "float32"), NAME)
+        if latent.shape[-1] == 2 * CHANNELS:
+            latent = latent[..., :CHANNELS]  # not drawn: the mean
+        if latent.shape[-1] == CHANNELS:
+            x = whiten(latent, constants)
+        else:
+            x = latent.astype(np.float32)  # an error where items are checked
+        return x, images.stored_label(fields, NAME)
+
     dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
-    _verify(dataset, whitening)
-    return dataset
-
-
-def _declared_whitening(
-    whitening: str, root: str | os.PathLike[str] | None
-) -> Whitening:
-    """The constants for those who decode, who need no data unless they are measured."""
-    if whitening != MEASURED:
-        return WHITENING[whitening]
-    return find_whitening(storage.prepared_folder(NAME, root), whitening)
-
-
-def _verify(dataset: pipeline.FiniteDataset, whitening: str) -> None:
-    """Warns where the latents cannot be those that the constants were measured on."""
-    num = len(dataset.source)
+    num = len(source)
     if num < 64:
-        return
+        return dataset
     x, _ = dataset.items(np.linspace(0, num - 1, 64).astype(np.int64))
     mean, std = x.mean((0, 1, 2)), x.std((0, 1, 2))
     if (np.abs(mean) > 0.15).any() or (np.abs(std - SIGMA_DATA) > 0.2).any():
@@ -216,6 +179,7 @@ def _verify(dataset: pipeline.FiniteDataset, whitening: str) -> None:
             *(NAME, whitening, mean.round(2), std.round(2), SIGMA_DATA),
             sorted(WHITENING),
         )
+    return dataset
 
 
 def make_imagenet512_latents(
@@ -235,8 +199,8 @@ def make_imagenet512_latents(
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
       prepare: without effect; the data have to be there.
-      whitening: a key of ``WHITENING``, or ``measured`` for the constants of
-        ``read_measured``.
+      whitening: a key of ``WHITENING``, or ``measured`` for the moments in the
+        manifest of the data.
       flip: refused.
 
     Raises:
@@ -250,6 +214,12 @@ def make_imagenet512_latents(
             "latent is not the latent of the mirrored image; encode both and store "
             "them as two items"
         )
+    folder = functools.partial(storage.prepared_folder, NAME, root)
+
+    def declared() -> Whitening:
+        # Those who decode need no data unless the constants are measured.
+        return WHITENING.get(whitening) or find_whitening(folder(), whitening)
+
     info = DatasetInfo(
         name=NAME,
         sample_shape=(64, 64, CHANNELS),
@@ -259,15 +229,16 @@ def make_imagenet512_latents(
         description=f"latents whitened to standard deviation 0.5 ({whitening})",
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
-        whitening=functools.partial(_declared_whitening, whitening, root),
+        whitening=declared,
     )
     return images.make_prepared(
         info,
         split,
         images.IMAGENET_ITEMS,
         root,
-        "latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and standard "
-        "deviation, and label int64 in 0..999",
-        ("latent", "label"),
-        functools.partial(open_latents, whitening=whitening),
+        functools.partial(open_latents, whitening=whitening, folder=folder),
+        field="latent",
+        flags="--dataset=imagenet512_latents --source=img512-sd.zip",
+        features="latent float16 or float32 (64, 64, 4), or (64, 64, 8) with mean and "
+        "standard deviation, and label int64 in 0..999",
     )

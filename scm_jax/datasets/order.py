@@ -1,16 +1,13 @@
 """Which items go into which batch, and iterators over batches.
 
-The order of the data is arithmetic, not state. Position ``p`` of the endless stream
-belongs to epoch ``p // num_items`` and each epoch has its own permutation, drawn from
-``(seed, epoch)``. Batch ``k`` holds the positions ``[k * B, (k + 1) * B)``, and process
-``i`` of ``n`` the ``i``-th of ``n`` equal runs of these. So the global batch is the
-same, row by row, for any number of processes; no batch is ever partial; and ``k`` alone
-says where a run stands, also when it goes on with another number of processes.
+Position ``p`` of the endless stream belongs to epoch ``p // num_items``, which has a
+permutation of its own. Batch ``k`` holds the positions ``[k * B, (k + 1) * B)``, and
+process ``i`` of ``n`` the ``i``-th of ``n`` equal runs of these. So batches are the
+same for any number of processes, and ``k`` alone says where a run stands.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +18,7 @@ import numpy as np
 
 @functools.lru_cache(maxsize=4)
 def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    # Grain's own shuffle is a C++ call per index of 20 us and more (0.2.18), which for
-    # batches of 8x8 images would cost far more than everything else here together.
+    # Grain's own shuffle takes 20 us per index (0.2.18), more than all else here.
     return np.random.default_rng([seed, epoch]).permutation(num_items)
 
 
@@ -42,11 +38,7 @@ def shuffled_items(positions: np.ndarray, num_items: int, seed: int) -> np.ndarr
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Rows of the global batch that belong to one process.
-
-    Raises:
-      ValueError: the batch does not divide evenly, or there is no such process.
-    """
+    """Rows of the global batch of one process; a ValueError if they are uneven."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index {process_index} is not in 0..{process_count - 1}"
@@ -58,19 +50,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _BatchSource:
-    """What grain reads: element ``k`` is batch ``k``, without end."""
-
-    batch_at: Callable[[int], Any]
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batch_at(index)
 
 
 class BatchIterator(Iterator[Any]):
@@ -87,7 +66,7 @@ class BatchIterator(Iterator[Any]):
         options = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=2 * num_threads
         )
-        batches = grain.MapDataset.source(_BatchSource(batch_at))
+        batches = grain.MapDataset.range(sys.maxsize).map(batch_at)
         self._iterator = iter(batches.to_iter_dataset(options))
 
     def __next__(self) -> Any:
@@ -98,11 +77,7 @@ class BatchIterator(Iterator[Any]):
         return {"next_index": int(self._iterator.get_state()["next_index"])}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on at the position that ``get_state`` returned.
-
-        Raises:
-          ValueError: not such a state.
-        """
+        """Goes on where ``get_state`` was called; a ValueError for another state."""
         if set(state) != {"next_index"} or int(state["next_index"]) < 0:
             raise ValueError(
                 f"not a data position: {dict(state)}; expected {{'next_index': k >= 0}}"

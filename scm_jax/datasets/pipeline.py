@@ -3,12 +3,8 @@
     raw = next(dataset.iterator(batch_size, seed))  # on the host: as stored, checked
     batch = dataset.to_batch(raw)  # on the device: decoded and augmented
 
-What crosses to the device are the stored fields: bytes for images, not float32. Cast,
-scaling, flips and draws of latents are one small jitted function there.
-
-Which items a batch holds is a function of the seed and the batch's number (``order``).
-Augmentation of an item is a function of ``(seed, epoch, item)``, so that it is the same
-for any number of devices, too.
+Stored fields cross to the device: bytes for images, not float32. A batch is a function
+of seed and number (``order``), and augmentation one of ``(seed, epoch, item)``.
 """
 
 from __future__ import annotations
@@ -37,12 +33,8 @@ Decode = Callable[[Fields], tuple[Any, Any]]
 # Below this many bytes the items are kept in memory, decoded from records once.
 MEMORY_LIMIT = 256 * 2**20
 
-# Threads that read batches ahead where items come from disk one by one. Grain's
-# default of 16 threads and 500 elements counts single items; these count batches.
+# Threads that read batches ahead where items come from disk one by one.
 _READ_THREADS = 4
-
-
-# --- reading -----------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -75,8 +67,8 @@ def read_prepared(
     """Opens a split of a prepared dataset, in memory if it is small.
 
     Args:
-      folder: what ``storage.prepare`` or ``storage.prepared_folder`` returned.
-      split: a tfds split, slices included, such as ``train[:90%]``.
+      folder: what ``storage.prepared_folder`` returned.
+      split: a tfds split, or a slice such as ``train[:90%]``.
       memory_limit: the most bytes of stored items to keep in memory.
       fields: the features to read; all by default.
 
@@ -101,24 +93,15 @@ def read_prepared(
     return MemorySource(source.gather(np.arange(len(source))))
 
 
-# --- augmentation ---------------------------------------------------------------------
-
-
 @flax.struct.dataclass
 class RawBatch:
-    """Items as they are stored: what crosses from the host to the devices.
+    """Items as they are stored: what crosses from the host to the devices."""
 
-    Attributes:
-      fields: name -> ``(b, ...)``; ``label`` is int32.
-      items: ``(b, 3)`` uint32: seed, epoch and item.
-    """
-
-    fields: Fields
-    items: Any
+    fields: Fields  # name -> (b, ...); label is int32
+    items: Any  # (b, 3) uint32: seed, epoch and item
 
 
-# Keys of the data begin here, so that they are not those that a training of the same
-# seed draws its noise from.
+# Apart from the keys that a training of the same seed draws its noise from.
 _DATA = 0x64617461
 
 
@@ -135,29 +118,19 @@ def item_keys(items: jax.Array) -> jax.Array:
     return jax.vmap(key)(items)
 
 
-# --- datasets ------------------------------------------------------------------------
-
-
 class Dataset(Protocol):
-    """What every entry of ``DATASETS`` builds.
-
-    Attributes:
-      info: what the data are.
-      closed_form: the distribution with its exact maps, for synthetic data; else None.
-    """
+    """What every entry of ``DATASETS`` builds."""
 
     @property
     def info(self) -> DatasetInfo: ...
 
     @property
-    def closed_form(self) -> Any: ...
+    def closed_form(self) -> Any:
+        """The distribution with its exact maps, for synthetic data; else None."""
+        ...
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         """Shuffled host batches without end; ``batch_size`` counts all processes."""
         ...
@@ -178,13 +151,11 @@ class FiniteDataset:
     Attributes:
       info: what the data are, ``num_items`` as in ``source``.
       source: the stored items. With classes, one field is ``label``.
-      decode: stored fields -> ``(x, label)`` as ``Batch`` wants them, each row for
-        itself; of numpy arrays and, under ``jax.jit``, of traced ones.
+      decode: works row by row, on numpy arrays and, under ``jax.jit``, on traced ones.
       randomize: augments stored fields before they are decoded, such as by flips:
-        ``(fields, keys) -> fields`` with one key per item; traced. ``arrays``
-        leaves it out.
-      identify: what tells the stored items from others, see ``identity.of_dataset``;
-        None for data that are drawn.
+        ``(fields, keys) -> fields`` with one key per item; traced. ``arrays`` leaves
+        it out.
+      identify: see ``identity.of_dataset``; None for data that are drawn.
     """
 
     info: DatasetInfo
@@ -195,11 +166,7 @@ class FiniteDataset:
     closed_form: ClassVar[None] = None
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         check_seed(seed)
         rows = process_rows(batch_size, process_index, process_count)
@@ -231,11 +198,7 @@ class FiniteDataset:
         return np.asarray(x), None if label is None else np.asarray(label)
 
     def gather(self, indices: np.ndarray) -> Fields:
-        """The stored fields of the given items, checked.
-
-        Raises:
-          ValueError: they are not what ``info`` says; the message names the item.
-        """
+        """The stored fields of items; a ValueError names one not as declared."""
         fields = self.source.gather(indices)
         specs = tuple((k, v.shape[1:], v.dtype) for k, v in sorted(fields.items()))
         if specs not in self._legal:
@@ -249,9 +212,7 @@ class FiniteDataset:
         return set()
 
     def _check_decoded(self, specs: tuple, item: int) -> None:
-        """Decodes shapes, not values: that costs little, and nothing on the device."""
-        # Arrays, whose int64 becomes JAX's int32 silently; of a ShapeDtypeStruct's
-        # newer versions warn.
+        # Not ShapeDtypeStruct, of whose int64 newer versions of JAX warn.
         one = {k: np.empty((1, *shape), d) for k, shape, d in specs}
         x, label = jax.eval_shape(self.decode, one)
         info = self.info
@@ -271,10 +232,7 @@ class FiniteDataset:
 class LazyDataset:
     """A dataset that says what it is before its data are there.
 
-    Attributes:
-      info: what the data are, ``num_items`` as published.
-      open: opens them; called once, when the first item is asked for.
-      identify: as in ``FiniteDataset``.
+    ``open`` is called once, when the first item is asked for.
     """
 
     info: DatasetInfo
@@ -284,22 +242,11 @@ class LazyDataset:
 
     @functools.cached_property
     def opened(self) -> FiniteDataset:
-        """The data themselves.
-
-        Raises:
-          FileNotFoundError: they are not on this machine; the message says what must
-            lie where.
-        """
+        """The data themselves; a FileNotFoundError says where they must be."""
         return self.open()
 
-    def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> BatchIterator:
-        return self.opened.iterator(batch_size, seed, process_index, process_count)
+    def iterator(self, *args: Any, **kwargs: Any) -> BatchIterator:
+        return self.opened.iterator(*args, **kwargs)
 
     def to_batch(self, raw: RawBatch) -> Batch:
         return self.opened.to_batch(raw)
@@ -312,12 +259,7 @@ class LazyDataset:
 
 
 def check_fields(info: DatasetInfo, indices: np.ndarray, fields: Fields) -> Fields:
-    """Stored fields with values that may enter a training; ``label`` as int32.
-
-    Raises:
-      ValueError: a value is not finite, or a label is not one of the classes; the
-        message has the item's number.
-    """
+    """Stored fields, ``label`` as int32; a ValueError names an item that is damaged."""
     for name, values in fields.items():
         if not np.issubdtype(values.dtype, np.floating):
             continue

@@ -1,8 +1,4 @@
-"""Pixels as numbers and numbers as pixels: the conventions, by name.
-
-Metrics on images depend on how numbers become uint8: the published ones are measured
-with these rules. All functions take and return numpy or JAX arrays and can be traced.
-"""
+"""Pixels as numbers and back: the rules that published metrics are measured with."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ def unit_from_uint8(image: Array) -> jax.Array:
 def unit_to_uint8(x: Array) -> jax.Array:
     """[0, 1] to 0..255: clipped, times 255, truncated (EDM2, for decoded latents).
 
-    Truncation darkens by half a level on average. It is part of the published numbers.
+    Truncation darkens by half a level on average, as it does in the published numbers.
 
     Example:
       >>> unit_to_uint8(jnp.array([-0.5, 0.5, 0.999, 1.0])).tolist()
@@ -53,17 +49,10 @@ def unit_to_uint8(x: Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class PixelRange:
-    """One convention of pixels as numbers.
+    """One convention of pixels as numbers."""
 
-    Attributes:
-      interval: what it is called in a manifest.
-      rule: what ``to_uint8`` does, as it stands in a number's protocol.
-      from_uint8: 0..255 to float32.
-      to_uint8: back, clipped.
-    """
-
-    interval: str
-    rule: str
+    interval: str  # its name in a manifest
+    rule: str  # what to_uint8 does, in words for a number's protocol
     from_uint8: Callable[[Array], jax.Array]
     to_uint8: Callable[[Array], jax.Array]
 
@@ -76,10 +65,6 @@ PIXEL_RANGES = {
 
 
 def by_interval(interval: str) -> PixelRange:
-    """The convention whose ``interval`` this is, such as ``[-1,1]``.
-
-    Raises:
-      ValueError: there is none.
-    """
+    """The convention whose ``interval`` this is, such as ``[-1,1]``."""
     known = {pixels.interval: pixels for pixels in PIXEL_RANGES.values()}
     return lookup(known, interval, "pixel_range")

@@ -1,7 +1,4 @@
-"""Images of any prepared dataset: shape, classes and moments are in its manifest.
-
-Prepared by ``python -m scm_jax data prepare``; ``data/README.md`` says how.
-"""
+"""Images of any prepared dataset, with shape, classes and moments of its manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, pipeline, storage
-from scm_jax.types import DatasetInfo, lookup
+from scm_jax.types import lookup
 
 SIGMA_DATA = images.SIGMA_DATA
 SCALINGS = {
@@ -35,19 +32,19 @@ def make_images(
     flip: bool = False,
     scaling: str = "unit",
 ) -> pipeline.LazyDataset:
-    """Images that were prepared under some name.
+    """Images that ``data prepare`` made under some name.
 
     Args:
       split: one of the prepared splits, or a slice such as ``train[:90%]``.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      prepare: without effect; the data have to be there.
+      prepare: without effect.
       prepared: name of the prepared dataset, such as ``flowers``.
       conditional: give the classes, too, where there are any.
       flip: mirror half of the images, anew in every epoch.
-      scaling: ``unit``: pixels in [-1, 1] as they are, EDM's convention, which takes
-        their standard deviation to be 0.5; or ``measured``: each channel shifted and
-        scaled to mean 0 and standard deviation 0.5 by the moments of the prepared
-        split ``train`` (of the given one where there is no ``train``).
+      scaling: ``unit``: pixels in [-1, 1], EDM's convention, which takes their
+        standard deviation to be 0.5; or ``measured``: each channel with mean 0 and
+        standard deviation 0.5, by the moments of the prepared split ``train`` (of the
+        given one where there is no ``train``).
 
     Raises:
       FileNotFoundError: not prepared; the message has the command that does it.
@@ -76,55 +73,29 @@ def make_images(
     build = functools.partial(images.image_dataset, flip=flip)
     if scaling == "measured":
         measured = Scaling(moments["mean"], moments["std"])
-        info = measured.describe(info)
-        build = functools.partial(_scaled_dataset, flip=flip, measured=measured)
-    return images.make_prepared(
-        info,
-        split,
-        counts,
-        root,
-        f"image uint8 {info.sample_shape}",
-        ("image", "label") if labelled else ("image",),
-        build,
-        folder=prepared,
-    )
+        info = dataclasses.replace(info, to_pixels=measured.to_pixels)
+        build = functools.partial(build, to_x=measured.to_x)
+    return images.make_prepared(info, split, counts, root, build)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:
-    """The manifest of a prepared dataset.
-
-    Raises:
-      FileNotFoundError: it is not prepared; the message has the command.
-      ValueError: no name.
-    """
+    """The manifest of a prepared dataset; a FileNotFoundError lists those there are."""
     there = sorted(file.parent.parent.name for file in root.glob("*/*/manifest.json"))
     if not name:
         raise ValueError(
             "dataset.prepared is the name of a prepared dataset; there are "
             f"{there or 'none'} in {root}"
         )
-    try:
-        folder = storage.prepared_folder(name, root)
-        return json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"the dataset {name!r} is not prepared in {root}, where there are "
-            f"{there or 'none'}. Prepare it from images with `python -m scm_jax data "
-            f"prepare --name={name} --source=PATH --size=64 "
-            f"--recipe=center_crop_dhariwal --root={root}`, or name another folder in "
-            "dataset.root or the environment variable SCM_JAX_DATA"
-        ) from None
+    flags = f"--name={name} --source=PATH --size=64 --recipe=center_crop_dhariwal"
+    more = f"; there are {there or 'none'} now"
+    folder = storage.prepared_folder(name, root, flags=flags, more=more)
+    return json.loads((folder / "manifest.json").read_text())
 
 
 class Scaling:
     """Levels 0..255 -> mean 0 and standard deviation 0.5 in each channel, and back.
 
-    Args:
-      mean: per channel, of pixels in [-1, 1].
-      std: likewise.
-
-    Raises:
-      ValueError: a channel has one value only.
+    ``mean`` and ``std`` are per channel, of pixels in [-1, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
@@ -145,27 +116,3 @@ class Scaling:
     def to_pixels(self, x: np.ndarray) -> np.ndarray:
         levels = (np.asarray(x) / self._scale + self._offset) / 2
         return images.to_pixels(levels / 127.5 - 1)
-
-    def describe(self, info: DatasetInfo) -> DatasetInfo:
-        """``info`` with the way back to pixels."""
-        return dataclasses.replace(info, to_pixels=self.to_pixels)
-
-
-def _scaled_dataset(
-    info: DatasetInfo,
-    source: pipeline.Source,
-    folder: Path,
-    *,
-    flip: bool,
-    measured: Scaling,
-) -> pipeline.FiniteDataset:
-    """As ``images.image_dataset``, scaled by measured moments."""
-    del folder
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        image = images.stored(fields, "image", ("uint8",), info.name)
-        label = images.stored_label(fields, info.name) if info.num_classes else None
-        return measured.to_x(image), label
-
-    randomize = images.flip_at_random if flip else None
-    return pipeline.FiniteDataset(info, source, decode, randomize)

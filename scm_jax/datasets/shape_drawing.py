@@ -1,16 +1,80 @@
 """The pixels of the dataset ``shapes``, from the attributes of its items.
 
-Everything per pixel is an addition, a product, a root, a comparison or a rounding,
-which IEEE 754 defines to the last bit: the same images come out on every machine.
+Pixels are the same on every machine: all that is done to them (sums, products, roots,
+comparisons, roundings) is defined by IEEE 754 to the last bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from scm_jax.datasets.shape_outlines import SHAPES, norm
+# ``(u, v) -> distance`` from the edge, negative inside, for a shape that about fills
+# the unit disc; u points right and v down. Away from the edge it may be less than the
+# true distance: only the last pixel before the edge is blended.
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _norm(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sqrt(u * u + v * v)
+
+
+def _sides(u: np.ndarray, v: np.ndarray, num: int) -> list[np.ndarray]:
+    """Heights over the lines through 0 that ``num`` sides are parallel to."""
+    angles = 2 * np.pi * (np.arange(num) + 0.5) / num
+    normals = np.stack([np.sin(angles), -np.cos(angles)], -1).astype(np.float32)
+    return [a * u + b * v for a, b in normals]
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Five points: inside of at least four of the five lines of a pentagram."""
+    first, *others = _sides(u, v, 5)
+    largest, second = first, np.full_like(first, -np.inf)
+    for height in others:
+        second = np.maximum(second, np.minimum(largest, height))
+        largest = np.maximum(largest, height)
+    return second - np.float32(0.34)
+
+
+def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    u, v = np.abs(u), np.abs(v)
+    long, wide = np.maximum(u, v), np.minimum(u, v)
+    return np.maximum(long - np.float32(0.95), wide - np.float32(0.31))
+
+
+def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A square on its corner with a half disc on each of its upper sides."""
+    u, v = np.abs(u), v + np.float32(0.1)
+    side = np.float32(0.56)
+    along = (u + v) * np.float32(np.sqrt(0.5))
+    across = (u - v) * np.float32(np.sqrt(0.5))
+    square = np.maximum(np.abs(along), np.abs(across)) - side
+    disc = _norm(along, across - side) - side
+    return np.minimum(square, disc)
+
+
+def _moon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    u = u + np.float32(0.15)
+    bite = np.float32(0.8) - _norm(u - np.float32(0.55), v)
+    return np.maximum(_norm(u, v) - np.float32(0.98), bite)
+
+
+SHAPES: dict[str, Distance] = {
+    "circle": lambda u, v: _norm(u, v) - np.float32(0.9),
+    "ring": lambda u, v: np.abs(_norm(u, v) - np.float32(0.72)) - np.float32(0.23),
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - np.float32(0.78),
+    "triangle": lambda u, v: np.max(_sides(u, v, 3), axis=0) - np.float32(0.55),
+    "hexagon": lambda u, v: np.max(np.abs(_sides(u, v, 6)[:3]), 0) - np.float32(0.84),
+    "star": _star,
+    "cross": _cross,
+    "heart": _heart,
+    "moon": _moon,
+    # Between two circles that meet in two points.
+    "leaf": lambda u, v: _norm(np.abs(u) + np.float32(0.75), v) - np.float32(1.3),
+}
+NUM_CLASSES = len(SHAPES)
 
 # The order of the hue circle: backgrounds keep two steps of it from their shape.
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -35,33 +99,19 @@ MEAN_PAINT = 0.52
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attributes:
-    """What is seen on some items; arrays of length ``n``, named values as indices.
+    """What is seen on some items: arrays of length ``n``, named values as indices."""
 
-    Attributes:
-      shape: in ``SHAPES``; the class. Items take the classes in turn.
-      color: of the shape, in ``COLORS``.
-      size: radius of the shape over half the image.
-      center: ``(n, 2)``, right and down, in halves of the image from its middle.
-      angle: rotation, clockwise, in radians.
-      shadow: strength of the shadow, 0 for none.
-      background: in ``BACKGROUNDS``.
-      background_color: in ``COLORS``.
-      second: in ``SHAPES``, the smaller shape on the other side; -1 for none.
-      second_color: in ``COLORS``.
-      uniform: ``(n, k)`` numbers in [0, 1) behind all that has no name.
-    """
-
-    shape: np.ndarray
-    color: np.ndarray
-    size: np.ndarray
-    center: np.ndarray
-    angle: np.ndarray
-    shadow: np.ndarray
-    background: np.ndarray
+    shape: np.ndarray  # in SHAPES: the class, which items take in turn
+    color: np.ndarray  # in COLORS, as all colours are
+    size: np.ndarray  # radius of the shape over half the image
+    center: np.ndarray  # (n, 2), right and down, in halves of the image from its middle
+    angle: np.ndarray  # rotation, clockwise, in radians
+    shadow: np.ndarray  # strength of the shadow, 0 for none
+    background: np.ndarray  # in BACKGROUNDS
     background_color: np.ndarray
-    second: np.ndarray
+    second: np.ndarray  # in SHAPES, the smaller shape on the other side; -1 for none
     second_color: np.ndarray
-    uniform: np.ndarray
+    uniform: np.ndarray  # (n, k) numbers in [0, 1) behind all that has no name
 
 
 _PALETTE = np.array(list(COLORS.values()), np.float32)
@@ -81,7 +131,7 @@ def draw(item: Attributes, resolution: int) -> np.ndarray:
 
 
 def _column(values: np.ndarray) -> np.ndarray:
-    """``(n,) -> (n, 1, 1)`` float32, beside planes of pixels."""
+    # (n,) -> (n, 1, 1), beside planes of pixels
     return np.asarray(values, np.float32)[:, None, None]
 
 
@@ -152,7 +202,7 @@ def _checks(u: np.ndarray, v: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def _dots(u: np.ndarray, v: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    return _edge(norm(u - np.rint(u), v - np.rint(v)) - np.float32(0.3), pixels)
+    return _edge(_norm(u - np.rint(u), v - np.rint(v)) - np.float32(0.3), pixels)
 
 
 def _second(item: Attributes, rows: np.ndarray) -> Attributes:

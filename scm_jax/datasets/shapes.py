@@ -1,11 +1,7 @@
 """Coloured shapes on textured backgrounds: drawn, not stored; 10 classes, captions.
 
-Item ``i`` of a split is a function of ``(seed, split, i)`` and of nothing else: its
-numbers come from a counter, and its pixels from distances to the edges of its shapes
-(``shape_drawing``), the same on every machine. So the set is as large as one likes and
-needs neither a download nor a disk.
-
-The card with counts, moments and what the features see is ``data/shapes/README.md``.
+Item ``i`` of a split is a function of ``(seed, split, i)`` alone, the same on every
+machine, so the set is as large as one likes. ``data/shapes/README.md`` is its card.
 """
 
 from __future__ import annotations
@@ -13,14 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets import images, pipeline
-from scm_jax.datasets.shape_drawing import BACKGROUNDS, COLORS, Attributes, draw
-from scm_jax.datasets.shape_outlines import NUM_CLASSES, SHAPES
+from scm_jax.datasets.shape_drawing import (
+    BACKGROUNDS,
+    COLORS,
+    NUM_CLASSES,
+    SHAPES,
+    Attributes,
+    draw,
+)
 from scm_jax.types import check_seed, lookup
 
 RESOLUTIONS = (32, 64)
@@ -32,12 +33,9 @@ PLACES = (
     ("lower left", "bottom", "lower right"),
 )
 
-
 _STREAMS = {"train": 0, "test": 1}
 _BLOCK = 64  # images drawn at a time: their planes fit into a core's cache
 
-
-# --- what an item is ------------------------------------------------------------------
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -50,9 +48,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarray:
-    """``num`` numbers in [0, 1) for each item, ``(n, num)`` float64.
-
-    A counter-based generator: no state, and all items at once.
+    """``num`` numbers in [0, 1) for each item, ``(n, num)`` float64, by a counter.
 
     Example:
       >>> uniforms(0, 0, np.array([5, 6]), 2).round(3).tolist()
@@ -74,7 +70,7 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
     color = (num_colors * u[0]).astype(np.int64)
     # Two steps of the hue circle between the background and what lies on it.
     distance = 2 + ((num_colors - 3) * u[1]).astype(np.int64)
-    second = ((NUM_CLASSES * u[2]).astype(np.int64), -1)
+    second = (NUM_CLASSES * u[2]).astype(np.int64)
     size = 0.36 + 0.3 * u[3]
     room = (0.95 - size)[:, None]
     return Attributes(
@@ -87,7 +83,7 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
         shadow=np.where(u[7] < 0.5, 0.35 + 0.25 * u[8], 0.0),
         background=(len(BACKGROUNDS) * u[9]).astype(np.int64),
         background_color=(color + distance) % num_colors,
-        second=np.where(u[10] < 0.25, second[0], second[1]),
+        second=np.where(u[10] < 0.25, second, -1),
         # The neighbour of the shape's colour that is farther from the background's.
         second_color=(color + np.where(distance > 4, 1, -1)) % num_colors,
         uniform=uniform[:, 11:],
@@ -97,45 +93,28 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
 def caption(item: Attributes, row: int = 0) -> str:
     """One item in words, such as ``a small red star on blue stripes, upper left``."""
     colors = list(COLORS)
-    words = [_size_name(item.size[row]), colors[item.color[row]]]
-    text = f"{' '.join(words)} {list(SHAPES)[item.shape[row]]}"
+    size = SIZES[int(np.searchsorted((0.46, 0.56), item.size[row]))]
+    text = f"{size} {colors[item.color[row]]} {list(SHAPES)[item.shape[row]]}"
     if item.second[row] >= 0:
         other = list(SHAPES)[item.second[row]]
         text += f" and a tiny {colors[item.second_color[row]]} {other}"
     background = BACKGROUNDS[item.background[row]]
     article = "a " if background == "gradient" else ""
     text += f" on {article}{colors[item.background_color[row]]} {background}"
-    return f"a {text}, {_place_name(*item.center[row])}"
-
-
-def _size_name(size: float) -> str:
-    return SIZES[int(np.searchsorted((0.46, 0.56), size))]
-
-
-def _place_name(right: float, down: float) -> str:
-    row, column = np.searchsorted((-0.15, 0.15), (down, right))
-    return PLACES[row][column]
-
-
-# --- the set --------------------------------------------------------------------------
+    right, down = item.center[row]
+    height, side = np.searchsorted((-0.15, 0.15), (down, right))
+    return f"a {text}, {PLACES[height][side]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeSource:
     """A split that is drawn when it is asked for: ``pipeline.Source``, and raw items.
 
-    As raw data for ``scm_jax.datasets.preparation`` it has ``class_names``, ``origin``,
-    ``name`` and ``read``.
-
-    Attributes:
-      split: ``train`` or ``test``: independent items.
-      num_items: how many there are; a longer set begins with a shorter one.
-      resolution: side in pixels.
-      seed: of the whole set.
+    ``class_names``, ``origin``, ``name`` and ``read`` are for ``datasets.preparation``.
     """
 
-    split: str = "train"
-    num_items: int = 20_000
+    split: str = "train"  # or "test", which has other items
+    num_items: int = 20_000  # a longer set begins with a shorter one
     resolution: int = 32
     seed: int = 0
 
@@ -172,11 +151,7 @@ class ShapeSource:
         return {name: values[0] for name, values in fields.items()}
 
     def attributes(self, indices: np.ndarray) -> Attributes:
-        """What is seen on some items.
-
-        Raises:
-          IndexError: no such item.
-        """
+        """What is seen on some items; an IndexError where there is no such item."""
         indices = np.asarray(indices)
         outside = (indices < 0) | (indices >= self.num_items)
         if outside.any():
@@ -228,16 +203,12 @@ def make_shapes(
 
     Args:
       split: ``train`` or ``test``; no slices.
-      root: without effect; nothing is on disk.
-      prepare: without effect.
+      root: without effect, as nothing is on disk.
+      prepare: likewise.
       resolution: side in pixels, in ``RESOLUTIONS``.
-      num_items: how many; above ``pipeline.MEMORY_LIMIT`` bytes of pixels each item is
-        drawn anew in every epoch.
+      num_items: how many there are.
       conditional: give the 10 classes, too.
       flip: mirror half of the images, anew in every epoch.
-
-    Raises:
-      ValueError: no such split, resolution or number.
     """
     del root, prepare
     source = ShapeSource(split, num_items, resolution)
@@ -252,6 +223,6 @@ def make_shapes(
     def open_data() -> pipeline.FiniteDataset:
         fits = num_items * resolution**2 * 3 <= pipeline.MEMORY_LIMIT
         opened = _drawn(source) if fits else source
-        return images.image_dataset(info, opened, Path(), flip=flip)
+        return images.image_dataset(info, opened, flip=flip)
 
     return pipeline.LazyDataset(info, open_data)

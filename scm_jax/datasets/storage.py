@@ -1,7 +1,6 @@
-"""Where prepared datasets lie on disk, and how they get there.
+"""Where prepared datasets lie on disk, ``ROOT/NAME/VERSION``, and how they get there.
 
-Preparing runs a tfds builder that is loaded from a folder by path and writes
-``ROOT/NAME/VERSION``. Reading needs only that folder, not the builder.
+Preparing runs a tfds builder, loaded by path; reading does not need the builder.
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ def data_root(root: str | os.PathLike[str] | None) -> Path:
 
 
 def default_root() -> Path:
-    """Folder of prepared datasets: ``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``.
-
-    An empty variable counts as not set.
-
-    Raises:
-      ValueError: no variable, and no home directory.
-    """
+    """``$SCM_JAX_DATA`` or ``~/.cache/scm_jax/datasets``, else a ValueError."""
     if root := os.environ.get("SCM_JAX_DATA"):
         return user_paths.expand(root)
     if (folder := user_paths.cache_folder("datasets")) is not None:
@@ -52,14 +45,10 @@ def builders_folder() -> Path:
 
 
 def find_builder(builder: str | os.PathLike[str]) -> Path:
-    """Finds the file ``*_dataset_builder.py`` that defines a tfds builder.
+    """The file ``*_dataset_builder.py`` that defines a tfds builder.
 
-    Args:
-      builder: the name of a folder in the checkout's ``data/``, or the path (a
-        ``PathLike``, or a string with a slash) of a builder's folder or of its file.
-
-    Raises:
-      FileNotFoundError: there is none; the message says where it was looked for.
+    ``builder`` is the name of a folder in the checkout's ``data/``, or the path (a
+    ``PathLike``, or a string with a slash) of a builder's folder or of its file.
     """
     is_name = isinstance(builder, str) and os.sep not in builder
     folder = builders_folder() / builder if is_name else user_paths.expand(builder)
@@ -68,23 +57,15 @@ def find_builder(builder: str | os.PathLike[str]) -> Path:
     files = [file for file in files if file.name.endswith("_dataset_builder.py")]
     if len(files) == 1:
         return files[0]
-    raise FileNotFoundError(
-        f"expected one file *_dataset_builder.py at {folder}, found {len(files)}"
-        + (f"; builders here: {_folder_names(builders_folder())}" if is_name else "")
-    )
-
-
-def _folder_names(folder: Path) -> list[str]:
-    # Some folders hold the card of data that must be prepared by hand.
-    return sorted(file.parent.name for file in folder.glob("*/*_dataset_builder.py"))
+    message = f"expected one file *_dataset_builder.py at {folder}, found {len(files)}"
+    if is_name:
+        there = builders_folder().glob("*/*_dataset_builder.py")
+        message += f"; builders here: {sorted(file.parent.name for file in there)}"
+    raise FileNotFoundError(message)
 
 
 def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
-    """Imports a builder file by path and returns its one builder class.
-
-    It is not put into tfds's registry, so that a builder may bear the name of a
-    catalogued one and may be loaded twice.
-    """
+    """Imports a builder file by path and returns its one builder class."""
     import tensorflow_datasets as tfds
 
     # A name without a dot, because tfds looks for the package of a dotted one.
@@ -93,18 +74,16 @@ def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
         raise ValueError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module  # dataclasses in the file look themselves up here
+    # A builder may have the name of a catalogued one, or be loaded twice.
     with tfds.core.registered.skip_registration():
         spec.loader.exec_module(module)
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, tfds.core.DatasetBuilder)
-        and value.__module__ == file.stem
-    ]
+    own = (
+        v for v in vars(module).values() if getattr(v, "__module__", "") == spec.name
+    )
+    classes = [value for value in own if isinstance(value, type)]
+    classes = [c for c in classes if issubclass(c, tfds.core.DatasetBuilder)]
     if len(classes) != 1:
-        names = [value.__name__ for value in classes]
-        raise ValueError(f"{file} must define one tfds builder class; found {names}")
+        raise ValueError(f"{file} must define one tfds builder class; found {classes}")
     builder_class: Any = classes[0]
     builder_class.pkg_dir_path = tfds.core.Path(file.parent)  # where its README.md is
     return builder_class
@@ -113,18 +92,14 @@ def load_builder_class(file: Path) -> type[tfds.core.DatasetBuilder]:
 def prepare(
     builder: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Prepares a dataset on disk, unless it is there already.
+    """Prepares a dataset in ``ROOT/NAME/VERSION``, unless it is there already.
 
-    A dataset appears under its name in one rename, so a reader never sees half of it,
-    and of several processes that prepare at once all succeed. The builders in ``data/``
-    that need no network use none; nothing is fetched beyond what the builder asks for.
+    It appears there in one rename, so a reader never sees half of it, and of several
+    processes that prepare at once all succeed.
 
     Args:
       builder: name of a folder in ``data/``, or path of a builder; ``find_builder``.
       root: folder of prepared datasets, by default ``default_root()``.
-
-    Returns:
-      The prepared folder, ``ROOT/NAME/VERSION``.
 
     Raises:
       FileNotFoundError: no such builder.
@@ -145,37 +120,30 @@ def prepare(
     try:
         _generate(builder_class, staging)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _move_into_place(staging / version, target)
-    finally:
-        shutil.rmtree(staging)
-    return target
-
-
-def _generate(builder_class: type[tfds.core.DatasetBuilder], folder: Path) -> None:
-    """Writes the records in the one format that is read without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    # tfds prints that it downloads, also where it does not, and names the staging
-    # folder as the place of the data.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder_class(data_dir=folder).download_and_prepare(file_format="array_record")
-
-
-def _move_into_place(source: Path, target: Path) -> None:
-    """Renames a whole dataset; another process may have been faster."""
-    try:
-        source.rename(target)
+        (staging / version).rename(target)
     except OSError as error:
-        if _is_prepared(target):
-            return
+        if _is_prepared(target):  # another process was faster
+            return target
         if not target.exists():
             raise
         raise FileExistsError(
             f"{target} already exists and is not a prepared dataset. Move it away and "
             "prepare again"
         ) from error
+    finally:
+        shutil.rmtree(staging)
+    return target
+
+
+def _generate(builder_class: type[tfds.core.DatasetBuilder], folder: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    # tfds prints that it downloads, and that the data are in the staging folder.
+    with contextlib.redirect_stdout(io.StringIO()):
+        # The one format that is read without TensorFlow.
+        builder_class(data_dir=folder).download_and_prepare(file_format="array_record")
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -186,6 +154,9 @@ def prepared_folder(
     name: str,
     root: str | os.PathLike[str] | None = None,
     prepare_missing: bool = False,
+    *,
+    flags: str = "",
+    more: str = "",
 ) -> Path:
     """The newest prepared version of a dataset, ``ROOT/NAME/VERSION``.
 
@@ -194,6 +165,8 @@ def prepared_folder(
       root: folder of prepared datasets, by default ``default_root()``.
       prepare_missing: prepare it where no version of it is there. One that is there is
         used even if its builder has moved on, so that a resumed run keeps its data.
+      flags: of ``data prepare``, for the error.
+      more: what the error says after that command.
 
     Raises:
       FileNotFoundError: none is prepared; the message has the command that does it.
@@ -208,9 +181,10 @@ def prepared_folder(
         return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     if prepare_missing:
         return prepare(name, root)
+    own = f", data of your own with --name={name} --source=PATH in place of --dataset"
     raise FileNotFoundError(
-        f"the dataset {name!r} is not prepared in {root}. Prepare it with "
-        f"`python -m scm_jax data prepare --dataset={name} --root={root}`, data of "
-        f"your own with --name={name} --source=PATH in place of --dataset, or name "
-        "another folder in the environment variable SCM_JAX_DATA"
+        f"the dataset {name!r} is not prepared in {root}. Prepare it with `python -m "
+        f"scm_jax data prepare {flags or f'--dataset={name}'} --root={root}`"
+        f"{more or own}. To look elsewhere, set dataset.root or the environment "
+        "variable SCM_JAX_DATA"
     )

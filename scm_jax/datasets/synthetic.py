@@ -11,29 +11,19 @@ import numpy as np
 
 from scm_jax.datasets.order import BatchIterator, process_rows
 from scm_jax.trigflow.exact import Gaussian, GaussianMixture
-from scm_jax.types import Batch, DatasetInfo, check_seed
+from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticDataset:
-    """Draws without end from a distribution; see ``pipeline.Dataset`` for the methods.
-
-    Attributes:
-      info: what the data are.
-      closed_form: the distribution and its exact maps.
-      stream: which of several independent streams of the same seed to draw from.
-    """
+    """Draws without end from a distribution; methods are those of ``Dataset``."""
 
     info: DatasetInfo
     closed_form: Gaussian | GaussianMixture
-    stream: int = 0
+    stream: int = 0  # one of several independent streams of the same seed
 
     def iterator(
-        self,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         check_seed(seed)
         rows = process_rows(batch_size, process_index, process_count)
@@ -63,8 +53,7 @@ _STREAMS = {"train": 0, "test": 1}
 def _make(
     name: str, split: str, closed_form: Gaussian | GaussianMixture, sigma_data: float
 ) -> SyntheticDataset:
-    if split not in _STREAMS:
-        raise ValueError(f"dataset {name!r} has no split {split!r}; legal: train, test")
+    stream = lookup(_STREAMS, split, f"split of dataset {name!r}")
     if not sigma_data > 0:
         raise ValueError(
             f"sigma_data of dataset {name!r} must be positive: {sigma_data}"
@@ -80,7 +69,7 @@ def _make(
             f"{closed_form.element_std():.4g}; sigma_data {sigma_data:g} is the noise's"
         ),
     )
-    return SyntheticDataset(info, closed_form, _STREAMS[split])
+    return SyntheticDataset(info, closed_form, stream)
 
 
 def make_gaussian(

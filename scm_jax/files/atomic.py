@@ -13,8 +13,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; what is there at the end replaces ``path``, on disk.
 
-    The file has the old or the new content, also after an error, a crash or on a full
-    disk.
+    After an error, a crash or on a full disk, ``path`` has its old content.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

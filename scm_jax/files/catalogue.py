@@ -13,47 +13,35 @@ from pathlib import Path
 from scm_jax.files import user_paths
 from scm_jax.types import lookup
 
-# Network -> accepted files, the most usual first, and where each is published. All of
-# one network hold the same numbers.
+# Network -> accepted files, the most usual first, all with the same numbers, and where
+# each is published.
 PUBLISHED: dict[str, dict[str, str]] = {
     "dinov2": {
-        "dinov2_vitl14_pretrain.pth": (
-            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
-            "dinov2_vitl14_pretrain.pth"
-        ),
-        "model.safetensors": (
-            "https://huggingface.co/facebook/dinov2-large/resolve/main/"
-            "model.safetensors"
-        ),
+        "dinov2_vitl14_pretrain.pth": "https://dl.fbaipublicfiles.com/dinov2/"
+        "dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "model.safetensors": "https://huggingface.co/facebook/dinov2-large/resolve/"
+        "main/model.safetensors",
     },
     "inception": {
-        "pt_inception-2015-12-05-6726825d.pth": (
-            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-            "pt_inception-2015-12-05-6726825d.pth"
-        ),
-        "weights-inception-2015-12-05-6726825d.pth": (
-            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth"
-        ),
-        "inception-2015-12-05.safetensors": (
-            "the tensors of a .pth above, as "
-            "scm_jax.files.state_dict.write_state_dict writes them"
-        ),
+        "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/"
+        "pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+        "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/"
+        "torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        "inception-2015-12-05.safetensors": "the tensors of a .pth above, as "
+        "scm_jax.files.state_dict.write_state_dict writes them",
         "inception-2015-12-05.npz": "likewise",
     },
     "sd-vae-ft-mse": {
-        "diffusion_pytorch_model.safetensors": (
-            "https://huggingface.co/stabilityai/sd-vae-ft-mse"
-        ),
+        "diffusion_pytorch_model.safetensors": "https://huggingface.co/stabilityai/"
+        "sd-vae-ft-mse",
     },
 }
 
 
 def roots() -> list[Path]:
-    """Folders that are looked in, in this order; an empty variable counts as not set.
-
-    ``$SCM_JAX_WEIGHTS`` and ``~/.cache/scm_jax/weights``.
-    """
+    """Folders to look in, in this order; an empty variable counts as not set."""
     named = os.environ.get("SCM_JAX_WEIGHTS")
     folders = [user_paths.expand(named) if named else None]
     folders.append(user_paths.cache_folder("weights"))
@@ -71,13 +59,11 @@ def find_weights(name: str, path: str | os.PathLike[str] | None = None) -> Path:
 
     Args:
       name: a key of ``PUBLISHED``.
-      path: the file itself, wherever it is and whatever its name; None or empty takes
-        the first of ``accepted_paths`` that is there.
+      path: the file itself; None or empty takes the first of ``accepted_paths`` that is
+        there.
 
     Raises:
-      FileNotFoundError: it is not there; says which files are accepted, where they are
-        published and where to put one.
-      ValueError: no such name.
+      FileNotFoundError: it is not there; the message has ``where_to_get``.
     """
     places = list(accepted_paths(name))
     missing = f"no weights of {name}"

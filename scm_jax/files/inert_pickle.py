@@ -1,70 +1,35 @@
-"""Pickles as data: the standard library's machine, with nothing in reach to call.
-
-``pickle.load`` runs what a file tells it to. Here each name in a file becomes a class
-of ours, whose call keeps the name and the arguments in a ``Record``; no name is looked
-up. What the machine would do without asking is refused beforehand, by a scan of the
-opcodes.
-"""
+"""Pickles as data: names become records; nothing is looked up or called."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-import pickletools
-from collections.abc import Callable, Mapping
-from typing import IO, Any, ClassVar, NoReturn, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, ClassVar, NoReturn
 
-# These take objects from a registry of the process, or from buffers beside the file.
-_OUTSIDE = {"EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
-# Opcodes that hash, and where on the stack they find the keys.
-_KEYS = {
-    "SETITEM": slice(1, None, 2),
-    "SETITEMS": slice(1, None, 2),
-    "DICT": slice(0, None, 2),
-    "ADDITEMS": slice(1, None),
-    "FROZENSET": slice(0, None),
+# Opcodes that hash values, and where these are on the stack above the last mark.
+_HASHING = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(0, None, 2),
+    pickle.DICT: slice(0, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
 }
 # Protocols up to 2 write the module names of Python 2.
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_MAX_MEMO = 2**20
-
-# What a damaged stream can make the machine or pickletools raise.
-_DAMAGE = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError),
-    *(MemoryError, RecursionError, pickle.UnpicklingError),
-)
 
 
 class UnsafePickleError(ValueError):
     """A pickle asks for something that weights do not need. Nothing was executed."""
 
 
-class Stream(Protocol):
-    """What a pickle is read from: a file, ``io.BytesIO`` or ``mmap.mmap``."""
-
-    def read(self, n: int, /) -> bytes: ...
-
-    def readline(self) -> bytes: ...
-
-    def tell(self) -> int: ...
-
-    def seek(self, position: int, /) -> Any: ...
-
-
 class Record:
-    """An object that a pickle wanted to have made.
+    """An object that a pickle wanted to make; its class stands for a name there."""
 
-    A name in a pickle becomes a subclass of this, with its ``maker``.
-
-    Attributes:
-      maker: what the pickle wanted to call, dotted.
-      args: the arguments of that call.
-      state: what it wanted to hand to ``__setstate__`` or ``__dict__``, or None.
-    """
-
-    maker: ClassVar[str]
+    maker: ClassVar[str]  # what the pickle wanted to call, dotted
     build: ClassVar[Callable[..., Any] | None] = None
-    args: tuple[Any, ...]
-    state: Any
+    args: tuple[Any, ...]  # of that call
+    state: Any  # what it wanted to hand to __setstate__ or __dict__, or None
 
     def __new__(cls, *args: Any) -> Any:
         # Not __init__: the opcode NEWOBJ calls __new__ alone.
@@ -75,7 +40,7 @@ class Record:
         return record
 
     def __setstate__(self, state: Any) -> None:
-        # Without this method the machine would set attributes, of classes as well.
+        # Without this method the unpickler would set attributes, of classes as well.
         self.state = state
 
 
@@ -91,8 +56,90 @@ def is_name(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Record)
 
 
+def check_keys(keys: Iterable[Any]) -> None:
+    """Refuses tuples of tuples as keys of dicts and elements of sets."""
+    # Their hash recurses: a million levels overflow the stack, and a tuple that holds
+    # itself many times over takes forever.
+    for key in keys:
+        parts = key if isinstance(key, tuple) else ()
+        if any(isinstance(part, tuple) and part for part in parts):
+            raise ValueError("a tuple of tuples as a key")
+
+
+@contextlib.contextmanager
+def damage_in(what: str) -> Iterator[None]:
+    """Turns what damaged content raises into a ``ValueError`` that begins with what."""
+    try:
+        yield
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # pickle, zipfile, zlib and numpy raise a dozen kinds
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _checked(opcode: int, keys: slice) -> Callable[[Any], None]:
+    load = pickle._Unpickler.dispatch[opcode]
+
+    def checked(unpickler: Any) -> None:
+        check_keys(unpickler.stack[keys])
+        load(unpickler)
+
+    return checked
+
+
+# The unpickler in Python: the one in C allocates as much memory as an index of its memo
+# asks for, and does not let its opcodes be checked.
+class _Unpickler(pickle._Unpickler):
+    def __init__(
+        self,
+        stream: IO[bytes],
+        where: str,
+        builders: Mapping[str, Callable[..., Any]],
+        is_known: Callable[[str, str], bool],
+        persistent: Callable[[Any], Any] | None,
+    ):
+        super().__init__(stream, encoding="latin1")
+        self._where, self._builders, self._is_known = where, builders, is_known
+        self._persistent = persistent
+        self._names: dict[str, type[Record]] = {}
+
+    read: Callable[[int], bytes]
+
+    def _refuse(self, what: str) -> NoReturn:
+        if not self.read(1):  # cut off within a name, as STOP would follow
+            raise EOFError("it ends within a name")
+        raise UnsafePickleError(
+            f"{self._where}: the pickle asks for {what}, which network weights do not "
+            "need. It was refused; nothing in the file was executed."
+        )
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        module = _PYTHON2.get(module, module)
+        dotted = f"{module}.{name}"
+        if dotted not in self._builders and not self._is_known(module, name):
+            self._refuse(dotted)
+        if dotted not in self._names:
+            build = self._builders.get(dotted)
+            members = {"maker": dotted, "build": build and staticmethod(build)}
+            self._names[dotted] = type("Record", (Record,), members)
+        return self._names[dotted]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent is None:
+            self._refuse("an object outside the pickle (a persistent id)")
+        return self._persistent(pid)
+
+    def get_extension(self, code: int) -> NoReturn:
+        self._refuse(f"the extension {code} of this process")  # past find_class
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        **{opcode[0]: _checked(opcode[0], keys) for opcode, keys in _HASHING.items()},
+    }
+
+
 def read_pickle(
-    stream: Stream,
+    stream: IO[bytes],
     *,
     where: str,
     builders: Mapping[str, Callable[..., Any]],
@@ -115,90 +162,5 @@ def read_pickle(
       UnsafePickleError: it holds another name, or something from outside the pickle.
       ValueError: it is cut off or damaged.
     """
-    names: dict[str, type[Record]] = {}
-
-    def refuse(what: str) -> NoReturn:
-        raise UnsafePickleError(
-            f"{where}: the pickle asks for {what}, which network weights do not "
-            "need. It was refused; nothing in the file was executed."
-        )
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> type[Record]:
-            module = _PYTHON2.get(module, module)
-            dotted = f"{module}.{name}"
-            if dotted not in builders and not is_known(module, name):
-                refuse(dotted)
-            if dotted not in names:
-                build = builders.get(dotted)
-                members = {"maker": dotted, "build": build and staticmethod(build)}
-                names[dotted] = type("Record", (Record,), members)
-            return names[dotted]
-
-        def persistent_load(self, pid: Any) -> Any:
-            if persistent is None:
-                refuse("an object outside the pickle (a persistent id)")
-            return persistent(pid)
-
-    start = stream.tell()
-    try:
-        _scan(stream, refuse)
-        stream.seek(start)
-        return Unpickler(cast(IO[bytes], stream), encoding="latin1").load()
-    except UnsafePickleError:
-        raise
-    except _DAMAGE as error:
-        raise ValueError(
-            f"{where}: the pickle is cut off or damaged near its byte "
-            f"{stream.tell() - start}: {error}"
-        ) from error
-
-
-def _scan(stream: Stream, refuse: Callable[[str], NoReturn]) -> None:
-    """Refuses what would reach outside the file, or end the process.
-
-    The hash of a tuple recurses: one that is nested a million deep overflows the stack,
-    one that holds itself many times over never ends. So keys of dicts and elements of
-    sets are no tuples of tuples; for this the depth of the tuples on the machine's
-    stack is followed, 0 for what is no tuple.
-    """
-    stack: list[int] = []
-    marks: list[int] = []
-    memo: dict[int, int] = {}
-    for opcode, arg, position in pickletools.genops(cast(IO[bytes], stream)):
-        name, taken = opcode.name, opcode.stack_before
-        if name in _OUTSIDE:
-            refuse(f"the opcode {name}")
-        if name == "MARK":
-            marks.append(len(stack))
-            continue
-        start = len(stack)
-        if pickletools.markobject in taken:
-            start = marks.pop()
-            taken = taken[: taken.index(pickletools.markobject)]
-        elif name == "POP" and marks and marks[-1] == len(stack):
-            marks.pop()
-            continue
-        start -= len(taken)
-        if start < (marks[-1] if marks else 0):
-            raise ValueError(f"{name} takes more than the stack holds")
-        depth = max(stack[start:], default=0)
-        if name in _KEYS and max(stack[start:][_KEYS[name]], default=0) > 1:
-            raise ValueError("a tuple of tuples as a key")
-        del stack[start:]
-        if name.endswith("GET"):
-            stack.append(memo[cast(int, arg)])
-        elif name.startswith("TUPLE"):
-            stack.append(depth + 1)
-        elif name in ("DUP", "MEMOIZE"):
-            stack += [depth] * len(opcode.stack_after)
-        else:
-            stack += [0] * len(opcode.stack_after)
-        if "PUT" in name or name == "MEMOIZE":
-            key = len(memo) if arg is None else arg
-            # The machine keeps its memo in an array of the highest index.
-            if key > _MAX_MEMO + (position or 0):
-                raise ValueError(f"the index {key} of its memo")
-            memo[key] = stack[-1]
-    if len(stack) or marks:
-        raise ValueError("too many values are left")
+    with damage_in(f"{where}: the pickle is cut off or damaged"):
+        return _Unpickler(stream, where, builders, is_known, persistent).load()

@@ -28,9 +28,8 @@ _LEAVES = (str, int, float, list, tuple)
 def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can carry it: plain values, null for NaN and infinity.
 
-    Arrays of any library become numbers and lists; a float32 is written with the digits
-    that identify it (0.1, not 0.10000000149011612). Where a value or any element is not
-    finite, its key is listed under ``nonfinite``.
+    Arrays of any library become numbers and lists, a float32 the shortest number that
+    identifies it. Keys of values that are not all finite are listed in ``nonfinite``.
 
     Raises:
       ValueError: a value is none of these; the message names its key.
@@ -86,31 +85,23 @@ def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
 
 
 def mend_tail(path: str | os.PathLike) -> None:
-    """Makes a file of JSON lines end with a whole line, so that appending is safe.
-
-    A process killed while it wrote leaves a part of a line: it never was a row, and it
-    would swallow the next one.
-    """
+    """Makes a file of JSON lines end with a whole line, so that appending is safe."""
     path = Path(path)
     if not path.exists():
         return
     with path.open("rb+") as file:
         content = file.read()
         start = content.rfind(b"\n") + 1
-        tail = content[start:]
-        if not tail:
-            return
-        if _is_json(tail):
-            file.write(b"\n")
-        else:
+        try:
+            if content[start:]:
+                json.loads(content[start:])
+                file.write(b"\n")
+        except ValueError:  # part of a line, left by a process killed while it wrote
             file.truncate(start)
 
 
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
-    """Appends one JSON line in one write, on disk when this returns; NaN becomes null.
-
-    What a killed writer left behind is mended first (``mend_tail``).
-    """
+    """Appends one JSON line (``encode_row``), on disk when this returns."""
     line = json.dumps(encode_row(row), allow_nan=False) + "\n"
     mend_tail(path)
     with open(path, "ab", buffering=0) as file:
@@ -123,10 +114,8 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; none if it does not exist.
 
-    A last line that was cut off while it was written is dropped.
-
     Args:
-      path: the file.
+      path: the file; a last line that was cut off while it was written is dropped.
       damaged: takes a sentence on each line that is no JSON object, instead of an
         error, and on a file that cannot be read.
 
@@ -246,18 +235,6 @@ def _canonical(value: Any, key: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    if value is None:
-        return float("nan")
-    if isinstance(value, list):
-        # float64 turns the nulls of a list of numbers into NaN
-        texts = any(isinstance(v, str) for v in value)
-        return value if texts else np.array(value, np.float64)
-    return value
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+    if isinstance(value, list) and not any(isinstance(v, str) for v in value):
+        return np.array(value, np.float64)  # null is NaN
+    return float("nan") if value is None else value

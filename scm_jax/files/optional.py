@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-logger = logging.getLogger(__name__)
+from typing import Any
 
 
 class MissingPackageError(ImportError):
@@ -16,11 +11,7 @@ class MissingPackageError(ImportError):
 
 
 def require(module: str, purpose: str, package: str) -> Any:
-    """Imports an optional module.
-
-    Raises:
-      MissingPackageError: it is missing; the message says what to install.
-    """
+    """Imports an optional module; a ``MissingPackageError`` says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,17 +1,14 @@
 """Weights in files: a flat dict of names and numpy arrays, in and out.
 
-Read by content: ``torch.save`` files (zip, and the stream of before 1.6), pickles of
-whole networks as the EDM family publishes them, safetensors and npz. Written:
-safetensors and npz.
+Read are files of ``torch.save`` (also of before 1.6), pickles of whole networks as the
+EDM family publishes them, safetensors and npz; written are the last two.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import mmap
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +16,17 @@ import ml_dtypes
 import numpy as np
 
 from scm_jax.files.atomic import replacing
-from scm_jax.files.inert_pickle import Record, UnsafePickleError, is_name
-from scm_jax.files.torch_records import (
-    DAMAGE,
+from scm_jax.files.inert_pickle import Record, UnsafePickleError, damage_in, is_name
+from scm_jax.files.torch_files import (
+    DTYPES,
+    Storage,
     is_tensor,
+    is_zip,
     kind_of,
     module_state,
-    to_array,
-)
-from scm_jax.files.torch_stream import (
-    STORAGE_OF,
-    Source,
-    Storage,
-    is_zip,
     open_zip,
-    read_stream,
-    read_zip,
+    read_object,
+    to_array,
 )
 
 __all__ = [
@@ -70,48 +62,45 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "") -> dict[str, np.n
       ValueError: the file is cut off, damaged or of another kind; ``key`` does not fit;
         a tensor reaches beyond its storage.
     """
-    path = Path(path)
     where = str(path)
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise ValueError(f"{where} is empty")
-        # Mapped, not read: the storages of a legacy stream are sliced out of it.
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        source = Source(where, file, data)
-        if _is_safetensors(data):
+    with open(path, "rb") as file:
+        head = file.read(9)
+        file.seek(0)
+        # The length of the header, 64 bits, little endian and below 4 GB; then JSON.
+        if head[4:] == b"\0\0\0\0{":
             return _checked(_read_safetensors(path), where, key)
-        if is_zip(data):
-            with open_zip(source) as archive:
-                if _is_npz(archive):
-                    return _checked(_read_npz(archive, where), where, key)
-                return _Weights(where).select(read_zip(archive, source), key)
-        return _Weights(where).select(read_stream(source), key)
+        if is_zip(head):
+            archive = open_zip(file, where)
+            if all(name.endswith(".npy") for name in archive.namelist()):
+                return _checked(_read_npz(archive, where), where, key)
+        state = _select(read_object(file, where), key, where)
+        return {name: _array(name, entry, where) for name, entry in state}
 
 
 def read_groups(path: str | os.PathLike) -> dict[str, Any]:
     """A pickled dict of values, arrays, and dicts of these, as numpy arrays.
 
-    Such are files of statistics, as EDM2's. What is nested deeper than that stays what
-    ``inert_pickle`` makes of it.
+    Such are EDM2's files of statistics. What is nested deeper stays as
+    ``inert_pickle`` makes it.
 
     Raises:
       UnsafePickleError: the pickle asks for a name that arrays do not need. Nothing was
         executed.
       ValueError: the file is cut off, damaged or of another kind.
     """
-    path = Path(path)
     where = str(path)
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise ValueError(f"{where} is empty")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        top = read_stream(Source(where, file, data))
+
+    def read(name: str, value: Any, nested: bool = False) -> Any:
+        if isinstance(value, dict) and not nested:
+            return {str(k): read(f"{name}.{k}", v, True) for k, v in value.items()}
+        special = isinstance(value, Record | Storage) or is_name(value)
+        return _array(name, value, where) if special else value
+
+    with open(path, "rb") as file:
+        top = read_object(file, where)
         if not isinstance(top, dict):
             raise ValueError(f"{where}: {_listing(top)}, expected a dict")
-        return {
-            str(key): _Weights(where).group(str(key), value)
-            for key, value in top.items()
-        }
+        return {str(name): read(str(name), value) for name, value in top.items()}
 
 
 def write_state_dict(
@@ -120,7 +109,7 @@ def write_state_dict(
     """Writes weights in the format that the suffix names, whole or not at all.
 
     ``.safetensors`` and ``.npz`` are read by their packages; PyTorch takes the former
-    with ``safetensors.torch.load_file``. npz has no bfloat16.
+    with ``safetensors.torch.load_file``.
 
     Raises:
       ValueError: another suffix, or an array that the format cannot hold; the message
@@ -132,7 +121,7 @@ def write_state_dict(
             f"{path}: the suffix must be one of {', '.join(_WRITERS)}; PyTorch reads "
             ".safetensors with safetensors.torch.load_file"
         )
-    arrays = {name: _writable(name, value) for name, value in state.items()}
+    arrays = {k: _writable(k, v, path.suffix) for k, v in state.items()}
     with replacing(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
@@ -140,143 +129,29 @@ def write_state_dict(
         unfinished.chmod(mode)  # safetensors lets nobody but the owner read
 
 
-@dataclasses.dataclass(frozen=True)
-class _Weights:
-    """Finds the state dict in what the pickle of a file held, and makes its arrays."""
+# Which objects of a file are the weights.
 
-    where: str
 
-    def select(self, top: Any, key: str) -> dict[str, np.ndarray]:
-        if key:
-            if not isinstance(top, dict) or key not in top:
-                raise ValueError(f"{self.where}: no key {key!r}; {_listing(top)}")
-            if not _is_state(top[key]):
-                raise ValueError(
-                    f"{self.where}: {key!r} is {kind_of(top[key])}, neither a state "
-                    f"dict nor a network; {_listing(top)}"
-                )
-            return self.read(top[key])
-        if _is_state(top):
-            return self.read(top)
-        entries = top if isinstance(top, dict) else {}
-        for name in WEIGHT_KEYS:
-            if entries.get(name) and _is_state(entries[name]):
-                return self.read(entries[name])
-        raise ValueError(
-            f"{self.where}: no state dict or network at the top level or under "
-            f"{', '.join(WEIGHT_KEYS)}; {_listing(top)}. Choose one with key=..."
+def _select(top: Any, key: str, where: str) -> Iterable[tuple[str, Any]]:
+    """Names and tensors of the state dict in what a file holds."""
+    entries = top if isinstance(top, dict) else {}
+    if not key:
+        likely = [top, *(entries[k] for k in WEIGHT_KEYS if entries.get(k))]
+        wrong = "no state dict or network at the top level or under "
+        wrong += ", ".join(WEIGHT_KEYS)
+    elif key not in entries:
+        raise ValueError(f"{where}: no key {key!r}; {_listing(top)}")
+    else:
+        likely = [entries[key]]
+        wrong = (
+            f"{key!r} is {kind_of(entries[key])}, neither a state dict nor a network"
         )
-
-    def read(self, value: Any) -> dict[str, np.ndarray]:
-        entries = value.items() if isinstance(value, dict) else self.walk(value)
-        return {name: self.array(name, entry) for name, entry in entries}
-
-    def walk(
-        self, module: Any, prefix: str = "", depth: int = 0
-    ) -> Iterator[tuple[str, Any]]:
-        """Names and tensors of a network, in the order of its ``state_dict()``."""
-        state = module_state(module)
-        if state is None:
-            raise ValueError(
-                f"{self.where}: module {prefix[:-1]!r} is {kind_of(module)}, no module"
-            )
-        if depth > _MAX_DEPTH:
-            raise ValueError(
-                f"{self.where}: module {prefix[:60]}... is nested deeper than "
-                f"{_MAX_DEPTH} levels"
-            )
-        temporary = state.get("_non_persistent_buffers_set")
-        for name, value in self.entries(state, "_parameters", prefix):
-            yield prefix + name, value
-        for name, value in self.entries(state, "_buffers", prefix):
-            if not (isinstance(temporary, set | frozenset) and name in temporary):
-                yield prefix + name, value
-        for name, child in self.entries(state, "_modules", prefix):
-            yield from self.walk(child, f"{prefix}{name}.", depth + 1)
-
-    def entries(
-        self, state: dict[str, Any], group: str, prefix: str
-    ) -> list[tuple[str, Any]]:
-        """What a module registered in one of its dicts; None is a place left free."""
-        members = state.get(group, {})
-        if not isinstance(members, dict) or any(type(n) is not str for n in members):
-            raise ValueError(f"{self.where}: {prefix}{group} is no dict of names")
-        return [(name, value) for name, value in members.items() if value is not None]
-
-    def group(self, name: str, value: Any) -> Any:
-        """A value, an array, or a dict of these."""
-        if isinstance(value, dict):
-            return {str(k): self.value(f"{name}.{k}", v) for k, v in value.items()}
-        return self.value(name, value)
-
-    def value(self, name: str, value: Any) -> Any:
-        special = isinstance(value, Record | Storage) or is_name(value)
-        return self.array(name, value) if special else value
-
-    def array(self, name: str, value: Any) -> np.ndarray:
-        try:
-            return to_array(value, self.where)
-        except UnsafePickleError:
-            raise
-        except (ValueError, *DAMAGE) as error:
-            raise ValueError(f"{self.where}: tensor {name!r}: {error}") from error
-
-
-# What the content of a file says about its format.
-
-
-def _is_safetensors(data: mmap.mmap) -> bool:
-    # The length of the header, 64 bits, little endian and below 4 GB; then its JSON.
-    return data[4:9] == b"\0\0\0\0{"
-
-
-def _is_npz(archive: zipfile.ZipFile) -> bool:
-    return all(name.endswith(".npy") for name in archive.namelist())
-
-
-# Readers of the formats.
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
+    chosen = next(filter(_is_state, likely), None)
+    if chosen is None:
         raise ValueError(
-            f"{path}: the safetensors file is cut off, damaged, or of a dtype that "
-            f"numpy does not have: {error}"
-        ) from error
-
-
-def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, np.ndarray]:
-    state = {}
-    for entry in archive.namelist():
-        name = entry.removesuffix(".npy")
-        try:
-            with archive.open(entry) as file:
-                state[name] = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, *DAMAGE) as error:
-            raise ValueError(f"{where}: array {name!r}: {error}") from error
-    return state
-
-
-def _checked(
-    state: dict[str, np.ndarray], where: str, key: str
-) -> dict[str, np.ndarray]:
-    """The arrays of a flat format, once their dtypes are those of weights."""
-    if key:
-        raise ValueError(
-            f"{where}: no key {key!r}: the format holds one state dict and no entries"
+            f"{where}: {wrong}; {_listing(top)}. Choose an entry with key=..."
         )
-    for name, array in state.items():
-        if array.dtype.newbyteorder("=") not in STORAGE_OF:
-            raise ValueError(f"{where}: array {name!r} is of dtype {array.dtype}")
-    return {
-        name: np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
-        for name, array in state.items()
-    }
+    return chosen.items() if isinstance(chosen, dict) else _walk(chosen, where)
 
 
 def _is_state(value: Any) -> bool:
@@ -295,31 +170,104 @@ def _listing(top: Any, limit: int = 20) -> str:
     return f"its keys are {', '.join(shown)}{more}"
 
 
-# Writers.
+def _walk(
+    module: Any, where: str, prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """Names and tensors of a network, in the order of its ``state_dict()``."""
+    state = module_state(module)
+    if state is None:
+        raise ValueError(
+            f"{where}: module {prefix[:-1]!r} is {kind_of(module)}, no module"
+        )
+    if depth > _MAX_DEPTH:
+        raise ValueError(
+            f"{where}: module {prefix[:60]}... is nested deeper than {_MAX_DEPTH} "
+            "levels"
+        )
+    temporary = state.get("_non_persistent_buffers_set")
+    for group in ("_parameters", "_buffers", "_modules"):
+        members = state.get(group, {})
+        if not isinstance(members, dict) or any(type(n) is not str for n in members):
+            raise ValueError(f"{where}: {prefix}{group} is no dict of names")
+        for name, value in members.items():
+            if value is None:  # a place left free
+                continue
+            if group == "_modules":
+                yield from _walk(value, where, f"{prefix}{name}.", depth + 1)
+            elif not (
+                group == "_buffers"
+                and isinstance(temporary, set | frozenset)
+                and name in temporary
+            ):
+                yield prefix + name, value
 
 
-def _writable(name: str, value: np.typing.ArrayLike) -> np.ndarray:
+def _array(name: str, value: Any, where: str) -> np.ndarray:
+    with damage_in(f"{where}: tensor {name!r}"):
+        return to_array(value, where)
+
+
+# Formats without pickles.
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    import safetensors.numpy
+
+    with damage_in(
+        f"{path}: the safetensors file is cut off, damaged, or of a dtype that numpy "
+        "does not have"
+    ):
+        return safetensors.numpy.load_file(path)
+
+
+def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, np.ndarray]:
+    state = {}
+    for entry in archive.namelist():
+        name = entry.removesuffix(".npy")
+        with damage_in(f"{where}: array {name!r}"), archive.open(entry) as file:
+            state[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return state
+
+
+def _checked(
+    state: dict[str, np.ndarray], where: str, key: str
+) -> dict[str, np.ndarray]:
+    """The arrays of a flat format, once their dtypes are those of weights."""
+    if key:
+        raise ValueError(
+            f"{where}: no key {key!r}: the format holds one state dict and no entries"
+        )
+    for name, array in state.items():
+        native = array.dtype.newbyteorder("=")
+        if native not in DTYPES:
+            raise ValueError(f"{where}: array {name!r} is of dtype {array.dtype}")
+        state[name] = np.require(array, native, ["C", "W"])
+    return state
+
+
+# Formats that are written.
+
+
+def _writable(name: str, value: np.typing.ArrayLike, suffix: str) -> np.ndarray:
     if type(name) is not str or not name or "\0" in name:
         raise ValueError(f"the name {name!r} is no text without a zero byte")
+    if suffix == ".safetensors" and name == "__metadata__":
+        raise ValueError("'__metadata__' is not a name of a tensor in safetensors")
     array = np.asarray(value)
     native = array.dtype.newbyteorder("=")
-    if native not in STORAGE_OF:
-        legal = ", ".join(str(dtype) for dtype in STORAGE_OF)
-        raise ValueError(f"{name!r} is of dtype {array.dtype}; legal are {legal}")
-    little = native.newbyteorder("<")
+    if native not in DTYPES or native == _LACKING[suffix]:
+        legal = ", ".join(str(dtype) for dtype in DTYPES if dtype != _LACKING[suffix])
+        raise ValueError(
+            f"{name!r} is of dtype {array.dtype}; {suffix} can hold {legal}"
+        )
     # ascontiguousarray would give a scalar a dimension.
-    return np.asarray(array, little, order="C")
+    return np.asarray(array, native.newbyteorder("<"), order="C")
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # Not np.savez: it takes names for arguments and cannot save one called "file".
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
-            if array.dtype == ml_dtypes.bfloat16:
-                raise ValueError(
-                    f"{name!r} is of dtype bfloat16, which npz does not have; write "
-                    ".safetensors, or cast it to float32"
-                )
             # Without the time of day, the same weights are the same bytes.
             entry = zipfile.ZipInfo(f"{name}.npy")
             with archive.open(entry, "w", force_zip64=True) as file:
@@ -327,13 +275,12 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    if "__metadata__" in arrays:
-        raise ValueError("'__metadata__' is not a name of a tensor in safetensors")
     import safetensors.numpy
 
     safetensors.numpy.save_file(dict(arrays), path)
 
 
+_LACKING = {".safetensors": np.complex128, ".npz": ml_dtypes.bfloat16}
 _WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray]], None]] = {
     ".safetensors": _write_safetensors,
     ".npz": _write_npz,

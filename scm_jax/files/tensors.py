@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,7 @@ import numpy as np
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of names, shapes and little-endian float32 values, sorted by name.
 
-    It identifies weights whatever file they came in; the bytes of a file also depend on
-    its format and on the program that wrote it.
+    It identifies weights whatever file they came in.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -43,18 +42,15 @@ def check_tensors(
     left = {n for n in state if n not in shapes and not n.endswith(tuple(ignored))}
     present = [name for name in shapes if name in state]
     wrong = [name for name in present if state[name].shape != shapes[name]]
-    tensors = {
-        name: np.asarray(state[name], np.float32)
-        for name in present
-        if name not in wrong
-    }
+    fitting = [name for name in present if name not in wrong]
+    tensors = {name: np.asarray(state[name], np.float32) for name in fitting}
     bad = [name for name, array in tensors.items() if not np.isfinite(array).all()]
     problems = [
-        *_some("missing", (f"{n} {shapes[n]}" for n in shapes if n not in state)),
-        *_some("unknown", (f"{name} {state[name].shape}" for name in sorted(left))),
+        *_some("missing", [f"{n} {shapes[n]}" for n in shapes if n not in state]),
+        *_some("unknown", [f"{name} {state[name].shape}" for name in sorted(left)]),
         *_some(
             "wrong shape",
-            (f"{n} {state[n].shape}, expected {shapes[n]}" for n in wrong),
+            [f"{n} {state[n].shape}, expected {shapes[n]}" for n in wrong],
         ),
         *_some("not finite", bad),
     ]
@@ -64,7 +60,6 @@ def check_tensors(
     return tensors
 
 
-def _some(problem: str, names: Iterable[str], most: int = 8) -> list[str]:
-    names = list(names)
+def _some(problem: str, names: list[str], most: int = 8) -> list[str]:
     rest = [f"  {problem}: {len(names) - most} more"] if len(names) > most else []
     return [f"  {problem}: {name}" for name in names[:most]] + rest

@@ -8,12 +8,7 @@ from pathlib import Path
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """``path`` with ``~`` and ``~name`` replaced.
-
-    Raises:
-      ValueError: that home directory is not known, as in a container with a bare user
-        id.
-    """
+    """``path`` with ``~`` and ``~name`` replaced; a ValueError if they are unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -32,11 +27,7 @@ def cache_folder(*parts: str) -> Path | None:
 
 
 def writable(path: str | os.PathLike[str]) -> Path:
-    """``path`` of a file to write later: its folder is made and tried now.
-
-    Raises:
-      OSError: no file can be made there.
-    """
+    """``path`` of a file to write later; an OSError now if none can be made there."""
     path = expand(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,12 +55,6 @@ def test_pixels_of_samples_are_rounded_to_levels_and_clipped():
     assert pixels.tolist() == [0, round(5 * 255 / 16), round(5 * 255 / 16), 255]
 
 
-def test_slices_of_the_split(dataset, digits_root):
-    first = make_dataset("digits", "train[:100]", root=digits_root)
-    assert first.info.num_items == 100
-    np.testing.assert_array_equal(first.arrays()[0], dataset.arrays()[0][:100])
-
-
 def test_card_says_what_was_measured(dataset):
     card = (Path(storage.builders_folder()) / "digits/README.md").read_text()
     counts = np.bincount(dataset.arrays()[1])

@@ -40,12 +40,6 @@ def assert_same(raw, *parts):
     jax.tree.map(np.testing.assert_array_equal, together, raw)
 
 
-def test_seed_determines_the_order():
-    first, again, other = (labels(numbered().iterator(8, s), 9) for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
 def test_each_epoch_has_every_item_once_in_an_order_of_its_own():
     epochs = labels(numbered().iterator(8, seed=0), 9).reshape(3, NUM_ITEMS)
     np.testing.assert_array_equal(
@@ -94,17 +88,11 @@ def test_restart_goes_on_bitwise_with_any_number_of_processes(num_read, process_
         for index in range(process_count)
     ]
     for iterator in restarted:
+        next(iterator)  # a state counts from wherever the iterator stands
         iterator.set_state(state)
         assert iterator.get_state() == state
     for raw, *parts in zip(expected, *restarted, strict=False):
         assert_same(raw, *parts)
-
-
-def test_set_state_after_reading_goes_back():
-    iterator = numbered().iterator(8, seed=5)
-    first = labels(iterator, 2)
-    iterator.set_state({"next_index": 0})
-    np.testing.assert_array_equal(labels(iterator, 2), first)
 
 
 def test_items_read_one_by_one_from_disk_are_the_same(digits_root):
@@ -122,11 +110,6 @@ def test_items_read_one_by_one_from_disk_are_the_same(digits_root):
     assert from_disk.get_state() == {"next_index": 3}
 
 
-def test_batch_must_divide_by_the_processes():
-    with pytest.raises(ValueError, match=r"batch_size 10 .* processes, 4"):
-        numbered().iterator(10, 0, 0, 4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -134,6 +117,7 @@ def test_batch_must_divide_by_the_processes():
         ((8, -1), "seed = -1 must be a whole number in 0..4294967295"),
         ((8, 2**32), "seed = 4294967296"),
         ((8, 0, 2, 2), r"process_index 2 is not in 0\.\.1"),
+        ((10, 0, 0, 4), r"batch_size 10 .* processes, 4"),
     ],
 )
 def test_bad_arguments(arguments, message):

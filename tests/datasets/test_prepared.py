@@ -1,15 +1,16 @@
 """Images of any prepared dataset: what the manifest says is what a training gets."""
 
-import itertools
 import logging
 
 import jax
 import numpy as np
 import pytest
 
-from scm_jax.datasets import make_dataset
+from scm_jax.datasets import images, make_dataset
 from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.datasets.preparation.prepare import prepare
+from scm_jax.datasets.preparation.readers.sources import SOURCES
+from scm_jax.datasets.preparation.resize import RECIPES
 from tests.preparation.engine_program import ArrayItems, arrays, run
 
 
@@ -35,12 +36,9 @@ def test_shape_classes_and_values_are_those_of_the_manifest(root):
     np.testing.assert_allclose(x, arrays().fields["image"] / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(label, arrays().fields["label"])
     assert open_images(root, "test").info.num_items == 6
+    unlabelled = open_images(root, conditional=False)
+    assert unlabelled.info.num_classes == 0 and unlabelled.arrays()[1] is None
     assert len(open_images(root, "train[:10]").arrays()[0]) == 10
-
-
-def test_without_classes(root):
-    dataset = open_images(root, conditional=False)
-    assert dataset.info.num_classes == 0 and dataset.arrays()[1] is None
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -56,23 +54,11 @@ def test_measured_scaling_is_that_of_the_training_split(root, split):
 
 def test_measured_scaling_is_the_same_on_the_device(root):
     dataset = open_images(root, scaling="measured")
+    assert open_images(root, flip=True).opened.randomize is images.flip_at_random
     raw = next(dataset.iterator(23, seed=0))
     x, _ = dataset.arrays()
     batch = jax.jit(dataset.to_batch)(raw)
     np.testing.assert_array_equal(batch.x, x[raw.items[:, 2]])
-
-
-def test_flips_mirror_some_images(root):
-    plain, flipped = open_images(root), open_images(root, flip=True)
-    batches = zip(plain.iterator(8, 0), flipped.iterator(8, 0), strict=True)
-    ways = set()
-    for one, other in itertools.islice(batches, 3):
-        a, b = plain.to_batch(one).x, flipped.to_batch(other).x
-        for x, y in zip(np.asarray(a), np.asarray(b), strict=True):
-            mirrored = bool((x[:, ::-1] == y).all())
-            assert mirrored or (x == y).all()
-            ways.add(mirrored)
-    assert ways == {True, False}
 
 
 def test_missing_data_name_the_command(tmp_path, root):
@@ -108,9 +94,6 @@ def test_a_channel_of_one_value_cannot_be_scaled(tmp_path):
         open_images(tmp_path, scaling="measured")
 
 
-# --- variants of ImageNet 64x64 -------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", IMAGENET64_VARIANTS)
 def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     tmp_path, variant, caplog
@@ -131,21 +114,16 @@ def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 127.5, [0, 1, 2], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name, options, command",
-    [
-        ("cifar10", {}, "--dataset=cifar10 --source=cifar-10-python.tar.gz"),
-        ("imagenet64", {}, "--dataset=imagenet64 --source=ILSVRC2012_img_train.tar"),
-        (
-            "imagenet64",
-            {"variant": "resized"},
-            "--dataset=imagenet64 --variant=resized",
-        ),
-        ("imagenet512_latents", {}, "--dataset=imagenet512_latents --source=img512-sd"),
-    ],
-)
-def test_missing_published_data_name_their_command(tmp_path, name, options, command):
-    dataset = make_dataset(name, root=tmp_path, **options)
-    with pytest.raises(FileNotFoundError) as error:
-        dataset.arrays()
-    assert f"python -m scm_jax data prepare {command}" in str(error.value)
+def test_each_variant_can_be_prepared_and_keeps_apart():
+    variants = IMAGENET64_VARIANTS.values()
+    assert len({variant.folder for variant in variants}) == 3
+    for variant in variants:
+        assert variant.recipe in RECIPES and set(variant.kinds) <= set(SOURCES)
+
+
+def test_the_first_is_the_one_of_published_figures():
+    first, *others = IMAGENET64_VARIANTS.values()
+    assert first.folder == "imagenet64" and first.labelled and first.comparable
+    assert first.recipe == "center_crop_dhariwal"
+    assert not any(variant.comparable for variant in others)
+    assert [variant.labelled for variant in others] == [True, False]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from scm_jax.datasets import array_records, pipeline
-from tests.datasets.test_images import prepare
+from scm_jax.datasets import array_records, pipeline, storage
+from tests.datasets.builders import write_builder
 
 NUM = 7
 RNG = np.random.default_rng(0)
@@ -25,13 +25,14 @@ VALUES = {
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("records")
     fields = {name: list(values) for name, values in VALUES.items()}
-    shapes = {"free": (None, 3)}
-    return prepare(root, "numbers", shapes=shapes, **fields) / "numbers" / "1.0.0"
+    fields["ragged"] = [np.zeros((2 + (item == 3), 2), np.uint8) for item in range(NUM)]
+    shapes = {"free": (None, 3), "ragged": (None, 2)}
+    return storage.prepare(write_builder(root, "numbers", shapes, **fields), root)
 
 
 @pytest.mark.parametrize("indices", [[0], [6, 2, 2, 0], list(range(NUM))])
 def test_all_types_are_read_back(folder, indices):
-    source = pipeline.read_prepared(folder, memory_limit=0)
+    source = pipeline.read_prepared(folder, memory_limit=0, fields=tuple(VALUES))
     found = source.gather(np.array(indices))
     assert set(found) == set(VALUES)
     for name, values in VALUES.items():
@@ -47,7 +48,7 @@ def test_all_types_are_read_back(folder, indices):
 def test_other_features_are_left_to_tfds(folder, monkeypatch):
     for dtype in (np.uint8, np.float16):
         monkeypatch.delitem(array_records._DECODERS, np.dtype(dtype))
-    source = pipeline.read_prepared(folder, memory_limit=0)
+    source = pipeline.read_prepared(folder, memory_limit=0, fields=tuple(VALUES))
     found = source.gather(np.array([3, 1]))
     for name, values in VALUES.items():
         np.testing.assert_array_equal(found[name], values[[3, 1]], err_msg=name)
@@ -62,7 +63,9 @@ def test_only_what_is_asked_for_is_read(folder):
         pipeline.read_prepared(folder, fields=("labels",))
 
 
-def test_a_record_without_the_feature_is_named(folder):
+def test_a_record_of_another_kind_is_named(folder):
+    with pytest.raises(ValueError, match=r"item 3 has 'ragged' of shape \(3, 2\)"):
+        pipeline.read_prepared(folder, fields=("ragged",))
     source = pipeline.read_prepared(folder, memory_limit=0, fields=("label",))
     renamed = {"other": source.features["label"]}
     broken = array_records.RecordSource(source.records, renamed, ("other",))

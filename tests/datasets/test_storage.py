@@ -6,41 +6,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import scm_jax
 from scm_jax.datasets import make_dataset, pipeline, storage
+from tests.commands.in_process import scm
+from tests.datasets.builders import write_builder
 from tests.hang import HANG
 
-BUILDER = """
-import dataclasses
-import numpy as np
-import tensorflow_datasets as tfds
-
-class Builder(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("2.0.0")
-
-    def _info(self):
-        x = tfds.features.Tensor(shape=(3,), dtype=np.float32)
-        features = tfds.features.FeaturesDict({"x": x})
-        return self.dataset_info_from_configs(features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for index in range(4):
-            STEP
-            yield index, {"x": np.full(3, index, np.float32)}
-"""
+ENV = os.environ | {"PYTHONPATH": str(Path(scm_jax.__path__[0]).parent)}
 
 
-def write_builder(folder: Path, step: str = "pass") -> Path:
-    folder.mkdir()
-    (folder / "README.md").write_text("Four vectors.")
-    file = folder / "vectors_dataset_builder.py"
-    file.write_text(BUILDER.replace("STEP", step))
-    return folder
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def builder(tmp_path):
+    """A folder with a user's own builder."""
+    x = [np.full(3, index, np.float32) for index in range(4)]
+    return write_builder(tmp_path, "vectors", x=x)
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -48,28 +35,25 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
-def test_preparing_twice_does_it_once(tmp_path, monkeypatch):
-    builder = write_builder(tmp_path / "vectors")
-    folder = storage.prepare(builder, tmp_path / "root")
-    assert folder == tmp_path / "root/vectors/2.0.0"
-    before = files(tmp_path / "root")
+def test_preparing_twice_does_it_once(builder, root, monkeypatch):
+    folder = storage.prepare(builder, root)
+    assert folder == root / "vectors/1.0.0"
+    before = files(root)
     monkeypatch.setattr(storage, "_generate", None)
-    assert storage.prepare(str(builder), tmp_path / "root") == folder
-    assert files(tmp_path / "root") == before
-    assert os.listdir(tmp_path / "root") == ["vectors"]
+    assert storage.prepare(str(builder), root) == folder
+    assert files(root) == before
+    assert os.listdir(root) == ["vectors"]
 
 
 @pytest.mark.parametrize("form", [lambda p: p, str, lambda p: next(p.glob("*.py"))])
-def test_a_users_builder_works_by_path(tmp_path, form):
-    builder = write_builder(tmp_path / "vectors")
-    folder = storage.prepare(form(builder), tmp_path / "root")
+def test_a_users_builder_works_by_path(builder, root, form):
+    folder = storage.prepare(form(builder), root)
     source = pipeline.read_prepared(folder, "train[1:]")
     assert sorted(source.fields["x"][:, 0].tolist())[-1] == 3
     assert source.fields["x"].shape == (3, 3)
 
 
-def test_another_process_may_finish_first(tmp_path, monkeypatch):
-    builder, root = write_builder(tmp_path / "vectors"), tmp_path / "root"
+def test_another_process_may_finish_first(builder, root, monkeypatch):
     generate = storage._generate
 
     def generate_late(builder_class, folder):
@@ -84,12 +68,12 @@ def test_another_process_may_finish_first(tmp_path, monkeypatch):
 
 
 def test_two_processes_at_once(tmp_path):
-    command = ["-m", "scm_jax", "data", "prepare"]
-    run = [sys.executable, *command, "--dataset=digits", f"--root={tmp_path}"]
-    checkout = str(Path(scm_jax.__path__[0]).parent)
-    env = os.environ | {"PYTHONPATH": checkout}
+    code = (
+        "import sys; from scm_jax import datasets as d; print(d.prepare(*sys.argv[1:]))"
+    )
+    run = [sys.executable, "-c", code, "digits", str(tmp_path)]
     processes = [
-        subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(run, env=ENV, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [process.communicate(timeout=HANG)[0].strip() for process in processes]
@@ -99,20 +83,21 @@ def test_two_processes_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["digits"]
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
-    builder = write_builder(tmp_path / "vectors", step="raise OSError('disk full')")
+def test_a_failure_leaves_nothing_behind(builder, root):
+    (file,) = builder.glob("*.py")
+    failing = "for index in range(4):\n            raise OSError('disk full')"
+    file.write_text(file.read_text().replace("for index in range(4):", failing))
     with pytest.raises(OSError, match="disk full"):
-        storage.prepare(builder, tmp_path / "root")
-    assert os.listdir(tmp_path / "root") == []
+        storage.prepare(builder, root)
+    assert os.listdir(root) == []
 
 
-def test_foreign_files_are_not_overwritten(tmp_path):
-    builder = write_builder(tmp_path / "vectors")
-    mine = tmp_path / "root/vectors/2.0.0/mine.txt"
+def test_foreign_files_are_not_overwritten(builder, root):
+    mine = root / "vectors/1.0.0/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
-    with pytest.raises(FileExistsError, match=r"2\.0\.0 already exists"):
-        storage.prepare(builder, tmp_path / "root")
+    with pytest.raises(FileExistsError, match=r"1\.0\.0 already exists"):
+        storage.prepare(builder, root)
     assert mine.read_text() == "keep"
 
 
@@ -121,10 +106,7 @@ def test_missing_data_name_the_command_that_prepares_them(tmp_path):
         make_dataset("digits", root=tmp_path)
     run = f"python -m scm_jax data prepare --dataset=digits --root={tmp_path}"
     assert f"`{run}`" in str(error.value)
-    done = subprocess.run(
-        [sys.executable, *run.split()[1:]], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(tmp_path / "digits/1.0.0")
+    scm(*run.split()[3:])
     assert make_dataset("digits", root=tmp_path).info.num_items == 1797
 
 
@@ -169,13 +151,5 @@ def test_import_needs_no_data_library():
         "heavy = ('tensorflow', 'torch', 'tensorflow_datasets', 'grain', 'sklearn')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    checkout = str(Path(scm_jax.__path__[0]).parent)
-    env = os.environ | {"PYTHONPATH": checkout}
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout.strip() == "[]"
+    run = [sys.executable, "-c", code]
+    assert subprocess.check_output(run, env=ENV, text=True).strip() == "[]"

@@ -25,55 +25,23 @@ def read(content, builders=None, known=(), persistent=None):
     )
 
 
-def plain(protocol):
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_are_what_pickle_reads(protocol):
     shared = ["again"]
     value = {
-        "numbers": [0, 1, -1, 255, 256, 2**31, -(2**31) - 1, 2**80, 0.1, -0.0],
-        "big": 2**3000,
-        "words": ["", "a", "größe λ 🙂", "x" * 300, 'quote"\\\n'],
-        "constants": (None, True, False, ()),
-        ("tuple", 1): (1, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)),
+        "numbers": [0, 255, -(2**31) - 1, 2**3000, 0.1, -0.0],
+        "words": ["", "größe λ 🙂", "x" * 300, 'quote"\\\n'],
+        ("tuple", 1): (None, True, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)),
         "shared": [shared, shared],
         3: {},
     }
-    if protocol >= 3:
-        value["bytes"] = [b"", b"a", b"x" * 300, b"y" * 70_000]
     if protocol >= 4:
-        value["sets"] = [set(), {1, "a"}, frozenset({(1, 2)})]
-    if protocol >= 5:
-        value["bytearray"] = bytearray(b"abc")
-    return value
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_values_are_what_pickle_reads(protocol):
-    value = plain(protocol)
-    for content in (
-        pickle.dumps(value, protocol),
-        pickle._dumps(value, protocol),  # the writer in Python: other opcodes
-    ):
+        value["sets"] = [set(), {1, "a"}, frozenset({(1, 2)}), b"y" * 70_000]
+    # The writer in Python has other opcodes.
+    for content in (pickle.dumps(value, protocol), pickle._dumps(value, protocol)):
         again = read(content)
         assert again == value
-        assert str(again["numbers"]) == str(value["numbers"])
         assert again["shared"][0] is again["shared"][1]
-
-
-@pytest.mark.parametrize(
-    "content, expected",
-    [
-        (b"(K\x01K\x02l.", [1, 2]),
-        (b"(K\x01K\x02d.", {1: 2}),
-        (b"K\x01K\x020.", 1),
-        (b"K\x01(K\x02K\x031.", 1),
-        (b"K\x01(0.", 1),
-        (b"K\x012\x86.", (1, 1)),
-        (b"(K\x01\x91.", frozenset({1})),
-        (b"]p3\n(K\x01g3\ne.", None),
-    ],
-)
-def test_opcodes_that_nobody_writes_any_more(content, expected):
-    got = read(content)
-    assert got == pickle.loads(content) if expected is not None else got[1] is got
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -90,28 +58,14 @@ class Point:
         self.x = 1
 
 
-class Keyed(Point):
-    def __getnewargs_ex__(self):
-        return (), {"x": 1}
-
-
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_state_stays_beside_the_object(protocol):
     name = f"{__name__}.Point"
     got = read(pickle.dumps(Point(), protocol), known={name})
     assert (got.maker, got.args, got.state) == (name, (), {"x": 1})
-
-
-def test_objects_of_the_oldest_protocols():
-    for content in (b"(K\x01ia\nPoint\n.", b"(ca\nPoint\nK\x01o."):
+    for content in (b"(K\x01ia\nPoint\n.", b"(ca\nPoint\nK\x01o."):  # as long ago
         got = read(content, known={"a.Point"})
         assert (got.maker, got.args, got.state) == ("a.Point", (1,), None)
-
-
-def test_keywords_for_an_object_are_an_error():
-    content = pickle.dumps(Keyed(), 4)
-    with pytest.raises(ValueError, match=r"a\.pkl: .*keyword argument"):
-        read(content, known={f"{__name__}.Keyed"})
 
 
 def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
@@ -123,31 +77,16 @@ def test_builders_make_what_is_wanted_and_attributes_of_dicts_are_left_out():
     assert list(got) == ["b", "a"]
 
 
-def test_the_names_of_python_2_are_those_of_python_3():
-    content = pickle.dumps({1, 2}, 2)
-    assert b"__builtin__" in content
-    with pytest.raises(UnsafePickleError, match=r"a\.pkl: .* asks for builtins\.set,"):
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (pickle.dumps({1, 2}, 2), "set"),  # __builtin__.set, as in Python 2
+        (pickle.dumps([1, eval]), "eval"),  # a name that is not called
+    ],
+)
+def test_other_names_are_refused(content, name):
+    with pytest.raises(UnsafePickleError, match=rf"a\.pkl: .* for builtins\.{name}, "):
         read(content)
-
-
-def test_a_name_is_refused_also_where_it_is_not_called():
-    with pytest.raises(UnsafePickleError, match=r" builtins\.eval, "):
-        read(pickle.dumps([1, eval]))
-
-
-def test_persistent_ids_of_both_forms():
-    assert read(b"Pabc\n.", persistent=str.upper) == "ABC"
-    assert read(b"\x80\x02X\x03\x00\x00\x00abcQ.", persistent=str.upper) == "ABC"
-
-
-def test_the_stream_stands_behind_the_pickle():
-    stream = io.BytesIO(pickle.dumps(1) + pickle.dumps("two") + b"rest")
-    values = [
-        read_pickle(stream, where="", builders={}, is_known=lambda *_: False)
-        for _ in range(2)
-    ]
-    assert values == [1, "two"]
-    assert stream.read() == b"rest"
 
 
 @pytest.mark.parametrize("state", [{"state": 1}, (None, {"build": 1})])
@@ -181,5 +120,4 @@ def test_a_key_is_no_tuple_of_tuples():
 
 
 def test_an_index_of_the_memo_takes_no_memory_of_its_own():
-    with pytest.raises(ValueError, match=r"the index 4294967295 of its memo"):
-        read(b"\x80\x02]r\xff\xff\xff\xff.")
+    assert read(b"\x80\x02]r\xff\xff\xff\xff.") == []

@@ -3,34 +3,22 @@
 import numpy as np
 import pytest
 
-from scm_jax.files.state_dict import (
-    read_state_dict,
-    write_state_dict,
-)
-from tests.exchange.torch_pickles import BFLOAT16, assert_same, ramp, write
-
-# Written and read again.
+from scm_jax.files.state_dict import read_state_dict, write_state_dict
+from scm_jax.files.torch_files import DTYPES
+from tests.exchange.torch_pickles import assert_same, ramp, write
 
 ONE = {"w": ramp(2)}
-
-DTYPES = {
-    np.dtype(dtype).name: np.dtype(dtype)
-    for dtype in (
-        *(np.float32, np.float64, np.float16, BFLOAT16),
-        *(np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_),
-    )
-}
 
 
 def any_bits(dtype, *shape):
     """Every value of a dtype is as likely as any other: NaN, infinity, -0 too."""
+    content = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
     if dtype == np.bool_:
-        return np.random.default_rng(0).random(shape) < 0.5
-    count = int(np.prod(shape)) * dtype.itemsize
-    return np.frombuffer(np.random.default_rng(0).bytes(count), dtype).reshape(shape)
+        content = bytes(byte & 1 for byte in content)
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
     state = {
@@ -47,10 +35,8 @@ def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
         "größe/λ": any_bits(dtype, 2),
     }
     path = tmp_path / f"a{suffix}"
-    if suffix == ".npz" and dtype == BFLOAT16:
-        with pytest.raises(
-            ValueError, match="is of dtype bfloat16, which npz does not"
-        ):
+    if (suffix, dtype.name) in {(".npz", "bfloat16"), (".safetensors", "complex128")}:
+        with pytest.raises(ValueError, match=f"is of dtype {dtype}; {suffix} can hold"):
             write_state_dict(path, state)
         assert not list(tmp_path.iterdir())
         return
@@ -60,6 +46,8 @@ def test_written_and_read_again_bit_for_bit(suffix, dtype, tmp_path):
     for name in state:
         assert_same(again[name], state[name])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    (tmp_path / "plain").touch()  # with the rights of an ordinary file
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_order_of_bytes_and_of_names_is_kept(tmp_path):
@@ -91,7 +79,7 @@ def test_npz_is_read_by_numpy_and_numpys_is_read_here(tmp_path):
     "name, state, message",
     [
         ("a.pt", ONE, "must be one of .safetensors, .npz; PyTorch reads .safetensors"),
-        ("a.npz", {"w": np.array(["x"])}, "'w' is of dtype <U1; legal are float32"),
+        ("a.npz", {"w": np.array(["x"])}, "'w' is of dtype <U1; .npz can hold float32"),
         ("a.npz", {"w": np.zeros(1, np.uint16)}, "'w' is of dtype uint16"),
         ("a.npz", {"": ramp(1)}, "the name '' is no text"),
         ("a.npz", {3: ramp(1)}, "the name 3 is no text"),
@@ -106,12 +94,3 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file(
     with pytest.raises(ValueError, match=message):
         write_state_dict(old, state)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
-
-
-def test_all_formats_leave_the_rights_of_an_ordinary_file(tmp_path):
-    modes = set()
-    for suffix in (".npz", ".safetensors"):
-        write_state_dict(tmp_path / f"a{suffix}", ONE)
-        modes.add((tmp_path / f"a{suffix}").stat().st_mode)
-    (tmp_path / "plain").touch()
-    assert modes == {(tmp_path / "plain").stat().st_mode}

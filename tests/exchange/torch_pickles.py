@@ -95,19 +95,13 @@ def dumps(value, protocol=2):
 
 
 def write_zip(path, value, storages=(), byteorder="little"):
-    """A zip file as torch.save makes it."""
+    """A zip file as torch.save makes it; bytes are a pickle already."""
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", dumps(value))
+        content = value if isinstance(value, bytes) else dumps(value)
+        archive.writestr("a/data.pkl", content)
         archive.writestr("a/byteorder", byteorder)
         for key, content in enumerate(storages):
             archive.writestr(f"a/data/{key}", content)
-        archive.writestr("a/version", "3\n")
-    return path
-
-
-def wrap_zip(path, content):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", content)
     return path
 
 
