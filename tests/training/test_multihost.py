@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from scm_jax.training import checkpoint
 from scm_jax.training.processes import multihost
 from scm_jax.training.processes import peers as peers_lib
 from scm_jax.training.processes.cluster import (
@@ -337,6 +338,36 @@ def test_a_death_ends_all_others_and_is_named(dead, capsys):
     for line in said:
         assert f"stops: process {dead} ({socket.gethostname()}) died" in line
         assert "same command to resume" in line
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_error_that_a_death_caused_names_the_dead(dies, capsys, monkeypatch):
+    """Whether the collective breaks before or after the line closes."""
+    ended = End()
+    monkeypatch.setattr(multihost, "end_process", ended)
+    monkeypatch.setattr(multihost, "_VERDICT_SECONDS", 20.0 if dies else 0.2)
+
+    def call(peers, end):
+        peers.exchange("a", 0, 10)
+        if peers.cluster.process_id == 0:
+            error = checkpoint.CheckpointError("could not save: connection reset")
+            return multihost._end_together(peers, error, str)
+        if not dies:
+            return end.wait(20)
+        time.sleep(0.5)  # the error of process 0 comes first
+        peers.leave()
+        for line in peers._lines.values():
+            line.finish_sending()
+
+    together(2, call)
+    said = capsys.readouterr().err
+    assert ended.is_set()
+    if dies:
+        assert said.startswith("scm: process 0")
+        assert f"stops: process 1 ({socket.gethostname()}) died" in said
+    else:
+        assert said.startswith("could not save: connection reset\n")
+        assert "stops: process 0" in said and "failed: could not save" in said
 
 
 def test_a_failure_is_told_to_all_others(capsys):
