@@ -5,13 +5,11 @@ GPU kernels, so the count here walks the jaxpr. Its conventions:
 
 - One multiply-add is one unit: a dense layer from n to m channels on b rows costs
   b n m. FLOPs are twice that; the "Gflops" of EDM2 are these units.
-- Only contractions count (matrix products, convolutions). Elementwise work,
-  reductions, FFTs and memory traffic do not.
-- A convolution counts every tap that a dense kernel executes: taps on the padding
-  count, taps on the holes of a dilated input (the gradient of a strided convolution)
-  do not, since no kernel multiplies by them.
-- The program counts as written once dead code is gone. Equal subexpressions count
-  twice, even where a compiler would merge them.
+- Only contractions count (matrix products, convolutions).
+- A convolution counts every tap that a dense kernel executes: also those on the
+  padding, but not those on the holes of a dilated input (the gradient of a strided
+  convolution), since no kernel multiplies by them.
+- The program counts as written once dead code is gone: equal subexpressions twice.
 - A cond costs its most expensive branch, a scan its body times its length, a
   shard_map its body on every device together.
 """
@@ -30,46 +28,25 @@ from jax.interpreters import partial_eval
 MacFormula = Callable[[Any], int]
 
 # Primitives that run one inner program exactly once.
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "call",
-    "remat2",
-    "checkpoint",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "compute_on",
-    "eval_jaxpr",
+_CALLS = frozenset(
+    "jit pjit closed_call core_call call remat2 checkpoint custom_jvp_call "
+    "custom_vjp_call custom_vjp_call_jaxpr compute_on eval_jaxpr".split()
 )
 
 # Primitives that multiply but show nothing to count: only a formula can tell.
-_OPAQUE = (
-    "pallas_call",
-    "mpmd_map",
-    "ffi_call",
-    "custom_call",
-    "pure_callback",
-    "io_callback",
-    "ragged_dot_general",
-    "scaled_matmul",
-    "dot_product_attention_fwd",
-    "dot_product_attention_fwd_wrapper",
-    "dot_product_attention_bwd",
-    "dot_product_attention_bwd_wrapper",
-    "call_hi_primitive",
+_OPAQUE = frozenset(
+    "pallas_call mpmd_map ffi_call custom_call pure_callback io_callback "
+    "ragged_dot_general scaled_matmul dot_product_attention_fwd "
+    "dot_product_attention_fwd_wrapper dot_product_attention_bwd "
+    "dot_product_attention_bwd_wrapper call_hi_primitive".split()
 )
 
 
 def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
     """Multiply-adds of one call ``fn(*abstract_args)``, without running it.
 
-    ``fn`` is traced, dead code is removed (also inside scans, branches and nested
-    calls), and the contractions that are left are added up under the conventions of
-    this module. Dead code matters here: a tangent that nobody reads, or the
-    derivative of a stopped gradient, must not count.
+    Dead code (a tangent that nobody reads, the derivative of a stopped gradient) is
+    removed first, also inside scans, branches and nested calls.
 
     Args:
       fn: any traceable function; close over static arguments.
@@ -180,7 +157,7 @@ def _dot_general(eqn: Any) -> int:
 
 
 def _conv(eqn: Any) -> int:
-    """Batch x features out x features in per group x taps (see the module's text)."""
+    # Batch x features out x features in per group x taps.
     spec = eqn.params["dimension_numbers"]
     rhs = eqn.invars[1].aval.shape
     out = eqn.outvars[0].aval.shape

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: the shape of its result, opcode, operands and the rest."""
+    """One instruction of a computation."""
 
     name: str
-    shape: str
+    shape: str  # of the result
     opcode: str
     operands: tuple[str, ...]
     attributes: str
@@ -59,8 +59,7 @@ class Computation:
 
 def _bits(dtype: str) -> int:
     """Width of an element: the first number in its name; booleans take a byte."""
-    digits = re.search(r"\d+", dtype)
-    return int(digits.group()) if digits else 8
+    return int(_attribute(dtype, r"(\d+)") or 8)
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
@@ -103,8 +102,12 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 
 def num_partitions(hlo: str) -> int:
     """The number of devices that a program is partitioned for."""
-    found = re.search(r"num_partitions=(\d+)", hlo)
-    return int(found[1]) if found else 1
+    return int(_attribute(hlo, r"num_partitions=(\d+)") or 1)
+
+
+def _attribute(text: str, pattern: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
 
 
 _CALLEES = re.compile(
@@ -143,9 +146,7 @@ def _trip_count(
     program: dict[str, Computation], caller: Computation, loop: Instruction
 ) -> int | None:
     """Length of a loop that counts up by one, as those of ``lax.scan``; else None."""
-    condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)
-    assert condition is not None, loop
-    inside = program[condition[1]]
+    inside = program[_attribute(loop.attributes, r"condition=%?([\w.-]+)") or ""]
     compare = inside.root
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
@@ -164,8 +165,8 @@ def _counter_index(condition: Computation, name: str) -> int | None:
     counter = condition.instructions.get(name)
     if counter is None or counter.opcode != "get-tuple-element":
         return None
-    found = re.search(r"index=(\d+)", counter.attributes)
-    return int(found[1]) if found else None
+    index = _attribute(counter.attributes, r"index=(\d+)")
+    return int(index) if index else None
 
 
 def _tuple_element(

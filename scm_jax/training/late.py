@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-@dataclasses.dataclass(frozen=True)
-class Dispatched:
+class Dispatched(NamedTuple):
     """One step under way: what is needed if it turns out not to be finite."""
 
     index: int  # updates before it
@@ -84,21 +82,14 @@ class LateMetrics:
         """Writes the pending row, unless it goes beyond ``last_step``."""
         if self._row is None or (last_step is not None and self._row[0] > last_step):
             return
-        step, total, count, seconds = self._row
-        self._row = None
+        (step, total, count, seconds), self._row = self._row, None
         total = jax.device_get(total)
         bins = total.pop("bins", {})
-        scalars = {name: float(value) / count for name, value in total.items()}
-        self.loss = scalars.get("loss")
-        images = self._batch_size
-        self._writer.write_scalars(
-            step,
-            {
-                "images": step * images,
-                **scalars,
-                "images_per_second": count * images / max(seconds, 1e-9),
-            },
-        )
+        row = {name: float(value) / count for name, value in total.items()}
+        self.loss = row.get("loss")
+        rate = count * self._batch_size / max(seconds, 1e-9)
+        row = {"images": step * self._batch_size, **row, "images_per_second": rate}
+        self._writer.write_scalars(step, row)
         if bins:
             self._writer.write_arrays(step, bin_means(bins))
 

@@ -50,10 +50,15 @@ def make_train_step(
 
     Returns:
       The step. ``metrics["finite"]`` says whether the data, the loss and the gradient
-      were finite; the loop refuses an update that was not (``loop.halting``).
+      were finite; the loop refuses an update that was not.
     """
 
-    loss_fn = _make_loss(objective, net_fn, teacher_fn)
+    def loss_fn(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        bound = teacher_fn and functools.partial(teacher_fn, teacher)
+        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
+        return out.loss, {"loss": out.loss, **out.metrics}
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
         weights, pull = jax.vjp(fold, state.params["net"])
@@ -99,21 +104,6 @@ def make_train_step(
     return step
 
 
-def _make_loss(
-    objective: Objective,
-    net_fn: NetFn,
-    teacher_fn: Callable[..., jax.Array] | None,
-) -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
-    def loss_fn(
-        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        bound = teacher_fn and functools.partial(teacher_fn, teacher)
-        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
-        return out.loss, {"loss": out.loss, **out.metrics}
-
-    return loss_fn
-
-
 def _over_parts(
     grad_fn: Callable[[Batch, jax.Array], Any],
     keep: Callable[[Any], Any],
@@ -126,11 +116,13 @@ def _over_parts(
         return grad_fn(batch, key)
 
     def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(_add_float32, total, grad_fn(*part)), None
+        new = jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, grad_fn(*part))
+        return new, None
 
     pieces = jax.tree.map(lambda a: _split(a, parts), batch)
     keys = jax.random.split(key, parts)
     shapes = jax.eval_shape(grad_fn, *jax.tree.map(lambda a: a[0], (pieces, keys)))
+    # Sums stay in float32, whatever the parts have.
     zeros = jax.tree.map(
         lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes
     )
@@ -139,11 +131,6 @@ def _over_parts(
     bins = metrics.pop("bins")  # sums over the batch, all else is a mean
     grads, metrics = jax.tree.map(lambda a: a / parts, (grads, metrics))
     return grads, {**metrics, "bins": bins}
-
-
-def _add_float32(total: jax.Array, a: jax.Array) -> jax.Array:
-    """Sums stay in the accumulator's precision, whatever the parts have."""
-    return total + a.astype(total.dtype)
 
 
 def _split(a: jax.Array, parts: int) -> jax.Array:

@@ -201,9 +201,7 @@ def test_average_of_the_newest_whole_checkpoint(run):
 
 
 def test_unknown_averages_and_steps_list_what_there_is(run, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"no average '0.2'; stored are \['0.05', '0.10'"
-    ):
+    with pytest.raises(ValueError, match=r"no EMA '0.2'; stored are \['0.05', '0.10'"):
         checkpoint.load_ema(run / "checkpoints", "0.2")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 7 .*\[2, 3\]"):
         checkpoint.load_ema(run / "checkpoints", "0.05", step=7)
@@ -394,7 +392,7 @@ def test_what_was_set_aside_or_not_finished_is_no_stray(run, caplog):
     (folder / "notes.txt").touch()
     with caplog.at_level(logging.WARNING):
         checkpoint.load_ema(folder, "0.05")
-    assert caplog.text == "" and seal.find_strays(folder) == []
+    assert caplog.text == "" and seal.strays_text(folder) == ""
 
 
 def test_a_checkpoint_that_may_not_be_read_is_skipped_with_its_reason(

@@ -225,7 +225,7 @@ def test_a_snapshot_stored_twice_does_no_harm():
 
 
 def test_future_and_missing_snapshots_are_refused():
-    with pytest.raises(ValueError, match="cannot give the average at 30"):
+    with pytest.raises(ValueError, match="cannot give the EMA at 30"):
         ema.posthoc_coefficients([10, 20], [0.05, 0.05], 30, 0.05)
     with pytest.raises(ValueError, match="at least one"):
         ema.posthoc_coefficients([], [], 30, 0.05)

@@ -25,6 +25,7 @@ import optax
 
 from scm_jax.training import checkpoint, loop
 from scm_jax.training.ema import PowerEma
+from scm_jax.training.progress import Progress
 from scm_jax.types import Batch
 
 BATCH = 8
@@ -184,6 +185,7 @@ def run(directory, steps=20, *, data=None, hooks=(), writer=None, **changes):
             writer=ListWriter() if writer is None else writer,
             hooks=hooks,
             metadata={"config_hash": "toy"},
+            progress=Progress(steps, BATCH),
         )
 
 

@@ -16,16 +16,15 @@ from jax.experimental import multihost_utils
 class Interruption:
     """SIGTERM, SIGINT and SIGUSR1 ask the loop to save and leave at the next step.
 
-    A second SIGINT aborts at once. With several processes all must leave at the same
-    step; JAX agrees on it, and listens to SIGTERM by itself, so that signal stays
-    untouched and the two others are passed on as SIGTERM. Handlers of before come back
-    at the end. Outside the main thread Python has no handlers: then nothing is asked.
+    A second SIGINT aborts at once. The handlers of before come back at the end.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self):
         self.signum: int | None = None
+        # Several processes must leave at one step. JAX agrees on it, and listens to
+        # SIGTERM by itself; the two other signals are passed on as that one.
         self._shared = jax.distributed.is_initialized()
 
     def _handle(self, signum: int, frame: Any) -> None:
@@ -43,7 +42,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Interruption]:
-        before = {}
+        before = {}  # outside the main thread Python has no handlers
         if threading.current_thread() is threading.main_thread():
             mine = self.SIGNALS[1:] if self._shared else self.SIGNALS
             before = {s: signal.signal(s, self._handle) for s in mine}
