@@ -8,16 +8,18 @@ all-reduce ``2 B (n-1)/n``, a collective-permute ``B``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import math
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from scm_jax.cost import hlo
 
@@ -79,11 +81,25 @@ def compile_partitioned(lowered: Any) -> tuple[Any, str]:
     """
     # Right after the SPMD partitioner: later passes of the CPU backend widen 16-bit
     # collectives to 32 bits and never make reduce-scatters.
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _no_compilation_cache():
         options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*"}
         compiled = lowered.compile(compiler_options={**_CHEAP, **options})
         texts = list(pathlib.Path(folder).glob("*after_spmd-partitioning*"))
         return compiled, texts[0].read_text() if texts else ""
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """A program out of JAX's persistent cache would be dumped by nobody."""
+    options: Any = jax.config
+    enabled = options.jax_enable_compilation_cache
+    options.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once whether there is one
+    try:
+        yield
+    finally:
+        options.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def read_collectives(text: str) -> list[Collective]:
@@ -166,18 +182,11 @@ def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     found = instruction.attributes.partition("replica_groups=")[2]
     if match := re.match(r"\{\{([\d,]+)\}", found):
         return _ints(match[1])
-    if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", found):
-        shape, source, order = (_ints(part) for part in match.groups())
-        ids = np.arange(math.prod(source)).reshape(source)
-        ids = ids.transpose(order) if order else ids
-        return tuple(int(n) for n in ids.reshape(shape)[0])
+    if match := re.match(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", found):
+        return tuple(_ids(match[2]).reshape(_ints(match[1]))[0].tolist())
     if match := _MESH.match(found):
         return _mesh_group(*match.groups())
     return tuple(range(devices))  # {}: all of them
-
-
-def _ints(text: str | None) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",")) if text else ()
 
 
 _MESH = re.compile(
@@ -189,29 +198,28 @@ _MESH = re.compile(
 def _mesh_group(mesh: str, order: str | None, axes: str) -> tuple[int, ...]:
     """Group of the first device in ``mesh['a'=2,'b'=4], device_ids=(...) {'b'}``.
 
-    ``order`` is a list of ids, or ``[2,4]T(1,0)``: counted in another mesh. Of an axis
-    ``'b':(pre)size`` only a part belongs to the group: ``pre`` outer parts and what is
-    inside stay fixed.
+    Of an axis ``'b':(pre)size`` only a part belongs to the group: ``pre`` outer parts
+    and what is inside stay fixed.
     """
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
-    strides, stride = {}, 1
-    for name in reversed(sizes):
-        strides[name] = stride
-        stride *= sizes[name]
-    offsets: list[Sequence[int]] = []
+    places = {name: [0] for name in sizes}
     for name, pre, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
         count = int(part) if part else sizes[name]
         inner = sizes[name] // (int(pre) * count) if part else 1
-        offsets.append([i * inner * strides[name] for i in range(count)])
-    places = sorted(sum(choice) for choice in itertools.product(*offsets))
-    ids = _device_order(order, stride)
-    return tuple(int(ids[place]) for place in places)
+        places[name] = [p + i * inner for p in places[name] for i in range(count)]
+    ids = _ids(order) if order else np.arange(math.prod(sizes.values()))
+    ids = ids.reshape(*sizes.values())
+    return tuple(ids[np.ix_(*places.values())].ravel().tolist())
 
 
-def _device_order(order: str | None, count: int) -> np.ndarray:
-    if not order:
-        return np.arange(count)
-    if match := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
-        ids = np.arange(count).reshape(_ints(match[1]))
-        return (ids.transpose(_ints(match[2])) if match[2] else ids).ravel()
-    return np.asarray(_ints(order))
+def _ids(text: str) -> np.ndarray:
+    """A list of ids, or ``[2,4]T(1,0)``: counted in a mesh, in another order."""
+    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match is None:
+        return np.asarray(_ints(text))
+    ids = np.arange(math.prod(_ints(match[1]))).reshape(_ints(match[1]))
+    return (ids.transpose(_ints(match[2])) if match[2] else ids).ravel()
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))

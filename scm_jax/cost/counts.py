@@ -53,7 +53,7 @@ def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
       *abstract_args: pytrees of arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-      Multiply-adds of the whole call, over the whole batch and all devices.
+      Multiply-adds of the whole batch on all devices.
 
     Raises:
       ValueError: the program multiplies inside a ``while`` loop, whose length is
@@ -96,10 +96,9 @@ def tree_bytes(tree: Any) -> int:
 
 
 def effective_sampling_compute(params: int, nfe: int) -> float:
-    """Billions of parameters times network evaluations per sample.
+    """Billions of parameters times network evaluations (``nfe``) per sample.
 
-    The horizontal axis of Fig. 1 in arXiv 2410.11081v2. With guidance by two network
-    evaluations per step, ``nfe`` is twice the number of steps.
+    The horizontal axis of Fig. 1 in arXiv 2410.11081v2.
 
     Example:
       >>> effective_sampling_compute(1_500_000_000, 2)
@@ -115,8 +114,7 @@ def live_jaxpr(fn: Callable[..., Any], *abstract_args: Any) -> Any:
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
-    """The ``Jaxpr`` itself, whose equations can be walked."""
-    # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
+    """The ``Jaxpr`` whose equations can be walked; from jax 0.12 on, all can."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 

@@ -35,8 +35,7 @@ def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
     """Bytes that the contractions of a program read and write, each array once.
 
     Memory traffic if all elementwise work were fused into its neighbours: a lower
-    bound. Counted where ``counts.count_macs`` counts: dead code is gone, the body of a
-    scan counts as often as it runs.
+    bound, counted where ``counts.count_macs`` counts.
 
     Example:
       >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
@@ -63,10 +62,9 @@ def _eqn_bytes(eqn: Any) -> int:
 
 
 def saved_bytes(loss: Callable[..., jax.Array], *abstract_args: Any) -> int:
-    """Bytes that the backward pass of ``loss`` over its first argument keeps.
+    """Bytes that ``jax.vjp`` keeps for the backward pass over the first argument.
 
-    What ``jax.vjp`` holds between the passes: activations, and every form of the
-    weights that it needs again. A compiler may recompute some, and needs room beside.
+    A compiler may recompute some, and needs room beside.
     """
 
     def keep(params: Any, *rest: Any) -> Any:
@@ -101,16 +99,9 @@ def fsdp_transfers(
     teacher's once; gradients are reduced and scattered over ``fsdp`` and then summed
     over ``data``: the same for diffusion and consistency training.
 
-    Args:
-      parameters: P.
-      teacher_parameters: of the teacher; 0 without one.
-      data: copies of the sharded parameters.
-      fsdp: shards.
-      itemsize: bytes of a gathered parameter.
-      gradient_bytes: bytes of all gradients while they are reduced: in the dtype of the
-        product that each comes from, which for gates, affine layers and all outside of
-        the blocks is float32. By default as many as of the gathered parameters.
-      microbatches: gradients and gathers happen once for each.
+    A gathered parameter has ``itemsize`` bytes. ``gradient_bytes`` are those of all
+    gradients in the dtypes in which they are reduced; by default those of the gathered
+    parameters. All happens once for each of the ``microbatches``.
     """
     gathered = (2 * parameters + teacher_parameters) * itemsize * microbatches
     if gradient_bytes is None:
@@ -204,7 +195,7 @@ def step_time(
       state_bytes: bytes of the train state on this device.
       network: seconds of collectives.
       hardware: the device.
-      efficiency: share of the peak that contractions reach, in (0, 1].
+      efficiency: share of the peak that contractions reach.
 
     Raises:
       ValueError: an efficiency outside of (0, 1].

@@ -16,6 +16,7 @@ DIR/ema_snapshots/STEP/...     EMAs for post-hoc reconstruction, kept for ever
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -78,18 +79,16 @@ def check_shapes(
         )
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores the checkpoints of one run.
+
+    All processes make the same calls, on one shared POSIX file system.
 
     Args:
       directory: the folder of the checkpoints, one subfolder a step; created.
-      max_to_keep: older checkpoints are deleted once a newer one is on disk. At least
-        2: the second newest is what remains if the newest is damaged. None keeps all.
+      max_to_keep: older ones are deleted, except None; at least 2.
       snapshots_directory: where ``save_ema_snapshot`` writes; default is
         ``ema_snapshots`` beside ``directory``.
-
-    All processes of a multi-process run make the same calls, on one shared POSIX file
-    system.
     """
 
     def __init__(
@@ -143,15 +142,11 @@ class Checkpointer:
         self._store.save(step, json=json, **_items(state))
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """The newest whole checkpoint, on the devices that ``abstract_state`` names.
+        """The newest whole checkpoint; None where there is no checkpoint at all.
 
-        Args:
-          abstract_state: train state of arrays or ``ShapeDtypeStruct``; leaves with a
-            sharding are restored onto it, whatever devices they were saved from.
-
-        Returns:
-          None where there is no checkpoint at all. A damaged newer checkpoint is
-          reported by a warning in the log and renamed to ``STEP.damaged``.
+        Leaves of ``abstract_state`` (arrays or ``ShapeDtypeStruct``) with a sharding
+        are restored onto it, whatever devices they were saved from. A damaged newer
+        checkpoint is reported by a warning and renamed to ``STEP.damaged``.
 
         Raises:
           CheckpointError: there are checkpoints, and none is whole; or folders that
@@ -212,9 +207,6 @@ class Checkpointer:
         for store in self._stores:
             store.close()
 
-    def __enter__(self) -> Checkpointer:
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
@@ -266,12 +258,19 @@ def load_ema(
       ValueError: no such profile (lists those stored), or other shapes.
     """
     directory = pathlib.Path(directory).absolute()
-    path = directory / str(_chosen_step(directory, step, "ema/")) / "ema"
+    if step is None:
+        step = seal.newest_whole(directory, "ema/")[0]
+    elif step not in (present := seal.list_steps(directory)):
+        strays = seal.strays_text(directory)
+        text = f"no checkpoint {step} in {directory}; present are {present}{strays}"
+        raise FileNotFoundError(text)
+    elif problem := seal.find_damage(directory / str(step), "ema/"):
+        raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
+    path = directory / str(step) / "ema"
     stored = stored_arrays(path)
     if profile not in stored:
-        raise ValueError(
-            f"{path} holds no EMA {profile!r}; stored are {sorted(stored)}"
-        )
+        known = sorted(stored)
+        raise ValueError(f"{path} holds no EMA {profile!r}; stored are {known}")
     if abstract is None:  # the sharding as saved may name devices that are not here
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
@@ -279,18 +278,3 @@ def load_ema(
     where = f"{path}, EMA {profile}"
     check_shapes(where, stored[profile], abstract, check_dtype=False)
     return read_arrays(path, {profile: with_sharding(abstract)})[profile]
-
-
-def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
-    if step is None:
-        return seal.newest_whole(directory, item)[0]
-    present = seal.list_steps(directory)
-    if step not in present:
-        raise FileNotFoundError(
-            f"no checkpoint {step} in {directory}; present are {present}"
-            + seal.strays_text(directory)
-        )
-    problem = seal.find_damage(directory / str(step), item)
-    if problem:
-        raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
-    return step

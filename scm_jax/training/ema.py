@@ -1,11 +1,9 @@
 """Moving averages of the weights, and any width of them after training.
 
-The power-function average of EDM2 (arXiv 2312.02696, section 3 and appendix C) weighs
-the parameters of time tau by ``tau ** gamma``: its width is a fixed fraction of the
+The power-function EMA of EDM2 (arXiv 2312.02696, section 3 and appendix C) weighs the
+parameters of time tau by ``tau ** gamma``: its width is a fixed fraction of the
 training so far, it never remembers the initialization, and any width at any time is a
-linear combination of a few stored snapshots. Small functions, one equation each.
-
-Time may be counted in updates or in images: every equation depends on ratios only.
+linear combination of a few stored snapshots. Time may be counted in updates or images.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ def posthoc_coefficients(
     back exactly.
 
     Args:
-      times: ``(n,)`` when the snapshots were taken, in updates or images, above 0.
+      times: ``(n,)`` when the snapshots were taken, above 0.
       rel_stds: ``(n,)`` their relative widths.
       time: the moment to reconstruct, at most ``max(times)``.
       rel_std: the relative width to reconstruct.

@@ -10,10 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-@jax.jit
-def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
 
 class Dispatched(NamedTuple):
@@ -35,13 +32,10 @@ class Flight:
     def add(self, dispatched: Dispatched) -> Dispatched | None:
         """Returns an old step that was not finite, if there is one."""
         self._steps.append(dispatched)
-        return self._read(self._limit)
+        return self.drain(self._limit)
 
-    def drain(self) -> Dispatched | None:
-        """Waits for all; returns the first that was not finite."""
-        return self._read(0)
-
-    def _read(self, keep: int) -> Dispatched | None:
+    def drain(self, keep: int = 0) -> Dispatched | None:
+        """Waits for all but ``keep``; returns the first that was not finite."""
         while len(self._steps) > keep:
             oldest = self._steps.popleft()
             if not oldest.metrics["finite"]:

@@ -12,21 +12,24 @@ passes a multiple of its period.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from scm_jax.files import atomic
 from scm_jax.training import sharding
 from scm_jax.training.ahead import Ahead, DataIterator
 from scm_jax.training.late import Dispatched, Flight, LateMetrics
-from scm_jax.training.processes.interruption import Interruption
 from scm_jax.training.progress import NoProgress
 from scm_jax.types import num_steps
 
@@ -48,14 +51,12 @@ class NonFiniteError(RuntimeError):
 
 
 class Hook(NamedTuple):
-    """Something to measure during the training and at its end.
+    """Something to measure during the training and at its end."""
 
-    ``call(state, images)`` returns scalars, written as ``NAME/KEY``. It must not keep
-    the state, whose buffers the next step reuses. Period 0 means at the end only.
-    """
-
-    every_images: int
+    every_images: int  # 0: at the end only
     name: str
+    # (state, images) -> scalars, written as NAME/KEY. It must not keep the state, whose
+    # buffers the next step reuses.
     call: Callable[[Any, int], dict[str, float]]
 
 
@@ -96,15 +97,55 @@ class LoopResult(NamedTuple):
 def restore_or_init(
     checkpointer: Any, abstract_state: Any, init: Callable[[], Any], data: DataIterator
 ) -> tuple[Any, int | None]:
-    """The state to train from and, if it was restored, its step.
-
-    Moves ``data`` to where the checkpoint was. ``init`` runs only without a checkpoint.
-    """
+    """The state to train from and, if restored, its step; moves ``data`` there."""
     restored = checkpointer.restore_latest(abstract_state)
     if restored is None:
         return init(), None
     data.set_state(restored.data)
     return restored.state, restored.step
+
+
+# --- Signals --------------------------------------------------------------------------
+
+
+class Interruption:
+    """SIGTERM, SIGINT and SIGUSR1 ask the loop to save and leave at the next step.
+
+    A second SIGINT aborts at once. The handlers of before come back at the end.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.signum: int | None = None
+        # Several processes must leave at one step. JAX agrees on it, and listens to
+        # SIGTERM by itself; the two other signals are passed on as that one.
+        self._shared = jax.distributed.is_initialized()
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and self.signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def requested(self, step: int) -> bool:
+        """To be asked once before every step, by every process."""
+        if self._shared:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signum is not None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Interruption]:
+        before = {}  # outside the main thread Python has no handlers
+        if threading.current_thread() is threading.main_thread():
+            mine = self.SIGNALS[1:] if self._shared else self.SIGNALS
+            before = {s: signal.signal(s, self._handle) for s in mine}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 # --- The step -------------------------------------------------------------------------
@@ -179,6 +220,14 @@ class _Run:
         self.save(step, state, position)
         self.checkpointer.wait()
         self.writer.flush()
+
+    def leave(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Saves everything after a signal."""
+        self.progress.message(f"interrupted: saving step {step:,}")
+        self.metrics.end_interval(step)
+        self.settle(state)
+        self.save_and_wait(step, state, position)
+        self.progress.message(f"saved step {step:,}; run the same command to resume")
 
     def metadata_at(self, step: int) -> dict[str, Any]:
         images = step * self.settings.batch_size
@@ -270,7 +319,8 @@ def train(
         batches = Ahead(data, place_batch, settings.num_steps - step)
         while step < settings.num_steps:
             if interruption.requested(step):
-                return _leave(run, step, state, batches.position)
+                run.leave(step, state, batches.position)
+                return LoopResult(state, PREEMPTED)
             batch = batches.take()
             state, ok, values = compiled(state, ok, batch.arrays, *step_args)
             batches.fetch()
@@ -286,16 +336,6 @@ def train(
     writer.flush()
     progress.finish()
     return LoopResult(state, DONE)
-
-
-def _leave(run: _Run, step: int, state: Any, position: dict[str, Any]) -> LoopResult:
-    """Saves everything after a signal."""
-    run.progress.message(f"interrupted: saving step {step:,}")
-    run.metrics.end_interval(step)
-    run.settle(state)
-    run.save_and_wait(step, state, position)
-    run.progress.message(f"saved step {step:,}; run the same command to resume")
-    return LoopResult(state, PREEMPTED)
 
 
 def _write_bad_batch(

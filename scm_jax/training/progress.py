@@ -6,7 +6,7 @@ import collections
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Progress:
@@ -85,10 +85,6 @@ class Progress:
 class NoProgress:
     """For processes that stay silent."""
 
-    def start(self, step: int) -> None: ...
+    def start(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def update(self, step: int, loss: float | None = None) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
+    update = message = finish = start

@@ -23,8 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# data: the batch is split, parameters are copies. fsdp: the batch and the parameters
-# are split. tensor: parameters are split, every device of the axis sees the same batch.
+# data: the batch is split. fsdp: the batch and the parameters are. tensor: parameters
+# are split, every device of the axis sees the same batch.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -104,24 +104,23 @@ def partition_spec(
       ValueError: no rule matches, an unknown tactic or axis, a dimension that the axis
         does not divide, or one axis on two dimensions; names the parameter.
     """
+    rule = next((rule for rule in rules if re.search(rule[0], name)), None)
     try:
-        return _partition_spec(name, tuple(shape), mesh, rules)
+        if rule is None:
+            raise ValueError(
+                "no sharding rule matches; end the rules with ('.*', 'fsdp') or "
+                "('.*', 'replicate')"
+            )
+        if isinstance(rule[1], str):
+            return _shard_by_tactic(name, shape, mesh, *rule)
+        return _shard_as_told(shape, mesh, tuple(rule[1]))
     except ValueError as error:
         raise ValueError(f"parameter {name}: {error}") from None
 
 
-def _partition_spec(
-    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+def _shard_by_tactic(
+    name: str, shape: tuple[int, ...], mesh: Mesh, pattern: str, tactic: str
 ) -> PartitionSpec:
-    found = next((rule for rule in rules if re.search(rule[0], name)), None)
-    if found is None:
-        raise ValueError(
-            "no sharding rule matches; end the rules with ('.*', 'fsdp') or ('.*', "
-            "'replicate')"
-        )
-    pattern, tactic = found
-    if not isinstance(tactic, str):
-        return _shard_as_told(shape, mesh, tuple(tactic))
     if tactic not in NAMED_TACTICS:
         raise ValueError(
             f"unknown tactic {tactic!r} of rule {pattern!r}; legal are "
@@ -188,8 +187,7 @@ class Placement:
     """How a step treats the pieces of a mesh; networks see it as ``types.Placement``.
 
     Weights are stored, normalized, rounded and updated in pieces; only what a block is
-    about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped
-    again. The gradient of a gathered weight is summed and cut on its way back.
+    about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped.
     """
 
     mesh: Mesh
@@ -327,10 +325,7 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of this process -> global arrays, split over the leading axis.
-
-    ``batch`` is a tree of ``(local_batch, ...)`` arrays: the rows of
-    ``data_shard(mesh)``, on one process the whole batch.
+    """The rows of ``data_shard(mesh)``, ``(local_batch, ...)``, as global arrays.
 
     Raises:
       ValueError: the global batch is not divisible by the devices that split it.

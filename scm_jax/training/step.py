@@ -90,12 +90,12 @@ def make_train_step(
         if project is not None:
             params = {**params, "net": project(params["net"])}
         images = batch.x.shape[0]
-        ema = {
-            name: _average(
-                state.ema[name], params["net"], p.update_weight(state.step, images)
+        ema = {}
+        for name, profile in ema_profiles.items():
+            w = profile.update_weight(state.step, images)  # 1 - beta
+            ema[name] = jax.tree.map(
+                lambda e, p, w=w: e + w * (p - e), state.ema[name], params["net"]
             )
-            for name, p in ema_profiles.items()
-        }
         new = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
         )
@@ -140,8 +140,3 @@ def _split(a: jax.Array, parts: int) -> jax.Array:
         )
     # Each part takes every parts-th example: no device hands examples to another.
     return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
-
-
-def _average(ema: Any, params: Any, update_weight: jax.Array) -> Any:
-    """``ema + (1 - beta)(params - ema)``."""
-    return jax.tree.map(lambda e, p: e + update_weight * (p - e), ema, params)

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -71,15 +71,14 @@ def read_arrays(path: pathlib.Path, item: Any) -> Any:
         return reader.restore(plain, args=restore)
 
 
-def with_sharding(tree: Any) -> Any:
+def with_sharding(tree: Any, where: Callable[[Any], Any] | None = None) -> Any:
     """Abstract leaves; those without a sharding go to the first local device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def abstract(x):
-        where = getattr(x, "sharding", None) or device
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    return jax.tree.map(abstract, tree)
+    where = where or (lambda x: getattr(x, "sharding", None))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x) or device),
+        tree,
+    )
 
 
 def _on_host(x: Any) -> Any:
@@ -153,11 +152,7 @@ class Store:
 
     def _restore_as_saved(self, step: int, trees: dict[str, Any]) -> None:
         """Reads a save into host memory, every process its own pieces."""
-
-        def abstract(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_on_host(x))
-
-        wanted = with_sharding(jax.tree.map(abstract, trees))
+        wanted = with_sharding(trees, _on_host)
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
             found = self.restore(step, **arrays)
@@ -166,8 +161,8 @@ class Store:
             self.set_aside([step])
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} was saved and cannot be read "
-                f"back: {_cause(error)}\nThe training stops, as nothing of it could "
-                "be used; take another work directory. The earlier checkpoints "
+                f"back: {_cause(error)}\nThe training stops; take another work "
+                "directory. The earlier checkpoints "
                 f"{seal.list_steps(self.directory)} are untouched."
             ) from error
 

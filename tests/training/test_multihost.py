@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from scm_jax.commands import cli
 from scm_jax.training import checkpoint
 from scm_jax.training.processes import multihost
 from scm_jax.training.processes import peers as peers_lib
@@ -418,6 +419,11 @@ def test_the_end_of_a_run_is_no_death(capsys):
 
     assert together(2, call) == [False, False]
     assert capsys.readouterr().err == ""
+
+
+def test_processes_that_do_not_meet_are_a_message(monkeypatch):
+    monkeypatch.setattr(cli, "_ARGV", ["train"])
+    assert cli.explain(PeerError("nobody came")) == "scm train: nobody came"
 
 
 # --- Agreement ---------------------------------------------------------------------

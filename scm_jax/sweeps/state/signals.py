@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-# Those that the loop takes as well (``training.interruption``).
+# Those that the loop takes as well (``training.loop``).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

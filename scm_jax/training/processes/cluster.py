@@ -37,7 +37,6 @@ class Cluster:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the coordinator."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -52,9 +51,8 @@ def find_cluster(
 ) -> Cluster | None:
     """The cluster of this process, or None where it is alone.
 
-    Beside ``environ``, the environment variables, the arguments are the flags:
-    ``distributed`` is ``auto``, or ``off`` for a process that is alone whatever the
-    environment says; of the three others all are given or none.
+    From the environment variables and the flags; ``distributed=off`` is for a process
+    that is alone whatever the environment says.
 
     Raises:
       ValueError: incomplete or contradictory; names the flag or variable.

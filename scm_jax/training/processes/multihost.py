@@ -40,11 +40,9 @@ def joined(
 ) -> Iterator[Peers | None]:
     """The processes of ``cluster``, with JAX started over all; None for one alone.
 
-    Args:
-      cluster: the cluster, or None.
-      facts: dotted key -> text; must be the same on all processes.
-      explain: the text to print for an error in the body.
-      timeout: seconds for the processes to meet, and again for JAX to find the devices.
+    ``facts`` (dotted key -> text) must be the same on all. ``explain`` gives the text
+    for an error in the body. ``timeout`` is in seconds, for the processes to meet and
+    again for JAX to find the devices.
 
     Raises:
       peers.PeerError: they did not meet.
@@ -85,9 +83,8 @@ def differences(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str
 
 
 def _together(peers: Peers, problem: str) -> None:
-    """Raises ValueError on ``problem``, which all processes have found alike."""
     if problem:
-        peers.leave()
+        peers.leave()  # all have found it alike
         raise ValueError(problem)
 
 
@@ -105,11 +102,9 @@ def _initialize(cluster: Cluster, peers: Peers, timeout: float) -> None:
             shutdown_timeout_seconds=30,
         )
         devices = collections.Counter(d.process_index for d in jax.devices())
-    counts = [devices[i] for i in range(cluster.num_processes)]
-    if len(set(counts)) > 1:
-        listed = ", ".join(
-            f"{n} on {name}" for n, name in zip(counts, peers.names(), strict=True)
-        )
+    counts = [f"{devices[i]} on {name}" for i, name in enumerate(peers.names())]
+    if len({devices[i] for i in range(cluster.num_processes)}) > 1:
+        listed = ", ".join(counts)
         _together(peers, f"processes differ in their number of devices: {listed}")
 
 
@@ -140,22 +135,21 @@ def check_shared(peers: Peers | None, directory: str | os.PathLike) -> None:
     if peers.cluster.process_id == 0:
         path.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    seen, deadline = False, time.monotonic() + _SHARED_SECONDS
-    while not seen and time.monotonic() < deadline:
-        # Listing asks the server of a network file system; a single look may not.
-        seen = path.is_dir() and mark.name in os.listdir(path)
-        time.sleep(0.0 if seen else 0.2)
+    deadline = time.monotonic() + _SHARED_SECONDS
+    # Listing asks the server of a network file system; a single look may not.
+    while not (seen := path.is_dir() and mark.name in os.listdir(path)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     seen_by = peers.exchange("shared directory", seen, _SHARED_SECONDS + JOIN_SECONDS)
     if peers.cluster.process_id == 0:
         mark.unlink(missing_ok=True)
     blind = [n for n, s in zip(peers.names(), seen_by, strict=True) if not s]
-    if blind:
-        _together(
-            peers,
-            f"--workdir={directory}: {', '.join(blind)} cannot see what "
-            f"{peers.names()[0]} writes there; it must be one directory on a file "
-            "system that all hosts share",
-        )
+    problem = (
+        f"--workdir={directory}: {', '.join(blind)} cannot see what {peers.names()[0]} "
+        "writes there; it must be one directory on a file system that all hosts share"
+    )
+    _together(peers, problem if blind else "")
 
 
 def local_copy(tree: Any) -> Any:

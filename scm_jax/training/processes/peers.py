@@ -39,8 +39,8 @@ class PeerError(RuntimeError):
 
 def end_process() -> None:
     """Leaves at once, from any thread, with exit code 1."""
-    # Not sys.exit: other threads, and JAX's own exit handlers, wait for the peers.
     sys.stdout.flush()
+    # Not sys.exit: other threads, and JAX's own exit handlers, wait for the peers.
     os._exit(1)
 
 
@@ -139,11 +139,10 @@ class Peers:
         _send_last([*self._lines.values(), *more], problem)
         raise PeerError(problem)
 
-    def _missing(self, present: Any) -> str:
+    def _missing(self, present: Iterable[int]) -> str:
         here = {self.cluster.process_id, *present}
-        missing = [i for i in range(self.cluster.num_processes) if i not in here]
-        noun = "process" if len(missing) == 1 else "processes"
-        return f"{noun} {', '.join(map(str, missing))}"
+        missing = [str(i) for i in range(self.cluster.num_processes) if i not in here]
+        return f"process{'es' * (len(missing) > 1)} {', '.join(missing)}"
 
     def _connect(self, deadline: float, timeout: float) -> None:
         me = self.cluster
@@ -187,11 +186,8 @@ class Peers:
     def exchange(self, what: str, value: Any, timeout: float | None) -> list[Any]:
         """Every process gives a JSON value and gets the list of all, by process.
 
-        Args:
-          what: a name that is used once; part of messages.
-          value: this process' value.
-          timeout: seconds to wait; None waits as long as all are alive. When it is
-            over, all processes end with a message that names who did not come.
+        ``what`` is a name that is used once. After ``timeout`` seconds (None: as long
+        as all are alive) all end with a message that names who did not come.
         """
         is_first = self.cluster.process_id == 0
         if is_first:
@@ -278,7 +274,7 @@ class Peers:
                 self._finish(message["all"], message["values"])
 
     def _put(self, what: str, index: int, value: Any) -> None:
-        """On process 0: one more value; with the last one all are sent round."""
+        # On process 0: one more value; with the last one all are sent round.
         with self._changed:
             given = self._given.setdefault(what, {})
             given[index] = value
@@ -322,7 +318,7 @@ class _Line:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends, or does nothing where the connection is gone: readers notice that."""
+        """Sends; where the connection is gone, its reader notices."""
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
@@ -352,11 +348,9 @@ def _send_last(lines: Iterable[_Line], text: str) -> None:
 
 
 def _server(port: int) -> socket.socket:
-    """Listens on all addresses, of both families where there are two."""
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-        )
+        return socket.create_server(("", port), backlog=1024, **both)
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise
