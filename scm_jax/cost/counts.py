@@ -48,9 +48,8 @@ def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
     Dead code (a tangent that nobody reads, the derivative of a stopped gradient) is
     removed first, also inside scans, branches and nested calls.
 
-    Args:
-      fn: any traceable function; close over static arguments.
-      *abstract_args: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+    ``fn`` is any traceable function, the arguments are pytrees of arrays or
+    ``jax.ShapeDtypeStruct``.
 
     Returns:
       Multiply-adds of the whole batch on all devices.
@@ -71,10 +70,9 @@ def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
 def register_macs(name: str, formula: MacFormula) -> None:
     """Teaches ``count_macs`` the cost of a kernel it cannot look into.
 
-    Args:
-      name: the kernel's own name (``name`` of a ``pallas_call``, ``target_name`` of
-        an ``ffi_call``) or the name of a primitive. The kernel's name wins.
-      formula: ``formula(eqn) -> int``; shapes are ``eqn.invars[i].aval.shape``.
+    ``name`` is the kernel's own (``name`` of a ``pallas_call``, ``target_name`` of an
+    ``ffi_call``) or that of a primitive; ``formula(eqn)`` finds shapes in
+    ``eqn.invars[i].aval.shape``.
 
     Raises:
       ValueError: the name has a formula already.
@@ -184,14 +182,6 @@ def _taps(
     return int(np.sum((positions + taps) % hole == 0))
 
 
-def _scan(eqn: Any) -> int:
-    return eqn.params["length"] * _jaxpr_macs(eqn.params["jaxpr"])
-
-
-def _cond(eqn: Any) -> int:
-    return max(_jaxpr_macs(branch) for branch in eqn.params["branches"])
-
-
 def _while(eqn: Any) -> int:
     bodies = (eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"])
     if any(_jaxpr_macs(body) for body in bodies):
@@ -214,8 +204,8 @@ def _shard_map(eqn: Any) -> int:
 MAC_FORMULAS: dict[str, MacFormula] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
-    "scan": _scan,
-    "cond": _cond,
+    "scan": lambda eqn: eqn.params["length"] * _jaxpr_macs(eqn.params["jaxpr"]),
+    "cond": lambda eqn: max(map(_jaxpr_macs, eqn.params["branches"])),
     "while": _while,
     "shard_map": _shard_map,
 }

@@ -1,8 +1,7 @@
 """What a training step should cost: formulas over counts, nothing compiled.
 
 Notation: P parameters, b images per device, F multiply-adds per image of loss and
-gradient, a mesh of ``data`` copies of ``fsdp`` shards, each device with memory,
-bandwidth and links of ``Hardware``.
+gradient, a mesh of ``data`` copies of ``fsdp`` shards.
 """
 
 from __future__ import annotations
@@ -19,16 +18,11 @@ from scm_jax.cost import counts
 from scm_jax.cost.collectives import Collective
 from scm_jax.cost.hardware import Hardware
 
-# A matrix product reaches this share of the peak, unless the caller says otherwise.
-EFFICIENCY = 0.4
-# Share of a data sheet's bandwidth that long transfers reach, memory and network:
+EFFICIENCY = 0.4  # of matrix products, as a share of the peak
+# Of long transfers, memory and network, as a share of the data sheet's bandwidth:
 # 230 of 300 GB/s for collectives over NVLink on A100.
 BANDWIDTH_EFFICIENCY = 0.8
-# Share of the memory that arrays may fill: fragmentation, kernels, the runtime.
-USABLE_MEMORY = 0.9
-
-
-# --- Counts on the program ------------------------------------------------------------
+USABLE_MEMORY = 0.9  # the rest goes to fragmentation, kernels and the runtime
 
 
 def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
@@ -77,9 +71,6 @@ def linear(count: Callable[[int], float]) -> tuple[float, float]:
     """``(fixed, slope)`` of a count in the batch size, from batches of 2 and 4."""
     low, high = count(2), count(4)
     return 2 * low - high, (high - low) / 2
-
-
-# --- Communication --------------------------------------------------------------------
 
 
 def fsdp_transfers(
@@ -131,9 +122,6 @@ def network_seconds(transfers: Iterable[Collective], hardware: Hardware) -> floa
             "devices; a network between such groups is not modelled"
         )
     return max(links, between / hardware.node_bandwidth) / BANDWIDTH_EFFICIENCY
-
-
-# --- Time -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +204,6 @@ def check_efficiency(efficiency: float) -> None:
     """Raises ValueError unless it is a share of the peak."""
     if not 0 < efficiency <= 1:
         raise ValueError(f"efficiency = {efficiency} is not in (0, 1]")
-
-
-# --- Memory ---------------------------------------------------------------------------
 
 
 def fixed_bytes(

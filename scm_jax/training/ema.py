@@ -105,10 +105,9 @@ def posthoc_coefficients(
 def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
     """``sum_i c_i tree_i``, one tree at a time, so that ``trees`` may load lazily.
 
-    Sums in float64 (the coefficients alternate in sign) and returns numpy leaves of
-    the dtype of the first tree.
+    Numpy leaves of the dtype of the first tree.
     """
-    total, dtypes = None, None
+    total, dtypes = None, None  # in float64: the coefficients alternate in sign
     for coefficient, tree in zip(coefficients, trees, strict=True):
         scaled = jax.tree.map(lambda x, c=coefficient: c * np.float64(x), tree)
         if total is None:

@@ -37,8 +37,7 @@ def make_train_step(
       objective: what is minimized.
       net_fn: the network.
       optimizer: over ``state.params``.
-      ema_profiles: name -> profile with ``update_weight(step, images_per_step)``; the
-        names of ``state.ema``.
+      ema_profiles: the profile of each name of ``state.ema``.
       teacher_fn: ``F = teacher_fn(teacher_params, x, cond)``, or None.
       fold: ``params["net"]`` -> what ``net_fn`` takes, such as normalized weights in
         the compute dtype; differentiated once, after the sum over microbatches.

@@ -1,14 +1,9 @@
 """Trainings by several real processes, through the command that users type."""
 
 import json
-import os
-import pathlib
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -17,11 +12,10 @@ import pytest
 from scm_jax import datasets
 from scm_jax.runs import train
 from scm_jax.training import checkpoint, seal
-from tests.hang import HANG
 from tests.multidevice import mixture
+from tests.multidevice.processes import ROOT, Processes, free_port
 from tests.training import toy
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/multidevice/mixture.py"
 # One kernel is cut in two, so that no process has all parameters.
 SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=1")
@@ -31,68 +25,28 @@ SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor
 def cache(tmp_path_factory):
     """Environment with one compilation cache for all processes of this file."""
     return {
-        **os.environ,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster
-        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Processes:
-    """Two processes of one training, one device each; killed at the end."""
-
-    def __init__(self, env, workdir, *flags, each=lambda i: ()):
-        flags = (
-            f"--workdir={workdir}",
-            "--join_timeout=200",  # on a busy machine they start far apart
-            f"--coordinator=127.0.0.1:{free_port()}",
-            "--num_processes=2",
-            *flags,
-        )
-        command = (sys.executable, "-m", "scm_jax", "train", *flags)
-        self.running = [
-            subprocess.Popen(
-                [*command, f"--process_id={i}", *each(i)],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for i in range(2)
-        ]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        for process in self.running:
-            process.kill()  # one that hangs in a collective ignores SIGTERM
-            process.wait()
-            process.stdout.close()
-
-    def finish(self, *codes):
-        """Their outputs, when they have ended with these exit codes."""
-        outputs = [p.communicate(timeout=HANG)[0] for p in self.running]
-        found = [p.returncode for p in self.running]
-        assert found == list(codes), "\n".join(outputs)
-        return outputs
-
-    def wait_for(self, condition):
-        deadline = time.monotonic() + HANG
-        while not condition():
-            alive = all(p.poll() is None for p in self.running)
-            assert alive and time.monotonic() < deadline, self.finish()
-            time.sleep(0.1)
+def start(env, workdir, *flags, each=lambda i: ()):
+    """Two processes of one training, one device each."""
+    flags = (
+        f"--workdir={workdir}",
+        "--join_timeout=200",  # on a busy machine they start far apart
+        f"--coordinator=127.0.0.1:{free_port()}",
+        "--num_processes=2",
+        *flags,
+    )
+    command = ("scm_jax", "train", *flags)
+    return Processes(
+        [(*command, f"--process_id={i}", *each(i)) for i in range(2)], **env
+    )
 
 
 def train_here(workdir):
@@ -146,7 +100,7 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two") / "hosts=[0,1]"  # a pattern to Orbax
-    with Processes(cache, workdir, f"--config={CONFIG}", *SHARDED) as processes:
+    with start(cache, workdir, f"--config={CONFIG}", *SHARDED) as processes:
         outputs = processes.finish(0, 0)
     assert "steps" in outputs[0] and "images" not in outputs[1], "one shows progress"
     return workdir
@@ -200,7 +154,7 @@ LONG = (f"--config={CONFIG}:long", "--config.eval.every_images=0")
 def preempted(cache, tmp_path_factory):
     """A run of which one process got SIGTERM; and the outputs."""
     workdir = tmp_path_factory.mktemp("preempted") / "run"
-    with Processes(cache, workdir, *LONG) as processes:
+    with start(cache, workdir, *LONG) as processes:
         metrics = workdir / "metrics.jsonl"
         processes.wait_for(lambda: metrics.exists() and "loss" in metrics.read_text())
         processes.running[1].send_signal(signal.SIGTERM)
@@ -217,7 +171,7 @@ def test_preemption_of_one_saves_all_at_one_step(preempted):
 def test_a_killed_process_ends_the_others(cache, preempted):
     workdir, _ = preempted
     before = len(rows(workdir))
-    with Processes(cache, workdir, *LONG, *SHARDED) as processes:
+    with start(cache, workdir, *LONG, *SHARDED) as processes:
         # what was saved on one mesh, others resume on another
         processes.wait_for(lambda: len(rows(workdir)) > before + 2)
         processes.running[1].kill()
@@ -231,7 +185,7 @@ def test_other_configs_are_named_by_all_and_nothing_is_written(cache, tmp_path):
         return (f"--config.optimizer.learning_rate={1e-3 * (i + 1)}",)
 
     flag = f"--config={CONFIG}"
-    with Processes(cache, tmp_path / "run", flag, each=rate) as processes:
+    with start(cache, tmp_path / "run", flag, each=rate) as processes:
         outputs = processes.finish(1, 1)
     for output in outputs:
         assert "config.optimizer.learning_rate: 0.002 on process 1" in output

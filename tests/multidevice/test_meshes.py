@@ -16,6 +16,7 @@ from scm_jax.training import state as state_lib
 from scm_jax.training.step import make_train_step
 from scm_jax.types import Batch, Cond
 from tests.multidevice.eight import on_eight_devices
+from tests.training import toy
 
 UNET = {
     "width": 32,
@@ -39,11 +40,6 @@ if os.environ.get("SCM_JAX_NIGHTLY"):
     MESHES += [("dit", (2, 1, 1)), ("dit", (1, 4, 1))]
     MESHES += [("unet", (8, 1, 1)), ("unet", (1, 2, 4))]
 SHAPE, CLASSES, BATCH = (8, 8, 4), 3, 16
-
-# Compiling is most of the work here.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def random_like(tree, seed):
@@ -99,15 +95,15 @@ def one_step(name, mesh):
         return state, net.fold(teacher_params)
 
     if mesh is None:
-        (state, teacher), step = quick_jit(init)(), quick_jit(step)
+        (state, teacher), step = toy.quick_jit(init)(), toy.quick_jit(step)
     else:
         where = sharding.state_shardings(jax.eval_shape(init)[0], mesh)
         both = where, networks.Folded(where.params["net"])
-        state, teacher = quick_jit(init, out_shardings=both)()
+        state, teacher = toy.quick_jit(init, out_shardings=both)()
         shard, shards = sharding.data_shard(mesh)
         batch = jax.tree.map(lambda a: np.split(a, shards)[shard], batch)
         batch = sharding.place_batch(batch, mesh)
-        step = quick_jit(step, out_shardings=(where, None))
+        step = toy.quick_jit(step, out_shardings=(where, None))
     new, metrics = step(state, batch, teacher)
     after = new.params
     if mesh is not None and mesh.is_multi_process:

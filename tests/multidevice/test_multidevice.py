@@ -5,8 +5,6 @@ import itertools
 import os
 import pathlib
 import signal
-import socket
-import subprocess
 import sys
 
 import jax
@@ -20,12 +18,11 @@ from scm_jax.networks.attention import attention
 from scm_jax.training import ahead, checkpoint, loop, sharding
 from scm_jax.types import Batch
 from tests.datasets import test_to_batch
-from tests.hang import HANG
 from tests.multidevice import test_meshes
 from tests.multidevice.eight import on_eight_devices
+from tests.multidevice.processes import Processes, free_port
 from tests.training import toy
 
-ROOT = pathlib.Path(__file__).parents[2]
 RULES = (("layer/kernel$", ("fsdp", "tensor")), (".*", "replicate"))
 
 
@@ -290,29 +287,11 @@ def work_together(directory, address, index):
 def together(tmp_path_factory):
     """Where two processes of two devices have worked, and their outputs."""
     directory = tmp_path_factory.mktemp("together")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
+    commands = [(__name__, directory, address, index) for index in range(2)]
     flag = "--xla_force_host_platform_device_count=2"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", __name__, str(directory), address, str(index)],
-            cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [p.communicate(timeout=HANG)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()  # a process that hangs in a collective ignores SIGTERM
-            p.wait()
-            p.stdout.close()
-    assert [p.returncode for p in processes] == [0, 0], outputs
+    with Processes(commands, XLA_FLAGS=flag) as processes:
+        outputs = processes.finish(0, 0)
     return directory, outputs
 
 
@@ -336,8 +315,7 @@ def test_two_processes_leave_at_the_same_step(together):
     steps = [int(o.split("left at ")[1].split()[0]) for o in outputs]
     assert steps[0] == steps[1] and 5 <= steps[0] < 4000
     # what two processes wrote, one process reads
-    with checkpoint.Checkpointer(directory / "checkpoints") as checkpointer:
-        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+    restored = toy.restore(directory)
     assert restored.step == steps[0] == restored.data["next_index"]
 
 

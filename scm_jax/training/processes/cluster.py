@@ -115,9 +115,6 @@ def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
     return _checked(values, VARIABLES, "JAX variables") if any(values[1:]) else None
 
 
-# --- SLURM ----------------------------------------------------------------------------
-
-
 def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
     names = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     # A shell of salloc and the script of sbatch lack the variables of a step of srun:
@@ -195,9 +192,6 @@ def expand_counts(text: str) -> list[int]:
             raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text!r}: cannot be read")
         counts += [int(found[1])] * int(found[2] or 1)
     return counts
-
-
-# --- Clouds ---------------------------------------------------------------------------
 
 
 def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:

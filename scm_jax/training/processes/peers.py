@@ -59,14 +59,9 @@ class Peers:
         self._given: dict[str, dict[int, Any]] = {}
         self._results: dict[str, list[Any]] = {}
 
-    # --- Joining ----------------------------------------------------------------------
-
     @classmethod
     def join(
-        cls,
-        cluster: Cluster,
-        timeout: float = 45.0,
-        end: Callable[[], None] = end_process,
+        cls, cluster: Cluster, timeout: float, end: Callable[[], None] = end_process
     ) -> Peers:
         """Waits up to ``timeout`` seconds until all processes are connected.
 
@@ -80,10 +75,8 @@ class Peers:
         peers = cls(cluster, end)
         join = peers._connect if cluster.process_id else peers._listen
         join(time.monotonic() + timeout, timeout)
-        for index, line in peers._lines.items():
-            threading.Thread(
-                target=peers._read, args=(index, line), daemon=True
-            ).start()
+        for pair in peers._lines.items():
+            threading.Thread(target=peers._read, args=pair, daemon=True).start()
         threading.Thread(target=peers._beat, daemon=True).start()
         return peers
 
@@ -108,9 +101,8 @@ class Peers:
                         "their output, and whether all were started with this address"
                     )
                 self._greet(line, deadline)
-        welcome = {"names": list(self._names.values())}
         for line in self._lines.values():
-            line.send(welcome)
+            line.send({"names": list(self._names.values())})
 
     def _greet(self, line: _Line, deadline: float) -> None:
         try:
@@ -145,12 +137,8 @@ class Peers:
         return f"process{'es' * (len(missing) > 1)} {', '.join(missing)}"
 
     def _connect(self, deadline: float, timeout: float) -> None:
-        me = self.cluster
-        hello = {
-            "process": me.process_id,
-            "processes": me.num_processes,
-            "host": socket.gethostname(),
-        }
+        me, host = self.cluster, socket.gethostname()
+        hello = {"process": me.process_id, "processes": me.num_processes, "host": host}
         where = f"process {me.process_id} of {me.num_processes}"
         problem: Any = "no answer"
         while time.monotonic() < deadline:
@@ -176,12 +164,10 @@ class Peers:
             self._lines[0] = line
             return
         raise PeerError(
-            f"{where} on {socket.gethostname()} could not reach the coordinator at "
+            f"{where} on {host} could not reach the coordinator at "
             f"{me.coordinator} (from {me.source}) within {timeout:g} s: {problem}. Is "
             "process 0 running there, and is the port open between the hosts?"
         )
-
-    # --- Talking ----------------------------------------------------------------------
 
     def exchange(self, what: str, value: Any, timeout: float | None) -> list[Any]:
         """Every process gives a JSON value and gets the list of all, by process.
@@ -249,8 +235,6 @@ class Peers:
     def close(self) -> None:
         """Waits until all have come here; then nobody's end is a loss any more."""
         self.exchange(_THE_END, None, timeout=None)
-
-    # --- Threads ----------------------------------------------------------------------
 
     def _beat(self) -> None:
         while True:
