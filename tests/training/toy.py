@@ -35,7 +35,11 @@ PROFILES = {"0.05": PowerEma(0.05), "0.10": PowerEma(0.10)}
 
 # Where compiling takes longer than what is compiled.
 quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 
 
