@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 _add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
 
-class Dispatched(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Dispatched:
     """One step under way: what is needed if it turns out not to be finite."""
 
     index: int  # updates before it

@@ -112,7 +112,7 @@ def partition_spec(
                 "('.*', 'replicate')"
             )
         if isinstance(rule[1], str):
-            return _shard_by_tactic(name, shape, mesh, *rule)
+            return _shard_by_tactic(name, shape, mesh, rule[0], rule[1])
         return _shard_as_told(shape, mesh, tuple(rule[1]))
     except ValueError as error:
         raise ValueError(f"parameter {name}: {error}") from None
@@ -261,9 +261,9 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
             known.setdefault((name.removeprefix("net/"), leaf.shape), spec)
 
     def sharding(path, leaf):
-        name, more = path_name(path), True
-        while more and (name, leaf.shape) not in known:
-            _, more, name = name.partition("/")
+        name = path_name(path)
+        while name and (name, leaf.shape) not in known:
+            name = name.partition("/")[2]
         return NamedSharding(mesh, known.get((name, leaf.shape), PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
