@@ -19,7 +19,6 @@ class Progress:
         *,
         stream: TextIO | None = None,
         label: str = "train",
-        plain_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._num_steps = num_steps
@@ -28,10 +27,9 @@ class Progress:
         self._label = label
         self._clock = clock
         self._bar = self._stream.isatty()
-        self._period = 0.2 if self._bar else plain_seconds
+        self._period = 0.2 if self._bar else 10.0
         self._last = -float("inf")
-        # Points of the last half minute: compilation and evaluation drop out of the
-        # rate soon.
+        # Half a minute: compilation and evaluation drop out of the rate soon.
         self._points: collections.deque[tuple[float, int]] = collections.deque()
 
     def start(self, step: int) -> None:
