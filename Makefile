@@ -32,7 +32,7 @@ mutations: $(STAMP)
 # study of the laws, kills, all planted faults.
 nightly: $(STAMP)
 	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest tests/experiments/test_notebooks.py \
-	  tests/analysis
+	  tests/analysis tests/multidevice/test_meshes.py tests/evaluation
 	$(BIN)/python -m benchmarks.resume_kills --kills=20
 	$(BIN)/python -m benchmarks.sweep_kills --runs=6 --kills=20 --steps=600
 	$(BIN)/python tests/run_mutations.py

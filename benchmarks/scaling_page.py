@@ -156,7 +156,6 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
         teacher_parameters=teacher,
         data=data,
         fsdp=fsdp,
-        hardware=device,
         itemsize=ITEMSIZE,
         gradient_bytes=found["gradient_bytes"],
         microbatches=parts,

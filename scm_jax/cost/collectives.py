@@ -1,8 +1,5 @@
 """What a partitioned program communicates, read from its HLO.
 
-The text is that of the program right after XLA's SPMD partitioner: later passes of the
-CPU backend widen 16-bit collectives to 32 bits and never make reduce-scatters.
-
 Convention: bytes are those that one device receives in a ring, per execution of the
 program. With ``n`` devices in a group and ``B`` bytes of the whole (gathered or not yet
 scattered) array, an all-gather, reduce-scatter or all-to-all costs ``B (n-1)/n``, an
@@ -11,16 +8,18 @@ all-reduce ``2 B (n-1)/n``, a collective-permute ``B``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import math
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from scm_jax.cost import hlo
 
@@ -44,62 +43,70 @@ _ELEMENTWISE = ("copy", "transpose", "reshape", "bitcast", "convert", "opt-barri
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction of a program.
+    """Collectives of one kind in groups of devices that are numbered node by node."""
 
-    Attributes:
-      kind: one of ``KINDS``.
-      dtype: element type, such as ``bf16``.
-      whole_bytes: bytes of the whole array: gathered, or not yet scattered.
-      group: ids of the devices that take part with device 0's group.
-      times: executions per run of the program: trip counts of enclosing loops.
-    """
-
-    kind: str
-    dtype: str
-    whole_bytes: int
-    group: tuple[int, ...]
-    times: int
+    kind: str  # one of KINDS
+    whole_bytes: float  # of the whole array: gathered, or not yet scattered
+    group: Sequence[int]  # the devices that take part with the first one
+    times: int = 1  # executions per run of the program: trip counts of loops
+    dtype: str = ""  # element type, such as bf16
 
     @property
     def received_bytes(self) -> float:
         """Bytes one device receives per run of the program, in a ring."""
-        return self.times * self.whole_bytes * ring_factor(self.kind, len(self.group))
+        return self.times * self.whole_bytes * _ring(self.kind, len(self.group))
+
+    def node_bytes(self, node_devices: int) -> float:
+        """Bytes that a node of so many devices receives from others."""
+        # Each array once: the devices of a node share what arrives.
+        nodes = len({device // node_devices for device in self.group})
+        if nodes == 1:
+            return 0.0
+        groups = max(node_devices * nodes / len(self.group), 1)
+        return groups * self.times * self.whole_bytes * _ring(self.kind, nodes)
 
 
-def ring_factor(kind: str, size: int) -> float:
-    """Received bytes of a device over bytes of the whole array, ``size`` devices."""
+def _ring(kind: str, size: int) -> float:
     if kind == "collective-permute":
         return 1.0
     return (2.0 if kind == "all-reduce" else 1.0) * (size - 1) / size
 
 
 def compile_partitioned(lowered: Any) -> tuple[Any, str]:
-    """Compiles for a cost estimate, not for speed.
-
-    Args:
-      lowered: what ``jax.jit(fn).lower(...)`` returns, for CPU devices.
+    """Compiles ``jax.jit(fn).lower(...)`` for a cost estimate, not for speed.
 
     Returns:
       The compiled program, for its ``memory_analysis``, and its HLO after partitioning;
       empty for a program on one device.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Right after the SPMD partitioner: later passes of the CPU backend widen 16-bit
+    # collectives to 32 bits and never make reduce-scatters.
+    with tempfile.TemporaryDirectory() as folder, _no_compilation_cache():
         options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*"}
         compiled = lowered.compile(compiler_options={**_CHEAP, **options})
         texts = list(pathlib.Path(folder).glob("*after_spmd-partitioning*"))
         return compiled, texts[0].read_text() if texts else ""
 
 
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """A program out of JAX's persistent cache would be dumped by nobody."""
+    options: Any = jax.config
+    enabled = options.jax_enable_compilation_cache
+    options.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once whether there is one
+    try:
+        yield
+    finally:
+        options.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
 def read_collectives(text: str) -> list[Collective]:
-    """Every collective that a program executes.
+    """Every collective that a program executes; ``text`` is HLO after the partitioner.
 
-    An all-reduce of which each device keeps only its own shard is what GPU and TPU
-    compilers turn into a reduce-scatter. It counts as one where the text proves it: its
-    only users, through operations that merely move or convert elements, are
-    dynamic-slices to one part in ``n`` of it.
-
-    Args:
-      text: HLO after the SPMD partitioner.
+    An all-reduce of which each device keeps only its own shard counts as the
+    reduce-scatter that GPU and TPU compilers make of it.
 
     Raises:
       ValueError: a collective stands in a loop whose length the text does not show.
@@ -121,15 +128,12 @@ def read_collectives(text: str) -> list[Collective]:
             group = _group(instruction, devices)
             if len(group) < 2:
                 continue
-            kind = instruction.opcode
-            whole = instruction.bytes
+            kind, whole, size = instruction.opcode, instruction.bytes, len(group)
             if kind == "reduce-scatter":
-                whole *= len(group)
-            if kind == "all-reduce" and _only_sliced(
-                computation, instruction, len(group)
-            ):
+                whole *= size
+            elif kind == "all-reduce" and _only_sliced(computation, instruction, size):
                 kind = "reduce-scatter"
-            found.append(Collective(kind, instruction.dtype, whole, group, times=times))
+            found.append(Collective(kind, whole, group, times, instruction.dtype))
     return found
 
 
@@ -137,17 +141,20 @@ def summarize(found: Iterable[Collective]) -> list[dict[str, Any]]:
     """Rows ``kind``, ``dtype``, ``executions`` and ``received_bytes``, by kind."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for one in sorted(found, key=lambda c: (KINDS.index(c.kind), c.dtype)):
-        empty = {"executions": 0, "received_bytes": 0.0}
-        row = rows.setdefault((one.kind, one.dtype), empty)
+        empty = {"kind": one.kind, "dtype": one.dtype, "executions": 0}
+        row = rows.setdefault((one.kind, one.dtype), empty | {"received_bytes": 0.0})
         row["executions"] += one.times
         row["received_bytes"] += one.received_bytes
-    return [{"kind": k, "dtype": d, **row} for (k, d), row in rows.items()]
+    return list(rows.values())
 
 
 def _only_sliced(
     computation: hlo.Computation, reduced: hlo.Instruction, size: int
 ) -> bool:
-    """Whether every use of an all-reduce is a slice to one part in ``size``."""
+    """Whether every use of an all-reduce is a slice to one part in ``size``.
+
+    Uses are followed through operations that merely move or convert elements.
+    """
     waiting, seen = [reduced], 0
     while waiting:
         current = waiting.pop()
@@ -169,28 +176,17 @@ def _only_sliced(
 def _group(instruction: hlo.Instruction, devices: int) -> tuple[int, ...]:
     """Devices that communicate with the first one of the first group."""
     if instruction.opcode == "collective-permute":
-        pairs = re.search(
-            r"source_target_pairs=\{(\{[^=]*\})\}", instruction.attributes
-        )
-        text = pairs[1] if pairs else ""
-        moving = re.findall(r"\{(\d+),(\d+)\}", text)
+        pairs = instruction.attributes.partition("source_target_pairs=")[2]
+        moving = re.findall(r"\{(\d+),(\d+)\}", pairs.partition("=")[0])
         return next(((int(a), int(b)) for a, b in moving if a != b), ())
-    text = re.search(r"replica_groups=(.*)", instruction.attributes)
-    found = text[1] if text else ""
+    found = instruction.attributes.partition("replica_groups=")[2]
     if match := re.match(r"\{\{([\d,]+)\}", found):
-        return tuple(int(n) for n in match[1].split(","))
-    if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", found):
-        shape, source, order = (_ints(part) for part in match.groups())
-        ids = np.arange(math.prod(source)).reshape(source)
-        ids = ids.transpose(order) if order else ids
-        return tuple(int(n) for n in ids.reshape(shape)[0])
+        return _ints(match[1])
+    if match := re.match(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", found):
+        return tuple(_ids(match[2]).reshape(_ints(match[1]))[0].tolist())
     if match := _MESH.match(found):
         return _mesh_group(*match.groups())
     return tuple(range(devices))  # {}: all of them
-
-
-def _ints(text: str | None) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",")) if text else ()
 
 
 _MESH = re.compile(
@@ -202,29 +198,28 @@ _MESH = re.compile(
 def _mesh_group(mesh: str, order: str | None, axes: str) -> tuple[int, ...]:
     """Group of the first device in ``mesh['a'=2,'b'=4], device_ids=(...) {'b'}``.
 
-    ``order`` is a list of ids, or ``[2,4]T(1,0)``: counted in another mesh. Of an axis
-    ``'b':(pre)size`` only a part belongs to the group: ``pre`` outer parts and what is
-    inside stay fixed.
+    Of an axis ``'b':(pre)size`` only a part belongs to the group: ``pre`` outer parts
+    and what is inside stay fixed.
     """
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
-    strides, stride = {}, 1
-    for name in reversed(sizes):
-        strides[name] = stride
-        stride *= sizes[name]
-    offsets: list[Sequence[int]] = []
+    places = {name: [0] for name in sizes}
     for name, pre, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
         count = int(part) if part else sizes[name]
         inner = sizes[name] // (int(pre) * count) if part else 1
-        offsets.append([i * inner * strides[name] for i in range(count)])
-    places = sorted(sum(choice) for choice in itertools.product(*offsets))
-    ids = _device_order(order, stride)
-    return tuple(int(ids[place]) for place in places)
+        places[name] = [p + i * inner for p in places[name] for i in range(count)]
+    ids = _ids(order) if order else np.arange(math.prod(sizes.values()))
+    ids = ids.reshape(*sizes.values())
+    return tuple(ids[np.ix_(*places.values())].ravel().tolist())
 
 
-def _device_order(order: str | None, count: int) -> np.ndarray:
-    if not order:
-        return np.arange(count)
-    if match := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
-        ids = np.arange(count).reshape(_ints(match[1]))
-        return (ids.transpose(_ints(match[2])) if match[2] else ids).ravel()
-    return np.asarray(_ints(order))
+def _ids(text: str) -> np.ndarray:
+    """A list of ids, or ``[2,4]T(1,0)``: counted in a mesh, in another order."""
+    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match is None:
+        return np.asarray(_ints(text))
+    ids = np.arange(math.prod(_ints(match[1]))).reshape(_ints(match[1]))
+    return (ids.transpose(_ints(match[2])) if match[2] else ids).ravel()
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))

@@ -5,13 +5,11 @@ GPU kernels, so the count here walks the jaxpr. Its conventions:
 
 - One multiply-add is one unit: a dense layer from n to m channels on b rows costs
   b n m. FLOPs are twice that; the "Gflops" of EDM2 are these units.
-- Only contractions count (matrix products, convolutions). Elementwise work,
-  reductions, FFTs and memory traffic do not.
-- A convolution counts every tap that a dense kernel executes: taps on the padding
-  count, taps on the holes of a dilated input (the gradient of a strided convolution)
-  do not, since no kernel multiplies by them.
-- The program counts as written once dead code is gone. Equal subexpressions count
-  twice, even where a compiler would merge them.
+- Only contractions count (matrix products, convolutions).
+- A convolution counts every tap that a dense kernel executes: also those on the
+  padding, but not those on the holes of a dilated input (the gradient of a strided
+  convolution), since no kernel multiplies by them.
+- The program counts as written once dead code is gone: equal subexpressions twice.
 - A cond costs its most expensive branch, a scan its body times its length, a
   shard_map its body on every device together.
 """
@@ -30,53 +28,31 @@ from jax.interpreters import partial_eval
 MacFormula = Callable[[Any], int]
 
 # Primitives that run one inner program exactly once.
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "call",
-    "remat2",
-    "checkpoint",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "compute_on",
-    "eval_jaxpr",
+_CALLS = frozenset(
+    "jit pjit closed_call core_call call remat2 checkpoint custom_jvp_call "
+    "custom_vjp_call custom_vjp_call_jaxpr compute_on eval_jaxpr".split()
 )
 
 # Primitives that multiply but show nothing to count: only a formula can tell.
-_OPAQUE = (
-    "pallas_call",
-    "mpmd_map",
-    "ffi_call",
-    "custom_call",
-    "pure_callback",
-    "io_callback",
-    "ragged_dot_general",
-    "scaled_matmul",
-    "dot_product_attention_fwd",
-    "dot_product_attention_fwd_wrapper",
-    "dot_product_attention_bwd",
-    "dot_product_attention_bwd_wrapper",
-    "call_hi_primitive",
+_OPAQUE = frozenset(
+    "pallas_call mpmd_map ffi_call custom_call pure_callback io_callback "
+    "ragged_dot_general scaled_matmul dot_product_attention_fwd "
+    "dot_product_attention_fwd_wrapper dot_product_attention_bwd "
+    "dot_product_attention_bwd_wrapper call_hi_primitive".split()
 )
 
 
 def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
     """Multiply-adds of one call ``fn(*abstract_args)``, without running it.
 
-    ``fn`` is traced, dead code is removed (also inside scans, branches and nested
-    calls), and the contractions that are left are added up under the conventions of
-    this module. Dead code matters here: a tangent that nobody reads, or the
-    derivative of a stopped gradient, must not count.
+    Dead code (a tangent that nobody reads, the derivative of a stopped gradient) is
+    removed first, also inside scans, branches and nested calls.
 
-    Args:
-      fn: any traceable function; close over static arguments.
-      *abstract_args: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+    ``fn`` is any traceable function, the arguments are pytrees of arrays or
+    ``jax.ShapeDtypeStruct``.
 
     Returns:
-      Multiply-adds of the whole call, over the whole batch and all devices.
+      Multiply-adds of the whole batch on all devices.
 
     Raises:
       ValueError: the program multiplies inside a ``while`` loop, whose length is
@@ -94,10 +70,9 @@ def count_macs(fn: Callable[..., Any], *abstract_args: Any) -> int:
 def register_macs(name: str, formula: MacFormula) -> None:
     """Teaches ``count_macs`` the cost of a kernel it cannot look into.
 
-    Args:
-      name: the kernel's own name (``name`` of a ``pallas_call``, ``target_name`` of
-        an ``ffi_call``) or the name of a primitive. The kernel's name wins.
-      formula: ``formula(eqn) -> int``; shapes are ``eqn.invars[i].aval.shape``.
+    ``name`` is the kernel's own (``name`` of a ``pallas_call``, ``target_name`` of an
+    ``ffi_call``) or that of a primitive; ``formula(eqn)`` finds shapes in
+    ``eqn.invars[i].aval.shape``.
 
     Raises:
       ValueError: the name has a formula already.
@@ -119,10 +94,9 @@ def tree_bytes(tree: Any) -> int:
 
 
 def effective_sampling_compute(params: int, nfe: int) -> float:
-    """Billions of parameters times network evaluations per sample.
+    """Billions of parameters times network evaluations (``nfe``) per sample.
 
-    The horizontal axis of Fig. 1 in arXiv 2410.11081v2. With guidance by two network
-    evaluations per step, ``nfe`` is twice the number of steps.
+    The horizontal axis of Fig. 1 in arXiv 2410.11081v2.
 
     Example:
       >>> effective_sampling_compute(1_500_000_000, 2)
@@ -138,8 +112,7 @@ def live_jaxpr(fn: Callable[..., Any], *abstract_args: Any) -> Any:
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
-    """The ``Jaxpr`` itself, whose equations can be walked."""
-    # Up to jax 0.11 a ClosedJaxpr wraps the Jaxpr; from 0.12 on there is only one type.
+    """The ``Jaxpr`` whose equations can be walked; from jax 0.12 on, all can."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
@@ -180,7 +153,7 @@ def _dot_general(eqn: Any) -> int:
 
 
 def _conv(eqn: Any) -> int:
-    """Batch x features out x features in per group x taps (see the module's text)."""
+    # Batch x features out x features in per group x taps.
     spec = eqn.params["dimension_numbers"]
     rhs = eqn.invars[1].aval.shape
     out = eqn.outvars[0].aval.shape
@@ -209,14 +182,6 @@ def _taps(
     return int(np.sum((positions + taps) % hole == 0))
 
 
-def _scan(eqn: Any) -> int:
-    return eqn.params["length"] * _jaxpr_macs(eqn.params["jaxpr"])
-
-
-def _cond(eqn: Any) -> int:
-    return max(_jaxpr_macs(branch) for branch in eqn.params["branches"])
-
-
 def _while(eqn: Any) -> int:
     bodies = (eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"])
     if any(_jaxpr_macs(body) for body in bodies):
@@ -239,8 +204,8 @@ def _shard_map(eqn: Any) -> int:
 MAC_FORMULAS: dict[str, MacFormula] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
-    "scan": _scan,
-    "cond": _cond,
+    "scan": lambda eqn: eqn.params["length"] * _jaxpr_macs(eqn.params["jaxpr"]),
+    "cond": lambda eqn: max(map(_jaxpr_macs, eqn.params["branches"])),
     "while": _while,
     "shard_map": _shard_map,
 }

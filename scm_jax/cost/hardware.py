@@ -9,28 +9,20 @@ from scm_jax.types import lookup
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """One device and the network around it; figures of data sheets, not measured.
+    """One device and the network around it; figures of data sheets, not measured."""
 
-    Attributes:
-      name: key of ``HARDWARE``.
-      peak_flops: dense bfloat16 FLOP/s of matrix products with float32 accumulation; a
-        multiply-add is two.
-      memory_bytes: memory of a device.
-      memory_bandwidth: bytes/s between memory and cores.
-      link_bandwidth: bytes/s that a device can receive from others of its node, over
-        all its links together.
-      node_devices: devices that such links connect: a server of GPUs, the largest slice
-        of TPUs.
-      node_bandwidth: bytes/s that a node can receive from other nodes; None where nodes
-        are not joined by a network modelled here.
-    """
-
-    name: str
+    name: str  # key of HARDWARE
+    # Dense bfloat16 FLOP/s of matrix products with float32 accumulation; a multiply-add
+    # is two.
     peak_flops: float
     memory_bytes: float
-    memory_bandwidth: float
-    link_bandwidth: float
-    node_devices: int
+    memory_bandwidth: float  # bytes/s between memory and cores
+    link_bandwidth: (
+        float  # bytes/s that a device can receive over all links of its node
+    )
+    node_devices: int  # devices that such links connect: a server, the largest slice
+    # Bytes/s that a node can receive from others; None where they are not joined by a
+    # network modelled here.
     node_bandwidth: float | None
 
 

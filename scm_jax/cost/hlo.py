@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: the shape of its result, opcode, operands and the rest."""
+    """One instruction of a computation."""
 
     name: str
-    shape: str
+    shape: str  # of the result
     opcode: str
     operands: tuple[str, ...]
     attributes: str
@@ -38,7 +38,11 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        return sum(count * _bits(dtype) // 8 for dtype, count in self.arrays)
+        # The first number in a type's name is its width; booleans take a byte.
+        return sum(
+            count * int(_attribute(dtype, r"(\d+)") or 8) // 8
+            for dtype, count in self.arrays
+        )
 
 
 class Computation:
@@ -55,12 +59,6 @@ class Computation:
     @property
     def root(self) -> Instruction:
         return next(i for i in self.instructions.values() if i.root)
-
-
-def _bits(dtype: str) -> int:
-    """Width of an element: the first number in its name; booleans take a byte."""
-    digits = re.search(r"\d+", dtype)
-    return int(digits.group()) if digits else 8
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
@@ -87,14 +85,13 @@ def parse(hlo: str) -> dict[str, Computation]:
 def _instruction(name: str, text: str, root: bool) -> Instruction:
     opcode = _OPCODE.search(text)
     assert opcode is not None, text
-    # A constant's value may contain anything but is one operand for our purposes.
     end, depth = opcode.end(), 1
     while depth and end < len(text):
         depth += {"(": 1, ")": -1}.get(text[end], 0)
         end += 1
     inside = text[opcode.end() : end - 1]
     operands = tuple(part.strip().lstrip("%") for part in inside.split(","))
-    if opcode[1] != "constant":
+    if opcode[1] != "constant":  # whose value may contain anything
         operands = tuple(o.rsplit("%", 1)[-1] for o in operands)
     return Instruction(
         name, text[: opcode.start()], opcode[1], operands, text[end:], root
@@ -103,8 +100,12 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 
 def num_partitions(hlo: str) -> int:
     """The number of devices that a program is partitioned for."""
-    found = re.search(r"num_partitions=(\d+)", hlo)
-    return int(found[1]) if found else 1
+    return int(_attribute(hlo, r"num_partitions=(\d+)") or 1)
+
+
+def _attribute(text: str, pattern: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
 
 
 _CALLEES = re.compile(
@@ -114,10 +115,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 def executions(program: dict[str, Computation]) -> dict[str, int | None]:
-    """How often each computation runs; None where a loop's length is not known.
-
-    All branches of a conditional count.
-    """
+    """How often each computation runs, of a conditional all; None where unknown."""
     times: dict[str, int | None] = collections.defaultdict(int)
 
     def visit(name: str, count: int | None) -> None:
@@ -143,45 +141,31 @@ def _trip_count(
     program: dict[str, Computation], caller: Computation, loop: Instruction
 ) -> int | None:
     """Length of a loop that counts up by one, as those of ``lax.scan``; else None."""
-    condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)
-    assert condition is not None, loop
-    inside = program[condition[1]]
+    inside = program[_attribute(loop.attributes, r"condition=%?([\w.-]+)") or ""]
     compare = inside.root
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
-    index = _counter_index(inside, compare.operands[0])
-    if index is None:
+    counter, end = compare.operands
+    try:
+        if "#" in counter:  # %param#0
+            index = counter.rsplit("#", 1)[1]
+        else:
+            element = _find(inside, counter, "get-tuple-element")
+            index = _attribute(element.attributes, r"index=(\d+)") or ""
+        begin = _find(caller, loop.operands[0], "tuple").operands[int(index)]
+        return max(_constant(inside, end) - _constant(caller, begin), 0)
+    except (KeyError, ValueError):
         return None
-    start = _constant(_tuple_element(caller, loop.operands[0], index))
-    end = _constant(inside.instructions.get(compare.operands[1]))
-    return None if end is None or start is None else max(end - start, 0)
 
 
-def _counter_index(condition: Computation, name: str) -> int | None:
-    """Which element of the loop's tuple ``name`` is: ``%param#0``, or an operation."""
-    if "#" in name:
-        return int(name.rsplit("#", 1)[1])
-    counter = condition.instructions.get(name)
-    if counter is None or counter.opcode != "get-tuple-element":
-        return None
-    found = re.search(r"index=(\d+)", counter.attributes)
-    return int(found[1]) if found else None
+def _find(computation: Computation, name: str, opcode: str) -> Instruction:
+    found = computation.instructions[name]
+    while found.opcode in ("copy", "convert"):
+        found = computation.instructions[found.operands[0]]
+    if found.opcode != opcode:
+        raise ValueError(f"{name} is no {opcode}")
+    return found
 
 
-def _tuple_element(
-    computation: Computation, name: str, index: int
-) -> Instruction | None:
-    source = computation.instructions.get(name)
-    if source is None or source.opcode != "tuple":
-        return None
-    element = computation.instructions.get(source.operands[index])
-    while element is not None and element.opcode in ("copy", "convert"):
-        element = computation.instructions.get(element.operands[0])
-    return element
-
-
-def _constant(instruction: Instruction | None) -> int | None:
-    if instruction is None or instruction.opcode != "constant":
-        return None
-    text = instruction.operands[0]
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
+def _constant(computation: Computation, name: str) -> int:
+    return int(_find(computation, name, "constant").operands[0])

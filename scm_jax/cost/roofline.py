@@ -1,42 +1,35 @@
 """What a training step should cost: formulas over counts, nothing compiled.
 
 Notation: P parameters, b images per device, F multiply-adds per image of loss and
-gradient, a mesh of ``data`` copies of ``fsdp`` shards, each device with memory,
-bandwidth and links of ``Hardware``.
+gradient, a mesh of ``data`` copies of ``fsdp`` shards.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from scm_jax.cost import counts
-from scm_jax.cost.collectives import ring_factor
+from scm_jax.cost.collectives import Collective
 from scm_jax.cost.hardware import Hardware
 
-# A matrix product reaches this share of the peak, unless the caller says otherwise.
-EFFICIENCY = 0.4
-# Share of a data sheet's bandwidth that long transfers reach, memory and network:
+EFFICIENCY = 0.4  # of matrix products, as a share of the peak
+# Of long transfers, memory and network, as a share of the data sheet's bandwidth:
 # 230 of 300 GB/s for collectives over NVLink on A100.
 BANDWIDTH_EFFICIENCY = 0.8
-# Share of the memory that arrays may fill: fragmentation, kernels, the runtime.
-USABLE_MEMORY = 0.9
-
-
-# --- Counts on the program ------------------------------------------------------------
+USABLE_MEMORY = 0.9  # the rest goes to fragmentation, kernels and the runtime
 
 
 def contraction_bytes(fn: Callable[..., Any], *abstract_args: Any) -> int:
     """Bytes that the contractions of a program read and write, each array once.
 
     Memory traffic if all elementwise work were fused into its neighbours: a lower
-    bound. Counted where ``counts.count_macs`` counts: dead code is gone, the body of a
-    scan counts as often as it runs.
+    bound, counted where ``counts.count_macs`` counts.
 
     Example:
       >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
@@ -63,10 +56,9 @@ def _eqn_bytes(eqn: Any) -> int:
 
 
 def saved_bytes(loss: Callable[..., jax.Array], *abstract_args: Any) -> int:
-    """Bytes that the backward pass of ``loss`` over its first argument keeps.
+    """Bytes that ``jax.vjp`` keeps for the backward pass over the first argument.
 
-    What ``jax.vjp`` holds between the passes: activations, and every form of the
-    weights that it needs again. A compiler may recompute some, and needs room beside.
+    A compiler may recompute some, and needs room beside.
     """
 
     def keep(params: Any, *rest: Any) -> Any:
@@ -81,93 +73,39 @@ def linear(count: Callable[[int], float]) -> tuple[float, float]:
     return 2 * low - high, (high - low) / 2
 
 
-# --- Communication --------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Transfer:
-    """Bytes of whole arrays that one kind of collective moves per step.
-
-    Attributes:
-      kind: a kind of ``collectives.KINDS``.
-      whole_bytes: bytes of the whole arrays, times executions.
-      size: devices of a group.
-      nodes: nodes that a group spans.
-    """
-
-    kind: str
-    whole_bytes: float
-    size: int
-    nodes: int = 1
-
-    @property
-    def received_bytes(self) -> float:
-        """Bytes that one device receives, in a ring."""
-        return self.whole_bytes * ring_factor(self.kind, self.size)
-
-    def node_bytes(self, node_devices: int) -> float:
-        """Bytes that one node receives from others, each array once."""
-        if self.nodes == 1:
-            return 0.0
-        groups = max(node_devices * self.nodes / self.size, 1)
-        return groups * self.whole_bytes * ring_factor(self.kind, self.nodes)
-
-
-def transfer(
-    kind: str, whole_bytes: float, group: Sequence[int], hardware: Hardware
-) -> Transfer:
-    """A transfer within ``group``, devices numbered node by node."""
-    nodes = len({device // hardware.node_devices for device in group})
-    return Transfer(kind, whole_bytes, len(group), nodes)
-
-
 def fsdp_transfers(
     *,
     parameters: float,
     teacher_parameters: float,
     data: int,
     fsdp: int,
-    hardware: Hardware,
     itemsize: int = 2,
     gradient_bytes: float | None = None,
     microbatches: int = 1,
-) -> list[Transfer]:
+) -> list[Collective]:
     """What fully sharded training must move in a step.
 
-    Parameters are gathered over ``fsdp`` in the compute dtype, once for the forward and
-    once for the backward pass (the tangent reuses the forward's), a teacher's once;
-    gradients are reduced and scattered over ``fsdp`` and then summed over ``data``. It
-    is the same for diffusion and consistency training.
+    Parameters are gathered over ``fsdp``, the inner axis, in the compute dtype, once
+    for the forward and once for the backward pass (the tangent reuses the forward's), a
+    teacher's once; gradients are reduced and scattered over ``fsdp`` and then summed
+    over ``data``: the same for diffusion and consistency training.
 
-    A gradient is reduced in the dtype of the product that it comes from, and widened to
-    float32 only on the shards: kernels of the blocks in the compute dtype; gates,
-    affine layers and all outside of the blocks in float32.
-
-    Args:
-      parameters: P.
-      teacher_parameters: of the teacher; 0 without one.
-      data: copies of the sharded parameters.
-      fsdp: shards.
-      hardware: tells where a node ends; ``fsdp`` is the inner axis.
-      itemsize: bytes of a gathered parameter.
-      gradient_bytes: bytes of all gradients while they are reduced; by default as many
-        as of the gathered parameters.
-      microbatches: gradients and gathers happen once for each.
+    A gathered parameter has ``itemsize`` bytes. ``gradient_bytes`` are those of all
+    gradients in the dtypes in which they are reduced; by default those of the gathered
+    parameters. All happens once for each of the ``microbatches``.
     """
-    inner = range(fsdp)
-    outer = range(0, data * fsdp, fsdp)
     gathered = (2 * parameters + teacher_parameters) * itemsize * microbatches
     if gradient_bytes is None:
         gradient_bytes = parameters * itemsize
     reduced = gradient_bytes * microbatches
     return [
-        transfer("all-gather", gathered, inner, hardware),
-        transfer("reduce-scatter", reduced, inner, hardware),
-        transfer("all-reduce", reduced / fsdp, outer, hardware),
+        Collective("all-gather", gathered, range(fsdp)),
+        Collective("reduce-scatter", reduced, range(fsdp)),
+        Collective("all-reduce", reduced / fsdp, range(0, data * fsdp, fsdp)),
     ]
 
 
-def network_seconds(transfers: Iterable[Transfer], hardware: Hardware) -> float:
+def network_seconds(transfers: Iterable[Collective], hardware: Hardware) -> float:
     """Time of all transfers: the slower of the links in a node and those between.
 
     Raises:
@@ -186,26 +124,15 @@ def network_seconds(transfers: Iterable[Transfer], hardware: Hardware) -> float:
     return max(links, between / hardware.node_bandwidth) / BANDWIDTH_EFFICIENCY
 
 
-# --- Time -----------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step's parts, on every device at the same time.
+    """Seconds of a step's parts, on every device at the same time."""
 
-    Attributes:
-      compute: contractions at the stated efficiency.
-      memory: bytes of the contractions at the bandwidth.
-      update: bytes of the optimizer's update at the bandwidth; it follows the gradient.
-      network: collectives.
-      ideal: contractions at the peak.
-    """
-
-    compute: float
-    memory: float
-    update: float
-    network: float
-    ideal: float
+    compute: float  # contractions at the stated efficiency
+    memory: float  # bytes of the contractions at the bandwidth
+    update: float  # bytes of the optimizer's update; it follows the gradient
+    network: float  # collectives
+    ideal: float  # contractions at the peak
 
     @property
     def busy(self) -> float:
@@ -253,10 +180,10 @@ def step_time(
       macs_per_image: F.
       images: b, per device.
       traffic: bytes of contractions of the step on this device.
-      state_bytes: of the train state on this device.
+      state_bytes: bytes of the train state on this device.
       network: seconds of collectives.
       hardware: the device.
-      efficiency: share of the peak that contractions reach, in (0, 1].
+      efficiency: share of the peak that contractions reach.
 
     Raises:
       ValueError: an efficiency outside of (0, 1].
@@ -279,19 +206,16 @@ def check_efficiency(efficiency: float) -> None:
         raise ValueError(f"efficiency = {efficiency} is not in (0, 1]")
 
 
-# --- Memory ---------------------------------------------------------------------------
-
-
 def fixed_bytes(
     parameters: float, fsdp: int, itemsize: int, teacher_parameters: float = 0
 ) -> float:
     """Bytes on a device beside state and activations.
 
     The shard of the gradients in float32 and one gathered copy of the network (and of
-    the teacher's) in the compute dtype. A step gathers block by block and drops what it
-    gathered; the rest of that copy is room for the shards of the rounded weights and of
-    their gradients, and for blocks that are gathered ahead.
+    the teacher's) in the compute dtype.
     """
+    # A step gathers block by block and drops what it gathered; the rest of the copy is
+    # room for shards of rounded weights and gradients, and for blocks gathered ahead.
     gathered = (parameters + teacher_parameters) * itemsize
     return 4 * parameters / fsdp + gathered
 
@@ -301,10 +225,7 @@ def largest_batch(
 ) -> int:
     """Images that fit on a device at once; 0 where the state alone does not.
 
-    Args:
-      resident_bytes: everything that does not grow with the batch.
-      bytes_per_image: what each image adds.
-      hardware: of whose memory ``USABLE_MEMORY`` is used.
+    ``resident_bytes`` do not grow with the batch; arrays fill ``USABLE_MEMORY``.
     """
     free = hardware.memory_bytes * USABLE_MEMORY - resident_bytes
     return max(int(free // bytes_per_image), 0)

@@ -32,10 +32,8 @@ class Placed(NamedTuple):
 def make_place(to_batch: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
     """``place`` for ``Ahead``: the transfer, and ``to_batch`` on the devices.
 
-    Args:
-      to_batch: host batch -> batch of the step, row by row, such as a dataset's
-        ``to_batch``: no device needs the rows of another.
-      mesh: the mesh of the training.
+    ``to_batch`` is a dataset's: host batch -> batch of the step, row by row, so that no
+    device needs the rows of another.
     """
     rows = sharding.batch_sharding(mesh)
     compute = jax.jit(to_batch, in_shardings=rows, out_shardings=rows)
@@ -44,8 +42,7 @@ def make_place(to_batch: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], An
 
     def place(host: Any) -> Any:
         sharding.check_batch_size(len(jax.tree.leaves(host)[0]), mesh)
-        # The call itself transfers numpy arrays, in a tenth of the host's time that
-        # placing them takes.
+        # The call transfers numpy arrays in a tenth of the time that placing takes.
         return compute(host)
 
     return place
@@ -55,15 +52,7 @@ class Ahead:
     """One batch ahead of the training.
 
     ``fetch`` right after a dispatch: then reading the batch, its transfer and its
-    decoding happen while the devices compute. The iterator is one batch ahead of the
-    training, too, so what belongs into a checkpoint is ``position``. An error of the
-    data is raised by ``take``, when all that comes before the bad batch has been dealt
-    with.
-
-    Args:
-      data: endless iterator of host batches.
-      place: host batch -> arrays whose transfer has begun; see ``make_place``.
-      count: how many batches will be taken.
+    decoding happen while the devices compute. ``count`` batches will be taken.
     """
 
     def __init__(self, data: DataIterator, place: Callable[[Any], Any], count: int):
@@ -88,7 +77,7 @@ class Ahead:
         try:
             host = next(self._data)
             self._next = Placed(host, self._place(host), position)
-        except Exception as error:
+        except Exception as error:  # take raises it, after all that comes before it
             self._error = error
 
     def take(self) -> Placed:
@@ -99,8 +88,7 @@ class Ahead:
         """
         if isinstance(self._error, StopIteration):
             raise ValueError(
-                "the data ended before the training; the iterator must repeat without "
-                "end"
+                "the data ended before the training; the iterator must never end"
             ) from self._error
         if self._error is not None:
             raise self._error

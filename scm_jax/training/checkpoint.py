@@ -1,25 +1,24 @@
 """Checkpoints: saved in the background, whole or not at all, readable in parts.
 
-    DIR/checkpoints/STEP/state     step, params, opt_state, key
-                         ema       profile name -> averaged network parameters
-                         data      position of the data iterator, JSON
-                         metadata  config hash, versions, images, JSON
-                         manifest.json   size and CRC-32 of every file
-    DIR/ema_snapshots/STEP/...     EMAs for post-hoc reconstruction, kept for ever
-
-A thin layer over Orbax. A save becomes visible by one rename, after the manifest is
-written into it; so a kill at any moment leaves the earlier checkpoints, and a file that
-was cut or changed later is noticed: Orbax itself reads flipped bits without complaint.
-Reading takes the newest checkpoint that agrees with its manifest.
-
-The training waits only while its state is copied into host memory. Orbax prepares a
-save in the caller's thread, for as long as a copy of some hundred MB takes, so here a
-thread does that, too.
+DIR/checkpoints/STEP/state     step, params, opt_state, key
+                     ema       profile name -> averaged network parameters
+                     data      position of the data iterator, JSON
+                     metadata  config hash, versions, images, JSON
+                     manifest.json   size and CRC-32 of every file
+DIR/ema_snapshots/STEP/...     EMAs for post-hoc reconstruction, kept for ever
 """
+
+# A thin layer over Orbax. A save becomes visible by one rename, after its manifest: a
+# kill at any moment leaves the earlier checkpoints, and later damage is noticed. The
+# training waits only while its state is copied into host memory: Orbax prepares a save
+# in the caller's thread, for as long as copying some hundred MB takes, so a thread of
+# ours is that caller.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -29,12 +28,9 @@ import orbax.checkpoint as ocp
 
 from scm_jax.training import seal, sharding
 from scm_jax.training.seal import CheckpointError
-from scm_jax.training.store import (
-    Store,
-    read_arrays,
-    stored_arrays,
-    with_sharding,
-)
+from scm_jax.training.store import Store, read_arrays, stored_arrays, with_sharding
+
+_STATE = ("step", "params", "opt_state", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +43,14 @@ class Restored:
     metadata: dict[str, Any]
 
 
-# ------------------------------------------------------------------ shapes
-
-
-def _leaf_table(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+def _leaf_table(tree: Any) -> dict[str, tuple[str, str]]:
     """``path -> (shape, dtype)`` as saved: typed keys are stored as their bits."""
 
     def described(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(
-                jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            )
-        return tuple(leaf.shape), str(leaf.dtype)
+            leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return str(tuple(leaf.shape)), str(leaf.dtype)
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {sharding.path_name(path): described(leaf) for path, leaf in leaves}
@@ -69,21 +61,17 @@ def check_shapes(
 ) -> None:
     """Raises ValueError that names each array in which ``stored`` is not ``wanted``."""
     have, want = _leaf_table(stored), _leaf_table(wanted)
-    problems = [
-        f"{name}: missing in the checkpoint" for name in want if name not in have
+    problems = [f"{name}: missing in the checkpoint" for name in want.keys() - have]
+    problems += [f"{name}: unknown to this config" for name in have.keys() - want]
+    parts = slice(0, 2 if check_dtype else 1)
+    problems += [
+        f"{name}: checkpoint has {' '.join(have[name])}, this config needs "
+        f"{' '.join(want[name])}"
+        for name in have.keys() & want
+        if have[name][parts] != want[name][parts]
     ]
-    problems += [f"{name}: unknown to this config" for name in have if name not in want]
-    for name in sorted(have.keys() & want.keys()):
-        parts = slice(0, 2 if check_dtype else 1)
-        if have[name][parts] != want[name][parts]:
-            stored_text, wanted_text = (
-                f"{shape} {dtype}" for shape, dtype in (have[name], want[name])
-            )
-            problems.append(
-                f"{name}: checkpoint has {stored_text}, this config needs {wanted_text}"
-            )
     if problems:
-        shown = "\n".join(f"  {p}" for p in problems[:10])
+        shown = "\n".join(f"  {p}" for p in sorted(problems)[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
             f"{where} does not fit this config:\n{shown}{more}\nUse the config it was "
@@ -91,18 +79,16 @@ def check_shapes(
         )
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores the checkpoints of one run.
+
+    All processes make the same calls, on one shared POSIX file system.
 
     Args:
       directory: the folder of the checkpoints, one subfolder a step; created.
-      max_to_keep: older checkpoints are deleted once a newer one is on disk. At least
-        2: the second newest is what remains if the newest is damaged. None keeps all.
+      max_to_keep: older ones are deleted, except None; at least 2.
       snapshots_directory: where ``save_ema_snapshot`` writes; default is
         ``ema_snapshots`` beside ``directory``.
-
-    All processes of a multi-process run make the same calls, on one shared POSIX file
-    system.
     """
 
     def __init__(
@@ -124,7 +110,13 @@ class Checkpointer:
         self._store = Store(
             self.directory, ("state", "ema", "data", "metadata"), max_to_keep
         )
-        self._snapshots: Store | None = None  # most runs never write one
+        self._stores = [self._store]
+
+    @functools.cached_property
+    def _snapshots(self) -> Store:  # most runs never write one
+        store = Store(self.snapshots_directory, ("ema", "metadata"), max_to_keep=None)
+        self._stores.append(store)
+        return store
 
     def save(
         self,
@@ -136,11 +128,8 @@ class Checkpointer:
     ) -> None:
         """Starts saving ``state``; returns when it is copied into host memory.
 
-        Args:
-          step: names the checkpoint. A step that is already there is left as it is.
-          state: train state with the fields step, params, opt_state, ema, key.
-          data: JSON, the position of the data iterator.
-          metadata: JSON, whatever the caller wants to find again.
+        A ``step`` that is already there is left as it is. ``data`` (the position of the
+        data iterator) and ``metadata`` are JSON.
 
         Raises:
           CheckpointError: this save, or the one before it in the background, failed; a
@@ -149,23 +138,15 @@ class Checkpointer:
         self._store.wait()
         if step in seal.list_steps(self.directory):
             return
-        self._store.save(
-            step,
-            json={"data": data or {}, "metadata": metadata or {}},
-            state=_state_item(state),
-            **_ema_item(state.ema),
-        )
+        json = {"data": data or {}, "metadata": metadata or {}}
+        self._store.save(step, json=json, **_items(state))
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """The newest whole checkpoint, on the devices that ``abstract_state`` names.
+        """The newest whole checkpoint; None where there is no checkpoint at all.
 
-        Args:
-          abstract_state: train state of arrays or ``ShapeDtypeStruct``; leaves with a
-            sharding are restored onto it, whatever devices they were saved from.
-
-        Returns:
-          None where there is no checkpoint at all. A damaged newer checkpoint is
-          reported by a warning in the log and renamed to ``STEP.damaged``.
+        Leaves of ``abstract_state`` (arrays or ``ShapeDtypeStruct``) with a sharding
+        are restored onto it, whatever devices they were saved from. A damaged newer
+        checkpoint is reported by a warning and renamed to ``STEP.damaged``.
 
         Raises:
           CheckpointError: there are checkpoints, and none is whole; or folders that
@@ -181,40 +162,27 @@ class Checkpointer:
                 )
             return None
         step, damaged = seal.newest_whole(self.directory)
-        abstract = with_sharding(abstract_state)
+        wanted = {"ema": {}, **_items(with_sharding(abstract_state))}
         path = self.directory / str(step)
         check_shapes(
             f"checkpoint {path}",
             {**stored_arrays(path / "state"), "ema": stored_arrays(path / "ema")},
-            {**_state_item(abstract), "ema": abstract.ema},
+            {**wanted["state"], "ema": wanted["ema"]},
         )
         self._store.set_aside(damaged)
         items = self._store.restore(
             step,
-            state=ocp.args.StandardRestore(_state_item(abstract)),
             data=ocp.args.JsonRestore(),
             metadata=ocp.args.JsonRestore(),
-            **{
-                name: ocp.args.StandardRestore(tree)
-                for name, tree in _ema_item(abstract.ema).items()
-            },
+            **{k: ocp.args.StandardRestore(tree) for k, tree in wanted.items() if tree},
         )
-        state = abstract_state.replace(
-            **items["state"], ema=items["ema"] if abstract.ema else {}
-        )
+        state = abstract_state.replace(**items["state"], ema=items.get("ema", {}))
         return Restored(step, state, items["data"], items["metadata"])
 
     def save_ema_snapshot(
-        self,
-        step: int,
-        ema: dict[str, Any],
-        metadata: dict[str, Any] | None = None,
+        self, step: int, ema: dict[str, Any], metadata: dict[str, Any] | None = None
     ) -> None:
         """Keeps the EMAs of this step for ever, for post-hoc reconstruction."""
-        if self._snapshots is None:
-            self._snapshots = Store(
-                self.snapshots_directory, ("ema", "metadata"), max_to_keep=None
-            )
         self._snapshots.wait()
         path = self.snapshots_directory / str(step)
         if path.exists():
@@ -226,35 +194,27 @@ class Checkpointer:
 
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; never waits."""
-        for store in filter(None, (self._store, self._snapshots)):
+        for store in self._stores:
             store.check()
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        for store in filter(None, (self._store, self._snapshots)):
+        for store in self._stores:
             store.wait()
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
-        for store in filter(None, (self._store, self._snapshots)):
+        for store in self._stores:
             store.close()
-
-    def __enter__(self) -> Checkpointer:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 
-def _state_item(state: Any) -> dict[str, Any]:
-    return {
-        name: getattr(state, name) for name in ("step", "params", "opt_state", "key")
-    }
-
-
-def _ema_item(ema: dict[str, Any]) -> dict[str, Any]:
-    """The item ``ema``, or nothing: Orbax refuses to save an empty tree."""
-    return {"ema": dict(ema)} if ema else {}
+def _items(state: Any) -> dict[str, Any]:
+    """The items of a train state; without ``ema`` where it is empty, as Orbax asks."""
+    items = {"state": {name: getattr(state, name) for name in _STATE}}
+    return {**items, "ema": dict(state.ema)} if state.ema else items
 
 
 def save_average(
@@ -265,14 +225,9 @@ def save_average(
     step: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes one EMA and nothing else: weights that come from elsewhere.
+    """Writes a checkpoint of one EMA and nothing else: weights from elsewhere.
 
-    Args:
-      directory: the folder of the checkpoints; made if it is not there.
-      profile: the name under which ``load_ema`` finds them.
-      params: network parameters.
-      step: names the checkpoint.
-      metadata: JSON.
+    ``load_ema`` finds the network parameters ``params`` under the name ``profile``.
 
     Raises:
       CheckpointError: it could not be written.
@@ -282,20 +237,17 @@ def save_average(
     store.close()
 
 
-# ------------------------------------------------------------------ reading
-
-
 def load_ema(
     directory: str | os.PathLike,
     profile: str,
     step: int | None = None,
     abstract: Any = None,
 ) -> Any:
-    """The averaged network parameters of one profile, and nothing else of a checkpoint.
+    """One EMA of the network parameters, and nothing else of a checkpoint.
 
     Args:
       directory: a folder of checkpoints, or of EMA snapshots.
-      profile: the name under which the EMA was kept.
+      profile: the name of the EMA.
       step: which checkpoint; default is the newest whole one.
       abstract: tree of ``ShapeDtypeStruct`` to restore onto other devices or into
         another type; default is as saved, on the first local device.
@@ -306,33 +258,23 @@ def load_ema(
       ValueError: no such profile (lists those stored), or other shapes.
     """
     directory = pathlib.Path(directory).absolute()
-    path = directory / str(_chosen_step(directory, step, "ema/")) / "ema"
+    if step is None:
+        step = seal.newest_whole(directory, "ema/")[0]
+    elif step not in (present := seal.list_steps(directory)):
+        strays = seal.strays_text(directory)
+        text = f"no checkpoint {step} in {directory}; present are {present}{strays}"
+        raise FileNotFoundError(text)
+    elif problem := seal.find_damage(directory / str(step), "ema/"):
+        raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
+    path = directory / str(step) / "ema"
     stored = stored_arrays(path)
     if profile not in stored:
-        raise ValueError(
-            f"{path} holds no average {profile!r}; stored are {sorted(stored)}"
-        )
-    wanted = stored[profile] if abstract is None else abstract
-    check_shapes(
-        f"{path}, profile {profile}", stored[profile], wanted, check_dtype=False
-    )
-    if abstract is None:  # sharding as saved may name devices that are not here
-        wanted = jax.tree.map(
+        known = sorted(stored)
+        raise ValueError(f"{path} holds no EMA {profile!r}; stored are {known}")
+    if abstract is None:  # the sharding as saved may name devices that are not here
+        abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[profile]
         )
-    return read_arrays(path, {profile: with_sharding(wanted)})[profile]
-
-
-def _chosen_step(directory: pathlib.Path, step: int | None, item: str) -> int:
-    if step is None:
-        return seal.newest_whole(directory, item)[0]
-    present = seal.list_steps(directory)
-    if step not in present:
-        raise FileNotFoundError(
-            f"no checkpoint {step} in {directory}; present are {present}"
-            + seal.strays_text(directory)
-        )
-    problem = seal.find_damage(directory / str(step), item)
-    if problem:
-        raise CheckpointError(f"checkpoint {directory / str(step)}: {problem}")
-    return step
+    where = f"{path}, EMA {profile}"
+    check_shapes(where, stored[profile], abstract, check_dtype=False)
+    return read_arrays(path, {profile: with_sharding(abstract)})[profile]

@@ -1,12 +1,9 @@
 """Moving averages of the weights, and any width of them after training.
 
-The power-function average of EDM2 (arXiv 2312.02696, section 3 and appendix C) weighs
-the parameters of time tau by ``tau ** gamma``: its width is a fixed fraction of the
+The power-function EMA of EDM2 (arXiv 2312.02696, section 3 and appendix C) weighs the
+parameters of time tau by ``tau ** gamma``: its width is a fixed fraction of the
 training so far, it never remembers the initialization, and any width at any time is a
-linear combination of a few stored snapshots. Small functions, one equation each.
-
-Time may be counted in updates or in images: every equation depends on ratios only. The
-functions are numpy in float64; only the two profile classes are traced by JAX.
+linear combination of a few stored snapshots. Time may be counted in updates or images.
 """
 
 from __future__ import annotations
@@ -20,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-# A flat profile (gamma = 0) is the widest that makes sense: gamma < 0 would weigh the
-# beginning of the training more than its end.
+# A flat profile (gamma = 0); gamma < 0 would weigh the beginning of the training most.
 MAX_REL_STD = 1 / np.sqrt(12)
 
 
@@ -43,7 +39,7 @@ def rel_std_to_gamma(rel_std: float) -> float:
     if not 0 < rel_std <= MAX_REL_STD:
         raise ValueError(
             f"ema rel_std={rel_std}: legal are values in (0, {MAX_REL_STD:.4f}], the "
-            "width of the average as a fraction of the training so far"
+            "width of the EMA as a fraction of the training so far"
         )
     precision = float(rel_std) ** -2
     roots = np.roots([1.0, 7.0, 16.0 - precision, 12.0 - precision])
@@ -74,14 +70,12 @@ def posthoc_coefficients(
     """Coefficients of the stored EMAs that come closest to the wanted one.
 
     Least squares between profiles: A c = b with the inner products of the stored
-    profiles with each other and with the target; arXiv 2312.02696, Alg. 3. ``lstsq``
-    rather than ``solve``, because near-equal snapshots make A singular. The solution is
-    divided by its sum, as in EDM2's code: weights that do not move come back exactly.
-    Least squares under the constraint would fit the profile closer (by 4 % of its error
-    at 4 snapshots of 0.05 and 0.10, below 1 % from 8 on), but not give EDM2's numbers.
+    profiles with each other and with the target; arXiv 2312.02696, Alg. 3. The
+    solution is divided by its sum, as in EDM2's code: weights that do not move come
+    back exactly.
 
     Args:
-      times: ``(n,)`` when the snapshots were taken, in updates or images, above 0.
+      times: ``(n,)`` when the snapshots were taken, above 0.
       rel_stds: ``(n,)`` their relative widths.
       time: the moment to reconstruct, at most ``max(times)``.
       rel_std: the relative width to reconstruct.
@@ -96,13 +90,14 @@ def posthoc_coefficients(
         )
     if min(times) <= 0 or not 0 < time <= max(times):
         raise ValueError(
-            f"ema snapshots at {sorted(set(times))} cannot give the average at {time}: "
+            f"ema snapshots at {sorted(set(times))} cannot give the EMA at {time}: "
             "all times must be above 0 and the wanted one at most the newest"
         )
     t = np.asarray(times, np.float64)
     gamma = np.array([rel_std_to_gamma(s) for s in rel_stds])
     gram = profile_dot(t[:, None], gamma[:, None], t[None, :], gamma[None, :])
     target = profile_dot(t, gamma, time, rel_std_to_gamma(rel_std))
+    # Not solve: near-equal snapshots make the matrix singular.
     coefficients = np.linalg.lstsq(gram, target, rcond=None)[0]
     return coefficients / coefficients.sum()
 
@@ -110,17 +105,16 @@ def posthoc_coefficients(
 def weighted_sum(coefficients: Iterable[float], trees: Iterable[Any]) -> Any:
     """``sum_i c_i tree_i``, one tree at a time, so that ``trees`` may load lazily.
 
-    Sums in float64 (the coefficients alternate in sign) and returns numpy leaves of
-    the dtype of the first tree.
+    Numpy leaves of the dtype of the first tree.
     """
-    total, first = None, None
+    total, dtypes = None, None  # in float64: the coefficients alternate in sign
     for coefficient, tree in zip(coefficients, trees, strict=True):
         scaled = jax.tree.map(lambda x, c=coefficient: c * np.float64(x), tree)
-        first = tree if first is None else first
-        total = scaled if total is None else jax.tree.map(np.add, total, scaled)
-    if first is None:
-        raise ValueError("weighted_sum of no trees")
-    return jax.tree.map(lambda s, x: s.astype(np.asarray(x).dtype), total, first)
+        if total is None:
+            total, dtypes = scaled, jax.tree.map(lambda x: np.asarray(x).dtype, tree)
+        else:
+            total = jax.tree.map(np.add, total, scaled)
+    return jax.tree.map(lambda s, dtype: s.astype(dtype), total, dtypes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +135,9 @@ class PowerEma:
         rel_std_to_gamma(self.rel_std)
 
     def update_weight(self, step: jax.Array, images_per_step: int) -> jax.Array:
-        """1 - beta: the share of the new parameters; ``step`` counts from 0.
-
-        By ``expm1``: at step 1e6 the subtraction 1 - beta in float32 would lose two of
-        its five digits.
-        """
+        """1 - beta: the share of the new parameters; ``step`` counts from 0."""
         del images_per_step  # the profile depends on the ratio of times only
+        # The subtraction 1 - beta would lose two of float32's digits at step 1e6.
         exponent = rel_std_to_gamma(self.rel_std) + 1
         time = jnp.asarray(step, jnp.float32) + 1
         return -jnp.expm1(exponent * jnp.log1p(-1 / time))
@@ -170,14 +161,10 @@ class HalfLifeEma:
     rampup_ratio: float | None = 0.05
 
     def __post_init__(self):
-        if not self.half_life_images > 0:
-            raise ValueError(
-                f"ema half_life_images={self.half_life_images}: must be above 0"
-            )
-        if self.rampup_ratio is not None and not self.rampup_ratio > 0:
-            raise ValueError(
-                f"ema rampup_ratio={self.rampup_ratio}: must be above 0, or None"
-            )
+        for name in ("half_life_images", "rampup_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"ema {name}={value}: must be above 0")
 
     def update_weight(self, step: jax.Array, images_per_step: int) -> jax.Array:
         """1 - beta: the share of the new parameters; ``step`` counts from 0."""

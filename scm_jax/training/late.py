@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-@jax.jit
-def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +34,10 @@ class Flight:
     def add(self, dispatched: Dispatched) -> Dispatched | None:
         """Returns an old step that was not finite, if there is one."""
         self._steps.append(dispatched)
-        return self._read(self._limit)
+        return self.drain(self._limit)
 
-    def drain(self) -> Dispatched | None:
-        """Waits for all; returns the first that was not finite."""
-        return self._read(0)
-
-    def _read(self, keep: int) -> Dispatched | None:
+    def drain(self, keep: int = 0) -> Dispatched | None:
+        """Waits for all but ``keep``; returns the first that was not finite."""
         while len(self._steps) > keep:
             oldest = self._steps.popleft()
             if not oldest.metrics["finite"]:
@@ -84,21 +78,14 @@ class LateMetrics:
         """Writes the pending row, unless it goes beyond ``last_step``."""
         if self._row is None or (last_step is not None and self._row[0] > last_step):
             return
-        step, total, count, seconds = self._row
-        self._row = None
+        (step, total, count, seconds), self._row = self._row, None
         total = jax.device_get(total)
         bins = total.pop("bins", {})
-        scalars = {name: float(value) / count for name, value in total.items()}
-        self.loss = scalars.get("loss")
-        images = self._batch_size
-        self._writer.write_scalars(
-            step,
-            {
-                "images": step * images,
-                **scalars,
-                "images_per_second": count * images / max(seconds, 1e-9),
-            },
-        )
+        row = {name: float(value) / count for name, value in total.items()}
+        self.loss = row.get("loss")
+        rate = count * self._batch_size / max(seconds, 1e-9)
+        row = {"images": step * self._batch_size, **row, "images_per_second": rate}
+        self._writer.write_scalars(step, row)
         if bins:
             self._writer.write_arrays(step, bin_means(bins))
 

@@ -1,35 +1,36 @@
 """The host loop: dispatch, late metrics, cadences, interruption, non-finite policy.
 
-No mathematics happens here. The host stays a few steps ahead of the device and waits
-only for results that are already old. Time is counted in images; every cadence fires at
-the step that reaches or passes a multiple of its period.
+The host stays a few steps ahead of the device and waits only for results that are
+already old. Time is counted in images; every cadence fires at the step that reaches or
+passes a multiple of its period.
 
     1. dispatch the step              4. log: the row of the interval before this one
     2. read and place the next batch  5. hooks, EMA snapshot, checkpoint (these wait for
     3. read the finite flag of the       all flags first)
        step a few steps back
-
-A step that is not finite changes nothing, and neither do those dispatched after it, so
-what is saved then is the state before the bad batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from scm_jax.files import atomic
 from scm_jax.training import sharding
 from scm_jax.training.ahead import Ahead, DataIterator
 from scm_jax.training.late import Dispatched, Flight, LateMetrics
-from scm_jax.training.processes.interruption import Interruption
-from scm_jax.training.progress import NoProgress, Progress
+from scm_jax.training.progress import NoProgress
 from scm_jax.types import num_steps
 
 DONE, PREEMPTED = "done", "preempted"
@@ -38,10 +39,9 @@ DONE, PREEMPTED = "done", "preempted"
 class NonFiniteError(RuntimeError):
     """Data, loss or gradients were not finite; ``path`` holds batch, key and step.
 
-    The batch is written as it was on the host, every array under the name that it has
-    there. Of a ``RawBatch`` these are the stored ``fields/NAME`` and ``items`` (seed,
-    epoch and item of each row): the dataset's ``to_batch`` of the two gives the batch
-    of the step again, bit by bit.
+    The batch is written as it was on the host. A ``RawBatch`` has the stored
+    ``fields/NAME`` and ``items`` (seed, epoch and item of each row): the dataset's
+    ``to_batch`` of the two gives the batch of the step again, bit by bit.
     """
 
     def __init__(self, message: str, step: int, path: pathlib.Path):
@@ -51,40 +51,26 @@ class NonFiniteError(RuntimeError):
 
 
 class Hook(NamedTuple):
-    """Something to measure during the training and at its end.
+    """Something to measure during the training and at its end."""
 
-    ``call(state, images)`` returns scalars, written as ``NAME/KEY``. It must not keep
-    the state, whose buffers the next step reuses. Period 0 means at the end only.
-    """
-
-    every_images: int
+    every_images: int  # 0: at the end only
     name: str
+    # (state, images) -> scalars, written as NAME/KEY. It must not keep the state, whose
+    # buffers the next step reuses.
     call: Callable[[Any, int], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """What the loop needs to know; all periods in images.
+    """What the loop needs to know; all periods in images."""
 
-    Attributes:
-      duration_images: length of the training; the last step reaches or passes it.
-      batch_size: images per step, over all devices.
-      log_every_images: averaging window of the metrics.
-      checkpoint_every_images: 0 saves at the end only.
-      snapshot_every_images: EMA snapshots for post-hoc reconstruction; 0 for none.
-      directory: the run directory; a bad batch is written to ``nonfinite/`` in it.
-      max_in_flight: how many steps the host may be ahead. 0 waits for every step, which
-        also happens by itself on a CPU with several devices: there, running ahead can
-        deadlock the collectives of the steps.
-    """
-
-    duration_images: int
-    batch_size: int
-    log_every_images: int
-    checkpoint_every_images: int
-    directory: str | os.PathLike
-    snapshot_every_images: int = 0
-    max_in_flight: int = 4
+    duration_images: int  # the last step reaches or passes it
+    batch_size: int  # images per step, over all devices
+    log_every_images: int  # averaging window of the metrics
+    checkpoint_every_images: int  # 0 saves at the end only
+    directory: str | os.PathLike  # of the run; a bad batch goes to nonfinite/ in it
+    snapshot_every_images: int = 0  # of EMAs, for post-hoc reconstruction; 0 for none
+    max_in_flight: int = 4  # how many steps the host may be ahead; 0 waits for each
 
     def __post_init__(self):
         for field in ("duration_images", "batch_size", "log_every_images"):
@@ -111,10 +97,7 @@ class LoopResult(NamedTuple):
 def restore_or_init(
     checkpointer: Any, abstract_state: Any, init: Callable[[], Any], data: DataIterator
 ) -> tuple[Any, int | None]:
-    """The state to train from and, if it was restored, its step.
-
-    Moves ``data`` to where the checkpoint was. ``init`` runs only without a checkpoint.
-    """
+    """The state to train from and, if restored, its step; moves ``data`` there."""
     restored = checkpointer.restore_latest(abstract_state)
     if restored is None:
         return init(), None
@@ -122,52 +105,83 @@ def restore_or_init(
     return restored.state, restored.step
 
 
-# ------------------------------------------------------------------ the step
+# --- Signals --------------------------------------------------------------------------
 
 
-def halting(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """``(state, ok, batch, *args) -> (state, ok, metrics)``: frozen once not finite.
+class Interruption:
+    """SIGTERM, SIGINT and SIGUSR1 ask the loop to save and leave at the next step.
 
-    The step refuses a bad update by itself. But its flag is read a few steps late, and
-    the batches after the bad one must not move the state either, or the checkpoint
-    would belong to no position in the data.
+    A second SIGINT aborts at once. The handlers of before come back at the end.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.signum: int | None = None
+        # Several processes must leave at one step. JAX agrees on it, and listens to
+        # SIGTERM by itself; the two other signals are passed on as that one.
+        self._shared = jax.distributed.is_initialized()
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and self.signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def requested(self, step: int) -> bool:
+        """To be asked once before every step, by every process."""
+        if self._shared:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signum is not None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Interruption]:
+        before = {}  # outside the main thread Python has no handlers
+        if threading.current_thread() is threading.main_thread():
+            mine = self.SIGNALS[1:] if self._shared else self.SIGNALS
+            before = {s: signal.signal(s, self._handle) for s in mine}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+# --- The step -------------------------------------------------------------------------
+
+
+def _compile_step(train_step: Callable[..., Any], state: Any) -> tuple[Any, Any, Any]:
+    """The jitted step, which halts once not finite; its state; the flag to begin with.
+
+    ``(state, ok, batch, *args) -> (state, ok, metrics)``
     """
 
     def step(state, ok, batch, *args):
         new, metrics = train_step(state, batch, *args)
+        # The flag is read a few steps late: neither the bad batch nor those after it
+        # may move the state, or the checkpoint would belong to no data position.
         ok = ok & metrics["finite"]
-        return (
-            jax.tree.map(lambda n, o: jax.lax.select(ok, n, o), new, state),
-            ok,
-            metrics,
-        )
+        state = jax.tree.map(lambda n, o: jax.lax.select(ok, n, o), new, state)
+        return state, ok, metrics
 
-    return step
-
-
-def _compile_step(train_step: Callable[..., Any], state: Any) -> tuple[Any, Any, Any]:
-    """The jitted halting step, its committed state, and the flag to begin with.
-
-    State and flag are committed to their devices before the first call, else the second
-    call would compile again.
-    """
     where = jax.tree.map(lambda x: x.sharding, state)
     everywhere = state.step.sharding
-    step = jax.jit(
-        halting(train_step),
-        donate_argnums=0,
-        out_shardings=(where, everywhere, everywhere),
+    jitted = jax.jit(
+        step, donate_argnums=0, out_shardings=(where, everywhere, everywhere)
     )
+    # Committed before the first call, else the second one would compile again.
     state = jax.device_put(state, where)
     ok = jax.jit(lambda n: n >= 0, out_shardings=everywhere)(state.step)
-    return step, state, ok
+    return jitted, state, ok
 
 
 def _must_wait(state: Any) -> bool:
+    # On a CPU with several devices, collectives of steps that run ahead can deadlock.
     return jax.default_backend() == "cpu" and len(state.step.sharding.device_set) > 1
 
 
-# ------------------------------------------------------------------ the loop
+# --- The loop -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -184,14 +198,12 @@ class _Run:
     flight: Flight
 
     def stop_if(self, bad: Dispatched | None, state: Any) -> None:
-        """Writes the offending batch, saves the state before it, and raises."""
+        """Writes the bad batch, saves the state before it, and raises."""
         if bad is None:
             return
         path, message = _write_bad_batch(self.settings, bad, state)
         self.metrics.write_row(bad.index)
-        self.save(bad.index, state, bad.position)
-        self.checkpointer.wait()
-        self.writer.flush()
+        self.save_and_wait(bad.index, state, bad.position)
         raise NonFiniteError(message, bad.index, path)
 
     def settle(self, state: Any) -> None:
@@ -200,10 +212,26 @@ class _Run:
         self.metrics.write_row()
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        images = step * self.settings.batch_size
-        metadata = {**self.metadata, "step": step, "images": images}
+        metadata = self.metadata_at(step)
         self.checkpointer.save(step, state, data=position, metadata=metadata)
         self.writer.flush()
+
+    def save_and_wait(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        self.save(step, state, position)
+        self.checkpointer.wait()
+        self.writer.flush()
+
+    def leave(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Saves everything after a signal."""
+        self.progress.message(f"interrupted: saving step {step:,}")
+        self.metrics.end_interval(step)
+        self.settle(state)
+        self.save_and_wait(step, state, position)
+        self.progress.message(f"saved step {step:,}; run the same command to resume")
+
+    def metadata_at(self, step: int) -> dict[str, Any]:
+        images = step * self.settings.batch_size
+        return {**self.metadata, "step": step, "images": images}
 
     def events(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Whatever is due after update number ``step``; the checkpoint comes last."""
@@ -211,28 +239,26 @@ class _Run:
         if s.due(s.log_every_images, step) or last:
             self.metrics.end_interval(step)
             self.checkpointer.check()
-        hooks = [h for h in self.hooks if last or s.due(h[0], step)]
-        snapshot = s.snapshot_every_images > 0 and (
-            last or s.due(s.snapshot_every_images, step)
-        )
+        hooks = [h for h in self.hooks if last or s.due(h.every_images, step)]
+        period = s.snapshot_every_images
+        snapshot = s.due(period, step) or (last and period > 0)
         checkpoint = last or s.due(s.checkpoint_every_images, step)
         if not (hooks or snapshot or checkpoint):
             return
         self.settle(state)
         began = time.monotonic()
-        images = step * s.batch_size
-        for _, name, call in hooks:
-            self.run_hook(name, call, step, state)
+        for hook in hooks:
+            self.run_hook(hook, step, state)
         if snapshot:
-            metadata = {**self.metadata, "step": step, "images": images}
-            self.checkpointer.save_ema_snapshot(step, state.ema, metadata)
+            self.checkpointer.save_ema_snapshot(step, state.ema, self.metadata_at(step))
         if checkpoint:
             self.save(step, state, position)
         self.metrics.exclude(time.monotonic() - began)
 
-    def run_hook(self, name: str, call: Any, step: int, state: Any) -> None:
+    def run_hook(self, hook: Hook, step: int, state: Any) -> None:
         images = step * self.settings.batch_size
-        values = {f"{name}/{k}": v for k, v in (call(state, images) or {}).items()}
+        found = hook.call(state, images) or {}
+        values = {f"{hook.name}/{k}": v for k, v in found.items()}
         if values:
             self.writer.write_scalars(step, {"images": images, **values})
             shown = "  ".join(f"{k} {float(v):.4g}" for k, v in values.items())
@@ -257,20 +283,18 @@ def train(
 
     Args:
       settings: length and periods.
-      state: placed train state with the fields step, ema, key; donated to the first
-        step, so do not use it afterwards.
+      state: placed train state with the fields step, ema, key; donated.
       train_step: pure ``(state, batch, *step_args) -> (state, metrics)``; jitted here.
         ``metrics["finite"]`` is a bool scalar; ``metrics["bins"]``, if present, holds
         sums per time bin; all else are scalars, averaged over the log interval.
       data: endless iterator of host batches, at the position that belongs to ``state``.
-      place_batch: host batch -> batch of the step, on the devices; dispatched while
-        the step before it computes, see ``ahead.make_place``.
+      place_batch: host batch -> batch of the step, on the devices: ``make_place``.
       checkpointer: a ``checkpoint.Checkpointer``.
       writer: has clu's ``write_scalars`` and ``flush``, and ``write_arrays``.
-      hooks: what to measure on the way; see ``Hook``.
+      hooks: what to measure on the way.
       step_args: further arguments of the step, such as the teacher's parameters.
       metadata: JSON, stored in every checkpoint, with ``step`` and ``images`` added.
-      progress: default is a ``Progress`` on the first process.
+      progress: a ``Progress``; default is silence.
 
     Returns:
       The state and ``done``; or ``preempted`` after a signal, when everything has been
@@ -281,8 +305,7 @@ def train(
       checkpoint.CheckpointError: a save failed, for example because the disk is full.
     """
     step = int(state.step)
-    if progress is None:
-        progress = _default_progress(settings)
+    progress = progress or NoProgress()
     if step >= settings.num_steps:
         return LoopResult(state, DONE)
     limit = 0 if _must_wait(state) else settings.max_in_flight
@@ -296,7 +319,8 @@ def train(
         batches = Ahead(data, place_batch, settings.num_steps - step)
         while step < settings.num_steps:
             if interruption.requested(step):
-                return _leave(run, step, state, batches.position)
+                run.leave(step, state, batches.position)
+                return LoopResult(state, PREEMPTED)
             batch = batches.take()
             state, ok, values = compiled(state, ok, batch.arrays, *step_args)
             batches.fetch()
@@ -314,28 +338,10 @@ def train(
     return LoopResult(state, DONE)
 
 
-def _default_progress(settings: LoopSettings) -> Progress | NoProgress:
-    if jax.process_index() > 0:
-        return NoProgress()
-    return Progress(settings.num_steps, settings.batch_size)
-
-
-def _leave(run: _Run, step: int, state: Any, position: dict[str, Any]) -> LoopResult:
-    """Saves everything after a signal."""
-    run.progress.message(f"interrupted: saving step {step:,}")
-    run.metrics.end_interval(step)
-    run.settle(state)
-    run.save(step, state, position)
-    run.checkpointer.wait()
-    run.writer.flush()
-    run.progress.message(f"saved step {step:,}; run the same command to resume")
-    return LoopResult(state, PREEMPTED)
-
-
 def _write_bad_batch(
     settings: LoopSettings, bad: Dispatched, state: Any
 ) -> tuple[pathlib.Path, str]:
-    """``nonfinite/step_N.npz`` with batch, key, step and metrics; and what to say."""
+    """``nonfinite/step_N.npz`` with batch, key, step and metrics; and the message."""
     metrics = jax.device_get(bad.metrics)
     arrays = _named_arrays("", bad.batch)
     found = [
@@ -347,11 +353,9 @@ def _write_bad_batch(
     found += [f"{k} is {v}" for k, v in scalars.items() if not np.isfinite(v)]
     directory = pathlib.Path(settings.directory) / "nonfinite"
     directory.mkdir(parents=True, exist_ok=True)
-    many = jax.process_count() > 1
-    suffix = f".process_{jax.process_index()}" if many else ""
+    suffix = f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = directory / f"step_{bad.index}{suffix}.npz"
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
+    with atomic.replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             **arrays,
@@ -360,7 +364,6 @@ def _write_bad_batch(
             key_impl=str(jax.random.key_impl(state.key)),
             step=bad.index,
         )
-    unfinished.rename(path)
     message = (
         f"step {bad.index} (images {bad.index * settings.batch_size:,} and on) is not "
         f"finite: {'; '.join(found) or 'a gradient overflowed'}. Its batch, key and "

@@ -6,7 +6,7 @@ import collections
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Progress:
@@ -19,7 +19,6 @@ class Progress:
         *,
         stream: TextIO | None = None,
         label: str = "train",
-        plain_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._num_steps = num_steps
@@ -28,10 +27,9 @@ class Progress:
         self._label = label
         self._clock = clock
         self._bar = self._stream.isatty()
-        self._period = 0.2 if self._bar else plain_seconds
+        self._period = 0.2 if self._bar else 10.0
         self._last = -float("inf")
-        # Points of the last half minute: compilation and evaluation drop out of the
-        # rate soon.
+        # Half a minute: compilation and evaluation drop out of the rate soon.
         self._points: collections.deque[tuple[float, int]] = collections.deque()
 
     def start(self, step: int) -> None:
@@ -85,10 +83,6 @@ class Progress:
 class NoProgress:
     """For processes that stay silent."""
 
-    def start(self, step: int) -> None: ...
+    def start(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def update(self, step: int, loss: float | None = None) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
+    update = message = finish = start

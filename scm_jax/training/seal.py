@@ -1,9 +1,8 @@
-"""Whole or not: a list of what a checkpoint folder must hold, sealed into it.
+"""Sealed checkpoints: a list of the files of each folder, written into it."""
 
-Orbax makes a save visible by one rename. What happens to the files later it notices
-only in part: it reads flipped bits of an array without complaint. So every folder
-carries the size and the CRC-32 of its files, written before the rename.
-"""
+# Orbax makes a save visible by one rename, and later reads flipped bits of an array
+# without complaint. So every folder carries the size and the CRC-32 of its files,
+# written before the rename.
 
 from __future__ import annotations
 
@@ -20,9 +19,10 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 # Orbax writes these after the manifest; they hold times, no training state.
 _UNSEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
-# Without these nobody can read the arrays of an item: their names, and the index that
-# joins what processes wrote.
+# The names of an item's arrays, and the index that joins what processes wrote: without
+# these nobody can read the arrays.
 _INDEX = ("_METADATA", "manifest.ocdbt")
+_ARRAYS = re.compile(r"([^/]+)/(_METADATA$|manifest\.ocdbt$|ocdbt\.process_)")
 # Folders that are no checkpoints by intent: set aside, or not saved to their end.
 _NO_STEP = re.compile(r"\..*|\d+\.(damaged|orbax-checkpoint-tmp).*")
 
@@ -33,14 +33,19 @@ class CheckpointError(RuntimeError):
 
 def list_steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the finished checkpoints in ``directory``, in ascending order."""
-    names = _names(directory)
-    return sorted(int(name) for name in names if _is_step(name))
+    return sorted(int(name) for name in _names(directory) if _is_step(name))
 
 
-def find_strays(directory: str | os.PathLike) -> list[str]:
-    """Folders beside the checkpoints that their names keep from being any."""
-    found = [n for n in _names(directory) if not _is_step(n) and not _NO_STEP.match(n)]
-    return sorted(name for name in found if (pathlib.Path(directory) / name).is_dir())
+def strays_text(directory: str | os.PathLike) -> str:
+    """Part of a message: folders that their names keep from being checkpoints."""
+    strays = (n for n in _names(directory) if not _is_step(n) and not _NO_STEP.match(n))
+    folders = sorted(n for n in strays if (pathlib.Path(directory) / n).is_dir())
+    if not folders:
+        return ""
+    return (
+        f"; not used: {', '.join(map(repr, folders))} (the name of a checkpoint is its "
+        "step number; rename a folder to use it)"
+    )
 
 
 def _names(directory: str | os.PathLike) -> list[str]:
@@ -76,17 +81,10 @@ def write_manifest(directory: pathlib.Path) -> None:
 
 
 def _missing_index(files: Iterable[str], item: str = "") -> str | None:
-    """A file without which the arrays of an item of ``files`` cannot be read."""
-    files = set(files)
-    for name in sorted(files):
-        folder, _, rest = name.partition("/")
-        is_part = rest in _INDEX or rest.startswith("ocdbt.process_")
-        if not is_part or not name.startswith(item):
-            continue
-        for needed in _INDEX:
-            if f"{folder}/{needed}" not in files:
-                return f"{folder}/{needed}"
-    return None
+    found = map(_ARRAYS.match, (name for name in files if name.startswith(item)))
+    folders = sorted({match[1] for match in found if match})
+    needed = (f"{folder}/{name}" for folder in folders for name in _INDEX)
+    return next((name for name in needed if name not in files), None)
 
 
 def find_damage(directory: pathlib.Path, item: str = "") -> str | None:
@@ -94,32 +92,26 @@ def find_damage(directory: pathlib.Path, item: str = "") -> str | None:
 
     Reads every file once, at the speed of CRC-32 (about 1 GB/s).
     """
-    try:
-        return _find_damage(directory, item)
-    except OSError as error:
-        return f"it cannot be read: {error}"
-
-
-def _find_damage(directory: pathlib.Path, item: str) -> str | None:
-    manifest = directory / MANIFEST
-    if not manifest.is_file():
+    if not (directory / MANIFEST).is_file():
         return f"no {MANIFEST} (not saved to its end, or not by this program)"
     try:
-        files = json.loads(manifest.read_text())
+        files = json.loads((directory / MANIFEST).read_text())
+        if missing := _missing_index(files, item):
+            return f"{missing} was never written"
+        for name, (size, crc) in files.items():
+            path = directory / name
+            if not name.startswith(item):
+                continue
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            if _checksum(path) != crc:
+                return f"{name} has changed since it was written"
     except ValueError as error:
         return f"{MANIFEST} is damaged: {error}"
-    if missing := _missing_index(files, item):
-        return f"{missing} was never written"
-    for name, (size, crc) in files.items():
-        path = directory / name
-        if not name.startswith(item):
-            continue
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {size} were written"
-        if _checksum(path) != crc:
-            return f"{name} has changed since it was written"
+    except OSError as error:
+        return f"it cannot be read: {error}"
     return None
 
 
@@ -130,39 +122,26 @@ def newest_whole(directory: pathlib.Path, item: str = "") -> tuple[int, dict[int
       FileNotFoundError: there is no checkpoint.
       CheckpointError: there are some, none is whole; says what is wrong with each.
     """
-    steps = list_steps(directory)
-    if not steps:
-        raise FileNotFoundError(f"no checkpoint in {directory}{strays_text(directory)}")
     damaged: dict[int, str] = {}
-    for step in reversed(steps):
-        problem = find_damage(directory / str(step), item)
+    for step in reversed(list_steps(directory)):
+        path = directory / str(step)
+        problem = find_damage(path, item)
         if problem is None:
             for bad, why in damaged.items():
                 logger.warning(
                     "checkpoint %s is damaged: %s; falling back to %s",
-                    directory / str(bad),
-                    why,
-                    directory / str(step),
+                    *(directory / str(bad), why, path),
                 )
             if strays := strays_text(directory):
-                logger.warning("using checkpoint %s%s", directory / str(step), strays)
+                logger.warning("using checkpoint %s%s", path, strays)
             return step, damaged
         damaged[step] = problem
+    if not damaged:
+        raise FileNotFoundError(f"no checkpoint in {directory}{strays_text(directory)}")
     listed = "\n".join(f"  {step}: {why}" for step, why in damaged.items())
     raise CheckpointError(
         f"none of the {len(damaged)} checkpoints in {directory} is whole:\n{listed}\n"
         "Put a copy back, or move that folder away to start again from step 0."
-    )
-
-
-def strays_text(directory: pathlib.Path) -> str:
-    """What a message on ``directory`` says of its strays; empty if there are none."""
-    names = ", ".join(repr(name) for name in find_strays(directory))
-    if not names:
-        return ""
-    return (
-        f"; not used: {names} (the name of a checkpoint is its step number; "
-        "rename a folder to use it)"
     )
 
 

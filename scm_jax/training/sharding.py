@@ -1,20 +1,20 @@
 """Where every array lives: the mesh, the rules, and the placement of batches.
 
-The only file that names mesh axes. One code path from one CPU (the trivial mesh) to a
-pod: ``jax.jit`` (what pjit has become) with a ``NamedSharding`` for every leaf, from an
-ordered list of ``(pattern, tactic)`` rules over parameter paths. Models carry no
-annotations. Optimizer moments and EMAs are sharded like their parameter.
-
-    mesh = make_mesh(MeshSpec(data=-1, fsdp=4))
-    shardings = state_shardings(abstract_state, mesh)
-    state = jax.jit(init, out_shardings=shardings)(key)
-    batch = place_batch(numpy_batch, mesh)
+mesh = make_mesh(MeshSpec(data=-1, fsdp=4))
+shardings = state_shardings(abstract_state, mesh)
+state = jax.jit(init, out_shardings=shardings)(key)
+batch = place_batch(numpy_batch, mesh)
 """
+
+# The only file that names mesh axes, and one code path from one CPU (the trivial mesh)
+# to a pod: ``jax.jit`` with a ``NamedSharding`` for every leaf, from ordered rules over
+# parameter paths. Models carry no annotations.
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,8 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# data: the batch is split, parameters are copies. fsdp: the batch and the parameters
-# are split. tensor: parameters are split, every device of the axis sees the same batch.
+# data: the batch is split. fsdp: the batch and the parameters are. tensor: parameters
+# are split, every device of the axis sees the same batch.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -65,35 +65,29 @@ class MeshSpec:
 def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of ``spec`` over ``devices`` (default: all), with automatic axis types.
 
-    Explicit axis types, the default of ``jax.make_mesh``, would turn every sharding
-    constraint into an assertion.
-
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = _resolve_sizes(spec, len(devices))
-    return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
-
-
-def _resolve_sizes(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
-    sizes = spec.sizes
-    text = "mesh " + ", ".join(
-        f"{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True)
-    )
+    sizes, present = spec.sizes, len(devices)
+    text = "mesh " + ", ".join(map("{}={}".format, MESH_AXES, sizes))
     if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
         raise ValueError(
             f"{text}: sizes are positive, and at most one is -1 (the rest)"
         )
-    known = int(np.prod([n for n in sizes if n != -1]))
-    if num_devices % known or (-1 not in sizes and known != num_devices):
+    known = math.prod(n for n in sizes if n != -1)
+    if present % known or (-1 not in sizes and known != present):
         raise ValueError(
             f"{text} needs {'a multiple of ' if -1 in sizes else ''}{known} devices; "
-            f"{num_devices} are present"
+            f"{present} are present"
         )
-    return tuple(num_devices // known if n == -1 else n for n in sizes)
+    # Explicit axis types, the default, turn sharding constraints into assertions.
+    return jax.make_mesh(
+        tuple(present // known if n == -1 else n for n in sizes),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices,
+    )
 
 
 def path_name(path: Iterable[Any]) -> str:
@@ -110,90 +104,81 @@ def partition_spec(
       ValueError: no rule matches, an unknown tactic or axis, a dimension that the axis
         does not divide, or one axis on two dimensions; names the parameter.
     """
-    pattern, tactic = _first_match(name, rules)
-    if not isinstance(tactic, str):
-        return _shard_as_told(name, shape, mesh, tuple(tactic))
+    rule = next((rule for rule in rules if re.search(rule[0], name)), None)
+    try:
+        if rule is None:
+            raise ValueError(
+                "no sharding rule matches; end the rules with ('.*', 'fsdp') or "
+                "('.*', 'replicate')"
+            )
+        if isinstance(rule[1], str):
+            return _shard_by_tactic(name, shape, mesh, rule[0], rule[1])
+        return _shard_as_told(shape, mesh, tuple(rule[1]))
+    except ValueError as error:
+        raise ValueError(f"parameter {name}: {error}") from None
+
+
+def _shard_by_tactic(
+    name: str, shape: tuple[int, ...], mesh: Mesh, pattern: str, tactic: str
+) -> PartitionSpec:
     if tactic not in NAMED_TACTICS:
         raise ValueError(
-            f"parameter {name}: unknown tactic {tactic!r} of rule {pattern!r}; legal "
-            f"are {NAMED_TACTICS} and tuples of None and {MESH_AXES}"
+            f"unknown tactic {tactic!r} of rule {pattern!r}; legal are "
+            f"{NAMED_TACTICS} and tuples of None and {MESH_AXES}"
         )
     axes: list[str | None] = [None] * len(shape)
     if tactic in ("column", "row") and mesh.shape["tensor"] > 1:
-        dim = {"column": -1, "row": -2}[tactic]
-        _check_divides(name, shape, len(shape) + dim, "tensor", mesh)
+        dim = len(shape) - {"column": 1, "row": 2}[tactic]
+        _check_divides(shape, dim, "tensor", mesh)
         axes[dim] = "tensor"
-    if tactic != "replicate":
-        _add_fsdp(name, shape, mesh, axes)
+    size = mesh.shape["fsdp"]
+    if tactic != "replicate" and size > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
+        free = [i for i, n in enumerate(shape) if axes[i] is None and n % size == 0]
+        if not free:
+            raise ValueError(
+                f"no dimension of {shape} is divisible by the {size} devices of mesh "
+                f"axis 'fsdp'; add a rule that replicates it, ({name!r}, 'replicate'), "
+                "or choose another mesh"
+            )
+        last = len(shape) - 1
+        axes[last if last in free else max(free, key=lambda i: (shape[i], i))] = "fsdp"
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def _first_match(name: str, rules: Rules) -> tuple[str, Tactic]:
-    for pattern, tactic in rules:
-        if re.search(pattern, name):
-            return pattern, tactic
-    raise ValueError(
-        f"parameter {name}: no sharding rule matches; end the rules with "
-        "('.*', 'fsdp') or ('.*', 'replicate')"
-    )
-
-
-def _add_fsdp(
-    name: str, shape: tuple[int, ...], mesh: Mesh, axes: list[str | None]
-) -> None:
-    """Splits the last free dimension, or the largest one that ``fsdp`` divides."""
-    size = mesh.shape["fsdp"]
-    if size == 1 or int(np.prod(shape)) < FSDP_MIN_SIZE:
-        return
-    free = [i for i, n in enumerate(shape) if axes[i] is None and n % size == 0]
-    if not free:
-        raise ValueError(
-            f"parameter {name}: no dimension of {shape} is divisible by the {size} "
-            "devices of mesh axis 'fsdp'; add a rule that replicates it, "
-            f"({name!r}, 'replicate'), or choose another mesh"
-        )
-    last = len(shape) - 1
-    axes[last if last in free else max(free, key=lambda i: (shape[i], i))] = "fsdp"
-
-
-def _check_divides(
-    name: str, shape: tuple[int, ...], dim: int, axis: str, mesh: Mesh
-) -> None:
+def _check_divides(shape: tuple[int, ...], dim: int, axis: str, mesh: Mesh) -> None:
     if shape[dim] % mesh.shape[axis]:
         raise ValueError(
-            f"parameter {name}: dimension {dim} of {shape} is not divisible by the "
-            f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+            f"dimension {dim} of {shape} is not divisible by the {mesh.shape[axis]} "
+            f"devices of mesh axis {axis!r}"
         )
 
 
 def _shard_as_told(
-    name: str, shape: tuple[int, ...], mesh: Mesh, tactic: tuple[Any, ...]
+    shape: tuple[int, ...], mesh: Mesh, tactic: tuple[Any, ...]
 ) -> PartitionSpec:
     """Axes for the last dimensions, so that a stack of layers needs no other rule."""
     if len(tactic) > len(shape):
         raise ValueError(
-            f"parameter {name}: the rule names {len(tactic)} dimensions {tactic}, the "
-            f"parameter has shape {shape}"
+            f"the rule names {len(tactic)} dimensions {tactic}, the parameter has "
+            f"shape {shape}"
         )
     axes = (None,) * (len(shape) - len(tactic)) + tactic
     for dim, axis in enumerate(axes):
         if isinstance(axis, tuple | list):
             raise ValueError(
-                f"parameter {name}: dimension {dim} is claimed by mesh axes "
-                f"{tuple(axis)}; one dimension takes at most one axis"
+                f"dimension {dim} is claimed by mesh axes {tuple(axis)}; one dimension "
+                "takes at most one axis"
             )
         if axis is None:
             continue
         if axis not in MESH_AXES:
-            raise ValueError(
-                f"parameter {name}: unknown mesh axis {axis!r}; legal are {MESH_AXES}"
-            )
+            raise ValueError(f"unknown mesh axis {axis!r}; legal are {MESH_AXES}")
         if axes.count(axis) > 1:
             raise ValueError(
-                f"parameter {name}: mesh axis {axis!r} is used for two dimensions in "
-                f"{tactic}; one axis splits at most one dimension"
+                f"mesh axis {axis!r} is used for two dimensions in {tactic}; one axis "
+                "splits at most one dimension"
             )
-        _check_divides(name, shape, dim, axis, mesh)
+        _check_divides(shape, dim, axis, mesh)
     return PartitionSpec(*axes)
 
 
@@ -202,12 +187,7 @@ class Placement:
     """How a step treats the pieces of a mesh; networks see it as ``types.Placement``.
 
     Weights are stored, normalized, rounded and updated in pieces; only what a block is
-    about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped
-    again. The gradient of a gathered weight is summed and cut on its way back.
-
-    Attributes:
-      mesh: the mesh.
-      rules: the sharding rules.
+    about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped.
     """
 
     mesh: Mesh
@@ -219,14 +199,11 @@ class Placement:
         return self.mesh.shape["fsdp"] > 1
 
     def keep(self, weights: Any) -> Any:
-        """Network weights (or their gradient) in the pieces that devices store.
-
-        The barrier keeps the compiler from gathering what was there before the weights
-        were rounded: twice the bytes.
-        """
-        weights = jax.lax.with_sharding_constraint(
-            weights, tree_shardings({"net": weights}, self.mesh, self.rules)["net"]
-        )
+        """Network weights (or their gradient) in the pieces that devices store."""
+        where = tree_shardings({"net": weights}, self.mesh, self.rules)["net"]
+        weights = jax.lax.with_sharding_constraint(weights, where)
+        # Else the compiler may gather what was there before the weights were rounded:
+        # twice the bytes.
         return jax.lax.optimization_barrier(weights)
 
     def gather(self, weights: Any, *path: str) -> Any:
@@ -261,9 +238,8 @@ def tree_shardings(params: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     """
 
     def sharding(path, leaf):
-        return NamedSharding(
-            mesh, partition_spec(path_name(path), leaf.shape, mesh, rules)
-        )
+        spec = partition_spec(path_name(path), leaf.shape, mesh, rules)
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
@@ -276,21 +252,19 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     of the network: ``ema/NAME/...`` ends without the group ``net``) is sharded like
     that parameter; everything else (step, counters, key) is replicated.
     """
-    by_suffix: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
+    known: dict[tuple[str, tuple[int, ...]], PartitionSpec] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         name = path_name(path)
         spec = partition_spec(name, leaf.shape, mesh, rules)
-        by_suffix[name] = leaf.shape, spec
+        known[name, leaf.shape] = spec
         if name.startswith("net/"):
-            by_suffix.setdefault(name.removeprefix("net/"), (leaf.shape, spec))
+            known.setdefault((name.removeprefix("net/"), leaf.shape), spec)
 
     def sharding(path, leaf):
-        parts = path_name(path).split("/")
-        for start in range(len(parts)):
-            known = by_suffix.get("/".join(parts[start:]))
-            if known is not None and known[0] == leaf.shape:
-                return NamedSharding(mesh, known[1])
-        return replicated(mesh)
+        name = path_name(path)
+        while name and (name, leaf.shape) not in known:
+            name = name.partition("/")[2]
+        return NamedSharding(mesh, known.get((name, leaf.shape), PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -314,7 +288,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def num_batch_shards(mesh: Mesh) -> int:
     """Into how many pieces a global batch is cut."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
@@ -332,15 +306,14 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def data_shard(mesh: Mesh) -> tuple[int, int]:
     """``(index, count)``: which slice of the global batch this process must load.
 
-    Not simply the process index: where the tensor axis spans processes, several of
-    them must load the same rows.
+    Where the tensor axis spans processes, several of them must load the same rows.
     """
     shards = num_batch_shards(mesh)
     rows_of: dict[int, set[int]] = {}
     device_rows: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((shards,))
     for device, (rows,) in device_rows.items():
-        begin, end, _ = rows.indices(shards)
-        rows_of.setdefault(device.process_index, set()).update(range(begin, end))
+        rows = range(*rows.indices(shards))
+        rows_of.setdefault(device.process_index, set()).update(rows)
     groups = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     if sum(map(len, groups)) != shards:
         raise ValueError(
@@ -352,12 +325,7 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of this process -> global arrays, split over the leading axis.
-
-    Args:
-      batch: tree of ``(local_batch, ...)`` arrays: the rows of ``data_shard(mesh)``; on
-        one process the whole batch.
-      mesh: the mesh of the training.
+    """The rows of ``data_shard(mesh)``, ``(local_batch, ...)``, as global arrays.
 
     Raises:
       ValueError: the global batch is not divisible by the devices that split it.

@@ -16,21 +16,13 @@ from scm_jax.types import lookup
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step changes."""
 
-    Attributes:
-      step: int32 scalar, optimizer steps done.
-      params: groups ``net`` and ``objective``.
-      opt_state: optax state over ``params``.
-      ema: profile name -> tree like ``params["net"]``.
-      key: typed key; step ``n`` uses ``fold_in(key, n)``, so it never changes.
-    """
-
-    step: jax.Array
-    params: dict[str, Any]
-    opt_state: Any
-    ema: dict[str, Any]
-    key: jax.Array
+    step: jax.Array  # int32 scalar, optimizer steps done
+    params: dict[str, Any]  # groups net and objective
+    opt_state: Any  # optax state over params
+    ema: dict[str, Any]  # profile name -> tree like params["net"]
+    key: jax.Array  # typed, never changes: step n uses fold_in(key, n)
 
 
 def init_state(
@@ -39,14 +31,12 @@ def init_state(
     ema_names: tuple[str, ...],
     key: jax.Array,
 ) -> TrainState:
-    """A fresh state; every EMA starts at the initial network.
-
-    Each EMA is a copy: a donated state may not hold one buffer twice.
-    """
+    """A fresh state; every EMA starts at the initial network."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
+        # Copies: a donated state may not hold one buffer twice.
         ema={name: jax.tree.map(jnp.copy, params["net"]) for name in ema_names},
         key=key,
     )
@@ -54,30 +44,20 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer and learning-rate schedule.
+    """Optimizer and learning-rate schedule."""
 
-    Attributes:
-      name: ``adam`` or ``radam``.
-      learning_rate: constant, or the reference of the schedule.
-      b1: first moment decay.
-      b2: second moment decay.
-      eps: added to the root of the second moment. EDM2-scale runs need 1e-11: weighted
-        gradients are tiny.
-      schedule: ``constant``, ``inverse_sqrt`` (EDM2 and the paper) or ``cosine`` (to
-        zero, for short runs).
-      decay_images: images before the decay of ``inverse_sqrt`` starts (``t_ref B``),
-        or at which that of ``cosine`` ends.
-      rampup_images: linear ramp-up of the learning rate; 0 for none.
-    """
-
-    name: str = "adam"
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.99
+    name: str = "adam"  # or radam
+    learning_rate: float = 1e-3  # constant, or the reference of the schedule
+    b1: float = 0.9  # first moment decay
+    b2: float = 0.99  # second moment decay
+    # Added to the root of the second moment. EDM2-scale runs need 1e-11: weighted
+    # gradients are tiny.
     eps: float = 1e-8
+    # constant, inverse_sqrt (EDM2 and the paper) or cosine (to zero, for short runs).
     schedule: str = "constant"
+    # Images before the decay of inverse_sqrt starts (t_ref B), or when cosine ends.
     decay_images: float = 0.0
-    rampup_images: float = 0.0
+    rampup_images: float = 0.0  # linear ramp-up of the learning rate; 0 for none
 
 
 _DECAYS: dict[str, Callable[[jax.Array], jax.Array] | None] = {

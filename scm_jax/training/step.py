@@ -37,8 +37,7 @@ def make_train_step(
       objective: what is minimized.
       net_fn: the network.
       optimizer: over ``state.params``.
-      ema_profiles: name -> profile with ``update_weight(step, images_per_step)``; the
-        names of ``state.ema``.
+      ema_profiles: the profile of each name of ``state.ema``.
       teacher_fn: ``F = teacher_fn(teacher_params, x, cond)``, or None.
       fold: ``params["net"]`` -> what ``net_fn`` takes, such as normalized weights in
         the compute dtype; differentiated once, after the sum over microbatches.
@@ -50,10 +49,15 @@ def make_train_step(
 
     Returns:
       The step. ``metrics["finite"]`` says whether the data, the loss and the gradient
-      were finite; the loop refuses an update that was not (``loop.halting``).
+      were finite; the loop refuses an update that was not.
     """
 
-    loss_fn = _make_loss(objective, net_fn, teacher_fn)
+    def loss_fn(
+        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        bound = teacher_fn and functools.partial(teacher_fn, teacher)
+        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
+        return out.loss, {"loss": out.loss, **out.metrics}
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array, teacher: Any) -> Any:
         weights, pull = jax.vjp(fold, state.params["net"])
@@ -85,33 +89,18 @@ def make_train_step(
         if project is not None:
             params = {**params, "net": project(params["net"])}
         images = batch.x.shape[0]
-        ema = {
-            name: _average(
-                state.ema[name], params["net"], p.update_weight(state.step, images)
+        ema = {}
+        for name, profile in ema_profiles.items():
+            w = profile.update_weight(state.step, images)  # 1 - beta
+            ema[name] = jax.tree.map(
+                lambda e, p, w=w: e + w * (p - e), state.ema[name], params["net"]
             )
-            for name, p in ema_profiles.items()
-        }
         new = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
         )
         return new, {**metrics, "grad_norm": grad_norm, "finite": finite}
 
     return step
-
-
-def _make_loss(
-    objective: Objective,
-    net_fn: NetFn,
-    teacher_fn: Callable[..., jax.Array] | None,
-) -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
-    def loss_fn(
-        params: Any, batch: Batch, key: jax.Array, step: jax.Array, teacher: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        bound = teacher_fn and functools.partial(teacher_fn, teacher)
-        out = objective(net_fn, params, batch, key=key, step=step, teacher_fn=bound)
-        return out.loss, {"loss": out.loss, **out.metrics}
-
-    return loss_fn
 
 
 def _over_parts(
@@ -126,11 +115,13 @@ def _over_parts(
         return grad_fn(batch, key)
 
     def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(_add_float32, total, grad_fn(*part)), None
+        new = jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, grad_fn(*part))
+        return new, None
 
     pieces = jax.tree.map(lambda a: _split(a, parts), batch)
     keys = jax.random.split(key, parts)
     shapes = jax.eval_shape(grad_fn, *jax.tree.map(lambda a: a[0], (pieces, keys)))
+    # Sums stay in float32, whatever the parts have.
     zeros = jax.tree.map(
         lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes
     )
@@ -141,11 +132,6 @@ def _over_parts(
     return grads, {**metrics, "bins": bins}
 
 
-def _add_float32(total: jax.Array, a: jax.Array) -> jax.Array:
-    """Sums stay in the accumulator's precision, whatever the parts have."""
-    return total + a.astype(total.dtype)
-
-
 def _split(a: jax.Array, parts: int) -> jax.Array:
     if a.shape[0] % parts:
         raise ValueError(
@@ -153,8 +139,3 @@ def _split(a: jax.Array, parts: int) -> jax.Array:
         )
     # Each part takes every parts-th example: no device hands examples to another.
     return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
-
-
-def _average(ema: Any, params: Any, update_weight: jax.Array) -> Any:
-    """``ema + (1 - beta)(params - ema)``."""
-    return jax.tree.map(lambda e, p: e + update_weight * (p - e), ema, params)

@@ -1,11 +1,9 @@
-"""One directory of sealed steps, written and read through Orbax.
+"""One directory of sealed steps, written and read through Orbax."""
 
-Orbax takes the path of a directory for more than its name: for a pattern when it merges
-what processes wrote (``[``, ``*``, ``?``), for a place in a bucket (``gs:``), with
-``\\`` as ``/``, and always as UTF-8. So it is given a plain name for every path that
-is not plain itself, and the first save of a process is read back before the training
-goes on.
-"""
+# Orbax takes the path of a directory for more than its name: for a pattern when it
+# merges what processes wrote (``[``, ``*``, ``?``), for a place in a bucket (``gs:``),
+# with ``\\`` as ``/``, and always as UTF-8. So a path that is not plain gets a plain
+# name, and the first save of a process is read back before the training goes on.
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -25,15 +23,10 @@ import orbax.checkpoint as ocp
 from scm_jax.training import seal
 from scm_jax.training.seal import CheckpointError
 
-# The kind of memory in which JAX keeps arrays beside the devices.
-_HOST = "pinned_host"
-# Orbax numbers the saves of a process: two must not begin at once.
-_BEGINNING = threading.Lock()
+_HOST = "pinned_host"  # the memory in which JAX keeps arrays beside the devices
+_BEGINNING = threading.Lock()  # Orbax numbers saves: two must not begin at once
 # What every layer below takes as it is written.
 _PLAIN = re.compile(r"[A-Za-z0-9_./ +,=@~-]*")
-
-
-# ------------------------------------------------------------------ paths
 
 
 @contextlib.contextmanager
@@ -59,9 +52,6 @@ def plain_path(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         yield link
 
 
-# ------------------------------------------------------------------ reading
-
-
 def stored_arrays(path: pathlib.Path) -> Any:
     """The tree of array metadata (shape, dtype) of one saved item; {} if not saved."""
     if not path.is_dir():
@@ -81,31 +71,17 @@ def read_arrays(path: pathlib.Path, item: Any) -> Any:
         return reader.restore(plain, args=restore)
 
 
-def with_sharding(tree: Any) -> Any:
+def with_sharding(tree: Any, where: Callable[[Any], Any] | None = None) -> Any:
     """Abstract leaves; those without a sharding go to the first local device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def abstract(x):
-        where = getattr(x, "sharding", None) or device
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    return jax.tree.map(abstract, tree)
-
-
-# ------------------------------------------------------------------ saving
+    where = where or (lambda x: getattr(x, "sharding", None))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x) or device),
+        tree,
+    )
 
 
-def _copies_on_host(tree: Any) -> Any:
-    """The arrays of ``tree`` in host memory, sharded as they were.
-
-    Copies also where the devices are the host: the next step reuses the buffers.
-    """
-
-    places = jax.tree.map(_beside_the_device, tree)
-    return jax.block_until_ready(jax.device_put(tree, places, may_alias=False))
-
-
-def _beside_the_device(x: Any) -> Any:
+def _on_host(x: Any) -> Any:
     """The sharding of an array with its pieces in host memory, if that exists."""
     if not isinstance(x, jax.Array):
         return None
@@ -114,12 +90,6 @@ def _beside_the_device(x: Any) -> Any:
 
 def _has_host_memory() -> bool:
     return _HOST in {m.kind for m in jax.local_devices()[0].addressable_memories()}
-
-
-def _saves_in_a_thread() -> bool:
-    # With several processes Orbax aligns the beginning of a save by collectives, which
-    # must not mix with those of the steps.
-    return jax.process_count() == 1 and _has_host_memory()
 
 
 class Store:
@@ -131,13 +101,12 @@ class Store:
         self.directory = directory
         self._closing = contextlib.ExitStack()
         directory.mkdir(parents=True, exist_ok=True)  # no link to nowhere
-        self._path = self._closing.enter_context(plain_path(directory))
         self._read_back = False
         self._step: int | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._under_way: concurrent.futures.Future | None = None
         self._manager = ocp.CheckpointManager(
-            self._path,
+            self._closing.enter_context(plain_path(directory)),
             item_names=items,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep,
@@ -146,14 +115,11 @@ class Store:
             ),
         )
 
-    def _unfinished(self) -> list[pathlib.Path]:
-        suffix = ocp.utils.TMP_DIR_SUFFIX
-        return sorted(self.directory.glob(f"{self._step}{suffix}*"))
-
     def _seal(self) -> None:
         """Runs in the saving thread when all files are written, before the rename."""
         if jax.process_index() == 0:
-            seal.write_manifest(self._unfinished()[-1])
+            unfinished = f"{self._step}{ocp.utils.TMP_DIR_SUFFIX}*"
+            seal.write_manifest(max(self.directory.glob(unfinished)))
 
     def save(self, step: int, *, json: dict[str, Any], **trees: Any) -> None:
         """Saves trees of arrays, and JSON, by item; returns when these are copied.
@@ -166,8 +132,13 @@ class Store:
         self._check_space(trees)
         items = {name: ocp.args.JsonSave(dict(value)) for name, value in json.items()}
         try:
-            if _saves_in_a_thread():
-                trees = _copies_on_host(trees)
+            # With several processes Orbax aligns the begin of a save by collectives,
+            # which must not mix with those of the steps.
+            if jax.process_count() == 1 and _has_host_memory():
+                # Also where the devices are the host: the next step reuses the buffers.
+                places = jax.tree.map(_on_host, trees)
+                trees = jax.device_put(trees, places, may_alias=False)
+                jax.block_until_ready(trees)
                 self._under_way = self._thread.submit(self._write, step, items, trees)
             else:
                 self._begin(step, items, trees)
@@ -181,12 +152,7 @@ class Store:
 
     def _restore_as_saved(self, step: int, trees: dict[str, Any]) -> None:
         """Reads a save into host memory, every process its own pieces."""
-
-        def abstract(x):
-            where = _beside_the_device(x)
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-        wanted = with_sharding(jax.tree.map(abstract, trees))
+        wanted = with_sharding(trees, _on_host)
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
             found = self.restore(step, **arrays)
@@ -195,8 +161,8 @@ class Store:
             self.set_aside([step])
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} was saved and cannot be read "
-                f"back: {_cause(error)}\nThe training stops, as nothing of it could "
-                "be used; take another work directory. The earlier checkpoints "
+                f"back: {_cause(error)}\nThe training stops; take another work "
+                "directory. The earlier checkpoints "
                 f"{seal.list_steps(self.directory)} are untouched."
             ) from error
 
@@ -206,8 +172,8 @@ class Store:
         with _BEGINNING:
             self._manager.save(step, args=arguments, force=True)
 
-    def _write(self, step: int, items: dict[str, Any], trees: dict[str, Any]) -> None:
-        self._begin(step, items, trees)
+    def _write(self, *save: Any) -> None:
+        self._begin(*save)
         self._manager.wait_until_finished()
 
     def wait(self) -> None:
@@ -226,10 +192,7 @@ class Store:
             self.wait()
 
     def _check_space(self, trees: dict[str, Any]) -> None:
-        """Raises CheckpointError where the disk cannot hold what is to be saved.
-
-        Orbax's threads would print pages of tracebacks before the message.
-        """
+        # Orbax's threads would print pages of tracebacks before the message.
         needed = sum(x.nbytes for x in jax.tree.leaves(trees))
         # Compression takes less than a tenth off float32 weights.
         if shutil.disk_usage(self.directory).free < 0.8 * needed:
@@ -265,5 +228,4 @@ class Store:
 
 
 def _cause(error: Exception) -> str:
-    # The array library appends its whole configuration to the cause.
-    return str(error).split(" [tensorstore_spec=")[0]
+    return str(error).split(" [tensorstore_spec=")[0]  # and pages of configuration

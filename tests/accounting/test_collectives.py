@@ -1,29 +1,15 @@
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from scm_jax.cost import collectives
+from tests.multidevice import collective_programs
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SQUARE = 256 * 256 * 2  # bytes of a weight of the programs, in 16 bits
 
 
 @pytest.fixture(scope="module")
 def programs():
     """What is read from the programs of tests/multidevice on eight devices."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.multidevice.collective_programs"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return collective_programs.programs()
 
 
 def row(kind, executions, received):
@@ -45,7 +31,7 @@ def test_sharded_layer_gathers_its_weight_and_scatters_its_gradient(
         row("all-gather", times, received),
         row("reduce-scatter", times, received),
     ]
-    assert programs[name]["groups"] == [list(range(8))]
+    assert programs[name]["groups"] == [tuple(range(8))]
 
 
 def test_copies_reduce_the_whole_gradient(programs):
@@ -58,11 +44,16 @@ def test_two_copies_of_four_shards(programs):
         row("all-gather", 1, SQUARE * 3 / 4),
         row("all-reduce", 1, 2 * SQUARE * 7 / 8),
     ]
-    assert programs["hybrid"]["groups"] == [list(range(4)), list(range(8))]
+    assert programs["hybrid"]["groups"] == [tuple(range(4)), tuple(range(8))]
 
 
 def test_loop_of_unknown_length_is_refused(programs):
     assert "unknown length" in programs["unknown"]
+
+
+def test_a_compilation_cache_hides_nothing(tmp_path):
+    first, second = collective_programs.twice_with_a_cache(tmp_path)
+    assert first == second and first
 
 
 # --- Text ---------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def test_saved_bytes_are_what_the_backward_pass_needs(remat):
 # --- Communication ------------------------------------------------------------------
 
 
-def transfers(data, fsdp, device=SMALL, **changes):
-    settings = {"parameters": 1e6, "teacher_parameters": 0, "hardware": device}
+def transfers(data, fsdp, **changes):
+    settings = {"parameters": 1e6, "teacher_parameters": 0}
     found = roofline.fsdp_transfers(data=data, fsdp=fsdp, **(settings | changes))
     return {t.kind: t for t in found}
 
@@ -119,9 +119,9 @@ def test_network_time_is_that_of_the_slower_network():
 
 def test_network_that_is_not_known_is_refused():
     device = hardware.find("tpu-v5e")
-    assert roofline.network_seconds(transfers(1, 256, device).values(), device) > 0
+    assert roofline.network_seconds(transfers(1, 256).values(), device) > 0
     with pytest.raises(ValueError, match="tpu-v5e.*256 devices"):
-        roofline.network_seconds(transfers(1, 512, device).values(), device)
+        roofline.network_seconds(transfers(1, 512).values(), device)
 
 
 # --- Time and memory ----------------------------------------------------------------

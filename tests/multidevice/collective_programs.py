@@ -1,15 +1,11 @@
-"""Programs on eight simulated devices whose collectives are known by hand.
-
-python -m tests.multidevice.collective_programs prints what is read from each, as JSON.
-"""
-
-import json
+"""Programs on eight simulated devices whose collectives are known by hand."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scm_jax.cost import collectives
+from tests.multidevice.eight import on_eight_devices
 
 SIZE = 256  # every weight is (SIZE, SIZE)
 
@@ -79,9 +75,9 @@ def plain(w, x, mesh):
     return jnp.tanh(x @ w.astype(jnp.bfloat16))
 
 
-def main():
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+@on_eight_devices
+def programs():
+    """What is read from each."""
     wide, mixed = make_mesh(1, 8), make_mesh(2, 4)
     found = {
         "once": read(gradient_step(once), wide),
@@ -94,8 +90,22 @@ def main():
         read(lambda w, x, mesh: w + jnp.sum(unknown_length(w, x, mesh)), wide)
     except ValueError as error:
         found["unknown"] = str(error)
-    print(json.dumps(found))
+    return found
 
 
-if __name__ == "__main__":
-    main()
+@on_eight_devices
+def twice_with_a_cache(folder):
+    """Rows of a program that JAX's compilation cache may hold the second time."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        return [read(gradient_step(once), make_mesh(1, 8))["rows"] for _ in range(2)]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

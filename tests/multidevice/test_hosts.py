@@ -1,25 +1,21 @@
 """Trainings by several real processes, through the command that users type."""
 
 import json
-import os
-import pathlib
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from scm_jax import datasets
+from scm_jax.runs import train
 from scm_jax.training import checkpoint, seal
-from tests.hang import HANG
+from tests.multidevice import mixture
+from tests.multidevice.processes import ROOT, Processes, free_port
 from tests.training import toy
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/multidevice/mixture.py"
 # One kernel is cut in two, so that no process has all parameters.
 SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=1")
@@ -29,77 +25,32 @@ SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor
 def cache(tmp_path_factory):
     """Environment with one compilation cache for all processes of this file."""
     return {
-        **os.environ,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster
-        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def start(env, workdir, *flags, each=lambda i: ()):
+    """Two processes of one training, one device each."""
+    flags = (
+        f"--workdir={workdir}",
+        "--join_timeout=200",  # on a busy machine they start far apart
+        f"--coordinator=127.0.0.1:{free_port()}",
+        "--num_processes=2",
+        *flags,
+    )
+    command = ("scm_jax", "train", *flags)
+    return Processes(
+        [(*command, f"--process_id={i}", *each(i)) for i in range(2)], **env
+    )
 
 
-class Processes:
-    """Processes of one training, one device each; killed at the end."""
-
-    def __init__(self, env, workdir, number, *flags, each=lambda i: ()):
-        where = f"127.0.0.1:{free_port()}"
-        self.running = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "scm_jax", "train", f"--workdir={workdir}"),
-                    "--join_timeout=200",  # on a busy machine they start far apart
-                    *flags,
-                    *each(i),
-                    *(f"--coordinator={where}", f"--num_processes={number}")[
-                        : 2 * (number > 1)
-                    ],
-                    *([f"--process_id={i}"] if number > 1 else []),
-                ],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for i in range(number)
-        ]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        for process in self.running:
-            process.kill()  # one that hangs in a collective ignores SIGTERM
-            process.wait()
-            process.stdout.close()
-
-    def finish(self, *codes):
-        """Their outputs, when they have ended with these exit codes."""
-        outputs = [p.communicate(timeout=HANG)[0] for p in self.running]
-        found = [p.returncode for p in self.running]
-        assert found == list(codes), "\n".join(outputs)
-        return outputs
-
-
-def train(env, workdir, number, *flags, codes=None, config=CONFIG, **kwargs):
-    flags = (f"--config={config}", *flags)
-    with Processes(env, workdir, number, *flags, **kwargs) as processes:
-        return processes.finish(*(codes or [0] * number))
-
-
-def wait_for(condition, processes):
-    deadline = time.monotonic() + HANG
-    while not condition():
-        alive = all(p.poll() is None for p in processes.running)
-        assert alive and time.monotonic() < deadline, processes.finish()
-        time.sleep(0.1)
+def train_here(workdir):
+    train.train_and_evaluate(mixture.get_config(), workdir)
 
 
 def rows(workdir):
@@ -140,16 +91,17 @@ def files(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(cache, tmp_path_factory):
+def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    train(cache, workdir, 1)
+    train_here(workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def two(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two") / "hosts=[0,1]"  # a pattern to Orbax
-    outputs = train(cache, workdir, 2, *SHARDED)
+    with start(cache, workdir, f"--config={CONFIG}", *SHARDED) as processes:
+        outputs = processes.finish(0, 0)
     assert "steps" in outputs[0] and "images" not in outputs[1], "one shows progress"
     return workdir
 
@@ -172,12 +124,12 @@ def test_two_processes_write_the_files_of_one(alone, two):
     assert seal.list_steps(two / "checkpoints") == [6, 12]
 
 
-def test_one_process_resumes_what_two_have_saved(cache, alone, two, tmp_path):
+def test_one_process_resumes_what_two_have_saved(alone, two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
     (workdir / "summary.json").unlink()
-    train(cache, workdir, 1)
+    train_here(workdir)
     assert {"resume_step"} < set().union(*rows(workdir))
     assert_same_training(workdir, alone)
 
@@ -195,16 +147,18 @@ def test_processes_load_disjoint_rows_that_are_the_whole_batch():
 # --- What goes wrong ---------------------------------------------------------------
 
 
+LONG = (f"--config={CONFIG}:long", "--config.eval.every_images=0")
+
+
 @pytest.fixture(scope="module")
 def preempted(cache, tmp_path_factory):
-    """A run of four processes, of which one got SIGTERM; and their outputs."""
+    """A run of which one process got SIGTERM; and the outputs."""
     workdir = tmp_path_factory.mktemp("preempted") / "run"
-    flags = (f"--config={CONFIG}:long", "--config.eval.every_images=0")
-    with Processes(cache, workdir, 4, *flags) as processes:
+    with start(cache, workdir, *LONG) as processes:
         metrics = workdir / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and "loss" in metrics.read_text(), processes)
-        processes.running[2].send_signal(signal.SIGTERM)
-        return workdir, processes.finish(75, 75, 75, 75)
+        processes.wait_for(lambda: metrics.exists() and "loss" in metrics.read_text())
+        processes.running[1].send_signal(signal.SIGTERM)
+        return workdir, processes.finish(75, 75)
 
 
 def test_preemption_of_one_saves_all_at_one_step(preempted):
@@ -217,10 +171,9 @@ def test_preemption_of_one_saves_all_at_one_step(preempted):
 def test_a_killed_process_ends_the_others(cache, preempted):
     workdir, _ = preempted
     before = len(rows(workdir))
-    flags = (f"--config={CONFIG}:long", "--config.eval.every_images=0", *SHARDED)
-    with Processes(cache, workdir, 2, *flags) as processes:
-        # what four have saved, two resume on another mesh
-        wait_for(lambda: len(rows(workdir)) > before + 2, processes)
+    with start(cache, workdir, *LONG, *SHARDED) as processes:
+        # what was saved on one mesh, others resume on another
+        processes.wait_for(lambda: len(rows(workdir)) > before + 2)
         processes.running[1].kill()
         outputs = processes.finish(1, -signal.SIGKILL)
     assert f"process 1 ({socket.gethostname()}) died" in outputs[0]
@@ -228,35 +181,13 @@ def test_a_killed_process_ends_the_others(cache, preempted):
 
 
 def test_other_configs_are_named_by_all_and_nothing_is_written(cache, tmp_path):
-    outputs = train(
-        cache,
-        tmp_path / "run",
-        2,
-        codes=[1, 1],
-        each=lambda i: (f"--config.optimizer.learning_rate={1e-3 * (i + 1)}",),
-    )
+    def rate(i):
+        return (f"--config.optimizer.learning_rate={1e-3 * (i + 1)}",)
+
+    flag = f"--config={CONFIG}"
+    with start(cache, tmp_path / "run", flag, each=rate) as processes:
+        outputs = processes.finish(1, 1)
     for output in outputs:
         assert "config.optimizer.learning_rate: 0.002 on process 1" in output
         assert "0.001 on process 0" in output and "Traceback" not in output
     assert not list(tmp_path.iterdir())
-
-
-def test_a_mesh_that_does_not_fit_is_refused_by_all(cache, tmp_path):
-    flag = "--config.mesh.data=3"
-    for output in train(cache, tmp_path / "run", 2, flag, codes=[1, 1]):
-        assert "mesh data=3, fsdp=1, tensor=1 needs 3 devices; 2 are present" in output
-        assert "Traceback" not in output
-    assert files(tmp_path) == []
-
-
-def test_a_coordinator_that_cannot_be_reached(cache, tmp_path):
-    address = f"127.0.0.1:{free_port()}"
-    flags = (
-        f"--coordinator={address}",
-        "--num_processes=2",
-        "--process_id=1",
-        "--join_timeout=1",
-    )
-    (output,) = train(cache, tmp_path / "run", 1, *flags, codes=[1])
-    assert f"could not reach the coordinator at {address}" in output
-    assert "Traceback" not in output and not list(tmp_path.iterdir())

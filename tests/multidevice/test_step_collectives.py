@@ -1,49 +1,59 @@
 """The bytes of a sharded training step, as XLA's partitioner plans them."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
+import jax
 import pytest
 
-from tests.hang import HANG
-from tests.multidevice.step_collectives import DEVICES, SETTINGS
+from scm_jax import config
+from scm_jax.cost import collectives, counts
+from scm_jax.runs.estimate import accounts
+from scm_jax.runs.setup import experiment as experiment_lib
+from scm_jax.training import sharding
+from tests.multidevice.eight import on_eight_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
+DEVICES = 4
+SETTINGS = {
+    "dit": {"width": 256, "depth": 5, "num_heads": 4, "patch": 2},
+    "unet": {
+        "width": 64,
+        "channel_mult": (1,),
+        "num_blocks": 2,
+        "attention_resolutions": (8,),
+        "head_channels": 16,
+        "unroll": 1,
+    },
+}
 
 
-def read(network, method):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.multidevice.step_collectives", network, method],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def read(network, objective):
+    """Received bytes of each kind of collective, over those of the whole weights."""
+    c = config.base_config(network, objective, "digits")
+    c.update({"train": {"batch_size": 8}, "network": {"dtype": "bfloat16"}})
+    c.network.update(SETTINGS[network])
+    experiment = experiment_lib.build_abstract(c)
+    mesh = sharding.make_mesh(sharding.MeshSpec(1, DEVICES, 1), jax.devices()[:DEVICES])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "FSDP_MIN_SIZE", 256)  # or some weights stay whole
+        lowered = accounts.lower_step(experiment, mesh)
+    _, hlo = collectives.compile_partitioned(lowered)
+    parameters = counts.parameter_count(experiment.abstract_params()["net"])
+    whole = parameters * (DEVICES - 1) / DEVICES
+    found = {}
+    for row in collectives.summarize(collectives.read_collectives(hlo)):
+        received = found.get(row["kind"], 0) + row["received_bytes"] / whole
+        found[row["kind"]] = received
+    return found
 
 
 @pytest.mark.parametrize("network", sorted(SETTINGS))
+@on_eight_devices
 def test_consistency_training_moves_the_bytes_of_diffusion(network):
     """Weights are gathered in 16 bits, once for each direction; nothing else moves."""
-    found, diffusion = read(network, "sct"), read(network, "diffusion")
-
-    def received(rows, kind):
-        return sum(row["received_bytes"] for row in rows if row["kind"] == kind)
-
-    whole = found["parameters"] * (DEVICES - 1) / DEVICES
-    gathered = received(found["rows"], "all-gather") / whole
-    assert gathered == pytest.approx(4.0, rel=0.02)
-    assert gathered == received(diffusion["rows"], "all-gather") / whole
-    scattered = received(found["rows"], "reduce-scatter") / whole
-    assert 2.0 <= scattered <= 4.0  # 16 bits, 32 for what multiplies in float32
-    assert scattered == received(diffusion["rows"], "reduce-scatter") / whole
-    kinds = {row["kind"] for row in found["rows"]}
-    assert kinds <= {"all-gather", "reduce-scatter", "all-reduce"}
+    found, diffusion = read(network, "consistency"), read(network, "diffusion")
+    assert found["all-gather"] == pytest.approx(4.0, rel=0.02)
+    assert found["all-gather"] == diffusion["all-gather"]
+    # 16 bits, 32 for what multiplies in float32.
+    assert 2.0 <= found["reduce-scatter"] <= 4.0
+    assert found["reduce-scatter"] == diffusion["reduce-scatter"]
+    assert found.keys() <= {"all-gather", "reduce-scatter", "all-reduce"}
     # Metrics, norms, and the gradients of what is too small to cut.
-    assert received(found["rows"], "all-reduce") < 0.02 * whole
+    assert found["all-reduce"] < 0.02

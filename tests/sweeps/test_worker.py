@@ -275,7 +275,7 @@ WORKER = """
     from scm_jax import runs
     from scm_jax.runs.directory import layout
     from scm_jax.sweeps import worker
-    from scm_jax.training.processes.interruption import Interruption
+    from scm_jax.training import loop
     layout.environment = lambda: {}
 
     def train(config, workdir, *, label="", progress=None):
@@ -284,7 +284,7 @@ WORKER = """
         if sys.argv[2] == "compiles":  # one call, in which no handler can run
             hashlib.pbkdf2_hmac("sha512", b"", b"", 10**9)
         if sys.argv[2] == "steps":
-            with Interruption().installed() as interruption:
+            with loop.Interruption().installed() as interruption:
                 for step in range(1, 10**6):
                     progress.update(step)
                     if step == 2:

@@ -1,5 +1,3 @@
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,16 +45,6 @@ def trajectory():
     return 3.0 + wander + np.linspace(0, 4, STEPS)[:, None]
 
 
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(ema).failed == 0
-    assert doctest.testmod(ema).attempted >= 3
-
-
-@pytest.mark.parametrize(("rel_std", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
-def test_gamma_of_the_paper(rel_std, gamma):
-    assert ema.rel_std_to_gamma(rel_std) == pytest.approx(gamma, abs=5e-3)
-
-
 @pytest.mark.parametrize("rel_std", [0.001, 0.015, 0.07, 0.2, ema.MAX_REL_STD])
 def test_gamma_and_width_invert_each_other(rel_std):
     gamma = ema.rel_std_to_gamma(rel_std)
@@ -65,14 +53,11 @@ def test_gamma_and_width_invert_each_other(rel_std):
 
 
 def test_width_is_the_standard_deviation_of_the_profile():
-    time, gamma = 3.0, ema.rel_std_to_gamma(0.08)
-    tau = (np.arange(100_000) + 0.5) / 100_000 * time
-    density = power_profile(tau, time, gamma)
-    mass = density.mean() * time
-    mean = (density * tau).mean() * time
-    var = (density * (tau - mean) ** 2).mean() * time
-    assert mass == pytest.approx(1, rel=1e-6)
-    assert np.sqrt(var) / time == pytest.approx(0.08, rel=1e-5)
+    tau = (np.arange(100_000) + 0.5) / 100_000
+    density = power_profile(tau, 1.0, ema.rel_std_to_gamma(0.08))
+    assert density.mean() == pytest.approx(1, rel=1e-6)
+    var = (density * (tau - (density * tau).mean()) ** 2).mean()
+    assert np.sqrt(var) == pytest.approx(0.08, rel=1e-5)
 
 
 @pytest.mark.parametrize("rel_std", [0.0, -0.1, 0.3, float("nan")])
@@ -92,13 +77,6 @@ def test_power_average_has_the_exact_weights(rel_std, trajectory):
     np.testing.assert_allclose(average, weights @ trajectory, rtol=1e-5)
 
 
-def test_power_beta():  # Eq. 127
-    steps = np.array([0, 1, 10, 1000])
-    want = (1 - 1 / (steps + 1)) ** (ema.rel_std_to_gamma(STD_A) + 1)
-    got = [beta(ema.PowerEma(STD_A), n, 128) for n in steps]
-    np.testing.assert_allclose(got, want, atol=1e-6)
-
-
 def test_update_weight_keeps_its_digits_late_in_training():
     step = 2_000_000
     exact = -np.expm1((ema.rel_std_to_gamma(STD_B) + 1) * np.log1p(-1 / (step + 1)))
@@ -115,13 +93,10 @@ def test_first_update_forgets_the_initialization(profile):
     assert 0 < beta(profile, jnp.int32(1), 32) < 1
 
 
-def test_half_life_average_halves_weights():
+def test_half_life():
     profile = ema.HalfLifeEma(half_life_images=640, rampup_ratio=None)
     betas = [beta(profile, n, 64) for n in range(5, 15)]
     assert np.prod(betas) == pytest.approx(0.5, rel=1e-5)
-
-
-def test_half_life_grows_with_the_images_seen():
     # EDM: half-life min(H, 0.05 images): after 100 steps of 64, 320 images.
     profile = ema.HalfLifeEma(half_life_images=500_000)
     assert beta(profile, 100, 64) == pytest.approx(0.5 ** (64 / 320), rel=1e-5)
@@ -159,7 +134,7 @@ def snapshots(trajectory):
     ]
 
 
-@pytest.mark.parametrize("rel_std", [0.05, 0.06, 0.075, 0.09, 0.10])
+@pytest.mark.parametrize("rel_std", [0.05, 0.075, 0.10])
 @pytest.mark.parametrize("time", [STEPS, 300])
 def test_any_width_between_the_tracked_ones(rel_std, time, snapshots, trajectory):
     want = tracked(ema.PowerEma(rel_std), trajectory[:time])[-1]
@@ -210,22 +185,8 @@ def test_coefficients_of_the_published_code():
     np.testing.assert_allclose(got, solved / solved.sum(), rtol=1e-6, atol=1e-9)
 
 
-def test_units_of_time_do_not_matter():
-    times, stds = np.array([100, 100, 200, 200]), [0.05, 0.1, 0.05, 0.1]
-    in_steps = ema.posthoc_coefficients(times, stds, 150, 0.08)
-    in_images = ema.posthoc_coefficients(times * 2048, stds, 150 * 2048, 0.08)
-    np.testing.assert_allclose(in_steps, in_images, rtol=1e-6)
-
-
-def test_a_snapshot_stored_twice_does_no_harm():
-    tree = {"w": np.ones(3, np.float32)}
-    twice = [(10, 0.05, tree), (10, 0.05, tree), (10, 0.1, tree)]
-    got = reconstruct(twice, 0.07, 10)["w"]
-    np.testing.assert_allclose(got, 1, rtol=1e-6)
-
-
 def test_future_and_missing_snapshots_are_refused():
-    with pytest.raises(ValueError, match="cannot give the average at 30"):
+    with pytest.raises(ValueError, match="cannot give the EMA at 30"):
         ema.posthoc_coefficients([10, 20], [0.05, 0.05], 30, 0.05)
     with pytest.raises(ValueError, match="at least one"):
         ema.posthoc_coefficients([], [], 30, 0.05)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax.training import checkpoint, loop, seal
+from scm_jax.training import loop, seal
 from scm_jax.training.ahead import Ahead
 from scm_jax.training.late import Dispatched, Flight, bin_means
 from tests.training import toy
@@ -71,11 +71,8 @@ def test_time_bins_are_divided_and_an_empty_one_is_nan(finished, by_hand):
     assert row["bins/loss"][0] == pytest.approx(np.mean(by_hand[1][4:8]))
     assert np.isnan(row["bins/loss"][1])
     np.testing.assert_array_equal(row["bins/count"], [4, 0])
-
-
-def test_bin_means_of_unequal_bins():
-    got = bin_means({"w": np.array([6.0, 5.0]), "count": np.array([3.0, 1.0])})
-    np.testing.assert_array_equal(got["bins/w"], [2, 5])
+    unequal = bin_means({"w": np.array([6.0, 5.0]), "count": np.array([3.0, 1.0])})
+    np.testing.assert_array_equal(unequal["bins/w"], [2, 5])
 
 
 def test_hooks_run_when_due_and_at_the_end(finished):
@@ -124,21 +121,12 @@ def test_step_compiles_once(tmp_path):
         traces.append(1)
         return toy.train_step(state, batch)
 
+    toy.run(tmp_path, 12, step=counting)
     data = toy.ToyData()
-    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        loop.train(
-            toy.settings(tmp_path, 12),
-            state=toy.init(),
-            train_step=counting,
-            data=data,
-            place_batch=toy.place,
-            checkpointer=checkpointer,
-            writer=toy.ListWriter(),
-        )
-        compiled, state, ok = loop._compile_step(counting, toy.init())
-        for _ in range(3):
-            state, ok, _ = compiled(state, ok, toy.place(next(data)))
-        assert compiled._cache_size() == 1
+    compiled, state, ok = loop._compile_step(counting, toy.init())
+    for _ in range(3):
+        state, ok, _ = compiled(state, ok, toy.place(next(data)))
+    assert compiled._cache_size() == 1
     assert len(traces) == 2  # once in each
 
 
@@ -148,17 +136,7 @@ def test_step_args_reach_the_step(tmp_path):
         return new, {**metrics, "teacher": teacher["w"]}
 
     writer = toy.ListWriter()
-    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        loop.train(
-            toy.settings(tmp_path, 4),
-            state=toy.init(),
-            train_step=step,
-            data=toy.ToyData(),
-            place_batch=toy.place,
-            checkpointer=checkpointer,
-            writer=writer,
-            step_args=({"w": np.float32(3)},),
-        )
+    toy.run(tmp_path, 4, step=step, writer=writer, args=({"w": np.float32(3)},))
     assert writer.scalars[0][1]["teacher"] == 3
 
 
@@ -194,7 +172,7 @@ def test_flags_are_read_only_when_old():
     assert read == [0, 1, 2, 3, 4, 5]
 
 
-# ------------------------------------------------------------------ ahead
+# --- Ahead ----------------------------------------------------------------------------
 
 
 def test_position_is_of_the_batch_that_was_not_taken():
@@ -223,7 +201,7 @@ def test_next_batch_is_placed_before_the_host_waits(tmp_path, monkeypatch):
     assert seen[:5] == [2, 3, 4, 5, 5]
 
 
-# ------------------------------------------------------------------ not finite
+# --- Not finite -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_in_flight", [0, 4])
@@ -246,8 +224,7 @@ def test_bad_batch_stops_the_run_with_everything_intact(
     assert key == toy.init().key
     assert stored["step"] == 7 and np.isnan(stored["metrics/loss"])
 
-    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+    restored = toy.restore(tmp_path)
     # The batches dispatched after the bad one must not have moved the state.
     assert restored.step == 7 and restored.data == {"next_index": 7}
     toy.assert_same(restored.state, by_hand[0][7])
@@ -256,14 +233,10 @@ def test_bad_batch_stops_the_run_with_everything_intact(
     toy.assert_same(toy.run(tmp_path, STEPS).state, by_hand[0][STEPS])
 
 
-def test_data_that_ends_is_an_error(tmp_path):
+def test_data_that_ends_before_the_training_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="the data ended before the training"):
-        toy.run(tmp_path, STEPS, data=toy.ToyData(end=2))
-
-
-def test_data_that_ends_with_the_training_is_none(tmp_path):
-    result = toy.run(tmp_path, STEPS, data=toy.ToyData(end=STEPS))
-    assert result.status == loop.DONE
+        toy.run(tmp_path, 6, data=toy.ToyData(end=2))
+    assert toy.run(tmp_path, 6, data=toy.ToyData(end=6)).status == loop.DONE
 
 
 def test_unreadable_data_are_an_error_after_all_before_them_is_saved(tmp_path):
@@ -275,12 +248,11 @@ def test_unreadable_data_are_an_error_after_all_before_them_is_saved(tmp_path):
 
     with pytest.raises(OSError, match="a disk is gone"):
         toy.run(tmp_path, STEPS, data=Unreadable())
-    with checkpoint.Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+    restored = toy.restore(tmp_path)
     assert restored.step == 10 and restored.data == {"next_index": 10}
 
 
-# ------------------------------------------------------------------ interruption
+# --- Interruption ---------------------------------------------------------------------
 
 
 class Signalling(toy.ToyData):
@@ -297,8 +269,8 @@ class Signalling(toy.ToyData):
         return super().__next__()
 
 
-def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand):
-    for signum, at in ((signal.SIGINT, 6), (signal.SIGUSR1, 11)):
+def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand, capsys):
+    for signum, at in ((signal.SIGINT, 6), (signal.SIGUSR1, 11), (signal.SIGTERM, 14)):
         before = signal.getsignal(signum)
         writer, data = toy.ListWriter(), Signalling(at, signum)
         result = toy.run(tmp_path, STEPS, data=data, writer=writer)
@@ -306,9 +278,12 @@ def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand):
         assert signal.getsignal(signum) == before
         assert writer.scalars[-1][0] == at, "no row may be lost"
         assert writer.flushes
+        said = f"saved step {at}; run the same command to resume"
+        assert said in capsys.readouterr().err
     result = toy.run(tmp_path, STEPS)
     assert result.status == loop.DONE
     toy.assert_same(result.state, by_hand[0][STEPS])
+    assert "resumes at step 14 of 20" in capsys.readouterr().err
 
 
 def test_second_interrupt_aborts_at_once(tmp_path):
@@ -317,17 +292,6 @@ def test_second_interrupt_aborts_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         toy.run(tmp_path, STEPS, data=data)
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_terminated_process_exits_with_75_and_resumes_bitwise(
-    tmp_path, by_hand, capsys
-):
-    first = toy.in_new_process(tmp_path, "--signal_at=11")
-    assert first.returncode == 75, first.stderr
-    assert "saved step 11; run the same command to resume" in first.stderr
-    # this process is the new one
-    toy.assert_same(toy.run(tmp_path, STEPS).state, by_hand[0][STEPS])
-    assert "resumes at step 11 of 20" in capsys.readouterr().err
 
 
 def test_killed_in_the_middle_of_a_save_resumes_bitwise(tmp_path, by_hand):

@@ -8,16 +8,15 @@ import time
 
 import pytest
 
+from scm_jax.commands import cli
+from scm_jax.training import checkpoint
 from scm_jax.training.processes import multihost
 from scm_jax.training.processes import peers as peers_lib
-from scm_jax.training.processes.cluster import (
-    Cluster,
-    expand_counts,
-    expand_hosts,
-    find_cluster,
-)
+from scm_jax.training.processes.cluster import Cluster, expand_hosts, find_cluster
 from scm_jax.training.processes.peers import PeerError, Peers
+from tests.multidevice.processes import free_port
 
+CUDA = "CUDA_VISIBLE_DEVICES"
 SLURM = {
     "SLURM_JOB_ID": "5000",
     "SLURM_STEP_ID": "0",
@@ -35,6 +34,11 @@ JOBSET = {
     "JAX_NUM_PROCESSES": "4",
 }
 TPU = {"TPU_WORKER_HOSTNAMES": "t0,t1,t2,t3", "TPU_WORKER_ID": "2"}
+SLICES = {
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "s0:8080",
+}
 VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "a.example:1234",
     "JAX_NUM_PROCESSES": "2",
@@ -50,23 +54,12 @@ VARIABLES = {
     [
         (VARIABLES, Cluster("a.example:1234", 2, 1, "JAX variables")),
         (SLURM, Cluster("gpu07:62344", 8, 4, "SLURM")),
-        (
-            {**SLURM, "CUDA_VISIBLE_DEVICES": "0,1,2"},
-            Cluster("gpu07:62344", 8, 4, "SLURM", (1,)),
-        ),
+        ({**SLURM, CUDA: "0,1,2"}, Cluster("gpu07:62344", 8, 4, "SLURM", (1,))),
         # --gpus-per-task: each task sees its own only
-        ({**SLURM, "CUDA_VISIBLE_DEVICES": "1"}, Cluster("gpu07:62344", 8, 4, "SLURM")),
+        ({**SLURM, CUDA: "1"}, Cluster("gpu07:62344", 8, 4, "SLURM")),
         ({**SLURM, "SLURM_STEP_ID": "2"}, Cluster("gpu07:62538", 8, 4, "SLURM")),
         (TPU, Cluster("t0:8482", 4, 2, "TPU")),
-        (
-            {
-                **TPU,
-                "MEGASCALE_NUM_SLICES": "2",
-                "MEGASCALE_SLICE_ID": "1",
-                "MEGASCALE_COORDINATOR_ADDRESS": "s0:8080",
-            },
-            Cluster("s0:8482", 8, 6, "TPU"),
-        ),
+        ({**TPU, **SLICES}, Cluster("s0:8482", 8, 6, "TPU")),
         # a TPU slice in a JobSet: TPU first
         ({**JOBSET, **TPU}, Cluster("t0:8482", 4, 2, "TPU")),
         (JOBSET, Cluster("sweep-workers-0-0.sweep:8482", 4, 3, "Kubernetes")),
@@ -98,22 +91,15 @@ def test_a_process_that_is_alone(environ):
     assert find_cluster(environ) is None
 
 
-def test_off_hides_the_environment():
-    assert find_cluster(SLURM, distributed="off") is None
-    with pytest.raises(ValueError, match="--distributed=off contradicts"):
-        find_cluster({}, distributed="off", process_id=1)
-
-
-def test_flags_for_one_process():
-    one = {"coordinator": "a:1", "num_processes": 1, "process_id": 0}
-    assert find_cluster(SLURM, **one) is None
-
-
-def test_flags_come_first():
+def test_flags_come_before_the_environment():
     flags = {"coordinator": "[::1]:55", "num_processes": 3, "process_id": 2}
     found = find_cluster({**SLURM, **VARIABLES}, **flags)
     assert found == Cluster("[::1]:55", 3, 2, "flags")
     assert found.address == ("::1", 55)
+    assert find_cluster(SLURM, coordinator="a:1", num_processes=1, process_id=0) is None
+    assert find_cluster(SLURM, distributed="off") is None
+    with pytest.raises(ValueError, match="--distributed=off contradicts"):
+        find_cluster({}, distributed="off", process_id=1)
 
 
 @pytest.mark.parametrize(
@@ -122,35 +108,15 @@ def test_flags_come_first():
         ({}, {"coordinator": "a:1"}, "--coordinator without --num_processes, --proces"),
         ({}, {"process_id": 0}, "--process_id without --coordinator, --num_processes"),
         ({**VARIABLES, "JAX_PROCESS_ID": "2"}, {}, "JAX_PROCESS_ID=2: must be in 0..1"),
-        (
-            {**VARIABLES, "JAX_PROCESS_ID": "x"},
-            {},
-            "JAX_PROCESS_ID='x': must be an int",
-        ),
-        (
-            {"JAX_NUM_PROCESSES": "2"},
-            {},
-            "without JAX_COORDINATOR_ADDRESS, JAX_PROCESS",
-        ),
-        (
-            {**VARIABLES, "JAX_COORDINATOR_ADDRESS": "host"},
-            {},
-            "JAX_COORDINATOR_ADDRESS='host': must be host:port",
-        ),
+        ({**VARIABLES, "JAX_PROCESS_ID": "x"}, {}, "JAX_PROCESS_ID='x': must be an i"),
+        ({"JAX_NUM_PROCESSES": "2"}, {}, "without JAX_COORDINATOR_ADDRESS, JAX_PROC"),
+        ({**VARIABLES, "JAX_COORDINATOR_ADDRESS": "h"}, {}, "='h': must be host:port"),
         ({**SLURM, "SLURM_PROCID": "8"}, {}, "SLURM_PROCID=8: must be in 0..7"),
-        (
-            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3x2"},
-            {},
-            "SLURM_STEP_TASKS_PER_NODE='3x2'",
-        ),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3x2"}, {}, "TASKS_PER_NODE='3x2'"),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}, "without TPU_WORKER_ID"),
         ({**TPU, "TPU_WORKER_ID": "4"}, {}, "TPU_WORKER_ID=4"),
         ({**JOBSET, "HOSTNAME": "node-17"}, {}, "set JAX_COORDINATOR_ADDRESS"),
-        (
-            {**JOBSET, "JAX_NUM_PROCESSES": "3"},
-            {},
-            "JOB_COMPLETION_INDEX=3: must be in",
-        ),
+        ({**JOBSET, "JAX_NUM_PROCESSES": "3"}, {}, "COMPLETION_INDEX=3: must be in"),
     ],
 )
 def test_contradictions_name_the_flag_or_variable(environ, flags, message):
@@ -172,17 +138,7 @@ def test_hosts_of_slurm(text, expected):
     assert expand_hosts(text) == expected
 
 
-def test_counts_of_slurm():
-    assert expand_counts("2(x3),1") == [2, 2, 2, 1]
-
-
 # --- The line ----------------------------------------------------------------------
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class End(threading.Event):
@@ -192,25 +148,41 @@ class End(threading.Event):
         self.set()
 
 
-def together(number, call, port=None, timeout=10.0, told=None):
-    """``call(peers)`` in one thread per process; results or errors, by process."""
-    port, results = port or free_port(), {}
+def together(who, call, timeout=10.0, told=None):
+    """``call(peers, end)`` in a thread per process; results or errors, in their order.
 
-    def run(i):
-        n = (told or {}).get(i, number)
+    ``who``: how many processes there are, or the indices of those that come.
+    """
+    who = range(who) if isinstance(who, int) else who
+    address, results = f"127.0.0.1:{free_port()}", {}
+
+    def run(place, i):
+        cluster, end = (
+            Cluster(address, (told or {}).get(i, max(who) + 1), i, "x"),
+            End(),
+        )
         try:
-            end = End()
-            peers = Peers.join(Cluster(f"127.0.0.1:{port}", n, i, "x"), timeout, end)
-            results[i] = call(peers, end)
+            results[place] = call(Peers.join(cluster, timeout, end), end)
         except (PeerError, ValueError) as error:
-            results[i] = error
+            results[place] = error
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(number)]
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(who)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return [results[i] for i in range(number)]
+    return [results[place] for place in range(len(who))]
+
+
+def wait(peers, end):
+    return end.wait(20)
+
+
+def fall_silent(peers):
+    """What the others see of a process that has died."""
+    peers.leave()
+    for line in peers._lines.values():
+        line.finish_sending()
 
 
 def test_everybody_gets_all_values_in_the_same_order():
@@ -223,35 +195,17 @@ def test_everybody_gets_all_values_in_the_same_order():
     assert together(3, call) == [expected] * 3
 
 
-def test_a_coordinator_that_is_not_there():
-    port = free_port()
-    cluster = Cluster(f"127.0.0.1:{port}", 2, 1, "flags")
-    with pytest.raises(PeerError, match=f"127.0.0.1:{port} .from flags. within 0.5 s"):
-        Peers.join(cluster, 0.5)
-
-
-def test_a_host_name_that_nobody_knows():
-    cluster = Cluster("no-such-host.invalid:1", 2, 1, "flags")
-    with pytest.raises(PeerError, match="no-such-host.invalid:1"):
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_coordinator_that_is_not_there(host):
+    cluster = Cluster(f"{host}:{free_port()}", 2, 1, "flags")
+    with pytest.raises(PeerError, match=f"{host}:.* .from flags. within 0.5 s"):
         Peers.join(cluster, 0.5)
 
 
 def test_a_process_that_never_comes_is_named_by_all_others():
-    port, results = free_port(), {}
-
-    def run(i):
-        try:
-            Peers.join(Cluster(f"127.0.0.1:{port}", 4, i, "x"), 2.0)
-        except PeerError as error:
-            results[i] = str(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in (0, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert results[3] == f"process 3 of 4: {results[0]}"
-    assert "processes 1, 2 did not connect to process 0 at 127.0.0.1" in results[0]
+    first, third = together((0, 3), wait, timeout=2.0)
+    assert str(third) == f"process 3 of 4: {first}"
+    assert "processes 1, 2 did not connect to process 0 at 127.0.0.1" in str(first)
 
 
 def test_a_process_that_waits_for_the_others_in_vain(monkeypatch):
@@ -270,68 +224,49 @@ def test_a_port_that_is_taken():
 
 
 def test_processes_that_were_told_other_numbers():
-    errors = together(2, lambda peers, end: None, told={1: 3})
-    assert all(
-        "there are 3 processes, process 0 that there are 2" in str(e) for e in errors
-    )
+    for error in together(2, wait, told={1: 3}):
+        assert "there are 3 processes, process 0 that there are 2" in str(error)
 
 
 def test_two_processes_with_one_index():
-    port, errors = free_port(), []
-
-    def run(i):
-        try:
-            Peers.join(Cluster(f"127.0.0.1:{port}", 3, i, "x"), 5.0)
-        except PeerError as error:
-            errors.append(str(error))
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in (0, 1, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(errors) == 3 and all(
-        "two processes have the index 1" in e for e in errors
-    )
+    for error in together((0, 1, 1), wait, timeout=5.0, told={0: 3, 1: 3}):
+        assert "two processes have the index 1" in str(error)
 
 
 def test_strangers_on_the_port_are_sent_away():
-    port = free_port()
+    port, joined = free_port(), []
 
-    def knock():
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1) as s:
-                    return s.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            except OSError:
-                time.sleep(0.01)
+    def join(i):
+        joined.append(Peers.join(Cluster(f"127.0.0.1:{port}", 2, i, "x"), 20, End()))
 
-    stranger = threading.Thread(target=knock)
-    stranger.start()
-    host = Cluster(f"127.0.0.1:{port}", 2, 0, "x")
-    joined = []
-    hub = threading.Thread(target=lambda: joined.append(Peers.join(host, 20, End())))
+    hub = threading.Thread(target=join, args=(0,))
     hub.start()
-    stranger.join(20)
-    guest = Peers.join(Cluster(f"127.0.0.1:{port}", 2, 1, "x"), 20, End())
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as s:
+                s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            break
+        except OSError:
+            time.sleep(0.01)
+    join(1)
     hub.join(20)
-    assert guest.names()[0] == joined[0].names()[0]
+    assert joined[0].names()[0] == joined[1].names()[0]
+
+
+def one_acts(which, act):
+    """The others wait for the end that follows from it."""
+
+    def call(peers, end):
+        peers.exchange("a", 0, 10)
+        time.sleep(1.0)  # until all have their answer
+        return act(peers) if peers.cluster.process_id == which else end.wait(20)
+
+    assert together(3, call) == [None if i == which else True for i in range(3)]
 
 
 @pytest.mark.parametrize("dead", [0, 2])
 def test_a_death_ends_all_others_and_is_named(dead, capsys):
-    def call(peers, end):
-        peers.exchange("a", 0, 10)
-        time.sleep(1.0)  # until all have their answer
-        if peers.cluster.process_id == dead:
-            peers.leave()  # in a process of its own it would be gone
-            for line in peers._lines.values():
-                line.finish_sending()
-            return None
-        return end.wait(20)
-
-    results = together(3, call)
-    assert results == [None if i == dead else True for i in range(3)]
+    one_acts(dead, fall_silent)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     for line in said:
@@ -340,16 +275,37 @@ def test_a_death_ends_all_others_and_is_named(dead, capsys):
 
 
 def test_a_failure_is_told_to_all_others(capsys):
-    def call(peers, end):
-        peers.exchange("a", 0, 10)
-        time.sleep(1.0)  # until all have their answer
-        if peers.cluster.process_id == 2:
-            return peers.report("process 2 failed: disk on fire")
-        return end.wait(20)
-
-    assert together(3, call) == [True, True, None]
+    one_acts(2, lambda peers: peers.report("process 2 failed: disk on fire"))
     said = capsys.readouterr().err
     assert said.count("stops: process 2 failed: disk on fire") == 2
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_error_that_a_death_caused_names_the_dead(dies, capsys, monkeypatch):
+    """Whether the collective breaks before or after the line closes."""
+    ended = End()
+    monkeypatch.setattr(multihost, "end_process", ended)
+    monkeypatch.setattr(multihost, "_VERDICT_SECONDS", 20.0 if dies else 0.2)
+
+    def call(peers, end):
+        peers.exchange("a", 0, 10)
+        if peers.cluster.process_id == 0:
+            error = checkpoint.CheckpointError("could not save: connection reset")
+            return multihost._end_together(peers, error, str)
+        if not dies:
+            return end.wait(20)
+        time.sleep(0.5)  # the error of process 0 comes first
+        fall_silent(peers)
+
+    together(2, call)
+    said = capsys.readouterr().err
+    assert ended.is_set()
+    if dies:
+        assert said.count("stops: ") == said.count("\n") == 1
+        assert f"process 1 ({socket.gethostname()}) died" in said
+    else:
+        assert said.startswith("could not save: connection reset\n")
+        assert "stops: process 0" in said and "failed: could not save" in said
 
 
 def test_who_does_not_come_in_time_is_named(capsys):
@@ -381,12 +337,16 @@ def test_a_body_that_takes_too_long_ends_all(capsys):
 def test_the_end_of_a_run_is_no_death(capsys):
     def call(peers, end):
         peers.close()
-        for line in peers._lines.values():
-            line.finish_sending()
+        fall_silent(peers)
         return end.wait(0.5)
 
     assert together(2, call) == [False, False]
     assert capsys.readouterr().err == ""
+
+
+def test_processes_that_do_not_meet_are_a_message(monkeypatch):
+    monkeypatch.setattr(cli, "_ARGV", ["train"])
+    assert cli.explain(PeerError("nobody came")) == "scm train: nobody came"
 
 
 # --- Agreement ---------------------------------------------------------------------

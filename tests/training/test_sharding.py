@@ -18,49 +18,49 @@ def spec(name, shape, rules=((".*", "fsdp"),), mesh=MESH):
     return sharding.partition_spec(name, shape, mesh, rules)
 
 
-def test_fsdp_splits_the_outputs_or_the_largest_divisible_dimension():
-    # norms over the inputs of a kernel stay on one device
-    assert spec("w", (512, 384)) == PartitionSpec(None, "fsdp")
-    assert spec("w", (128, 128, 128)) == PartitionSpec(None, None, "fsdp")
-    # 1022 is not divisible by 4
-    assert spec("w", (64, 32, 1022)) == PartitionSpec("fsdp", None, None)
+WHOLE = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=AUTO)
 
 
-def test_columns_and_rows_are_split_over_tensor_and_the_rest_over_fsdp():
-    def of(tactic, *shape, mesh=MESH):
-        return spec("w", shape, ((".*", tactic),), mesh)
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        # norms over the inputs of a kernel stay on one device
+        ((512, 384), (None, "fsdp")),
+        ((128, 128, 128), (None, None, "fsdp")),
+        # 1022 is not divisible by 4
+        ((64, 32, 1022), ("fsdp", None, None)),
+        # small leaves are copies
+        ((BIG // 128 - 1, 128), ()),
+        ((BIG // 128, 128), (None, "fsdp")),
+        ((), ()),
+    ],
+)
+def test_fsdp_splits_the_outputs_or_the_largest_divisible_dimension(shape, axes):
+    assert spec("w", shape) == PartitionSpec(*axes)
 
-    assert of("column", 3, 3, 64, 128) == PartitionSpec(None, None, "fsdp", "tensor")
-    assert of("row", 3, 3, 64, 128) == PartitionSpec(None, None, "tensor", "fsdp")
-    # small kernels are only split over tensor
-    assert of("column", 8, 4) == PartitionSpec(None, "tensor")
-    whole = AbstractMesh((1, 4, 1), sharding.MESH_AXES, axis_types=AUTO)
-    for tactic in ("column", "row"):
-        want = PartitionSpec(None, None, None, "fsdp")
-        assert of(tactic, 3, 3, 64, 128, mesh=whole) == want
 
-
-def test_small_leaves_are_copies():
-    assert spec("w", (BIG // 128 - 1, 128)) == PartitionSpec()
-    assert spec("w", (BIG // 128, 128)) != PartitionSpec()
-    assert spec("scalar", ()) == PartitionSpec()
+@pytest.mark.parametrize(
+    ("tactic", "shape", "mesh", "axes"),
+    [
+        ("column", (3, 3, 64, 128), MESH, (None, None, "fsdp", "tensor")),
+        ("row", (3, 3, 64, 128), MESH, (None, None, "tensor", "fsdp")),
+        ("column", (8, 4), MESH, (None, "tensor")),  # too small for fsdp
+        ("column", (3, 3, 64, 128), WHOLE, (None, None, None, "fsdp")),
+        ("row", (3, 3, 64, 128), WHOLE, (None, None, None, "fsdp")),
+        # axes name the last dimensions; they may come as lists from a JSON config
+        (("fsdp", "tensor"), (8, 6), MESH, ("fsdp", "tensor")),
+        (("fsdp", "tensor"), (5, 8, 6), MESH, (None, "fsdp", "tensor")),
+        ([None, "tensor"], (3, 6), MESH, (None, "tensor")),
+    ],
+)
+def test_columns_rows_and_named_axes(tactic, shape, mesh, axes):
+    assert spec("w", shape, [[".*", tactic]], mesh) == PartitionSpec(*axes)
 
 
 def test_first_matching_rule_wins():
     rules = ((r"out/kernel$", "replicate"), (".*", "fsdp"))
     assert spec("net/out/kernel", (256, 256), rules) == PartitionSpec()
     assert spec("net/in/kernel", (256, 256), rules) != PartitionSpec()
-
-
-def test_axes_name_the_last_dimensions():
-    rules = ((".*", ("fsdp", "tensor")),)
-    assert spec("w", (8, 6), rules) == PartitionSpec("fsdp", "tensor")
-    assert spec("w", (5, 8, 6), rules) == PartitionSpec(None, "fsdp", "tensor")
-
-
-def test_lists_from_a_json_config_are_axes_too():
-    rules = [[".*", [None, "tensor"]]]
-    assert spec("w", (3, 6), rules) == PartitionSpec(None, "tensor")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_gathered_weights_are_whole_but_for_the_axis_tensor(stacked):
 
     blocks = jax.tree.map(block, WEIGHTS["blocks"])
     placement = sharding.Placement(MESH)
-    assert placement.gathers
+    copies = AbstractMesh((4, 1, 2), sharding.MESH_AXES, axis_types=AUTO)
+    assert placement.gathers and not sharding.Placement(copies).gathers
     traced, where, others = placed(lambda w: placement.gather(w, "blocks"), blocks)
     assert not others
     lead = (None,) * stacked
@@ -170,11 +171,6 @@ def test_activations_are_split_over_their_batch_alone():
     assert list(where.values()) == [PartitionSpec(("data", "fsdp"), free, free)]
 
 
-def test_copies_of_weights_need_no_gathering():
-    copies = AbstractMesh((4, 1, 2), sharding.MESH_AXES, axis_types=AUTO)
-    assert not sharding.Placement(copies).gathers
-
-
 # --- States ---------------------------------------------------------------------------
 
 
@@ -182,17 +178,13 @@ def test_moments_and_averages_are_sharded_like_their_parameter():
     rules = (("net/layer/kernel$", ("fsdp", "tensor")), (".*", "replicate"))
     state = jax.eval_shape(toy.init)
     shardings = sharding.state_shardings(state, MESH, rules)
-    want = PartitionSpec("fsdp", "tensor")
-    assert shardings.params["net"]["layer"]["kernel"].spec == want
     adam = shardings.opt_state[0]
-    assert adam.mu["net"]["layer"]["kernel"].spec == want
-    assert adam.nu["net"]["layer"]["kernel"].spec == want
-    for name in toy.PROFILES:
-        assert shardings.ema[name]["layer"]["kernel"].spec == want
-    for leaf in (shardings.step, shardings.key, adam.count, adam.mu["net"]["layer"]):
-        for s in jax.tree.leaves(leaf):
-            assert s.spec in (PartitionSpec(), want)
-    assert shardings.step.spec == shardings.key.spec == PartitionSpec()
+    nets = (shardings.params["net"], adam.mu["net"], adam.nu["net"])
+    for net in (*nets, *shardings.ema.values()):
+        assert net["layer"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+        assert net["layer"]["bias"].spec == PartitionSpec()
+    for leaf in (shardings.step, shardings.key, adam.count):
+        assert leaf.spec == PartitionSpec()
 
 
 def test_a_moment_of_another_shape_is_replicated():
@@ -206,42 +198,31 @@ def test_a_moment_of_another_shape_is_replicated():
     assert leaf.spec == PartitionSpec()
 
 
-def test_trivial_mesh_has_automatic_axes():
-    mesh = sharding.make_mesh(sharding.MeshSpec())
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (
-            sharding.MeshSpec(data=2, fsdp=2),
-            "data=2, fsdp=2, tensor=1 needs 4 .* 1 are",
-        ),
-        (sharding.MeshSpec(data=-1, fsdp=2), "needs a multiple of 2 devices; 1 are"),
-        (sharding.MeshSpec(data=-1, fsdp=-1), "at most one is -1"),
-        (sharding.MeshSpec(data=0), "sizes are positive"),
+        ((2, 2), "data=2, fsdp=2, tensor=1 needs 4 .* 1 are"),
+        ((-1, 2), "needs a multiple of 2 devices; 1 are"),
+        ((-1, -1), "at most one is -1"),
+        ((0,), "sizes are positive"),
     ],
 )
 def test_mesh_must_match_the_devices(spec, message):
     with pytest.raises(ValueError, match=message):
-        sharding.make_mesh(spec)
+        sharding.make_mesh(sharding.MeshSpec(*spec))
 
 
-def test_batch_that_the_devices_do_not_divide():
+def test_batch_is_split_over_data_and_fsdp_and_not_over_tensor():
+    assert sharding.batch_sharding(MESH).spec == PartitionSpec(("data", "fsdp"))
     sharding.check_batch_size(24, MESH)
     with pytest.raises(ValueError, match=r"batch_size=20 .* the 8 devices"):
         sharding.check_batch_size(20, MESH)
 
 
-def test_batch_is_split_over_data_and_fsdp_and_not_over_tensor():
-    assert sharding.batch_sharding(MESH).spec == PartitionSpec(("data", "fsdp"))
-    assert sharding.num_batch_shards(MESH) == 8
-
-
 def test_placed_batch_keeps_its_values():
     mesh = sharding.make_mesh(sharding.MeshSpec())
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == AUTO
     batch = Batch(x=np.arange(12, dtype=np.float32).reshape(4, 3))
     placed = sharding.place_batch(batch, mesh)
     np.testing.assert_array_equal(placed.x, batch.x)

@@ -32,48 +32,43 @@ def updates_of(config, gradients):
 # --- Schedules ------------------------------------------------------------------------
 
 
-def test_constant_learning_rate():
-    config = OptimizerConfig(learning_rate=3e-4)
-    for images in (0, 1, 10**9):
-        assert float(learning_rate(config, images)) == pytest.approx(3e-4)
+COSINE = 0.05 * (1 + np.cos(np.pi * np.array([1 / 12, 0.25, 0.5, 2 / 3, 1.0, 1.0])))
 
 
-def test_inverse_square_root_with_ramp_up():
-    """``lr / sqrt(max(images/decay, 1)) * min(images/rampup, 1)``."""
-    config = OptimizerConfig(
-        learning_rate=0.01,
-        schedule="inverse_sqrt",
-        decay_images=2000.0,
-        rampup_images=1000.0,
-    )
-    expected = {
-        0: 0.0,
-        250: 0.0025,
-        1000: 0.01,
-        2000: 0.01,
-        8000: 0.005,
-        200_000: 0.001,
-    }
-    for images, lr in expected.items():
-        assert float(learning_rate(config, images)) == pytest.approx(lr), images
-
-
-def test_cosine_with_ramp_up():
-    """From the full rate to 0 at ``decay_images``, and 0 after that."""
-    config = OptimizerConfig(
-        learning_rate=0.1, schedule="cosine", decay_images=1200.0, rampup_images=100.0
-    )
-    images = jnp.asarray([0.0, 100.0, 300.0, 600.0, 800.0, 1200.0, 2400.0])
-    turn = np.array([0.0, 1 / 12, 0.25, 0.5, 2 / 3, 1.0, 1.0])
-    expected = 0.05 * (1 + np.cos(np.pi * turn))
-    expected[0] = 0.0
-    np.testing.assert_allclose(learning_rate(config, images), expected, atol=1e-8)
-
-
-def test_ramp_up_of_a_constant_rate():
-    config = OptimizerConfig(learning_rate=1.0, rampup_images=100.0)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"learning_rate": 3e-4}, {0: 3e-4, 1: 3e-4, 10**9: 3e-4}),
+        (
+            {"learning_rate": 1.0, "rampup_images": 100.0},
+            {0: 0, 25: 0.25, 100: 1, 400: 1},
+        ),
+        (
+            # lr / sqrt(max(images/decay, 1)) * min(images/rampup, 1)
+            {
+                "learning_rate": 0.01,
+                "schedule": "inverse_sqrt",
+                "decay_images": 2000.0,
+                "rampup_images": 1000.0,
+            },
+            {0: 0, 250: 0.0025, 1000: 0.01, 2000: 0.01, 8000: 0.005, 200_000: 0.001},
+        ),
+        (
+            # From the full rate to 0 at decay_images, and 0 after that.
+            {
+                "learning_rate": 0.1,
+                "schedule": "cosine",
+                "decay_images": 1200.0,
+                "rampup_images": 100.0,
+            },
+            {0: 0, **dict(zip((100, 300, 600, 800, 1200, 2400), COSINE, strict=True))},
+        ),
+    ],
+)
+def test_schedules(settings, expected):
+    got = learning_rate(OptimizerConfig(**settings), jnp.asarray([*expected], float))
     np.testing.assert_allclose(
-        learning_rate(config, jnp.asarray([0.0, 25.0, 100.0, 400.0])), [0, 0.25, 1, 1]
+        np.broadcast_to(got, len(expected)), [*expected.values()], rtol=1e-5, atol=1e-8
     )
 
 
@@ -145,18 +140,18 @@ def test_a_small_eps_lets_tiny_gradients_move_the_parameters():
     assert moved[1e-8] < 0.02 and moved[1e-13] > 0.95
 
 
-def test_bad_optimizers_are_errors():
-    for config, message in (
-        (
-            OptimizerConfig(name="adamm"),
-            r"optimizer\.name = 'adamm'.*did you mean 'adam'",
-        ),
-        (OptimizerConfig(schedule="linear"), r"optimizer\.schedule = 'linear' is not"),
-        (OptimizerConfig(schedule="inverse_sqrt"), r"optimizer\.decay_images must be"),
-        (OptimizerConfig(schedule="cosine"), r"optimizer\.decay_images must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_optimizer(config, BATCH)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "adamm"}, r"optimizer\.name = 'adamm'.*did you mean 'adam'"),
+        ({"schedule": "linear"}, r"optimizer\.schedule = 'linear' is not"),
+        ({"schedule": "inverse_sqrt"}, r"optimizer\.decay_images must be"),
+        ({"schedule": "cosine"}, r"optimizer\.decay_images must be"),
+    ],
+)
+def test_bad_optimizers_are_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(OptimizerConfig(**settings), BATCH)
 
 
 # --- State ----------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 A least-squares fit with Adam that has every part of a real one: groups net and
 objective, moments, averages, a typed key for the noise, time bins, a finite flag.
-As a program it trains in ``--directory``; the signal and kill tests need it:
-
-    python -m tests.training.toy --directory=DIR --steps=100
+As a program it trains in ``--directory``; the kill tests need it.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -25,12 +24,23 @@ import optax
 
 from scm_jax.training import checkpoint, loop
 from scm_jax.training.ema import PowerEma
+from scm_jax.training.progress import Progress
 from scm_jax.types import Batch
 
 BATCH = 8
 DIM = 64
 OPTIMIZER = optax.adam(1e-2)
 PROFILES = {"0.05": PowerEma(0.05), "0.10": PowerEma(0.10)}
+
+
+# Where compiling takes longer than what is compiled.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def make_key(seed: int):
@@ -168,66 +178,60 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def run(directory, steps=20, *, data=None, hooks=(), writer=None, **changes):
+def run(
+    directory, steps=20, *, data=None, step=None, writer=None, hooks=(), args=(), **more
+):
     """Trains or resumes in ``directory``."""
     directory = pathlib.Path(directory)
     data = ToyData() if data is None else data
     with checkpoint.Checkpointer(directory / "checkpoints") as checkpointer:
         state, _ = loop.restore_or_init(checkpointer, jax.eval_shape(init), init, data)
         return loop.train(
-            settings(directory, steps, **changes),
+            settings(directory, steps, **more),
             state=state,
-            train_step=train_step,
+            train_step=step or train_step,
             data=data,
             place_batch=place,
             checkpointer=checkpointer,
             writer=ListWriter() if writer is None else writer,
             hooks=hooks,
+            step_args=args,
             metadata={"config_hash": "toy"},
+            progress=Progress(steps, BATCH),
         )
 
 
-def in_new_process(directory, *options, **environment) -> subprocess.CompletedProcess:
+def restore(directory, abstract=None):
+    """The newest checkpoint of the run there."""
+    abstract = jax.eval_shape(init) if abstract is None else abstract
+    with checkpoint.Checkpointer(directory / "checkpoints") as checkpointer:
+        return checkpointer.restore_latest(abstract)
+
+
+def in_new_process(directory, *options) -> subprocess.CompletedProcess:
     """This program in a process of its own, with its output as text."""
+    module = ("-m", "tests.training.toy", f"--directory={directory}")
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.training.toy",
-            f"--directory={directory}",
-            *options,
-        ],
+        [sys.executable, *module, *options],
         cwd=pathlib.Path(__file__).parents[2],
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=3600,
     )
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--signal_at", type=int, default=-1)
-    parser.add_argument("--signal", default="SIGTERM")
     parser.add_argument("--kill_while_saving", type=int, default=-1)
     parser.add_argument("--file_limit", type=int, default=0)
     args = parser.parse_args()
     jax.config.update("jax_numpy_rank_promotion", "raise")
-
-    class Data(ToyData):
-        def __next__(self):
-            if self.index == args.signal_at:
-                os.kill(os.getpid(), getattr(signal, args.signal))
-            return super().__next__()
-
     if args.kill_while_saving >= 0:
         _kill_while_saving(args.kill_while_saving)
     if args.file_limit:
         _limit_files(args.file_limit)
-    result = run(args.directory, args.steps, data=Data())
-    return 75 if result.status == loop.PREEMPTED else 0
+    run(args.directory)
 
 
 def _kill_while_saving(nth: int) -> None:
@@ -263,4 +267,4 @@ def _limit_files(size: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -285,15 +285,10 @@ def model(
         teacher_parameters=teacher_here,
         data=sizes["data"],
         fsdp=sizes["fsdp"],
-        hardware=device,
         itemsize=itemsize,
         gradient_bytes=measured["gradient_bytes"] / sizes["tensor"],
         microbatches=parts,
     )
-    actual = [
-        roofline.transfer(c.kind, c.whole_bytes * c.times, c.group, device)
-        for c in found
-    ]
     network = functools.partial(roofline.network_seconds, hardware=device)
     time = roofline.step_time(
         macs_per_image=measured["train_macs_per_image"] / sizes["tensor"],
@@ -301,7 +296,7 @@ def model(
         traffic=measured["contraction_bytes_per_image"] * images / sizes["tensor"]
         + measured["contraction_bytes_per_step"] * parts / sizes["tensor"],
         state_bytes=measured["state_bytes_per_device"],
-        network=network(actual if compiled else analytic),
+        network=network(found if compiled else analytic),
         hardware=device,
         efficiency=stated["efficiency"],
     )

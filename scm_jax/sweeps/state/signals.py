@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Those that the loop takes as well (``training.processes.interruption``).
+# Those that the loop takes as well (``training.loop``).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

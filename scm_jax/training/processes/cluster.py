@@ -7,8 +7,6 @@ The first of these that applies decides:
     3. SLURM            a step of srun with more than one task
     4. TPU              TPU_WORKER_HOSTNAMES with more than one host, TPU_WORKER_ID
     5. Kubernetes       an indexed Job or JobSet, with JAX_NUM_PROCESSES
-
-Everything here is a pure function of a mapping of environment variables.
 """
 
 from __future__ import annotations
@@ -28,26 +26,17 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """One process among several.
+    """One process among several."""
 
-    Attributes:
-      coordinator: ``host:port``; process 0 listens there.
-      num_processes: how many there are, at least 2.
-      process_id: which one this is, from 0.
-      source: where this was found, for messages.
-      local_device_ids: the accelerators of the host that this process may use; None
-        for all that are visible.
-    """
-
-    coordinator: str
+    coordinator: str  # host:port where process 0 listens
     num_processes: int
-    process_id: int
-    source: str
+    process_id: int  # from 0
+    source: str  # where this was found, for messages
+    # The accelerators of the host that this process may use; None for all visible ones.
     local_device_ids: tuple[int, ...] | None = None
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the coordinator."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -62,13 +51,8 @@ def find_cluster(
 ) -> Cluster | None:
     """The cluster of this process, or None where it is alone.
 
-    Args:
-      environ: environment variables.
-      distributed: flag; ``auto``, or ``off`` for a process that is alone whatever the
-        environment says.
-      coordinator: flag; with one of the three flags all three must be given.
-      num_processes: flag.
-      process_id: flag.
+    From the environment variables and the flags; ``distributed=off`` is for a process
+    that is alone whatever the environment says.
 
     Raises:
       ValueError: incomplete or contradictory; names the flag or variable.
@@ -79,25 +63,18 @@ def find_cluster(
       1
     """
     flags = (coordinator, num_processes, process_id)
+    found = None
     if any(value is not None for value in flags):
         if distributed == "off":
             raise ValueError(f"--distributed=off contradicts {', '.join(FLAGS)}")
-        return _if_several(_checked(flags, FLAGS, "flags"))
-    if distributed == "off":
-        return None
-    for find in (_from_variables, _from_slurm, _from_tpu, _from_kubernetes):
-        found = find(environ)
-        if found is not None:
-            return _if_several(found)
-    return None
-
-
-def _if_several(cluster: Cluster) -> Cluster | None:
-    return cluster if cluster.num_processes > 1 else None
+        found = _checked(flags, FLAGS, "flags")
+    elif distributed != "off":
+        finders = (_from_variables, _from_slurm, _from_tpu, _from_kubernetes)
+        found = next(filter(None, (find(environ) for find in finders)), None)
+    return found if found and found.num_processes > 1 else None
 
 
 def _checked(values: tuple, names: tuple[str, ...], source: str) -> Cluster:
-    """A cluster of (coordinator, number, index), each with the name it goes by."""
     missing = [n for n, v in zip(names, values, strict=True) if v in (None, "")]
     if missing:
         given = [n for n in names if n not in missing]
@@ -109,7 +86,7 @@ def _checked(values: tuple, names: tuple[str, ...], source: str) -> Cluster:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{names[0]}={coordinator!r}: must be host:port")
-    number, index = _integer(number, names[1]), _integer(index, names[2])
+    number, index = map(_integer, (number, index), names[1:])
     if number < 1:
         raise ValueError(f"{names[1]}={number}: must be at least 1")
     if not 0 <= index < number:
@@ -126,6 +103,10 @@ def _integer(text: str | int, name: str) -> int:
         raise ValueError(f"{name}={text!r}: must be an integer") from None
 
 
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    return _integer(environ.get(name) or default, name)
+
+
 def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
     if "JAX_PROCESS_ID" not in environ and "JOB_COMPLETION_INDEX" in environ:
         return None  # Kubernetes fills in what is missing
@@ -134,46 +115,36 @@ def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
     return _checked(values, VARIABLES, "JAX variables") if any(values[1:]) else None
 
 
-# ------------------------------------------------------------------ SLURM
-
-
 def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
-    """A step of srun. A shell of salloc and the script of sbatch are not: they lack
-    the variables of a step, and whoever runs there runs alone."""
-    names = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_PROCID")
+    names = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    # A shell of salloc and the script of sbatch lack the variables of a step of srun:
+    # whoever runs there runs alone.
     if any(name not in environ for name in names):
         return None
-    number = _integer(environ[names[0]], names[0])
-    if number < 2:
+    hosts, number, index = (environ[name] for name in names)
+    if _integer(number, names[1]) < 2:
         return None
-    job = _integer(environ.get("SLURM_JOB_ID", "0"), "SLURM_JOB_ID")
-    step = _integer(environ.get("SLURM_STEP_ID", "0"), "SLURM_STEP_ID")
     # Two steps of one job on one host must not meet on one port.
-    port = _FIRST_PORT + (job + 97 * step) % _NUM_PORTS
-    host = expand_hosts(environ[names[1]])[0]
-    cluster = _checked(
-        (f"{host}:{port}", number, environ[names[2]]),
-        ("SLURM_STEP_NODELIST", names[0], names[2]),
-        "SLURM",
+    job = _number(environ, "SLURM_JOB_ID", 0) + 97 * _number(
+        environ, "SLURM_STEP_ID", 0
     )
+    where = f"{expand_hosts(hosts)[0]}:{_FIRST_PORT + job % _NUM_PORTS}"
+    cluster = _checked((where, number, index), names, "SLURM")
     return dataclasses.replace(cluster, local_device_ids=_slurm_devices(environ))
 
 
 def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     """One accelerator each where tasks share a host and SLURM did not split it."""
     counts = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    node = _integer(environ.get("SLURM_NODEID", "0"), "SLURM_NODEID")
-    tasks_here = counts[min(node, len(counts) - 1)]
+    tasks_here = counts[min(_number(environ, "SLURM_NODEID", 0), len(counts) - 1)]
     visible = visible_devices(environ.get("CUDA_VISIBLE_DEVICES", ""))
     if tasks_here == 1 or len(visible) != tasks_here:
         return None
-    return (_integer(environ.get("SLURM_LOCALID", "0"), "SLURM_LOCALID"),)
+    return (_number(environ, "SLURM_LOCALID", 0),)
 
 
 def visible_devices(text: str) -> list[str]:
-    """The devices of a variable such as ``CUDA_VISIBLE_DEVICES``.
-
-    As CUDA reads it: the list ends at the first name that cannot be a device.
+    """The devices of ``CUDA_VISIBLE_DEVICES``: up to the first name that can be none.
 
     Example:
       >>> visible_devices("2,GPU-8932f937"), visible_devices("-1")
@@ -223,13 +194,10 @@ def expand_counts(text: str) -> list[int]:
     return counts
 
 
-# ------------------------------------------------------------------ clouds
-
-
 def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
     """A pod slice, or several: what GKE sets, counted as JAX itself counts."""
     workers = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    slices = _integer(environ.get("MEGASCALE_NUM_SLICES") or 1, "MEGASCALE_NUM_SLICES")
+    slices = _number(environ, "MEGASCALE_NUM_SLICES", 1)
     number = len(workers) * slices
     if not workers[0] or number < 2:
         return None
@@ -240,7 +208,7 @@ def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
         raise ValueError(
             f"TPU_WORKER_ID={worker}: TPU_WORKER_HOSTNAMES names {len(workers)} hosts"
         )
-    this = _integer(environ.get("MEGASCALE_SLICE_ID") or 0, "MEGASCALE_SLICE_ID")
+    this = _number(environ, "MEGASCALE_SLICE_ID", 0)
     first = environ.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
     return _checked(
         (f"{first.split(':')[0]}:{TPU_PORT}", number, this * len(workers) + worker),
@@ -250,27 +218,17 @@ def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _from_kubernetes(environ: Mapping[str, str]) -> Cluster | None:
-    """Pods of an indexed Job: host names end in the index, ``JOB-0`` is process 0.
-
-    The index and the host name are there by themselves; how many pods there are is
-    not, so ``JAX_NUM_PROCESSES`` must be set. Without it each pod runs alone, as in a
-    Job that works through a list of runs.
-    """
-    if "JOB_COMPLETION_INDEX" not in environ or "JAX_NUM_PROCESSES" not in environ:
+    """Pods of an indexed Job: host names end in the index, ``JOB-0`` is process 0."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX")
+    where, number, index = (environ.get(name) for name in names)
+    # Nothing but JAX_NUM_PROCESSES tells a Job of many processes from one that works
+    # through a list of runs, where each pod is alone.
+    if number is None or index is None:
         return None
-    index = environ["JOB_COMPLETION_INDEX"]
-    coordinator = environ.get("JAX_COORDINATOR_ADDRESS")
-    if not coordinator and environ["JAX_NUM_PROCESSES"] != "1":
-        coordinator = _kubernetes_coordinator(environ, index)
-    return _checked(
-        (
-            coordinator or f"localhost:{KUBERNETES_PORT}",
-            environ["JAX_NUM_PROCESSES"],
-            index,
-        ),
-        ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX"),
-        "Kubernetes",
-    )
+    if not where and number != "1":
+        where = _kubernetes_coordinator(environ, index)
+    where = where or f"localhost:{KUBERNETES_PORT}"
+    return _checked((where, number, index), names, "Kubernetes")
 
 
 def _kubernetes_coordinator(environ: Mapping[str, str], index: str) -> str:

@@ -1,10 +1,7 @@
 """Several processes as one run: they meet, agree, start JAX, and end together.
 
-    with multihost.joined(cluster, facts, explain) as peers:
-        ...  # train; on an error here all processes end
-
-Whatever goes wrong in one process ends all of them with a message that says which and
-why: see ``scm_jax/training/processes/peers.py``.
+with multihost.joined(cluster, facts, explain) as peers:
+    ...  # train; on an error here all processes end with a message
 """
 
 from __future__ import annotations
@@ -27,6 +24,9 @@ from scm_jax.training.processes.peers import Peers, end_process
 JOIN_SECONDS = 45.0
 # JAX's own watch over the others comes second: its message names nobody.
 _JAX_HEARTBEAT_SECONDS = 55
+# A death breaks collectives and saves, with errors that name nobody, before or after
+# the line of the dead process closes.
+_VERDICT_SECONDS = 5.0
 _SHARED_SECONDS = 20.0
 
 
@@ -38,13 +38,11 @@ def joined(
     *,
     timeout: float = JOIN_SECONDS,
 ) -> Iterator[Peers | None]:
-    """The processes of ``cluster``, with JAX started over all of them.
+    """The processes of ``cluster``, with JAX started over all; None for one alone.
 
-    Args:
-      cluster: None for a process that is alone; then nothing happens.
-      facts: dotted key -> text; must be the same on all processes.
-      explain: the text to print for an error in the body.
-      timeout: seconds for the processes to meet, and again for JAX to find the devices.
+    ``facts`` (dotted key -> text) must be the same on all. ``explain`` gives the text
+    for an error in the body. ``timeout`` is in seconds, for the processes to meet and
+    again for JAX to find the devices.
 
     Raises:
       peers.PeerError: they did not meet.
@@ -70,7 +68,7 @@ def joined(
 def differences(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str:
     """Which process differs from the first in which key; empty if all are equal."""
     problems = []
-    for name, theirs in list(zip(names, facts, strict=True))[1:]:
+    for name, theirs in zip(names[1:], facts[1:], strict=True):
         keys = sorted(facts[0].keys() | theirs.keys())
         differing = [k for k in keys if facts[0].get(k) != theirs.get(k)]
         problems += [
@@ -80,22 +78,17 @@ def differences(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str
         ]
         if len(differing) > 10:
             problems.append(f"  and {len(differing) - 10} more keys on {name}")
-    if not problems:
-        return ""
-    return "all processes must run the same config and code; these differ:\n" + (
-        "\n".join(problems)
-    )
+    head = "all processes must run the same config and code; these differ:"
+    return "\n".join([head, *problems]) if problems else ""
 
 
 def _together(peers: Peers, problem: str) -> None:
-    """Raises ValueError on ``problem``, which all processes have found alike."""
     if problem:
-        peers.leave()
+        peers.leave()  # all have found it alike
         raise ValueError(problem)
 
 
 def _initialize(cluster: Cluster, peers: Peers, timeout: float) -> None:
-    """Starts JAX over all processes and counts what each of them has."""
     with peers.time_limit("JAX to connect all processes and devices", timeout):
         jax.distributed.initialize(
             cluster.coordinator,
@@ -109,11 +102,9 @@ def _initialize(cluster: Cluster, peers: Peers, timeout: float) -> None:
             shutdown_timeout_seconds=30,
         )
         devices = collections.Counter(d.process_index for d in jax.devices())
-    counts = [devices[i] for i in range(cluster.num_processes)]
-    if len(set(counts)) > 1:
-        listed = ", ".join(
-            f"{n} on {name}" for n, name in zip(counts, peers.names(), strict=True)
-        )
+    counts = [f"{devices[i]} on {name}" for i, name in enumerate(peers.names())]
+    if len({devices[i] for i in range(cluster.num_processes)}) > 1:
+        listed = ", ".join(counts)
         _together(peers, f"processes differ in their number of devices: {listed}")
 
 
@@ -121,27 +112,17 @@ def _end_together(
     peers: Peers, error: BaseException, explain: Callable[[BaseException], str]
 ) -> None:
     """Prints the error of this process, tells the others, and leaves."""
-    if _from_a_peer(error):
-        time.sleep(3.0)  # the peer's death is on its way, and says more
-    text = explain(error)
-    sys.stderr.write(f"{text.rstrip()}\n")
-    sys.stderr.flush()
-    last = text.strip().splitlines()[-1] if "Traceback" in text else text.strip()
+    if isinstance(error, Exception) and peers.verdict(_VERDICT_SECONDS):
+        return end_process()  # the cause lies elsewhere and is printed
+    text = explain(error).strip()
+    print(text, file=sys.stderr, flush=True)
+    last = text.splitlines()[-1] if "Traceback" in text else text
     peers.report(f"{peers.name} failed: {last}")
     end_process()
 
 
-def _from_a_peer(error: BaseException | None) -> bool:
-    """Whether JAX's runtime raised it: a collective breaks when a peer dies."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def check_shared(peers: Peers | None, directory: str | os.PathLike) -> None:
-    """Makes the run directory and checks that all processes see the same one.
+    """Makes the run directory and checks that all processes see it.
 
     Raises:
       ValueError: some do not; the message names them, on every process.
@@ -154,22 +135,21 @@ def check_shared(peers: Peers | None, directory: str | os.PathLike) -> None:
     if peers.cluster.process_id == 0:
         path.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    seen, deadline = False, time.monotonic() + _SHARED_SECONDS
-    while not seen and time.monotonic() < deadline:
-        # Listing asks the server of a network file system; a single look may not.
-        seen = path.is_dir() and mark.name in os.listdir(path)
-        time.sleep(0.0 if seen else 0.2)
+    deadline = time.monotonic() + _SHARED_SECONDS
+    # Listing asks the server of a network file system; a single look may not.
+    while not (seen := path.is_dir() and mark.name in os.listdir(path)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     seen_by = peers.exchange("shared directory", seen, _SHARED_SECONDS + JOIN_SECONDS)
     if peers.cluster.process_id == 0:
         mark.unlink(missing_ok=True)
     blind = [n for n, s in zip(peers.names(), seen_by, strict=True) if not s]
-    if blind:
-        _together(
-            peers,
-            f"--workdir={directory}: {', '.join(blind)} cannot see what "
-            f"{peers.names()[0]} writes there; it must be one directory on a file "
-            "system that all hosts share",
-        )
+    problem = (
+        f"--workdir={directory}: {', '.join(blind)} cannot see what {peers.names()[0]} "
+        "writes there; it must be one directory on a file system that all hosts share"
+    )
+    _together(peers, problem if blind else "")
 
 
 def local_copy(tree: Any) -> Any:
@@ -179,12 +159,10 @@ def local_copy(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
-
-    # A new lambda would compile again at every call.
     where = jax.tree.map(lambda x: sharding.replicated(x.sharding.mesh), tree)
     whole = jax.jit(_same, out_shardings=where)(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
-def _same(tree: Any) -> Any:
+def _same(tree: Any) -> Any:  # a lambda would compile again at every call
     return tree

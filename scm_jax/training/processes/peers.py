@@ -1,15 +1,12 @@
-"""The line between the processes of a run: who is there, and why somebody is not.
-
-JAX ends a process whose peers are unreachable or dead with a stack trace of its own
-that names no address, and a process that fails in Python leaves the others waiting in
-a collective. So process 0 keeps one TCP connection to each other process, from before
-``jax.distributed.initialize`` to the end of the run: over it they compare what they
-are, tell each other why they stop, and notice by its closing that one has died.
+"""One TCP connection from process 0 to each other: who is there, and who has died.
 
 A message is a JSON object on a line. Threads read; when the run cannot go on, the
 process prints why and ends at once, whatever the main thread waits for.
 """
 
+# JAX ends a process whose peers are dead with a stack trace that names no address, and
+# a process that fails in Python leaves the others waiting in a collective. So the lines
+# stand from before ``jax.distributed.initialize`` to the end of the run.
 from __future__ import annotations
 
 import contextlib
@@ -20,17 +17,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from scm_jax.training.processes.cluster import Cluster
 
 BEAT_SECONDS = 3.0
-# A host that loses power sends nothing at all. Longer than any pause of a busy Python.
-SILENCE_SECONDS = 40.0
-
-# Process 0 knows who is missing: the others let it speak first, so many seconds.
-_MARGIN = 5.0
+SILENCE_SECONDS = 40.0  # longer than a busy Python pauses; a host without power is mute
+_MARGIN = 5.0  # the others wait longer than process 0, which knows who is missing
 _THE_END = "the end of the run"
 
 RESUME = (
@@ -45,8 +39,8 @@ class PeerError(RuntimeError):
 
 def end_process() -> None:
     """Leaves at once, from any thread, with exit code 1."""
-    # Not sys.exit: other threads, and JAX's own exit handlers, wait for the peers.
     sys.stdout.flush()
+    # Not sys.exit: other threads, and JAX's own exit handlers, wait for the peers.
     os._exit(1)
 
 
@@ -60,48 +54,34 @@ class Peers:
         self._names[cluster.process_id] += f" ({socket.gethostname()})"
         self._lines: dict[int, _Line] = {}
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = False  # from now on the end of another process is no news
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self._given: dict[str, dict[int, Any]] = {}
         self._results: dict[str, list[Any]] = {}
-        self._sent: set[str] = set()
-
-    # -------------------------------------------------------------- joining
 
     @classmethod
     def join(
-        cls,
-        cluster: Cluster,
-        timeout: float = 45.0,
-        end: Callable[[], None] = end_process,
+        cls, cluster: Cluster, timeout: float, end: Callable[[], None] = end_process
     ) -> Peers:
-        """Waits until all processes are connected.
+        """Waits up to ``timeout`` seconds until all processes are connected.
 
-        Args:
-          cluster: who they are.
-          timeout: seconds.
-          end: called from another thread when the run cannot go on, after the reason
-            was printed.
+        ``end`` is called from another thread when the run cannot go on, after the
+        reason was printed.
 
         Raises:
           PeerError: the coordinator cannot be reached, or processes are missing; within
             ``timeout`` and a few seconds, on every process that is there.
         """
         peers = cls(cluster, end)
-        deadline = time.monotonic() + timeout
-        if cluster.process_id == 0:
-            peers._listen(deadline, timeout)
-        else:
-            peers._connect(deadline, timeout)
-        for index, line in peers._lines.items():
-            threading.Thread(
-                target=peers._read, args=(index, line), daemon=True
-            ).start()
+        join = peers._connect if cluster.process_id else peers._listen
+        join(time.monotonic() + timeout, timeout)
+        for pair in peers._lines.items():
+            threading.Thread(target=peers._read, args=pair, daemon=True).start()
         threading.Thread(target=peers._beat, daemon=True).start()
         return peers
 
     def _listen(self, deadline: float, timeout: float) -> None:
         port = self.cluster.address[1]
-        number = self.cluster.num_processes
         try:
             server = _server(port)
         except OSError as error:
@@ -110,7 +90,7 @@ class Peers:
                 f"({error.strerror}): another run may hold it; choose another port"
             ) from error
         with server:
-            while len(self._lines) < number - 1:
+            while len(self._lines) < self.cluster.num_processes - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     line = _Line(server.accept()[0])
@@ -121,12 +101,10 @@ class Peers:
                         "their output, and whether all were started with this address"
                     )
                 self._greet(line, deadline)
-        welcome = {"names": list(self._names.values())}
         for line in self._lines.values():
-            line.send(welcome)
+            line.send({"names": list(self._names.values())})
 
     def _greet(self, line: _Line, deadline: float) -> None:
-        """Enters a process that has connected."""
         try:
             hello = line.receive(min(5.0, max(0.1, deadline - time.monotonic())))
             index, number = int(hello["process"]), int(hello["processes"])
@@ -141,53 +119,43 @@ class Peers:
                 f"there are {self.cluster.num_processes}"
             )
         elif index in self._lines or not 0 < index < number:
-            problem = f"two processes have the index {index}: {self._names[index]} and "
-            problem += f"one on {hello.get('host')}"
+            problem = (
+                f"two processes have the index {index}: {self._names[index]} and one "
+                f"on {hello.get('host')}"
+            )
         if problem:
-            line.send({"stop": problem})
-            self._refuse(problem)
+            self._refuse(problem, line)
         self._lines[index], self._names[index] = line, name
 
-    def _refuse(self, problem: str) -> None:
-        for line in self._lines.values():
-            line.send({"stop": problem})
-        _linger(self._lines.values())
+    def _refuse(self, problem: str, *more: _Line) -> None:
+        _send_last([*self._lines.values(), *more], problem)
         raise PeerError(problem)
 
-    def _missing(self, present: Any) -> str:
+    def _missing(self, present: Iterable[int]) -> str:
         here = {self.cluster.process_id, *present}
-        missing = [i for i in range(self.cluster.num_processes) if i not in here]
-        noun = "process" if len(missing) == 1 else "processes"
-        return f"{noun} {', '.join(map(str, missing))}"
+        missing = [str(i) for i in range(self.cluster.num_processes) if i not in here]
+        return f"process{'es' * (len(missing) > 1)} {', '.join(missing)}"
 
     def _connect(self, deadline: float, timeout: float) -> None:
-        me = self.cluster
-        hello = {
-            "process": me.process_id,
-            "processes": me.num_processes,
-            "host": socket.gethostname(),
-        }
+        me, host = self.cluster, socket.gethostname()
+        hello = {"process": me.process_id, "processes": me.num_processes, "host": host}
         where = f"process {me.process_id} of {me.num_processes}"
         problem: Any = "no answer"
         while time.monotonic() < deadline:
+            left, line = max(0.1, deadline - time.monotonic()), None
             try:
-                left = max(0.1, deadline - time.monotonic())
                 line = _Line(socket.create_connection(me.address, min(10.0, left)))
-            except OSError as error:
-                problem = error.strerror or error
-                time.sleep(0.3)
-                continue
-            try:
                 line.send(hello)
                 answer = line.receive(max(0.1, deadline - time.monotonic()) + _MARGIN)
-            except TimeoutError:
-                raise PeerError(
-                    f"{where} reached process 0 at {me.coordinator}, but not all "
-                    f"others did within {timeout:g} s: were all started together?"
-                ) from None
             except (OSError, ValueError) as error:
-                problem = error
-                line.close()
+                if line is not None and isinstance(error, TimeoutError):
+                    raise PeerError(
+                        f"{where} reached process 0 at {me.coordinator}, but not all "
+                        f"others did within {timeout:g} s: were all started together?"
+                    ) from None
+                problem = getattr(error, "strerror", None) or error
+                if line is not None:
+                    line.close()
                 time.sleep(0.3)
                 continue
             if "stop" in answer:
@@ -196,44 +164,34 @@ class Peers:
             self._lines[0] = line
             return
         raise PeerError(
-            f"{where} on {socket.gethostname()} could not reach the coordinator at "
+            f"{where} on {host} could not reach the coordinator at "
             f"{me.coordinator} (from {me.source}) within {timeout:g} s: {problem}. Is "
             "process 0 running there, and is the port open between the hosts?"
         )
 
-    # -------------------------------------------------------------- talking
-
     def exchange(self, what: str, value: Any, timeout: float | None) -> list[Any]:
         """Every process gives a JSON value and gets the list of all, by process.
 
-        Args:
-          what: a name that is used once; part of messages.
-          value: this process' value.
-          timeout: seconds to wait; None waits as long as all are alive. When it is
-            over, all processes end with a message that names who did not come.
+        ``what`` is a name that is used once. After ``timeout`` seconds (None: as long
+        as all are alive) all end with a message that names who did not come.
         """
-        if self.cluster.process_id == 0:
+        is_first = self.cluster.process_id == 0
+        if is_first:
             self._put(what, 0, value)
         else:
             self._lines[0].send({"put": what, "value": value})
         with self._changed:
             done = self._changed.wait_for(
-                lambda: (
-                    what in self._sent or (self._ended and what not in self._results)
-                ),
-                None if timeout is None else timeout + _MARGIN * (not self._is_first),
+                lambda: what in self._results or self._stopping.is_set(),
+                None if timeout is None else timeout + _MARGIN * (not is_first),
             )
         if not done:
             here = self._given.get(what, {})
-            who = self._missing(here) if self._is_first else "some process"
+            who = self._missing(here) if is_first else "some process"
             self._stop_all(f"{who} did not come to {what!r} within {timeout:g} s")
         if what not in self._results:  # the process is about to end
             raise PeerError(f"stopped while waiting for {what!r}")
         return self._results[what]
-
-    @property
-    def _is_first(self) -> bool:
-        return self.cluster.process_id == 0
 
     @contextlib.contextmanager
     def time_limit(self, what: str, seconds: float) -> Iterator[None]:
@@ -259,20 +217,24 @@ class Peers:
     def report(self, text: str) -> None:
         """Tells all others that this process stops, and why; they end."""
         self.leave()
-        for line in self._lines.values():
-            line.send({"stop": text})
-        _linger(self._lines.values())
+        _send_last(self._lines.values(), text)
 
     def leave(self) -> None:
         """From now on the others' end is no news: they stop for the same reason."""
         with self._changed:
             self._ended = True
 
+    def verdict(self, seconds: float) -> bool:
+        """Whether another process has ended the run; waits up to ``seconds`` for it.
+
+        True only after the reason was printed and passed on.
+        """
+        wait = 0.0 if self._ended else seconds
+        return self._stopping.wait(wait) and self._stopped.wait()
+
     def close(self) -> None:
         """Waits until all have come here; then nobody's end is a loss any more."""
         self.exchange(_THE_END, None, timeout=None)
-
-    # -------------------------------------------------------------- threads
 
     def _beat(self) -> None:
         while True:
@@ -296,26 +258,22 @@ class Peers:
                 self._finish(message["all"], message["values"])
 
     def _put(self, what: str, index: int, value: Any) -> None:
-        """On process 0: one more value; with the last one all are sent round."""
+        # On process 0: one more value; with the last one all are sent round.
         with self._changed:
             given = self._given.setdefault(what, {})
             given[index] = value
             if len(given) < self.cluster.num_processes:
                 return
-        values = [given[i] for i in sorted(given)]
-        with self._changed:
             self._ended |= what == _THE_END  # from here on the others may hang up
-            self._results[what] = values
+        values = [given[i] for i in sorted(given)]
         for line in self._lines.values():
             line.send({"all": what, "values": values})
-        self._finish(what, values)
+        self._finish(what, values)  # last: this process may end then
 
     def _finish(self, what: str, values: list[Any]) -> None:
-        """Lets ``exchange`` go on, when all others have been sent the values."""
         with self._changed:
             self._ended |= what == _THE_END
             self._results[what] = values
-            self._sent.add(what)
             self._changed.notify_all()
 
     def _lost(self, index: int, how: str) -> None:
@@ -326,19 +284,17 @@ class Peers:
             if self._ended:
                 return
             self._ended = True
+            self._stopping.set()
             self._changed.notify_all()
         # First of all: JAX may notice as well, and end the process in its own way.
         print(f"scm: {self.name} stops: {text}", file=sys.stderr, flush=True)
         others = [line for i, line in self._lines.items() if i != but]
-        for line in others:
-            line.send({"stop": text})
-        _linger(others)
+        _send_last(others, text)
+        self._stopped.set()
         self._end_process()
 
 
 class _Line:
-    """One connection."""
-
     def __init__(self, connection: socket.socket):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
@@ -346,7 +302,7 @@ class _Line:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends, or does nothing where the connection is gone: readers notice that."""
+        """Sends; where the connection is gone, its reader notices."""
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
@@ -367,19 +323,18 @@ class _Line:
             self._socket.close()
 
 
-def _linger(lines: Any) -> None:
-    """Time to read the last message: a socket that is closed early may lose it."""
+def _send_last(lines: Iterable[_Line], text: str) -> None:
+    """Tells why this process stops, and leaves time to read it."""
     for line in lines:
+        line.send({"stop": text})
         line.finish_sending()
-    time.sleep(0.5)
+    time.sleep(0.5)  # a socket that is closed early may lose its last message
 
 
 def _server(port: int) -> socket.socket:
-    """Listens on all addresses, of both families where there are two."""
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-        )
+        return socket.create_server(("", port), backlog=1024, **both)
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise
