@@ -38,12 +38,13 @@ LONG_FILES = (
     "experiments/test_notebooks.py",
     "commands/test_commands.py",
     "sweeps/test_slurm_real.py",
-    "multidevice/test_meshes.py",
     "multidevice/test_hosts.py",
+    "multidevice/test_meshes.py",
     "experiments/test_experiments.py",
-    "commands/test_weights.py",
-    "analysis/test_bootstrap.py",
+    "multidevice/test_multidevice.py",
+    "multidevice/test_step_collectives.py",
     "sweeps/test_kills.py",
+    "experiments/test_sweep_files.py",
     "commands/test_fid_commands.py",
 )
 
