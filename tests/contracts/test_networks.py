@@ -1,12 +1,6 @@
-"""What every backbone of the registry must do.
+"""What every backbone of the registry must do."""
 
-Compiling takes nearly all of the time, so many tests share a few compiled functions.
-"""
-
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +9,24 @@ import pytest
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from benchmarks import shapes
 from scm_jax import networks, trigflow
 from scm_jax.networks import attention, ddpmpp, layers, magnitude, unet
-from scm_jax.types import NULL_LABEL, Cond
+from scm_jax.types import NULL_LABEL
+from tests.contracts.network_cases import (
+    NUM_CLASSES,
+    SETTINGS,
+    build,
+    build_loop,
+    cotangent,
+    has,
+    make,
+    make_derivatives,
+    make_key,
+    noise,
+    trained,
+)
 from tests.networks.reference import quick_jit, rms
 
-# A small instance of every backbone; a new one needs a line there.
-SHAPE, NUM_CLASSES = shapes.TINY["unet"].sample_shape, shapes.TINY["unet"].num_classes
-SETTINGS: dict[str, dict[str, Any]] = {
-    name: case.settings for name, case in shapes.TINY.items()
-}
 # Width of the vector that conditions the blocks, for those that compute in bfloat16.
 EMBEDDING = {"ddpmpp": 64, "dit": 16, "unet": 16}
 # Rows of the table of classes that a batch of the classes 2, 0, null, 0 uses: the
@@ -38,141 +39,8 @@ ROWS = {
 }
 
 
-def make_key(seed):
-    return jax.random.key(seed, impl="unsafe_rbg")
-
-
 def test_registry_is_not_empty_and_every_backbone_is_tested():
     assert set(SETTINGS) == set(networks.NETWORKS) != set()
-
-
-def build(name, **changes):
-    settings = {"use_guidance": True, "dropout": 0.3, **SETTINGS[name], **changes}
-    return networks.build(name, SHAPE, NUM_CLASSES, **settings)
-
-
-def has(name, setting):
-    return setting in {f.name for f in dataclasses.fields(networks.NETWORKS[name])}
-
-
-def build_loop(name, **changes):
-    """With real loops over equal blocks and rematerialization, where there are any."""
-    extra = {"remat": "blocks", "unroll": 1, **changes}
-    return build(name, **{k: v for k, v in extra.items() if has(name, k)})
-
-
-@dataclasses.dataclass
-class Case:
-    """A network, its fresh and some random parameters, inputs, compiled functions.
-
-    ``step`` is the gradient of ``sum(c F)`` with the constants ``c`` of ``cotangent``
-    and ``(F, dF_dt)``, in training with loops and rematerialization; ``derivatives``
-    are ``F, dF`` in float64 and evaluation.
-    """
-
-    name: str
-    net: networks.Network
-    init: Callable  # key -> parameters
-    apply: Callable  # (params, x, cond) -> F in evaluation
-    dropped: Callable  # (params, x, cond, key) -> F in training
-    step: Callable  # (params, x, dx, cond, key)
-    derivatives: Callable  # (params, x, cond, dx, dt)
-    fresh: dict
-    params: dict
-    x: jax.Array
-    cond: Cond
-    F: jax.Array  # apply at these inputs
-
-    @property
-    def opened(self):
-        return opened(self.fresh)
-
-
-def opened(params):
-    """Fresh parameters with an output: some start at gain 0 or at 1e-5 on purpose."""
-
-    def leaf(path, a):
-        if path[-1].key == "out_gain":
-            return jnp.ones_like(a)
-        return 1e5 * a if np.abs(a).max() < 1e-4 else a
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
-
-
-def trained(params):
-    """Trained parameters have no zeros; biases, gains and guidance start there."""
-    rng = np.random.default_rng(1)
-
-    def leaf(path, a):
-        if path[-1].key.endswith("_gain"):
-            return jnp.full_like(a, 0.8)
-        return a + 0.1 * rng.normal(size=a.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
-
-
-def cotangent(tangent):
-    """As in a consistency step, where the tangent is a part of the target."""
-    return noise(tangent.shape, 6) + 0.1 * jax.lax.stop_gradient(tangent)
-
-
-def make_step(net):
-    def step(params, x, dx, cond, key):
-        def loss(params):
-            def F(x, t):
-                return net.apply(params, x, cond.replace(t=t), train=True, key=key)
-
-            tangents = (dx, jnp.ones_like(cond.t))
-            F_value, dF_dt = jax.jvp(F, (x, cond.t), tangents)
-            return jnp.sum(cotangent(dF_dt) * F_value), (F_value, dF_dt)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    return quick_jit(step)
-
-
-def make_derivatives(net):
-    def derivatives(params, x, cond, dx, dt):
-        def F(x, t):
-            return net.apply(params, x, cond.replace(t=t))
-
-        return jax.jvp(F, (x, cond.t), (dx, dt))
-
-    return quick_jit(derivatives)
-
-
-@functools.cache
-def make(name):
-    net = build(name)
-    init, apply = quick_jit(net.init), quick_jit(net.apply)
-    fresh = init(make_key(2))
-    params = trained(fresh)
-    cond = Cond(
-        t=jnp.asarray([0.1, 0.7, 1.1, 1.5]),
-        label=jnp.asarray([2, 0, NULL_LABEL, 0]),
-        guidance=jnp.asarray([1.0, 2.0, 1.5, 3.0]),
-    )
-    x = jnp.asarray(noise((4, *SHAPE), 1))
-    return Case(
-        name=name,
-        net=net,
-        init=init,
-        apply=apply,
-        dropped=quick_jit(
-            lambda params, x, cond, key: net.apply(params, x, cond, train=True, key=key)
-        ),
-        step=make_step(build_loop(name)),
-        derivatives=make_derivatives(build_loop(name, dtype="float64")),
-        fresh=fresh,
-        params=params,
-        x=x,
-        cond=cond,
-        F=apply(params, x, cond),
-    )
-
-
-def noise(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.fixture(scope="module", params=sorted(SETTINGS))
@@ -552,114 +420,3 @@ def inherited(weights, fresh):
         else weights.get(key, value)
         for key, value in fresh.items()
     }
-
-
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_missing_inputs_are_errors(name):
-    net = build(name, use_dt=True)
-    assert net.consumes == {"t", "label", "guidance", "dt"}
-    x, cond = net.example(2)
-    for field in ("guidance", "dt"):
-        with pytest.raises(ValueError, match=rf"network\.use_{field} = True"):
-            jax.eval_shape(
-                lambda x, c: net.module.init(jax.random.key(0), x, c),
-                x,
-                cond.replace(**{field: None}),
-            )
-
-
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_bad_settings_are_errors_when_built(name):
-    with pytest.raises(ValueError, match=r"'widht' is not one .* mean 'width'"):
-        networks.build(name, SHAPE, 0, widht=8)
-    with pytest.raises(ValueError, match=r"network\.width = 15: must be even"):
-        networks.build(name, SHAPE, 0, width=15)
-    net = build(name)
-    x, cond = net.example(2)
-    message = r"x has shape \(2, 8, 4, 2\).*samples of shape \(8, 8, 2\)"
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :4], cond)
-
-
-CHOICES = ("modulation", "embedding", "null_label", "remat")
-
-
-@pytest.mark.parametrize(
-    ("name", "setting"),
-    [(n, s) for n in sorted(SETTINGS) for s in CHOICES if has(n, s)],
-)
-def test_unknown_choices_are_errors_when_built(name, setting):
-    with pytest.raises(ValueError, match=rf"network\.{setting} = 'x' is not one of \["):
-        build(name, **{setting: "x"})
-
-
-U_NET = {"width": 16, "channel_mult": (1,), "num_blocks": 1}
-SQUARE = "this network takes square images .*'dit' takes any shape"
-BAD = [
-    ("dit", (8, 8, 1), {"patch": 3}, "patch = 3 does not divide every axis"),
-    ("dit", (8, 6, 1), {"patch": 4}, "patch = 4 does not divide every axis"),
-    ("dit", (5,), {}, "patch = 2 does not divide every axis"),
-    ("dit", SHAPE, {"num_heads": 5}, "num_heads = 5 does not divide network.width"),
-    *(
-        (name, shape, {"width": 64, "channel_mult": mult}, message)
-        for name in ("unet", "ddpmpp")
-        for shape, mult, message in (
-            ((8, 12, 3), (1, 1), SQUARE),
-            ((12, 3), (1, 1), SQUARE),
-            ((2, 8, 8, 3), (1, 1), SQUARE),
-            ((10, 10, 3), (1, 1, 1), "side of 10 cannot be halved 2 .*divisible by 4"),
-        )
-    ),
-    *(
-        (name, SHAPE, {"dropout": d}, r"dropout = .* is not in \[0")
-        for name in SETTINGS
-        for d in (-0.1, 1.0)
-    ),
-    (
-        "unet",
-        SHAPE,
-        {**U_NET, "head_channels": 12},
-        "12 does not divide the 16 channels",
-    ),
-    (
-        "ddpmpp",
-        SHAPE,
-        {**U_NET, "num_heads": 3},
-        "heads = 3 .* 16 channels of dec_8x8_in0",
-    ),
-    # Also those of the decoder, with what comes from the encoder: 200 of 32 groups.
-    (
-        "ddpmpp",
-        SHAPE,
-        {**U_NET, "width": 14},
-        "channels of .*do not divide into groups",
-    ),
-    (
-        "ddpmpp",
-        SHAPE,
-        {**U_NET, "width": 100},
-        "channels of .*do not divide into groups",
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "shape", "settings", "message"), BAD)
-def test_contradicting_settings_are_errors_when_built(name, shape, settings, message):
-    with pytest.raises(ValueError, match=message):
-        networks.build(name, shape, 0, **settings)
-
-
-def test_unknown_network_is_an_error():
-    message = r"network\.name = 'unett' is not one of .*mean 'unet'"
-    with pytest.raises(ValueError, match=message):
-        networks.build("unett", SHAPE, 0)
-
-
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_unconditional_network_consumes_time_alone(name):
-    net = networks.build(name, SHAPE, 0, **SETTINGS[name])
-    assert net.consumes == {"t"}
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
-        words = {word for key in path for word in key.key.split("_")}
-        assert not words & {"label", "guidance", "dt"}
