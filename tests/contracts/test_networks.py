@@ -1,12 +1,9 @@
 """What every backbone of the registry must do."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 from jax.interpreters import partial_eval
 
 from scm_jax import networks, trigflow
@@ -16,19 +13,15 @@ from tests.contracts.network_cases import (
     NUM_CLASSES,
     SETTINGS,
     build,
-    build_loop,
     cotangent,
     has,
     make,
-    make_derivatives,
     make_key,
     noise,
     trained,
 )
 from tests.networks.reference import quick_jit, rms
 
-# Width of the vector that conditions the blocks, for those that compute in bfloat16.
-EMBEDDING = {"ddpmpp": 64, "dit": 16, "unet": 16}
 # Rows of the table of classes that a batch of the classes 2, 0, null, 0 uses: the
 # U-Net's is normalized over its rows, and the last row of two is the null class.
 ROWS = {
@@ -301,63 +294,6 @@ def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
     )
     # Another mask would be off by order 1/h.
     np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=2e-2)
-
-
-# --- Precision ------------------------------------------------------------------------
-
-
-def variables(jaxpr):
-    """All intermediate values of a program, those of its inner programs included."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield from (v.aval for v in eqn.outvars)
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from variables(inner)
-
-
-@pytest.mark.parametrize("name", sorted(EMBEDDING))
-def test_embedding_and_output_are_float32_whatever_the_compute_dtype(name):
-    """Rounding of the time and of its tangent would hide in that of the blocks."""
-    net, batch = build_loop(name, dtype="bfloat16", remat="none"), 5
-    params = jax.eval_shape(net.init, jax.random.key(0))
-    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-
-    def tangent(params, x, cond):
-        def F(t):
-            return net.apply(params, x, cond.replace(t=t))
-
-        return jax.jvp(F, (cond.t,), (jnp.ones_like(cond.t),))
-
-    inputs = params, *jax.eval_shape(lambda: net.example(batch))
-    program = jax.make_jaxpr(tangent)(*inputs)
-    assert [a.dtype for a in program.out_avals] == [jnp.dtype("float32")] * 2
-    seen = list(variables(program))
-    floats = [a for a in seen if jnp.issubdtype(a.dtype, jnp.floating)]
-    embedding = [a.dtype for a in floats if a.shape == (batch, EMBEDDING[name])]
-    assert len(embedding) > 5 and set(embedding) == {jnp.dtype("float32")}
-    assert jnp.dtype(jnp.bfloat16) in {a.dtype for a in floats}
-    # The dtype may also be given per call.
-    plain = build_loop(name, remat="none")
-    given = functools.partial(plain.apply, dtype="bfloat16")
-    programs = {str(jax.make_jaxpr(f)(*inputs)) for f in (net.apply, given)}
-    assert len(programs) == 1
-
-
-def test_every_backbone_with_a_compute_dtype_is_tested():
-    assert set(EMBEDDING) == {name for name in SETTINGS if has(name, "dtype")}
-
-
-@pytest.mark.parametrize("name", sorted(EMBEDDING))
-def test_bfloat16_is_close_in_value_and_tangent(name):
-    case = make(name)
-    args = case.params, case.x, case.cond, noise(case.x.shape, 5), jnp.ones(4)
-    exact, got = (
-        make_derivatives(build_loop(name, dtype=dtype, remat="none"))(*args)
-        for dtype in ("float32", "bfloat16")
-    )
-    for a, b in zip(exact, got, strict=True):
-        assert b.dtype == jnp.float32
-        # 8 bits; exactly 0 would mean that they were not used.
-        assert 1e-4 < rms(b - a) / rms(a) < 0.05
 
 
 # --- Conditioning ---------------------------------------------------------------------

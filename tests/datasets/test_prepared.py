@@ -11,7 +11,7 @@ from scm_jax.datasets.imagenet64_variants import IMAGENET64_VARIANTS
 from scm_jax.datasets.preparation.prepare import prepare
 from scm_jax.datasets.preparation.readers.sources import SOURCES
 from scm_jax.datasets.preparation.resize import RECIPES
-from tests.preparation.engine_program import ArrayItems, arrays, run
+from tests.preparation.made_items import ArrayItems, arrays, run
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
-from tests.preparation.engine_program import ArrayItems, arrays, contents
+from tests.preparation.made_items import ArrayItems, arrays, contents
 
 NUM, BATCH = 7, 3
 IDENTITY = {"pixel_range": "[0,1]", "name": "stub", "sha256": "0" * 64}

@@ -15,8 +15,18 @@ from scm_jax.datasets import pipeline
 from scm_jax.datasets.preparation import manifest, parallel, prepare, progress, shards
 from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.hang import HANG
-from tests.preparation import engine_program as engine
-from tests.preparation.engine_program import NUM, ArrayItems, arrays, contents, run
+from tests.preparation.made_items import (
+    LATENTS,
+    NUM,
+    ArrayItems,
+    arrays,
+    assert_stored,
+    contents,
+    counted,
+    deadly,
+    run,
+    target,
+)
 
 ORIGIN = {"kind": "folder", "path": "a", "num_bytes": 3}
 STORED = {"field": "image", "shape": (8, 8, 3), "dtype": "uint8", "class_names": ()}
@@ -30,32 +40,8 @@ def plain(tmp_path_factory):
     return contents(run(arrays(), tmp_path_factory.mktemp("plain")))
 
 
-@dataclasses.dataclass(frozen=True)
-class Counted(ArrayItems):
-    """Items that remember which of them were read, and may refuse some."""
-
-    reads: list = dataclasses.field(default_factory=list)
-    bad: tuple = ()
-
-    def read(self, index):
-        self.reads.append(index)
-        if index in self.bad:
-            raise ItemError(f"a.zip: {index}.png does not decode")
-        return super().read(index)
-
-
-def counted(bad=(), raw=None):
-    return Counted(**vars(raw or arrays()), bad=bad)
-
-
-def assert_stored(folder, images, split="train"):
-    stored = pipeline.read_prepared(folder, split).fields["image"]
-    np.testing.assert_array_equal(stored, images)
-
-
 # --- layout ---------------------------------------------------------------------------
 
-LATENTS = np.random.default_rng(1).standard_normal((9, 4, 4, 8)).astype(np.float32)
 CLASSES = {"latent": LATENTS, "label": np.arange(9)}, tuple("abcdefghi")
 LAYOUTS = {
     "images": (arrays(), {}, "uint8"),
@@ -144,12 +130,12 @@ def test_three_workers_store_the_same_bytes(tmp_path, plain):
 
 
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path, plain):
-    raw = engine.deadly(14, tmp_path / "mark")
+    raw = deadly(14, tmp_path / "mark")
     context = multiprocessing.get_context("forkserver")
     killed = context.Process(target=run, args=(raw, tmp_path))
     killed.start()
     killed.join(HANG)
-    assert killed.exitcode == -9 and not engine.target(tmp_path).exists()
+    assert killed.exitcode == -9 and not target(tmp_path).exists()
     again = counted()
     folder = run(again, tmp_path)
     # The first for its shape; then the shard in which it was killed, and the rest.
@@ -159,10 +145,10 @@ def test_a_killed_command_goes_on_where_it_stopped(tmp_path, plain):
 
 
 def test_a_killed_worker_is_an_error_and_a_rerun_goes_on(tmp_path, plain):
-    raw = engine.deadly(14, tmp_path / "mark")
+    raw = deadly(14, tmp_path / "mark")
     with pytest.raises(OSError, match="ended with code -9; run the same command"):
         run(raw, tmp_path, workers=2)
-    assert not engine.target(tmp_path).exists()
+    assert not target(tmp_path).exists()
     assert contents(run(arrays(), tmp_path)) == plain
 
 
@@ -248,138 +234,12 @@ def test_a_split_made_otherwise_is_not_taken_for_this_one(tmp_path):
 
 
 def test_foreign_files_are_not_overwritten(tmp_path):
-    mine = engine.target(tmp_path) / "mine.txt"
+    mine = target(tmp_path) / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
     with pytest.raises(FileExistsError, match=r"1\.0\.0 already exists"):
         run(arrays(), tmp_path)
     assert mine.read_text() == "keep" and os.listdir(tmp_path / "tiny") == ["1.0.0"]
-
-
-# --- bad items ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_item_stops_and_a_rerun_after_mending_goes_on(tmp_path, plain, workers):
-    with pytest.raises(ItemError, match=r"a\.zip: 14\.png does not decode"):
-        run(counted(bad=(14,)), tmp_path, workers=workers)
-    assert not engine.target(tmp_path).exists()
-    mended = counted()
-    assert contents(run(mended, tmp_path)) == plain
-    assert 14 in mended.reads
-    if workers == 1:
-        assert mended.reads == [0, *range(12, NUM)]
-
-
-def test_items_that_moved_are_stored_again(tmp_path):
-    """A bad file was removed: what lies behind it has other names and is made anew."""
-
-    class Named(Counted):
-        def name(self, index):
-            return f"{self.fields['image'][index].tobytes()}"
-
-    with pytest.raises(ItemError):
-        run(Named(**vars(arrays()), bad=(21,)), tmp_path)
-    rest = {k: np.delete(v, 5, axis=0) for k, v in arrays().fields.items()}
-    again = Named(rest, arrays().class_names, arrays().origin)
-    folder = run(again, tmp_path)
-    assert again.reads == [0, *range(4, NUM - 1)]
-    assert_stored(folder, rest["image"])
-
-
-def test_changed_raw_data_are_said(tmp_path, caplog):
-    with pytest.raises(ItemError):
-        run(counted(bad=(14,)), tmp_path)
-    origin = arrays().origin | {"num_bytes": 5}
-    folder = run(dataclasses.replace(arrays(), origin=origin), tmp_path)
-    assert "are not what they were" in caplog.text and "--fresh" in caplog.text
-    assert manifest.read(folder)["splits"]["train"]["recipe"]["origin"] == origin
-
-
-def test_fresh_makes_all_shards_again(tmp_path):
-    with pytest.raises(ItemError):
-        run(counted(bad=(14,)), tmp_path)
-    again = counted()
-    run(again, tmp_path, fresh=True)
-    assert again.reads == [0, *range(NUM)]
-
-
-@pytest.mark.parametrize("bad", [(14,), (0, 22)])
-def test_bad_items_may_be_skipped_and_are_recorded(tmp_path, bad, caplog):
-    with pytest.raises(ItemError, match=r"skip_bad = |does not decode"):
-        run(counted(bad=(1, *bad)), tmp_path / "another", skip_bad=len(bad))
-    caplog.clear()
-    folder = run(counted(bad=bad), tmp_path, skip_bad=len(bad))
-    assert f"{len(bad)} of these items were left out" in caplog.text
-    assert f"{bad[0]}.png does not decode" in caplog.text
-    split = manifest.read(folder)["splits"]["train"]
-    assert split["count"] == NUM - len(bad)
-    assert [s["item"] for s in split["skipped"]] == [f"item {k}" for k in bad]
-    assert f"{bad[0]}.png does not decode" in split["skipped"][0]["why"]
-    assert_stored(folder, np.delete(arrays().fields["image"], bad, axis=0))
-
-
-def test_skipped_items_come_back_when_they_are_mended(tmp_path, plain):
-    with pytest.raises(ItemError, match="9.png"):
-        run(counted(bad=(1, 9)), tmp_path, skip_bad=1)
-    assert contents(run(arrays(), tmp_path)) == plain
-
-
-def test_too_many_bad_items_over_all_shards(tmp_path):
-    with pytest.raises(ItemError, match=r"19\.png .* 2 other bad items were skipped"):
-        run(counted(bad=(2, 9, 19)), tmp_path, skip_bad=2)
-    with pytest.raises(ItemError, match="none of the 2 items could be used|does not"):
-        run(counted(bad=(0, 1), raw=arrays(num=2)), tmp_path / "b", skip_bad=9)
-
-
-def changed(field, value):
-    """Item 7 is another one."""
-    fields = {k: list(v) for k, v in arrays().fields.items()}
-    fields[field][7] = value
-    return dataclasses.replace(arrays(), fields=fields)
-
-
-def latent(value):
-    values = LATENTS.copy()
-    values[7, 1, 2, 3] = value
-    return ArrayItems({"latent": values})
-
-
-WIDE, FOUR = np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8, 4), np.uint8)
-BAD_ITEMS = {
-    r"item 7 has the label 3; legal are 0\.\.2": (changed("label", 3), {}),
-    "item 7 has the label -1": (changed("label", -1), {}),
-    r"item 7 has shape \(8, 9, 3\).*--recipe=center_": (changed("image", WIDE), {}),
-    "item 7: the image is 8 pixels high": (changed("image", WIDE), {"size": 8}),
-    r"item 7 is uint8 \(8, 8, 4\); images are uint8": (changed("image", FOUR), {}),
-    "item 7 has values that are not finite in float32": (latent(np.nan), {}),
-    "item 7 has values .* in float16": (latent(1e5), {"dtype": "float16"}),
-}
-ILLEGAL = {
-    "there are no items at made": (arrays(num=0), {}),
-    "'box' needs a size": (arrays(), {"recipe": "box"}),
-    "recipe = 'bx' .* did you mean 'box'": (arrays(), {"recipe": "bx", "size": 4}),
-    "is for latents; images are uint8": (arrays(), {"dtype": "float16"}),
-    "not one of float16, float32": (latent(0), {"dtype": "int8"}),
-    "'Train 1' is not a split": (arrays(), {"split": "Train 1"}),
-    "the others have made": (arrays(), {"fresh": True, "process_count": 2}),
-    "number of classes is not": (dataclasses.replace(arrays(), class_names=()), {}),
-}
-
-
-@pytest.mark.parametrize("message", BAD_ITEMS)
-def test_items_that_cannot_be_meant_are_named(tmp_path, message):
-    raw, options = BAD_ITEMS[message]
-    with pytest.raises(ItemError, match=message):
-        run(raw, tmp_path, **options)
-    assert not engine.target(tmp_path).exists()
-
-
-@pytest.mark.parametrize("message", ILLEGAL)
-def test_illegal_arguments(tmp_path, message):
-    raw, options = ILLEGAL[message]
-    with pytest.raises(ValueError, match=message):
-        run(raw, tmp_path, **options)
 
 
 # --- disk and progress ----------------------------------------------------------------
@@ -395,7 +255,7 @@ def test_a_full_disk_is_said_and_a_rerun_goes_on(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = [f for f in tmp_path.rglob("*tiny-train*") if ".claim" not in f.name]
-    assert left == [] and not engine.target(tmp_path).exists()
+    assert left == [] and not target(tmp_path).exists()
     assert len(pipeline.read_prepared(run(raw, tmp_path, shard_items=30))) == 60
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation import inspection, manifest, verify
-from tests.preparation.engine_program import ArrayItems, arrays, run
+from tests.preparation.made_items import ArrayItems, arrays, run
 
 RNG = np.random.default_rng(2)
 NORMAL = (3 + 5 * RNG.standard_normal((10, 4, 4, 8))).astype(np.float32)

@@ -9,7 +9,7 @@ import pytest
 from scm_jax.datasets.preparation.readers import tfds_items
 from scm_jax.datasets.preparation.readers.decode import to_channels
 from scm_jax.datasets.preparation.readers.sources import open_items
-from tests.preparation.engine_program import arrays, run
+from tests.preparation.made_items import arrays, run
 from tests.preparation.raw_data import refused
 
 IMAGES = arrays(4, (2, 3, 3)).fields["image"]

@@ -11,17 +11,17 @@ from scm_jax.datasets import identity, make_dataset
 from scm_jax.runs import evaluate, reference_stats, train, training_data
 from scm_jax.runs.directory import reading
 from tests.commands.in_process import quick_to_compile
-from tests.preparation import engine_program
-from tests.preparation.engine_program import arrays
+from tests.preparation import made_items
+from tests.preparation.made_items import arrays
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """One dataset by name: 23 images, a copy of them elsewhere, and 39 others."""
     root = tmp_path_factory.mktemp("prepared")
-    engine_program.run(arrays(), root / "first")
+    made_items.run(arrays(), root / "first")
     shutil.copytree(root / "first", root / "copy")
-    engine_program.run(arrays(39, seed=1), root / "second")
+    made_items.run(arrays(39, seed=1), root / "second")
     return root
 
 
@@ -47,7 +47,7 @@ class TestIdentity:
     def test_count_and_the_hashes_of_the_manifest(self, roots):
         found = identity.of_dataset(images(roots / "first"))
         manifest = json.loads(
-            (engine_program.target(roots / "first") / "manifest.json").read_text()
+            (made_items.target(roots / "first") / "manifest.json").read_text()
         )["splits"]["train"]
         assert (found.name, found.split, found.count) == ("tiny", "train", 23)
         assert list(found.shards) == [s["sha256"] for s in manifest["shards"]]
@@ -68,7 +68,7 @@ class TestIdentity:
     def test_what_no_manifest_vouches_for_is_read(self, roots, tmp_path, lost):
         shutil.copytree(roots / "first", tmp_path / "data")
         dataset = images(tmp_path / "data")
-        path = engine_program.target(tmp_path / "data") / "manifest.json"
+        path = made_items.target(tmp_path / "data") / "manifest.json"
         manifest = json.loads(path.read_text())
         shard = manifest["splits"]["train"]["shards"][0]
         if lost == "size":
@@ -167,9 +167,9 @@ class TestCheck:
 def test_reference_statistics_are_kept_apart_by_every_file(roots, tmp_path):
     """Also where neither the number of items nor the 64 that are looked at differ."""
     raw = arrays(200)
-    engine_program.run(raw, tmp_path / "first")
+    made_items.run(raw, tmp_path / "first")
     raw.fields["image"][1] += 1  # not one of those
-    engine_program.run(raw, tmp_path / "second")
+    made_items.run(raw, tmp_path / "second")
     first, second = (images(tmp_path / name) for name in ("first", "second"))
     assert reference_stats.fingerprint(first) != reference_stats.fingerprint(second)
 

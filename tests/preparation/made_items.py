@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from scm_jax.datasets import pipeline
 from scm_jax.datasets.preparation import prepare
+from scm_jax.datasets.preparation.readers.items import ItemError
 
 NUM = 23
+LATENTS = np.random.default_rng(1).standard_normal((9, 4, 4, 8)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,29 @@ def arrays(num=NUM, shape=(8, 8, 3), classes=3, seed=0):
         fields["label"] = np.arange(num) % classes
     names = tuple("abcdefghij"[:classes])
     return ArrayItems(fields, names, {"kind": "array", "path": "made"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(ArrayItems):
+    """Items that remember which of them were read, and may refuse some."""
+
+    reads: list = dataclasses.field(default_factory=list)
+    bad: tuple = ()
+
+    def read(self, index):
+        self.reads.append(index)
+        if index in self.bad:
+            raise ItemError(f"a.zip: {index}.png does not decode")
+        return super().read(index)
+
+
+def counted(bad=(), raw=None):
+    return Counted(**vars(raw or arrays()), bad=bad)
+
+
+def assert_stored(folder, images, split="train"):
+    stored = pipeline.read_prepared(folder, split).fields["image"]
+    np.testing.assert_array_equal(stored, images)
 
 
 @dataclasses.dataclass(frozen=True)
