@@ -12,7 +12,6 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python tests/run_mutations.py --check
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

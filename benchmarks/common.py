@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -142,3 +143,28 @@ def _time(fn: Callable[[], Any], clock: str) -> float:
     began = now()
     jax.block_until_ready(fn())
     return now() - began
+
+
+def wrapped(lines: list[str]) -> list[str]:
+    """The lines with paragraphs and items of lists filled up to 80 columns."""
+    out: list[str] = []
+    paragraph: list[str] = []
+    fenced = False
+    for line in [*lines, ""]:
+        as_it_is = fenced or not line or line.startswith(("|", "#", "```"))
+        if paragraph and (as_it_is or line.startswith("- ")):
+            indent = "  " if paragraph[0] == "-" else ""
+            out += textwrap.wrap(
+                " ".join(paragraph),
+                80,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+            paragraph = []
+        fenced ^= line.startswith("```")
+        if as_it_is:
+            out.append(line)
+        else:
+            paragraph += line.split()
+    return out

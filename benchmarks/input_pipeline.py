@@ -2,16 +2,11 @@
 
     python -m benchmarks.input_pipeline [--quick]
 
-One training goes through segments of steps: in turns with real batches and with a batch
-that has been placed once. Between segments the host waits for all steps, so that each
-has its own time. Data sets: the built-in digits in memory with the network of the demo;
-uint8 images 32x32x3 and raw latents 64x64x4, written for the benchmark as array records
-and read from disk item by item, with a small transformer. A loader and a network share
-the processors of a CPU, so a line also says what the loader takes by itself.
-
-The lines ``dispatch`` are about the host: its own time per step where the step computes
-next to nothing, and the time of a step in a loop of several per dispatch. How long the
-loop waits for data at a given rate is in ``benchmarks/input_wait.py``.
+Segments of steps take real batches and a placed one in turns; the host waits for all
+steps between them. Digits in memory with the demo's network; images 32x32x3 and latents
+64x64x4 from array records on disk with a small transformer. A line also has the time of
+the loader alone, since it shares the CPU with the network. The lines ``dispatch`` have
+the host's time per step, and that of several steps per dispatch.
 """
 
 from __future__ import annotations
@@ -40,9 +35,7 @@ from scm_jax.training import ahead, loop, sharding
 from scm_jax.training.state import TrainState
 
 LIMIT = 1.01
-# A loader that is hidden behind the computation of an accelerator costs no time. On a
-# CPU it takes the time from the computation, and CPU time is what other processes of
-# the machine do not disturb.
+# On a CPU a loader takes time from the computation; CPU time ignores other processes.
 CLOCK = "cpu" if jax.default_backend() == "cpu" else "wall"
 
 BUILDER = """

@@ -1,199 +1,29 @@
 """Writes docs/scaling.md: the paper's sizes and transformers on 1 to 256 devices.
 
-    python benchmarks/scaling_page.py
+    python -m benchmarks.scaling_page
 
-Counts come from tracing ``experiments/imagenet512.py``, which takes minutes and is kept
-in ``--counts``; delete that file where a network or a loss has changed. All else is
-``scm_jax/cost/roofline.py``.
-``--compiled`` are files that ``scm describe --mesh=... --format=json`` printed; the
-default are those of ``docs/scaling_compiled``. Print them anew where the training step
-has changed.
+Delete the file of ``--counts`` where a network or a loss has changed: it is made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib.util
-import json
 import pathlib
-import textwrap
 
-import jax
-
-from scm_jax.cost import counts as scaling
+from benchmarks import common
+from benchmarks.scaling_plans import (
+    COUNTS,
+    DEVICES,
+    HARDWARE,
+    ITEMSIZE,
+    MODELS,
+    ROOT,
+    all_counts,
+    best_plan,
+    plan,
+)
 from scm_jax.cost import roofline
 from scm_jax.cost.hardware import Hardware, find
-from scm_jax.runs.estimate import accounts, work
-from scm_jax.runs.setup import experiment as experiment_lib
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-UNETS, DITS = ("s", "m", "l", "xl", "xxl"), ("s", "b", "l", "xl", "1p6b")
-MODELS = [f"unet,{size}" for size in UNETS] + [f"dit,{size}" for size in DITS]
-DEVICES = (8, 32, 64, 256)
-HARDWARE = ("a100-80g", "tpu-v5p")
-COUNTS = ROOT / "docs" / "scaling_counts.json"
-COMPILED = sorted((ROOT / "docs" / "scaling_compiled").glob("*.json"))
-ITEMSIZE = 2  # the experiments compute in bfloat16
-
-
-def experiment_module():
-    spec = importlib.util.spec_from_file_location(
-        "imagenet512", ROOT / "experiments" / "imagenet512.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-# --- Counts ---------------------------------------------------------------------------
-
-
-def count(model: str) -> dict:
-    """Exact counts of one network for all three trainings."""
-    family, size = model.split(",")
-    module = experiment_module()
-    found = {"macs": {}, "images": {}, "batch_size": module.BATCH}
-    for variant in module.VARIANTS:
-        config = module.get_config(f"{variant},family={family},size={size}")
-        experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
-        found["macs"][variant] = work.train_macs(experiment, 4)
-        found["images"][variant] = config.train.duration_images
-        if variant == "sct":
-            found |= memory_counts(experiment)
-            found["kept"] = kept(config)
-    return found
-
-
-def memory_counts(experiment) -> dict:
-    """Bytes of state and of contractions; those of sCT."""
-
-    def traffic(batch: int) -> int:
-        loss, args = work.training_loss(experiment, batch)
-        return roofline.contraction_bytes(jax.value_and_grad(loss), *args)
-
-    abstract = experiment.abstract_params()
-    return {
-        "parameters": scaling.parameter_count(abstract["net"]),
-        "state_bytes": scaling.tree_bytes(
-            jax.eval_shape(experiment.init_state, abstract)
-        ),
-        "traffic": roofline.linear(traffic),
-        "gradient_bytes": accounts.gradient_bytes(experiment),
-    }
-
-
-def kept(config) -> dict[str, float]:
-    """Bytes per image that a backward pass keeps, by how the weights are stored."""
-    found = {}
-    for name, gathers in (("whole", False), ("gathered", True)):
-        there = accounts.as_on_accelerator(config, gathers=gathers)
-        experiment = experiment_lib.build_abstract(there)
-
-        def saved(batch: int, experiment=experiment) -> int:
-            loss, args = work.training_loss(experiment, batch)
-            return roofline.saved_bytes(loss, *args)
-
-        found[name] = roofline.linear(saved)[1]
-    return found
-
-
-def all_counts(models: list[str], path: pathlib.Path) -> dict:
-    """Counts of some models, from the file where they are in it."""
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for model in models:
-        if model not in found:
-            found[model] = count(model)
-            path.write_text(json.dumps(found, indent=1))
-            print(model, flush=True)
-    return {model: found[model] for model in models}
-
-
-# --- Plans ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A mesh for a training, and what a step costs on it."""
-
-    data: int
-    fsdp: int
-    images: float
-    fits: int
-    microbatches: int
-    memory: float
-    received: float
-    node_received: float
-    time: roofline.StepTime
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the step that is not waiting for the network, all of it exposed."""
-        return 1 - self.time.network / self.time.exposed
-
-
-def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> Plan:
-    """With room for all that a backward pass without recomputation keeps.
-
-    Gathered weights imply ``remat=dots``, which keeps less; what XLA needs besides, the
-    compiled steps say, takes up most of the difference.
-    """
-    teacher = found["parameters"] if variant == "scd" else 0
-    state = found["state_bytes"] / fsdp
-    kept = found["kept"]["whole"]
-    # Weights of a teacher are rounded once, when they are loaded.
-    fixed = state + teacher * ITEMSIZE / fsdp
-    fixed += roofline.fixed_bytes(
-        found["parameters"], fsdp, ITEMSIZE, teacher if fsdp > 1 else 0
-    )
-    fits = roofline.largest_batch(
-        resident_bytes=fixed, bytes_per_image=kept, hardware=device
-    )
-    images = found["batch_size"] / (data * fsdp)
-    parts = roofline.microbatches(images, fits) or 1
-    transfers = roofline.fsdp_transfers(
-        parameters=found["parameters"],
-        teacher_parameters=teacher,
-        data=data,
-        fsdp=fsdp,
-        itemsize=ITEMSIZE,
-        gradient_bytes=found["gradient_bytes"],
-        microbatches=parts,
-    )
-    per_step, per_image = found["traffic"]
-    time = roofline.step_time(
-        macs_per_image=found["macs"][variant],
-        images=images,
-        traffic=per_image * images + per_step * parts,
-        state_bytes=state,
-        network=roofline.network_seconds(transfers, device),
-        hardware=device,
-    )
-    return Plan(
-        data=data,
-        fsdp=fsdp,
-        images=images,
-        fits=fits,
-        microbatches=parts,
-        memory=fixed + kept * images / parts,
-        received=sum(t.received_bytes for t in transfers),
-        node_received=sum(t.node_bytes(device.node_devices) for t in transfers),
-        time=time,
-    )
-
-
-def best_plan(found: dict, variant: str, device: Hardware, count: int) -> Plan | None:
-    """The mesh with the fewest shards within 2 % of the fastest; None if none fits.
-
-    Of those whose memory suffices for one image, with all communication exposed.
-    """
-    shards = [n for n in (2**k for k in range(9)) if count % n == 0 and n <= count]
-    plans = [plan(found, variant, device, count // n, n) for n in shards]
-    fitting = [p for p in plans if p.fits]
-    fastest = min((p.time.exposed for p in fitting), default=0.0)
-    near = (p for p in fitting if p.time.exposed <= 1.02 * fastest)
-    return min(near, key=lambda p: p.fsdp, default=None)
-
 
 # --- The page -------------------------------------------------------------------------
 
@@ -236,7 +66,7 @@ def networks_section(counts: dict) -> list[str]:
         "computes the rest",
         "again; where weights are gathered (`fsdp` > 1), `none` is `dots`.",
         "State: GB of",
-        "float32 parameters, two moments, two averages.",
+        "float32 parameters, two moments, two EMAs.",
         *table(
             [
                 "network",
@@ -370,7 +200,7 @@ def reasons_section(counts: dict) -> list[str]:
         "  nodes only shards of the gradient are summed. Sharding over nodes sends the",
         "  gathers between them as well.",
         "- What is not sharded, every device updates for itself: parameters, moments",
-        "  and averages are read and written once a step.",
+        "  and EMAs are read and written once a step.",
         "- Wider sharding pays only where memory for activations is short: it saves",
         "  microbatches, each of which gathers the parameters once more.",
         "- `fsdp` is the inner axis of the mesh, so its groups are neighbours.",
@@ -443,32 +273,6 @@ def recipes_section(counts: dict) -> list[str]:
     ]
 
 
-def compiled_column(found: dict) -> list[str]:
-    """Cells of one compiled step: GB as ``compiled / modelled``, then ms."""
-    compiled, modelled = found["compiled"], found["modelled"]
-    received: dict[str, float] = {}
-    for row in compiled["collectives"]:
-        received[row["kind"]] = received.get(row["kind"], 0.0) + row["received_bytes"]
-    model = {r["kind"]: r["received_bytes"] for r in modelled["collectives"]}
-    stated = found["stated"]
-    other = sum(received.values()) - sum(received.get(k, 0) for k in MOVES)
-    pairs = [
-        (compiled[key], modelled[key]) for key in ("temporary_bytes_per_device",)
-    ] + [(received.get(kind, 0), model.get(kind, 0)) for kind in MOVES]
-    return [
-        str(stated["batch_size"]),
-        f"{stated['mesh']['data']}x{stated['mesh']['fsdp']}",
-        f"{compiled['argument_bytes_per_device'] / 1e9:.2f}",
-        *(f"{a / 1e9:.2f} / {b / 1e9:.2f}" for a, b in pairs),
-        f"{other / 1e9:.2f} / 0.00",
-        f"{1e3 * modelled['network_seconds']:.1f} / "
-        f"{1e3 * modelled['network_seconds_analytic']:.1f}",
-    ]
-
-
-MOVES = ("all-gather", "reduce-scatter", "all-reduce")
-
-
 def checked_section() -> list[str]:
     """One compiled step against the model, as printed on 2026-11-22 with jax 0.10."""
     return [
@@ -485,31 +289,6 @@ def checked_section() -> list[str]:
         "counts are proportional to the width). XLA's CPU backend computes",
         "16-bit convolutions in 32 bits, which is in the compiled number.",
         "",
-    ]
-
-
-def compiled_section(paths: list[pathlib.Path]) -> list[str]:
-    if not paths:
-        return []
-    all_found = [json.loads(path.read_text()) for path in paths]
-    names = ["images per step", "data x fsdp", "state, teacher and batch, GB"]
-    names += ["temporaries, GB", *(f"{kind}, GB" for kind in MOVES)]
-    names += ["other collectives, GB", "network on a100-80g, ms"]
-    columns = [compiled_column(found) for found in all_found]
-    return [
-        "## Model against compiler (compiled / modelled)",
-        "",
-        "Per device and step, read from the step that XLA compiles for 8 simulated CPU",
-        "devices: `scm describe`, options as above, with",
-        "`--config.train.batch_size=64 --mesh=fsdp=8 --format=json`; the files are in",
-        "`docs/scaling_compiled/`. Bytes of collectives do not depend on the batch.",
-        *table(
-            ["quantity", *(found["stated"]["name"] for found in all_found)],
-            [list(row) for row in zip(names, *columns, strict=True)],
-        ),
-        "The model leaves out sums of metrics and norms. XLA's CPU backend computes",
-        "16-bit convolutions in 32 bits, which its temporaries include; the model's",
-        "are what is kept, float32 gradients and a gathered copy of each network.",
     ]
 
 
@@ -555,13 +334,13 @@ def summary_section(counts: dict) -> list[str]:
     ]
 
 
-def page(counts: dict, compiled: list[pathlib.Path]) -> str:
+def page(counts: dict) -> str:
     per_parameter = [f["gradient_bytes"] / f["parameters"] for f in counts.values()]
     least, most = min(per_parameter), max(per_parameter)
     lines = [
         "# From 8 to 256 devices",
         "",
-        "Written by `python benchmarks/scaling_page.py` for the settings of",
+        "Written by `python -m benchmarks.scaling_page` for the settings of",
         "`experiments/imagenet512.py`. Nothing here was run on an accelerator,",
         "no time was",
         "measured. Every heading says how its numbers are known:",
@@ -596,34 +375,8 @@ def page(counts: dict, compiled: list[pathlib.Path]) -> str:
         *balance_section(counts),
         *recipes_section(counts),
         *checked_section(),
-        *compiled_section(compiled),
     ]
-    return "\n".join(wrapped(lines)).rstrip() + "\n"
-
-
-def wrapped(lines: list[str]) -> list[str]:
-    """The lines with paragraphs and items of lists filled up to 80 columns."""
-    out: list[str] = []
-    paragraph: list[str] = []
-    fenced = False
-    for line in [*lines, ""]:
-        as_it_is = fenced or not line or line.startswith(("|", "#", "```"))
-        if paragraph and (as_it_is or line.startswith("- ")):
-            indent = "  " if paragraph[0] == "-" else ""
-            out += textwrap.wrap(
-                " ".join(paragraph),
-                80,
-                subsequent_indent=indent,
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
-            paragraph = []
-        fenced ^= line.startswith("```")
-        if as_it_is:
-            out.append(line)
-        else:
-            paragraph += line.split()
-    return out
+    return "\n".join(common.wrapped(lines)).rstrip() + "\n"
 
 
 def main() -> None:
@@ -631,11 +384,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/scaling.md")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--counts", type=pathlib.Path, default=COUNTS)
-    parser.add_argument(
-        "--compiled", type=pathlib.Path, nargs="*", default=COMPILED, metavar="JSON"
-    )
     args = parser.parse_args()
-    args.out.write_text(page(all_counts(args.models, args.counts), args.compiled))
+    args.out.write_text(page(all_counts(args.models, args.counts)))
 
 
 if __name__ == "__main__":

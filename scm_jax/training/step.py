@@ -79,19 +79,15 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = gradients(state, batch, key, teacher_params)
         grad_norm = optax.tree.norm(grads)
-        finite = (
-            jnp.isfinite(metrics["loss"])
-            & jnp.isfinite(grad_norm)
-            & jnp.all(jnp.isfinite(batch.x))
-        )
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        finite &= jnp.all(jnp.isfinite(batch.x))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if project is not None:
             params = {**params, "net": project(params["net"])}
-        images = batch.x.shape[0]
         ema = {}
         for name, profile in ema_profiles.items():
-            w = profile.update_weight(state.step, images)  # 1 - beta
+            w = profile.update_weight(state.step, batch.x.shape[0])  # 1 - beta
             ema[name] = jax.tree.map(
                 lambda e, p, w=w: e + w * (p - e), state.ema[name], params["net"]
             )

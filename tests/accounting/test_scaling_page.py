@@ -3,7 +3,8 @@ import pathlib
 
 import pytest
 
-from benchmarks import scaling_page as script
+from benchmarks import scaling_page
+from benchmarks import scaling_plans as script
 from scm_jax.cost import counts as scaling
 from scm_jax.cost.hardware import find
 from scm_jax.runs.estimate import accounts, work
@@ -19,7 +20,7 @@ def counts():
 
 def test_page_is_what_the_script_writes(counts):
     text = (ROOT / "docs" / "scaling.md").read_text()
-    assert text == script.page(counts, script.COMPILED)
+    assert text == scaling_page.page(counts)
 
 
 def test_page_is_short_and_fits_a_terminal():

@@ -1,10 +1,13 @@
 """What holds for the whole tree: what an import costs, and that the faults apply."""
 
+import ast
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAVY = (
     "tensorflow",
     "torch",
@@ -40,3 +43,22 @@ def test_every_planted_fault_applies():
     )
     assert done.returncode == 0, done.stdout
     assert int(done.stdout.split()[-4]) >= 25
+
+
+def test_files_have_at_most_400_lines_and_functions_80():
+    rooms = ("scm_jax", "tests", "benchmarks", "experiments")
+    files = [p for room in rooms for p in (ROOT / room).rglob("*.py")]
+    long, functions = [], 0
+    for path in files:
+        if path.parent.name == "golden":  # makers of stored outputs
+            continue
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 400:
+            long.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                functions += 1
+                if node.end_lineno - node.lineno >= 80:
+                    long.append(f"{path}:{node.lineno} {node.name}")
+    assert not long
+    assert len(files) > 300 and functions > 3000  # something was looked at

@@ -45,7 +45,7 @@ def prepare(
     options: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
 ) -> Path:
-    """Prepares one split of a dataset, unless it is there already.
+    """Prepares one split of a dataset, unless it is there already; returns ``target``.
 
     Args:
       items: the raw items.
@@ -61,15 +61,10 @@ def prepare(
       process_index: which of several calls on the same target this is; each begins at
         another shard.
       process_count: how many calls these are.
-      skip_bad: leave out up to so many items that cannot be used; the manifest names
-        them. A further call leaves them out, too, unless it has 0.
-      fresh: forget what an earlier, unfinished call with the same arguments has made;
-        for a single call only.
+      skip_bad: leave out up to this many unusable items, which the manifest names.
+      fresh: discard what an unfinished call with the same arguments has made.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
-
-    Returns:
-      ``target``.
 
     Raises:
       ItemError: an item cannot be used; the message names file and item. Whole shards
