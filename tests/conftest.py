@@ -13,6 +13,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Compiling takes most of the time; nightly, programs are optimized as users have them.
+if "SCM_JAX_NIGHTLY" not in os.environ:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +91,15 @@ def pytest_configure(config):
 
         rooms = ("scm_jax.trigflow", "scm_jax.objectives", "scm_jax.sampling")
         install_import_hook(rooms, "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiles as users do: for tests that compare the bits of different programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

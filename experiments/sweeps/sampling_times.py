@@ -29,7 +29,7 @@ def sweep(arg=""):
     size = {"network.width": 16} if quick else {}
     teacher = {"base": ":teacher", "label": "teacher", "tags": "teacher", **size}
     if quick:
-        teacher |= {"train.duration_images": 20 * BATCH}
+        teacher |= {"train.duration_images": 20 * BATCH, "eval.num_seeds": 1}
     yield {**teacher, "optimizer.decay_images": of_duration(1.0)}
     two, three = (TWO_STEPS[::4], ()) if quick else (TWO_STEPS, THREE_STEPS)
     student = {
@@ -38,9 +38,9 @@ def sweep(arg=""):
         "optimizer.decay_images": of_duration(1.0),
         "objective.tangent_warmup_images": of_duration(0.1),
         "init.run": run_dir("teacher"),
-        "eval.steps": (1, 2, 3, 4),
+        "eval.steps": (1, 2) if quick else (1, 2, 3, 4),
         "eval.times": (*((t,) for t in two), *three),
-        "eval.num_seeds": 2,
+        "eval.num_seeds": 1 if quick else 2,
     }
     for kind in kinds:
         own = {"base": f":{kind}", "tags": kind}

@@ -11,10 +11,11 @@ from scm_jax.training.late import Dispatched, Flight, bin_means
 from tests.training import toy
 
 STEPS = 20
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 @pytest.fixture(scope="module")
-def by_hand():
+def by_hand(optimized):
     """States after 0..STEPS updates and the losses between, without the loop."""
     step, data, state = jax.jit(toy.train_step), toy.ToyData(), toy.init()
     states, losses = [state], []
@@ -26,7 +27,7 @@ def by_hand():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(optimized, tmp_path_factory):
     """A whole run, with hooks and snapshots, and what it wrote."""
     directory, writer, calls = tmp_path_factory.mktemp("done"), toy.ListWriter(), []
 
