@@ -96,10 +96,13 @@ def pytest_configure(config):
 @pytest.fixture(scope="module")
 def optimized():
     """Compiles as users do: for tests that compare the bits of different programs."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "false")  # for child processes
+        jax.config.update(name, False)
+        yield
+        jax.config.update(name, before)
 
 
 @pytest.fixture
