@@ -29,6 +29,10 @@ def encode(pixels: np.ndarray, image_format: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
+def png(number: int, height: int = 4, width: int = 5) -> bytes:
+    return encode(picture(number, height, width))
+
+
 def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
@@ -83,7 +87,7 @@ def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
     """Two images for each class, ``cat/1.png``; not in alphabetical order."""
     numbers = iter(range(100))
     return {
-        f"{prefix}{name}/{item}.png": encode(picture(next(numbers)))
+        f"{prefix}{name}/{item}.png": png(next(numbers))
         for name in names
         for item in range(count)
     }

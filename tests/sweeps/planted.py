@@ -67,15 +67,10 @@ def write_status(run_dir, **fields):
 
 
 def write_attempts(run_dir, *outcomes):
-    """Ended attempts, or other events by name."""
+    """Ended attempts."""
     for number, outcome in enumerate(outcomes, start=1):
-        event = {"event": "ended", "outcome": outcome}
-        if outcome == "forgiven":
-            event = {"event": "forgiven"}
-        append_row(
-            Path(run_dir) / "attempts.jsonl",
-            {"attempt": number, "time": time.time(), **event},
-        )
+        ended = {"event": "ended", "outcome": outcome, "time": time.time()}
+        append_row(Path(run_dir) / "attempts.jsonl", {"attempt": number, **ended})
 
 
 def write_submission(run_dir, event="sent", **fields):
