@@ -56,9 +56,8 @@ def test_measured_scaling_is_the_same_on_the_device(root):
     dataset = open_images(root, scaling="measured")
     assert open_images(root, flip=True).opened.randomize is images.flip_at_random
     raw = next(dataset.iterator(23, seed=0))
-    x, _ = dataset.arrays()
     batch = jax.jit(dataset.to_batch)(raw)
-    np.testing.assert_array_equal(batch.x, x[raw.items[:, 2]])
+    np.testing.assert_array_equal(batch.x, dataset.arrays()[0][raw.items[:, 2]])
 
 
 def test_missing_data_name_the_command(tmp_path, root):
@@ -70,28 +69,23 @@ def test_missing_data_name_the_command(tmp_path, root):
         make_dataset("images", root=root)
 
 
+LATENTS = ArrayItems({"latent": np.ones((2, 4, 4, 4), np.float32)})
+CONSTANT = ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)})
+
+
 @pytest.mark.parametrize(
-    "options, message",
+    "items, options, message",
     [
-        ({"scaling": "std"}, "dataset.scaling = 'std'"),
-        ({"split": "val"}, "split of the prepared dataset 'tiny' = 'val'"),
+        (arrays(), {"scaling": "std"}, "dataset.scaling = 'std'"),
+        (arrays(), {"split": "val"}, "split of the prepared dataset 'tiny' = 'val'"),
+        (LATENTS, {}, "'tiny' holds latents"),
+        (CONSTANT, {"scaling": "measured"}, "a channel has one value only"),
     ],
 )
-def test_illegal_arguments(root, options, message):
+def test_what_cannot_be_opened(tmp_path, items, options, message):
+    run(items, tmp_path)
     with pytest.raises(ValueError, match=message):
-        open_images(root, **options)
-
-
-def test_latents_are_no_images(tmp_path):
-    run(ArrayItems({"latent": np.ones((2, 4, 4, 4), np.float32)}), tmp_path)
-    with pytest.raises(ValueError, match="'tiny' holds latents"):
-        open_images(tmp_path)
-
-
-def test_a_channel_of_one_value_cannot_be_scaled(tmp_path):
-    run(ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)}), tmp_path)
-    with pytest.raises(ValueError, match="a channel has one value only"):
-        open_images(tmp_path, scaling="measured")
+        open_images(tmp_path, **options)
 
 
 @pytest.mark.parametrize("variant", IMAGENET64_VARIANTS)
