@@ -10,12 +10,6 @@ from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.preparation import made_items as made
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """What one process stores without any trouble."""
-    return made.contents(made.run(made.arrays(), tmp_path_factory.mktemp("plain")))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_item_stops_and_a_rerun_after_mending_goes_on(tmp_path, plain, workers):
     with pytest.raises(ItemError, match=r"a\.zip: 14\.png does not decode"):

@@ -23,12 +23,6 @@ HOW = {"recipe": "none", "size": 0, "shard_items": 4}
 PLAN = shards.Plan("tiny", "train", **STORED, **HOW, num_items=made.NUM, origin=ORIGIN)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """What one process stores without any trouble."""
-    return made.contents(made.run(made.arrays(), tmp_path_factory.mktemp("plain")))
-
-
 # --- layout ---------------------------------------------------------------------------
 
 CLASSES = {"latent": made.LATENTS, "label": np.arange(9)}, tuple("abcdefghi")

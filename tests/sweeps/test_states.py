@@ -119,24 +119,16 @@ class TestSubmissions:
 
 
 class TestRetryable:
-    @pytest.mark.parametrize(
-        ("state", "failures", "retry", "expected"),
-        [
-            ("missing", 0, True, True),
-            ("preempted", 9, True, True),
-            ("stale", 2, True, True),
-            ("stale", 3, True, False),
-            ("failed", 2, True, True),
-            ("failed", 3, True, False),
-            ("failed", 1, False, False),
-            ("running", 0, True, False),
-            ("queued", 0, True, False),
-            ("done", 0, True, False),
-        ],
-    )
-    def test_every_state(self, state, failures, retry, expected):
-        found = states.RunState("run", state, failures=failures, retry=retry)
-        assert states.retryable(found, max_attempts=3) is expected
+    def test_every_state(self):
+        def again(state, failures=0, retry=True):
+            found = states.RunState("run", state, failures=failures, retry=retry)
+            return states.retryable(found, max_attempts=3)
+
+        assert again("missing") and again("preempted", 9)
+        for state in ("stale", "failed"):
+            assert again(state, 2) and not again(state, 3)
+        assert not again("failed", 1, retry=False)
+        assert not any(again(state) for state in ("running", "queued", "done"))
 
     def test_preempted_attempts_are_no_failures(self, run_dir):
         planted.write_attempts(run_dir, "preempted", "failed", "lost", "preempted")
