@@ -248,7 +248,7 @@ class TestHeartbeat:
             planted.write_status(run_dir, **planted.ELSEWHERE)
             return replaced.wait(0.05)
 
-        planted.wait_for(take_it)  # a beat of its own may come between
+        planted.wait_for(take_it, seconds=50)  # a beat of its own may come between
         assert locks.read_status(run_dir)["host"] == "elsewhere"
         beat._ended = True
 
