@@ -34,9 +34,8 @@ def opened_latents(latent, whitening="sd_vae_ft_mse_pm1", label=None):
     info = make_dataset("imagenet512_latents", whitening=whitening).info
     label = np.arange(len(latent)) if label is None else label
     source = pipeline.MemorySource({"latent": latent, "label": label})
-    return latents.open_latents(
-        info, source, whitening=whitening, folder=lambda: storage.builders_folder()
-    )
+    settings = {"whitening": whitening, "folder": storage.builders_folder}
+    return latents.open_latents(info, source, **settings)
 
 
 def take(dataset, num, *arguments):
@@ -62,18 +61,10 @@ def test_info_needs_no_data(tmp_path, name):
 @pytest.mark.parametrize(
     "name, options, command",
     [
-        ("cifar10", {}, "--dataset=cifar10 --source=cifar-10-python.tar.gz"),
-        (
-            "imagenet64",
-            {},
-            "--dataset=imagenet64 --variant=edm2 --source=ILSVRC2012_img",
-        ),
-        (
-            "imagenet64",
-            {"variant": "resized"},
-            "--dataset=imagenet64 --variant=resized",
-        ),
-        ("imagenet512_latents", {}, "--dataset=imagenet512_latents --source=img512-sd"),
+        ("cifar10", {}, "--source=cifar-10-python.tar.gz"),
+        ("imagenet64", {}, "--variant=edm2 --source=ILSVRC2012_img"),
+        ("imagenet64", {"variant": "resized"}, "--variant=resized"),
+        ("imagenet512_latents", {}, "--source=img512-sd"),
     ],
 )
 def test_missing_data_name_what_prepares_them_and_what_belongs_there(
@@ -85,8 +76,8 @@ def test_missing_data_name_what_prepares_them_and_what_belongs_there(
         with pytest.raises(FileNotFoundError) as error:
             use()
         text = str(error.value)
-        assert f"python -m scm_jax data prepare {command}" in text
-        assert f"in {tmp_path}." in text and f"{name}" in text and card in text
+        assert f"scm_jax data prepare --dataset={name} {command}" in text
+        assert f"in {tmp_path}." in text and card in text
         assert "label int64 in 0.." in text and "SCM_JAX_DATA" in text
     assert (storage.builders_folder().parent / card).is_file()
 
@@ -170,8 +161,7 @@ def test_latents_of_another_encoding_are_noticed(caplog):
     mean, std, _ = latents.WHITENING["edm2"]
     unit = np.random.default_rng(0).standard_normal((64, 64, 64, 4))
     stored = (unit * std + mean).astype(np.float16)
-    for whitening, noticed in (("sd_vae_ft_mse_pm1", True), ("edm2", False)):
-        caplog.clear()
+    for whitening, noticed in (("edm2", False), ("sd_vae_ft_mse_pm1", True)):
         opened_latents(stored, whitening)
         assert ("pixels in another range" in caplog.text) == noticed
 

@@ -56,9 +56,8 @@ def test_measured_scaling_is_the_same_on_the_device(root):
     dataset = open_images(root, scaling="measured")
     assert open_images(root, flip=True).opened.randomize is images.flip_at_random
     raw = next(dataset.iterator(23, seed=0))
-    x, _ = dataset.arrays()
     batch = jax.jit(dataset.to_batch)(raw)
-    np.testing.assert_array_equal(batch.x, x[raw.items[:, 2]])
+    np.testing.assert_array_equal(batch.x, dataset.arrays()[0][raw.items[:, 2]])
 
 
 def test_missing_data_name_the_command(tmp_path, root):
@@ -70,28 +69,23 @@ def test_missing_data_name_the_command(tmp_path, root):
         make_dataset("images", root=root)
 
 
+LATENTS = ArrayItems({"latent": np.ones((2, 4, 4, 4), np.float32)})
+CONSTANT = ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)})
+
+
 @pytest.mark.parametrize(
-    "options, message",
+    "items, options, message",
     [
-        ({"scaling": "std"}, "dataset.scaling = 'std'"),
-        ({"split": "val"}, "split of the prepared dataset 'tiny' = 'val'"),
+        (arrays(), {"scaling": "std"}, "dataset.scaling = 'std'"),
+        (arrays(), {"split": "val"}, "split of the prepared dataset 'tiny' = 'val'"),
+        (LATENTS, {}, "'tiny' holds latents"),
+        (CONSTANT, {"scaling": "measured"}, "a channel has one value only"),
     ],
 )
-def test_illegal_arguments(root, options, message):
+def test_what_cannot_be_opened(tmp_path, items, options, message):
+    run(items, tmp_path)
     with pytest.raises(ValueError, match=message):
-        open_images(root, **options)
-
-
-def test_latents_are_no_images(tmp_path):
-    run(ArrayItems({"latent": np.ones((2, 4, 4, 4), np.float32)}), tmp_path)
-    with pytest.raises(ValueError, match="'tiny' holds latents"):
-        open_images(tmp_path)
-
-
-def test_a_channel_of_one_value_cannot_be_scaled(tmp_path):
-    run(ArrayItems({"image": np.full((2, 4, 4, 3), 7, np.uint8)}), tmp_path)
-    with pytest.raises(ValueError, match="a channel has one value only"):
-        open_images(tmp_path, scaling="measured")
+        open_images(tmp_path, **options)
 
 
 @pytest.mark.parametrize("variant", IMAGENET64_VARIANTS)
@@ -114,15 +108,11 @@ def test_each_variant_has_a_folder_and_all_but_the_default_warn(
     np.testing.assert_allclose((x[:, 0, 0, 0] + 1) * 127.5, [0, 1, 2], atol=1e-5)
 
 
-def test_each_variant_can_be_prepared_and_keeps_apart():
-    variants = IMAGENET64_VARIANTS.values()
-    assert len({variant.folder for variant in variants}) == 3
-    for variant in variants:
-        assert variant.recipe in RECIPES and set(variant.kinds) <= set(SOURCES)
-
-
-def test_the_first_is_the_one_of_published_figures():
+def test_variants_keep_apart_and_the_first_is_that_of_published_figures():
     first, *others = IMAGENET64_VARIANTS.values()
+    assert len({variant.folder for variant in (first, *others)}) == 3
+    for variant in (first, *others):
+        assert variant.recipe in RECIPES and set(variant.kinds) <= set(SOURCES)
     assert first.folder == "imagenet64" and first.labelled and first.comparable
     assert first.recipe == "center_crop_dhariwal"
     assert not any(variant.comparable for variant in others)

@@ -57,9 +57,7 @@ def test_other_features_are_left_to_tfds(folder, monkeypatch):
 def test_only_what_is_asked_for_is_read(folder):
     source = pipeline.read_prepared(folder, "train[2:]", fields=("label", "half"))
     assert list(source.fields) == ["label", "half"] and len(source) == NUM - 2
-    with pytest.raises(
-        ValueError, match=r"feature of .*'builder?.*|'labels' is not one"
-    ):
+    with pytest.raises(ValueError, match="'labels' is not one"):
         pipeline.read_prepared(folder, fields=("labels",))
 
 

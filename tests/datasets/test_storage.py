@@ -1,5 +1,6 @@
 """Preparing: atomic, repeatable, by path, and clear when something is missing."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -69,13 +70,10 @@ def test_another_process_may_finish_first(builder, root, monkeypatch):
 
 def test_two_processes_at_once(tmp_path):
     code = (
-        "import sys; from scm_jax import datasets as d; print(d.prepare(*sys.argv[1:]))"
+        f"from scm_jax import datasets as d; print(d.prepare('digits', '{tmp_path}'))"
     )
-    run = [sys.executable, "-c", code, "digits", str(tmp_path)]
-    processes = [
-        subprocess.Popen(run, env=ENV, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    run = functools.partial(subprocess.Popen, [sys.executable, "-c", code], env=ENV)
+    processes = [run(stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=HANG)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert said == [str(tmp_path / "digits/1.0.0")] * 2
@@ -125,9 +123,8 @@ def test_prepared_data_are_read_without_the_builder(digits_root, monkeypatch, tm
 
 
 def test_unknown_builder_lists_those_there_are(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"found 0; builders here: \[.*'digits'"
-    ):
+    message = r"found 0; builders here: \[.*'digits'"
+    with pytest.raises(FileNotFoundError, match=message):
         storage.prepare("digit", tmp_path)
 
 

@@ -39,10 +39,12 @@ def precision(request):
         yield dtype, 16 * float(np.finfo(dtype).eps)
 
 
+QUICK = {"xla_backend_optimization_level": 0}
+
+
 @functools.cache
 def _compiled(function):
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args, SD), compiler_options=options)
+    return jax.jit(lambda *args: function(*args, SD), compiler_options=QUICK)
 
 
 def call(distribution, name, *args):
@@ -95,11 +97,8 @@ def integrate(distribution, x, start, stop, steps=800):
         k4 = velocity(x + h[:, None] * k3, t + h)
         return x + h[:, None] / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
-    options = {"xla_backend_optimization_level": 0}
-    run = jax.jit(
-        lambda x: jax.lax.fori_loop(0, steps, step, x), compiler_options=options
-    )
-    return run(x)
+    run = functools.partial(jax.lax.fori_loop, 0, steps, step)
+    return jax.jit(run, compiler_options=QUICK)(x)
 
 
 def test_gaussian_numbers(precision):
@@ -145,18 +144,17 @@ def test_velocity_is_that_of_the_score(distribution, float64):
     t = times()
     x, h = points(distribution, t), 1e-6
     v = np.asarray(call(distribution, "velocity", x, t))
-    score = np.stack(
+    below, above = (
         [
-            log_density(distribution, x + step, t)
-            - log_density(distribution, x - step, t)
-            for step in h * np.eye(distribution.dim)
-        ],
-        axis=1,
-    ) / (2 * h)
-    cos, sin = np.cos(t)[:, None], np.sin(t)[:, None]
-    np.testing.assert_allclose(
-        cos * v, -(SD**2) * sin * score - sin * x, rtol=1e-6, atol=1e-7
+            log_density(distribution, x + s * step, t)
+            for step in np.eye(distribution.dim)
+        ]
+        for s in (-h, h)
     )
+    score = np.subtract(above, below).T / (2 * h)
+    cos, sin = np.cos(t)[:, None], np.sin(t)[:, None]
+    expected = -(SD**2) * sin * score - sin * x
+    np.testing.assert_allclose(cos * v, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("distribution", ALL)
@@ -281,9 +279,8 @@ def test_streams_of_splits_and_batches_differ():
 
 
 def test_own_parameters_reach_the_distribution():
-    mixture = make_dataset(
-        "mixture", weights=[1.0], means=[[0.0, 1.0]], stds=[0.5], sigma_data=0.7
-    )
+    given = {"weights": [1.0], "means": [[0.0, 1.0]], "stds": [0.5]}
+    mixture = make_dataset("mixture", **given, sigma_data=0.7)
     assert mixture.closed_form == GaussianMixture((1.0,), ((0.0, 1.0),), (0.5,))
     assert mixture.info.sample_shape == (2,) and mixture.info.sigma_data == 0.7
     gaussian = make_dataset("gaussian", mean=(1.0,), std=0.1)

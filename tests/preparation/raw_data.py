@@ -20,13 +20,17 @@ def picture(number: int, height: int = 4, width: int = 5) -> np.ndarray:
     return ((values + 31 * number) % 256).astype(np.uint8)
 
 
-def encode(pixels: np.ndarray, image_format: str = "PNG", **options) -> bytes:
+def encode(image: np.ndarray | Image.Image, image_format="PNG", **options) -> bytes:
+    if isinstance(image, np.ndarray):
+        grey = image.ndim == 3 and image.shape[-1] == 1
+        image = Image.fromarray(image[..., 0] if grey else image)
     file = io.BytesIO()
-    grey = pixels.ndim == 3 and pixels.shape[-1] == 1
-    Image.fromarray(pixels[..., 0] if grey else pixels).save(
-        file, image_format, **options
-    )
+    image.save(file, image_format, **options)
     return file.getvalue()
+
+
+def png(number: int, height: int = 4, width: int = 5) -> bytes:
+    return encode(picture(number, height, width))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -83,7 +87,7 @@ def class_files(names=("cat", "ant"), count: int = 2, prefix: str = "") -> dict:
     """Two images for each class, ``cat/1.png``; not in alphabetical order."""
     numbers = iter(range(100))
     return {
-        f"{prefix}{name}/{item}.png": encode(picture(next(numbers)))
+        f"{prefix}{name}/{item}.png": png(next(numbers))
         for name in names
         for item in range(count)
     }

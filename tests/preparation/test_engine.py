@@ -15,46 +15,29 @@ from scm_jax.datasets import pipeline
 from scm_jax.datasets.preparation import manifest, parallel, prepare, progress, shards
 from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.hang import HANG
-from tests.preparation.made_items import (
-    LATENTS,
-    NUM,
-    ArrayItems,
-    arrays,
-    assert_stored,
-    contents,
-    counted,
-    deadly,
-    run,
-    target,
-)
+from tests.preparation import made_items as made
 
 ORIGIN = {"kind": "folder", "path": "a", "num_bytes": 3}
 STORED = {"field": "image", "shape": (8, 8, 3), "dtype": "uint8", "class_names": ()}
 HOW = {"recipe": "none", "size": 0, "shard_items": 4}
-PLAN = shards.Plan("tiny", "train", **STORED, **HOW, num_items=NUM, origin=ORIGIN)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """What one process stores without any trouble."""
-    return contents(run(arrays(), tmp_path_factory.mktemp("plain")))
+PLAN = shards.Plan("tiny", "train", **STORED, **HOW, num_items=made.NUM, origin=ORIGIN)
 
 
 # --- layout ---------------------------------------------------------------------------
 
-CLASSES = {"latent": LATENTS, "label": np.arange(9)}, tuple("abcdefghi")
+CLASSES = {"latent": made.LATENTS, "label": np.arange(9)}, tuple("abcdefghi")
 LAYOUTS = {
-    "images": (arrays(), {}, "uint8"),
-    "grey without classes": (arrays(shape=(5, 7, 1), classes=0), {}, "uint8"),
-    "float32 latents": (ArrayItems({"latent": LATENTS}), {}, "float32"),
-    "float16 latents": (ArrayItems(*CLASSES), {"dtype": "float16"}, "float16"),
+    "images": (made.arrays(), {}, "uint8"),
+    "grey without classes": (made.arrays(shape=(5, 7, 1), classes=0), {}, "uint8"),
+    "float32 latents": (made.ArrayItems({"latent": made.LATENTS}), {}, "float32"),
+    "float16 latents": (made.ArrayItems(*CLASSES), {"dtype": "float16"}, "float16"),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_is_read_by_tfds_and_by_the_pipeline(tmp_path, name):
     raw, options, dtype = LAYOUTS[name]
-    folder = run(raw, tmp_path, **options)
+    folder = made.run(raw, tmp_path, **options)
     field = "image" if "image" in raw.fields else "latent"
     expected = raw.fields[field].astype(dtype)
     info = tfds.builder_from_directory(folder).info
@@ -74,8 +57,8 @@ def test_layout_is_read_by_tfds_and_by_the_pipeline(tmp_path, name):
 
 
 def test_class_names_that_tfds_cannot_store_are_in_the_manifest(tmp_path):
-    raw = dataclasses.replace(arrays(), class_names=("a", "a", " b"))
-    folder = run(raw, tmp_path)
+    raw = dataclasses.replace(made.arrays(), class_names=("a", "a", " b"))
+    folder = made.run(raw, tmp_path)
     assert tfds.builder_from_directory(folder).info.features["label"].num_classes == 3
     assert manifest.read(folder)["class_names"] == ["a", "a", " b"]
 
@@ -87,20 +70,20 @@ def test_shards_are_bounded_in_items_and_bytes():
 
 
 def test_a_second_split_comes_into_the_same_folder(tmp_path):
-    folder = run(arrays(), tmp_path)
-    before = {k: v for k, v in contents(folder).items() if "array_record" in k}
-    other = arrays(num=6, seed=1)
-    assert run(other, tmp_path, split="test") == folder
-    assert contents(folder).items() >= before.items()
-    for split, raw in (("train", arrays()), ("test", other)):
-        assert_stored(folder, raw.fields["image"], split)
+    folder = made.run(made.arrays(), tmp_path)
+    before = {k: v for k, v in made.contents(folder).items() if "array_record" in k}
+    other = made.arrays(num=6, seed=1)
+    assert made.run(other, tmp_path, split="test") == folder
+    assert made.contents(folder).items() >= before.items()
+    for split, raw in (("train", made.arrays()), ("test", other)):
+        made.assert_stored(folder, raw.fields["image"], split)
     assert os.listdir(folder.parent) == ["1.0.0"]
     with pytest.raises(ValueError, match=r"shape = \[8, 8, 3\]; the new split has"):
-        run(arrays(shape=(4, 4, 3)), tmp_path, split="validation")
+        made.run(made.arrays(shape=(4, 4, 3)), tmp_path, split="validation")
 
 
 def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
-    folder = run(arrays(), tmp_path)
+    folder = made.run(made.arrays(), tmp_path)
     write, written = manifest.write_atomically, []
 
     def fail(file, text):
@@ -111,12 +94,12 @@ def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(manifest, "write_atomically", fail)
     with pytest.raises(KeyboardInterrupt):
-        run(arrays(seed=1), tmp_path, split="test")
+        made.run(made.arrays(seed=1), tmp_path, split="test")
     monkeypatch.undo()
-    again = counted(raw=arrays(seed=1))
-    run(again, tmp_path, split="test")
+    again = made.counted(raw=made.arrays(seed=1))
+    made.run(again, tmp_path, split="test")
     assert again.reads == [0]  # for its shape; no shard is made again
-    assert_stored(folder, again.fields["image"], "test")
+    made.assert_stored(folder, again.fields["image"], "test")
     assert os.listdir(folder.parent) == ["1.0.0"]
 
 
@@ -126,36 +109,36 @@ def test_a_split_that_was_published_by_half_is_finished(tmp_path, monkeypatch):
 
 def test_three_workers_store_the_same_bytes(tmp_path, plain):
     # Fields in alphabetical order: protobuf's own differs from process to process.
-    assert contents(run(arrays(), tmp_path, workers=3)) == plain
+    assert made.contents(made.run(made.arrays(), tmp_path, workers=3)) == plain
 
 
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path, plain):
-    raw = deadly(14, tmp_path / "mark")
+    raw = made.deadly(14, tmp_path / "mark")
     context = multiprocessing.get_context("forkserver")
-    killed = context.Process(target=run, args=(raw, tmp_path))
+    killed = context.Process(target=made.run, args=(raw, tmp_path))
     killed.start()
     killed.join(HANG)
-    assert killed.exitcode == -9 and not target(tmp_path).exists()
-    again = counted()
-    folder = run(again, tmp_path)
+    assert killed.exitcode == -9 and not made.target(tmp_path).exists()
+    again = made.counted()
+    folder = made.run(again, tmp_path)
     # The first for its shape; then the shard in which it was killed, and the rest.
-    assert again.reads == [0, *range(12, NUM)]
-    assert contents(folder) == plain
+    assert again.reads == [0, *range(12, made.NUM)]
+    assert made.contents(folder) == plain
     assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
 
 
 def test_a_killed_worker_is_an_error_and_a_rerun_goes_on(tmp_path, plain):
-    raw = deadly(14, tmp_path / "mark")
+    raw = made.deadly(14, tmp_path / "mark")
     with pytest.raises(OSError, match="ended with code -9; run the same command"):
-        run(raw, tmp_path, workers=2)
-    assert not target(tmp_path).exists()
-    assert contents(run(arrays(), tmp_path)) == plain
+        made.run(raw, tmp_path, workers=2)
+    assert not made.target(tmp_path).exists()
+    assert made.contents(made.run(made.arrays(), tmp_path)) == plain
 
 
 def test_each_of_several_commands_begins_at_another_shard(tmp_path):
-    raw = counted()
-    run(raw, tmp_path, process_index=1, process_count=2)
-    assert raw.reads == [0, *range(12, NUM), *range(12)]
+    raw = made.counted()
+    made.run(raw, tmp_path, process_index=1, process_count=2)
+    assert raw.reads == [0, *range(12, made.NUM), *range(12)]
 
 
 def test_a_claim_is_held_by_one(tmp_path):
@@ -180,7 +163,7 @@ class Moving(type(pathlib.Path())):
 
 @pytest.fixture
 def work(tmp_path):
-    work = shards.Work(arrays(), PLAN, tmp_path, tmp_path / "published")
+    work = shards.Work(made.arrays(), PLAN, tmp_path, tmp_path / "published")
     for folder in (work.folder, work.state, work.target):
         folder.mkdir()
     return work
@@ -207,38 +190,38 @@ def test_leftovers_of_killed_processes_go(work):
 
 def test_shards_of_another_recipe_are_not_used(tmp_path):
     with pytest.raises(ItemError):
-        run(counted(bad=(14,)), tmp_path)
-    folder = run(arrays(), tmp_path, recipe="box", size=4)
+        made.run(made.counted(bad=(14,)), tmp_path)
+    folder = made.run(made.arrays(), tmp_path, recipe="box", size=4)
     stored = pipeline.read_prepared(folder).fields["image"]
-    assert stored.shape == (NUM, 4, 4, 3)
+    assert stored.shape == (made.NUM, 4, 4, 3)
     with pytest.raises(ValueError, match=r"with shape = \[4, 4, 3\]"):
-        run(arrays(), tmp_path)
+        made.run(made.arrays(), tmp_path)
 
 
 def test_a_split_made_otherwise_is_not_taken_for_this_one(tmp_path):
-    folder = run(arrays(), tmp_path)
-    before = contents(folder)
+    folder = made.run(made.arrays(), tmp_path)
+    before = made.contents(folder)
     for change, message in (
         ({"recipe": "center_crop_bicubic", "size": 8}, "recipe: none there, center"),
         ({"shard_items": 5}, "shard_items: 4 there, 5 now"),
         ({"options": {"label_base": 1}}, "options: {} there"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(arrays(), tmp_path, **change)
+            made.run(made.arrays(), tmp_path, **change)
     with pytest.raises(ValueError, match="raw items: 23 there, 22 now"):
-        run(arrays(num=22), tmp_path)
-    assert contents(folder) == before
-    again = counted()
-    assert run(again, tmp_path) == folder
+        made.run(made.arrays(num=22), tmp_path)
+    assert made.contents(folder) == before
+    again = made.counted()
+    assert made.run(again, tmp_path) == folder
     assert again.reads == [0]
 
 
 def test_foreign_files_are_not_overwritten(tmp_path):
-    mine = target(tmp_path) / "mine.txt"
+    mine = made.target(tmp_path) / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
     with pytest.raises(FileExistsError, match=r"1\.0\.0 already exists"):
-        run(arrays(), tmp_path)
+        made.run(made.arrays(), tmp_path)
     assert mine.read_text() == "keep" and os.listdir(tmp_path / "tiny") == ["1.0.0"]
 
 
@@ -246,17 +229,17 @@ def test_foreign_files_are_not_overwritten(tmp_path):
 
 
 def test_a_full_disk_is_said_and_a_rerun_goes_on(tmp_path):
-    raw = arrays(num=60, shape=(64, 64, 3))
+    raw = made.arrays(num=60, shape=(64, 64, 3))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"cannot write .*tiny-train.*Make room"):
-            run(raw, tmp_path, shard_items=30)
+            made.run(raw, tmp_path, shard_items=30)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = [f for f in tmp_path.rglob("*tiny-train*") if ".claim" not in f.name]
-    assert left == [] and not target(tmp_path).exists()
-    assert len(pipeline.read_prepared(run(raw, tmp_path, shard_items=30))) == 60
+    assert left == [] and not made.target(tmp_path).exists()
+    assert len(pipeline.read_prepared(made.run(raw, tmp_path, shard_items=30))) == 60
 
 
 def test_progress_in_words(capsys):

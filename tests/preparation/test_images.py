@@ -1,7 +1,5 @@
 """What becomes of the pixels of image files."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,12 +7,6 @@ from PIL import Image
 from scm_jax.datasets.preparation.readers.decode import decode_image
 from scm_jax.datasets.preparation.readers.items import ItemError
 from tests.preparation.raw_data import encode, picture
-
-
-def saved(image, image_format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
 
 
 def test_lossless_formats_give_their_pixels():
@@ -42,20 +34,20 @@ def test_transparency_leaves_the_colour_below_also_in_palettes():
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([1, 0])
     for options in ({}, {"transparency": bytes([0, 255])}):
-        assert decode_image(saved(image, **options), "a").tolist() == expected
+        assert decode_image(encode(image, **options), "a").tolist() == expected
 
 
 def test_cmyk():
     image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    assert decode_image(saved(image, "TIFF"), "a")[0, 0].tolist() == [0, 255, 255]
-    decoded = decode_image(saved(image, "JPEG"), "a")
+    assert decode_image(encode(image, "TIFF"), "a")[0, 0].tolist() == [0, 255, 255]
+    decoded = decode_image(encode(image, "JPEG"), "a")
     assert np.abs(decoded[0, 0].astype(int) - [0, 255, 255]).max() <= 2
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_and_not_clipped(image_format):
     levels = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
-    decoded = decode_image(saved(Image.fromarray(levels), image_format), "a")
+    decoded = decode_image(encode(levels, image_format), "a")
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
     assert decoded.shape == (1, 6, 3)
 
@@ -63,13 +55,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped(image_format):
 def test_the_orientation_does_not_count():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
-    content = saved(Image.fromarray(picture(0)), "PNG", exif=exif)
+    content = encode(picture(0), "PNG", exif=exif)
     np.testing.assert_array_equal(decode_image(content, "a"), picture(0))
 
 
 def test_the_first_frame_counts():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    content = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_image(content, "a")[0, 0].tolist() == [255, 0, 0]
 
 
@@ -78,8 +70,8 @@ BAD = {
     "text": b"no image",
     "a PNG that is cut off": encode(picture(0))[:-30],
     "a JPEG that is cut off": encode(picture(0, 64, 64), "JPEG")[:-60],
-    "floats": saved(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
-    "32 bits": saved(Image.fromarray(np.array([[70000]], np.int32)), "TIFF"),
+    "floats": encode(np.zeros((2, 2), np.float32), "TIFF"),
+    "32 bits": encode(np.array([[70000]], np.int32), "TIFF"),
 }
 
 

@@ -102,6 +102,7 @@ BAD = {
                     "line 1, 'file,class,label', does not say which"),
     "several numbers": (rows(" ", FILES, ["1 2"] * 4), "line 1, '0.png 1 2', has sev"),
     "no class": ("0.png,\n1.png,dog\n", f"line 1, '0.png,', has no class; {EXPECTED}"),
+    "twice": ("0.png 4\n0.png 5\n", "line 2, '0.png 5', names a file twice"),
     "classes only": ("4\n2\n", "line 1, '4', has no class"),
     "empty": ("\n", f"has no lines; {EXPECTED}"),
     "another encoding": ("0.png,Löwe".encode("latin1"), "is not UTF-8 text"),

@@ -10,19 +10,9 @@ import pytest
 from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.datasets.preparation.readers.sources import open_items
 from scm_jax.files.inert_pickle import UnsafePickleError
-from tests.preparation.raw_data import (
-    assert_images,
-    cifar10_files,
-    labels_of,
-    pickle_of_python2,
-    picture,
-    planar,
-    refused,
-    write_folder,
-    write_tar,
-)
+from tests.preparation import raw_data as raw
 
-IMAGES = np.stack([picture(n, 4, 4) for n in range(3)])
+IMAGES = np.stack([raw.picture(n, 4, 4) for n in range(3)])
 LABELS = np.array([2, 0, 2])
 
 
@@ -33,11 +23,11 @@ def write_npz(path, save=np.savez, **arrays):
 
 
 def assert_items(items, images, labels=None):
-    assert_images(items, images)
+    raw.assert_images(items, images)
     if labels is None:
         assert set(items.read(0)) == {"image"}
     else:
-        assert labels_of(items) == list(labels)
+        assert raw.labels_of(items) == list(labels)
         assert items.read(0)["label"].dtype == np.int64
 
 
@@ -63,7 +53,7 @@ def test_npz(tmp_path, save, image_key, label_key):
 
 def test_layouts_of_stacked_images(tmp_path):
     planes_first = IMAGES.transpose(0, 3, 1, 2)
-    for number, stored in enumerate((IMAGES, planar(IMAGES), planes_first)):
+    for number, stored in enumerate((IMAGES, raw.planar(IMAGES), planes_first)):
         path = write_npz(tmp_path / f"{number}", images=stored)
         assert_items(open_items(path), IMAGES)
     path = write_npz(tmp_path / "grey", images=IMAGES[..., 0])
@@ -85,55 +75,55 @@ BAD_ARRAYS = {
 
 @pytest.mark.parametrize("arrays, message", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
 def test_bad_arrays(tmp_path, arrays, message):
-    refused(f"raw.*{message}", write_npz(tmp_path / "raw", **arrays))
+    raw.refused(f"raw.*{message}", write_npz(tmp_path / "raw", **arrays))
 
 
 def test_an_npz_that_is_cut_off(tmp_path):
     path = write_npz(tmp_path / "raw", images=IMAGES)
     path.write_bytes(path.read_bytes()[:-30])
-    refused("raw: .*cut off or damaged", path)
+    raw.refused("raw: .*cut off or damaged", path)
 
 
 # --- ImageNet 64x64 -------------------------------------------------------------------
 
 
 def batch_of(count, first, dump=pickle.dumps):
-    images = np.stack([picture(first + n, 2, 2) for n in range(count)])
+    images = np.stack([raw.picture(first + n, 2, 2) for n in range(count)])
     labels = [1 + (first + n) % 3 for n in range(count)]
-    return dump({"data": planar(images), "labels": labels, "mean": images[0]})
+    return dump({"data": raw.planar(images), "labels": labels, "mean": images[0]})
 
 
 def write_batches(root):
     # Batch 10 is after batch 2, in numbers and not in letters.
     batches = {
         "train_data_batch_10": batch_of(1, 3),
-        "train_data_batch_1": batch_of(2, 0, pickle_of_python2),
+        "train_data_batch_1": batch_of(2, 0, raw.pickle_of_python2),
         "train_data_batch_2": batch_of(1, 2, lambda d: pickle.dumps(d, 2)),
         "val_data": batch_of(1, 9),
     }
-    return write_folder(root, batches)
+    return raw.write_folder(root, batches)
 
 
 def test_the_pickled_batches_of_imagenet_count_from_one(tmp_path):
     path = write_batches(tmp_path / "raw")
-    images = [picture(n, 2, 2) for n in range(4)]
+    images = [raw.picture(n, 2, 2) for n in range(4)]
     items = open_items(path, split="train", label_base=1, num_classes=1000)
     assert_items(items, images, [0, 1, 2, 0])
     assert len(items.class_names) == 1000
     assert items.name(3).endswith("train_data_batch_10: item 0")
     assert_items(open_items(path, split="train"), images, [1, 2, 3, 1])
     validation = open_items(path, split="validation", label_base=1)
-    assert_items(validation, [picture(9, 2, 2)], [0])
-    refused("batches of several splits", path)
+    assert_items(validation, [raw.picture(9, 2, 2)], [0])
+    raw.refused("batches of several splits", path)
     few = {"split": "train", "label_base": 1, "num_classes": 2}
     message = "batch_2: item 0: the label 3.*legal are 1..2"
-    refused(message, path, error=ItemError, **few)
+    raw.refused(message, path, error=ItemError, **few)
 
 
 def test_items_are_read_in_any_order_from_more_files_than_are_kept(tmp_path):
     items = open_items(write_batches(tmp_path / "raw"), split="train")
     for index in (3, 0, 2, 3, 1, 0):
-        np.testing.assert_array_equal(items.read(index)["image"], picture(index, 2, 2))
+        assert (items.read(index)["image"] == raw.picture(index, 2, 2)).all()
     with pytest.raises(IndexError, match="item 4 of 4"):
         items.read(4)
 
@@ -163,7 +153,7 @@ BAD_PICKLES = {
 @pytest.mark.parametrize("message", BAD_PICKLES)
 def test_bad_pickles(tmp_path, message):
     (tmp_path / "raw").write_bytes(BAD_PICKLES[message])
-    refused(f"raw.*{message}", tmp_path / "raw")
+    raw.refused(f"raw.*{message}", tmp_path / "raw")
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------
@@ -171,17 +161,17 @@ def test_bad_pickles(tmp_path, message):
 
 @pytest.mark.parametrize("python2", [True, False])
 def test_cifar10_as_published(tmp_path, python2):
-    files = cifar10_files(python2)
-    archive = write_tar(tmp_path / "cifar.tar.gz", files, mode="w:gz")
-    folder = write_folder(tmp_path, files) / "cifar-10-batches-py"
+    files = raw.cifar10_files(python2)
+    archive = raw.write_tar(tmp_path / "cifar.tar.gz", files, mode="w:gz")
+    folder = raw.write_folder(tmp_path, files) / "cifar-10-batches-py"
     for path in (archive, folder):
         items = open_items(path)
         assert items.origin["kind"] == "cifar10"
         assert items.class_names == ("aeroplane", "cart")
         numbers = [10 * batch + n for batch in range(5) for n in range(2)]
-        assert_items(items, [picture(n, 4, 4) for n in numbers], [1, 0] * 5)
+        assert_items(items, [raw.picture(n, 4, 4) for n in numbers], [1, 0] * 5)
         test = open_items(path, split="test")
-        assert_items(test, [picture(n, 4, 4) for n in (50, 51)], [1, 0])
+        assert_items(test, [raw.picture(n, 4, 4) for n in (50, 51)], [1, 0])
         assert test.origin != items.origin
         assert test.name(1).endswith("test_batch: item 1")
     unlabelled = open_items(archive, labels="none")
@@ -189,14 +179,15 @@ def test_cifar10_as_published(tmp_path, python2):
 
 
 def test_bad_cifar10(tmp_path):
-    archive = write_tar(tmp_path / "cifar.tar.gz", cifar10_files(), mode="w:gz")
-    refused("cifar10 = 'val' is not one of", archive, split="val")
+    archive = raw.write_tar(tmp_path / "cifar.tar.gz", raw.cifar10_files(), mode="w:gz")
+    raw.refused("cifar10 = 'val' is not one of", archive, split="val")
     short = tmp_path / "cifar-10-python.tar.gz"
     short.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    refused("10-python.tar.gz: is cut off or damaged", short)
-    files = cifar10_files(labels_from=1)
-    shifted = write_tar(tmp_path / "shifted.tar.gz", files, mode="w:gz")
-    refused("batch_1: item 0: the label 2.*legal are 0..1", shifted, error=ItemError)
-    folder = write_folder(tmp_path, cifar10_files()) / "cifar-10-batches-py"
+    raw.refused("10-python.tar.gz: is cut off or damaged", short)
+    files = raw.cifar10_files(labels_from=1)
+    shifted = raw.write_tar(tmp_path / "shifted.tar.gz", files, mode="w:gz")
+    message = "batch_1: item 0: the label 2.*legal are 0..1"
+    raw.refused(message, shifted, error=ItemError)
+    folder = raw.write_folder(tmp_path, raw.cifar10_files()) / "cifar-10-batches-py"
     (folder / "data_batch_3").unlink()
-    refused("data_batch_3: is not there", folder)
+    raw.refused("data_batch_3: is not there", folder)

@@ -48,17 +48,9 @@ def make_run(root, *names, **facts):
 def write_status(run_dir, **fields):
     """``status.json`` of a worker of this process, changed by ``fields``."""
     now = time.time()
-    status = {
-        "state": "running",
-        "attempt": 1,
-        "started": now - 100,
-        "heartbeat": now,
-        "heartbeat_seconds": 10.0,
-        "retry": True,
-        "error": None,
-        **locks.identity(),
-        **fields,
-    }
+    status = {"state": "running", "attempt": 1, "retry": True, "error": None}
+    status |= {"started": now - 100, "heartbeat": now, "heartbeat_seconds": 10.0}
+    status |= {**locks.identity(), **fields}
     # Not with ``write_json``, whose unfinished file is named after the process: here
     # a heartbeat of this one may be writing its own.
     unfinished = Path(run_dir) / ".planted"
@@ -67,15 +59,10 @@ def write_status(run_dir, **fields):
 
 
 def write_attempts(run_dir, *outcomes):
-    """Ended attempts, or other events by name."""
+    """Ended attempts."""
     for number, outcome in enumerate(outcomes, start=1):
-        event = {"event": "ended", "outcome": outcome}
-        if outcome == "forgiven":
-            event = {"event": "forgiven"}
-        append_row(
-            Path(run_dir) / "attempts.jsonl",
-            {"attempt": number, "time": time.time(), **event},
-        )
+        ended = {"event": "ended", "outcome": outcome, "time": time.time()}
+        append_row(Path(run_dir) / "attempts.jsonl", {"attempt": number, **ended})
 
 
 def write_submission(run_dir, event="sent", **fields):

@@ -141,16 +141,11 @@ class Cluster:
 
     def _daemon(self, *command: str, node: str = "") -> None:
         with (self.folder / "daemons.log").open("a") as log:
+            # slurmd hands the node on to the helpers of its jobs
+            environ = {**self.environ, "TEST_NODE": node}
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self.daemons.append(
-                subprocess.Popen(
-                    command,
-                    # slurmd hands it on to the helpers of its jobs
-                    env={**self.environ, "TEST_NODE": node},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+                subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
             )
 
     def _config(self) -> str:

@@ -1,14 +1,12 @@
 """The plan: estimates from measured rates, and a table that fits a terminal."""
 
-import contextlib
 import io
 
 import pytest
 import rich.console
 
-from scm_jax.files.jsonl import write_json
+from scm_jax.files.jsonl import append_row, write_json
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.runs.directory.writers import JsonlWriter
 from scm_jax.sweeps.plan import hours as plan
 from tests.sweeps import planted
 
@@ -24,17 +22,13 @@ def make_run(number, flops_per_image=1e6, **changes):
 
 def finished(directory, macs_per_image, rate, seconds, **summary):
     """A finished run of 1,000 images at ``rate`` images per second."""
-    with contextlib.closing(JsonlWriter(directory / "metrics.jsonl")) as writer:
-        for step, value in enumerate((rate / 10, rate, rate), 1):
-            writer.write_scalars(step, {"images_per_second": value})
-    facts = {
-        "train_macs_per_image": macs_per_image,
-        "total_train_macs": macs_per_image * 1000,
-        "images": 1000,
-        "seconds": seconds,
-        "environment": {"device": "cpu", "device_count": 2},
-        **summary,
-    }
+    directory.mkdir(exist_ok=True)
+    for step, value in enumerate((rate / 10, rate, rate), 1):
+        row = {"step": step, "images_per_second": value}
+        append_row(directory / "metrics.jsonl", row)
+    facts = {"train_macs_per_image": macs_per_image, "images": 1000, "seconds": seconds}
+    facts |= {"total_train_macs": macs_per_image * 1000, **summary}
+    facts["environment"] = {"device": "cpu", "device_count": 2}
     write_json(RunDir(directory).summary_path, facts)
 
 

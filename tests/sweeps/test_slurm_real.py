@@ -133,17 +133,17 @@ def test_preempted_killed_and_lost_runs_end_as_if_undisturbed(
     cluster.restore_node(SECOND)
 
     assert submissions.resubmit(root, "slurm", options) == 0
-    wait_for(
-        lambda: all(state(root, run) == "done" for run in ids), "all runs to be done"
-    )
+    wait_for(lambda: {state(root, run) for run in ids} == {"done"}, "all to be done")
     again = {run: len(read_rows(root / run / "submissions.jsonl")) for run in ids}
     assert again == {run: 4 if run == killed else 2 for run in ids}
-    assert outcomes(root, lost) == ["lost", "done"]
-    assert outcomes(root, killed) == ["lost", "done"]
-    assert outcomes(root, preempted) == ["preempted", "done"]
-    for run in (lost, killed, preempted):
+    for run in first:
+        end = "preempted" if run == preempted else "lost"
+        assert outcomes(root, run) == [end, "done"]
         assert has_resumed(root, run), f"{run} began again at the beginning"
-    assert_undisturbed(root, (lost, killed, preempted), tmp_path / "undisturbed")
+        write_run(tmp_path / "undisturbed", read_run(root / run))
+    # Every array of the last checkpoint equals that of an undisturbed run.
+    sweep_kills.train(tmp_path / "undisturbed", list(first))
+    assert sweep_kills.differences(root, tmp_path / "undisturbed", list(first)) == []
 
 
 def outcomes(root, run):
@@ -166,10 +166,8 @@ def test_the_time_limit_and_a_cancelled_run_save_first(cluster, options, tmp_pat
     # wakes the run with that, it sleeps, rather than training at the cost of others.
     os.kill(states.read_state(tmp_path / run.id).pid, signal.SIGSTOP)
     cluster.call("scontrol", "update", f"jobid={job}", "timelimit=30")
-    wait_for(
-        lambda: "Restarts=1 " in cluster.call("scontrol", "show", "job", job),
-        "the run to be requeued",
-    )
+    show = ("scontrol", "show", "job", job)
+    wait_for(lambda: "Restarts=1 " in cluster.call(*show), "the run to be requeued")
     assert outcomes(tmp_path, run.id) == ["preempted"]
     assert state(tmp_path, run.id) == "queued"
     cluster.call("scontrol", "update", f"jobid={job}", "timelimit=60")
@@ -206,11 +204,3 @@ def test_what_slurm_would_refuse_is_not_sent(
         submissions.submit(tmp_path, [tiny_run(s) for s in range(9)], "slurm", options)
     assert slurm.queue(tmp_path) == {}
     assert not list(tmp_path.glob("*/submissions.jsonl"))
-
-
-def assert_undisturbed(root, ids, other):
-    """Every array of the last checkpoint equals that of an undisturbed run."""
-    for run in ids:
-        write_run(other, read_run(root / run))
-    sweep_kills.train(other, list(ids))
-    assert sweep_kills.differences(root, other, list(ids)) == []

@@ -23,15 +23,11 @@ def planned_as(runs, size=100, **options):
 
 class TestArrays:
     def test_runs_share_arrays_of_the_size_that_the_site_allows(self):
-        runs = [run(f"r{i}") for i in range(5)]
-        found = [list(members.values()) for members, _ in planned_as(runs, size=2)]
-        assert found == [["r0", "r1"], ["r2", "r3"], ["r4"]]
-
-    def test_other_resources_are_another_array(self):
-        runs = [run(name, resources=kind) for name, kind in ("ax", "by", "cx")]
-        x, y = slurm_arrays.plan_arrays(runs, 100)
-        assert (x.resources, list(x.runs.values())) == ("x", ["a", "c"])
-        assert (y.resources, list(y.runs.values())) == ("y", ["b"])
+        kinds = [("a", "x"), ("b", "y"), ("c", "x"), ("d", "x")]
+        runs = [run(name, resources=kind) for name, kind in kinds]
+        arrays = slurm_arrays.plan_arrays(runs, 2)
+        found = {(a.resources, *a.runs.values()) for a in arrays}
+        assert found == {("x", "a", "c"), ("x", "d"), ("y", "b")}
 
     def test_a_student_has_the_index_of_its_teacher(self):
         runs = [run("s1", "t1"), run("t0"), run("t1"), run("s0", "t0"), run("x1", "t1")]
@@ -45,11 +41,9 @@ class TestArrays:
         runs = [run("t0"), run("t1"), run("s", "t1", "t0")]
         assert planned_as(runs)[1] == ({0: "s"}, ((0, 0), (0, 1)))
 
-    def test_nobody_waits_for_a_teacher_that_is_done(self):
-        assert planned_as([run("s", "t")], done={"t"}) == [({0: "s"}, ())]
-
-    def test_a_teacher_that_was_sent_before_is_waited_for(self):
+    def test_a_teacher_that_was_sent_before_is_waited_for_until_it_is_done(self):
         assert planned_as([run("s", "t")], jobs={"t": "7_3"}) == [({0: "s"}, ("7_3",))]
+        assert planned_as([run("s", "t")], done={"t"}) == [({0: "s"}, ())]
 
     def test_three_levels(self):
         runs = [run("c", "b"), run("b", "a"), run("a")]
@@ -76,19 +70,10 @@ def test_what_an_array_waits_for(after, condition):
     assert found == (wanted if condition else [])
 
 
-PROFILE = Profile(
-    slurm=Slurm(
-        partition="gpu",
-        account="lab",
-        python="python",
-        setup=("source venv/bin/activate",),
-        options=("--constraint=a100",),
-    ),
-    resources={
-        "node2": Resources(2, 1, 8, 4, "64G", "24:00:00"),
-        "default": Resources(),
-    },
-)
+SITE = {"partition": "gpu", "account": "lab", "python": "python"}
+SITE |= {"setup": ("source venv/bin/activate",), "options": ("--constraint=a100",)}
+NODE2 = Resources(2, 1, 8, 4, "64G", "24:00:00")
+PROFILE = Profile(Slurm(**SITE), resources={"node2": NODE2, "default": Resources()})
 
 
 class TestScript:
@@ -98,22 +83,19 @@ class TestScript:
 
     def test_directives(self):
         text = self.text(resources="node2", max_parallel=2)
-        assert (
-            re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE)
-            == (
-                "partition=gpu account=lab array=0-1,5%2 nodes=2 ntasks-per-node=1 "
-                "cpus-per-task=4 gpus-per-node=8 mem=64G time=24:00:00 signal=USR1@180 "
-                "open-mode=append requeue constraint=a100 job-name=scm-ID "
-                "output=/r/submissions/ID.log"
-            ).split()
+        assert " ".join(re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE)) == (
+            "partition=gpu account=lab array=0-1,5%2 nodes=2 ntasks-per-node=1 "
+            "cpus-per-task=4 gpus-per-node=8 mem=64G time=24:00:00 signal=USR1@180 "
+            "open-mode=append requeue constraint=a100 job-name=scm-ID "
+            "output=/r/submissions/ID.log"
         )
+        assert "--output=/r%%j/submissions/ID.log\n" in self.text("/r%j")  # no pattern
 
     def test_the_run_is_a_step_after_the_setup(self):
-        lines = self.text(resources="node2").splitlines()
-        step = lines.index(
-            'srun --cpus-per-task=4 --label python -m scm_jax sweep work --run="$run"'
-        )
-        assert lines[step - 1] == "source venv/bin/activate"
+        work = "python -m scm_jax sweep work"
+        step = f'srun --cpus-per-task=4 --label {work} --run="$run"'
+        text = self.text(resources="node2")
+        assert f"\nsource venv/bin/activate\n{step}\n" in text
 
     @pytest.mark.parametrize(
         ("code", "restarts", "requeued"),
@@ -131,8 +113,8 @@ class TestScript:
         programs = program(tmp_path, "srun", f'echo "srun $*"; exit {code}')
         program(tmp_path, "scontrol", 'echo "scontrol $*"')
         environ = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-        environ |= {"SLURM_RESTART_COUNT": str(restarts)}
-        environ |= {"PATH": f"{programs}:/usr/bin:/bin"}
+        environ["SLURM_RESTART_COUNT"] = str(restarts)
+        environ["PATH"] = f"{programs}:/usr/bin:/bin"
         done = subprocess.run(["bash", "-c", script], env=environ, check=False)
         assert done.returncode == code
         log = (root / "b/logs/slurm.log").read_text()
@@ -140,12 +122,13 @@ class TestScript:
         assert f"{called} --run={root}/b\n" in log
         assert ("scontrol requeue 7_1" in log) == requeued
 
+    def test_the_interpreter_that_submits_is_the_default(self):
+        array = slurm_arrays.Array({0: "a"})
+        assert sys.executable in slurm_arrays.render(array, Profile(), "/r", "ID")
+
     def test_blank_lines_stand_for_unused_indices(self):
         array = slurm_arrays.Array({2: "c", 0: "a"})
         assert slurm_arrays.list_text(array, "/r") == "/r/a\n\n/r/c\n"
-
-    def test_a_percent_in_the_path_is_no_pattern(self):
-        assert "--output=/r%%j/submissions/ID.log\n" in self.text("/r%j")
 
 
 def program(folder, name, body):
@@ -202,9 +185,6 @@ def site(tmp_path, monkeypatch):
     return found
 
 
-SHORT = '[resources.default]\ntime = "00:04:00"'
-
-
 class TestSubmit:
     def test_students_wait_and_everything_is_recorded(self, site):
         assert site.send(run("s", "t"), run("t")) == 0
@@ -229,7 +209,7 @@ class TestSubmit:
         [
             ('[slurm]\npartition = "gpus"', {}, r"'gpus' does not.*\['cpu', 'gpu'\]"),
             ("", {"REFUSE": "1"}, "sbatch --test-only"),
-            (SHORT, {}, r"'00:04:00' must be more than 240 s"),
+            ('[resources.default]\ntime = "00:04:00"', {}, "'00:04:00' must be more"),
             ("", {"PATH": "/nowhere"}, "sbatch was not found"),
         ],
     )
@@ -295,8 +275,3 @@ class TestQueue:
         assert two.calls()[-1] == "scancel 101_1"
         assert two.newest("b").event == journal.CANCELLED
         assert two.newest("a").event == journal.SENT
-
-
-def test_the_interpreter_that_submits_is_the_default():
-    array = slurm_arrays.Array({0: "a"})
-    assert sys.executable in slurm_arrays.render(array, Profile(), "/r", "ID")

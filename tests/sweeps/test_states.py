@@ -23,13 +23,11 @@ class TestReadState:
         assert state_of(run_dir) == states.RunState("run", "missing")
 
     def test_the_summary_alone_makes_it_done(self, run_dir):
+        planted.write_status(run_dir, state="done")
+        assert state_of(run_dir).state == "stale"
         planted.write_status(run_dir, state="failed")
         planted.finish(run_dir)
         assert state_of(run_dir).state == "done"
-
-    def test_a_status_of_done_without_a_summary_is_not_believed(self, run_dir):
-        planted.write_status(run_dir, state="done")
-        assert state_of(run_dir).state == "stale"
 
     def test_it_runs_as_long_as_its_worker_lives(self, run_dir):
         planted.write_status(run_dir, step=5, steps=20, images=80, attempt=2)
@@ -53,18 +51,8 @@ class TestReadState:
     def test_it_is_stale_as_soon_as_its_worker_is_gone(self, run_dir):
         planted.write_status(run_dir)
         found = state_of(run_dir)
-        assert found.state == "stale" and found.failures == 1
+        assert (found.state, found.failures) == ("stale", 1)
         assert "vanished" in found.error
-
-    @pytest.mark.parametrize(("age", "state"), [(20, "running"), (40, "stale")])
-    def test_another_machine_is_believed_for_three_heartbeats(
-        self, run_dir, age, state
-    ):
-        heartbeat = time.time() - age
-        planted.write_status(run_dir, **planted.ELSEWHERE, heartbeat=heartbeat)
-        found = state_of(run_dir)
-        assert found.state == state
-        assert found.heartbeat_age == pytest.approx(age, abs=5)
 
     @pytest.mark.parametrize("state", ["failed", "preempted"])
     def test_the_end_of_a_worker_is_told(self, run_dir, state):
@@ -74,16 +62,23 @@ class TestReadState:
         assert (found.state, found.error, found.retry) == (state, "boom", False)
         assert found.failures == (state == "failed")
 
-    @pytest.mark.parametrize(("age", "state"), [(60, "running"), (180, "stale")])
-    def test_a_training_without_a_worker_lives_while_it_writes(
-        self, run_dir, age, state
+    @pytest.mark.parametrize(
+        "worker, lives, is_stale", [(True, 20, 40), (False, 60, 180)]
+    )
+    def test_another_machine_runs_while_it_writes(
+        self, run_dir, worker, lives, is_stale
     ):
-        metrics = run_dir / "metrics.jsonl"
-        metrics.write_text('{"step": 1}\n')
-        os.utime(metrics, times=(0, time.time() - age))
-        found = state_of(run_dir)
-        assert found.state == state
-        assert found.heartbeat_age == pytest.approx(age, abs=5)
+        """Its worker beats; a training without one writes its metrics."""
+        for age, state in ((lives, "running"), (is_stale, "stale")):
+            now = time.time()
+            if worker:
+                planted.write_status(run_dir, **planted.ELSEWHERE, heartbeat=now - age)
+            else:
+                (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+                os.utime(run_dir / "metrics.jsonl", times=(0, now - age))
+            found = state_of(run_dir)
+            assert found.state == state
+            assert found.heartbeat_age == pytest.approx(age, abs=5)
 
 
 class TestSubmissions:
@@ -95,22 +90,19 @@ class TestSubmissions:
         planted.write_submission(run_dir, time=time.time() + 2)
         assert state_of(run_dir).state == "queued"
 
-    @pytest.mark.parametrize("event", ["cancelled", "failed"])
-    def test_what_was_not_sent_is_not_queued(self, run_dir, event):
-        planted.write_submission(run_dir)
-        planted.write_submission(run_dir, event, error="no such partition")
-        found = state_of(run_dir)
-        assert found.state == "missing" and found.error == "no such partition"
+    def test_what_was_not_sent_is_not_queued(self, run_dir):
+        for event in ("cancelled", "failed"):
+            planted.write_submission(run_dir)
+            planted.write_submission(run_dir, event, error="no such partition")
+            found = state_of(run_dir)
+            assert found.state == "missing" and found.error == "no such partition"
 
-    @pytest.mark.parametrize(("age", "state"), [(0, "queued"), (100, "missing")])
-    def test_a_sending_that_broke_off_is_believed_for_a_minute(
-        self, run_dir, age, state
-    ):
-        planted.write_submission(run_dir, "sending", time=time.time() - age)
+    def test_a_sending_that_broke_off_is_believed_for_a_minute(self, run_dir):
+        planted.write_submission(run_dir, "sending")
+        assert state_of(run_dir).state == "queued"
+        planted.write_submission(run_dir, "sending", time=time.time() - 100)
         found = state_of(run_dir)
-        assert found.state == state
-        if state == "missing":
-            assert "broken off" in found.error
+        assert found.state == "missing" and "broken off" in found.error
 
     def test_the_scheduler_knows_better_than_the_record(self, run_dir):
         planted.write_submission(run_dir)
@@ -127,24 +119,16 @@ class TestSubmissions:
 
 
 class TestRetryable:
-    @pytest.mark.parametrize(
-        ("state", "failures", "retry", "expected"),
-        [
-            ("missing", 0, True, True),
-            ("preempted", 9, True, True),
-            ("stale", 2, True, True),
-            ("stale", 3, True, False),
-            ("failed", 2, True, True),
-            ("failed", 3, True, False),
-            ("failed", 1, False, False),
-            ("running", 0, True, False),
-            ("queued", 0, True, False),
-            ("done", 0, True, False),
-        ],
-    )
-    def test_every_state(self, state, failures, retry, expected):
-        found = states.RunState("run", state, failures=failures, retry=retry)
-        assert states.retryable(found, max_attempts=3) is expected
+    def test_every_state(self):
+        def again(state, failures=0, retry=True):
+            found = states.RunState("run", state, failures=failures, retry=retry)
+            return states.retryable(found, max_attempts=3)
+
+        assert again("missing") and again("preempted", 9)
+        for state in ("stale", "failed"):
+            assert again(state, 2) and not again(state, 3)
+        assert not again("failed", 1, retry=False)
+        assert not any(again(state) for state in ("running", "queued", "done"))
 
     def test_preempted_attempts_are_no_failures(self, run_dir):
         planted.write_attempts(run_dir, "preempted", "failed", "lost", "preempted")
@@ -167,13 +151,6 @@ class TestRetryable:
             found = states.RunState("run", "failed", failures=failures)
             assert states.is_final(tmp_path / "run", found) is final
         assert states.is_final(tmp_path, states.RunState("run", "stale", failures=3))
-
-
-def test_left_seconds_follow_from_the_rate():
-    found = states.RunState(
-        "run", "running", step=10, steps=40, images=320, images_per_second=16.0
-    )
-    assert found.eta_seconds == 60.0
 
 
 class TestJournal:
