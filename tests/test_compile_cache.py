@@ -18,36 +18,7 @@ print(compile_cache.enable())
 import jax
 print(jax.jit(lambda x: x + 41)(1))
 """
-
-
-def run(code, home, **environment):
-    """The code in a fresh process whose user has the folder ``home`` for caches."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home)}
-    env.pop("JAX_ENABLE_COMPILATION_CACHE", None)
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**env, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def programs(folder):
-    return {path.name for path in folder.rglob("*-cache")}
-
-
-def test_programs_are_kept_in_the_users_folder_and_found_again(tmp_path):
-    folder, result = run(COMPILE, tmp_path).stdout.split()
-    assert pathlib.Path(folder).parent == tmp_path / "scm_jax" / "xla"
-    kept = programs(pathlib.Path(folder))
-    assert result == "42" and kept
-    hits = (
-        COMPILE
-        + """
+HITS = """
 from jax import monitoring
 seen = []
 monitoring.register_event_listener(lambda name, **kw: seen.append(name))
@@ -55,8 +26,24 @@ jax.clear_caches()
 jax.jit(lambda x: x + 41)(1)
 print("/jax/compilation_cache/cache_hits" in seen)
 """
-    )
-    assert run(hits, tmp_path).stdout.split()[-1] == "True"
+
+
+def run(code, home, **environment):
+    """The code in a fresh process whose user has the folder ``home`` for caches."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home)}
+    env.pop("JAX_ENABLE_COMPILATION_CACHE", None)
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    how = {"cwd": ROOT, "env": {**env, **environment}, "capture_output": True}
+    done = subprocess.run([sys.executable, "-c", code], **how, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_programs_are_kept_in_the_users_folder_and_found_again(tmp_path):
+    folder, result = run(COMPILE, tmp_path).stdout.split()
+    assert pathlib.Path(folder).parent == tmp_path / "scm_jax" / "xla"
+    assert result == "42" and list(pathlib.Path(folder).rglob("*-cache"))
+    assert run(COMPILE + HITS, tmp_path).stdout.split()[-1] == "True"
 
 
 def test_the_users_own_folder_is_taken(tmp_path):

@@ -13,12 +13,8 @@ def programs():
 
 
 def row(kind, executions, received):
-    return {
-        "kind": kind,
-        "dtype": "bf16",
-        "executions": executions,
-        "received_bytes": received,
-    }
+    counted = {"executions": executions, "received_bytes": received}
+    return {"kind": kind, "dtype": "bf16", **counted}
 
 
 @pytest.mark.parametrize("name, times", [("once", 1), ("scanned", 6), ("nested", 6)])
@@ -164,12 +160,7 @@ def test_summary_adds_up_by_kind_and_type():
         ("all-to-all", "f32"),
         ("collective-permute", "bf16"),
     ]
-    assert rows[1] == {
-        "kind": "reduce-scatter",
-        "dtype": "bf16",
-        "executions": 2,
-        "received_bytes": 192,
-    }
+    assert rows[1] == row("reduce-scatter", 2, 192)
 
 
 def test_one_device_communicates_nothing():

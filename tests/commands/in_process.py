@@ -16,13 +16,20 @@ class Said(NamedTuple):
 
 
 @contextlib.contextmanager
-def quick_to_compile():
-    """Programs compile in half the time, and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def jax_options(**options):
+    before = {name: jax.config.values[name] for name in options}
     try:
+        for name, value in options.items():
+            jax.config.update(name, value)
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def quick_to_compile():
+    """Programs compile in half the time, and run slowly."""
+    return jax_options(jax_disable_most_optimizations=True)
 
 
 def scm(*args, check=0):

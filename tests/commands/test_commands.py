@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -23,12 +21,10 @@ from scm_jax.commands import demo as demo_command
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
 from scm_jax.runs.setup import parts
-from tests.commands.in_process import quick_to_compile, scm
-from tests.hang import HANG
+from tests.commands.in_process import jax_options, scm
+from tests.multidevice.processes import ROOT, Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +35,14 @@ def programs(tmp_path_factory):
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
     }
-    before = {name: getattr(jax.config, name) for name in options}
-
-    def use(values):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-    use(options)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     env |= {name.upper(): str(value) for name, value in options.items()}
-    with quick_to_compile():
-        yield env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    use(before)
+    with jax_options(**options):
+        compilation_cache.reset_cache()
+        yield env
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +236,7 @@ def test_describe_counts_the_step(variant, limit):
 # --- What users get wrong ----------------------------------------------------------
 
 DIGITS = "--config=experiments/digits.py"
+TO_X = (f"{DIGITS}:scd", "--workdir=x")
 
 
 @pytest.mark.parametrize(
@@ -253,23 +244,13 @@ DIGITS = "--config=experiments/digits.py"
     [
         (["trian"], 1, "did you mean 'train'"),
         (["train"], 2, "missing --config"),
-        (
-            ["train", f"{DIGITS}:teacher", "--config.train.batchsize=3"],
-            2,
-            "did you mean 'train.batch_size'",
-        ),
+        (["train", DIGITS, "--config.train.batchsize=3"], 2, "'train.batch_size'"),
         (["train", f"{DIGITS}:sdc"], 2, "'scd'"),
-        (
-            ["train", f"{DIGITS}:teacher", "--config.network.name=dti", "--workdir=x"],
-            1,
-            "did you mean 'dit'",
-        ),
-        (
-            ["train", f"{DIGITS}:scd", "--config.teacher.run=nowhere", "--workdir=x"],
-            1,
-            "nowhere",
-        ),
+        (["train", *TO_X, "--config.network.name=dti"], 1, "did you mean 'dit'"),
+        (["train", *TO_X, "--config.teacher.run=nowhere"], 1, "nowhere"),
         (["sample", "--run=nowhere"], 1, "nowhere"),
+        (["describe", DIGITS, "--mesh=fdsp=4"], 1, "did you mean 'fsdp'"),
+        (["describe", DIGITS, "--efficiency=0.5"], 2, "need --mesh or --hardware"),
     ],
 )
 def test_a_mistake_gets_a_message_without_a_traceback(args, code, message, tmp_path):
@@ -286,30 +267,15 @@ def test_a_directory_of_another_config_is_refused(demo):
 
 
 def test_sigterm_saves_and_exits_75_and_the_same_command_resumes(programs, tmp_path):
-    command = [
-        *(sys.executable, "-m", "scm_jax", "train", f"--workdir={tmp_path}"),
-        "--config=experiments/mixture.py:sct,quick",
-        "--config.train.duration_images=20_000_000",
-    ]
-
-    def start():
-        env = programs | {"PYTHONPATH": str(ROOT)}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=ROOT, env=env, stderr=pipe, text=True)
-
-    process, metrics = start(), tmp_path / "metrics.jsonl"
-    while process.poll() is None and not (
-        metrics.exists() and '"loss"' in metrics.read_text()
-    ):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=HANG)[1]
-    assert process.returncode == 75, stderr
-    assert "run the same command to resume" in stderr
-    process = start()
-    for line in process.stderr:
-        if "resumes at step" in line:
-            break
-    process.kill()
-    process.communicate()
-    assert "resumes at step" in line
+    command = ("scm_jax", "train", "--config=experiments/mixture.py:sct,quick")
+    command += ("--config.train.duration_images=20_000_000", f"--workdir={tmp_path}")
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.touch()
+    for resumed in (False, True):
+        lines = metrics.read_text().count('"loss"')
+        with Processes([command], **programs) as processes:
+            processes.wait_for(lambda n=lines: metrics.read_text().count('"loss"') > n)
+            processes.running[0].send_signal(signal.SIGTERM)
+            (said,) = processes.finish(75)
+        assert "run the same command to resume" in said
+        assert ("resumes at step" in said) == resumed

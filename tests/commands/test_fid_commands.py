@@ -25,7 +25,7 @@ from scm_jax.runs.directory import layout
 from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import experiment
 from scm_jax.training import checkpoint
-from tests.commands.in_process import scm
+from tests.commands.in_process import quick_to_compile, scm
 from tests.evaluation import inception_tensors
 
 NUM_IMAGES, NUM_SAMPLES, BATCH = 8, 4, 4
@@ -51,7 +51,7 @@ def distance_of_means(mean_a, cov_a, mean_b, cov_b):
 def machine(tmp_path_factory):
     """A machine with weights, a few images, and a run on them."""
     folder = tmp_path_factory.mktemp("machine")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_to_compile():
         patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
         patch.setenv("SCM_JAX_DATA", str(folder / "data"))
         patch.setenv("HOME", str(folder / "home"))
@@ -59,12 +59,9 @@ def machine(tmp_path_factory):
         patch.setattr(frechet, "gaussian_frechet", distance_of_means)
         patch.setattr(inception, "STAGES", {"Mixed_5b": inception.Conv("", 8)})
         pretrained_quality.load_net.cache_clear()
-        jax.config.update("jax_disable_most_optimizations", True)
-        write_weights(folder)
-        write_images(folder)
-        write_run(folder)
+        for write in (write_weights, write_images, write_run):
+            write(folder)
         yield folder
-        jax.config.update("jax_disable_most_optimizations", False)
         pretrained_quality.load_net.cache_clear()
 
 

@@ -1,7 +1,5 @@
 """The instability laboratory: its configs, and what it measures."""
 
-import importlib.util
-import itertools
 import pathlib
 import types
 
@@ -11,25 +9,17 @@ import pytest
 
 from scm_jax import config as config_lib
 from scm_jax.runs.setup import experiment
+from scm_jax.sweeps.plan.sweep_file import load_module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CONFIGS = load("experiments/instability.py")
-LAB = load("benchmarks/instability.py")
-
-
-@pytest.mark.parametrize(
-    ("variant", "network"),
-    list(itertools.product(("teacher", "sct"), CONFIGS.NETWORKS)),
+CONFIGS, LAB = (
+    load_module(str(ROOT / folder / "instability.py"))
+    for folder in ("experiments", "benchmarks")
 )
+
+
+@pytest.mark.parametrize("variant", ["teacher", "sct"])
+@pytest.mark.parametrize("network", CONFIGS.NETWORKS)
 def test_each_variant_differs_from_the_paper_s_in_one_thing(variant, network):
     config = CONFIGS.get_config(f"{variant},network={network}")
     built = experiment.build(config)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scm_jax.cost import collectives
+from tests.commands.in_process import jax_options
 from tests.multidevice.eight import on_eight_devices
 
 SIZE = 256  # every weight is (SIZE, SIZE)
@@ -96,16 +97,9 @@ def programs():
 @on_eight_devices
 def twice_with_a_cache(folder):
     """Rows of a program that JAX's compilation cache may hold the second time."""
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
+    with jax_options(
+        jax_enable_compilation_cache=True,
+        jax_compilation_cache_dir=str(folder),
+        jax_persistent_cache_min_compile_time_secs=0,
+    ):
         return [read(gradient_step(once), make_mesh(1, 8))["rows"] for _ in range(2)]
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)

@@ -1,19 +1,19 @@
 """Trainings by several real processes, through the command that users type."""
 
+import functools
 import json
 import shutil
 import signal
 import socket
 
-import jax
 import numpy as np
 import pytest
 
-from scm_jax import datasets
 from scm_jax.runs import train
 from scm_jax.training import checkpoint, seal
 from tests.multidevice import mixture
 from tests.multidevice.processes import ROOT, Processes, free_port
+from tests.sweeps import planted
 from tests.training import toy
 
 CONFIG = "tests/multidevice/mixture.py"
@@ -24,14 +24,9 @@ SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Environment with one compilation cache for all processes of this file."""
-    return {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles faster
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    faster = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
+    shared = planted.one_cache(tmp_path_factory.mktemp("cache"))
+    return {"PYTHONPATH": str(ROOT), **faster, **shared}
 
 
 def start(env, workdir, *flags, each=lambda i: ()):
@@ -60,12 +55,8 @@ def rows(workdir):
 
 def averages(workdir):
     """Name -> array: both averages of the last checkpoint."""
-    found = {}
-    for profile in ("0.05", "0.1"):
-        tree = checkpoint.load_ema(workdir / "checkpoints", profile)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            found[f"{profile}{path}"] = np.asarray(x)
-    return found
+    load = functools.partial(checkpoint.load_ema, workdir / "checkpoints")
+    return toy.leaves({profile: load(profile) for profile in ("0.05", "0.1")})
 
 
 def assert_same_training(a, b):
@@ -73,10 +64,8 @@ def assert_same_training(a, b):
     a, b = averages(a), averages(b)
     assert a.keys() == b.keys()
     for name in a:
-        scale = np.abs(b[name]).max()
-        np.testing.assert_allclose(
-            a[name], b[name], rtol=0, atol=1e-5 * scale, err_msg=name
-        )
+        close = {"rtol": 0, "atol": 1e-5 * np.abs(b[name]).max()}
+        np.testing.assert_allclose(a[name], b[name], **close, err_msg=name)
 
 
 def files(workdir):
@@ -132,16 +121,6 @@ def test_one_process_resumes_what_two_have_saved(alone, two, tmp_path):
     train_here(workdir)
     assert {"resume_step"} < set().union(*rows(workdir))
     assert_same_training(workdir, alone)
-
-
-def test_processes_load_disjoint_rows_that_are_the_whole_batch():
-    data = datasets.make_dataset("mixture")
-    whole = next(data.iterator(16, 0, process_index=0, process_count=1)).x
-    parts = [
-        next(data.iterator(16, 0, process_index=i, process_count=4)).x for i in range(4)
-    ]
-    assert [len(part) for part in parts] == [4] * 4
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 # --- What goes wrong ---------------------------------------------------------------

@@ -18,13 +18,8 @@ from scm_jax.types import Batch, Cond
 from tests.multidevice.eight import on_eight_devices
 from tests.training import toy
 
-UNET = {
-    "width": 32,
-    "channel_mult": (1,),
-    "num_blocks": 2,
-    "attention_resolutions": (8,),
-    "unroll": 1,
-}
+UNET = {"width": 32, "channel_mult": (1,), "num_blocks": 2, "unroll": 1}
+UNET |= {"attention_resolutions": (8,)}
 SETTINGS = {
     "unet": UNET | {"head_channels": 8},
     "ddpmpp": UNET | {"num_heads": 4},
@@ -75,15 +70,9 @@ def one_step(name, mesh):
         return net.apply(weights, x, Cond(t=cond.t, label=cond.label))
 
     optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
+    how = {"teacher_fn": teacher_fn, "fold": net.fold, "keep": keep}
     step = make_train_step(
-        objective,
-        net.apply,
-        optimizer,
-        {},
-        teacher_fn=teacher_fn,
-        fold=net.fold,
-        keep=keep,
-        num_microbatches=2,
+        objective, net.apply, optimizer, {}, num_microbatches=2, **how
     )
     teacher_params = random_like(params["net"], 2)
 

@@ -9,18 +9,12 @@ from scm_jax.runs.estimate import accounts
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import sharding
 from tests.multidevice.eight import on_eight_devices
+from tests.multidevice.test_meshes import UNET
 
 DEVICES = 4
 SETTINGS = {
     "dit": {"width": 256, "depth": 5, "num_heads": 4, "patch": 2},
-    "unet": {
-        "width": 64,
-        "channel_mult": (1,),
-        "num_blocks": 2,
-        "attention_resolutions": (8,),
-        "head_channels": 16,
-        "unroll": 1,
-    },
+    "unet": UNET | {"width": 64, "head_channels": 16},
 }
 
 

@@ -28,16 +28,18 @@ def with_teacher(path, teacher):
     return make_run(path, 16, {"teacher.run": teacher})
 
 
+def make_pair(place, width=8):
+    """A teacher of some width, and its student."""
+    make_run(place / "teacher", width)
+    return with_teacher(place / "scd", place / "teacher")
+
+
 class TestIdentity:
     def test_it_is_the_hash_of_the_config(self, tmp_path):
-        run = make_run(tmp_path / "a")
-        assert linked_runs.identity(run.path) == config_hash(run.read_config())
-        assert linked_runs.identity(make_run(tmp_path / "b").path) == (
-            linked_runs.identity(run.path)
-        )
-        assert linked_runs.identity(make_run(tmp_path / "c", 9).path) != (
-            linked_runs.identity(run.path)
-        )
+        widths = {"a": 8, "b": 8, "c": 9}
+        runs = [make_run(tmp_path / name, widths[name]) for name in widths]
+        first, same, other = (linked_runs.identity(run.path) for run in runs)
+        assert config_hash(runs[0].read_config()) == first == same != other
 
     def test_the_id_of_a_sweep_tells_also_when_the_run_is_gone(self, tmp_path):
         run = make_run(tmp_path / "renamed", run={"id": "teacher-0123456789"})
@@ -46,29 +48,20 @@ class TestIdentity:
         assert linked_runs.identity(tmp_path / "gone") is None
 
     def test_a_students_identity_has_its_teachers_and_not_its_place(self, tmp_path):
-        for place in ("a", "b"):
-            make_run(tmp_path / place / "teacher")
-            with_teacher(tmp_path / place / "scd", tmp_path / place / "teacher")
-        make_run(tmp_path / "c" / "teacher", 9)
-        with_teacher(tmp_path / "c" / "scd", tmp_path / "c" / "teacher")
-        found = [linked_runs.identity(tmp_path / place / "scd") for place in "abc"]
+        widths = {"a": 8, "b": 8, "c": 9}
+        pairs = [make_pair(tmp_path / place, widths[place]) for place in widths]
+        found = [linked_runs.identity(student.path) for student in pairs]
         assert found[0] == found[1] != found[2]
 
     def test_other_weights_are_another_run(self, tmp_path):
-        ids = {
-            linked_runs.identity(
-                make_run(tmp_path / name, imported={"sha256": name}).path
-            )
-            for name in ("one", "two")
-        }
-        assert len(ids) == 2
+        runs = [make_run(tmp_path / s, imported={"sha256": s}) for s in ("one", "two")]
+        assert len({linked_runs.identity(run.path) for run in runs}) == 2
 
 
 class TestResume:
     @pytest.fixture
     def student(self, tmp_path):
-        make_run(tmp_path / "a" / "teacher")
-        return with_teacher(tmp_path / "a" / "scd", tmp_path / "a" / "teacher")
+        return make_pair(tmp_path / "a")
 
     def resume(self, student, teacher):
         config = student.read_config()
@@ -122,8 +115,7 @@ class TestFindMoved:
         return linked_runs.find_moved(student, layout.RunDir(student).read_config())
 
     def test_nothing_moved(self, tmp_path):
-        make_run(tmp_path / "teacher")
-        with_teacher(tmp_path / "scd", tmp_path / "teacher")
+        make_pair(tmp_path)
         assert self.found(tmp_path / "scd") == {}
 
     @pytest.mark.parametrize("teacher", ["teacher", "teachers/teacher"])
@@ -137,8 +129,7 @@ class TestFindMoved:
         assert "is gone; using" in caplog.text
 
     def test_only_the_same_run_will_do(self, tmp_path):
-        make_run(tmp_path / "a" / "teacher")
-        with_teacher(tmp_path / "a" / "scd", tmp_path / "a" / "teacher")
+        make_pair(tmp_path / "a")
         shutil.move(tmp_path / "a" / "scd", tmp_path / "b" / "scd")
         shutil.rmtree(tmp_path / "a")
         make_run(tmp_path / "b" / "teacher", 9)

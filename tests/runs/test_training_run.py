@@ -15,30 +15,29 @@ def tiny_config(steps=4):
 
 
 class TestOneAtATime:
-    def test_a_second_training_is_refused_before_it_writes(self, tmp_path):
-        with planted.python(HOLD, tmp_path, 60) as holder:
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(locks.HeldError, match=f"held by process {holder.pid}"):
-                training_run.train_and_evaluate(tiny_config(), tmp_path)
-            assert [path.name for path in tmp_path.iterdir()] == ["LOCK"]
-            holder.kill()
+    @pytest.fixture
+    def holder(self, tmp_path):
+        with planted.python(HOLD, tmp_path, 60) as process:
+            assert process.stdout.readline() == "held\n"
+            yield process
+
+    def test_a_second_training_is_refused_before_it_writes(self, tmp_path, holder):
+        with pytest.raises(locks.HeldError, match=f"held by process {holder.pid}"):
+            training_run.train_and_evaluate(tiny_config(), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["LOCK"]
 
     @pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
-    def test_the_command_says_so_in_a_sentence(self, tmp_path):
+    def test_the_command_says_so_in_a_sentence(self, tmp_path, holder):
         config = "--config=experiments/mixture.py:teacher,quick"
-        with planted.python(HOLD, tmp_path, 60) as holder:
-            assert holder.stdout.readline() == "held\n"
-            said = scm("train", config, f"--workdir={tmp_path}", check=1).stderr
-            holder.kill()
+        said = scm("train", config, f"--workdir={tmp_path}", check=1).stderr
         assert f"held by process {holder.pid}" in said and "Traceback" not in said
 
     @quick_to_compile()
     def test_it_holds_the_directory_of_a_killed_one_while_it_trains(
-        self, tmp_path, monkeypatch
+        self, tmp_path, monkeypatch, holder
     ):
-        with planted.python(HOLD, tmp_path, 60) as holder:
-            assert holder.stdout.readline() == "held\n"
-            holder.kill()
+        holder.kill()
+        holder.wait()
         seen = []
         train = training_run.loop.train
 

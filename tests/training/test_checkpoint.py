@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scm_jax.training import checkpoint, seal
@@ -45,21 +46,21 @@ def run(template, tmp_path):
     return tmp_path / "run"
 
 
-def damage(path, kind):
+def damage(run, step, item, kind="truncated"):
+    """Harms the largest file of an item."""
+    files = (run / "checkpoints" / str(step) / item).rglob("*")
+    path = max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
     content = path.read_bytes()
+    first, rest = content[: len(content) // 2], content[len(content) // 2 :]
     if kind == "missing":
         path.unlink()
-    elif kind == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif kind == "flipped":
-        middle = len(content) // 2
-        flipped = bytes([content[middle] ^ 1])
-        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    else:
+        flipped = bytes([rest[0] ^ 1]) + rest[1:] if kind == "flipped" else b""
+        path.write_bytes(first + flipped)
 
 
-def largest_file(folder):
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    return max(files, key=lambda p: p.stat().st_size)
+def load_ema(run, name="0.05", folder="checkpoints", **options):
+    return checkpoint.load_ema(run / folder, name, **options)
 
 
 def test_everything_comes_back_bitwise(run):
@@ -79,7 +80,7 @@ def test_everything_comes_back_bitwise(run):
 def test_old_checkpoints_go_and_snapshots_stay(run):
     assert seal.list_steps(run / "checkpoints") == [2, 3]
     assert seal.list_steps(run / "ema_snapshots") == [1, 2, 3]
-    snapshot = checkpoint.load_ema(run / "ema_snapshots", "0.10", 1)
+    snapshot = load_ema(run, "0.10", "ema_snapshots", step=1)
     toy.assert_same(snapshot, state_at(1).ema["0.10"])
     assert toy.metadata(run / "ema_snapshots", 1) == {"images": 8}
 
@@ -88,7 +89,7 @@ def test_a_snapshot_passed_a_second_time_is_left_as_it_is(run):
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         checkpointer.save_ema_snapshot(2, state_at(9).ema)
     assert seal.list_steps(run / "ema_snapshots") == [1, 2, 3]
-    kept = checkpoint.load_ema(run / "ema_snapshots", "0.05", 2)
+    kept = load_ema(run, folder="ema_snapshots", step=2)
     toy.assert_same(kept, state_at(2).ema["0.05"])
 
 
@@ -101,7 +102,7 @@ def test_keeping_less_than_two_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize("item", ["state", "ema", "data"])
 def test_damaged_newest_falls_back_and_says_so(run, item, kind, caplog):
-    damage(largest_file(run / "checkpoints" / "3" / item), kind)
+    damage(run, 3, item, kind)
     with caplog.at_level(logging.WARNING, logger=seal.__name__):
         restored = toy.restore(run)
     assert restored.step == 2
@@ -112,7 +113,7 @@ def test_damaged_newest_falls_back_and_says_so(run, item, kind, caplog):
 
 
 def test_a_step_can_be_saved_again_after_its_damaged_copy(run):
-    damage(largest_file(run / "checkpoints" / "3" / "state"), "truncated")
+    damage(run, 3, "state")
     with checkpoint.Checkpointer(run / "checkpoints") as checkpointer:
         checkpointer.restore_latest(jax.eval_shape(toy.init))
         checkpointer.save(3, state_at(33))
@@ -122,7 +123,7 @@ def test_a_step_can_be_saved_again_after_its_damaged_copy(run):
 
 def test_none_whole_is_an_error_that_changes_nothing(run):
     for step in (2, 3):
-        damage(largest_file(run / "checkpoints" / str(step) / "state"), "truncated")
+        damage(run, step, "state")
     message = r"none of the 2 .*(?s:.*)3: .*bytes.*(?s:.*)2:"
     with pytest.raises(checkpoint.CheckpointError, match=message):
         toy.restore(run)
@@ -154,32 +155,29 @@ def test_another_type_is_not_cast_in_silence(run):
 def test_one_average_without_the_rest(run):
     # reads the EMA only: the state may even be gone
     shutil.rmtree(run / "checkpoints" / "3" / "state")
-    average = checkpoint.load_ema(run / "checkpoints", "0.05")
+    average = load_ema(run)
     toy.assert_same(average, state_at(3).ema["0.05"])
     assert {len(x.devices()) for x in jax.tree.leaves(average)} == {1}
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), average
-    )
-    average = checkpoint.load_ema(run / "checkpoints", "0.05", abstract=abstract)
+    abstract = jax.eval_shape(lambda: optax.tree.cast(average, jnp.bfloat16))
+    average = load_ema(run, abstract=abstract)
     assert average["layer"]["kernel"].dtype == jnp.bfloat16
 
 
 def test_average_of_the_newest_whole_checkpoint(run):
-    damage(largest_file(run / "checkpoints" / "3" / "ema"), "flipped")
-    average = checkpoint.load_ema(run / "checkpoints", "0.05")
-    toy.assert_same(average, state_at(2).ema["0.05"])
+    damage(run, 3, "ema", "flipped")
+    toy.assert_same(load_ema(run), state_at(2).ema["0.05"])
     with pytest.raises(checkpoint.CheckpointError, match="has changed since"):
-        checkpoint.load_ema(run / "checkpoints", "0.05", step=3)
+        load_ema(run, step=3)
     assert (run / "checkpoints" / "3").is_dir(), "reading must not rename"
 
 
 def test_unknown_averages_and_steps_list_what_there_is(run, tmp_path):
     with pytest.raises(ValueError, match=r"no EMA '0.2'; stored are \['0.05', '0.10'"):
-        checkpoint.load_ema(run / "checkpoints", "0.2")
+        load_ema(run, "0.2")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 7 .*\[2, 3\]"):
-        checkpoint.load_ema(run / "checkpoints", "0.05", step=7)
+        load_ema(run, step=7)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        checkpoint.load_ema(tmp_path / "nothing", "0.05")
+        load_ema(tmp_path / "nothing")
 
 
 def test_a_state_without_averages(tmp_path):
@@ -221,39 +219,28 @@ def check_until(checkpointer):
 
 
 def test_full_disk_is_a_clear_error_and_loses_nothing(run, monkeypatch):
+    message = (
+        r"could not save step 5 .* MiB free: .*No space left(?s:.*)"
+        r"\[3, 4\] are untouched"
+    )
     with checkpoint.Checkpointer(run / "checkpoints", max_to_keep=2) as checkpointer:
         checkpointer.save(4, state_at(4))  # the first one is waited for
         with monkeypatch.context() as patch:
             patch.setattr(seal, "write_manifest", full_disk)
             for notice in (checkpointer.wait, lambda: check_until(checkpointer)):
                 checkpointer.save(5, state_at(5))
-                with pytest.raises(
-                    checkpoint.CheckpointError,
-                    match=r"could not save step 5 .* MiB free: .*No space left(?s:.*)"
-                    r"\[3, 4\] are untouched",
-                ):
+                with pytest.raises(checkpoint.CheckpointError, match=message):
                     notice()
-        toy.assert_same(
-            checkpointer.restore_latest(jax.eval_shape(toy.init)).state, state_at(4)
-        )
+        restored = checkpointer.restore_latest(jax.eval_shape(toy.init))
+        toy.assert_same(restored.state, state_at(4))
         checkpointer.save(5, state_at(5))  # room was made
     toy.assert_same(toy.restore(run).state, state_at(5))
 
 
 # --- Paths ----------------------------------------------------------------------------
 
-NAMES = (
-    *(
-        "betas=[0.9,0.99]",
-        "a*b",
-        "wh?y",
-        "back\\slash",
-        "gs:",
-        "M\u00fcller",
-        "d\udce9",
-    ),
-    *(" spaces ", "100%", "#1", "'quoted\"", "line\nbreak", "n" * 250),
-)
+NAMES = ["betas=[0.9,0.99]", "a*b", "wh?y", "back\\slash", "gs:", "M\u00fcller", "100%"]
+NAMES += ["d\udce9", " spaces ", "#1", "'quoted\"", "line\nbreak", "n" * 250]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -264,8 +251,7 @@ def test_a_run_can_be_read_whatever_its_path_is_called(tmp_path, name):
         checkpointer.save_ema_snapshot(7, state_at(7).ema)
     toy.assert_same(toy.restore(run).state, state_at(7))
     for folder in ("checkpoints", "ema_snapshots"):
-        average = checkpoint.load_ema(run / folder, "0.05")
-        toy.assert_same(average, state_at(7).ema["0.05"])
+        toy.assert_same(load_ema(run, folder=folder), state_at(7).ema["0.05"])
     assert toy.metadata(run / "checkpoints", 7) == {"config_hash": "cd"}
 
 
@@ -291,10 +277,8 @@ def test_a_first_save_that_cannot_be_read_stops_the_training(run, monkeypatch, f
 
     monkeypatch.setattr(seal, "write_manifest", broken)
     checkpointer = checkpoint.Checkpointer(run / "checkpoints")
-    with pytest.raises(
-        checkpoint.CheckpointError,
-        match=rf"{folder}/4 was saved and cannot be read back(?s:.*) untouched",
-    ):
+    message = rf"{folder}/4 was saved and cannot be read back(?s:.*) untouched"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
         if folder == "checkpoints":
             checkpointer.save(4, state_at(4))
         else:
@@ -327,25 +311,21 @@ def test_what_reading_needs_is_needed_for_a_seal(run, needed):
 @pytest.mark.parametrize("name", ["3 (1)", "copy of 3", "03", "3.bak", "\u00b3"])
 def test_a_renamed_checkpoint_is_named_where_it_is_not_used(run, name, caplog):
     (run / "checkpoints" / "3").rename(run / "checkpoints" / name)
-    for read in (
-        toy.restore,
-        lambda run: checkpoint.load_ema(run / "checkpoints", "0.05"),
-    ):
+    for read in (toy.restore, load_ema):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger=seal.__name__):
             read(run)
         assert "using checkpoint" in caplog.text and "checkpoints/2;" in caplog.text
         assert f"not used: {name!r}" in caplog.text
     with pytest.raises(FileNotFoundError, match="no checkpoint 3 .*; not used: "):
-        checkpoint.load_ema(run / "checkpoints", "0.05", step=3)
+        load_ema(run, step=3)
 
 
 def test_a_run_whose_checkpoints_are_all_renamed_does_not_begin_anew(run):
     for step in ("2", "3"):
         (run / "checkpoints" / step).rename(run / "checkpoints" / f"{step} (1)")
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"'2 \(1\)', '3 \(1\)'.* step 0, move it away"
-    ):
+    message = r"'2 \(1\)', '3 \(1\)'.* step 0, move it away"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
         toy.restore(run)
 
 
@@ -355,7 +335,7 @@ def test_what_was_set_aside_or_not_finished_is_no_stray(run, caplog):
         (folder / name).mkdir()
     (folder / "notes.txt").touch()
     with caplog.at_level(logging.WARNING):
-        checkpoint.load_ema(folder, "0.05")
+        load_ema(run)
     assert caplog.text == "" and seal.strays_text(folder) == ""
 
 
@@ -370,9 +350,7 @@ def test_a_checkpoint_that_may_not_be_read_is_skipped_with_its_reason(
         seal, "_checksum", lambda p: (refuse if "/3/" in str(p) else checksum)(p)
     )
     with caplog.at_level(logging.WARNING, logger=seal.__name__):
-        toy.assert_same(
-            checkpoint.load_ema(run / "checkpoints", "0.05"), state_at(2).ema["0.05"]
-        )
+        toy.assert_same(load_ema(run), state_at(2).ema["0.05"])
     assert "it cannot be read: " in caplog.text and "Permission denied" in caplog.text
 
 

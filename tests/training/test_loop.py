@@ -39,14 +39,8 @@ def finished(optimized, tmp_path_factory):
         loop.Hook(7 * toy.BATCH, "eval", probe),
         loop.Hook(0, "final", lambda state, images: {"step": int(state.step)}),
     ]
-    result = toy.run(
-        directory,
-        STEPS,
-        writer=writer,
-        hooks=hooks,
-        snapshot_every_images=8 * toy.BATCH,
-    )
-    return directory, result, writer, calls
+    more = {"hooks": hooks, "snapshot_every_images": 8 * toy.BATCH}
+    return directory, toy.run(directory, STEPS, writer=writer, **more), writer, calls
 
 
 def test_loop_is_the_step_applied_again_and_again(finished, by_hand):
@@ -84,14 +78,9 @@ def test_hooks_run_when_due_and_at_the_end(finished):
 
 
 def test_rows_come_one_interval_late_except_before_a_hook(tmp_path):
-    writer, seen = toy.ListWriter(), {}
-
-    class Data(toy.ToyData):
-        def __next__(self):
-            seen[self.index] = len(writer.scalars)
-            return super().__next__()
-
-    toy.run(tmp_path, 17, data=Data(), writer=writer, checkpoint_every_images=0)
+    writer, seen = toy.ListWriter(), []
+    data = toy.ToyData(before=lambda index: seen.append(len(writer.scalars)))
+    toy.run(tmp_path, 17, data=data, writer=writer, checkpoint_every_images=0)
     # The interval that ends with step 4 is written when step 8 has been dispatched;
     # by then batch 8, of the step after it, has been read.
     assert [seen[i] for i in (5, 8, 9, 12, 13, 16)] == [0, 0, 1, 1, 2, 2]
@@ -205,13 +194,11 @@ def test_next_batch_is_placed_before_the_host_waits(tmp_path, monkeypatch):
 # --- Not finite -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_in_flight", [0, 4])
-def test_bad_batch_stops_the_run_with_everything_intact(
-    max_in_flight, tmp_path, by_hand
-):
+@pytest.mark.parametrize("ahead", [0, 4])
+def test_bad_batch_stops_the_run_with_everything_intact(ahead, tmp_path, by_hand):
     data, writer = toy.ToyData(bad=(7,)), toy.ListWriter()
     with pytest.raises(loop.NonFiniteError) as caught:
-        toy.run(tmp_path, STEPS, data=data, writer=writer, max_in_flight=max_in_flight)
+        toy.run(tmp_path, STEPS, data=data, writer=writer, max_in_flight=ahead)
     assert [step for step, _ in writer.scalars] == [4], "whole rows are written"
     path = tmp_path / "nonfinite" / "step_7.npz"
     assert caught.value.step == 7 and caught.value.path == path
@@ -241,14 +228,12 @@ def test_data_that_ends_before_the_training_is_an_error(tmp_path):
 
 
 def test_unreadable_data_are_an_error_after_all_before_them_is_saved(tmp_path):
-    class Unreadable(toy.ToyData):
-        def __next__(self):
-            if self.index == 10:
-                raise OSError("a disk is gone")
-            return super().__next__()
+    def fails(index):
+        if index == 10:
+            raise OSError("a disk is gone")
 
     with pytest.raises(OSError, match="a disk is gone"):
-        toy.run(tmp_path, STEPS, data=Unreadable())
+        toy.run(tmp_path, STEPS, data=toy.ToyData(before=fails))
     restored = toy.restore(tmp_path)
     assert restored.step == 10 and restored.data == {"next_index": 10}
 
@@ -256,24 +241,20 @@ def test_unreadable_data_are_an_error_after_all_before_them_is_saved(tmp_path):
 # --- Interruption ---------------------------------------------------------------------
 
 
-class Signalling(toy.ToyData):
-    """Sends signals to this process when a batch is asked for."""
+def signalling(at, *signums):
+    """Data that send signals to this process when a batch is asked for."""
 
-    def __init__(self, at, *signums):
-        super().__init__()
-        self.at, self.signums = at, signums
+    def send(index):
+        for signum in signums if index == at else ():
+            os.kill(os.getpid(), signum)
 
-    def __next__(self):
-        if self.index == self.at:
-            for signum in self.signums:
-                os.kill(os.getpid(), signum)
-        return super().__next__()
+    return toy.ToyData(before=send)
 
 
 def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand, capsys):
     for signum, at in ((signal.SIGINT, 6), (signal.SIGUSR1, 11), (signal.SIGTERM, 14)):
         before = signal.getsignal(signum)
-        writer, data = toy.ListWriter(), Signalling(at, signum)
+        writer, data = toy.ListWriter(), signalling(at, signum)
         result = toy.run(tmp_path, STEPS, data=data, writer=writer)
         assert result.status == loop.PREEMPTED and int(result.state.step) == at
         assert signal.getsignal(signum) == before
@@ -289,7 +270,7 @@ def test_signals_save_at_the_next_step_and_resume(tmp_path, by_hand, capsys):
 
 def test_second_interrupt_aborts_at_once(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    data = Signalling(6, signal.SIGINT, signal.SIGINT)
+    data = signalling(6, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         toy.run(tmp_path, STEPS, data=data)
     assert signal.getsignal(signal.SIGINT) == before

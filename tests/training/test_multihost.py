@@ -157,12 +157,10 @@ def together(who, call, timeout=10.0, told=None):
     address, results = f"127.0.0.1:{free_port()}", {}
 
     def run(place, i):
-        cluster, end = (
-            Cluster(address, (told or {}).get(i, max(who) + 1), i, "x"),
-            End(),
-        )
+        end, count = End(), (told or {}).get(i, max(who) + 1)
         try:
-            results[place] = call(Peers.join(cluster, timeout, end), end)
+            peers = Peers.join(Cluster(address, count, i, "x"), timeout, end)
+            results[place] = call(peers, end)
         except (PeerError, ValueError) as error:
             results[place] = error
 

@@ -1,11 +1,9 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from scm_jax.training import sharding
-from scm_jax.types import Batch
 from tests.training import toy
 
 AUTO = (AxisType.Auto,) * 3
@@ -219,13 +217,7 @@ def test_batch_is_split_over_data_and_fsdp_and_not_over_tensor():
         sharding.check_batch_size(20, MESH)
 
 
-def test_placed_batch_keeps_its_values():
+def test_the_mesh_of_one_device_is_the_default():
     mesh = sharding.make_mesh(sharding.MeshSpec())
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert mesh.axis_types == AUTO
-    batch = Batch(x=np.arange(12, dtype=np.float32).reshape(4, 3))
-    placed = sharding.place_batch(batch, mesh)
-    np.testing.assert_array_equal(placed.x, batch.x)
-    assert placed.label is None
-    assert placed.x.sharding == sharding.batch_sharding(mesh)
-    assert sharding.data_shard(mesh) == (0, 1)
+    assert mesh.axis_types == AUTO and sharding.data_shard(mesh) == (0, 1)

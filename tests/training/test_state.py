@@ -32,40 +32,29 @@ def updates_of(config, gradients):
 # --- Schedules ------------------------------------------------------------------------
 
 
-COSINE = 0.05 * (1 + np.cos(np.pi * np.array([1 / 12, 0.25, 0.5, 2 / 3, 1.0, 1.0])))
+# From the full rate to 0 at decay_images, and 0 after that.
+COSINE = {
+    images: 0.05 * (1 + np.cos(np.pi * min(images / 1200, 1)))
+    for images in (100, 300, 600, 800, 1200, 2400)
+} | {0: 0}
+
+
+# lr / sqrt(max(images/decay, 1)) * min(images/rampup, 1)
+INVERSE = {0: 0, 250: 0.0025, 1000: 0.01, 2000: 0.01, 8000: 0.005, 200_000: 0.001}
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("rate", "schedule", "decay", "rampup", "expected"),
     [
-        ({"learning_rate": 3e-4}, {0: 3e-4, 1: 3e-4, 10**9: 3e-4}),
-        (
-            {"learning_rate": 1.0, "rampup_images": 100.0},
-            {0: 0, 25: 0.25, 100: 1, 400: 1},
-        ),
-        (
-            # lr / sqrt(max(images/decay, 1)) * min(images/rampup, 1)
-            {
-                "learning_rate": 0.01,
-                "schedule": "inverse_sqrt",
-                "decay_images": 2000.0,
-                "rampup_images": 1000.0,
-            },
-            {0: 0, 250: 0.0025, 1000: 0.01, 2000: 0.01, 8000: 0.005, 200_000: 0.001},
-        ),
-        (
-            # From the full rate to 0 at decay_images, and 0 after that.
-            {
-                "learning_rate": 0.1,
-                "schedule": "cosine",
-                "decay_images": 1200.0,
-                "rampup_images": 100.0,
-            },
-            {0: 0, **dict(zip((100, 300, 600, 800, 1200, 2400), COSINE, strict=True))},
-        ),
+        (3e-4, "constant", 0.0, 0.0, {0: 3e-4, 1: 3e-4, 10**9: 3e-4}),
+        (1.0, "constant", 0.0, 100.0, {0: 0, 25: 0.25, 100: 1, 400: 1}),
+        (0.01, "inverse_sqrt", 2000.0, 1000.0, INVERSE),
+        (0.1, "cosine", 1200.0, 100.0, COSINE),
     ],
 )
-def test_schedules(settings, expected):
+def test_schedules(rate, schedule, decay, rampup, expected):
+    names = ("learning_rate", "schedule", "decay_images", "rampup_images")
+    settings = dict(zip(names, (rate, schedule, decay, rampup), strict=True))
     got = learning_rate(OptimizerConfig(**settings), jnp.asarray([*expected], float))
     np.testing.assert_allclose(
         np.broadcast_to(got, len(expected)), [*expected.values()], rtol=1e-5, atol=1e-8
@@ -75,15 +64,9 @@ def test_schedules(settings, expected):
 @pytest.mark.parametrize("name", ["adam", "radam"])
 def test_step_n_uses_the_rate_after_its_own_batch(name):
     """Adam's update for an unchanging gradient is the learning rate itself."""
-    config = OptimizerConfig(
-        name=name,
-        learning_rate=0.01,
-        b1=0.0,
-        eps=1e-12,
-        schedule="inverse_sqrt",
-        decay_images=4.0 * BATCH,
-        rampup_images=3.0 * BATCH,
-    )
+    settings = {"name": name, "learning_rate": 0.01, "b1": 0.0, "eps": 1e-12}
+    settings |= {"decay_images": 4.0 * BATCH, "rampup_images": 3.0 * BATCH}
+    config = OptimizerConfig(schedule="inverse_sqrt", **settings)
     images = BATCH * np.arange(1, 17)
     expected = -0.01 / np.sqrt(np.maximum(images / 128, 1)) * np.minimum(images / 96, 1)
     updates = updates_of(config, np.full(16, 2.0))

@@ -45,16 +45,9 @@ TEACHER = jnp.float32(0.6)
 
 
 def compiled(optimizer, num_microbatches=1, net=net_fn, **settings):
+    settings |= {"teacher_fn": teacher_fn, "num_microbatches": num_microbatches}
     return toy.quick_jit(
-        make_train_step(
-            OBJECTIVE,
-            net,
-            optimizer,
-            PROFILES,
-            teacher_fn=teacher_fn,
-            num_microbatches=num_microbatches,
-            **settings,
-        )
+        make_train_step(OBJECTIVE, net, optimizer, PROFILES, **settings)
     )
 
 
@@ -139,14 +132,9 @@ def reference_gradient():
     @toy.quick_jit
     def run(params, x, key, step, teacher):
         def loss(params):
-            out = OBJECTIVE(
-                net_fn,
-                params,
-                Batch(x=x),
-                key=key,
-                step=step,
-                teacher_fn=lambda x, cond: teacher_fn(teacher, x, cond),
-            )
+            taught = functools.partial(teacher_fn, teacher)
+            settings = {"key": key, "step": step, "teacher_fn": taught}
+            out = OBJECTIVE(net_fn, params, Batch(x=x), **settings)
             return out.loss, out
 
         return jax.grad(loss, has_aux=True)(params)
@@ -159,11 +147,8 @@ def change(state, new):
 
 
 def assert_close(actual, expected):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        actual,
-        expected,
-    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, actual, expected)
 
 
 def test_step_uses_the_gradient_of_the_objective_with_the_key_of_its_number():

@@ -103,12 +103,16 @@ def train_step(state: ToyState, batch: Batch):
 
 
 class ToyData:
-    """Batch ``i`` depends on ``i`` only; ``bad`` batches hold one NaN."""
+    """Batch ``i`` depends on ``i`` only; ``bad`` batches hold one NaN.
 
-    def __init__(self, bad=(), end=None):
-        self.index, self.bad, self.end = 0, bad, end
+    ``before(i)`` is called when it is asked for.
+    """
+
+    def __init__(self, bad=(), end=None, before=lambda index: None):
+        self.index, self.bad, self.end, self.before = 0, bad, end, before
 
     def __next__(self) -> Batch:
+        self.before(self.index)
         if self.index == self.end:
             raise StopIteration
         x = np.random.default_rng(self.index).normal(size=(BATCH, DIM))
