@@ -35,13 +35,6 @@ def tiny_latents(
     return dataclasses.replace(noise, info=info)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A machine without weights, and a dataset of tiny latents."""

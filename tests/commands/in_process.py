@@ -27,11 +27,6 @@ def jax_options(**options):
             jax.config.update(name, value)
 
 
-def quick_to_compile():
-    """Programs compile in half the time, and run slowly."""
-    return jax_options(jax_disable_most_optimizations=True)
-
-
 def scm(*args, check=0):
     """Runs ``scm ARGS``; asserts its exit code; returns what it said.
 

@@ -13,7 +13,6 @@ import venv
 import numpy as np
 import PIL.Image
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import scm_jax
 from scm_jax.analysis.plots import quality
@@ -21,28 +20,16 @@ from scm_jax.commands import demo as demo_command
 from scm_jax.runs import evaluate
 from scm_jax.runs.directory import layout
 from scm_jax.runs.setup import parts
-from tests.commands.in_process import jax_options, scm
+from tests.commands.in_process import scm
 from tests.multidevice.processes import ROOT, Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """Environment of processes that share their compiled programs with this one."""
-    options = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {name.upper(): str(value) for name, value in options.items()}
-    with jax_options(**options):
-        compilation_cache.reset_cache()
-        yield env
-    compilation_cache.reset_cache()
+def programs():
+    """Environment of processes that do not find the package of the checkout."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from scm_jax.runs.directory import layout
 from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import experiment
 from scm_jax.training import checkpoint
-from tests.commands.in_process import quick_to_compile, scm
+from tests.commands.in_process import scm
 from tests.evaluation import inception_tensors
 
 NUM_IMAGES, NUM_SAMPLES, BATCH = 8, 4, 4
@@ -51,7 +51,7 @@ def distance_of_means(mean_a, cov_a, mean_b, cov_b):
 def machine(tmp_path_factory):
     """A machine with weights, a few images, and a run on them."""
     folder = tmp_path_factory.mktemp("machine")
-    with pytest.MonkeyPatch.context() as patch, quick_to_compile():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCM_JAX_WEIGHTS", str(folder / "weights"))
         patch.setenv("SCM_JAX_DATA", str(folder / "data"))
         patch.setenv("HOME", str(folder / "home"))

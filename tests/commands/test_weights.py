@@ -13,16 +13,9 @@ from scm_jax.networks.external import edm
 from scm_jax.runs import sample, transfer
 from scm_jax.runs.setup import experiment, start
 from scm_jax.training import sharding
-from tests.commands.in_process import quick_to_compile
 
 SETTINGS = {"width": 8, "channel_mult": (1, 2), "num_blocks": 1}
 SETTINGS |= {"attention_resolutions": (4,)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized():
-    with quick_to_compile():
-        yield
 
 
 @pytest.fixture(scope="module")

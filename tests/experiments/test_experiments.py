@@ -20,7 +20,6 @@ from scm_jax.runs import sample, train
 from scm_jax.runs.estimate import describe
 from scm_jax.runs.setup import experiment, parts
 from scm_jax.sweeps.plan.sweep_file import load_module
-from tests.commands.in_process import quick_to_compile
 
 FILES = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 VARIANTS = ("teacher", "sct", "scd")
@@ -353,7 +352,6 @@ def test_quick_unets_train(name, variant):
         assert moved["net"]["in"]["kernel"]
 
 
-@quick_to_compile()
 def test_quick_distillation_of_a_quick_teacher(tmp_path):
     """Teacher, student with guidance input, samples: as a user would run them."""
     runs = {}

@@ -10,7 +10,6 @@ from scm_jax import config as config_lib
 from scm_jax.datasets import identity, make_dataset
 from scm_jax.runs import evaluate, reference_stats, train, training_data
 from scm_jax.runs.directory import reading
-from tests.commands.in_process import quick_to_compile
 from tests.preparation import made_items
 from tests.preparation.made_items import arrays
 
@@ -174,7 +173,6 @@ def test_reference_statistics_are_kept_apart_by_every_file(roots, tmp_path):
     assert reference_stats.fingerprint(first) != reference_stats.fingerprint(second)
 
 
-@quick_to_compile()
 def test_a_training_refuses_changed_data_and_its_results_name_them(roots, tmp_path):
     root, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(roots / "first", root)

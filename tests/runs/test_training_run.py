@@ -5,7 +5,7 @@ import pytest
 from scm_jax import config as config_lib
 from scm_jax.runs import train as training_run
 from scm_jax.runs.directory import locks
-from tests.commands.in_process import quick_to_compile, scm
+from tests.commands.in_process import scm
 from tests.sweeps import planted
 from tests.sweeps.test_locks import HOLD
 
@@ -32,7 +32,6 @@ class TestOneAtATime:
         said = scm("train", config, f"--workdir={tmp_path}", check=1).stderr
         assert f"held by process {holder.pid}" in said and "Traceback" not in said
 
-    @quick_to_compile()
     def test_it_holds_the_directory_of_a_killed_one_while_it_trains(
         self, tmp_path, monkeypatch, holder
     ):
