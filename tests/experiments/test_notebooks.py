@@ -2,10 +2,11 @@
 
 Stored are the tables of the isoFLOP study in docs/, and those that ``sweep collect``
 made of ``ablate_stabilizers.py:sct,quick``, 11 runs. Samples need a network, so the
-notebook of sampling gets two tiny runs. Getting started trains, so it runs nightly.
+notebook of sampling gets a tiny run. Getting started trains, so it runs nightly.
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -24,10 +25,11 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PUBLISHED = EXPERIMENTS.parent / "docs" / "notebooks"
 STORED = Path(__file__).parents[1] / "golden" / "ablate_stabilizers"
 NIGHTLY = "SCM_JAX_NIGHTLY" in os.environ
+TINY = "a run of sampling_times.py, cut down"
 # Notebook -> the tables, or the sweep, whose runs it reads.
 SOURCES = {
     "ablation": STORED,
-    "sampling": "sampling_times.py:sct,quick",
+    "sampling": TINY,
     "scaling": EXPERIMENTS.parent / "docs" / "isoflop_digits",
     "tangents": STORED,
 }
@@ -47,13 +49,38 @@ READ = {
 
 
 @pytest.fixture(scope="module")
-def make_runs(tmp_path_factory):
+def tiny(tmp_path_factory):
+    """The directory of one student of ``sampling_times.py``, cut down to compile."""
+    root = tmp_path_factory.mktemp("tiny")
+    sweep = load_sweep(str(EXPERIMENTS / "sweeps" / "sampling_times.py:sct,quick"))
+    config = config_lib.from_dict(dict(resolve(sweep, root)[-1].config))
+    with config.unlocked():
+        config.init.run = ""
+        config.network.width, config.network.depth = 8, 1
+        config.train.duration_images = 2 * 128
+        config.eval.times = ((0.2,), (1.0,))
+    assert train.train_and_evaluate(config, root / "run") == "done"
+    return root
+
+
+def test_a_run_of_sampling_times_measures_all_of_them(tiny):
+    lines = (tiny / "run/results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    measured = [(row["steps"], row["times"]) for row in rows]
+    assert measured == [(1, None), (2, None), (2, [0.2]), (2, [1.0])]
+    assert len({row["frechet_distance"] for row in rows[1:]}) == 3
+
+
+@pytest.fixture(scope="module")
+def make_runs(tiny, tmp_path_factory):
     """``make_runs(sweep)``: the directory of its finished runs."""
     made = {}
 
     def make(text):
         if isinstance(text, Path):
             return text
+        if text == TINY:
+            return tiny
         if text not in made:
             root = tmp_path_factory.mktemp("runs") / text.partition(".")[0]
             for run in resolve(load_sweep(str(EXPERIMENTS / "sweeps" / text)), root):

@@ -1,12 +1,9 @@
 """Every shipped sweep file resolves; a run of sampling times measures all of them."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from scm_jax import config as config_lib
-from scm_jax.runs import train
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
 
@@ -50,27 +47,3 @@ def test_budgets_of_an_isoflop_study_are_kept(tmp_path):
     for run in resolve(file, tmp_path):
         assert min(abs(run.train_flops / c - 1) for c in (4e9, 8e9)) < 0.02
         assert run.config["init"]["run"] == ""
-
-
-def test_a_run_of_sampling_times_measures_all_of_them(tmp_path):
-    file = load_sweep(f"{FOLDER / 'sampling_times'}.py:sct,quick")
-    run = resolve(file, tmp_path)[-1]
-    config = config_lib.from_dict(dict(run.config))
-    with config.unlocked():
-        config.init.run = ""
-        config.network.width, config.network.depth = 8, 1
-        config.eval.num_seeds = 1
-        config.train.duration_images = 2 * 128
-        config.eval.steps = (1, 2)
-        config.eval.times = ((0.2,), (1.0,))
-    train.train_and_evaluate(config, tmp_path / "run")
-    lines = (tmp_path / "run/results.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert [(row["steps"], row["times"]) for row in rows] == [
-        (1, None),
-        (2, None),
-        (2, [0.2]),
-        (2, [1.0]),
-    ]
-    distances = [row["frechet_distance"] for row in rows[1:]]
-    assert len(set(distances)) == 3
