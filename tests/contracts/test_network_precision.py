@@ -18,6 +18,7 @@ from tests.contracts.network_cases import (
 from tests.networks.reference import rms
 
 # Width of the vector that conditions the blocks, for those that compute in bfloat16.
+ERROR = {"ddpmpp": 0.05, "dit": 0.03, "unet": 0.03}
 EMBEDDING = {"ddpmpp": 64, "dit": 16, "unet": 16}
 
 
@@ -72,4 +73,4 @@ def test_bfloat16_is_close_in_value_and_tangent(name):
     for a, b in zip(exact, got, strict=True):
         assert b.dtype == jnp.float32
         # 8 bits; exactly 0 would mean that they were not used.
-        assert 1e-4 < rms(b - a) / rms(a) < 0.05
+        assert 1e-4 < rms(b - a) / rms(a) < ERROR[name]
