@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an error, a crash or on a full disk, ``path`` has its old content.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers that share a folder often have one process id.
+    own = f"{socket.gethostname()}.{os.getpid()}"
+    unfinished = path.with_name(f".{path.name}.{own}.tmp")
     try:
         yield unfinished
         with unfinished.open("rb+") as file:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.files import jsonl
+from scm_jax.files import atomic, jsonl
 
 
 class TestEncodeRow:
@@ -82,6 +82,16 @@ class TestWriteJson:
             jsonl.write_json(path, {"loss": 2.0})
         assert json.loads(path.read_text()) == {"loss": 1.0}
         assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+    def test_two_machines_may_have_one_process_id(self, tmp_path, monkeypatch):
+        path = tmp_path / "summary.json"
+        with atomic.replacing(path) as here:
+            here.write_text("here")
+            monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+            with atomic.replacing(path) as there:
+                there.write_text("there")
+            assert path.read_text() == "there"
+        assert path.read_text() == "here"
 
 
 class TestReadRows:
