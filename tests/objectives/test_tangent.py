@@ -105,6 +105,31 @@ def test_student_equal_to_teacher(x0):
     close(seen.g, cos(t) * DATA.tangent(seen.x_t, t, SD))
 
 
+@pytest.mark.parametrize(
+    ("t", "coefficient"),
+    [
+        (0.5, -0.58900481),
+        (1.1, -0.19301481),
+        (1.3, -0.10191063),
+        (1.564546408, -0.0022500247),
+    ],
+)
+def test_table_of_the_gaussian_tangent(t, coefficient, float64_islands):
+    """The same number by number, at given times, through the parts of the objective."""
+    x = jnp.asarray([[0.9, -0.2]])
+    time = trigflow.time_from_t(jnp.asarray([t]))
+    v = DATA.velocity(x, time.t, SD)
+
+    def net(u, t):
+        return DATA.velocity(u * SD, t, SD) / SD
+
+    F, F_stop, q_dF_dt = SCD.value_and_tangent(net, x, v, time)
+    g = SCD.raw_tangent(F_stop, q_dF_dt, x, v, time, jnp.ones(()))
+    y = x - np.cos(t) * np.array([DATA.mean])
+    np.testing.assert_allclose(g / y, coefficient, rtol=1e-5)
+    np.testing.assert_array_equal(F, F_stop)
+
+
 def test_exact_consistency_function_has_no_tangent_under_scd(x0):
     seen = look(SCD, probe.consistent_student, x0, teacher=probe.exact_teacher)
     close(seen.g, 0.0)
@@ -113,7 +138,50 @@ def test_exact_consistency_function_has_no_tangent_under_scd(x0):
     assert float(jnp.abs(seen.g).max()) > 0.1
 
 
+def test_sct_is_unbiased_given_x_t(float64_islands):
+    """The raw target is linear in the velocity, whose posterior mean is the teacher's.
+
+    ``x0`` given ``x_t`` is normal: pairs mirrored at its mean average to the mean.
+    """
+    rng = np.random.default_rng(1)
+    t = jnp.asarray(rng.uniform(0.05, 1.5, NUM))
+    time = trigflow.time_from_t(t)
+    x_t = jnp.asarray(rng.normal(size=(NUM, 2)))
+    V = DATA.variance(t, SD)[:, None]
+    spread = DATA.std * SD * sin(t) / jnp.sqrt(V) * rng.normal(size=(NUM, 2))
+    mean = DATA.denoiser(x_t, t, SD)
+
+    @jax.jit
+    def target(dx_dt):
+        def net(u, t):
+            return probe.bent_student(u, Cond(t=t))
+
+        _, F, q_dF_dt = SCT.value_and_tangent(net, x_t, dx_dt, time)
+        return SCT.raw_tangent(F, q_dF_dt, x_t, dx_dt, time, jnp.ones(()))
+
+    sides = []
+    for sign in (1, -1):
+        x0 = mean + sign * spread
+        z = (x_t - cos(t) * x0) / sin(t)
+        dx_dt = SCT.velocity(x0, z, x_t, time, Cond(t=t), None)
+        sides.append(target(dx_dt))
+    exact = target(DATA.velocity(x_t, t, SD))
+    close((sides[0] + sides[1]) / 2, exact, 1e-8)
+    assert float(jnp.abs(sides[0] - exact).max()) > 0.1
+
+
 # --- Where the velocity comes from ----------------------------------------------------
+
+
+def test_scd_velocity_depends_on_x_t_alone(x0):
+    time = trigflow.time_from_t(jnp.full((NUM,), 0.8))
+    cond = Cond(t=time.t)
+    one, other = (
+        SCD.velocity(a, b, x0, time, cond, probe.exact_teacher)
+        for a, b in ((x0, x0), (x0 + 1, 3 * x0))
+    )
+    np.testing.assert_array_equal(one, other)
+    close(one, DATA.velocity(x0, time.t, SD))
 
 
 def test_missing_teacher_is_an_error():
@@ -139,6 +207,13 @@ def test_x_t_has_the_variance_of_the_process(t):
     np.testing.assert_allclose(
         seen.x_t.std(0), np.sqrt(V), rtol=5 / np.sqrt(2 * len(x0))
     )
+
+
+def test_proposal_of_the_objective():
+    objective = dataclasses.replace(SCT, P_mean=-0.8, P_std=1.6)
+    seen = look(objective, lambda x, cond: 0.0 * x, jnp.zeros((50_000, 1)))
+    assert np.median(seen.cond.t) == pytest.approx(0.732, abs=0.015)
+    assert np.mean(np.asarray(seen.cond.t) > 1.1) == pytest.approx(0.312, abs=0.01)
 
 
 # --- Warmup ---------------------------------------------------------------------------
@@ -200,6 +275,15 @@ def test_no_warmup():
 # --- Ways to compute it ---------------------------------------------------------------
 
 
+def test_shared_pass_equals_separate_pass(x0):
+    kwargs = {"teacher": probe.exact_teacher}
+    shared = look(SCD, probe.bent_student, x0, **kwargs)
+    separate = dataclasses.replace(SCD, tangent_pass="separate")
+    separate = look(separate, probe.bent_student, x0, **kwargs)
+    close(shared.g, separate.g, 1e-12)
+    close(shared.loss, separate.loss, 1e-12)
+
+
 def test_finite_difference_converges_to_the_exact_tangent(x0):
     kwargs = {"teacher": probe.exact_teacher}
     exact = look(SCD, probe.bent_student, x0, **kwargs).g
@@ -212,6 +296,15 @@ def test_finite_difference_converges_to_the_exact_tangent(x0):
         errors.append(float(jnp.abs(seen.g - exact).max()))
     assert errors[1] < 1e-3
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.1)
+
+
+def test_finite_difference_of_the_default_step_is_close_in_float32():
+    x0 = jnp.asarray(DATA.sample(np.random.default_rng(0), NUM))
+    kwargs = {"teacher": probe.exact_teacher}
+    exact = look(SCD, probe.bent_student, x0, **kwargs).g
+    objective = dataclasses.replace(SCD, tangent="finite_difference")
+    seen = look(objective, probe.bent_student, x0, **kwargs)
+    np.testing.assert_allclose(seen.g, exact, rtol=0, atol=2e-3)
 
 
 def test_no_overflow_at_the_ends_in_float32():

@@ -6,9 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from scm_jax import trigflow
+from scm_jax import sampling, trigflow
 from scm_jax.objectives import Consistency, base
 from scm_jax.types import NULL_LABEL, Cond
 from tests.objectives import probe
@@ -31,12 +32,42 @@ def test_l2_normalization_is_per_sample_over_all_elements():
     assert np.all(np.sqrt(np.sum(g**2, axis=(1, 2, 3))) < 1)
 
 
+def test_rms_normalization_divides_the_norm_by_the_root_of_the_size():
+    g = objective("rms").normalize(jnp.asarray(IMAGES))
+    rms = np.sqrt(np.mean(IMAGES**2, axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(g, IMAGES / (rms + 0.1), rtol=1e-5)
+
+
 def test_clip_and_none():
     large = 3 * jnp.asarray(IMAGES)
     np.testing.assert_array_equal(
         objective("clip").normalize(large), np.clip(large, -1, 1)
     )
     np.testing.assert_array_equal(objective("none").normalize(large), large)
+
+
+@pytest.mark.parametrize("normalization", ["l2", "rms", "clip", "none"])
+def test_scaling_one_sample_leaves_the_others(normalization):
+    scaled = IMAGES.copy()
+    scaled[2] *= 10
+    rest = np.array([0, 1, 3, 4])
+    normalize = objective(normalization).normalize
+    one, other = (np.asarray(normalize(jnp.asarray(a))) for a in (IMAGES, scaled))
+    np.testing.assert_array_equal(one[rest], other[rest])
+    assert np.abs(one[2] - other[2]).max() > 1e-3
+
+
+def test_size_of_the_target_at_image_dimension():
+    """2.5: c = 0.1 hardly matters with L2 at D = 3072, and much with RMS."""
+    D, s = 3072, 0.3
+    t = np.array([0.01, 0.3, 1.1, 1.5, 1.5645])
+    V = (s * np.cos(t)) ** 2 + (SD * np.sin(t)) ** 2
+    size = (s * SD) ** 2 * np.sin(t) * np.cos(t) / V**1.5  # RMS of the raw target
+    g = jnp.asarray(np.outer(size, np.ones(D)), jnp.float32)
+    l2 = np.linalg.norm(objective().normalize(g), axis=1)
+    np.testing.assert_allclose(l2, [0.82, 0.99, 0.98, 0.88, 0.39], atol=0.006)
+    rms = np.linalg.norm(objective("rms").normalize(g), axis=1) / np.sqrt(D)
+    np.testing.assert_allclose(rms, [0.08, 0.66, 0.47, 0.11, 0.01], atol=0.006)
 
 
 def test_normalization_of_the_whole_objective_and_the_logged_norm():
@@ -55,6 +86,12 @@ def test_normalization_of_the_whole_objective_and_the_logged_norm():
 
 
 # --- The learned weight ---------------------------------------------------------------
+
+
+def test_weight_starts_at_one():
+    params = base.init_log_weight()
+    t = trigflow.time_from_t(jnp.linspace(0.01, 1.5, 7))
+    np.testing.assert_array_equal(base.log_weight(params, t, SD), np.zeros(7))
 
 
 def test_weighted_loss_and_its_optimum():
@@ -106,6 +143,33 @@ def _zero(x, cond):
     return 0.0 * x
 
 
+def test_weight_learns_the_error_of_every_time():
+    """Optimized, ``e^w error = 1`` at all noise levels and the loss is ``1 - w``."""
+    time = trigflow.time_from_tau(jnp.linspace(-4.0, 4.0, 64), SD)
+    error = 0.02 + 0.5 * time.sin**2
+    optimizer = optax.adam(0.03)
+
+    def loss(params):
+        values, w = base.weighted_loss({"log_weight": params}, time, error, SD)
+        return jnp.mean(values), (values, w)
+
+    @jax.jit
+    def fit(params):
+        def body(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(
+                jax.grad(loss, has_aux=True)(params)[0], state
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = (params, optimizer.init(params))
+        return jax.lax.scan(body, carry, length=2000)[0][0]
+
+    _, (values, w) = loss(fit(base.init_log_weight()))
+    np.testing.assert_allclose(np.exp(w) * error, 1.0, atol=0.1)
+    np.testing.assert_allclose(values, 1 - w, atol=0.02)
+
+
 def test_normalization_decides_where_the_weight_settles():
     """``w* = ln D`` with L2, 0 with RMS, while the norm is far above c."""
     D = 3072
@@ -129,7 +193,33 @@ def test_weight_is_finite_at_both_ends_and_resolves_them():
     assert abs(w[1] - w[2]) > 0.1 and abs(w[3] - w[4]) > 0.1
 
 
+# --- Bins -----------------------------------------------------------------------------
+
+
+def test_time_bins_are_sums_that_add_up():
+    t = jnp.asarray([0.0, 0.1, 0.19, 0.2, 0.9, 1.5, 1.5707, 1.5])
+    value = jnp.arange(8.0) - 2.0
+    bins = base.time_bins(t, value=value)
+    edges = np.linspace(0, np.pi / 2, base.NUM_TIME_BINS + 1)
+    count, _ = np.histogram(t, edges)
+    np.testing.assert_array_equal(bins["count"], count)
+    sums, _ = np.histogram(t, edges, weights=value)
+    np.testing.assert_allclose(bins["value"], sums, rtol=1e-6)
+
+
 # --- Labels and guidance --------------------------------------------------------------
+
+
+def test_label_dropout_rate():
+    label = jnp.arange(20_000) % 10
+    dropped = np.asarray(base.drop_labels(jax.random.key(0), label, 0.1))
+    null = dropped == NULL_LABEL
+    assert null.mean() == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / 20_000))
+    np.testing.assert_array_equal(dropped[~null], np.asarray(label)[~null])
+    # It hits every class alike.
+    assert np.bincount(np.asarray(label)[null], minlength=10).min() > 140
+    assert base.drop_labels(jax.random.key(0), label, 0.0) is label
+    assert base.drop_labels(jax.random.key(0), None, 0.5) is None
 
 
 def test_guidance_scales_reach_teacher_and_student_alike():
@@ -152,6 +242,29 @@ def test_guidance_scales_reach_teacher_and_student_alike():
     )
     # Scales do not go with times, labels or noise.
     assert abs(np.corrcoef(s, seen.cond.t)[0, 1]) < 0.08
+
+
+def test_guided_teacher_moves_the_target_by_its_scale():
+    """With guidance the velocity is ``null + s (label - null)`` for each example."""
+
+    def teacher(x, cond):
+        return x * 0.0 + 1.0 * cond.label[:, None]
+
+    guided = sampling.with_guidance(teacher)
+    student = objective(
+        "none",
+        tangent_pass="separate",
+        guidance_range=(1.0, 4.0),
+        tangent_warmup_steps=1,
+        learned_weighting=False,
+    )
+    x0, label = jnp.zeros((8, 2)), jnp.full((8,), 2)
+    seen = look(student, _zero, x0, label=label, teacher=guided)
+    t = np.asarray(seen.cond.t)[:, None]
+    s = np.asarray(seen.cond.guidance)[:, None]
+    dx_dt = SD * (NULL_LABEL + s * (2 - NULL_LABEL))
+    expected = np.cos(t) ** 2 * dx_dt - np.cos(t) * np.sin(t) * np.asarray(seen.x_t)
+    np.testing.assert_allclose(seen.g, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_needs_a_teacher():

@@ -85,6 +85,13 @@ def test_samples_are_the_map_of_their_noise(samples):
 # --- Noise ----------------------------------------------------------------------------
 
 
+def test_noise_has_the_standard_deviation_of_the_data():
+    keys = sampling.sample_keys(0, jnp.arange(20_000))
+    z = np.asarray(sampling.sample_noise(keys, 0, (2, 1), SD))
+    assert z.std() == pytest.approx(SD, rel=5 / np.sqrt(2 * z.size))
+    assert abs(z.mean()) < 5 * SD / np.sqrt(z.size)
+
+
 def test_noise_of_a_sample_depends_on_seed_and_index_only():
     def noise(seed, indices, draw=0):
         keys = sampling.sample_keys(seed, np.array(indices))
@@ -99,3 +106,18 @@ def test_noise_of_a_sample_depends_on_seed_and_index_only():
         noise(1, range(8), 1),
     ):
         assert np.all(other != all_eight)
+
+
+def test_samples_do_not_depend_on_the_batch():
+    def sample(indices):
+        keys = sampling.sample_keys(9, indices)
+        cond = Cond(t=jnp.zeros((len(indices),)))
+        grid = sampling.make_grid("consistency", 2, SD)
+        problem = sampling.Problem(student, keys, cond, grid, (2,), SD)
+        return sampling.consistency_sample(problem)
+
+    all_eight = np.asarray(sample(np.arange(8)))
+    np.testing.assert_allclose(sample(np.array([5])), all_eight[[5]], rtol=1e-6)
+    np.testing.assert_allclose(
+        sample(np.array([7, 0, 3])), all_eight[[7, 0, 3]], rtol=1e-6
+    )

@@ -77,6 +77,19 @@ def test_ddim_follows_a_straight_pair_exactly_from_any_time(pair):
     )
 
 
+def test_ddim_is_first_order_towards_the_exact_flow(float64):
+    x = jnp.asarray([[0.3, -0.8]])
+    s = jnp.asarray([1.0])
+    F = GAUSSIAN.velocity(x, s, SD) / SD
+    errors = []
+    for h in (1e-2, 5e-3):
+        step = trigflow.ddim_step(x, F, s, s - h, SD)
+        errors.append(float(jnp.abs(step - GAUSSIAN.flow(x, s, s - h, SD)).max()))
+    # The local error is O(h^2), with a coefficient of order 1.
+    assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.05)
+    assert errors[0] < 1e-4
+
+
 def test_score_of_gaussian_data(pair):
     x, _, t = pair
     x, t = x[:-1, 0], t[:-1]
@@ -135,6 +148,14 @@ def test_float32_keeps_all_digits_at_both_ends(sd):
     np.testing.assert_allclose(time.cos, sd / np.hypot(sigma, sd), rtol=tolerance)
     np.testing.assert_allclose(time.sin, sigma / np.hypot(sigma, sd), rtol=tolerance)
     np.testing.assert_allclose(trigflow.log_sigma(time, sd), tau, rtol=1e-6, atol=1e-5)
+
+
+def test_float32_cosine_of_the_angle_has_lost_digits():
+    """Why ``Time`` exists."""
+    time = trigflow.time_from_sigma(jnp.asarray([5000.0]), SD)
+    exact = SD / np.hypot(5000.0, SD)
+    assert abs(float(time.cos[0]) / exact - 1) < 1e-6
+    assert abs(float(jnp.cos(time.t)[0]) / exact - 1) > 1e-4
 
 
 def test_noise_levels_near_the_largest_float_do_not_overflow():

@@ -155,6 +155,30 @@ def test_edm_differs_by_its_sign_alone(float64):
     np.testing.assert_allclose(D[-1], -SD * F[-1], atol=0.01)
 
 
+def test_v_prediction_of_vp_is_F_for_data_of_unit_variance(float64):
+    t = jnp.asarray(MIDDLE)
+    rng = np.random.default_rng(3)
+    v, x = (jnp.asarray(rng.normal(size=(6, 3))) for _ in range(2))
+    F = trigflow.F_from_prediction(v, "v", x, jnp.cos(t), jnp.sin(t), 1.0)
+    np.testing.assert_allclose(F, v, rtol=1e-12)
+
+
+def test_rectified_flow_of_unit_variance_in_its_closed_form(float64):
+    """Prop. 3.1 of SANA-Sprint (arXiv 2503.09641)."""
+    s = np.array([0.01, 0.3, 0.5, 0.9, 0.999])
+    b = s[:, None]
+    rng = np.random.default_rng(4)
+    u, x = rng.normal(size=(2, 5, 3))
+    n = np.hypot(b, 1 - b)
+    expected = ((1 - 2 * b) * x + (1 - 2 * b + 2 * b**2) * u) / n
+    F = trigflow.F_from_prediction(
+        jnp.asarray(u), "flow", jnp.asarray(x), 1 - s, s, 1.0
+    )
+    np.testing.assert_allclose(F, expected, rtol=1e-11)
+    _, time = trigflow.to_trigflow(jnp.asarray(x), 1 - s, s, 1.0)
+    np.testing.assert_allclose(time.t, np.arctan2(s, 1 - s), rtol=1e-12)
+
+
 def test_unknown_predictions_are_errors():
     x = jnp.ones((1, 2))
     for function in (trigflow.F_from_prediction, trigflow.prediction_from_F):
@@ -181,6 +205,20 @@ def exact_edm_network(params, x, cond, *, train=False, key=None, dtype=None):
     c_skip, c_out, c_in = SD**2 / total**2, sigma * SD / total, 1 / total
     noisy = x / c_in
     return params * (edm_denoiser(noisy, sigma) - c_skip * noisy) / c_out
+
+
+def test_edm_network_keeps_its_denoiser(float64):
+    """``D_EDM(x_sigma) = cos t x_t - sin t sigma_data F`` (trap 4)."""
+    fn = trigflow.from_edm(exact_edm_network, SD)
+    sigma = np.array([0.002, 0.1, 0.98, 5.0, 80.0])[:, None]
+    x_sigma = MEAN + np.hypot(sigma, STD) * np.random.default_rng(5).normal(size=(5, 3))
+    time = trigflow.time_from_sigma(jnp.asarray(sigma[:, 0]), SD)
+    x_t = jnp.asarray(x_sigma) * time.cos[:, None]
+    F = fn(1.0, x_t / SD, Cond(t=time.t))
+    D = trigflow.D_from_F(x_t, F, time, SD)
+    np.testing.assert_allclose(D, edm_denoiser(x_sigma, sigma), rtol=0, atol=1e-9)
+    data = Gaussian(mean=tuple(MEAN), std=STD)
+    np.testing.assert_allclose(SD * F, data.velocity(x_t, time, SD), rtol=1e-7)
 
 
 def test_edm_network_in_float32_at_all_times():
@@ -219,6 +257,35 @@ def test_edm_time_and_its_slope():
     # 1/cos(t_max) = 160: the instability of Sec. 4.1.
     np.testing.assert_allclose(scaled, 1 / (4 * np.cos(inner)), rtol=1e-4)
     assert scaled[-1] == pytest.approx(40.0, rel=1e-3)
+
+
+def test_derivatives_through_an_edm_network_are_finite_at_all_times():
+    """Value, tangent and the gradient of a consistency step, ends included."""
+
+    def edm_network(params, x, cond, **kwargs):
+        return jnp.sin(params * x + cond.t[:, None]) + jnp.exp(-jnp.square(x))
+
+    fn = trigflow.from_edm(edm_network, SD)
+    t = jnp.asarray(ENDS_AND_MIDDLE, jnp.float32)
+    x, dx = np.random.default_rng(7).normal(size=(2, 6, 3)).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def run(x, t, dx):
+        def loss(params):
+            def F(x, t):
+                return fn(params, x[None], Cond(t=t[None]))[0]
+
+            F_value, dF_dt = jax.jvp(F, (x, t), (dx, jnp.ones_like(t)))
+            target = jax.lax.stop_gradient(F_value - dF_dt)
+            return jnp.sum((F_value - target) ** 2), (F_value, dF_dt)
+
+        return jax.grad(loss, has_aux=True)(jnp.float32(0.8))
+
+    gradient, (F_value, dF_dt) = run(x, t, dx)
+    for name, values in {"g": gradient, "F": F_value, "dF_dt": dF_dt}.items():
+        assert np.all(np.isfinite(values)), name
+        assert np.all(np.abs(values) > 0), name
 
 
 def test_edm_adapter_changes_time_and_sign_alone():

@@ -15,8 +15,10 @@ NUM = 400_000
     ("P_mean", "P_std", "median", "above"),
     [
         (-1.0, 1.4, 0.634, 0.241),
+        (-1.0, 1.6, 0.634, 0.270),
         (-0.8, 1.6, 0.732, 0.312),
         (-0.4, 1.0, 0.930, None),
+        (-1.2, 1.4, 0.542, None),
     ],
 )
 def test_lognormal_proposal(P_mean, P_std, median, above):
@@ -32,6 +34,13 @@ def test_lognormal_proposal(P_mean, P_std, median, above):
     if above is not None:
         assert np.mean(np.asarray(time.t) > 1.1) == pytest.approx(above, abs=4e-3)
     np.testing.assert_allclose(time.cos**2 + time.sin**2, 1.0, rtol=1e-6)
+
+
+def test_a_wide_proposal_goes_beyond_the_start_of_sampling():
+    time = trigflow.lognormal_proposal(jax.random.key(4), (NUM,), -1.0, 1.8, SD)
+    beyond = np.asarray(time.t) > trigflow.t_max(SD)
+    assert beyond.mean() == pytest.approx(1.4e-3, abs=3e-4)
+    assert np.asarray(time.cos).min() > 0
 
 
 # --- Grids ----------------------------------------------------------------------------
