@@ -27,11 +27,10 @@ docs: $(STAMP)
 mutations: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 
-# What is too long for every change: notebooks on runs of their own, the full coverage
-# study of the laws, kills, all planted faults.
+# What is too long for every change: the suite with notebooks on runs of their own, full
+# studies, all meshes and optimized programs; long kill tests; all planted faults.
 nightly: $(STAMP)
-	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest tests/experiments/test_notebooks.py \
-	  tests/analysis tests/multidevice/test_meshes.py tests/evaluation
+	SCM_JAX_NIGHTLY=1 $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 	$(BIN)/python -m benchmarks.resume_kills --kills=20
 	$(BIN)/python -m benchmarks.sweep_kills --runs=6 --kills=20 --steps=600
 	$(BIN)/python tests/run_mutations.py

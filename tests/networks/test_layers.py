@@ -14,6 +14,17 @@ from tests.networks.reference import KEY, normal, quick_jit
 # --- Norms and modulation -------------------------------------------------------------
 
 
+def test_pixel_norm_and_its_tangent(float64_islands):
+    """Tangent of the norm: ``ta/R - a mean(a ta)/R^3``."""
+    a, ta = normal((2, 3, 5)), normal((2, 3, 5), 1)
+    run = jax.jit(lambda a, ta: jax.jvp(layers.pixel_norm, (a,), (ta,)))
+    value, tangent = run(a, ta)
+    R = np.sqrt(np.mean(a**2, axis=-1, keepdims=True) + 1e-8)
+    np.testing.assert_allclose(value, a / R, rtol=1e-12)
+    expected = ta / R - a * np.mean(a * ta, axis=-1, keepdims=True) / R**3
+    np.testing.assert_allclose(tangent, expected, rtol=1e-10, atol=1e-12)
+
+
 def unit(a):
     return a / np.sqrt(np.mean(a**2, -1, keepdims=True) + 1e-8)
 
@@ -50,16 +61,46 @@ def test_layer_norm(float64_islands):
     np.testing.assert_allclose(got, (x - mean) / np.sqrt(variance + 1e-6), rtol=1e-11)
 
 
+def double_norm(x, scale, shift):
+    affine = jnp.concatenate([jnp.asarray(scale), jnp.asarray(shift)], axis=-1)
+    return layers.modulate(layers.layer_norm(jnp.asarray(x)), affine, "double_norm")
+
+
+def test_double_norm_is_norm_times_scale_plus_shift(float64_islands):
+    """Both modulations normalized over channels, no "+1" on the scale."""
+    x, scale, shift = normal((2, 7, 5), 2), normal((2, 5), 3), normal((2, 5), 4)
+    mean = x.mean(-1, keepdims=True)
+    norm = (x - mean) / np.sqrt(np.mean((x - mean) ** 2, -1, keepdims=True) + 1e-6)
+    expected = norm * unit(scale)[:, None] + unit(shift)[:, None]
+    got = double_norm(x, scale, shift)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
+    # The size of the modulation does not matter.
+    large = double_norm(x, 50 * scale, 9 * shift)
+    np.testing.assert_allclose(large, got, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("axes", [(), (6,), (3, 4)])
+def test_group_norm(axes, float64_islands):
+    """Over space and neighbouring channels of each example."""
+    x = normal((2, *axes, 8), 5) * np.array([1.0, 2, 3, 4, 5, 6, 7, 8])
+    expected = np.empty_like(x)
+    for b in range(2):
+        for group in (slice(0, 4), slice(4, 8)):
+            part = x[b, ..., group]
+            expected[b, ..., group] = (part - part.mean()) / np.sqrt(part.var() + 1e-3)
+    got = jax.jit(lambda x: layers.group_norm(x, 2, 1e-3))(x)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
+
+
 def test_norms_and_modulation_compute_in_float32():
     x = jnp.asarray(normal((2, 4, 512), loc=100.0), jnp.bfloat16)
     ones = jnp.ones((2, 512), jnp.bfloat16)
-    shifted = jnp.concatenate([ones, 0 * ones], axis=-1)
     normed = {
         "pixel": layers.pixel_norm(x),
         "layer": layers.layer_norm(x),
         "group": layers.group_norm(x, 2, 1e-6),
         "rms": magnitude.rms_normalize(x, (-1,)),
-        "modulated": layers.modulate(layers.layer_norm(x), shifted, "double_norm"),
+        "modulated": double_norm(x, ones, 0 * ones),
         "scaled": layers.modulate(layers.layer_norm(x), ones, "double_norm_scale"),
         "adaptive": layers.modulate(x, jnp.tile(ones, 2), "adaptive"),
     }
@@ -72,6 +113,20 @@ def test_norms_and_modulation_compute_in_float32():
 
 
 # --- Resampling and inputs ------------------------------------------------------------
+
+
+def test_resampling():
+    x = normal((2, 4, 6, 3))
+    down, up = np.empty((2, 2, 3, 3)), np.empty((2, 8, 12, 3))
+    for i in range(8):
+        for j in range(12):
+            up[:, i, j] = x[:, i // 2, j // 2]
+    for i in range(2):
+        for j in range(3):
+            down[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2))
+    for mode, expected in {"none": x, "down": down, "up": up}.items():
+        got = layers.resample(jnp.asarray(x), mode)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
 def test_missing_label_is_the_null_class():
@@ -96,18 +151,24 @@ def qkv(float64_islands):
     return [jnp.asarray(normal(shape, i)) for i, shape in enumerate(shapes)]
 
 
+def test_attention_is_softmax(qkv):
+    q, k, v = (np.asarray(a) for a in qkv[:3])
+    p = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(4))
+    expected = np.einsum("bhnm,bmhd->bnhd", p, v)
+    np.testing.assert_allclose(attention(*qkv[:3]), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "zero", [None, 0, 1, 2], ids=["all", "no tq", "no tk", "no tv"]
 )
 def test_tangent_of_attention(zero, qkv):
     """App. F: ``ty = p tv + (p tS) v - (p . tS) y`` with ``tS = a (tq k + q tk)``."""
     tangents = [a * float(i != zero) for i, a in enumerate(qkv[3:])]
-    value, got = jax.jvp(attention, tuple(qkv[:3]), tuple(tangents))
+    _, got = jax.jvp(attention, tuple(qkv[:3]), tuple(tangents))
     q, k, v, tq, tk, tv = (np.asarray(a) for a in (*qkv[:3], *tangents))
     p = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / 2)
     tS = np.einsum("bnhd,bmhd->bhnm", tq, k) + np.einsum("bnhd,bmhd->bhnm", q, tk)
     y = np.einsum("bhnm,bmhd->bnhd", p, v)
-    np.testing.assert_allclose(value, y, rtol=1e-12)
     H = p * tS / 2
     expected = (
         np.einsum("bhnm,bmhd->bnhd", p, tv)

@@ -1,6 +1,7 @@
 """The EDM2 U-Net against its published sizes and against its formulas in numpy."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from scm_jax import networks
 from scm_jax.cost import counts
 from scm_jax.networks import unet
 from scm_jax.networks.unet_layout import BlockSpec
+from scm_jax.types import Cond
 from tests.networks import reference as ref
-from tests.networks.reference import KEY, quick_jit
+from tests.networks.reference import KEY, quick_jit, rms
 
 # --- Published sizes ------------------------------------------------------------------
 
@@ -55,7 +57,7 @@ def test_published_network_has_its_parameters_and_multiply_adds(size):
     net, params = abstract(size, modulation="gain", embedding="fourier")
     count = counts.parameter_count(params) / 1e6
     assert count == pytest.approx(EDM2[size][0], abs=0.05)
-    if size in ("xs", "xxl"):  # a trace takes seconds
+    if size in ("xs", "xxl") or "SCM_JAX_NIGHTLY" in os.environ:  # seconds each
         inputs = jax.eval_shape(lambda: net.example(1))
         macs = counts.count_macs(net.apply, params, *inputs) / 1e9
         assert macs == pytest.approx(EDM2[size][1], abs=0.1)
@@ -252,3 +254,28 @@ def test_projection_brings_every_output_channel_to_unit_rms():
     gains = {"affine_gain", "emb_guidance_gain", "out_gain"}
     assert others == {"kernel", "freqs", "phases"} | gains
     assert projected > 30
+
+
+def test_activations_keep_their_magnitude():
+    """Of all blocks with fresh weights: that is what the normalizations are for."""
+    settings = {"width": 32, "channel_mult": (1, 2), "num_blocks": 1}
+    net = networks.build("unet", (16, 16, 3), 0, head_channels=16, **settings)
+    groups = {g.name for g in net.module.layout()}
+    assert all(len(g.names) == 1 for g in net.module.layout())
+    params = net.project(ref.draw(jax.eval_shape(net.init, KEY)))
+    x = np.random.default_rng(4).normal(size=(4, 16, 16, 3)).astype(np.float32)
+
+    @quick_jit
+    def outputs(params):
+        _, state = net.module.apply(
+            {"params": net.fold(params).weights},
+            x,
+            Cond(t=jnp.asarray([0.1, 0.5, 1.0, 1.5])),
+            capture_intermediates=lambda module, _: isinstance(module, unet.Block),
+        )
+        blocks = state["intermediates"]
+        return {name: blocks[name]["__call__"][0][0] for name in blocks}
+
+    sizes = {name: rms(h) for name, h in outputs(params).items()}
+    assert set(sizes) == groups
+    assert all(0.5 < size < 2.0 for size in sizes.values()), sizes
