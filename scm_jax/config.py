@@ -21,7 +21,10 @@ from scm_jax.training.state import OptimizerConfig
 from scm_jax.types import lookup, real_number, whole_number, yes_or_no
 
 # Given by the dataset, or derived from other keys: never set in a config.
-_DERIVED = {"parent", "name", "sample_shape", "num_classes", "sigma_data", "placement"}
+_DERIVED = {
+    *("parent", "name", "placement", "sigma_data"),
+    *("sample_shape", "num_classes", "text"),
+}
 _STEPS_SUFFIX = "_steps"
 
 # Networks of smoke runs, by key of NETWORKS: U-Nets of one level without attention, and

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -42,6 +43,10 @@ NULL_LABEL = -1
 MAX_SEED = 2**32 - 1
 
 
+# What a sample is asked to be: the fields that ``Batch`` and ``Cond`` share.
+CONDITIONS = ("label", "tokens", "context", "context_mask", "pooled")
+
+
 @flax.struct.dataclass
 class Cond:
     """What a network is conditioned on, besides ``x_t / sigma_data``.
@@ -52,17 +57,31 @@ class Cond:
       label: optional ``(b,)`` int32 class; ``NULL_LABEL`` is the null class.
       guidance: optional ``(b,)`` float32 guidance scale as a network input; 1 means
         unguided.
+      tokens: optional ``(b, n)`` int32 caption for the network's own text tower; 0 is
+        padding, and a row of zeros is the null caption.
+      context: optional ``(b, n, c)`` states of the caption.
+      context_mask: ``(b, n)`` bool, true where ``context`` is to be attended to; a row
+        without any is the null caption.
+      pooled: optional ``(b, p)`` one vector for the whole caption.
+      memory: what ``Network.encode`` computed of the caption, for any number of passes.
+      null: what ``Network.encode`` computed of the null condition, for guidance.
     """
 
     t: jax.Array
     dt: jax.Array | None = None
     label: jax.Array | None = None
     guidance: jax.Array | None = None
+    tokens: jax.Array | None = None
+    context: jax.Array | None = None
+    context_mask: jax.Array | None = None
+    pooled: jax.Array | None = None
+    memory: Any = None
+    null: Cond | None = None
 
 
 @flax.struct.dataclass
 class Batch:
-    """One training batch.
+    """One training batch; the conditions are those of ``Cond``.
 
     Attributes:
       x: ``(b, *sample_shape)`` float32, channels last, mean 0 and standard deviation
@@ -72,6 +91,69 @@ class Batch:
 
     x: jax.Array
     label: jax.Array | None = None
+    tokens: jax.Array | None = None
+    context: jax.Array | None = None
+    context_mask: jax.Array | None = None
+    pooled: jax.Array | None = None
+
+
+def conditions(source: Batch | Cond) -> dict[str, Any]:
+    """The fields of ``CONDITIONS`` that ``source`` has, by name."""
+    found = ((name, getattr(source, name)) for name in CONDITIONS)
+    return {name: value for name, value in found if value is not None}
+
+
+def without_condition(cond: Cond, drop: jax.Array | None = None) -> Cond:
+    """``cond`` with the null class and the null caption.
+
+    Guidance, condition dropout and sampling all mean this by "no condition". A network
+    knows what its null caption is: a learned row of its text tower, or the stored
+    states of the empty caption.
+
+    Args:
+      cond: not encoded yet, see ``Network.encode``.
+      drop: ``(b,)`` bool, the examples that lose their condition; all by default.
+    """
+    null = {"label": NULL_LABEL, "tokens": 0, "context_mask": False}
+
+    def replaced(name: str, a: jax.Array) -> jax.Array:
+        if drop is None:
+            return jnp.full_like(a, null[name])
+        return jnp.where(drop.reshape(-1, *[1] * (a.ndim - 1)), null[name], a)
+
+    found = conditions(cond).items()
+    changed: dict[str, Any] = {k: replaced(k, v) for k, v in found if k in null}
+    return dataclasses.replace(cond, **changed)
+
+
+# Ids of tokens: 0 is padding, 1 ends a spelled word, then 256 bytes, then words.
+FIRST_BYTE, FIRST_WORD = 2, 258
+
+
+@dataclasses.dataclass(frozen=True)
+class TextInfo:
+    """How the captions of a dataset become conditions.
+
+    Attributes:
+      length: most tokens of a caption.
+      words: vocabulary of the network's text tower; empty for precomputed states.
+      width: channels of precomputed states.
+      pooled: channels of their pooled vector; 0 for none.
+      encoder: name, revision and hash of what computed the states.
+      null: states ``(n, width)`` and pooled vector ``(pooled,)`` of the empty caption.
+    """
+
+    length: int
+    words: tuple[str, ...] = ()
+    width: int = 0
+    pooled: int = 0
+    encoder: str = ""
+    null: Any = dataclasses.field(default=None, compare=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens are below this number; 0 for precomputed states."""
+        return FIRST_WORD + len(self.words) if self.words else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +170,9 @@ class DatasetInfo:
       to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8, to look at
         samples; None for data that are no images.
       quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
+      text: how captions become conditions; None for data without captions.
+      examples: returns captions to sample where nobody asks for any, and their fields
+        of ``Batch``, a row each.
       whitening: for latents that an autoencoder decodes, returns the constants of their
         scaling and the range of their pixels (``datasets.latents.Whitening``); None
         for all other data.
@@ -101,6 +186,8 @@ class DatasetInfo:
     description: str = ""
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     quantization: str = ""
+    text: TextInfo | None = None
+    examples: Callable[[], tuple[tuple[str, ...], dict[str, np.ndarray]]] | None = None
     whitening: Callable[[], Any] | None = None
 
 

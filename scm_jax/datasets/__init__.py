@@ -15,6 +15,7 @@ from scm_jax.datasets.storage import default_root, prepare, prepared_folder
 from scm_jax.types import Registry, lookup
 
 DATASETS = Registry(
+    captioned_shapes="scm_jax.datasets.shapes.make_captioned_shapes",
     cifar10="scm_jax.datasets.images.make_cifar10",
     digits="scm_jax.datasets.digits.make_digits",
     gaussian="scm_jax.datasets.synthetic.make_gaussian",

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.datasets.array_records import RecordSource
 from scm_jax.datasets.identity import Identity
 from scm_jax.datasets.order import BatchIterator, process_rows, shuffled_items
-from scm_jax.types import Batch, DatasetInfo, check_seed, lookup
+from scm_jax.types import CONDITIONS, Batch, DatasetInfo, check_seed, lookup
 
 # Fields of some items, stacked: name -> (n, ...).
 Fields = Mapping[str, Any]
@@ -118,6 +119,38 @@ def item_keys(items: jax.Array) -> jax.Array:
     return jax.vmap(key)(items)
 
 
+# Fields of an item that may hold several captions: their rank without that axis.
+_RANKS = {"tokens": 2, "context": 3, "context_mask": 2, "pooled": 2}
+_CAPTION = 0x63617074  # apart from the keys of augmentation
+
+
+def one_caption(fields: Mapping[str, Any], keys: Any = None) -> dict[str, Any]:
+    """Fields with one caption per item: a random one by its key, or the first.
+
+    Args:
+      fields: those of ``Batch`` that hold captions may have a further axis after the
+        first; with ``num_captions`` ``(b,)`` int, only so many of it are filled.
+      keys: one per item, a function of seed, epoch and item.
+    """
+    several = {k: v for k, v in fields.items() if v.ndim > _RANKS.get(k, v.ndim)}
+    kept = {k: v for k, v in fields.items() if k != "num_captions"}
+    if not several:
+        return kept
+    if keys is None:
+        return {**kept, **{k: v[:, 0] for k, v in several.items()}}
+    number = next(iter(several.values())).shape[1]
+    count = fields.get("num_captions", number)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _CAPTION))(keys)
+    u = jax.vmap(jax.random.uniform)(keys)
+    chosen = jnp.floor(u * count).astype(jnp.int32)
+
+    def take(a: jax.Array) -> jax.Array:
+        index = chosen.reshape(-1, *[1] * (a.ndim - 1))
+        return jnp.take_along_axis(jnp.asarray(a), index, axis=1)[:, 0]
+
+    return {**kept, **{k: take(v) for k, v in several.items()}}
+
+
 class Dataset(Protocol):
     """What every entry of ``DATASETS`` builds."""
 
@@ -187,7 +220,11 @@ class FiniteDataset:
         if self.randomize is not None:
             fields = self.randomize(fields, item_keys(raw.items))
         x, label = self.decode(fields)
-        return Batch(x=x, label=label)
+        caption = {name: fields[name] for name in CONDITIONS[1:] if name in fields}
+        if caption:
+            more = {k: fields[k] for k in ("num_captions",) if k in fields}
+            caption = one_caption({**caption, **more}, item_keys(raw.items))
+        return Batch(x=x, label=label, **caption)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self.items(np.arange(len(self.source)))

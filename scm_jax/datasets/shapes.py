@@ -1,5 +1,7 @@
 """Coloured shapes on textured backgrounds: drawn, not stored; 10 classes, captions.
 
+``captioned_shapes`` are the same with captions in place of classes. One colour of each
+shape is held out of them, so that new combinations of known words can be asked for.
 Item ``i`` of a split is a function of ``(seed, split, i)`` alone, the same on every
 machine, so the set is as large as one likes. ``data/shapes/README.md`` is its card.
 """
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, pipeline
+from scm_jax.datasets.captions import tokenize
 from scm_jax.datasets.shape_drawing import (
     BACKGROUNDS,
     COLORS,
@@ -22,7 +25,7 @@ from scm_jax.datasets.shape_drawing import (
     Attributes,
     draw,
 )
-from scm_jax.types import check_seed, lookup
+from scm_jax.types import DatasetInfo, TextInfo, check_choice, check_seed, lookup
 
 RESOLUTIONS = (32, 64)
 
@@ -32,6 +35,12 @@ PLACES = (
     ("left", "center", "right"),
     ("lower left", "bottom", "lower right"),
 )
+
+# Which colours the shapes have: any; all but the shape's held-out one; only that one.
+COMBINATIONS = ("all", "seen", "held_out")
+CAPTION_LENGTH = 16
+NUM_CAPTIONS = 4
+_SYNONYMS = {"small": "little", "large": "big", "center": "middle"}
 
 _STREAMS = {"train": 0, "test": 1}
 _BLOCK = 64  # images drawn at a time: their planes fit into a core's cache
@@ -62,19 +71,33 @@ def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarra
     return (_mix(start + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
 
 
-def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
-    """The attributes of some items."""
+def held_out_color(shape: np.ndarray) -> np.ndarray:
+    """The colour that a shape has in no captioned training image."""
+    return (3 * np.asarray(shape) + 1) % len(COLORS)
+
+
+def attributes(
+    seed: int, stream: int, indices: np.ndarray, combinations: str = "all"
+) -> Attributes:
+    """The attributes of some items; see ``COMBINATIONS``."""
+    shape = np.asarray(indices, np.int64) % NUM_CLASSES
     uniform = uniforms(seed, stream, indices, 28)
     u = uniform.T
     num_colors = len(COLORS)
     color = (num_colors * u[0]).astype(np.int64)
+    held_out = held_out_color(shape)
+    if combinations == "seen":
+        other = ((num_colors - 1) * u[0]).astype(np.int64)
+        color = (held_out + 1 + other) % num_colors
+    elif combinations == "held_out":
+        color = held_out
     # Two steps of the hue circle between the background and what lies on it.
     distance = 2 + ((num_colors - 3) * u[1]).astype(np.int64)
     second = (NUM_CLASSES * u[2]).astype(np.int64)
     size = 0.36 + 0.3 * u[3]
     room = (0.95 - size)[:, None]
     return Attributes(
-        shape=np.asarray(indices, np.int64) % NUM_CLASSES,
+        shape=shape,
         color=color,
         size=size,
         center=room * (2 * uniform[:, 4:6] - 1),
@@ -90,20 +113,81 @@ def attributes(seed: int, stream: int, indices: np.ndarray) -> Attributes:
     )
 
 
-def caption(item: Attributes, row: int = 0) -> str:
-    """One item in words, such as ``a small red star on blue stripes, upper left``."""
-    colors = list(COLORS)
-    size = SIZES[int(np.searchsorted((0.46, 0.56), item.size[row]))]
-    text = f"{size} {colors[item.color[row]]} {list(SHAPES)[item.shape[row]]}"
-    if item.second[row] >= 0:
-        other = list(SHAPES)[item.second[row]]
-        text += f" and a tiny {colors[item.second_color[row]]} {other}"
-    background = BACKGROUNDS[item.background[row]]
-    article = "a " if background == "gradient" else ""
-    text += f" on {article}{colors[item.background_color[row]]} {background}"
+def words(item: Attributes, row: int = 0) -> dict[str, str]:
+    """What a caption can say of one item; ``second`` is empty without a second shape.
+
+    Its keys are those of the frozen classifier's heads.
+    """
+    colors, shapes = list(COLORS), list(SHAPES)
+    second, second_color = int(item.second[row]), ""
+    if second >= 0:
+        second_color = colors[item.second_color[row]]
     right, down = item.center[row]
     height, side = np.searchsorted((-0.15, 0.15), (down, right))
-    return f"a {text}, {PLACES[height][side]}"
+    return {
+        "size": SIZES[int(np.searchsorted((0.46, 0.56), item.size[row]))],
+        "color": colors[item.color[row]],
+        "shape": shapes[item.shape[row]],
+        "second_color": second_color,
+        "second": shapes[second] if second >= 0 else "",
+        "background_color": colors[item.background_color[row]],
+        "background": BACKGROUNDS[item.background[row]],
+        "place": PLACES[height][side],
+    }
+
+
+def caption(item: Attributes, row: int = 0) -> str:
+    """One item in words, such as ``a small red star on blue stripes, upper left``."""
+    return phrase(**words(item, row))
+
+
+def phrase(
+    *,
+    shape: str,
+    color: str = "",
+    size: str = "",
+    second: str = "",
+    second_color: str = "",
+    background: str = "",
+    background_color: str = "",
+    place: str = "",
+) -> str:
+    """A caption that says what is given.
+
+    Example:
+      >>> phrase(shape="star", color="red", place="upper left")
+      'a red star, upper left'
+    """
+    kind = " ".join(word for word in (size, color, shape) if word)
+    text = f"{'an' if kind.startswith('orange') else 'a'} {kind}"
+    if second:
+        text += f" and a tiny {second_color} {second}"
+    if background:
+        article = "a " if background == "gradient" else ""
+        text += f" on {article}{background_color} {background}"
+    return f"{text}, {place}" if place else text
+
+
+def captions(item: Attributes, row: int = 0) -> tuple[str, ...]:
+    """The full caption, and three that leave something out or use other words."""
+    said = words(item, row)
+    color, shape, place = said["color"], said["shape"], said["place"]
+    back = {k: said[k] for k in ("background", "background_color")}
+    second = {k: said[k] for k in ("second", "second_color")}
+    other = {k: _SYNONYMS.get(said[k], said[k]) for k in ("size", "place")}
+    return (
+        phrase(**said),
+        phrase(shape=shape, color=color, **second, **back, **other),
+        phrase(shape=shape, color=color, size=other["size"], **back),
+        phrase(shape=shape, color=color, place=place if item.angle[row] > 0 else ""),
+    )
+
+
+def vocabulary() -> tuple[str, ...]:
+    """All words of ``captions``."""
+    lists = (SIZES, COLORS, SHAPES, BACKGROUNDS, *PLACES, _SYNONYMS.values())
+    said = {word for names in lists for name in names for word in name.split()}
+    return tuple(sorted(said | {"a", "an", "and", "tiny", "on", ","}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +201,8 @@ class ShapeSource:
     num_items: int = 20_000  # a longer set begins with a shorter one
     resolution: int = 32
     seed: int = 0
+    combinations: str = "all"  # one of COMBINATIONS
+    captioned: bool = False  # gives tokens of the captions, too
 
     def __post_init__(self) -> None:
         lookup(_STREAMS, self.split, "split of dataset 'shapes'")
@@ -130,6 +216,7 @@ class ShapeSource:
                 f"dataset.num_items = {self.num_items} of dataset 'shapes' must be at "
                 "least 1"
             )
+        check_choice(self.combinations, COMBINATIONS, "dataset.combinations")
         check_seed(self.seed)
 
     @property
@@ -138,7 +225,8 @@ class ShapeSource:
 
     @property
     def origin(self) -> dict[str, Any]:
-        return {"kind": "shapes", **dataclasses.asdict(self)}
+        names = ("split", "num_items", "resolution", "seed")
+        return {"kind": "shapes", **{name: getattr(self, name) for name in names}}
 
     def __len__(self) -> int:
         return self.num_items
@@ -159,7 +247,8 @@ class ShapeSource:
                 f"dataset 'shapes' has no item {indices[outside][0]}: "
                 f"legal are 0..{self.num_items - 1}"
             )
-        return attributes(self.seed, _STREAMS[self.split], indices)
+        stream = _STREAMS[self.split]
+        return attributes(self.seed, stream, indices, self.combinations)
 
     def caption(self, index: int) -> str:
         """One item in words.
@@ -171,14 +260,27 @@ class ShapeSource:
         return caption(self.attributes(np.array([index])))
 
     def gather(self, indices: np.ndarray) -> pipeline.Fields:
-        """``image`` uint8 ``(n, h, w, 3)`` and ``label`` int64 of some items."""
+        """``image`` uint8 ``(n, h, w, 3)`` and ``label`` int64 of some items.
+
+        With ``captioned``, the label gives way to ``tokens`` int32
+        ``(n, NUM_CAPTIONS, CAPTION_LENGTH)``.
+        """
         indices = np.asarray(indices)
-        side = self.resolution
+        side, said = self.resolution, []
         image = np.empty((len(indices), side, side, 3), np.uint8)
         for start in range(0, len(indices), _BLOCK):
             block = slice(start, start + _BLOCK)
-            image[block] = draw(self.attributes(indices[block]), side)
+            found = self.attributes(indices[block])
+            image[block] = draw(found, side)
+            if self.captioned:
+                said += [t for i in range(len(found.size)) for t in captions(found, i)]
+        if self.captioned:
+            tokens = tokenize(TEXT, said).reshape(-1, NUM_CAPTIONS, CAPTION_LENGTH)
+            return {"image": image, "tokens": tokens}
         return {"image": image, "label": indices.astype(np.int64) % NUM_CLASSES}
+
+
+TEXT = TextInfo(CAPTION_LENGTH, vocabulary())
 
 
 @functools.lru_cache(maxsize=1)  # evaluators and runs of one process open it often
@@ -220,8 +322,53 @@ def make_shapes(
         "pixels in [-1, 1]; mean 0, standard deviation 0.5",
     )
 
+    return _lazy(info, source, flip=flip)
+
+
+def make_captioned_shapes(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+    resolution: int = 32,
+    num_items: int = 20_000,
+    combinations: str = "seen",
+) -> pipeline.LazyDataset:
+    """Shapes with captions in place of classes; a word of a caption can be checked.
+
+    Each image has its full caption and three that say less; a visit draws one of them.
+
+    Args:
+      split: ``train`` or ``test``; no slices.
+      root: without effect, as nothing is on disk.
+      prepare: likewise.
+      resolution: side in pixels, in ``RESOLUTIONS``.
+      num_items: how many there are.
+      combinations: ``seen`` leaves one colour of each shape out, ``held_out`` has
+        these pairs only, ``all`` has both.
+    """
+    del root, prepare
+    source = ShapeSource(
+        split, num_items, resolution, combinations=combinations, captioned=True
+    )
+    shape = (resolution, resolution, 3)
+    description = "pixels in [-1, 1]; mean 0, standard deviation 0.5; captions"
+    info = images.image_info("captioned_shapes", shape, 0, num_items, description)
+    return _lazy(dataclasses.replace(info, text=TEXT, examples=_examples), source)
+
+
+def _examples() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Full captions of the first items of the split ``test``."""
+    source = ShapeSource("test", combinations="seen")
+    found = tuple(source.caption(i) for i in range(64))
+    return found, {"tokens": tokenize(TEXT, found)}
+
+
+def _lazy(
+    info: DatasetInfo, source: ShapeSource, *, flip: bool = False
+) -> pipeline.LazyDataset:
     def open_data() -> pipeline.FiniteDataset:
-        fits = num_items * resolution**2 * 3 <= pipeline.MEMORY_LIMIT
+        fits = len(source) * source.resolution**2 * 3 <= pipeline.MEMORY_LIMIT
         opened = _drawn(source) if fits else source
         return images.image_dataset(info, opened, flip=flip)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from scm_jax.trigflow import Time
-from scm_jax.types import check_seed
+from scm_jax.types import Cond, check_seed
 
 
 class Generate(Protocol):
@@ -46,16 +46,16 @@ class Subject:
     Attributes:
       sigma_data: standard deviation of the data, and of the noise.
       generate: the sampler of the run.
-      f: ``(x_t (b, ...), t (b,), label (b,) or None) -> (b, ...)``, the consistency
-        function of a student, or the denoiser of a diffusion model.
+      f: ``(x_t (b, ...), t (b,), cond or None) -> (b, ...)``, the consistency function
+        of a student, or the denoiser of a diffusion model; ``cond.t`` is not read.
       reference: reads all real data: float32 ``(n, *sample_shape)``, and int labels
         ``(n,)`` or None for unlabelled data.
       to_pixels: float data -> uint8 pixels ``(n, h, w, c)``.
       closed_form: the distribution of the data where it is known.
-      batch: ``(num, seed) -> (x0, label or None)``, held-out data if there are any.
-      validation_error: ``(x0, z, time, label) -> (validation, denoising)`` errors,
+      batch: ``(num, seed) -> (x0, cond)``, held-out data if there are any.
+      validation_error: ``(x0, z, time, cond) -> (validation, denoising)`` errors,
         ``(b,)`` each, see ``validation.Validation``.
-      teacher_paths: ``(num, steps, seed) -> (times, x_t, label)``: times ``(k,)`` from
+      teacher_paths: ``(num, steps, seed) -> (times, x_t, cond)``: times ``(k,)`` from
         noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
       pixels: ``(num, steps, seed, part) -> batches``, uint8 ``(n, h, w, c)`` each, of
         samples of all classes in turn; ``part = (index, count)`` selects every
@@ -74,7 +74,7 @@ class Subject:
     reference: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     closed_form: ClosedForm | None = None
-    batch: Callable[[int, int], tuple[jax.Array, jax.Array | None]] | None = None
+    batch: Callable[[int, int], tuple[jax.Array, Cond]] | None = None
     validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
     pixels: Callable[..., Iterator[np.ndarray]] | None = None

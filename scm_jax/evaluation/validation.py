@@ -84,7 +84,7 @@ class Validation:
         error = subject.need("validation_error", "the validation error")
         part = min(self.batch_size, self.num_points)
         parts = self.num_points // part
-        x0, label = batch(self.num_points, self.seed)
+        x0, cond = batch(self.num_points, self.seed)
         rng = np.random.default_rng(self.seed)
         # One draw for all times: differences between times are not those of the noise.
         z = _fixed_noise(rng, x0.shape, subject.sigma_data)
@@ -94,8 +94,8 @@ class Validation:
             time = _fixed_time(sigma, part, subject.sigma_data)
             for start in range(0, parts * part, part):
                 rows = slice(start, start + part)
-                labels = None if label is None else label[rows]
-                both = error(x0[rows], z[rows], time, labels)
+                given = jax.tree.map(lambda a, rows=rows: a[rows], cond)
+                both = error(x0[rows], z[rows], time, given)
                 errors.append([np.asarray(e, np.float64).mean() for e in both])
         by_time = np.reshape(errors, (self.num_times, parts, 2)).mean(axis=1)
         if not np.isfinite(by_time).all():
@@ -137,13 +137,13 @@ class TeacherTrajectory:
         """
         f = subject.need("f", "the trajectory error")
         paths = subject.need("teacher_paths", "the trajectory error")
-        times, states, label = paths(self.num_paths, self.teacher_steps, self.seed)
+        times, states, cond = paths(self.num_paths, self.teacher_steps, self.seed)
         end = np.asarray(states[-1], np.float64)
         squares = []
         # At the last time, 0, f is the identity.
         for t, x_t in zip(times[:-1], states[:-1], strict=True):
             t = jnp.full((self.num_paths,), t, jnp.float32)
-            difference = np.asarray(f(x_t, t, label), np.float64) - end
+            difference = np.asarray(f(x_t, t, cond), np.float64) - end
             squares.append(np.mean(difference**2))
         return {
             "trajectory_rmse": float(np.sqrt(np.mean(squares))),

@@ -11,7 +11,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from scm_jax.types import Cond, NetFn, Placement, Registry, check_choice, lookup
+from scm_jax.types import (
+    Cond,
+    NetFn,
+    Placement,
+    Registry,
+    TextInfo,
+    check_choice,
+    lookup,
+)
 
 NETWORKS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.DDPMpp",
@@ -49,28 +57,53 @@ class Network:
     @property
     def consumes(self) -> frozenset[str]:
         """Names of the fields of ``Cond`` that the module reads."""
+        text: Any = getattr(self.module, "text", None)
+        states = text is not None and not text.words
         optional = {
             "label": self.module.num_classes > 0,
             "guidance": self.module.use_guidance,
             "dt": self.module.use_dt,
+            "tokens": text is not None and bool(text.words),
+            "context": states,
+            "context_mask": states,
+            "pooled": states and text.pooled > 0,
         }
         return frozenset({"t"} | {name for name, used in optional.items() if used})
 
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """Modules ``Cond -> Cond`` that read captions, by their group of parameters."""
+        encoders = getattr(self.module, "encoders", None)
+        return {} if encoders is None else encoders()
+
     def init(self, key: jax.Array) -> Any:
         """Fresh float32 parameters."""
-        module = self.place(None).module
+        module, (x, cond) = self.place(None).module, self.example(1)
+        encoders = {}
+        for i, (name, encoder) in enumerate(self.encoders.items()):
+            variables = encoder.init(jax.random.fold_in(key, i), cond)
+            encoders[name] = variables["params"]
+            cond = encoder.apply(variables, cond)
 
         def init(key: jax.Array) -> Any:
-            return module.init(key, *self.example(1))["params"]
+            return module.init(key, x, cond)["params"]
 
         if not hasattr(module, "draw"):
-            return init(key)
-        return self.project(module.draw(key, jax.eval_shape(init, key)))
+            return {**init(key), **encoders}
+        params = {**module.draw(key, jax.eval_shape(init, key)), **encoders}
+        return self.project(params)
 
     def project(self, params: Any) -> Any:
         """``params`` after forced normalization, for after each optimizer update."""
-        project = getattr(self.module, "project", None)
-        return params if project is None else project(params)
+        return self._on_module(getattr(self.module, "project", None), params)
+
+    def _on_module(self, change: Callable[[Any], Any] | None, params: Any) -> Any:
+        """``params`` with the module's own groups, not those of encoders, changed."""
+        if change is None:
+            return params
+        encoders = {name: params[name] for name in self.encoders}
+        own = {name: w for name, w in params.items() if name not in encoders}
+        return {**change(own), **encoders}
 
     def fold(self, params: Any) -> Folded:
         """``params`` ready for any number of passes; pure and differentiable.
@@ -79,8 +112,7 @@ class Network:
         to the compute dtype. A training step folds once for all its microbatches and
         passes, on the pieces that each device stores; a sampler folds once.
         """
-        normalize = getattr(self.module, "normalize", None)
-        weights = params if normalize is None else normalize(params)
+        weights = self._on_module(getattr(self.module, "normalize", None), params)
         dtype = jnp.dtype(getattr(self.module, "dtype", "float32"))
         if dtype == jnp.float32:
             return Folded(weights)
@@ -118,11 +150,30 @@ class Network:
         net = self
         if dtype is not None:
             net = dataclasses.replace(self, module=self.module.clone(dtype=dtype))
-        folded = params if isinstance(params, Folded) else net.fold(params)
-        variables = {"params": net._gather_outside(folded.weights)}
+        weights, cond = net._encode(params, cond)
         rngs = {} if key is None else {"dropout": key}
-        fn = functools.partial(net.module.apply, train=train, rngs=rngs)
-        return (fn if self.adapter is None else self.adapter(fn))(variables, x, cond)
+        fn: Any = functools.partial(net.module.apply, train=train, rngs=rngs)
+        fn = fn if self.adapter is None else self.adapter(fn)
+        return fn({"params": weights}, x, cond)
+
+    def encode(self, params: Any, cond: Cond) -> Cond:
+        """``cond`` with all of its caption that depends on neither ``x`` nor ``t``.
+
+        A sampler encodes once for all its steps. ``apply`` encodes what is not encoded
+        yet, and nothing of it has a tangent.
+        """
+        return self._encode(params, cond)[1]
+
+    def _encode(self, params: Any, cond: Cond) -> tuple[Any, Cond]:
+        """The module's weights, gathered where it does not gather, and the caption."""
+        folded = params if isinstance(params, Folded) else self.fold(params)
+        weights = self._gather_outside(folded.weights)
+        encoders = self.encoders
+        if encoders and cond.memory is None:
+            for name, encoder in encoders.items():
+                cond = encoder.apply({"params": weights[name]}, cond)
+        own = {name: w for name, w in weights.items() if name not in encoders}
+        return own, cond
 
     def _gather_outside(self, weights: Any) -> Any:
         """Weights outside the blocks, gathered; the blocks gather their own."""
@@ -137,15 +188,37 @@ class Network:
         """Inputs of the right shapes, for initialization and abstract evaluation."""
         t = jnp.ones((batch_size,), jnp.float32)
         label = jnp.zeros((batch_size,), jnp.int32)
-        inputs = {"t": t, "dt": t, "guidance": t, "label": label}
+        inputs: dict[str, Any] = {"t": t, "dt": t, "guidance": t, "label": label}
+        if (text := getattr(self.module, "text", None)) is not None:
+            inputs |= example_caption(text, batch_size)
         cond = Cond(**{name: inputs[name] for name in self.consumes})
         return jnp.ones((batch_size, *self.module.sample_shape), jnp.float32), cond
 
 
+def example_caption(text: TextInfo, batch_size: int) -> dict[str, jax.Array]:
+    """Captions of full length, as ``Batch`` and ``Cond`` hold them."""
+    shape = (batch_size, text.length)
+    if text.words:
+        return {"tokens": jnp.ones(shape, jnp.int32)}
+    caption = {
+        "context": jnp.ones((*shape, text.width), jnp.float32),
+        "context_mask": jnp.ones(shape, jnp.bool_),
+    }
+    if text.pooled:
+        caption["pooled"] = jnp.ones((batch_size, text.pooled), jnp.float32)
+    return caption
+
+
 def build(
-    name: str, sample_shape: tuple[int, ...], num_classes: int, **settings: Any
+    name: str,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    text: TextInfo | None = None,
+    **settings: Any,
 ) -> Network:
     """The backbone ``name`` for samples of ``sample_shape``.
+
+    A backbone that cannot read captions is built without ``text``.
 
     Raises:
       ValueError: unknown name, unknown setting, or settings that contradict each other.
@@ -154,6 +227,8 @@ def build(
     known = {f.name for f in dataclasses.fields(kind)} - {"parent", "name"}
     for setting in settings:
         check_choice(setting, known, "network")
+    if "text" in known:
+        settings["text"] = text
     module = kind(sample_shape=tuple(sample_shape), num_classes=num_classes, **settings)
     if hasattr(module, "check"):
         module.check()

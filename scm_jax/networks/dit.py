@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from scm_jax.networks import embeddings, layers
 from scm_jax.networks.attention import attention
-from scm_jax.types import Cond, Placement
+from scm_jax.networks.text import KeysAndValues, text_encoders
+from scm_jax.types import Cond, Placement, TextInfo
 
 # Table 1 of arXiv 2212.09748, and one of about the U-Net's largest size.
 PRESETS = {
@@ -33,6 +34,7 @@ class Block(nn.Module):
     """One transformer block: attention, then a two-layer network, both modulated.
 
     ``h <- h + gate * branch(modulate(layer_norm(h)))``; gates are not normalized.
+    Cross-attention ``h <- h + W attention(Q layer_norm(h), K, V)`` comes between them.
     """
 
     num_heads: int
@@ -45,9 +47,22 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: jax.Array, emb: jax.Array, deterministic: bool
+        self,
+        h: jax.Array,
+        emb: jax.Array,
+        memory: jax.Array | None,
+        mask: jax.Array | None,
+        deterministic: bool,
     ) -> tuple[jax.Array, None]:
-        """``h`` is ``(b, n, c)``; ``emb`` is ``(b, c)`` after its silu, float32."""
+        """One block.
+
+        Args:
+          h: ``(b, n, c)`` tokens.
+          emb: ``(b, c)`` embedding after its silu, float32.
+          memory: ``(b, m, 2, heads, d)`` keys and values of the context.
+          mask: ``(b, m)``, which of them to attend to.
+          deterministic: no dropout.
+        """
         width = h.shape[-1]
         h = layers.place_batch(h, self.placement)
         vectors = layers.MODULATIONS[self.modulation]
@@ -58,11 +73,23 @@ class Block(nn.Module):
 
         y = layers.modulate(layers.layer_norm(h), affine1, self.modulation)
         h = h + gate1 * self._attend(y.astype(h.dtype))
+        if memory is not None:
+            h = h + self._cross(layers.layer_norm(h).astype(h.dtype), memory, mask)
         y = layers.modulate(layers.layer_norm(h), affine2, self.modulation)
         y = y.astype(h.dtype)
         y = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, name="mlp_in")(y)
         y = nn.Dropout(self.dropout)(nn.silu(y), deterministic=deterministic)
         return h + gate2 * nn.Dense(width, dtype=self.dtype, name="mlp_out")(y), None
+
+    def _cross(self, y: jax.Array, memory: jax.Array, mask: Any) -> jax.Array:
+        q = nn.Dense(y.shape[-1], dtype=self.dtype, name="cross_q")(y)
+        q = q.reshape(*y.shape[:2], self.num_heads, -1)
+        q = layers.pixel_norm(q).astype(memory.dtype)
+        k, v = memory[:, :, 0], memory[:, :, 1]
+        out = attention(q, k, v, key_mask=mask, implementation=self.attention)
+        small, width = layers.SMALL, y.shape[-1]
+        dense = nn.Dense(width, dtype=self.dtype, kernel_init=small, name="cross_out")
+        return dense(out.reshape(y.shape))
 
     def _attend(self, y: jax.Array) -> jax.Array:
         batch, tokens, width = y.shape
@@ -88,6 +115,8 @@ class DiT(nn.Module):
       mlp_ratio: hidden width of a block's network over ``width``.
       dropout: rate inside the blocks' networks, in training only.
       modulation: a key of ``layers.MODULATIONS``.
+      cross_attention: every block attends to the caption; else only its pooled vector
+        is read.
 
     All other attributes are those of ``unet.UNet``.
     """
@@ -108,6 +137,10 @@ class DiT(nn.Module):
     attention: str = "einsum"
     dtype: str = "float32"
     remat: str = "none"
+    tower_width: int = 128
+    tower_depth: int = 2
+    cross_attention: bool = True
+    text: TextInfo | None = None
     placement: Placement | None = None
 
     stacks = ("blocks",)
@@ -123,6 +156,16 @@ class DiT(nn.Module):
             )
         of = f"network.width = {self.width}"
         layers.check_divides(self, "num_heads", self.width, of)
+
+    @nn.nowrap
+    def encoders(self) -> dict[str, nn.Module]:
+        """See ``Network.encoders``."""
+        encoders = text_encoders(self)
+        if encoders and self.cross_attention:
+            dtype = jnp.dtype(self.dtype)
+            memory = KeysAndValues(self.depth, self.width, self.num_heads, dtype)
+            encoders["memory"] = memory
+        return encoders
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
@@ -147,7 +190,11 @@ class DiT(nn.Module):
             "position", nn.initializers.normal(0.5), (tokens.shape[1], self.width)
         )
         h = h + position.astype(dtype)[None]
-        h = self._stack(dtype)(h, emb, not train)[0]
+        memory, mask = None, None
+        if self.text is not None and self.cross_attention:
+            # The loop runs over the first axis.
+            memory, mask = jnp.moveaxis(cond.memory, 1, 0), cond.context_mask
+        h = self._stack(dtype)(h, emb, memory, mask, not train)[0]
 
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
@@ -158,7 +205,8 @@ class DiT(nn.Module):
     def _stack(self, dtype: jnp.dtype) -> Any:
         # Short stacks run faster unrolled, deep ones compile faster scanned.
         unroll = self.depth if self.depth <= 4 else 1
-        in_axes = (nn.broadcast, nn.broadcast)
+        memory = nn.broadcast if self.text is None or not self.cross_attention else 0
+        in_axes = (nn.broadcast, memory, nn.broadcast, nn.broadcast)
         return layers.stacked(Block, self, "blocks", in_axes, self.depth, unroll)(
             self.num_heads,
             self.mlp_ratio,

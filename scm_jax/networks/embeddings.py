@@ -124,6 +124,8 @@ class ConditionEmbedding(nn.Module):
             table = nn.Embed(rows, self.dim, embedding_init=normal, name="label")
             label = labels(cond)
             total = total + table(jnp.where(label < 0, self.num_classes, label))
+        if cond.pooled is not None:
+            total = total + nn.Dense(self.dim, name="pooled")(cond.pooled)
         # A linear layer follows every silu before a pixel norm sees the result, so the
         # embedding is never exactly zero at initialization.
         return nn.Dense(self.dim, name="out")(nn.silu(total))

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
 from scm_jax.networks.magnitude import MPConv, mp_cat, mp_silu, mp_sum
+from scm_jax.networks.text import text_encoders
 from scm_jax.networks.unet_layout import BlockSpec, Group, apply_groups, make_layout
-from scm_jax.types import Cond, Placement
+from scm_jax.types import Cond, Placement, TextInfo
 
 # Channels of the first level (EDM2, Table 6); everything else is the same at all sizes.
 _WIDTHS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
@@ -34,12 +35,16 @@ LABEL_BALANCE = 0.5
 CLIP = 256.0
 
 
+# Embedding ``(b, e)`` float32 after its silu, and the caption's context and its mask.
+Given = tuple[jax.Array, jax.Array | None, jax.Array | None]
+
+
 class Block(nn.Module):
     """One block: resample, residual branch of two convolutions, self-attention.
 
     Encoder: ``h <- norm(skip(h))``, decoder: ``h <- cat(h, skip)``; then
     ``y = conv1(mp_silu(modulate(conv0(mp_silu(h)), emb)))`` and
-    ``h <- mp_sum(h, y, 0.3)`` (EDM2, Fig. 21).
+    ``h <- mp_sum(h, y, 0.3)`` (EDM2, Fig. 21). Attention reads the caption, too.
     """
 
     spec: BlockSpec
@@ -52,9 +57,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: jax.Array, skip: jax.Array | None, emb: jax.Array, deterministic: bool
+        self, h: jax.Array, skip: jax.Array | None, given: Given, deterministic: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        """``h``: ``(b, h, w, c)``; ``emb``: ``(b, e)`` float32, after its silu."""
+        """``h`` is ``(b, h, w, c)``."""
+        emb, *context = given
         out, decoder = self.spec.out_channels, self.spec.decoder
         h = layers.resample(h, self.spec.resample)
         if skip is not None:
@@ -71,7 +77,7 @@ class Block(nn.Module):
             h = MPConv(out, dtype=self.dtype, name="skip")(h)
         h = mp_sum(h, y, RESIDUAL_BALANCE)
         if self.spec.attention:
-            h = mp_sum(h, self._attend(h), RESIDUAL_BALANCE)
+            h = mp_sum(h, self._attend(h, *context), RESIDUAL_BALANCE)
         if self.clip:
             h = jnp.clip(h, -self.clip, self.clip)
         return h, None if decoder else h
@@ -87,16 +93,31 @@ class Block(nn.Module):
         y = magnitude.rms_normalize(y, (-1,))
         return layers.modulate(y, affine, self.modulation)
 
-    def _attend(self, h: jax.Array) -> jax.Array:
+    def _attend(
+        self, h: jax.Array, context: jax.Array | None, mask: jax.Array | None
+    ) -> jax.Array:
         b, height, width, c = h.shape
-        heads = c // self.head_channels
-        qkv = MPConv(3 * c, dtype=self.dtype, name="qkv")(h)
-        # EDM2's order of the output channels: head, channel, then q, k, v.
-        qkv = qkv.reshape(b, height * width, heads, self.head_channels, 3)
-        qkv = magnitude.rms_normalize(qkv, (-2,)).astype(self.dtype)
-        q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
-        out = attention(q, k, v, implementation=self.attention)
+        q, k, v = self._project(h.reshape(b, height * width, c), "qkv")
+        if context is not None:
+            # One softmax over places and words.
+            keys, values = self._project(context, "context_kv")
+            k = jnp.concatenate([k, keys], axis=1)
+            v = jnp.concatenate([v, values], axis=1)
+            assert mask is not None
+            places = jnp.ones((b, height * width), jnp.bool_)
+            mask = jnp.concatenate([places, mask], axis=1)
+        out = attention(q, k, v, key_mask=mask, implementation=self.attention)
         return MPConv(c, dtype=self.dtype, name="proj")(out.reshape(h.shape))
+
+    def _project(self, y: jax.Array, name: str) -> list[jax.Array]:
+        """Queries, keys, values of ``(b, n, c)``: one for each letter after ``_``."""
+        c, parts = self.spec.out_channels, len(name.split("_")[-1])
+        y = MPConv(parts * c, dtype=self.dtype, name=name)(y)
+        # EDM2's order of the output channels: head, channel, then q, k, v.
+        heads = c // self.head_channels
+        y = y.reshape(*y.shape[:2], heads, self.head_channels, parts)
+        y = magnitude.rms_normalize(y, (-2,)).astype(self.dtype)
+        return [y[..., i] for i in range(parts)]
 
 
 def fold_weights(params: Any) -> Any:
@@ -143,6 +164,9 @@ class UNet(nn.Module):
       remat: what the backward pass recomputes, a key of ``layers.REMAT``.
       unroll: blocks of equal shape per iteration of their loop; 0 is all of them on a
         CPU and 1 elsewhere.
+      tower_width: channels of the text tower, for data with captions.
+      tower_depth: its blocks.
+      text: what captions look like, given by the dataset.
       placement: where weights and activations lie on a mesh; no part of a config.
     """
 
@@ -166,6 +190,9 @@ class UNet(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 0
+    tower_width: int = 128
+    tower_depth: int = 2
+    text: TextInfo | None = None
     placement: Placement | None = None
 
     def check(self) -> None:
@@ -185,6 +212,11 @@ class UNet(nn.Module):
     @property
     def stacks(self) -> tuple[str, ...]:
         return tuple(group.name for group in self.layout())
+
+    @nn.nowrap
+    def encoders(self) -> dict[str, nn.Module]:
+        """See ``Network.encoders``."""
+        return text_encoders(self)
 
     def draw(self, key: jax.Array, shapes: Any) -> Any:
         """Fresh parameters; see ``layers.draw_parameters``."""
@@ -218,7 +250,8 @@ class UNet(nn.Module):
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         h = MPConv(self.width * self.channel_mult[0], 3, self.dtype, name="in")(h)
         settings = ("head_channels", "modulation", "clip", "attention", "dtype")
-        h = apply_groups(self, Block, settings, h, emb, not train)
+        given = (emb, cond.context, cond.context_mask)
+        h = apply_groups(self, Block, settings, h, given, not train)
         self.param("out_gain", nn.initializers.zeros, ())
         return MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
 
@@ -241,4 +274,7 @@ class UNet(nn.Module):
             if not learned:
                 found = jnp.where(label[:, None] < 0, 0.0, found)
             emb = mp_sum(emb, found, LABEL_BALANCE)
+        if self.text is not None and cond.pooled is not None:
+            pooled = magnitude.rms_normalize(cond.pooled, (-1,))
+            emb = mp_sum(emb, MPConv(dim, name="emb_text")(pooled), LABEL_BALANCE)
         return mp_silu(emb)

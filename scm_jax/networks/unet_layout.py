@@ -111,7 +111,7 @@ def apply_groups(
     block: type[nn.Module],
     settings: tuple[str, ...],
     h: jax.Array,
-    emb: jax.Array,
+    emb: Any,
     deterministic: bool,
 ) -> jax.Array:
     """Runs all blocks of ``net.layout()``; call it inside a compact ``__call__``.
@@ -124,7 +124,7 @@ def apply_groups(
         (h, kept)``: ``skip`` is None in the encoder, and ``kept`` in the decoder.
       settings: further attributes that all blocks take from ``net``.
       h: output of the first convolution, ``(b, height, width, c)``.
-      emb: conditioning of every block, ``(b, e)`` float32.
+      emb: conditioning of every block, any tree of arrays.
       deterministic: no dropout.
     """
     skips = [h]

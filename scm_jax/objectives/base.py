@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.trigflow import Time, log_sigma
-from scm_jax.types import NULL_LABEL, Batch, Cond, NetFn
+from scm_jax.types import Batch, Cond, NetFn, conditions, without_condition
 
 NUM_TIME_BINS = 8
 WEIGHT_FEATURES = 64
@@ -139,11 +139,13 @@ def time_bins(t: jax.Array, **values: jax.Array) -> dict[str, jax.Array]:
     return {"count": jnp.sum(one_hot, axis=0), **sums}
 
 
-def drop_labels(
-    key: jax.Array, label: jax.Array | None, rate: float
-) -> jax.Array | None:
-    """Each label becomes the null class with probability ``rate``."""
-    if label is None or not rate:
-        return label
-    drop = jax.random.bernoulli(key, rate, label.shape)
-    return jnp.where(drop, NULL_LABEL, label)
+def condition(key: jax.Array, batch: Batch, rate: float, **inputs: Any) -> Cond:
+    """The conditions of a batch; with probability ``rate`` an example has none.
+
+    ``inputs`` are the other fields of ``Cond``.
+    """
+    cond = Cond(**inputs, **conditions(batch))
+    if not rate:
+        return cond
+    drop = jax.random.bernoulli(key, rate, (len(batch.x),))
+    return without_condition(cond, drop)

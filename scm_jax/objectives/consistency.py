@@ -64,7 +64,8 @@ class Consistency:
         and stands nowhere else; ``none`` is 1, so ``g = sigma_data sin(t) df/dt``;
         ``inverse_sigma_twice`` multiplies the loss by it once more, as some public
         implementations do.
-      label_dropout: probability with which a label becomes the null class.
+      label_dropout: probability with which an example loses its condition, the class
+        or the whole caption.
       guidance_range: the student takes a guidance scale as an input, drawn uniformly
         from this range per example, and the teacher is guided by the same scale.
     """
@@ -138,11 +139,8 @@ class Consistency:
         guidance, scales = None, self.guidance_range
         if scales is not None:
             guidance = jax.random.uniform(key_s, time.t.shape, time.t.dtype, *scales)
-        cond = Cond(
-            t=time.t,
-            label=base.drop_labels(key_label, batch.label, self.label_dropout),
-            guidance=guidance,
-        )
+        inputs = {"t": time.t, "guidance": guidance}
+        cond = base.condition(key_label, batch, self.label_dropout, **inputs)
         # 2. Its velocity.
         dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
 

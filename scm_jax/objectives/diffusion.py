@@ -61,11 +61,11 @@ class Diffusion:
         z = self.sigma_data * jax.random.normal(key_z, x0.shape, x0.dtype)
         x_t = trigflow.interpolate(x0, z, time)
         v_t = trigflow.velocity(x0, z, time)
-        label = base.drop_labels(key_label, batch.label, self.label_dropout)
+        cond = base.condition(key_label, batch, self.label_dropout, t=time.t)
         F = net_fn(
             params["net"],
             x_t / self.sigma_data,
-            Cond(t=time.t, label=label),
+            cond,
             train=True,
             key=key_dropout,
         )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from scm_jax import config as config_lib
 from scm_jax import sampling
 from scm_jax.datasets import pixels as quantize
-from scm_jax.runs import latents
+from scm_jax.runs import conditions, latents
 from scm_jax.runs.directory import reading
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.reading import Run
@@ -28,7 +28,7 @@ from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import average_name, ema_profiles
 from scm_jax.runs.setup.start import load_average
 from scm_jax.training import checkpoint, ema, seal
-from scm_jax.types import Cond, check_seed
+from scm_jax.types import Cond, TextInfo, check_seed, without_condition
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Generator:
 
     experiment: Experiment
     params: Any
+    text: TextInfo | None = None  # how the run reads captions; default is the data's
 
     def __call__(
         self,
@@ -72,6 +73,7 @@ class Generator:
         seed: int = 0,
         labels: np.ndarray | int | None = None,
         *,
+        prompts: conditions.Prompts | Sequence[str] | str | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
         times: tuple[float, ...] | None = None,
@@ -85,6 +87,7 @@ class Generator:
           steps: steps of the sampler; default is the run's.
           seed: seed of the noise.
           labels: one per sample or one for all; default is all classes in turn.
+          prompts: taken in turn; default is the data's example captions.
           sampler: a key of ``SAMPLERS``; default is the run's.
           guidance: guidance scale; default is the run's.
           times: intermediate times of consistency sampling.
@@ -98,7 +101,7 @@ class Generator:
           None.
 
         Raises:
-          ValueError: labels, times or names that do not fit.
+          ValueError: labels, prompts, times or names that do not fit.
         """
         check_seed(seed)
         config, info = self.experiment.config, self.experiment.dataset.info
@@ -114,19 +117,20 @@ class Generator:
             decoder is not None,
         )
         params = (self._weights, decoder and self._everywhere(decoder.params))
-        labels = _labels(info.num_classes, num, labels)
+        if self.text is not None:
+            info = dataclasses.replace(info, text=self.text)
+        fields = conditions.asked(info, num, labels, prompts)
         count = jax.local_device_count()
         size = -(-min(num, config.sampling.batch_size) // count) * count
         index, parts = part
         for start in range(index * size, num, parts * size):
             # The last batch is filled up with further samples: all have one shape.
             numbers = np.arange(start, start + size)
-            label, strength = None, None
-            if labels is not None:
-                label = jnp.asarray(labels[numbers % num], jnp.int32)
+            rows: dict[str, Any]
+            rows = {k: jnp.asarray(a[numbers % num]) for k, a in fields.items()}
             if takes_guidance or guided:
-                strength = jnp.full((size,), scale, jnp.float32)
-            cond = Cond(t=jnp.zeros((size,)), label=label, guidance=strength)
+                rows["guidance"] = jnp.full((size,), scale, jnp.float32)
+            cond = Cond(t=jnp.zeros((size,)), **rows)
             split = self._placed("samples")
             drawn = jax.device_put((sampling.sample_keys(seed, numbers), cond), split)
             found = jax.tree.map(
@@ -175,11 +179,19 @@ class Generator:
         times: tuple[float, ...] | None,
         decoded: bool,
     ) -> Callable:
-        info = self.experiment.dataset.info
+        info, network = self.experiment.dataset.info, self.experiment.network
 
         def make_fn(params: Any) -> sampling.Fn:
-            fn = functools.partial(self.experiment.network.apply, params[0])
+            fn = functools.partial(network.apply, params[0])
             return sampling.with_guidance(fn) if guided else fn
+
+        def encode(params: Any, cond: Cond) -> Cond:
+            # Captions are read once for all steps.
+            encoded = network.encode(params[0], cond)
+            if not guided or encoded.memory is None:
+                return encoded
+            null = network.encode(params[0], without_condition(cond))
+            return dataclasses.replace(encoded, null=null)
 
         def decode(params: Any, x0: jax.Array) -> jax.Array:
             assert self._decoder is not None
@@ -188,25 +200,8 @@ class Generator:
         grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
         shape, finish = info.sample_shape, decode if decoded else None
         return sampling.make_sampler(
-            make_fn, sampler, grid, shape, info.sigma_data, finish
+            make_fn, sampler, grid, shape, info.sigma_data, finish, encode
         )
-
-
-def _labels(
-    num_classes: int, num: int, labels: np.ndarray | int | None
-) -> np.ndarray | None:
-    """One label per sample, checked; None for unconditional data."""
-    if not num_classes:
-        if labels is not None:
-            raise ValueError("labels were asked for, but the data has no classes")
-        return None
-    if labels is None:
-        return np.arange(num) % num_classes
-    labels = np.broadcast_to(np.asarray(labels), (num,))
-    bad = labels[(labels < 0) | (labels >= num_classes)]
-    if bad.size:
-        raise ValueError(f"label {bad[0]} is not in 0..{num_classes - 1}")
-    return labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +239,8 @@ def load_generate(
         params = load_average(directory, average, abstract, step)
     else:
         params = _reconstruct_average(run_dir, config, average, step)
-    return Loaded(experiment, average, step, params, Generator(experiment, params))
+    generate = Generator(experiment, params, conditions.read_text(run_dir))
+    return Loaded(experiment, average, step, params, generate)
 
 
 def _reconstruct_average(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,12 @@ from scm_jax import objectives, sampling, trigflow
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
 from scm_jax.runs import reference_stats
+from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
 from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import Teacher
-from scm_jax.types import Cond
+from scm_jax.types import Cond, conditions
 
 
 def make_subject(
@@ -38,8 +40,8 @@ def make_subject(
     network, sigma_data = experiment.network, info.sigma_data
 
     @jax.jit
-    def f(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        cond = _condition(experiment, label, t)
+    def f(x_t: jax.Array, t: jax.Array, given: Cond | None) -> jax.Array:
+        cond = _condition(experiment, given, t)
         F = network.apply(net_params, x_t / sigma_data, cond)
         return trigflow.f_from_F(x_t, F, t, sigma_data)
 
@@ -67,23 +69,23 @@ def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:
     return path
 
 
-def _condition(experiment: Experiment, label: jax.Array | None, t: jax.Array) -> Cond:
+def _condition(experiment: Experiment, given: Cond | None, t: jax.Array) -> Cond:
     guidance = None
     if "guidance" in experiment.network.consumes:
         guidance = jnp.full_like(t, experiment.config.sampling.guidance)
-    return Cond(t=t, label=label, guidance=guidance)
+    return dataclasses.replace(given or Cond(t=t), t=t, guidance=guidance)
 
 
 def _held_out_batch(
     experiment: Experiment, num: int, seed: int
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, Cond]:
     """``num`` items of ``eval.split``, or of the training split if it is empty."""
     config = experiment.config
     dataset = experiment.dataset
     if config.eval.split:
         dataset = parts.build_dataset(config, config.eval.split)
     batch = jax.jit(dataset.to_batch)(next(dataset.iterator(num, seed)))
-    return batch.x, batch.label
+    return batch.x, Cond(t=jnp.zeros((num,)), **conditions(batch))
 
 
 def _validation_error(
@@ -102,10 +104,10 @@ def _validation_error(
 
     @jax.jit
     def errors(
-        params: Any, weights: Any, x0: Any, z: Any, time: Any, label: Any
+        params: Any, weights: Any, x0: Any, z: Any, time: Any, given: Any
     ) -> Any:
         net = functools.partial(experiment.network.apply, params, dtype="float32")
-        cond = _condition(experiment, label, time.t)
+        cond = _condition(experiment, given, time.t)
         teacher_fn = None
         if objective.needs_teacher:
             teacher_fn = functools.partial(teacher()[0].fn, weights)
@@ -115,9 +117,9 @@ def _validation_error(
         squares = jnp.square(f - x0).reshape(len(x0), -1)
         return error, squares.mean(axis=-1)
 
-    def call(x0: Any, z: Any, time: Any, label: Any) -> tuple[jax.Array, jax.Array]:
+    def call(x0: Any, z: Any, time: Any, given: Any) -> tuple[jax.Array, jax.Array]:
         weights = teacher()[1] if objective.needs_teacher else None
-        return errors(net_params, weights, x0, z, time, label)
+        return errors(net_params, weights, x0, z, time, given)
 
     return call
 
@@ -155,14 +157,14 @@ def reference_teacher(experiment: Experiment) -> tuple[Teacher, Any]:
 
 def _teacher_paths(
     experiment: Experiment, num: int, steps: int, seed: int
-) -> tuple[np.ndarray, jax.Array, jax.Array | None]:
+) -> tuple[np.ndarray, jax.Array, Cond]:
     """Heun paths of the teacher from the noise of ``generate``'s samples."""
     info = experiment.dataset.info
     teacher, params = reference_teacher(experiment)
     grid = sampling.make_grid("heun", steps, info.sigma_data)
-    label = None
-    if info.num_classes:
-        label = jnp.arange(num, dtype=jnp.int32) % info.num_classes
+    t, fields = jnp.zeros((num,)), asked(info, num)
+    rows: dict[str, Any] = {name: jnp.asarray(a) for name, a in fields.items()}
+    given = Cond(t=t, **rows)
 
     @jax.jit
     def run(params: Any, keys: jax.Array, cond: Cond) -> jax.Array:
@@ -171,5 +173,4 @@ def _teacher_paths(
         return sampling.heun_path(sampling.Problem(*problem))
 
     keys = sampling.sample_keys(seed, np.arange(num))
-    cond = _condition(experiment, label, jnp.zeros((num,)))
-    return grid, run(params, keys, cond), label
+    return grid, run(params, keys, _condition(experiment, given, t)), given

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
-from scm_jax.runs import evaluate, training_data
+from scm_jax.runs import conditions, evaluate, training_data
 from scm_jax.runs.directory import layout, locks, run_configs, writers
 from scm_jax.runs.estimate import work
 from scm_jax.runs.sample import Generator
@@ -106,6 +106,7 @@ def _train(
     if jax.process_index() == 0:
         run_dir.write_config(config_lib.to_dict(config))
         training_data.write(run_dir.path, entries)
+        conditions.write_text(run_dir, experiment.dataset.info.text)
     first, writer = jax.process_index() == 0, writers.MultiWriter(())
     if first:
         writer = writers.make_writer(

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax.trigflow import expand
-from scm_jax.types import NULL_LABEL, Cond
+from scm_jax.types import Cond, conditions, without_condition
 
 Fn = Callable[[jax.Array, Cond], jax.Array]
 
 
 def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
-    """Classifier-free guidance ``F(null) + s (F(label) - F(null))``.
+    """Classifier-free guidance ``F(null) + s (F(cond) - F(null))``.
 
     ``s`` is ``scale``, or ``cond.guidance`` per sample when ``scale`` is None. Both
     branches run as one batch; the scale 1 is the conditional model and runs no other.
-    A network that takes the guidance scale as an input gets 1 (unguided) in both.
+    A network that takes the guidance scale as an input gets 1 (unguided) in both. An
+    encoded ``cond`` brings its encoded null condition as ``cond.null``.
     """
 
     def guided(x: jax.Array, cond: Cond) -> jax.Array:
@@ -29,16 +30,18 @@ def with_guidance(fn: Fn, scale: float | None = None) -> Fn:
         if s is None:
             raise ValueError("guidance needs a scale, or a Cond with guidance")
         one = None if cond.guidance is None else jnp.ones_like(s)
-        unguided = dataclasses.replace(cond, guidance=one)
+        unguided = dataclasses.replace(cond, guidance=one, null=None)
         if _is_one(scale):
             return fn(x, unguided)
-        if cond.label is None:
-            raise ValueError("guidance needs class labels")
-        label = jnp.full_like(cond.label, NULL_LABEL)
-        null = dataclasses.replace(unguided, label=label)
+        if cond.null is not None:
+            null = dataclasses.replace(cond.null, t=cond.t, dt=cond.dt, guidance=one)
+        elif conditions(cond):
+            null = without_condition(unguided)
+        else:
+            raise ValueError("guidance needs class labels or captions")
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), unguided, null)
-        F_label, F_null = jnp.split(fn(jnp.concatenate([x, x]), both), 2)
-        return F_null + expand(s, x) * (F_label - F_null)
+        F_cond, F_null = jnp.split(fn(jnp.concatenate([x, x]), both), 2)
+        return F_null + expand(s, x) * (F_cond - F_null)
 
     return guided
 

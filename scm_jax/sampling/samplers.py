@@ -228,16 +228,19 @@ def make_sampler(
     sample_shape: tuple[int, ...],
     sigma_data: float,
     decode: Callable[[Any, jax.Array], jax.Array] | None = None,
+    encode: Callable[[Any, Cond], Cond] | None = None,
 ) -> Callable[[Any, jax.Array, Cond], Any]:
     """The whole sampler as one compiled call ``(params, keys, cond) -> x0``.
 
     ``make_fn(params)`` gives the callable, guidance wrappers included. With
-    ``decode(params, x0)`` the same call returns ``(x0, decoded)``.
+    ``decode(params, x0)`` the same call returns ``(x0, decoded)``. ``encode(params,
+    cond)`` does once what all steps need of the condition.
     """
     run = lookup(SAMPLERS, sampler, "sampler")
 
     @jax.jit
     def sample(params: Any, keys: jax.Array, cond: Cond) -> Any:
+        cond = cond if encode is None else encode(params, cond)
         problem = Problem(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
         x0 = run(problem)
         return x0 if decode is None else (x0, decode(params, x0))

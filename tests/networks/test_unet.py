@@ -140,15 +140,16 @@ BLOCKS = {
 
 def run_block(spec, modulation, clip, inputs, params=None):
     block = unet.Block(spec, 8, 0.0, modulation, clip, "einsum", jnp.dtype("float32"))
-    inputs = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
+    h, skip, emb = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
+    inputs = h, skip, (emb, None, None)
     if params is None:
         init = functools.partial(block.init, deterministic=True)
         params = ref.draw(jax.eval_shape(init, KEY, *inputs)["params"])
 
     @quick_jit
-    def run(params, h, skip, emb):
+    def run(params, *inputs):
         weights = unet.fold_weights(params)
-        return block.apply({"params": weights}, h, skip, emb, True)
+        return block.apply({"params": weights}, *inputs, True)
 
     return params, run(params, *inputs)
 

@@ -11,7 +11,7 @@ import pytest
 
 from scm_jax import sampling, trigflow
 from scm_jax.objectives import Consistency, base
-from scm_jax.types import NULL_LABEL, Cond
+from scm_jax.types import NULL_LABEL, Batch, Cond
 from tests.objectives import probe
 from tests.objectives.probe import DATA, SD, look
 
@@ -212,14 +212,23 @@ def test_time_bins_are_sums_that_add_up():
 
 def test_label_dropout_rate():
     label = jnp.arange(20_000) % 10
-    dropped = np.asarray(base.drop_labels(jax.random.key(0), label, 0.1))
+    words = jnp.ones((20_000, 3), jnp.int32)
+    batch = Batch(x=jnp.zeros((20_000, 1)), label=label, tokens=words)
+
+    def condition(rate, batch=batch):
+        return base.condition(jax.random.key(0), batch, rate, t=batch.x[:, 0])
+
+    found = condition(0.1)
+    dropped = np.asarray(found.label)
     null = dropped == NULL_LABEL
     assert null.mean() == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / 20_000))
     np.testing.assert_array_equal(dropped[~null], np.asarray(label)[~null])
     # It hits every class alike.
     assert np.bincount(np.asarray(label)[null], minlength=10).min() > 140
-    assert base.drop_labels(jax.random.key(0), label, 0.0) is label
-    assert base.drop_labels(jax.random.key(0), None, 0.5) is None
+    # A caption goes as a whole, with the class.
+    np.testing.assert_array_equal(found.tokens, ~null[:, None] * np.ones(3, np.int32))
+    assert condition(0.0).label is label
+    assert condition(0.5, Batch(x=batch.x)).label is None
 
 
 def test_guidance_scales_reach_teacher_and_student_alike():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import textwrap
 
 import pytest
@@ -12,7 +13,7 @@ from scm_jax.runs.estimate import describe, work
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.sweeps.plan.planned import read_run, write_run
 from scm_jax.sweeps.plan.resolve import resolve
-from scm_jax.sweeps.plan.sweep_file import load_sweep
+from scm_jax.sweeps.plan.sweep_file import load_module, load_sweep
 
 HEAD = """
 from scm_jax.sweeps import *
@@ -31,6 +32,14 @@ def planned(tmp_path):
         return resolve(load_sweep(f"{path}:{arg}" if arg else str(path)), root)
 
     return make
+
+
+def test_a_file_that_changes_within_a_second_is_read_again(tmp_path):
+    path = tmp_path / "tiny.py"
+    for width in (16, 32):
+        path.write_text(f"WIDTH = {width}")
+        os.utime(path, (1e9, 1e9))
+        assert load_module(str(path)).WIDTH == width
 
 
 def listed(*entries):

@@ -44,6 +44,7 @@ class RunDir:
     results_path = _below("results.jsonl")
     summary_path = _below("summary.json")
     data_path = _below("data.json")
+    text_path = _below("text.json")
     checkpoints_dir = _below("checkpoints")
     ema_snapshots_dir = _below("ema_snapshots")
     nonfinite_dir = _below("nonfinite")

@@ -27,6 +27,14 @@ NEUTRAL_KEYS = (
     "mesh.*",
 )
 
+# Keys that were added later, with the value that means what was done before: at this
+# value they are left out of the hash, so that the ids of runs do not change.
+ADDED_KEYS = {
+    "network.tower_width": "128",
+    "network.tower_depth": "2",
+    "network.cross_attention": "true",
+}
+
 # Config keys that hold the run directory of another run.
 RUN_KEYS = ("init.run", "teacher.run")
 
@@ -47,8 +55,15 @@ def read_object(path: Path, problems: list[str] | None = None) -> dict[str, Any]
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of SHA-256 over all keys but ``NEUTRAL_KEYS``."""
-    texts = {key: t for key, t in config_texts(config).items() if not is_neutral(key)}
+    """Ten hexadecimal digits of SHA-256 over all keys but ``NEUTRAL_KEYS``.
+
+    ``ADDED_KEYS`` count only at other values.
+    """
+    texts = {
+        key: text
+        for key, text in config_texts(config).items()
+        if not is_neutral(key) and ADDED_KEYS.get(key) != text
+    }
     return hashlib.sha256(canonical_json(texts).encode()).hexdigest()[:10]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,11 @@ class Experiment:
         info = self.dataset.info
         x: Any = jax.ShapeDtypeStruct((batch_size, *info.sample_shape), jnp.float32)
         label: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        return Batch(x=x, label=label if info.num_classes else None)
+        caption: Any = {}
+        if info.text is not None:
+            example = functools.partial(networks.example_caption, info.text, batch_size)
+            caption = jax.eval_shape(example)
+        return Batch(x=x, label=label if info.num_classes else None, **caption)
 
 
 def build(config: ConfigDict) -> Experiment:

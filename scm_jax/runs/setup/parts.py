@@ -41,7 +41,8 @@ def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     """The network of ``config.network`` for the samples of ``dataset``."""
     settings = dict(config.network)
     info, name = dataset.info, settings.pop("name")
-    network = networks.build(name, info.sample_shape, info.num_classes, **settings)
+    shape = info.sample_shape
+    network = networks.build(name, shape, info.num_classes, info.text, **settings)
     legal = dict.fromkeys(trigflow.PARAMETERIZATIONS)
     lookup(legal, config.parameterization, "parameterization")
     if config.parameterization != "edm":

@@ -1,0 +1,146 @@
+"""What samples are asked to be: classes and prompts become fields of a ``Cond``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets import captions
+from scm_jax.files.jsonl import write_json
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.types import DatasetInfo, TextInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+    """Texts, and what a network reads of them: fields of ``Cond``, a row per text."""
+
+    texts: tuple[str, ...]
+    fields: dict[str, np.ndarray]
+
+
+def from_texts(
+    text: TextInfo | None, texts: Sequence[str], *, too_long: str = "refuse"
+) -> Prompts:
+    """Prompts for a network with a text tower; an empty one is the null caption.
+
+    Words that the training data lack are spelled in bytes, with a warning.
+
+    Raises:
+      ValueError: the network reads no captions or those of another encoder, or a prompt
+        is longer than the context and ``too_long`` is not ``cut``.
+    """
+    if text is None:
+        raise ValueError("this run was trained without captions: it takes no prompt")
+    if not text.words:
+        raise ValueError(
+            f"this run reads the states of {text.encoder}, which does not run here: "
+            "encode the prompts with `data encode-text` and pass its folder"
+        )
+    if unknown := captions.unknown_words(text, texts):
+        logger.warning(
+            "not in the captions that this run was trained on, and read letter by "
+            "letter: %s",
+            ", ".join(unknown),
+        )
+    tokens = captions.tokenize(text, texts, too_long=too_long)
+    for prompt in texts:
+        if len(captions.token_ids(text, prompt)) > text.length:
+            logger.warning("prompt %r was cut to %d tokens", prompt, text.length)
+    return Prompts(tuple(texts), {"tokens": tokens})
+
+
+def asked(
+    info: DatasetInfo,
+    num: int,
+    labels: np.ndarray | int | None = None,
+    prompts: Prompts | Sequence[str] | str | None = None,
+    **prompt_options: str,
+) -> dict[str, np.ndarray]:
+    """Fields of ``Cond`` for ``num`` samples, a row each.
+
+    Args:
+      info: the data that the network was trained on.
+      num: number of samples.
+      labels: one per sample or one for all; default is all classes in turn.
+      prompts: taken in turn; default is the data's example captions.
+      **prompt_options: for ``from_texts``.
+
+    Raises:
+      ValueError: labels or prompts that do not fit.
+    """
+    fields = {}
+    if (found := _labels(info.num_classes, num, labels)) is not None:
+        fields["label"] = found.astype(np.int32)
+    if prompts is not None or info.text is not None:
+        if prompts is None and info.examples is not None:
+            prompts = Prompts(*info.examples())
+        if prompts is None:
+            raise ValueError(f"dataset {info.name!r} has no examples: give prompts")
+        if isinstance(prompts, str):
+            prompts = (prompts,)
+        if not isinstance(prompts, Prompts):
+            prompts = from_texts(info.text, tuple(prompts), **prompt_options)
+        rows = np.arange(num) % len(prompts.texts)
+        fields |= {name: values[rows] for name, values in prompts.fields.items()}
+    return fields
+
+
+def _labels(
+    num_classes: int, num: int, labels: np.ndarray | int | None
+) -> np.ndarray | None:
+    """One label per sample, checked; None for unconditional data."""
+    if not num_classes:
+        if labels is not None:
+            raise ValueError("labels were asked for, but the data has no classes")
+        return None
+    if labels is None:
+        return np.arange(num) % num_classes
+    labels = np.broadcast_to(np.asarray(labels), (num,))
+    bad = labels[(labels < 0) | (labels >= num_classes)]
+    if bad.size:
+        raise ValueError(f"label {bad[0]} is not in 0..{num_classes - 1}")
+    return labels
+
+
+def write_text(run_dir: RunDir, text: TextInfo | None) -> None:
+    """Keeps with the run what its captions mean: ``text.json``.
+
+    Raises:
+      ValueError: the run was trained with another vocabulary or encoder.
+    """
+    if text is None:
+        return
+    saved = read_text(run_dir)
+    if saved is not None and saved != text:
+        raise ValueError(
+            f"{run_dir.text_path}: the captions of this dataset are read differently "
+            f"({_summary(text)}) than those that the run was trained on "
+            f"({_summary(saved)}): prepare the former data again, or use another "
+            "workdir"
+        )
+    values = {f.name: getattr(text, f.name) for f in dataclasses.fields(text)}
+    write_json(run_dir.text_path, {k: v for k, v in values.items() if k != "null"})
+
+
+def read_text(run_dir: RunDir) -> TextInfo | None:
+    """What ``write_text`` kept, without stored states; None where there is nothing."""
+    try:
+        values: dict[str, Any] = json.loads(run_dir.text_path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{run_dir.text_path} is damaged: {error}") from error
+    tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return TextInfo(**{**values, **tuples})
+
+
+def _summary(text: TextInfo) -> str:
+    return text.encoder or f"{len(text.words)} words, at most {text.length} tokens"
