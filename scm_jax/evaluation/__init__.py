@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from scm_jax.evaluation.caption_agreement import CaptionAgreement
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
 from scm_jax.evaluation.subject import Evaluator, Subject
@@ -21,6 +22,7 @@ from scm_jax.types import lookup
 
 # Known-good settings by name; ``build`` changes single ones.
 EVALUATORS: dict[str, Evaluator] = {
+    "captions": CaptionAgreement(),
     "digits": SampleQuality(features="digits_classifier"),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
@@ -37,6 +39,7 @@ EVALUATORS: dict[str, Evaluator] = {
 __all__ = [
     "EVALUATORS",
     "FEATURES",
+    "CaptionAgreement",
     "Evaluator",
     "MixtureConsistency",
     "PretrainedQuality",
