@@ -214,17 +214,28 @@ def _report() -> int:
     return 0
 
 
-@cli.command(
-    "demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show."
-)
+@cli.command("demo", "The whole story in minutes: models, samples, table, report.")
 def _demo() -> int:
-    _flag_workdir("runs/demo")
+    flags.DEFINE_enum(
+        "name",
+        "digits",
+        ["digits", "text"],
+        "digits: trains teacher, sCD and sCT; text: images from prompts.",
+    )
+    _flag_workdir("")
     flags.DEFINE_bool("quick", False, "A few steps each, to see that all works.")
+    flags.DEFINE_bool("train", False, "For text: train the shipped models again.")
     f = cli.parse()
-    from scm_jax.commands import demo
-
     compile_cache.enable()
-    status = demo.run(Path(f.workdir), quick=f.quick)
+    workdir = Path(f.workdir or {"digits": "runs/demo"}.get(f.name, f"runs/{f.name}"))
+    if f.name == "text":
+        from scm_jax.commands import demo_text
+
+        status = demo_text.run(workdir, quick=f.quick, train_again=f.train)
+    else:
+        from scm_jax.commands import demo
+
+        status = demo.run(workdir, quick=f.quick)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
