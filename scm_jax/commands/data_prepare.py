@@ -25,6 +25,7 @@ _OWN = (
 )
 # Flags about raw files that are no part of a recipe.
 _READING = ("label_file", "label_key", "max_pixels")
+_CAPTIONS = ("captions", "caption_file", "caption_key")
 
 
 def prepare() -> Path:
@@ -57,7 +58,7 @@ def _run_builder(builder: str, root: str | None) -> Path:
                 f"no dataset {builder!r} in {storage.builders_folder()}; there are "
                 f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
             )
-    raw = (*_OWN, *_READING, "source", "source_split", "num_items")
+    raw = (*_OWN, *_READING, *_CAPTIONS, "source", "source_split", "num_items")
     given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
@@ -119,6 +120,7 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
         options["label_base"] = f.label_base
     if f["label_key"].present:
         options["label_key"] = f.label_key
+    options |= {name: f[name].value for name in _CAPTIONS if f[name].present}
     parts = {"split": f.source_split, "target": f.split}
     if f.max_pixels is not None:
         parts["max_pixels"] = f.max_pixels
@@ -133,7 +135,7 @@ def _draw_items(recipe: Recipe) -> Items:
     number = f.num_items or recipe.items.get(f.split)
     if number is None:
         raise cli.UsageError("missing --num_items: how many items are drawn")
-    chosen = ("label_base", "channels", *_READING)
+    chosen = ("label_base", "channels", *_READING, *_CAPTIONS)
     without = [name for name in chosen if f[name].present]
     if without:
         raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")
@@ -145,7 +147,7 @@ def _draw_items(recipe: Recipe) -> Items:
 
 def _run_recipe(recipe: Recipe) -> Path:
     from scm_jax.datasets import storage
-    from scm_jax.datasets.preparation import prepare
+    from scm_jax.datasets.preparation import caption_facts, manifest, prepare
     from scm_jax.datasets.preparation.readers import sources
 
     f = flags.FLAGS
@@ -164,7 +166,7 @@ def _run_recipe(recipe: Recipe) -> Path:
             "else",
             file=sys.stderr,
         )
-    return prepare.prepare(
+    folder = prepare.prepare(
         items,
         storage.data_root(f.root) / recipe.name / f.version,
         split=f.split,
@@ -174,5 +176,10 @@ def _run_recipe(recipe: Recipe) -> Path:
         labelled=recipe.labels != "none",
         options=options,
         encoder=recipe.encoder,
+        context_length=f.context_length,
+        refuse_missing=f.missing_captions == "refuse",
         **writing(),
     )
+    for line in caption_facts.summary(manifest.read(folder), f.split):
+        print(line, file=sys.stderr)
+    return folder

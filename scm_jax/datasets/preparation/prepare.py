@@ -20,7 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import manifest, parallel, progress, shards
+from scm_jax.datasets.preparation import (
+    caption_facts,
+    manifest,
+    parallel,
+    progress,
+    shards,
+)
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
 from scm_jax.datasets.preparation.shards import Plan, Work
 
@@ -44,6 +50,8 @@ def prepare(
     fresh: bool = False,
     options: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
+    context_length: int = 0,
+    refuse_missing: bool = False,
 ) -> Path:
     """Prepares one split of a dataset, unless it is there already; returns ``target``.
 
@@ -65,6 +73,9 @@ def prepare(
       fresh: discard what an unfinished call with the same arguments has made.
       options: how ``items`` were opened, such as ``label_base``, for the manifest.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
+      context_length: most tokens of a caption, for items with captions; 0 for nearly
+        all that there are, see ``caption_facts.reading_part``.
+      refuse_missing: an item without a caption cannot be used.
 
     Raises:
       ItemError: an item cannot be used; the message names file and item. Whole shards
@@ -74,6 +85,7 @@ def prepare(
       OSError: a shard could not be written.
     """
     _check_arguments(target, split, fresh, process_count)
+    lengths = {"context_length": context_length} if context_length else {}
     plan = _make_plan(
         items,
         *(skip_bad, labelled, dtype),
@@ -84,7 +96,7 @@ def prepare(
         shard_items=shard_items,
         num_items=len(items),
         origin=_as_json(items.origin),
-        options=_as_json(options or {}),
+        options=_as_json((options or {}) | lengths),
         encoder=_as_json(encoder or {}),
     )
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
@@ -93,7 +105,7 @@ def prepare(
         shutil.rmtree(staging, ignore_errors=True)
     if there:
         return target
-    work = Work(items, plan, staging, target, skip_bad)
+    work = Work(items, plan, staging, target, skip_bad, refuse_missing)
     _begin(work)
     say = progress.Progress(f"{plan.name} {split}", plan.num_items)
     first = plan.num_shards * process_index // max(process_count, 1)
@@ -145,7 +157,7 @@ def _make_plan(
         raise ValueError(f"there are no items at {path}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    field, value, label = _first_item(items, recipe, size, skip_bad)
+    field, value, label, captions = _first_item(items, recipe, size, skip_bad)
     is_image = field == "image"
     if not is_image and (recipe != "none" or size):
         raise ValueError(
@@ -167,6 +179,7 @@ def _make_plan(
         shape=value.shape,
         dtype=stored,
         class_names=tuple(items.class_names) if has_label else (),
+        captioned=captions is not None,
         recipe=recipe,
         size=size,
         shard_items=shard_items or _shard_items(value.shape, stored),
@@ -174,7 +187,7 @@ def _make_plan(
     )
 
 
-def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> Any:
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> shards.Item:
     last = min(skip_bad, len(items) - 1)
     for index in range(last):
         with contextlib.suppress(ItemError):
@@ -205,6 +218,7 @@ def _is_there(target: Path, plan: Plan) -> bool:
         )
     old = manifest.read(target)
     manifest.check_shared(old, manifest.shared_part(plan), target)
+    _check_captions(old.get("captions"), plan, target)
     if plan.split not in old["splits"]:
         return False
     there = old["splits"][plan.split]
@@ -218,6 +232,24 @@ def _is_there(target: Path, plan: Plan) -> bool:
             f"({told}). Remove it, or choose another name or version"
         )
     return True
+
+
+def _check_captions(old: dict[str, Any] | None, plan: Plan, target: Path) -> None:
+    """Raises ValueError unless captions are stored, and read, as in other splits."""
+    words = {True: "with captions", False: "without captions"}
+    has = old is not None
+    if has != plan.captioned:
+        raise ValueError(
+            f"{target} was prepared {words[has]}, and the split {plan.split!r} would "
+            f"be {words[plan.captioned]}: --captions=none leaves them out; or choose "
+            "another name or version"
+        )
+    given = plan.options.get("context_length", 0)
+    if old and given and plan.split != "train" and given != old["length"]:
+        raise ValueError(
+            f"{target} reads captions of at most {old['length']} tokens, and "
+            f"--context_length={given}: leave the flag out, or choose another name"
+        )
 
 
 def _begin(work: Work) -> None:
@@ -264,17 +296,36 @@ def _move_into_place(work: Work) -> None:
             f"{len(split['skipped'])} items were skipped, and skip_bad = "
             f"{work.skip_bad}: {split['skipped'][0]['why']}"
         )
-    folder, old = work.folder, {}
+    folder: Path = work.folder
+    old: dict[str, Any] = {}
     if target.exists():
         for record in whole:
             if (work.folder / record["file"]).exists():
                 os.replace(work.folder / record["file"], target / record["file"])
-        folder, old = target, manifest.read(target)["splits"]
+        folder, old = target, manifest.read(target)
     else:
         shards.features(plan).save_config(folder)
-    splits = dict(sorted({**old, plan.split: split}.items()))
-    manifest.write(
-        folder, {**manifest.shared_part(plan), "splits": splits}, target.name
-    )
+    shared = manifest.shared_part(plan)
+    if plan.captioned:
+        shared["captions"], split["captions"] = _captions(work, old.get("captions"))
+    splits = dict(sorted({**old.get("splits", {}), plan.split: split}.items()))
+    manifest.write(folder, {**shared, "splits": splits}, target.name)
     if folder is not target:
         os.rename(folder, target)
+
+
+def _captions(work: Work, old: dict[str, Any] | None) -> tuple[dict, dict]:
+    """What the manifest says of captions: of how they are read, and of this split.
+
+    The split ``train`` gives the vocabulary, or the first split until it is there.
+    """
+    plan = work.plan
+    files = [work.captions_file(shard) for shard in range(plan.num_shards)]
+    pairs = [pair for file in files for pair in json.loads(file.read_text())]
+    said = [caption_facts.Said(*pair) for pair in pairs]
+    reading = old
+    if old is None or (plan.split == "train" and old["split"] != "train"):
+        length = plan.options.get("context_length", 0)
+        reading = caption_facts.reading_part(said, plan.split, length)
+    assert reading is not None
+    return reading, caption_facts.split_part(said, reading)
