@@ -172,7 +172,8 @@ def drawable() -> tuple[Emoji, ...]:
     if without:
         raqm = font.layout_engine.name == "RAQM"
         why = "the font lacks them" if raqm else "Pillow has no FriBiDi (libfribidi0)"
-        logger.warning(
+        logger.log(
+            logging.INFO if raqm else logging.WARNING,
             "dataset 'emoji': %d of %d are left out, as %s: %s, ...",
             *(len(without), len(emoji), why, ", ".join(without[:3])),
         )

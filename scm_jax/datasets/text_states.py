@@ -21,6 +21,7 @@ from scm_jax.types import TextInfo
 
 MANIFEST = "manifest.json"
 NULL = "null.safetensors"
+HEADER = "encoder_and_texts"  # what the header of a shard says, as JSON
 
 
 def key_of(text: str) -> int:
@@ -182,5 +183,5 @@ class States:
 
     def texts(self) -> tuple[str, ...]:
         """All captions, in the order in which they were given."""
-        lists = (json.loads(shard.metadata()["texts"]) for shard in self._shards)
+        lists = (json.loads(shard.metadata()[HEADER])[1] for shard in self._shards)
         return tuple(text for texts in lists for text in texts)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scm_jax.datasets.captions import make_vocabulary, token_ids
+from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.types import TextInfo
 
 MAX_WORDS = 50_000  # of a vocabulary: the most frequent; the rest is spelled
@@ -67,6 +68,17 @@ def split_part(items: Iterable[Said], reading: dict[str, Any]) -> dict[str, Any]
         "without": len(without),
         "first_without": without[:NAMED],
     }
+
+
+def check_missing(manifest: dict[str, Any], split: str, refuse: bool) -> None:
+    """Raises ItemError if items of a prepared split lack what ``refuse`` demands."""
+    facts = manifest["splits"][split].get("captions")
+    if refuse and facts and facts["without"]:
+        raise ItemError(
+            f"the split {split!r} is prepared already, with {facts['without']:,} items "
+            f"without a caption, the first: {facts['first_without'][0]}. Add captions, "
+            "remove the split and prepare it again"
+        )
 
 
 def token_counts(text: TextInfo, captions: Iterable[str]) -> list[int]:

@@ -21,6 +21,7 @@ from scm_jax.datasets.captioned import split_captions
 from scm_jax.datasets.preparation import progress
 from scm_jax.datasets.preparation.text_encoders import TextEncoder
 from scm_jax.datasets.text_states import (
+    HEADER,
     MANIFEST,
     NULL,
     encoder_name,
@@ -111,8 +112,7 @@ def encode(
 def _is_whole(file: Path, name: str, texts: list[str]) -> bool:
     with contextlib.suppress(FileNotFoundError, safetensors.SafetensorError):
         with safetensors.safe_open(file, "np") as shard:
-            found = shard.metadata()
-        return found["encoder"] == name and json.loads(found["texts"]) == texts
+            return json.loads(shard.metadata()[HEADER]) == [name, texts]
     return False
 
 
@@ -139,7 +139,8 @@ def _write_shard(
         "squares": np.square(joined, dtype=np.float64).sum(0),
     }
     with replacing(file) as unfinished:
-        told = {"encoder": name, "texts": json.dumps(texts)}
+        # One entry: several come in an order that differs from process to process.
+        told = {HEADER: json.dumps([name, texts])}
         unfinished.write_bytes(save(tensors, told))
     return tensors
 

@@ -104,6 +104,7 @@ def prepare(
     if there or fresh:  # a call may have been killed at its very end
         shutil.rmtree(staging, ignore_errors=True)
     if there:
+        caption_facts.check_missing(manifest.read(target), split, refuse_missing)
         return target
     work = Work(items, plan, staging, target, skip_bad, refuse_missing)
     _begin(work)
