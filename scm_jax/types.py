@@ -9,7 +9,7 @@ import difflib
 import importlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -156,16 +156,6 @@ class TextInfo:
         return FIRST_WORD + len(self.words) if self.words else 0
 
 
-class Truth(NamedTuple):
-    """Captions that each ask for one known sample, some of them in new combinations."""
-
-    texts: tuple[str, ...]
-    fields: dict[str, np.ndarray]  # of ``Cond``, a row per text
-    x: np.ndarray  # the sample that is asked for, ``(n, *sample_shape)``
-    held_out: np.ndarray  # ``(n,)`` bool: no training sample has its combination
-    other: np.ndarray  # of a held-out one the nearest combination, else ``x`` itself
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a dataset declares about itself, before any item is read.
@@ -183,7 +173,6 @@ class DatasetInfo:
       text: how captions become conditions; None for data without captions.
       examples: returns captions to sample where nobody asks for any, and their fields
         of ``Batch``, a row each.
-      truth: returns captions whose samples are known; None where there are none.
       whitening: for latents that an autoencoder decodes, returns the constants of their
         scaling and the range of their pixels (``datasets.latents.Whitening``); None
         for all other data.
@@ -199,7 +188,6 @@ class DatasetInfo:
     quantization: str = ""
     text: TextInfo | None = None
     examples: Callable[[], tuple[tuple[str, ...], dict[str, np.ndarray]]] | None = None
-    truth: Callable[[], Truth] | None = None
     whitening: Callable[[], Any] | None = None
 
 

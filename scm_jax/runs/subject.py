@@ -18,12 +18,12 @@ from scm_jax import objectives, sampling, trigflow
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
 from scm_jax.runs import reference_stats
-from scm_jax.runs.conditions import Prompts, asked
+from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
 from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import Teacher
-from scm_jax.types import Cond, DatasetInfo, Truth, conditions
+from scm_jax.types import Cond, conditions
 
 
 def make_subject(
@@ -56,17 +56,10 @@ def make_subject(
         batch=functools.partial(_held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params, config),
         teacher_paths=functools.partial(_teacher_paths, experiment),
-        truth=None if info.truth is None else functools.partial(_truth, info),
         quantization=lambda: generator.quantization,
         dataset=info.name,
         reference_file=functools.partial(_reference_file, experiment),
     )
-
-
-def _truth(info: DatasetInfo) -> tuple[Prompts, Truth]:
-    assert info.truth is not None
-    found = info.truth()
-    return Prompts(found.texts, found.fields), found
 
 
 def _reference_file(experiment: Experiment, net: FeatureNet) -> Path:

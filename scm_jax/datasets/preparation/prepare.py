@@ -50,8 +50,6 @@ def prepare(
     fresh: bool = False,
     options: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
-    context_length: int = 0,
-    refuse_missing: bool = False,
 ) -> Path:
     """Prepares one split of a dataset, unless it is there already; returns ``target``.
 
@@ -71,11 +69,9 @@ def prepare(
       process_count: how many calls these are.
       skip_bad: leave out up to this many unusable items, which the manifest names.
       fresh: discard what an unfinished call with the same arguments has made.
-      options: how ``items`` were opened, such as ``label_base``, for the manifest.
+      options: how ``items`` were opened, such as ``label_base``, for the manifest; of
+        captions ``context_length`` and ``missing_captions``, see ``caption_facts``.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
-      context_length: most tokens of a caption, for items with captions; 0 for nearly
-        all that there are, see ``caption_facts.reading_part``.
-      refuse_missing: an item without a caption cannot be used.
 
     Raises:
       ItemError: an item cannot be used; the message names file and item. Whole shards
@@ -85,7 +81,6 @@ def prepare(
       OSError: a shard could not be written.
     """
     _check_arguments(target, split, fresh, process_count)
-    lengths = {"context_length": context_length} if context_length else {}
     plan = _make_plan(
         items,
         *(skip_bad, labelled, dtype),
@@ -96,7 +91,7 @@ def prepare(
         shard_items=shard_items,
         num_items=len(items),
         origin=_as_json(items.origin),
-        options=_as_json((options or {}) | lengths),
+        options=_as_json(options or {}),
         encoder=_as_json(encoder or {}),
     )
     staging = target.parent / f".{target.name}-{split}-{plan.hash()}"
@@ -104,9 +99,8 @@ def prepare(
     if there or fresh:  # a call may have been killed at its very end
         shutil.rmtree(staging, ignore_errors=True)
     if there:
-        caption_facts.check_missing(manifest.read(target), split, refuse_missing)
         return target
-    work = Work(items, plan, staging, target, skip_bad, refuse_missing)
+    work = Work(items, plan, staging, target, skip_bad)
     _begin(work)
     say = progress.Progress(f"{plan.name} {split}", plan.num_items)
     first = plan.num_shards * process_index // max(process_count, 1)
@@ -219,7 +213,12 @@ def _is_there(target: Path, plan: Plan) -> bool:
         )
     old = manifest.read(target)
     manifest.check_shared(old, manifest.shared_part(plan), target)
-    _check_captions(old.get("captions"), plan, target)
+    if ("captions" in old) != plan.captioned:
+        raise ValueError(
+            f"{target} was prepared {'with' if 'captions' in old else 'without'} "
+            f"captions, unlike the split {plan.split!r} now: --captions=none leaves "
+            "them out; or choose another name or version"
+        )
     if plan.split not in old["splits"]:
         return False
     there = old["splits"][plan.split]
@@ -233,24 +232,6 @@ def _is_there(target: Path, plan: Plan) -> bool:
             f"({told}). Remove it, or choose another name or version"
         )
     return True
-
-
-def _check_captions(old: dict[str, Any] | None, plan: Plan, target: Path) -> None:
-    """Raises ValueError unless captions are stored, and read, as in other splits."""
-    words = {True: "with captions", False: "without captions"}
-    has = old is not None
-    if has != plan.captioned:
-        raise ValueError(
-            f"{target} was prepared {words[has]}, and the split {plan.split!r} would "
-            f"be {words[plan.captioned]}: --captions=none leaves them out; or choose "
-            "another name or version"
-        )
-    given = plan.options.get("context_length", 0)
-    if old and given and plan.split != "train" and given != old["length"]:
-        raise ValueError(
-            f"{target} reads captions of at most {old['length']} tokens, and "
-            f"--context_length={given}: leave the flag out, or choose another name"
-        )
 
 
 def _begin(work: Work) -> None:
@@ -324,9 +305,7 @@ def _captions(work: Work, old: dict[str, Any] | None) -> tuple[dict, dict]:
     files = [work.captions_file(shard) for shard in range(plan.num_shards)]
     pairs = [pair for file in files for pair in json.loads(file.read_text())]
     said = [caption_facts.Said(*pair) for pair in pairs]
-    reading = old
     if old is None or (plan.split == "train" and old["split"] != "train"):
         length = plan.options.get("context_length", 0)
-        reading = caption_facts.reading_part(said, plan.split, length)
-    assert reading is not None
-    return reading, caption_facts.split_part(said, reading)
+        old = caption_facts.reading_part(said, plan.split, length)
+    return old, caption_facts.split_part(said, old)

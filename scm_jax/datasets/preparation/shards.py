@@ -90,7 +90,6 @@ class Work:
     staging: Path  # hidden folder where it is made
     target: Path
     skip_bad: int = 0  # how many bad items may be left out
-    refuse_missing: bool = False  # an item without a caption is bad
 
     @property
     def folder(self) -> Path:
@@ -229,6 +228,8 @@ def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
     stored: dict[str, Any] = {plan.field: value}
     if plan.captioned:
         stored["caption"] = "\n".join(captions or ())
+        if not captions and plan.options.get("missing_captions") == "refuse":
+            raise ItemError(f"{name} has no caption, which --missing_captions refuses")
     if not plan.class_names:
         return stored
     if label is None:
@@ -284,11 +285,6 @@ def write_shard(
         for index in plan.items_of(shard):
             try:
                 item = planned_item(items, index, plan)
-                if work.refuse_missing and item.get("caption") == "":
-                    raise ItemError(
-                        f"{items.name(index)} has no caption, and "
-                        "--missing_captions=refuse was given"
-                    )
             except ItemError as error:
                 _check_skips(work, shard, len(skipped), error)
                 skipped.append({"item": items.name(index), "why": str(error)})

@@ -13,42 +13,32 @@ from typing import Any, Protocol
 import numpy as np
 
 from scm_jax.datasets.captions import split_words
-from scm_jax.types import Registry, lookup
+from scm_jax.types import Registry, check_choice, lookup
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How captions are encoded; zero and empty values are the encoder's own.
+    """How captions are encoded; empty values are the encoder's own."""
 
-    Attributes:
-      model: folder or name of the weights.
-      revision: of a model that is given by name.
-      layer: hidden states that are taken, from 0 for the embeddings, or negative from
-        the last layer; ``last`` for the output with its final norm.
-      max_length: most tokens of a caption, the prefix included; longer ones are cut.
-      prefix: instruction that is put before each caption, also the empty one.
-      dtype: of the stored states.
-    """
-
-    model: str = ""
-    revision: str = ""
+    model: str = ""  # folder or name of the weights
+    revision: str = ""  # of a model that is given by name
+    # Hidden states, from 0 for the embeddings or negative from the last; or ``last``,
+    # the output with its final norm.
     layer: str = ""
-    max_length: int = 0
-    prefix: str = ""
-    dtype: str = "float16"
+    max_length: int = 0  # tokens with the prefix; longer captions are cut
+    prefix: str = ""  # put before each caption, also the empty one
+    dtype: str = "float16"  # of the stored states
 
 
 class TextEncoder(Protocol):
     """Captions -> states of true length.
 
-    Attributes:
-      identity: all that decides the states, ready for JSON: ``name``, ``revision``,
-        ``sha256`` of weights and ``tokenizer_sha256``, ``layer``, ``dtype``,
-        ``max_length``, ``prefix``, ``width``, ``pooled``.
+    ``identity`` is all that decides them, ready for JSON: ``name``, ``revision``,
+    ``sha256`` of the weights, ``tokenizer_sha256``, ``layer``, ``dtype``,
+    ``max_length``, ``prefix``, and the channels ``width`` and ``pooled``.
     """
 
-    @property
-    def identity(self) -> dict[str, Any]: ...
+    identity: dict[str, Any]
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """States ``(n, width)`` and pooled vector ``(pooled,)`` of each text."""
@@ -61,21 +51,12 @@ class HashedWords:
     A caption ends with a token of its own, which is all that the empty one has.
     """
 
-    WIDTH = 32
-
     def __init__(self, settings: Settings):
-        self.identity: dict[str, Any] = {
-            "name": "hashed_words",
-            "revision": "1",
-            "sha256": "none",
-            "tokenizer_sha256": "none",
-            "layer": "last",
-            "dtype": settings.dtype,
-            "max_length": settings.max_length or 32,
-            "prefix": settings.prefix,
-            "width": self.WIDTH,
-            "pooled": self.WIDTH,
-        }
+        none = {"revision": "1", "sha256": "none", "tokenizer_sha256": "none"}
+        own = {"layer": "last", "max_length": settings.max_length or 32}
+        own |= {"dtype": settings.dtype, "prefix": settings.prefix}
+        size = {"width": 32, "pooled": 32}
+        self.identity: dict[str, Any] = {"name": "hashed_words", **none, **own, **size}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         found = []
@@ -88,7 +69,8 @@ class HashedWords:
 
     def _vector(self, word: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8])
-        return np.random.default_rng(seed).standard_normal(self.WIDTH, np.float32)
+        rng = np.random.default_rng(seed)
+        return rng.standard_normal(self.identity["width"], np.float32)
 
 
 _TRANSFORMERS = "scm_jax.datasets.preparation.transformers_text"
@@ -101,13 +83,6 @@ ENCODERS = Registry(
 
 
 def make_encoder(kind: str, settings: Settings) -> TextEncoder:
-    """The encoder of a name.
-
-    Raises:
-      ValueError: no such encoder or settings.
-      MissingPackageError: it needs packages that are not installed.
-    """
-    make = lookup(ENCODERS, kind, "--encoder")
-    if settings.dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype = {settings.dtype!r} is not one of float16, float32")
-    return make(settings)
+    """The encoder of a name; a MissingPackageError says what must be installed."""
+    check_choice(settings.dtype, ("float16", "float32"), "--dtype")
+    return lookup(ENCODERS, kind, "--encoder")(settings)

@@ -18,7 +18,7 @@ from scm_jax.files.optional import require
 
 
 class Family(NamedTuple):
-    """What models of a family share; each setting can be given."""
+    """What models of a family share, where ``Settings`` say nothing else."""
 
     model_class: str  # of transformers
     layer: str
@@ -26,78 +26,65 @@ class Family(NamedTuple):
     pooled: str = ""  # the output that is one vector for the caption
 
 
-CLIP = Family("CLIPTextModelWithProjection", "-2", 77, pooled="text_embeds")  # SD3's
-T5 = Family("T5EncoderModel", "last", 256)
-GEMMA = Family("AutoModel", "last", 300)  # as of SANA
-
-
 class TransformersText:
     """A model of transformers; see ``text_encoders.TextEncoder``."""
 
     def __init__(self, family: Family, settings: Settings):
         if not settings.model:
-            raise ValueError("--model is missing: a folder or a name of the hub")
-        purpose, extra = "encoding captions", "scm_jax[text]"
-        self._torch = require("torch", purpose, extra)
-        transformers = require("transformers", purpose, extra)
+            raise ValueError("--model is missing: a folder, or a name of the hub")
+        packages = "encoding captions", "scm_jax[text]"
+        self._torch = require("torch", *packages)
+        transformers = require("transformers", *packages)
         where = {"revision": settings.revision} if settings.revision else {}
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, **where)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer_sha256 = _tokenizer_sha256(tokenizer)  # use changes what it writes
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         tokenizer.padding_side = "right"
         build = getattr(transformers, family.model_class)
         model = build.from_pretrained(settings.model, dtype="auto", **where)
         device = "cuda" if self._torch.cuda.is_available() else "cpu"
         self._model, self._tokenizer = model.eval().to(device), tokenizer
-        self._family, self._prefix = family, settings.prefix
-        self._layer = settings.layer or family.layer
-        self._length = settings.max_length or family.max_length
-        tokenizer_sha256 = _tokenizer_sha256(tokenizer)  # before its first use
-        states, pooled = self.encode([""])[0]
+        self._pooled = family.pooled
         commit = getattr(model.config, "_commit_hash", None)
-        self.identity = {
+        self.identity: dict[str, Any] = {
             "name": settings.model.rstrip("/").rpartition("/")[2],
             "revision": commit or settings.revision or "local",
             "sha256": _weights_sha256(self._torch, model),
             "tokenizer_sha256": tokenizer_sha256,
-            "layer": self._layer,
+            "layer": settings.layer or family.layer,
             "dtype": settings.dtype,
-            "max_length": self._length,
+            "max_length": settings.max_length or family.max_length,
             "prefix": settings.prefix,
-            "width": states.shape[1],
-            "pooled": len(pooled),
         }
+        states, pooled = self.encode([""])[0]
+        self.identity |= {"width": states.shape[1], "pooled": len(pooled)}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         tokens = self._tokenizer(
-            [self._prefix + text for text in texts],
+            [self.identity["prefix"] + text for text in texts],
             padding=True,
             truncation=True,
-            max_length=self._length,
+            max_length=self.identity["max_length"],
             return_tensors="pt",
         ).to(self._model.device)
         with self._torch.inference_mode():
             out = self._model(**tokens, output_hidden_states=True)
-        if self._layer == "last":
-            chosen = out.last_hidden_state
-        else:
-            chosen = _hidden(out.hidden_states, self._layer)
-        states = chosen.float().cpu().numpy()
+        states = self._chosen(out).float().cpu().numpy()
         lengths = tokens["attention_mask"].sum(1).tolist()
         pooled = np.zeros((len(texts), 0), np.float32)
-        if self._family.pooled:
-            pooled = out[self._family.pooled].float().cpu().numpy()
+        if self._pooled:
+            pooled = out[self._pooled].float().cpu().numpy()
         return [(s[:n], p) for s, n, p in zip(states, lengths, pooled, strict=True)]
 
-
-def _hidden(states: Sequence[Any], layer: str) -> Any:
-    try:
-        return states[int(layer)]
-    except (ValueError, IndexError):
-        raise ValueError(
-            f"--layer={layer} is not one of last, 0..{len(states) - 1} or "
-            f"-1..{-len(states)}"
-        ) from None
+    def _chosen(self, out: Any) -> Any:
+        layer, states = self.identity["layer"], out.hidden_states
+        try:
+            return out.last_hidden_state if layer == "last" else states[int(layer)]
+        except (ValueError, IndexError):
+            raise ValueError(
+                f"--layer={layer} is not one of last, 0..{len(states) - 1} or "
+                f"-1..{-len(states)}"
+            ) from None
 
 
 def _weights_sha256(torch: Any, model: Any) -> str:
@@ -116,6 +103,8 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-make_clip = functools.partial(TransformersText, CLIP)
-make_t5 = functools.partial(TransformersText, T5)
-make_gemma = functools.partial(TransformersText, GEMMA)
+# CLIP as SD3 reads it, Gemma as SANA.
+_CLIP = Family("CLIPTextModelWithProjection", "-2", 77, "text_embeds")
+make_clip = functools.partial(TransformersText, _CLIP)
+make_t5 = functools.partial(TransformersText, Family("T5EncoderModel", "last", 256))
+make_gemma = functools.partial(TransformersText, Family("AutoModel", "last", 300))

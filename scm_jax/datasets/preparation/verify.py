@@ -131,8 +131,6 @@ def _problem(item: dict[str, Any], found: dict[str, Any]) -> str:
         return f"is {value.dtype} {value.shape}"
     if not np.isfinite(value).all():
         return "has values that are not finite"
-    if "captions" in found and not isinstance(item.get("caption"), bytes):
-        return "has no field for captions"
     if found["num_classes"] and not 0 <= int(item["label"]) < found["num_classes"]:
         return f"has the label {item['label']}; legal are 0..{found['num_classes'] - 1}"
     return ""
