@@ -156,6 +156,29 @@ class TextInfo:
         return FIRST_WORD + len(self.words) if self.words else 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+    """Texts, and what a network reads of them: fields of ``Cond``, a row per text."""
+
+    texts: tuple[str, ...]
+    fields: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Questions:
+    """Prompts whose answer can be checked.
+
+    Attributes:
+      prompts: what is asked for.
+      targets: what a frozen classifier should name on each image, by its heads.
+      pixels: uint8 ``(n, h, w, c)`` real images of these prompts.
+    """
+
+    prompts: Prompts
+    targets: dict[str, np.ndarray]
+    pixels: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a dataset declares about itself, before any item is read.
@@ -171,8 +194,9 @@ class DatasetInfo:
         samples; None for data that are no images.
       quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
       text: how captions become conditions; None for data without captions.
-      examples: returns captions to sample where nobody asks for any, and their fields
-        of ``Batch``, a row each.
+      examples: returns captions to sample where nobody asks for any.
+      questions: ``(num, kind)`` -> prompts that can be checked; ``kind`` is ``seen`` or
+        ``held_out``, for combinations of words that the training data have or lack.
       whitening: for latents that an autoencoder decodes, returns the constants of their
         scaling and the range of their pixels (``datasets.latents.Whitening``); None
         for all other data.
@@ -187,7 +211,8 @@ class DatasetInfo:
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     quantization: str = ""
     text: TextInfo | None = None
-    examples: Callable[[], tuple[tuple[str, ...], dict[str, np.ndarray]]] | None = None
+    examples: Callable[[], Prompts] | None = None
+    questions: Callable[[int, str], Questions] | None = None
     whitening: Callable[[], Any] | None = None
 
 

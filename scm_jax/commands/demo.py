@@ -55,14 +55,14 @@ def run(workdir: Path, *, quick: bool = False) -> str:
       ``done``, or ``preempted`` after a signal.
     """
     started = time.monotonic()
-    _say(f"dataset: {datasets.prepare('digits')}")
+    say(f"dataset: {datasets.prepare('digits')}")
     configs = demo_configs(workdir, quick)
     for n, (variant, config) in enumerate(configs.items(), 1):
-        _say(f"\n[{n}/4] {_TITLES[variant]}")
+        say(f"\n[{n}/4] {_TITLES[variant]}")
         status = train.train_and_evaluate(config, workdir / variant)
         if status != loop.DONE:
             return status
-    _say("\n[4/4] sampling speed, table, report")
+    say("\n[4/4] sampling speed, table, report")
     loaded = {v: sample.load_generate(workdir / v) for v in VARIANTS}
     rows = collect(workdir, loaded)
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -87,7 +87,8 @@ _TITLES = {
 }
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints on the error stream, apart from the table."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -64,7 +64,14 @@ def _train() -> int:
 def _sample() -> int:
     _flag_run()
     _flag_ema()
-    cli.integer("num", 64, "Number of samples.", lower_bound=1)
+    cli.integer(
+        "num", None, "Number of samples; default: 64, or 16 of prompts.", lower_bound=1
+    )
+    flags.DEFINE_string("prompt", None, "Caption of all samples, for text to image.")
+    cli.path("prompts", None, "Text file with a prompt a line; taken in turn.")
+    flags.DEFINE_enum(
+        "too_long", "refuse", ["refuse", "cut"], "Prompts longer than the context."
+    )
     cli.integer("steps", None, "Sampler steps; default: the run's.", lower_bound=1)
     cli.integer("seed", 0, "Seed of the noise.", 0, MAX_SEED)
     cli.integer("class", None, "Class of all samples; default: all in turn.")
@@ -73,18 +80,25 @@ def _sample() -> int:
     cli.path("vae", None, "Weights that decode latents; none: show the latents.")
     cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
     f = cli.parse("run")
-    from scm_jax.runs import sample
+    from scm_jax.runs import conditions, sample
     from scm_jax.runs.directory import reading
 
     compile_cache.enable()
     reading.samples_file(f.out)  # before the work, not after it
     loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
+    prompts, num = None, f.num or 64
+    if f.prompt is not None or f.prompts:
+        texts = conditions.read_prompts(f.prompt, f.prompts)
+        text = loaded.generate.info.text
+        prompts = conditions.from_texts(text, texts, too_long=f.too_long)
+        num = f.num or max(16, len(texts))
     started = time.perf_counter()
-    label, options = f["class"].value, {"sampler": f.sampler, "guidance": f.guidance}
-    x, pixels = loaded.generate(f.num, f.steps, f.seed, label, pixels=True, **options)
+    options = {"sampler": f.sampler, "guidance": f.guidance}
+    label = f["class"].value
+    drawn = sample.draw(loaded, num, f.steps, f.seed, label, prompts, **options)
     seconds = time.perf_counter() - started
-    reading.Samples(x, pixels).save(f.out)
-    print(f"{f.num} samples in {seconds:.2f} s, compilation included: {f.out}")
+    drawn.save(f.out)
+    print(f"{num} samples in {seconds:.2f} s, compilation included: {f.out}")
     return 0
 
 
@@ -200,17 +214,28 @@ def _report() -> int:
     return 0
 
 
-@cli.command(
-    "demo", "Teacher, sCD and sCT on handwritten digits: train, measure, show."
-)
+@cli.command("demo", "The whole story in minutes: models, samples, table, report.")
 def _demo() -> int:
-    _flag_workdir("runs/demo")
+    flags.DEFINE_enum(
+        "name",
+        "digits",
+        ["digits", "text"],
+        "digits: trains teacher, sCD and sCT; text: images from prompts.",
+    )
+    _flag_workdir("")
     flags.DEFINE_bool("quick", False, "A few steps each, to see that all works.")
+    flags.DEFINE_bool("train", False, "For text: train the shipped models again.")
     f = cli.parse()
-    from scm_jax.commands import demo
-
     compile_cache.enable()
-    status = demo.run(Path(f.workdir), quick=f.quick)
+    workdir = Path(f.workdir or {"digits": "runs/demo"}.get(f.name, f"runs/{f.name}"))
+    if f.name == "text":
+        from scm_jax.commands import demo_text
+
+        status = demo_text.run(workdir, quick=f.quick, train_again=f.train)
+    else:
+        from scm_jax.commands import demo
+
+        status = demo.run(workdir, quick=f.quick)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from scm_jax.datasets import captions, pipeline
 from scm_jax.datasets.text_states import States
-from scm_jax.types import DatasetInfo, TextInfo
+from scm_jax.types import DatasetInfo, Prompts, TextInfo
 
 STATES = "states"  # folder of stored states beside the shards of a prepared dataset
 
@@ -76,9 +76,10 @@ def open_captions(
     def read(said: list[list[str]], most: int = most) -> pipeline.Fields:
         return stored.fields(said, most) if stored else read_tokens(text, most, said)
 
-    def find() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    def find() -> Prompts:
         fields = read([[caption] for caption in examples], 1)
-        return tuple(examples), {k: v[:, 0] for k, v in fields.items() if v.ndim > 1}
+        rows = {k: v[:, 0] for k, v in fields.items() if v.ndim > 1}
+        return Prompts(tuple(examples), rows)
 
     text_info = stored.text if stored else text
     return dataclasses.replace(info, text=text_info, examples=find), read

@@ -24,7 +24,7 @@ import numpy as np
 
 from scm_jax.datasets import captions, images, pipeline
 from scm_jax.files.optional import require
-from scm_jax.types import TextInfo, Truth, check_choice
+from scm_jax.types import Prompts, Questions, TextInfo, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def make_emoji(
         sigma_data=SIGMA_DATA[resolution],
         text=text_info(),
         examples=_examples,
-        truth=functools.partial(_truth, resolution),
+        questions=functools.partial(_questions, resolution=resolution),
     )
 
     def open_data() -> pipeline.FiniteDataset:
@@ -261,27 +261,30 @@ def _rows(split: str, combinations: str) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def _examples() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Names at equal distances, a seen emoji and a held-out skin tone in turn."""
-    truth = _truth(32)
-    pairs = np.linspace(0, len(truth.texts) // 2 - 1, 32).astype(np.int64)
-    rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
-    texts = tuple(truth.texts[row] for row in rows)
-    return texts, {name: a[rows] for name, a in truth.fields.items()}
+def _questions(num: int, kind: str, resolution: int) -> Questions:
+    """Names of training emoji, at most ``num`` at equal distances, with true pictures.
 
-
-@functools.lru_cache(maxsize=2)
-def _truth(resolution: int) -> Truth:
-    """All held-out tones of training emoji, in turn with as many seen emoji."""
-    held_out, seen = _rows("train", "held_out"), _rows("train", "seen")
-    chosen = np.linspace(0, len(seen) - 1, len(held_out)).astype(np.int64)
-    rows = np.stack([seen[chosen], held_out], axis=1).reshape(-1)
+    The target ``other`` has pixels, too: the same emoji in a neighbouring skin tone,
+    which was seen; of a seen emoji it is the picture itself.
+    """
+    rows = _rows("train", kind)
+    rows = rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(np.int64)]
     emoji, tones = [drawable()[row] for row in rows], list(TONES)
     known = {(e.base, e.tone): row for row, e in enumerate(drawable())}
     other = rows.copy()
-    for i in range(1, len(rows), 2):  # a neighbouring skin tone, which was seen
-        at = tones.index(emoji[i].tone)
-        other[i] = known[emoji[i].base, tones[at - 1 if at else 1]]
-    x, instead = (images.to_x(drawn(resolution)[of]) for of in (rows, other))
-    texts, tokens = tuple(e.captions[0] for e in emoji), _tokens(emoji)[:, 0]
-    return Truth(texts, {"tokens": tokens}, x, np.arange(len(rows)) % 2 == 1, instead)
+    for i, one in enumerate(emoji):
+        if one.held_out:
+            at = tones.index(one.tone)
+            other[i] = known[one.base, tones[at - 1 if at else 1]]
+    names = tuple(e.captions[0] for e in emoji)
+    prompts = Prompts(names, {"tokens": _tokens(emoji)[:, 0]})
+    pictures = drawn(resolution)
+    return Questions(prompts, {"other": pictures[other]}, pictures[rows])
+
+
+def _examples() -> Prompts:
+    """A seen emoji and a held-out skin tone in turn."""
+    asked = [_questions(32, kind, 32).prompts for kind in ("seen", "held_out")]
+    texts = np.array([p.texts for p in asked], object).T.reshape(-1)
+    tokens = np.stack([p.fields["tokens"] for p in asked], axis=1)
+    return Prompts(tuple(texts), {"tokens": tokens.reshape(-1, CAPTION_LENGTH)})

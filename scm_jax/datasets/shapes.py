@@ -25,7 +25,15 @@ from scm_jax.datasets.shape_drawing import (
     Attributes,
     draw,
 )
-from scm_jax.types import DatasetInfo, TextInfo, check_choice, check_seed, lookup
+from scm_jax.types import (
+    DatasetInfo,
+    Prompts,
+    Questions,
+    TextInfo,
+    check_choice,
+    check_seed,
+    lookup,
+)
 
 RESOLUTIONS = (32, 64)
 
@@ -111,6 +119,28 @@ def attributes(
         second_color=(color + np.where(distance > 4, 1, -1)) % num_colors,
         uniform=uniform[:, 11:],
     )
+
+
+# What each key of ``words`` can be; "" where there is no second shape.
+LEGAL: dict[str, tuple[str, ...]] = {
+    "size": SIZES,
+    "color": tuple(COLORS),
+    "shape": tuple(SHAPES),
+    "second_color": ("", *COLORS),
+    "second": ("", *SHAPES),
+    "background_color": tuple(COLORS),
+    "background": BACKGROUNDS,
+    "place": tuple(place for row in PLACES for place in row),
+}
+
+
+def targets(item: Attributes) -> dict[str, np.ndarray]:
+    """``words`` of all rows, as indices into ``LEGAL``."""
+    said = [words(item, row) for row in range(len(item.size))]
+    return {
+        key: np.array([legal.index(w[key]) for w in said])
+        for key, legal in LEGAL.items()
+    }
 
 
 def words(item: Attributes, row: int = 0) -> dict[str, str]:
@@ -354,14 +384,22 @@ def make_captioned_shapes(
     shape = (resolution, resolution, 3)
     description = "pixels in [-1, 1]; mean 0, standard deviation 0.5; captions"
     info = images.image_info("captioned_shapes", shape, 0, num_items, description)
-    return _lazy(dataclasses.replace(info, text=TEXT, examples=_examples), source)
+    info = dataclasses.replace(
+        info,
+        text=TEXT,
+        examples=lambda: _questions(64, "seen", resolution).prompts,
+        questions=functools.partial(_questions, resolution=resolution),
+    )
+    return _lazy(info, source)
 
 
-def _examples() -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Full captions of the first items of the split ``test``."""
-    source = ShapeSource("test", combinations="seen")
-    found = tuple(source.caption(i) for i in range(64))
-    return found, {"tokens": tokenize(TEXT, found)}
+def _questions(num: int, combinations: str, resolution: int) -> Questions:
+    """Items of the split ``test`` with their full captions."""
+    source = ShapeSource("test", num, resolution, combinations=combinations)
+    found, indices = source.attributes(np.arange(num)), np.arange(num)
+    texts = tuple(caption(found, row) for row in range(num))
+    prompts = Prompts(texts, {"tokens": tokenize(TEXT, texts)})
+    return Questions(prompts, targets(found), source.gather(indices)["image"])
 
 
 def _lazy(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from scm_jax.evaluation.caption_agreement import CaptionAgreement
 from scm_jax.evaluation.emoji_quality import EmojiQuality
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
@@ -22,6 +23,7 @@ from scm_jax.types import lookup
 
 # Known-good settings by name; ``build`` changes single ones.
 EVALUATORS: dict[str, Evaluator] = {
+    "captions": CaptionAgreement(),
     "digits": SampleQuality(features="digits_classifier"),
     "emoji": EmojiQuality(),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
@@ -39,6 +41,7 @@ EVALUATORS: dict[str, Evaluator] = {
 __all__ = [
     "EVALUATORS",
     "FEATURES",
+    "CaptionAgreement",
     "EmojiQuality",
     "Evaluator",
     "MixtureConsistency",

@@ -11,14 +11,20 @@ import jax
 import numpy as np
 
 from scm_jax.trigflow import Time
-from scm_jax.types import Cond, check_seed
+from scm_jax.types import Cond, Prompts, Questions, check_seed
 
 
 class Generate(Protocol):
     """Draws samples."""
 
     def __call__(
-        self, num: int, steps: int, seed: int, labels: np.ndarray | None
+        self,
+        num: int,
+        steps: int,
+        seed: int,
+        labels: np.ndarray | None,
+        *,
+        prompts: Prompts | None = None,
     ) -> np.ndarray:
         """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
         ...
@@ -64,6 +70,7 @@ class Subject:
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
         ``times``, ``guidance``, ``ema``.
+      questions: see ``DatasetInfo.questions``.
       reference_file: ``FeatureNet`` -> the file with the statistics of the training
         data, which are measured if there is none.
     """
@@ -81,6 +88,7 @@ class Subject:
     quantization: Callable[[], str] | None = None
     dataset: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    questions: Callable[[int, str], Questions] | None = None
     reference_file: Callable[[Any], os.PathLike] | None = None
 
     def need(self, field: str, by: str) -> Any:

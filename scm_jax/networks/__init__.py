@@ -82,7 +82,8 @@ class Network:
         encoders = {}
         for i, (name, encoder) in enumerate(self.encoders.items()):
             variables = encoder.init(jax.random.fold_in(key, i), cond)
-            encoders[name] = variables["params"]
+            if "params" in variables:
+                encoders[name] = variables["params"]
             cond = encoder.apply(variables, cond)
 
         def init(key: jax.Array) -> Any:
@@ -101,7 +102,7 @@ class Network:
         """``params`` with the module's own groups, not those of encoders, changed."""
         if change is None:
             return params
-        encoders = {name: params[name] for name in self.encoders}
+        encoders = {name: params[name] for name in self.encoders if name in params}
         own = {name: w for name, w in params.items() if name not in encoders}
         return {**change(own), **encoders}
 
@@ -171,7 +172,7 @@ class Network:
         encoders = self.encoders
         if encoders and cond.memory is None:
             for name, encoder in encoders.items():
-                cond = encoder.apply({"params": weights[name]}, cond)
+                cond = encoder.apply({"params": weights.get(name, {})}, cond)
         own = {name: w for name, w in weights.items() if name not in encoders}
         return own, cond
 

@@ -140,6 +140,8 @@ class UNet(nn.Module):
     Attributes:
       sample_shape: ``(h, w, c)`` with ``h == w``, channels last.
       num_classes: classes; 0 for an unconditional network.
+      space_to_depth: side of the squares of pixels that become channels at the input,
+        for fewer places; resolutions are counted after it.
       width: channels of the first level; the embedding has ``max(channel_mult)`` times
         as many.
       channel_mult: channels of each level over ``width``, from the input down.
@@ -172,6 +174,7 @@ class UNet(nn.Module):
 
     sample_shape: tuple[int, ...]
     num_classes: int = 0
+    space_to_depth: int = 1
     width: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     num_blocks: int = 3
@@ -198,6 +201,7 @@ class UNet(nn.Module):
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         layers.check_settings(self, modulation=MODULATIONS, null_label=NULL_LABELS)
+        layers.check_divides(self, "space_to_depth", self.sample_shape[0], "the side")
         for group in self.layout():
             if group.spec.attention:
                 c = group.spec.out_channels
@@ -207,7 +211,8 @@ class UNet(nn.Module):
     def layout(self) -> tuple[Group, ...]:
         """The blocks; see ``make_layout``."""
         stem = self.width * self.channel_mult[0]
-        return make_layout(self, stem, attend_last_only=False)
+        side = self.sample_shape[0] // self.space_to_depth
+        return make_layout(self, stem, attend_last_only=False, resolution=side)
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -246,6 +251,7 @@ class UNet(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         emb = layers.place_batch(self._embed(cond), self.placement)
+        x = layers.space_to_depth(x, self.space_to_depth)
         # A channel of ones stands in for the biases.
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         h = MPConv(self.width * self.channel_mult[0], 3, self.dtype, name="in")(h)
@@ -253,7 +259,8 @@ class UNet(nn.Module):
         given = (emb, cond.context, cond.context_mask)
         h = apply_groups(self, Block, settings, h, given, not train)
         self.param("out_gain", nn.initializers.zeros, ())
-        return MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
+        F = MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
+        return layers.depth_to_space(F, self.space_to_depth)
 
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""

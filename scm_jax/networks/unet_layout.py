@@ -45,22 +45,25 @@ class Group:
         return self.names[0]
 
 
-def make_layout(net: Any, stem: int, *, attend_last_only: bool) -> tuple[Group, ...]:
+def make_layout(
+    net: Any, stem: int, *, attend_last_only: bool, resolution: int = 0
+) -> tuple[Group, ...]:
     """The blocks of a U-Net in order, without the first and the last convolution.
 
     ``net`` has ``sample_shape``, ``width``, ``channel_mult``, ``num_blocks`` (the
     decoder has one more per level) and ``attention_resolutions``; ``stem`` are the
     channels of the first convolution's output. The first block of the decoder always
     attends. With ``attend_last_only`` only the last block of a decoder's level that
-    attends does (DDPM++), instead of all (EDM2).
+    attends does (DDPM++), instead of all (EDM2). ``resolution`` is the side of the
+    first level, by default that of the samples.
 
     Raises:
       ValueError: the samples are not square images, or their side cannot be halved
         often enough.
     """
     shape, channels = net.sample_shape, [net.width * m for m in net.channel_mult]
-    resolution, levels = shape[0], len(channels)
-    if len(shape) != 3 or resolution != shape[1]:
+    resolution, levels = resolution or shape[0], len(channels)
+    if len(shape) != 3 or shape[0] != shape[1]:
         raise ValueError(
             f"this network takes square images (h, w, c) with h == w, not samples of "
             f"shape {shape}; network.name = 'dit' takes any shape"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,9 @@ from scm_jax.datasets import captions, text_states
 from scm_jax.files import user_paths
 from scm_jax.files.jsonl import write_json
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.types import DatasetInfo, TextInfo
+from scm_jax.types import DatasetInfo, Prompts, TextInfo
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prompts:
-    """Texts, and what a network reads of them: fields of ``Cond``, a row per text."""
-
-    texts: tuple[str, ...]
-    fields: dict[str, np.ndarray]
 
 
 def from_texts(
@@ -83,7 +76,6 @@ def asked(
     num: int,
     labels: np.ndarray | int | None = None,
     prompts: Prompts | Sequence[str] | str | None = None,
-    **prompt_options: str,
 ) -> dict[str, np.ndarray]:
     """Fields of ``Cond`` for ``num`` samples, a row each.
 
@@ -92,7 +84,6 @@ def asked(
       num: number of samples.
       labels: one per sample or one for all; default is all classes in turn.
       prompts: taken in turn; default is the data's example captions.
-      **prompt_options: for ``from_texts``.
 
     Raises:
       ValueError: labels or prompts that do not fit.
@@ -101,17 +92,40 @@ def asked(
     if (found := _labels(info.num_classes, num, labels)) is not None:
         fields["label"] = found.astype(np.int32)
     if prompts is not None or info.text is not None:
-        if prompts is None and info.examples is not None:
-            prompts = Prompts(*info.examples())
-        if prompts is None:
-            raise ValueError(f"dataset {info.name!r} has no examples: give prompts")
-        if isinstance(prompts, str):
-            prompts = (prompts,)
-        if not isinstance(prompts, Prompts):
-            prompts = from_texts(info.text, tuple(prompts), **prompt_options)
+        prompts = as_prompts(info, prompts)
         rows = np.arange(num) % len(prompts.texts)
         fields |= {name: values[rows] for name, values in prompts.fields.items()}
     return fields
+
+
+def read_prompts(prompt: str | None, file: str | os.PathLike | None) -> tuple[str, ...]:
+    """One prompt, or those of a text file, one a line; blank lines are left out.
+
+    Raises:
+      ValueError: both are given, or the file has no prompt.
+    """
+    if file is None or not os.fspath(file):
+        assert prompt is not None
+        return (prompt,)
+    if prompt is not None:
+        raise ValueError("give --prompt or --prompts, not both")
+    lines = Path(file).read_text("utf-8").splitlines()
+    if not (found := tuple(line.strip() for line in lines if line.strip())):
+        raise ValueError(f"{file} has no prompt: write one a line")
+    return found
+
+
+def as_prompts(
+    info: DatasetInfo, prompts: Prompts | Sequence[str] | str | None = None
+) -> Prompts:
+    """Prompts as a network reads them; by default the data's example captions."""
+    if prompts is None and info.examples is not None:
+        return info.examples()
+    if prompts is None:
+        raise ValueError(f"dataset {info.name!r} has no example captions: give prompts")
+    if isinstance(prompts, Prompts):
+        return prompts
+    return from_texts(info.text, (prompts,) if isinstance(prompts, str) else prompts)
 
 
 def _labels(

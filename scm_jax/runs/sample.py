@@ -28,7 +28,14 @@ from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import average_name, ema_profiles
 from scm_jax.runs.setup.start import load_average
 from scm_jax.training import checkpoint, ema, seal
-from scm_jax.types import Cond, TextInfo, check_seed, without_condition
+from scm_jax.types import (
+    Cond,
+    DatasetInfo,
+    Prompts,
+    TextInfo,
+    check_seed,
+    without_condition,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +80,7 @@ class Generator:
         seed: int = 0,
         labels: np.ndarray | int | None = None,
         *,
-        prompts: conditions.Prompts | Sequence[str] | str | None = None,
+        prompts: Prompts | Sequence[str] | str | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
         times: tuple[float, ...] | None = None,
@@ -104,7 +111,7 @@ class Generator:
           ValueError: labels, prompts, times or names that do not fit.
         """
         check_seed(seed)
-        config, info = self.experiment.config, self.experiment.dataset.info
+        config, info = self.experiment.config, self.info
         takes_guidance = "guidance" in self.experiment.network.consumes
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
@@ -117,8 +124,6 @@ class Generator:
             decoder is not None,
         )
         params = (self._weights, decoder and self._everywhere(decoder.params))
-        if self.text is not None:
-            info = dataclasses.replace(info, text=self.text)
         fields = conditions.asked(info, num, labels, prompts)
         count = jax.local_device_count()
         size = -(-min(num, config.sampling.batch_size) // count) * count
@@ -142,6 +147,12 @@ class Generator:
                 yield found, info.to_pixels(found)
             else:
                 yield found, None
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What the data are, with captions as the run reads them."""
+        info = self.experiment.dataset.info
+        return info if self.text is None else dataclasses.replace(info, text=self.text)
 
     @property
     def quantization(self) -> str:
@@ -208,6 +219,7 @@ class Generator:
 class Loaded:
     """A trained run, ready to sample; its experiment has no teacher."""
 
+    path: Path
     experiment: Experiment
     average: str  # name of the EMA whose parameters were read
     step: int  # step of its checkpoint
@@ -240,7 +252,7 @@ def load_generate(
     else:
         params = _reconstruct_average(run_dir, config, average, step)
     generate = Generator(experiment, params, conditions.read_text(run_dir))
-    return Loaded(experiment, average, step, params, generate)
+    return Loaded(run_dir.path, experiment, average, step, params, generate)
 
 
 def _reconstruct_average(
@@ -285,14 +297,44 @@ def _reconstruct_average(
 
 def make_sampler(run: Run) -> reading.SampleFn:
     """``run.sample`` of a ``Run``: the newest checkpoint, compiled once."""
-    load = functools.cache(lambda ema: load_generate(run.path, ema or "").generate)
+    load = functools.cache(lambda ema: load_generate(run.path, ema or ""))
 
     def sample(
-        num: int, *, steps: int, seed: int, label: int | None, ema: str | None
-    ) -> Any:
-        return load(ema)(num, steps, seed, label, pixels=True)
+        num: int, *, steps: int, seed: int, ema: str | None = None, **asked: Any
+    ) -> reading.Samples:
+        return draw(load(ema), num, steps, seed, **asked)
 
     return sample
+
+
+def draw(
+    loaded: Loaded,
+    num: int,
+    steps: int | None = None,
+    seed: int = 0,
+    label: int | None = None,
+    prompt: Prompts | Sequence[str] | str | None = None,
+    **settings: Any,
+) -> reading.Samples:
+    """Samples with the prompts that they were drawn from; see ``Generator.batches``."""
+    generate = loaded.generate
+    texts: tuple[str, ...] = ()
+    config = loaded.experiment.config.sampling
+    if prompt is not None or generate.info.text is not None:
+        prompts = conditions.as_prompts(generate.info, prompt)
+        texts = tuple(prompts.texts[i % len(prompts.texts)] for i in range(num))
+        settings["prompts"] = prompts
+    x, pixels = generate(num, steps, seed, label, pixels=True, **settings)
+    guidance = settings.get("guidance")
+    facts = {
+        "run": str(loaded.path),
+        "ema": loaded.average,
+        "checkpoint": loaded.step,
+        "seed": seed,
+        "steps": config.steps if steps is None else steps,
+        "guidance": config.guidance if guidance is None else guidance,
+    }
+    return reading.Samples(np.asarray(x, np.float32), pixels, texts, facts)
 
 
 def load_run(directory: str | os.PathLike) -> Run:

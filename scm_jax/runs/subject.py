@@ -58,6 +58,7 @@ def make_subject(
         teacher_paths=functools.partial(_teacher_paths, experiment),
         quantization=lambda: generator.quantization,
         dataset=info.name,
+        questions=info.questions,
         reference_file=functools.partial(_reference_file, experiment),
     )
 

@@ -160,8 +160,10 @@ class TestSample:
 
             def sample(num, **options):
                 asked.append((num, options))
-                x = np.full((num, 2, 2, 1), 0.5)
-                return x, np.full((num, 2, 2, 1), 200, np.uint8)
+                x = np.full((num, 2, 2, 1), 0.5, np.float32)
+                pixels = np.full((num, 2, 2, 1), 200, np.uint8)
+                texts = ("a star",) * num if options["prompt"] else ()
+                return reading.Samples(x, pixels, texts, {"seed": options["seed"]})
 
             return sample
 
@@ -170,10 +172,11 @@ class TestSample:
     def test_arguments_reach_one_sampler(self, run, asked):
         samples = run.sample(3)
         run.sample(2, steps=4, seed=7, label=5, ema="0.05")
+        nothing = dict.fromkeys(("label", "ema", "prompt", "guidance"))
         assert asked == [
             "made",
-            (3, {"steps": 2, "seed": 0, "label": None, "ema": None}),
-            (2, {"steps": 4, "seed": 7, "label": 5, "ema": "0.05"}),
+            (3, {"steps": 2, "seed": 0, **nothing}),
+            (2, {"steps": 4, "seed": 7, **nothing, "label": 5, "ema": "0.05"}),
         ]
         assert len(samples) == 3
         assert samples.x.dtype == np.float32
@@ -189,6 +192,17 @@ class TestSample:
         np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), samples.x)
         assert samples._repr_png_()[:4] == b"\x89PNG"
         assert 'src="data:image/png;base64,' in samples._repr_html_()
+
+    def test_prompts_stand_below_and_in_a_line_each(self, run, tmp_path):
+        samples = run.sample(2, prompt="a star", seed=3)
+        samples.save(tmp_path / "grid.png")
+        image = np.asarray(PIL.Image.open(tmp_path / "grid.png"))
+        assert (image[:128, :128] == 200).all() and (image[:128, 128:136] == 255).all()
+        assert (image[136:, :128] < 100).any(), "no text"
+        text = (tmp_path / "grid.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        one = {"prompt": "a star", "seed": 3}
+        assert rows == [{"sample": 0, **one}, {"sample": 1, **one}]
 
     def test_bad_requests(self, run, run_dir, tmp_path):
         with pytest.raises(ValueError, match="num=0"):

@@ -8,25 +8,29 @@ import html
 import json
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scm_jax.files import user_paths
+from scm_jax.files.atomic import write_atomically
 from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import read_object
-from scm_jax.runs.directory.writers import image_grid, png_bytes, png_uri
+from scm_jax.runs.directory.writers import (
+    captioned_grid,
+    image_grid,
+    png_bytes,
+    png_uri,
+)
 from scm_jax.types import check_seed
 
 if TYPE_CHECKING:
     import ml_collections
     import pandas as pd
     import PIL.Image
-
-SampleFn = Callable[..., tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,10 +40,14 @@ class Samples:
     Attributes:
       x: ``(n, *sample_shape)`` float32, in the scale of the training data.
       pixels: ``(n, h, w, c)`` uint8, or None where there is nothing to look at.
+      texts: the prompt of each sample, where there are any.
+      facts: how all of them were drawn.
     """
 
     x: np.ndarray
     pixels: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -50,20 +58,29 @@ class Samples:
     def grid(
         self, columns: int | None = None, scale: int | None = None
     ) -> PIL.Image.Image:
-        """The samples as one image; small images are enlarged by default."""
+        """The samples as one image, with their prompts; small ones are enlarged."""
         if self.pixels is None:
             raise ValueError("these samples are vectors, not images: use .x instead")
+        if self.texts:
+            return captioned_grid(self.pixels, self.texts, columns)
         scale = scale or max(1, 64 // max(self.pixels.shape[1:3]))
         return image_grid(self.pixels, columns, scale)
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
-        """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``."""
+        """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``.
+
+        With a prompt for each sample, ``.jsonl`` beside it has a line for each of them.
+        """
         path = samples_file(path)
         try:
             if path.suffix == ".png":
                 self.grid(columns).save(path)
             else:
                 np.save(path, self.x)
+            if self.texts:
+                lines = ({"sample": i, "prompt": t} for i, t in enumerate(self.texts))
+                rows = (json.dumps({**line, **self.facts}) + "\n" for line in lines)
+                write_atomically(path.with_suffix(".jsonl"), "".join(rows))
         except OSError as error:  # a full disk; NumPy's does not name the file
             raise OSError(f"cannot write {path}: {error}") from error
 
@@ -76,6 +93,9 @@ class Samples:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
         return f'<img alt="{about}" src="{png_uri(self.grid())}">'
+
+
+SampleFn = Callable[..., Samples]
 
 
 def samples_file(path: str | os.PathLike) -> Path:
@@ -99,7 +119,7 @@ class Run:
     Attributes:
       path: the directory.
       make_sampler: ``make_sampler(run)`` gives a function
-        ``(num, *, steps, seed, label, ema) -> (x, pixels or None)``.
+        ``(num, *, steps, seed, label, ema, prompt, guidance) -> Samples``.
     """
 
     path: Path
@@ -156,6 +176,8 @@ class Run:
         seed: int = 0,
         label: int | None = None,
         ema: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Samples:
         """Draws samples from the newest checkpoint.
 
@@ -165,6 +187,9 @@ class Run:
           seed: seed of the noise.
           label: class of all samples; None draws from all classes.
           ema: name of the EMA; None takes the run's own choice.
+          prompt: a caption, or several that are taken in turn; None takes examples of
+            the data, if the run has learned from captions.
+          guidance: guidance scale; None takes the run's.
 
         Example:
           >>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP
@@ -173,8 +198,8 @@ class Run:
         if num < 1 or steps < 1:
             raise ValueError(f"{num=} and {steps=} must be at least 1")
         check_seed(seed)
-        x, pixels = self._sampler(num, steps=steps, seed=seed, label=label, ema=ema)
-        return Samples(np.asarray(x, np.float32), pixels)
+        options = {"label": label, "ema": ema, "prompt": prompt, "guidance": guidance}
+        return self._sampler(num, steps=steps, seed=seed, **options)
 
     @functools.cached_property
     def _sampler(self) -> SampleFn:

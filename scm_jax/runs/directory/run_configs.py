@@ -30,6 +30,7 @@ NEUTRAL_KEYS = (
 # Keys that were added later, with the value that means what was done before: at this
 # value they are left out of the hash, so that the ids of runs do not change.
 ADDED_KEYS = {
+    "network.space_to_depth": "1",
     "network.tower_width": "128",
     "network.tower_depth": "2",
     "network.cross_attention": "true",

@@ -13,8 +13,9 @@ import io
 import json
 import math
 import os
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +242,41 @@ class MultiWriter(MetricWriter):
     write_hparams = _to_each("write_hparams")
     flush = _to_each("flush")
     close = _to_each("close")
+
+
+def captioned_grid(
+    pixels: np.ndarray, texts: Sequence[str], columns: int | None = None
+) -> PIL.Image.Image:
+    """Images side by side, each with its text below.
+
+    Args:
+      pixels: ``(n, h, w, c)`` uint8; small images are enlarged by a whole factor to at
+        least 128 pixels.
+      texts: one for each image; cut after four lines.
+      columns: images in a row; by default about as many as rows, at most 8.
+    """
+    import PIL.Image
+    import PIL.ImageDraw
+
+    pixels = _check_pixels(pixels)
+    scale = max(1, -(-128 // pixels.shape[2]))
+    columns = columns or min(8, math.ceil(math.sqrt(len(pixels))))
+    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    h, w, gap, line = *tiles.shape[1:3], 8, 12
+    wrapped = [textwrap.wrap(text, w // 6, max_lines=4) or [""] for text in texts]
+    height = h + gap + line * max(map(len, wrapped))
+    rows = -(-len(tiles) // columns)
+    size = (columns * (w + gap) - gap, rows * height)
+    sheet = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    for i, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
+        x, y = i % columns * (w + gap), i // columns * height
+        sheet.paste(
+            PIL.Image.fromarray(tile.squeeze(-1) if len(tile.T) == 1 else tile), (x, y)
+        )
+        for number, text in enumerate(lines):
+            draw.text((x, y + h + line * number), text, fill="black")
+    return sheet
 
 
 def image_grid(

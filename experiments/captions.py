@@ -1,0 +1,130 @@
+"""Captioned shapes, 32x32: text to image whose every word can be checked.
+
+Run:
+  python -m scm_jax train --config=experiments/captions.py:teacher \\
+    --workdir=runs/captions_teacher
+  python -m scm_jax train --config=experiments/captions.py:scd \\
+    --workdir=runs/captions_scd
+  python -m scm_jax train --config=experiments/captions.py:sct \\
+    --workdir=runs/captions_sct
+  python -m scm_jax sample --run=runs/captions_scd \\
+    --prompt="a big red star on blue dots"
+
+Expect: not yet measured.
+
+A U-Net whose attention reads the caption; the student of sCD takes the guidance scale
+as an input. ``size=tiny`` (the default) trains on two CPU cores; ``small`` and ``base``
+are for an accelerator. ``network=dit`` has cross-attention in place of the U-Net,
+``quick`` is a smoke run of a few steps.
+"""
+
+from typing import NamedTuple
+
+from scm_jax.config import base_config, parse_arg, shrink
+
+VARIANTS = ("teacher", "sct", "scd")
+
+
+class Size(NamedTuple):
+    """A network and how long it is trained."""
+
+    width: int
+    channel_mult: tuple[int, ...]
+    num_blocks: int
+    depth: int  # of a transformer, which is 4 times as wide
+    batch: int
+    teacher_images: int
+    student_images: int
+    learning_rate: float  # of the teacher
+
+
+# fmt: off
+SIZES = {
+    #              w       mult  b  d batch     teacher     student    lr
+    "tiny":  Size( 32,    (1, 2), 1,  4,  64,    400_000,    200_000, 1e-2),
+    "small": Size( 64, (1, 2, 2), 2,  8, 128,  4_000_000,  2_000_000, 1e-2),
+    "base":  Size(128, (1, 2, 2), 3, 12, 256, 20_000_000, 10_000_000, 1e-2),
+}
+# fmt: on
+
+
+def get_config(arg: str = ""):
+    """``teacher``, ``sct`` or ``scd``; options size, network and quick."""
+    networks = ("unet", "dit")
+    variant, options = parse_arg(arg, VARIANTS, size=tuple(SIZES), network=networks)
+    name, network, quick = options["size"], options["network"], options["quick"]
+    size, student = SIZES[name], variant != "teacher"
+
+    def run_name(variant: str) -> str:
+        parts = ["captions", variant] + [name] * (name != "tiny")
+        return "_".join(parts + [network] * (network != "unet") + ["quick"] * quick)
+
+    objective = "consistency" if student else "diffusion"
+    c = base_config(network, objective, "captioned_shapes")
+    c.name = run_name(variant)
+    c.dataset.num_items = 400_000
+    c.network.tower_width = 64
+    if network == "unet":
+        c.network.width = size.width
+        c.network.channel_mult = size.channel_mult
+        c.network.num_blocks = size.num_blocks
+        c.network.attention_resolutions = (8,)
+        c.network.head_channels = 32
+        if name == "tiny":  # a core spends half of its time on the 32x32 level
+            c.network.space_to_depth = 2
+        learning_rate = size.learning_rate
+    else:
+        c.network.width = 4 * size.width
+        c.network.depth = size.depth
+        c.network.num_heads = c.network.width // 32
+        c.network.patch = 4 if name == "tiny" else 2
+        learning_rate = 1e-3
+    c.optimizer.schedule = "cosine"
+    c.optimizer.b2 = 0.99
+    c.optimizer.rampup_images = 50.0 * size.batch
+    c.ema.rel_std = (0.05, 0.10)
+    c.train.batch_size = size.batch
+    c.train.duration_images = size.student_images if student else size.teacher_images
+    c.log.every_images = 50 * size.batch
+    c.checkpoint.every_images = 500 * size.batch
+    c.eval.evaluators = ("captions",)
+    c.eval.split = "test"
+    c.sampling.batch_size = 128
+    c.sampling.guidance = 2.0
+    c.optimizer.learning_rate = learning_rate / (5 if student else 1)
+    if not student:
+        c.objective.P_mean = -0.8
+        c.objective.P_std = 1.4
+        c.objective.label_dropout = 0.1  # for guidance
+        c.eval.steps = (32,)
+        c.sampling.steps = 32
+    else:
+        c.objective.dx_dt = "teacher" if variant == "scd" else "data"
+        c.objective.P_mean = -1.0
+        c.objective.P_std = 1.4
+        c.objective.tangent_warmup_images = size.student_images // 10
+        # As in digits.py: in short runs a learned weight drowns the low noise that
+        # everything above builds on.
+        c.objective.learned_weighting = False
+        # Alg. 1 starts both kinds of student at the teacher's EMA.
+        c.init.run = f"runs/{run_name('teacher')}"
+        if variant == "scd":
+            c.teacher.source = "run"
+            c.teacher.run = c.init.run
+            c.network.use_guidance = True
+            c.objective.guidance_range = (1.0, 4.0)
+        else:
+            c.objective.label_dropout = 0.1
+        c.sampling.sampler = "consistency"
+        c.sampling.steps = 2
+        c.eval.steps = (1, 2, 4)
+    if quick:
+        c.dataset.num_items = 256
+        c.eval.evaluators = ()
+        c.eval.steps = (2,)
+        c.sampling.steps = 2
+        shrink(c, batch_size=16, writers=c.log.writers)
+        if network == "dit":
+            c.network.patch = 8
+    c.optimizer.decay_images = float(c.train.duration_images)
+    return c

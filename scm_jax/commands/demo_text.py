@@ -1,0 +1,166 @@
+"""``scm demo --name=text``: prompts in, images out in two steps, measured and shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scm_jax.commands.demo import say
+from scm_jax.files import shipped
+from scm_jax.runs import evaluate, packed, sample, train
+from scm_jax.runs.directory import report
+from scm_jax.runs.directory.writers import captioned_grid
+from scm_jax.runs.sample import Loaded
+from scm_jax.sweeps.plan.sweep_file import load_module
+from scm_jax.training import loop
+
+# What a newcomer would type; the last two ask for colours that the shape never had.
+PROMPTS = (
+    "a big red star on blue dots",
+    "a yellow moon, upper left",
+    "a small green heart on pink stripes",
+    "a large blue square and a tiny cyan circle on an orange gradient",
+    "a purple hexagon on yellow checks, right",
+    "an orange circle",
+)
+VARIANTS = ("teacher", "scd")
+COLUMNS = ("method", "steps", "guidance", "nfe")
+SHOWN = tuple(
+    f"{share}_{kind}{end}"
+    for share in ("agreement", "all_words")
+    for kind in ("seen", "held_out")
+    for end in ("", "_real")
+)
+TEACHER = {"sampler": "heun", "steps": 32, "guidance": 2.0}
+NUM_SAMPLES = 500
+SPEED_BATCH = 32
+
+
+def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
+    """The configs of ``experiments/captions.py``, with the student's teacher here."""
+    module = load_module(str(shipped.folder("experiments") / "captions.py"))
+    configs = {}
+    for variant in VARIANTS:
+        config = module.get_config(variant + (",quick" if quick else ""))
+        if variant != "teacher":
+            config.init.run = config.teacher.run = str(workdir / "teacher")
+        configs[variant] = config
+    return configs
+
+
+def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str:
+    """Samples from the shipped models, measures them and writes ``report.html``.
+
+    With ``train_again`` or ``quick``, teacher and student are trained first.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal.
+    """
+    started = time.monotonic()
+    if train_again or quick:
+        for variant, config in demo_configs(workdir, quick).items():
+            say(f"training {config.name}")
+            status = train.train_and_evaluate(config, workdir / variant)
+            if status != loop.DONE:
+                return status
+    else:
+        for variant in VARIANTS:
+            # The same folder again, in case of another version of the package.
+            shutil.rmtree(workdir / variant, ignore_errors=True)
+            folder = shipped.folder("data") / "captioned_shapes" / variant
+            packed.unpack(folder, workdir / variant)
+    loaded = {v: sample.load_generate(workdir / v) for v in VARIANTS}
+    rows = measure(workdir, 20 if quick else NUM_SAMPLES)
+    text = speedup_text(loaded, 4 if quick else SPEED_BATCH)
+    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_report(workdir, loaded["scd"], rows, text)
+    print(report.format_table(rows, (*COLUMNS, *SHOWN)))
+    print(
+        "\nagreement: share of the eight words of a caption that a frozen network "
+        "reads\noff the image; held_out: colours that the shape had in no training "
+        "image;\nreal: the same for real images of these captions, the ceiling."
+    )
+    print(f"{text}\n")
+    print(f"images: {workdir / 'prompts.png'}")
+    print(f"report: {workdir / 'report.html'}")
+    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
+    return loop.DONE
+
+
+def measure(workdir: Path, num_samples: int) -> list[dict[str, Any]]:
+    """Rows of the student: one and two steps, and two steps with guidance 1, 2, 4."""
+    measured = functools.partial(
+        evaluate.evaluate_run,
+        workdir / "scd",
+        evaluators=("captions",),
+        num_samples=num_samples,
+        rerun=True,
+    )
+    rows = [*measured(steps=(1,)), *measured(steps=(2,), guidance=(1.0, 2.0, 4.0))]
+    return [{name: row[name] for name in (*COLUMNS, *SHOWN)} for row in rows]
+
+
+def speedup_text(loaded: dict[str, Loaded], batch: int) -> str:
+    """Two steps of the student against the guided teacher, at the same batch."""
+
+    def seconds(generate: Any, repeats: int, **settings: Any) -> float:
+        generate(batch, **settings)  # compiles
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            generate(batch, **settings)
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    two = seconds(loaded["scd"].generate, 5, steps=2)
+    many = seconds(loaded["teacher"].generate, 1, **TEACHER)
+    return (
+        f"2 steps of sCD are {many / two:.1f} times faster than the teacher's 32 Heun "
+        f"steps with guidance, 126 evaluations ({two / batch * 1e3:.2f} and "
+        f"{many / batch * 1e3:.1f} ms an image, batch {batch})"
+    )
+
+
+def write_report(
+    workdir: Path, student: Loaded, rows: Sequence[dict[str, Any]], speed: str
+) -> None:
+    """``prompts.png`` and ``report.html``."""
+    drawn = sample.draw(student, len(PROMPTS), 2, 0, prompt=PROMPTS)
+    drawn.save(workdir / "prompts.png", columns=3)
+    grids = {"prompts in, images out in two steps": drawn.grid(3)}
+    for kind in ("seen", "held_out"):
+        questions = student.experiment.dataset.info.questions
+        assert questions is not None
+        asked = questions(16, kind)
+        made = sample.draw(student, 16, 2, 0, prompt=asked.prompts)
+        name = f"{kind.replace('_', ' ')} combinations"
+        grids[f"{name}, two steps"] = made.grid(4)
+        real = captioned_grid(np.asarray(asked.pixels), asked.prompts.texts, 4)
+        grids[f"{name}, real"] = real
+    report.write_report(
+        workdir / "report.html",
+        title="Text to image in two steps: captioned shapes",
+        runs=[sample.load_run(workdir / v) for v in VARIANTS],
+        results=[("", list(rows))],
+        grids=grids,
+        commands=[
+            (
+                "Type a prompt",
+                f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 "
+                '--prompt="a big red star on blue dots" --out=star.png',
+            ),
+            ("Train both again", "python -m scm_jax demo --name=text --train"),
+        ],
+        intro=(
+            "A U-Net whose attention reads captions, distilled from its diffusion "
+            f"teacher with guidance as an input (sCD). {speed}."
+        ),
+    )

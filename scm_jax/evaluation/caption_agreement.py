@@ -1,0 +1,84 @@
+"""Whether images show what their captions say, word by word."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scm_jax.evaluation.features import shapes_reader
+from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+
+KINDS = ("seen", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionAgreement:
+    """Share of samples of ``captioned_shapes`` on which a frozen network reads a word.
+
+    The idea is that of GenEval (arXiv 2310.11513), with the true word known: every full
+    caption says size, colour, shape, second shape and its colour (or that there is
+    none), background and its colour, and place.
+
+    Attributes:
+      steps: steps of the sampler.
+      seed: of the noise.
+      num_samples: captions of each kind, ``seen`` and ``held_out`` combinations.
+    """
+
+    steps: int = 2
+    seed: int = 0
+    num_samples: int = 1000
+    num_seeds: ClassVar[int] = 1
+
+    def __post_init__(self):
+        require_positive(self, "steps", "num_samples")
+        require_seeds(self)
+
+    def __call__(self, subject: Subject) -> dict[str, Any]:
+        """Shares by kind of combination.
+
+        Returns:
+          ``agreement_KIND``: mean over the eight words; ``all_words_KIND``: all of them
+          right; ``HEAD_KIND`` for each word; the first two also with ``_real``, for
+          real images of the same captions, which is the ceiling.
+        """
+        questions = subject.need("questions", "caption agreement")
+        generate = subject.need("generate", "caption agreement")
+        to_pixels = subject.need("to_pixels", "caption agreement")
+        weights, hashes = shapes_reader.load_weights(), hashlib.sha256()
+        found: dict[str, Any] = {}
+        for kind in KINDS:
+            asked = questions(self.num_samples, kind)
+            hashes.update(asked.pixels.tobytes())
+            x = generate(
+                self.num_samples, self.steps, self.seed, None, prompts=asked.prompts
+            )
+            if not np.isfinite(x).all():
+                raise ValueError(f"samples are not finite ({self.steps} steps)")
+            for end, pixels in (("", to_pixels(x)), ("_real", asked.pixels)):
+                named = shapes_reader.read(weights, pixels)
+                right = {k: named[k] == asked.targets[k] for k in shapes_reader.HEADS}
+                table = np.array(list(right.values()))
+                found[f"agreement_{kind}{end}"] = float(table.mean())
+                found[f"all_words_{kind}{end}"] = float(table.all(axis=0).mean())
+                if not end:
+                    found |= {f"{k}_{kind}": float(v.mean()) for k, v in right.items()}
+        if subject.sampling:
+            found["protocol"] = protocol_of(
+                self,
+                subject.sampling,
+                metric="caption_agreement",
+                extractor="shapes_reader",
+                extractor_sha256=shapes_reader.WEIGHTS_SHA256,
+                resize="none",
+                quantization=subject.need("quantization", "a protocol")(),
+                reference=subject.dataset,
+                reference_sha256=hashes.hexdigest(),
+                reference_count=2 * self.num_samples,
+                num_samples=self.num_samples,
+            )
+        return found

@@ -1,0 +1,100 @@
+"""A small frozen network that reads what a caption of ``shapes`` says off an image.
+
+Six convolutions and a dense layer with ReLU: 32x32x3 pixels -> 96 features; eight heads
+name the words. Trained by ``data/shapes/train_reader.py``, stored as float16, evaluated
+by JAX in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scm_jax.evaluation.features import frozen_weights
+
+WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_reader.npz"
+WEIGHTS_SHA256 = ""
+
+# How many words each head chooses from, in the order of ``datasets.shapes.LEGAL``.
+HEADS = {
+    **{"size": 3, "color": 8, "shape": 10, "second_color": 9, "second": 11},
+    **{"background_color": 8, "background": 4, "place": 9},
+}
+NUM_FEATURES = 96
+# Size, input and output channels, stride.
+_CONVOLUTIONS = (
+    *((3, 3, 32, 1), (3, 32, 48, 2), (3, 48, 64, 1)),
+    *((3, 64, 96, 2), (3, 96, 96, 1), (3, 96, 96, 2)),
+)
+KERNEL_SHAPES: dict[str, tuple[int, ...]] = {
+    f"conv{i}": (size, size, inputs, outputs)
+    for i, (size, inputs, outputs, _) in enumerate(_CONVOLUTIONS)
+}
+KERNEL_SHAPES["dense"] = (4 * 4 * 96, NUM_FEATURES)
+KERNEL_SHAPES |= {name: (NUM_FEATURES, number) for name, number in HEADS.items()}
+WEIGHT_SHAPES = {
+    f"{layer}.{part}": shape if part == "kernel" else shape[-1:]
+    for layer, shape in KERNEL_SHAPES.items()
+    for part in ("kernel", "bias")
+}
+BATCH_SIZE = 256
+
+Weights = Mapping[str, Any]
+
+
+@functools.cache
+def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
+    """The frozen weights as float32, see ``frozen_weights.load``."""
+    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32)
+
+
+def logits(weights: Weights, pixels: jax.Array) -> dict[str, jax.Array]:
+    """Logits of every head, ``(n, HEADS[head])``, for pixels ``(n, 32, 32, 3)``."""
+    h = pixels.astype(jnp.float32) / 127.5 - 1
+    for i, (*_, stride) in enumerate(_CONVOLUTIONS):
+        h = jax.lax.conv_general_dilated(
+            h,
+            weights[f"conv{i}.kernel"],
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        h = jax.nn.relu(h + weights[f"conv{i}.bias"][None, None, None])
+    h = h.reshape(len(h), -1) @ weights["dense.kernel"] + weights["dense.bias"][None]
+    h = jax.nn.relu(h)
+    return {k: h @ weights[f"{k}.kernel"] + weights[f"{k}.bias"][None] for k in HEADS}
+
+
+@jax.jit
+def _read(weights: Weights, pixels: jax.Array) -> dict[str, jax.Array]:
+    return {k: jnp.argmax(v, axis=-1) for k, v in logits(weights, pixels).items()}
+
+
+def read(weights: Weights, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """The word that each head names, as ``(n,)`` indices.
+
+    Args:
+      weights: ``load_weights()`` for the frozen ones.
+      pixels: uint8, ``(n, 32, 32, 3)``.
+
+    Raises:
+      ValueError: another shape or type.
+    """
+    if pixels.shape[1:] != (32, 32, 3) or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"pixels are {pixels.dtype} {pixels.shape}: expected uint8 (n, 32, 32, 3)"
+        )
+    found = []
+    for start in range(0, len(pixels), BATCH_SIZE):
+        batch = pixels[start : start + BATCH_SIZE]
+        filled = np.pad(batch, ((0, BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)))
+        named = _read(weights, filled)
+        found.append({k: np.asarray(v)[: len(batch)] for k, v in named.items()})
+    return {k: np.concatenate([part[k] for part in found]) for k in HEADS}
