@@ -11,7 +11,6 @@ from scm_jax.datasets import make_dataset
 from scm_jax.datasets.preparation import caption_facts, inspection, manifest, verify
 from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.datasets.preparation.readers.sources import open_items, summarize
-from scm_jax.files.optional import MissingPackageError
 from scm_jax.runs.directory.run_configs import config_hash
 from tests.commands.in_process import scm
 from tests.preparation import raw_data
@@ -114,14 +113,6 @@ def test_a_few_texts_beside_images_are_no_captions_unless_required(tmp_path):
         open_items(other, kind="npz", captions="required")
 
 
-def test_a_missing_parquet_reader_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    source = raw_data.write_folder(tmp_path / "img", IMAGES)
-    (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(MissingPackageError, match="pip install 'scm_jax"):
-        open_items(source, caption_file=tmp_path / "t.parquet")
-
-
 # --- prepared -------------------------------------------------------------------------
 
 SAID = [
@@ -147,7 +138,7 @@ def captioned(bad=()):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("captioned")
-    run(captioned(), root, context_length=12)
+    run(captioned(), root, options={"context_length": 12})
     run(captioned(), root, split="test")
     return root
 
@@ -169,27 +160,30 @@ def test_the_manifest_says_how_captions_are_read_and_what_is_missing(root):
     }
     said = " ".join(caption_facts.summary(found, "train"))
     assert "items without a caption: 3 (item 1, item 5, item 9)" in said
-    assert "3 captions are longer" in said
+    assert "longer than the context: 3" in said
     assert not list(verify.verify(target(root)))
 
 
 def test_an_interrupted_preparation_keeps_its_captions(root, tmp_path):
     with pytest.raises(ItemError):
-        run(captioned(bad=(9,)), tmp_path, context_length=12)
+        run(captioned(bad=(9,)), tmp_path, options={"context_length": 12})
     again = captioned()
-    run(again, tmp_path, context_length=12)
+    run(again, tmp_path, options={"context_length": 12})
     assert min(again.reads[1:]) == 8  # after the first item, which says what they are
     run(captioned(), tmp_path, split="test", workers=2)
     assert contents(target(tmp_path)) == contents(target(root))
 
 
 def test_what_does_not_fit_is_refused(root, tmp_path):
-    with pytest.raises(ItemError, match="item 1 has no caption, and --missing"):
-        run(captioned(), tmp_path, refuse_missing=True)
-    with pytest.raises(ValueError, match="prepared with captions, and the split 'val'"):
+    with pytest.raises(ItemError, match="item 1 has no caption, which --missing"):
+        run(captioned(), tmp_path, options={"missing_captions": "refuse"})
+    with pytest.raises(ValueError, match="with captions, unlike the split 'val' now"):
         run(arrays(12), root, split="val")
-    with pytest.raises(ValueError, match="at most 12 tokens, and --context_length=9"):
-        run(captioned(), root, split="val", context_length=9)
+    run(arrays(), tmp_path)
+    with pytest.raises(ValueError, match=r"'tiny' has no captions: prepare it again"):
+        make_dataset("images", root=tmp_path, prepared="tiny", captioned=True)
+    with pytest.raises(ValueError, match=r"needs dataset\.captioned = True"):
+        make_dataset("images", root=tmp_path, prepared="tiny", states="t5")
 
 
 def test_the_default_context_holds_nearly_all_captions():
@@ -201,9 +195,9 @@ def test_training_reads_one_of_the_captions_of_an_item(root):
     data = make_dataset("images", root=root, prepared="tiny", captioned=True)
     text = data.info.text
     assert (text.length, data.info.num_classes) == (12, 3)
-    texts, fields = data.info.examples()
-    assert texts[:2] == ("a red star", "a blue moon")
-    assert fields["tokens"].shape == (3, 12)
+    examples = data.info.examples()
+    assert examples.texts[:2] == ("a red star", "a blue moon")
+    assert examples.fields["tokens"].shape == (3, 12)
     raw = data.opened.gather(np.arange(12))
     assert raw["tokens"].shape == (12, 3, 12) and raw["tokens"].dtype == np.int32
     np.testing.assert_array_equal(raw["num_captions"], [2, 1, 3, 1] * 3)
@@ -225,14 +219,6 @@ def test_training_reads_one_of_the_captions_of_an_item(root):
     }
 
 
-def test_data_without_captions_say_so(tmp_path):
-    run(arrays(), tmp_path)
-    with pytest.raises(ValueError, match=r"'tiny' has no captions: prepare it again"):
-        make_dataset("images", root=tmp_path, prepared="tiny", captioned=True)
-    with pytest.raises(ValueError, match=r"needs dataset\.captioned = True"):
-        make_dataset("images", root=tmp_path, prepared="tiny", states="t5")
-
-
 def test_runs_without_captions_keep_their_hash():
     old = {"dataset": {"name": "images", "prepared": "tiny"}}
     new = {"dataset": {**old["dataset"], "captioned": False, "states": ""}}
@@ -252,7 +238,5 @@ def test_commands_tell_what_is_missing(tmp_path):
     assert "without a caption: 1" in scm("data", "verify", *flags).stdout
     page = inspection.inspect(tmp_path / "said/1.0.0", "train", tmp_path / "p.png")
     assert page["captions"]["without"] == 1
-    flags = (*own, "--context_length=9", "--missing_captions=refuse")
-    assert "prepared already" in scm("data", "prepare", *flags, check=1).stderr
     fresh = ("--name=new", *own[1:], "--missing_captions=refuse")
     assert "c.png has no caption" in scm("data", "prepare", *fresh, check=1).stderr
