@@ -32,19 +32,27 @@ _DAMAGE = (ValueError, TypeError, KeyError, RecursionError, OSError)
 class Captions:
     """Where the captions of images are; images and texts are numbers of files."""
 
-    known: Mapping[int, tuple[str, ...]]  # of a table
-    beside: Mapping[int, int]  # file -> the text file beside it
     keys: Sequence[str]  # of captions in JSON
-    used: frozenset[int]
     origin: dict[str, Any]
     note: str  # where they are, as a clause
+    used: frozenset[int]
+    known: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    beside: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     def read(self, files: Files, image: int) -> tuple[str, ...]:
-        """All captions of an image; none where it has none. Raises ItemError."""
+        """All captions of an image, one in each line of a text; may raise ItemError."""
         if image not in self.beside:
             return self.known.get(image, ())
-        text = self.beside[image]
-        return parse_file(files.read(text), files.where(text), self.keys)
+        where = files.where(self.beside[image])
+        content = files.read(self.beside[image])
+        with damaged(f"{where}: is not UTF-8 text", (UnicodeDecodeError,), ItemError):
+            text = content.decode("utf-8-sig")
+        if not where.lower().endswith(".json"):
+            return clean(text.splitlines(), where)
+        with damaged(f"{where}: is not JSON", (ValueError, RecursionError), ItemError):
+            parsed = json.loads(text)
+        said = _first(parsed, self.keys) if isinstance(parsed, dict) else None
+        return clean(said, where)
 
 
 def clean(value: Any, where: str) -> tuple[str, ...]:
@@ -61,17 +69,6 @@ def clean(value: Any, where: str) -> tuple[str, ...]:
     return tuple(line for text in values if (line := " ".join(text.split())))
 
 
-def parse_file(content: bytes, where: str, keys: Sequence[str]) -> tuple[str, ...]:
-    """Captions of a text file, one in each line, or of JSON under a key."""
-    with damaged(f"{where}: is not UTF-8 text", (UnicodeDecodeError,), ItemError):
-        text = content.decode("utf-8-sig")
-    if not where.lower().endswith(".json"):
-        return clean(text.splitlines(), where)
-    with damaged(f"{where}: is not JSON", (ValueError, RecursionError), ItemError):
-        parsed = json.loads(text)
-    return clean(_first(parsed, keys) if isinstance(parsed, dict) else None, where)
-
-
 def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((entry[key] for key in keys if entry.get(key)), None)
 
@@ -81,18 +78,18 @@ def find(
 ) -> Captions | None:
     """The captions of some images, or None where there are none to be stored.
 
-    Captions in files beside images count where half of the images have one, or where
-    captions are required. With ``by_key`` the files of one item share their names up to
-    the first dot, as in webdataset shards, else up to the last.
+    Files beside images count where half of the images have one, or where captions are
+    required. With ``by_key`` the files of an item share their names up to the first
+    dot, as in webdataset shards, else up to the last.
 
     Raises:
       ValueError: captions are required and there are none, or a table is not usable.
     """
     if options.captions == "none":
         return None
-    keys = (options.caption_key,) if options.caption_key else CAPTION_KEYS
-    found = _from_tables(files, images, options, keys)
-    found = found or _from_files(files, images, options, keys, by_key)
+    found = _in_tables(files, images, options) or _beside(
+        files, images, options, by_key
+    )
     if found is None and options.captions == "required":
         raise ValueError(
             f"{path}: has no captions, and captions are required: expected are .txt or "
@@ -102,12 +99,12 @@ def find(
     return found
 
 
-def _from_files(
-    files: Files,
-    images: Sequence[int],
-    options: Options,
-    keys: Sequence[str],
-    by_key: bool,
+def _keys(options: Options) -> Sequence[str]:
+    return (options.caption_key,) if options.caption_key else CAPTION_KEYS
+
+
+def _beside(
+    files: Files, images: Sequence[int], options: Options, by_key: bool
 ) -> Captions | None:
     def key(index: int) -> tuple[str, str]:
         place = files.places[index]
@@ -115,62 +112,59 @@ def _from_files(
         stem = base.partition(".")[0] if by_key else base.rpartition(".")[0]
         return place.root, folder + slash + stem
 
-    texts: dict[str, dict[tuple[str, str], int]] = {".txt": {}, ".json": {}}
-    for index, name in enumerate(files.names):
-        suffix = f".{name.rpartition('.')[2].lower()}"
-        if suffix in texts:
-            texts[suffix][key(index)] = index
-    for suffix, named in texts.items():
+    for suffix in (".txt", ".json"):
+        texts = (i for i, n in enumerate(files.names) if n.lower().endswith(suffix))
+        named = {key(i): i for i in texts}
         beside = {i: named[key(i)] for i in images if key(i) in named}
         if not beside or (options.captions == "auto" and 2 * len(beside) < len(images)):
             continue
-        first = next(iter(beside.values()))
-        if options.captions == "auto" and suffix == ".json":  # it may hold a label only
-            if not parse_file(files.read(first), files.where(first), keys):
-                continue
         note = f"captions in {len(beside):,} {suffix} beside the images"
         used = frozenset(beside.values())
-        return Captions({}, beside, keys, used, {"in": suffix}, note)
+        found = Captions(_keys(options), {"in": suffix}, note, used, beside=beside)
+        # The first JSON tells labels from captions.
+        if options.captions == "required" or suffix == ".txt":
+            return found
+        if found.read(files, next(iter(beside))):
+            return found
     return None
 
 
 # --- tables ---------------------------------------------------------------------------
 
 
-def _from_tables(
-    files: Files, images: Sequence[int], options: Options, keys: Sequence[str]
+def _in_tables(
+    files: Files, images: Sequence[int], options: Options
 ) -> Captions | None:
     """Captions of ``--caption_file``, or of the tables that lie above images."""
+    file, names = options.caption_file, [files.names[index] for index in images]
     used: list[int] = []
     tables: list[tuple[str, bytes, str]] = []  # where, content, folder
-    if (file := options.caption_file) is not None:
+    if file is not None:
         tables = [(file, Path(file).read_bytes(), "")]
     for index, name in enumerate(files.names if file is None else ()):
-        folder, slash, base = name.rpartition("/")
-        if base.lower() not in TABLES:
-            continue
-        if any(files.names[i].startswith(folder + slash) for i in images):
-            tables.append((files.where(index), files.read(index), folder + slash))
+        folder = name[: name.rfind("/") + 1]
+        is_table = name.removeprefix(folder).lower() in TABLES
+        if is_table and any(image.startswith(folder) for image in names):
+            tables.append((files.where(index), files.read(index), folder))
             used.append(index)
     if not tables:
         return None
     captions: dict[str, list[str]] = collections.defaultdict(list)
-    digest = hashlib.sha256()
+    digest, keys = hashlib.sha256(), _keys(options)
     for where, content, folder in tables:
         digest.update(content)
         for file_name, value in read_table(content, where, keys):
             captions[folder + file_name] += clean(value, f"{where}: {file_name}")
-    listed = list(captions.values())
     lines = [Line(name, k, f"the file {name!r}") for k, name in enumerate(captions)]
     where = ", ".join(where for where, *_ in tables)
-    names = [files.names[index] for index in images]
-    found, unmatched = match_labels(where, lines, names, EXPECTED)
-    pairs = zip(images, found, strict=True)
-    known = {i: tuple(listed[k]) for i, k in pairs if isinstance(k, int)}
+    rows, unmatched = match_labels(where, lines, names, EXPECTED)
+    listed = [tuple(said) for said in captions.values()]
+    pairs = zip(images, rows, strict=True)
+    known = {i: listed[k] for i, k in pairs if isinstance(k, int)}
     note = f"captions in {where}"
     note += f", files of it that are not there: {unmatched:,}" if unmatched else ""
     origin = {"in": where, "sha256": digest.hexdigest()}
-    return Captions(known, {}, keys, frozenset(used), origin, note)
+    return Captions(keys, origin, note, frozenset(used), known)
 
 
 def read_table(
