@@ -153,7 +153,7 @@ def _draw_items(recipe: Recipe) -> Items:
 
 def _run_recipe(recipe: Recipe) -> Path:
     from scm_jax.datasets import storage
-    from scm_jax.datasets.preparation import caption_facts, manifest, prepare
+    from scm_jax.datasets.preparation import prepare
     from scm_jax.datasets.preparation.readers import sources
 
     f = flags.FLAGS
@@ -172,7 +172,7 @@ def _run_recipe(recipe: Recipe) -> Path:
             "else",
             file=sys.stderr,
         )
-    folder = prepare.prepare(
+    return prepare.prepare(
         items,
         storage.data_root(f.root) / recipe.name / f.version,
         split=f.split,
@@ -184,6 +184,3 @@ def _run_recipe(recipe: Recipe) -> Path:
         encoder=recipe.encoder,
         **writing(),
     )
-    for line in caption_facts.summary(manifest.read(folder), f.split):
-        print(line, file=sys.stderr)
-    return folder

@@ -32,7 +32,7 @@ def encoder_name(identity: dict[str, Any]) -> str:
 
     Example:
       >>> encoder_name({"name": "clip-l", "revision": "local", "layer": -2})
-      'clip-l local sha256:d9bf5b5e3ed8f2b1'
+      'clip-l local sha256:c540e2cd84ebb26a'
     """
     digest = json_sha256(identity)[:16]
     return f"{identity['name']} {identity['revision']} sha256:{digest}"

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def prepare(
     parallel.run(work, first, workers, say)
     _publish(work)
     say.end()
+    for line in caption_facts.summary(manifest.read(target), split):
+        print(line, file=sys.stderr)
     if skipped := manifest.read(target)["splits"][split]["skipped"]:
         logger.warning(
             "%d of these items were left out; %s names them, the first: %s",
