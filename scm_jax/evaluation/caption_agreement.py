@@ -47,19 +47,15 @@ class CaptionAgreement:
           real images of the same captions, which is the ceiling.
         """
         questions = subject.need("questions", "caption agreement")
-        generate = subject.need("generate", "caption agreement")
-        to_pixels = subject.need("to_pixels", "caption agreement")
+        draw = subject.need("pixels", "caption agreement")
         weights, hashes = shapes_reader.load_weights(), hashlib.sha256()
         found: dict[str, Any] = {}
         for kind in KINDS:
             asked = questions(self.num_samples, kind)
             hashes.update(asked.pixels.tobytes())
-            x = generate(
-                self.num_samples, self.steps, self.seed, None, prompts=asked.prompts
-            )
-            if not np.isfinite(x).all():
-                raise ValueError(f"samples are not finite ({self.steps} steps)")
-            for end, pixels in (("", to_pixels(x)), ("_real", asked.pixels)):
+            given = self.num_samples, self.steps, self.seed
+            made = np.concatenate([*draw(*given, (0, 1), prompts=asked.prompts)])
+            for end, pixels in (("", made), ("_real", asked.pixels)):
                 named = shapes_reader.read(weights, pixels)
                 right = {k: named[k] == asked.targets[k] for k in shapes_reader.HEADS}
                 table = np.array(list(right.values()))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from scm_jax.trigflow import Time
-from scm_jax.types import Cond, Prompts, Questions, check_seed
+from scm_jax.types import Cond, Questions, check_seed
 
 
 class Generate(Protocol):
@@ -23,8 +23,6 @@ class Generate(Protocol):
         steps: int,
         seed: int,
         labels: np.ndarray | None,
-        *,
-        prompts: Prompts | None = None,
     ) -> np.ndarray:
         """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
         ...
@@ -63,9 +61,9 @@ class Subject:
         ``(b,)`` each, see ``validation.Validation``.
       teacher_paths: ``(num, steps, seed) -> (times, x_t, cond)``: times ``(k,)`` from
         noise to data, and the teacher's states there, ``(k, num, *sample_shape)``.
-      pixels: ``(num, steps, seed, part) -> batches``, uint8 ``(n, h, w, c)`` each, of
-        samples of all classes in turn; ``part = (index, count)`` selects every
-        ``count``-th batch, from ``index`` on.
+      pixels: ``(num, steps, seed, part, prompts=None) -> batches``, uint8
+        ``(n, h, w, c)`` each, of samples of all classes or prompts in turn;
+        ``part = (index, count)`` selects every ``count``-th batch, from ``index`` on.
       quantization: returns the rule by which samples became uint8.
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,

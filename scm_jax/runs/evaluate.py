@@ -29,6 +29,7 @@ from scm_jax.runs.setup import parts
 from scm_jax.runs.setup.evaluators import configured_evaluators
 from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.training import seal
+from scm_jax.types import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +152,18 @@ class Rows:
         options = {"times": point.times, "guidance": point.guidance}
 
         def pixels(
-            num: int, steps: int, seed: int, part: tuple[int, int]
+            num: int,
+            steps: int,
+            seed: int,
+            part: tuple[int, int],
+            prompts: Prompts | None = None,
         ) -> Iterator[np.ndarray]:
-            asked = {"pixels": True, "part": part, **options}
-            for _, batch in generate.batches(num, steps, seed, **asked):
+            asked = {"pixels": True, "part": part, "prompts": prompts, **options}
+            for x, batch in generate.batches(num, steps, seed, **asked):
                 if batch is None:
                     raise ValueError("the samples are not images")
+                if not np.isfinite(x).all():
+                    raise ValueError(f"samples are not finite ({steps} steps)")
                 yield batch
 
         return dataclasses.replace(
