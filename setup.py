@@ -21,5 +21,6 @@ else:
     setup(
         packages=[*packages, *shipped],
         package_dir={f"scm_jax.shipped.{name}": name for name in SHIPPED},
-        package_data=data | {name: ["*.toml", "*.csv", "*.md", "*.json", "*.npz"] for name in shipped},
+        package_data=data
+        | {name: ["*.toml", "*.csv", "*.md", "*.json", "*.npz"] for name in shipped},
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -38,6 +40,21 @@ def _flags_of_recipe() -> None:
     cli.integer("label_base", None, "Number of the first class in the source.")
     cli.integer("num_classes", None, "How many classes there must be.")
     cli.integer("channels", None, "3 for RGB (default), 1 for grey.")
+
+
+def _flags_of_captions() -> None:
+    text = "Whether captions are stored; default: where there are any."
+    flags.DEFINE_enum("captions", "auto", ["auto", "required", "none"], text)
+    _strings(
+        caption_file="Table of files and captions: JSON lines, JSON, COCO, CSV or "
+        "parquet; default: metadata.jsonl, .csv or .parquet in the source.",
+        caption_key="Key or column of the caption in JSON and tables; default: "
+        "caption or text.",
+    )
+    text = "Most tokens of a caption; default: the 99.9th percentile, rounded up."
+    cli.integer("context_length", 0, text, lower_bound=0)
+    text = "Items without a caption get the null caption, or are an error."
+    flags.DEFINE_enum("missing_captions", "null", ["null", "refuse"], text)
 
 
 def _flags_of_processes() -> None:
@@ -76,6 +93,7 @@ def _prepare() -> int:
     flags.DEFINE_string("variant", "", text)
     flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
     _flags_of_recipe()
+    _flags_of_captions()
     _flags_of_writing()
     cli.parse()
     f = flags.FLAGS
@@ -127,6 +145,46 @@ def _encode() -> int:
     how = {"flips": f.flips, "split": f.split, "dtype": f.dtype}
     how |= data_prepare.writing()
     print(encode.encode_dataset(images, encoder, target, **how))
+    return 0
+
+
+@cli.command("data encode-text", "Captions or prompts to states of a text encoder.")
+def _encode_text() -> int:
+    _flag_dataset("Prepared data with captions: a name, or the path of their folder.")
+    _strings(
+        prompts="Instead of a dataset: a file with a prompt in each line.",
+        out_name="Name of the states; default: --encoder. With --prompts their folder.",
+        encoder="Kind of the encoder: clip, t5, gemma, or hashed for a trial.",
+        model="Its weights: a folder or a name, as transformers takes it.",
+        revision="Revision of a model that is given by name.",
+        layer="Hidden states that are taken: last or a number; default: clip -2.",
+        prefix="Instruction that is put before each caption.",
+    )
+    text = "Most tokens of a caption; default: clip 77, t5 256, gemma 300."
+    cli.integer("max_length", 0, text, lower_bound=0)
+    flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of stored states.")
+    flags.DEFINE_string("split", "train", "Which split.")
+    cli.parse()
+    from scm_jax.datasets.captioned import STATES
+    from scm_jax.datasets.preparation import encode_text, text_encoders
+
+    f = flags.FLAGS
+    if (f.prompts is None) == (f.dataset is None) or f.encoder is None:
+        raise cli.UsageError(
+            "--encoder=KIND and either --dataset=NAME or --prompts=FILE --out_name=DIR"
+        )
+    names = (field.name for field in dataclasses.fields(text_encoders.Settings))
+    given: Any = {name: f[name].value for name in names if f[name].value}
+    if f.prompts is not None:
+        cli.required("out_name")
+        lines = user_paths.expand(f.prompts).read_text("utf-8").splitlines()
+        texts, split = [line.strip() for line in lines if line.strip()], "prompts"
+        folder = user_paths.expand(f.out_name)
+    else:
+        texts, split = encode_text.captions_of(_folder(), f.split), f.split
+        folder = _folder() / STATES / (f.out_name or f.encoder)
+    encoder = text_encoders.make_encoder(f.encoder, text_encoders.Settings(**given))
+    print(encode_text.encode(texts, encoder, folder, split))
     return 0
 
 
@@ -201,11 +259,12 @@ def _verify() -> int:
     flags.DEFINE_string("split", None, "One split only; default: all.")
     flags.DEFINE_bool("quick", False, "Sizes and hashes only; decode nothing.")
     cli.parse()
-    from scm_jax.datasets.preparation import manifest, progress, verify
+    from scm_jax.datasets.preparation import caption_facts, manifest, progress, verify
 
     f = flags.FLAGS
     folder = _folder()
-    splits = manifest.read(folder)["splits"]
+    found = manifest.read(folder)
+    splits = found["splits"]
     chosen = [s for name, s in splits.items() if f.split in (None, name)]
     total = sum(split["count"] for split in chosen)
     say = progress.Progress(f"verify {folder.parent.name}", total)
@@ -219,4 +278,9 @@ def _verify() -> int:
         f"{folder}: {checked} {total:,} items in {num_shards:,} shards: "
         + (f"{broken} problems" if broken else "whole")
     )
+    for name in splits:
+        for line in (
+            caption_facts.summary(found, name) if f.split in (None, name) else ()
+        ):
+            print(f"split {name!r}: {line}")
     return 1 if broken else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def _sample() -> int:
         "num", None, "Number of samples; default: 64, or 16 of prompts.", lower_bound=1
     )
     flags.DEFINE_string("prompt", None, "Caption of all samples, for text to image.")
-    cli.path("prompts", None, "Text file with a prompt a line; taken in turn.")
+    cli.path("prompts", None, "Text file with a prompt a line, or data encode-text's.")
     flags.DEFINE_enum(
         "too_long", "refuse", ["refuse", "cut"], "Prompts longer than the context."
     )
@@ -87,11 +88,14 @@ def _sample() -> int:
     reading.samples_file(f.out)  # before the work, not after it
     loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
     prompts, num = None, f.num or 64
-    if f.prompt is not None or f.prompts:
+    text = loaded.generate.info.text
+    if f.prompt is None and f.prompts and os.path.isdir(f.prompts):
+        prompts = conditions.read_states(f.prompts, text)
+    elif f.prompt is not None or f.prompts:
         texts = conditions.read_prompts(f.prompt, f.prompts)
-        text = loaded.generate.info.text
         prompts = conditions.from_texts(text, texts, too_long=f.too_long)
-        num = f.num or max(16, len(texts))
+    if prompts is not None:
+        num = f.num or max(16, len(prompts.texts))
     started = time.perf_counter()
     options = {"sampler": f.sampler, "guidance": f.guidance}
     label = f["class"].value

@@ -18,6 +18,7 @@ DATASETS = Registry(
     captioned_shapes="scm_jax.datasets.shapes.make_captioned_shapes",
     cifar10="scm_jax.datasets.images.make_cifar10",
     digits="scm_jax.datasets.digits.make_digits",
+    emoji="scm_jax.datasets.emoji.make_emoji",
     gaussian="scm_jax.datasets.synthetic.make_gaussian",
     images="scm_jax.datasets.prepared_images.make_images",
     imagenet512_latents="scm_jax.datasets.latents.make_imagenet512_latents",

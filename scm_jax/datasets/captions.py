@@ -29,8 +29,10 @@ def split_words(caption: str) -> list[str]:
     return _PIECE.findall(caption.lower())
 
 
-def make_vocabulary(captions: Iterable[str], min_count: int = 2) -> tuple[str, ...]:
-    """Words that occur at least ``min_count`` times, sorted.
+def make_vocabulary(
+    captions: Iterable[str], min_count: int = 2, max_words: int | None = None
+) -> tuple[str, ...]:
+    """Words that occur at least ``min_count`` times, sorted; at most ``max_words``.
 
     The rarer words are spelled in training, too: this is what trains the bytes.
 
@@ -39,7 +41,8 @@ def make_vocabulary(captions: Iterable[str], min_count: int = 2) -> tuple[str, .
       ('a', 'red')
     """
     counts = collections.Counter(w for text in captions for w in split_words(text))
-    return tuple(sorted(w for w, count in counts.items() if count >= min_count))
+    frequent = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:max_words]
+    return tuple(sorted(w for w, count in frequent if count >= min_count))
 
 
 def tokenize(

@@ -90,6 +90,7 @@ def make_prepared(
     folder: str = "",
     flags: str = "",
     features: str = "",
+    beside: Sequence[str] = (),
 ) -> pipeline.LazyDataset:
     """A prepared tfds dataset that is opened when its first item is asked for.
 
@@ -103,6 +104,7 @@ def make_prepared(
       folder: name of the prepared dataset, by default that of ``info``.
       flags: of ``data prepare``, for the error where the data are not there.
       features: what must be stored, in words, for that error.
+      beside: further stored features that are read.
 
     Raises:
       ValueError: no such split.
@@ -121,7 +123,7 @@ def make_prepared(
 
     def open_data() -> pipeline.FiniteDataset:
         where = find()
-        fields = (field, "label") if info.num_classes else (field,)
+        fields = (field, *(("label",) if info.num_classes else ()), *beside)
         source = pipeline.read_prepared(where, split, fields=fields)
         if split == base and len(source) != declared:
             logger.warning(

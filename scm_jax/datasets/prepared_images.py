@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets import images, pipeline, storage
-from scm_jax.types import lookup
+from scm_jax.datasets.captioned import CaptionedSource, Read, open_captions
+from scm_jax.types import DatasetInfo, lookup
 
 SIGMA_DATA = images.SIGMA_DATA
 SCALINGS = {
@@ -31,6 +32,8 @@ def make_images(
     conditional: bool = True,
     flip: bool = False,
     scaling: str = "unit",
+    captioned: bool = False,
+    states: str = "",
 ) -> pipeline.LazyDataset:
     """Images that ``data prepare`` made under some name.
 
@@ -45,10 +48,15 @@ def make_images(
         standard deviation to be 0.5; or ``measured``: each channel with mean 0 and
         standard deviation 0.5, by the moments of the prepared split ``train`` (of the
         given one where there is no ``train``).
+      captioned: give the captions, too: tokens of all captions of an item, of which a
+        visit draws one. Items without a caption have the null caption.
+      states: name of what ``data encode-text`` stored of the captions, in place of
+        tokens; with ``captioned``.
 
     Raises:
       FileNotFoundError: not prepared; the message has the command that does it.
-      ValueError: no such split or scaling, or the prepared data are no images.
+      ValueError: no such split or scaling, or the prepared data are no images, or have
+        no captions.
     """
     del prepare
     lookup(SCALINGS, scaling, "dataset.scaling")
@@ -71,11 +79,31 @@ def make_images(
         description=f"{prepared}: {SCALINGS[scaling]}",
     )
     build = functools.partial(images.image_dataset, flip=flip)
+    beside: tuple[str, ...] = ()
+    if captioned:
+        folder = storage.prepared_folder(prepared, root)
+        info, read = open_captions(info, manifest, folder, states, base)
+        build, beside = functools.partial(_captioned, build, read), ("caption",)
+    elif states:
+        raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
     if scaling == "measured":
         measured = Scaling(moments["mean"], moments["std"])
         info = dataclasses.replace(info, to_pixels=measured.to_pixels)
         build = functools.partial(build, to_x=measured.to_x)
-    return images.make_prepared(info, split, counts, root, build)
+    return images.make_prepared(info, split, counts, root, build, beside=beside)
+
+
+def _captioned(
+    build: Callable[..., pipeline.FiniteDataset],
+    read: Read,
+    info: DatasetInfo,
+    source: pipeline.Source,
+    **options: Any,
+) -> pipeline.FiniteDataset:
+    found: pipeline.Source = CaptionedSource(source, read)
+    if info.text is not None and info.text.words and hasattr(source, "fields"):
+        found = pipeline.MemorySource(found.gather(np.arange(len(found))))
+    return build(info, found, **options)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from scm_jax.evaluation.caption_agreement import CaptionAgreement
+from scm_jax.evaluation.emoji_quality import EmojiQuality
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
 from scm_jax.evaluation.subject import Evaluator, Subject
@@ -24,6 +25,7 @@ from scm_jax.types import lookup
 EVALUATORS: dict[str, Evaluator] = {
     "captions": CaptionAgreement(),
     "digits": SampleQuality(features="digits_classifier"),
+    "emoji": EmojiQuality(),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
     "fid": PretrainedQuality("inception", ("fid",)),
@@ -40,6 +42,7 @@ __all__ = [
     "EVALUATORS",
     "FEATURES",
     "CaptionAgreement",
+    "EmojiQuality",
     "Evaluator",
     "MixtureConsistency",
     "PretrainedQuality",

@@ -123,7 +123,7 @@ class SampleQuality:
             labels = labels_in_proportion(labels, shape[0])
         rows = []
         for seed in range(self.seed, self.seed + self.num_seeds):
-            samples = _draw(subject, shape, self.steps, seed, labels)
+            samples = draw(subject, shape, self.steps, seed, labels)
             fake = extractor.extract(samples)
             shares = neighbours.precision_recall(real, fake, self.num_neighbours)
             distance = frechet.feature_distance(real, fake)
@@ -163,16 +163,17 @@ class SampleQuality:
         }
 
 
-def _draw(
+def draw(
     subject: Subject,
     shape: tuple[int, ...],
     steps: int,
     seed: int,
     labels: np.ndarray | None,
+    **asked: Any,
 ) -> np.ndarray:
     """Samples of ``subject``, of exactly ``shape`` and finite, or a ValueError."""
     generate = subject.need("generate", "sample quality")
-    samples = np.asarray(generate(shape[0], steps, seed, labels))
+    samples = np.asarray(generate(shape[0], steps, seed, labels, **asked))
     if samples.shape != shape:
         raise ValueError(f"generate returned {samples.shape}: expected {shape}")
     # Converting to pixels would turn a NaN into some grey value.

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets import captions
+from scm_jax.datasets import captions, text_states
+from scm_jax.files import user_paths
 from scm_jax.files.jsonl import write_json
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.types import DatasetInfo, Prompts, TextInfo
@@ -49,6 +50,25 @@ def from_texts(
         if len(captions.token_ids(text, prompt)) > text.length:
             logger.warning("prompt %r was cut to %d tokens", prompt, text.length)
     return Prompts(tuple(texts), {"tokens": tokens})
+
+
+def read_states(path: str | os.PathLike[str], text: TextInfo | None) -> Prompts:
+    """Prompts that ``data encode-text --prompts`` encoded, in the order of their file.
+
+    Raises:
+      FileNotFoundError: there are no states at ``path``.
+      ValueError: they are damaged, or of another encoder than the run's.
+    """
+    states = text_states.States.open(user_paths.expand(path))
+    if text is None or states.text.encoder != text.encoder:
+        reads = "no captions" if text is None else text.encoder or "words by a tower"
+        raise ValueError(
+            f"{path} holds states of {states.text.encoder}, and this run reads {reads}:"
+            " encode the prompts as the run's captions were"
+        )
+    fields = states.fields([[prompt] for prompt in states.texts], 1)
+    rows = {name: a[:, 0] for name, a in fields.items() if a.ndim > 1}
+    return Prompts(states.texts, rows)
 
 
 def asked(

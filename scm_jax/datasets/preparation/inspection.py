@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def inspect(
       num: how many items the grid has at most.
 
     Returns:
-      The facts on the page: ``count``, ``shape``, ``num_classes``, ``mean``, ``std``.
+      The facts on the page: ``count``, ``shape``, ``num_classes``, ``mean``, ``std``,
+      and ``captions`` where there are any.
 
     Raises:
       FileNotFoundError: there is no manifest.
@@ -49,11 +51,12 @@ def inspect(
     found = manifest.read(folder)
     facts = lookup(found["splits"], split, f"split of {folder}")
     source = pipeline.read_prepared(folder, split, memory_limit=0)
-    values, labels = _items(source, found["field"], num)
-    sample, _ = _items(source, found["field"], 1000)
+    values, names = _items(source, found, num)
+    sample, _ = _items(source, found, 1000)
     figure_module = require("matplotlib.figure", "data inspect", "scm_jax[analysis]")
     rows = math.ceil(len(values) / COLUMNS)
-    heights = [(0.84 if labels is None else 0.98) * rows, 2.6]
+    lines = 0 if names is None else max(name.count("\n") + 1 for name in names)
+    heights = [(0.84 + 0.14 * lines) * rows, 2.6]
     size = (9, sum(heights) + 0.9)
     figure = figure_module.Figure(figsize=size, dpi=110, layout="constrained")
     classes = f"{found['num_classes']:,}" if found["num_classes"] else "no"
@@ -62,19 +65,29 @@ def inspect(
     title = f"{found['name']}, {split}: {what}"
     figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-    _draw_grid(top, rows, _shown(values, found, facts), labels, found)
+    _draw_grid(top, rows, _shown(values, found, facts), names)
     _draw_histograms(bottom, sample, found, facts)
     figure.savefig(out, facecolor="white")
-    shown = {key: facts[key] for key in ("count", "mean", "std")}
+    keys = ("count", "mean", "std", "captions")
+    shown = {key: facts[key] for key in keys if key in facts}
     return {**shown, "shape": found["shape"], "num_classes": found["num_classes"]}
 
 
 def _items(
-    source: pipeline.Source, field: str, num: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+    source: pipeline.Source, found: dict[str, Any], num: int
+) -> tuple[np.ndarray, list[str] | None]:
+    """Items at equal distances, and their first captions or classes to show."""
     indices = np.linspace(0, len(source) - 1, min(num, len(source))).astype(np.int64)
     fields = source.gather(indices)
-    return fields[field], fields.get("label")
+    names = None
+    if "caption" in fields:
+        said = [text.decode().partition("\n")[0] for text in fields["caption"]]
+        names = ["\n".join(textwrap.wrap(c, 18)[:3]) or "(no caption)" for c in said]
+    elif "label" in fields:
+        classes = [found["class_names"][int(label)] for label in fields["label"]]
+        short = NAME_LETTERS - 3
+        names = [c if len(c) <= NAME_LETTERS else f"{c[:short]}..." for c in classes]
+    return fields[found["field"]], names
 
 
 def _shown(
@@ -95,8 +108,7 @@ def _draw_grid(
     figure: Any,
     rows: int,
     images: np.ndarray,
-    labels: np.ndarray | None,
-    found: dict[str, Any],
+    names: list[str] | None,
 ) -> None:
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for index, axis in enumerate(axes.ravel()):
@@ -104,11 +116,9 @@ def _draw_grid(
         if index >= len(images):
             continue
         axis.imshow(images[index], cmap="gray", vmin=0, vmax=255)
-        if labels is not None:
-            name = found["class_names"][int(labels[index])]
-            if len(name) > NAME_LETTERS:
-                name = f"{name[: NAME_LETTERS - 3]}..."
-            axis.set_title(name, fontsize=7, color=MUTED, pad=2)
+        if names is not None:
+            size = 5 if "\n" in names[index] else 7
+            axis.set_title(names[index], fontsize=size, color=MUTED, pad=2)
 
 
 def _draw_histograms(

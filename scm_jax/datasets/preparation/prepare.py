@@ -15,12 +15,19 @@ import math
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets.preparation import manifest, parallel, progress, shards
+from scm_jax.datasets.preparation import (
+    caption_facts,
+    manifest,
+    parallel,
+    progress,
+    shards,
+)
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
 from scm_jax.datasets.preparation.shards import Plan, Work
 
@@ -63,7 +70,8 @@ def prepare(
       process_count: how many calls these are.
       skip_bad: leave out up to this many unusable items, which the manifest names.
       fresh: discard what an unfinished call with the same arguments has made.
-      options: how ``items`` were opened, such as ``label_base``, for the manifest.
+      options: how ``items`` were opened, such as ``label_base``, for the manifest; of
+        captions ``context_length`` and ``missing_captions``, see ``caption_facts``.
       encoder: what made latents, for the manifest, with its ``pixel_range``.
 
     Raises:
@@ -100,6 +108,8 @@ def prepare(
     parallel.run(work, first, workers, say)
     _publish(work)
     say.end()
+    for line in caption_facts.summary(manifest.read(target), split):
+        print(line, file=sys.stderr)
     if skipped := manifest.read(target)["splits"][split]["skipped"]:
         logger.warning(
             "%d of these items were left out; %s names them, the first: %s",
@@ -145,7 +155,7 @@ def _make_plan(
         raise ValueError(f"there are no items at {path}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    field, value, label = _first_item(items, recipe, size, skip_bad)
+    field, value, label, captions = _first_item(items, recipe, size, skip_bad)
     is_image = field == "image"
     if not is_image and (recipe != "none" or size):
         raise ValueError(
@@ -167,6 +177,7 @@ def _make_plan(
         shape=value.shape,
         dtype=stored,
         class_names=tuple(items.class_names) if has_label else (),
+        captioned=captions is not None,
         recipe=recipe,
         size=size,
         shard_items=shard_items or _shard_items(value.shape, stored),
@@ -174,7 +185,7 @@ def _make_plan(
     )
 
 
-def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> Any:
+def _first_item(items: Items, recipe: str, size: int, skip_bad: int) -> shards.Item:
     last = min(skip_bad, len(items) - 1)
     for index in range(last):
         with contextlib.suppress(ItemError):
@@ -205,6 +216,12 @@ def _is_there(target: Path, plan: Plan) -> bool:
         )
     old = manifest.read(target)
     manifest.check_shared(old, manifest.shared_part(plan), target)
+    if ("captions" in old) != plan.captioned:
+        raise ValueError(
+            f"{target} was prepared {'with' if 'captions' in old else 'without'} "
+            f"captions, unlike the split {plan.split!r} now: --captions=none leaves "
+            "them out; or choose another name or version"
+        )
     if plan.split not in old["splits"]:
         return False
     there = old["splits"][plan.split]
@@ -264,17 +281,34 @@ def _move_into_place(work: Work) -> None:
             f"{len(split['skipped'])} items were skipped, and skip_bad = "
             f"{work.skip_bad}: {split['skipped'][0]['why']}"
         )
-    folder, old = work.folder, {}
+    folder: Path = work.folder
+    old: dict[str, Any] = {}
     if target.exists():
         for record in whole:
             if (work.folder / record["file"]).exists():
                 os.replace(work.folder / record["file"], target / record["file"])
-        folder, old = target, manifest.read(target)["splits"]
+        folder, old = target, manifest.read(target)
     else:
         shards.features(plan).save_config(folder)
-    splits = dict(sorted({**old, plan.split: split}.items()))
-    manifest.write(
-        folder, {**manifest.shared_part(plan), "splits": splits}, target.name
-    )
+    shared = manifest.shared_part(plan)
+    if plan.captioned:
+        shared["captions"], split["captions"] = _captions(work, old.get("captions"))
+    splits = dict(sorted({**old.get("splits", {}), plan.split: split}.items()))
+    manifest.write(folder, {**shared, "splits": splits}, target.name)
     if folder is not target:
         os.rename(folder, target)
+
+
+def _captions(work: Work, old: dict[str, Any] | None) -> tuple[dict, dict]:
+    """What the manifest says of captions: of how they are read, and of this split.
+
+    The split ``train`` gives the vocabulary, or the first split until it is there.
+    """
+    plan = work.plan
+    files = [work.captions_file(shard) for shard in range(plan.num_shards)]
+    pairs = [pair for file in files for pair in json.loads(file.read_text())]
+    said = [caption_facts.Said(*pair) for pair in pairs]
+    if old is None or (plan.split == "train" and old["split"] != "train"):
+        length = plan.options.get("context_length", 0)
+        old = caption_facts.reading_part(said, plan.split, length)
+    return old, caption_facts.split_part(said, old)

@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Plan:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     # What made the latents, ``pixel_range`` above all; empty for images.
     encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    captioned: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -74,6 +75,8 @@ class Plan:
         where = {key: self.origin.get(key) for key in ("kind", "path", "split")}
         shared = {key: getattr(self, key) for key in own}
         identity = {"format": FORMAT, **shared, "origin": where}
+        if self.captioned:  # as before where there are none
+            identity["captioned"] = True
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -100,6 +103,10 @@ class Work:
 
     def record_file(self, shard: int) -> Path:
         return self.state / f"{self.plan.file(shard)}.json"
+
+    def captions_file(self, shard: int) -> Path:
+        """Names and captions of a shard's items; there before its record."""
+        return self.state / f"{self.plan.file(shard)}.captions"
 
     def record(self, shard: int) -> dict[str, Any] | None:
         """The record of a shard if it is whole and still of the same items."""
@@ -155,19 +162,25 @@ def features(plan: Plan) -> Any:
         usable = usable and len(set(names)) == len(names)
         known: Any = {"names": names} if usable else {"num_classes": len(names)}
         fields["label"] = tfds.features.ClassLabel(**known)
+    if plan.captioned:
+        fields["caption"] = tfds.features.Text()  # one in each line
     return tfds.features.FeaturesDict(fields)
 
 
 # --- one item -------------------------------------------------------------------------
 
 
-def read_item(
-    items: Items, index: int, recipe: str, size: int, dtype: str
-) -> tuple[str, np.ndarray, int | None]:
-    """Reads a raw item, resizes an image, casts a latent to ``dtype``.
+class Item(NamedTuple):
+    """A raw item as it is stored."""
 
-    Returns:
-      The name of its field, its value, and its label or None.
+    field: str
+    value: np.ndarray
+    label: int | None
+    captions: tuple[str, ...] | None
+
+
+def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> Item:
+    """Reads a raw item, resizes an image, casts a latent to ``dtype``.
 
     Raises:
       ItemError: it cannot be used.
@@ -196,12 +209,13 @@ def read_item(
             f"{name} has values that are not finite in {dtype} (NaN, infinity, or too "
             "large)"
         )
-    return field, value, label
+    return Item(field, value, label, fields.get("captions"))
 
 
 def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
     """One item as it is stored; raises ItemError where it is not as planned."""
-    field, value, label = read_item(items, index, plan.recipe, plan.size, plan.dtype)
+    item = read_item(items, index, plan.recipe, plan.size, plan.dtype)
+    field, value, label, captions = item
     name = items.name(index)
     if field != plan.field:
         raise ItemError(f"{name} is of the kind {field!r}; the first is a {plan.field}")
@@ -211,15 +225,20 @@ def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
             "must have one. Images of several sizes need a size and a recipe, such as "
             "--size=64 --recipe=center_crop_dhariwal"
         )
+    stored: dict[str, Any] = {plan.field: value}
+    if plan.captioned:
+        stored["caption"] = "\n".join(captions or ())
+        if not captions and plan.options.get("missing_captions") == "refuse":
+            raise ItemError(f"{name} has no caption, which --missing_captions refuses")
     if not plan.class_names:
-        return {plan.field: value}
+        return stored
     if label is None:
         raise ItemError(f"{name} has no label, and others have")
     if not 0 <= label < len(plan.class_names):
         raise ItemError(
             f"{name} has the label {label}; legal are 0..{len(plan.class_names) - 1}"
         )
-    return {plan.field: value, "label": np.int64(label)}
+    return {**stored, "label": np.int64(label)}
 
 
 # --- one shard ------------------------------------------------------------------------
@@ -260,6 +279,7 @@ def write_shard(
     items, plan, temporary = work.items, work.plan, work.temporary(shard)
     sums = Sums.zeros(plan)
     skipped: list[dict[str, str]] = []
+    said: list[tuple[str, list[str]]] = []
 
     def stored() -> Iterator[dict[str, Any]]:
         for index in plan.items_of(shard):
@@ -270,6 +290,9 @@ def write_shard(
                 skipped.append({"item": items.name(index), "why": str(error)})
             else:
                 sums.add(item[plan.field], item.get("label", 0))
+                if plan.captioned:
+                    lines = item["caption"].split("\n")
+                    said.append((items.name(index), [c for c in lines if c]))
                 yield item
             on_item()
 
@@ -278,6 +301,9 @@ def write_shard(
         record = record_of(plan.file(shard), temporary, sums, skipped)
         record["names"] = work.names_hash(shard)
         os.replace(temporary, work.folder / plan.file(shard))
+        if plan.captioned:
+            temporary.write_text(json.dumps(said))
+            os.replace(temporary, work.captions_file(shard))
         temporary.write_text(json.dumps(record))
         os.replace(temporary, work.record_file(shard))
     finally:

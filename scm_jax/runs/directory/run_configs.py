@@ -34,6 +34,8 @@ ADDED_KEYS = {
     "network.tower_width": "128",
     "network.tower_depth": "2",
     "network.cross_attention": "true",
+    "dataset.captioned": "false",
+    "dataset.states": '""',
 }
 
 # Config keys that hold the run directory of another run.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scm_jax.datasets.preparation.readers import captions as captions_lib
 from scm_jax.datasets.preparation.readers.archives import (
     index_shards,
     index_tar,
@@ -59,6 +60,7 @@ class FileItems:
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options
+    captions: captions_lib.Captions | None = None
     # What was not used of the source, and what else to know, each a clause.
     notes: tuple[str, ...] = ()
 
@@ -68,16 +70,18 @@ class FileItems:
     def name(self, index: int) -> str:
         return self.files.where(self.chosen[index])
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
+    def read(self, index: int) -> dict[str, Any]:
         where, content = self.name(index), self.files.read(self.chosen[index])
         if where.endswith(".npy"):
-            fields = {"latent": decode_latent(content, where)}
+            fields: dict[str, Any] = {"latent": decode_latent(content, where)}
         else:
             channels, limit = self.options.channels, self.options.max_pixels
             pixels = decode_image(content, where, channels=channels, max_pixels=limit)
             fields = {"image": pixels}
         if self.label is not None:
             fields["label"] = self.label[index]
+        if self.captions is not None:
+            fields["captions"] = self.captions.read(self.files, self.chosen[index])
         return fields
 
 
@@ -97,6 +101,11 @@ def _make_items(
     label, class_names = number_labels(
         labels, lambda index: files.where(chosen[index]), origin["path"], options
     )
+    by_key = origin["kind"] == "webdataset"
+    said = captions_lib.find(files, chosen, origin["path"], options, by_key)
+    if said is not None:
+        notes, used = (*notes, said.note), {*used, *said.used}
+        origin = {**origin, "captions": said.origin}
     # Tells listings apart: the names of all items in order, and their labels.
     digest = hashlib.sha256()
     for index in chosen:
@@ -110,6 +119,7 @@ def _make_items(
         class_names=class_names,
         origin={**origin, **files.sizes, "listing_sha256": digest.hexdigest()},
         options=options,
+        captions=said,
         notes=(*notes, *_not_used(files, {*chosen, *used})),
     )
 

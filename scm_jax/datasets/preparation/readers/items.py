@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
-
 from scm_jax.types import lookup
 
+# Of labels and of captions.
 LABELS = {"auto": "where there are any", "required": "or an error", "none": "left out"}
 NO_SPLIT = "none"  # as a split: folders that look like splits are classes
 # Twice the number at which Pillow warns, where it refuses an image.
@@ -51,13 +50,18 @@ class Options:
     label_base: int = 0  # number of the first class; 1 for the files of ImageNet 64x64
     num_classes: int | None = None  # None for as many as are seen
     label_key: str = "label"  # in the .json of webdataset shards
+    captions: str = "auto"  # a key of LABELS
+    caption_file: str | None = None  # a table of files and captions
+    caption_key: str | None = None  # of captions in JSON and tables; None: the usual
     channels: int = 3  # 3 for RGB, whatever is stored; 1 for grey
     max_pixels: int = MAX_PIXELS  # a file of a few bytes may take all memory
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")
-        if self.label_file is not None:  # a path may be given, and the origin is JSON
-            object.__setattr__(self, "label_file", str(self.label_file))
+        lookup(LABELS, self.captions, "captions")
+        for name in ("label_file", "caption_file"):
+            if getattr(self, name) is not None:  # may be a path, and the origin is JSON
+                object.__setattr__(self, name, str(getattr(self, name)))
         if self.channels not in (1, 3):
             raise ValueError(f"channels = {self.channels!r} is not one of [1, 3]")
         if self.num_classes is not None and self.num_classes < 1:
@@ -84,11 +88,12 @@ class Items(Protocol):
         """Where an item comes from, for messages: ``a.tar: n01440764/1.JPEG``."""
         ...
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
+    def read(self, index: int) -> dict[str, Any]:
         """The stored fields of one item.
 
         ``image`` uint8 ``(h, w, 3)`` or ``(h, w, 1)``, of any size, or ``latent``
-        float32 ``(h, w, c)``; with classes also ``label``, a 0-dimensional int64.
+        float32 ``(h, w, c)``; with classes also ``label``, a 0-dimensional int64; with
+        captions also ``captions``, a tuple of texts that may be empty.
 
         Raises:
           ItemError: it does not decode, or its label is out of range.

@@ -232,7 +232,7 @@ def _find_columns(
 
 
 def match_labels(
-    path: str, lines: Sequence[Line], names: Sequence[str]
+    path: str, lines: Sequence[Line], names: Sequence[str], expected: str = EXPECTED
 ) -> tuple[list[int | str | None], int]:
     """The label of each image, or None, and how many lines name no image.
 
@@ -265,7 +265,7 @@ def match_labels(
         shown = lines[0].where.removesuffix(",") if lines else "nothing"
         raise ValueError(
             f"{path}: none of its {len(lines):,} lines names an image. It has {shown}, "
-            f"and an image is {names[0]!r}; expected {EXPECTED}"
+            f"and an image is {names[0]!r}; expected {expected}"
         )
     if twice is not None:
         raise ValueError(f"{path}: {twice.where} names a file twice")

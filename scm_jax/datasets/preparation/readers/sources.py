@@ -39,9 +39,12 @@ class Source(NamedTuple):
     options: tuple[str, ...]  # of those that only some kinds have a use for
 
 
+_CAPTIONS = ("captions", "caption_file", "caption_key")
+
+
 def _classes(kind: str, what: str) -> Source:
     read = functools.partial(file_items.read_classes, kind=kind)
-    return Source(read, what, ("split", "label_file", "max_pixels"))
+    return Source(read, what, ("split", "label_file", "max_pixels", *_CAPTIONS))
 
 
 SOURCES = {
@@ -53,12 +56,12 @@ SOURCES = {
     "webdataset": Source(
         file_items.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
-        ("label_key", "max_pixels"),
+        ("label_key", "max_pixels", *_CAPTIONS),
     ),
     "edm": Source(
         file_items.read_edm,
         "EDM's or EDM2's images or latents with dataset.json, packed or unpacked",
-        ("max_pixels",),
+        ("max_pixels", *_CAPTIONS),
     ),
     "npz": Source(
         arrays.read_arrays,
@@ -69,13 +72,16 @@ SOURCES = {
         arrays.read_cifar10, "cifar-10-python.tar.gz, or the folder in it", ("split",)
     ),
     "tfds": Source(
-        tfds_items.read_tfds, "tfds:NAME, or a folder tfds has prepared", ("split",)
+        tfds_items.read_tfds,
+        "tfds:NAME, or a folder tfds has prepared",
+        ("split", "captions"),
     ),
 }
 _WITHOUT = {
     "split": "has no splits; give the path of the part that is wanted",
     "label_file": "has labels of its own, unless --kind is folder, zip or tar",
     "label_key": "has no keys; only webdataset has",
+    **dict.fromkeys(_CAPTIONS, "has no captions beside its images"),
     "max_pixels": "has arrays, not files that are decoded",
 }
 

@@ -39,7 +39,7 @@ class TfdsItems:
     def name(self, index: int) -> str:
         return f"{self.folder}: {self.split}: item {index}"
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
+    def read(self, index: int) -> dict[str, Any]:
         with _OPENING:
             records = _open_records(self.folder, self.split, os.getpid())
         errors = (ValueError, OSError, RuntimeError)
@@ -47,7 +47,7 @@ class TfdsItems:
             item = records[index]
         value = np.asarray(item[self.feature])
         if self.feature == "latent":
-            fields = {"latent": value}
+            fields: dict[str, Any] = {"latent": value}
         elif value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3):
             fields = {"image": to_channels(value, self.options.channels)}
         else:
@@ -58,6 +58,9 @@ class TfdsItems:
         if self.class_names:
             label = int(item["label"]) - self.options.label_base
             fields["label"] = np.array(label, np.int64)
+        text = item.get("caption")  # as `data prepare` stores them, or one of others
+        if isinstance(text, bytes) and self.options.captions != "none":
+            fields["captions"] = tuple(c for c in text.decode().split("\n") if c)
         return fields
 
 
