@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scm_jax.datasets import captions, images, pipeline
+from scm_jax.datasets import captions, identity, images, pipeline
+from scm_jax.files.atomic import file_sha256
 from scm_jax.files.optional import require
 from scm_jax.types import Prompts, Questions, TextInfo, check_choice
 
@@ -251,7 +252,14 @@ def make_emoji(
         fields["image"] = drawn(resolution)[chosen]
         return images.image_dataset(info, pipeline.MemorySource(fields))
 
-    return pipeline.LazyDataset(info, open_data)
+    def identify() -> identity.Identity:
+        # Another version of a package may have other pictures or words.
+        said = "\n".join(c for row in chosen for c in drawable()[row].captions)
+        words = hashlib.sha256(said.encode()).hexdigest()
+        made_of = (file_sha256(_font().path), words)
+        return identity.Identity("emoji", split, len(chosen), made_of)
+
+    return pipeline.LazyDataset(info, open_data, identify)
 
 
 def _rows(split: str, combinations: str) -> np.ndarray:

@@ -82,6 +82,9 @@ def test_captions_are_words_and_spelled_ones_fit():
     hand = by_text["\U0001f44b\U0001f3ff"]
     assert hand.captions[0] == "waving hand, dark skin tone"
     assert all(c.endswith("dark skin tone") for c in hand.captions)
+    made_of = data.identify()
+    assert made_of.same_data(of("test", "all").identify())
+    assert not made_of.same_data(of("test", "seen").identify())
     asked = data.info.examples()
     expected = captions.tokenize(text, asked.texts)
     np.testing.assert_array_equal(asked.fields["tokens"], expected)
