@@ -33,6 +33,7 @@ _FLAT = {"width": 32, "channel_mult": (1,), "num_blocks": 1}
 TINY_NETWORKS: dict[str, dict[str, Any]] = {
     "ddpmpp": {**_FLAT, "attention_resolutions": ()},
     "dit": {"width": 32, "depth": 2, "num_heads": 2},
+    "mmdit": {"width": 32, "depth": 2, "num_heads": 2, "dual_attention_blocks": 0},
     "unet": {**_FLAT, "attention_resolutions": (), "head_channels": 32},
 }
 
