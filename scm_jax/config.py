@@ -60,7 +60,8 @@ def base_config(
     c.network = ConfigDict(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
     )
-    c.parameterization = "trigflow"  # of the network: trigflow, or edm (its c_noise)
+    # Of the network: trigflow, edm (its c_noise), rectified_flow (v at 1000 s).
+    c.parameterization = "trigflow"
     c.objective = _objective_section(objective)
 
     c.teacher = ConfigDict()
