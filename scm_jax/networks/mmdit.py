@@ -44,6 +44,13 @@ PRESETS = {
 }
 
 
+# What a stream needs to know of its block, and a block of its network.
+_SHARED = (
+    *("width", "num_heads", "mlp_ratio", "dropout"),
+    *("modulation", "qk_norm", "activation", "dtype"),
+)
+
+
 class Projections(nn.Module):
     """Into and out of the heads of an attention, for the tokens of one stream."""
 
@@ -189,10 +196,9 @@ class JointBlock(nn.Module):
           deterministic: no dropout.
         """
         image, context = (layers.place_batch(h, self.placement) for h in carry)
-        shared = (self.width, self.num_heads, self.mlp_ratio, self.dropout)
-        shared = (*shared, self.modulation, self.qk_norm, self.activation, self.dtype)
-        of_image = Stream(*shared, dual=self.dual, name="image")
-        of_context = Stream(*shared, read_on=not self.last, name="context")
+        settings: Any = {k: getattr(self, k) for k in _SHARED}
+        of_image = Stream(**settings, dual=self.dual, name="image")
+        of_context = Stream(**settings, read_on=not self.last, name="context")
 
         affine, affine_context = of_image.vectors(emb), of_context.vectors(emb)
         ((q_context, *kv_context),) = of_context.begin(context, affine_context)
@@ -264,10 +270,10 @@ class MMDiT(nn.Module):
     @property
     def stacks(self) -> tuple[str, ...]:
         """Groups of parameters that gather their own weights."""
-        return *self._lengths(), *["position"] * (self.positions == "table")
+        return *self.loops(), *["position"] * (self.positions == "table")
 
-    def _lengths(self) -> dict[str, int]:
-        """Blocks of each loop, by its name and in their order; 0 for no loop."""
+    def loops(self) -> dict[str, int]:
+        """Blocks of each group of parameters, in their order; 0 is one alone."""
         dual = self.dual_attention_blocks
         loops = {"dual_blocks": dual, "blocks": self.depth - 1 - dual}
         return {name: n for name, n in loops.items() if n} | {"last": 0}
@@ -344,7 +350,7 @@ class MMDiT(nn.Module):
             context.astype(dtype)
         )
         carry = (image, context)
-        for name, length in self._lengths().items():
+        for name, length in self.loops().items():
             stack = self._stack(name, length, dtype)
             carry, _ = stack(carry, emb, mask, not train)
 
@@ -373,18 +379,6 @@ class MMDiT(nn.Module):
         unroll = max(length, 1) if length <= 4 else 1
         in_axes = (nn.broadcast,) * 3
         block = layers.stacked(JointBlock, self, name, in_axes, length, unroll)
-        return block(
-            self.width,
-            self.num_heads,
-            self.mlp_ratio,
-            self.dropout,
-            self.modulation,
-            self.qk_norm,
-            self.activation,
-            self.attention,
-            dtype,
-            dual=name == "dual_blocks",
-            last=name == "last",
-            placement=self.placement,
-            name=name,
-        )
+        settings: Any = {k: getattr(self, k) for k in (*_SHARED, "attention")}
+        settings |= {"dtype": dtype, "placement": self.placement, "name": name}
+        return block(**settings, dual=name == "dual_blocks", last=name == "last")
