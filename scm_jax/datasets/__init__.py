@@ -24,6 +24,7 @@ DATASETS = Registry(
     imagenet64="scm_jax.datasets.images.make_imagenet64",
     mixture="scm_jax.datasets.synthetic.make_mixture",
     noise_images="scm_jax.datasets.images.make_noise_images",
+    noise_latents="scm_jax.datasets.noise_latents.make_noise_latents",
     shapes="scm_jax.datasets.shapes.make_shapes",
 )
 
