@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,13 @@ def make_noise_latents(
     text = TextInfo(length, width=width, pooled=pooled, encoder="noise")
     info = images.image_info("noise_latents", shape, 0, num_items, "Gaussian noise")
     info = dataclasses.replace(info, sigma_data=1.0, text=text, to_pixels=_to_pixels)
-    return pipeline.LazyDataset(info, functools.partial(_draw, info, text, stream))
+    examples = functools.partial(_examples, text)
+    return pipeline.LazyDataset(
+        dataclasses.replace(info, examples=examples),
+        lambda: pipeline.FiniteDataset(
+            info, pipeline.MemorySource(_draw(info, stream)), lambda f: (f["x"], None)
+        ),
+    )
 
 
 def _to_pixels(x: np.ndarray) -> np.ndarray:
@@ -55,19 +62,22 @@ def _to_pixels(x: np.ndarray) -> np.ndarray:
     return images.to_pixels(x / 2)
 
 
-def _draw(info: DatasetInfo, text: TextInfo, stream: int) -> pipeline.FiniteDataset:
+def _draw(info: DatasetInfo, stream: int) -> dict[str, np.ndarray]:
+    assert info.text is not None
     rng, n = np.random.default_rng([stream, info.num_items]), info.num_items
+    x = rng.standard_normal((n, *info.sample_shape), np.float32)
+    return {"x": x, **_captions(info.text, n, rng)}
 
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal((n, *shape), np.float32)
 
+def _captions(text: TextInfo, n: int, rng: np.random.Generator) -> dict[str, Any]:
     tokens = 1 + np.arange(n) % text.length
-    fields = {
-        "x": draw(*info.sample_shape),
-        "context": draw(text.length, text.width),
+    return {
+        "context": rng.standard_normal((n, text.length, text.width), np.float32),
         "context_mask": np.arange(text.length) < tokens[:, None],
-        "pooled": draw(text.pooled),
+        "pooled": rng.standard_normal((n, text.pooled), np.float32),
     }
-    return pipeline.FiniteDataset(
-        info, pipeline.MemorySource(fields), lambda f: (f["x"], None)
-    )
+
+
+def _examples(text: TextInfo) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    names = tuple(f"noise {i}" for i in range(4))
+    return names, _captions(text, len(names), np.random.default_rng(2))
