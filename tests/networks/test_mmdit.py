@@ -1,0 +1,141 @@
+"""The joint block: masks, tangents, positions. Its formulas: tests/exchange."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import networks
+from scm_jax.networks import attention, embeddings
+from scm_jax.networks.mmdit import JointBlock, MMDiT
+from scm_jax.types import TextInfo
+from tests.networks.reference import draw, normal, quick_jit, rms
+
+TEXT = TextInfo(5, width=6, pooled=4)
+MASK = np.array([[True] * 5, [True, True, False, False, False], [False] * 5])
+
+
+def joint_block(implementation):
+    settings = {"width": 16, "num_heads": 2, "mlp_ratio": 2, "dropout": 0.0}
+    settings |= {"modulation": "double_norm", "qk_norm": "rms", "activation": "silu"}
+    dtype = jnp.dtype("float32")
+    return JointBlock(**settings, attention=implementation, dtype=dtype, dual=True)
+
+
+def block_inputs():
+    image, context, emb = (
+        jnp.asarray(normal(shape, i), jnp.float32)
+        for i, shape in enumerate([(3, 9, 16), (3, 5, 16), (3, 16)])
+    )
+    mask = jnp.concatenate([jnp.asarray(MASK), jnp.ones((3, 9), bool)], axis=1)
+    return (image, context), emb, mask
+
+
+@pytest.fixture(scope="module")
+def block_params():
+    carry, emb, mask = block_inputs()
+    block = joint_block("einsum")
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: block.init(key, carry, emb, mask, True)["params"])
+    return jax.tree.map(lambda a: jnp.asarray(a / 4), draw(shapes))
+
+
+def test_value_tangent_and_gradient_of_chunks_are_the_einsum_s(
+    block_params, monkeypatch
+):
+    """Of both streams, with masks, one of them of all the context."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 6)
+    monkeypatch.setattr(attention, "KEY_CHUNK", 4)
+    carry, emb, mask = block_inputs()
+    moved = jax.tree.map(lambda a: jnp.cos(3 * a), (carry, emb))
+
+    def step(block):
+        def loss(params):
+            def F(carry, emb):
+                return block.apply({"params": params}, carry, emb, mask, True)[0]
+
+            value, tangent = jax.jvp(F, (carry, emb), moved)
+            target = jax.lax.stop_gradient(tangent)
+            total = sum(
+                jnp.sum(jnp.cos(v) * (1 + t))
+                for v, t in zip(value, target, strict=True)
+            )
+            return total, (value, tangent)
+
+        return quick_jit(jax.grad(loss, has_aux=True))(block_params)
+
+    exact, found = (step(joint_block(name)) for name in ("einsum", "chunked"))
+    leaves = zip(jax.tree.leaves(exact), jax.tree.leaves(found), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(rms(a), 1e-3))
+        assert np.all(np.isfinite(a))
+
+
+def test_masked_tokens_of_a_caption_do_not_move_the_image(block_params):
+    (image, context), emb, mask = block_inputs()
+
+    @quick_jit
+    def F(context, mask):
+        carry = image, context
+        block = joint_block("einsum")
+        return block.apply({"params": block_params}, carry, emb, mask, True)[0][0]
+
+    exact = F(context, mask)
+    changed = jnp.where(jnp.asarray(MASK)[..., None], context, 50.0)
+    np.testing.assert_allclose(F(changed, mask), exact, rtol=0, atol=1e-6)
+    assert rms(F(context, jnp.ones_like(mask))[1:] - exact[1:]) > 1e-3
+
+
+class Positions(MMDiT):
+    @nn.compact
+    def __call__(self, x, cond, *, train=False):
+        return self._position(2, 3)
+
+
+def test_positions_are_the_middle_of_a_table_that_is_not_trained():
+    """x first, then y, sine before cosine; 64 units across the table."""
+    module = Positions((4, 6, 4), width=16, positions="table", position_grid=7)
+    params = module.init(jax.random.key(0), None, None)["params"]
+    i, w = np.arange(7) * 64 / 7, 1e4 ** -(np.arange(4) / 4)
+    angles = i[:, None] * w
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table = [[np.concatenate([axis[x], axis[y]]) for x in range(7)] for y in range(7)]
+    table = np.array(table)
+    np.testing.assert_allclose(params["position"], table.reshape(49, 16), atol=1e-5)
+
+    def total(params):
+        found = module.apply({"params": params}, None, None)
+        return jnp.sum(found), found
+
+    gradient, found = jax.grad(total, has_aux=True)(params)
+    np.testing.assert_allclose(found, table[2:4, 2:5].reshape(6, 16), atol=1e-5)
+    assert not gradient["position"].any()
+    learned = Positions((4, 6, 4), width=16)
+    params = learned.init(jax.random.key(0), None, None)["params"]
+    assert params["position"].shape == (6, 16)
+
+
+def test_sinusoid_of_a_flow_s_time():
+    t = np.array([0.0, 0.7, 900.0])
+    angles = t[:, None] * np.exp(-np.log(1e4) * np.arange(128) / 128)
+    exact = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    found = embeddings.sinusoid(jnp.asarray(t, jnp.float32), 256)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dual", [0, 2])
+def test_equal_blocks_are_stacked_and_the_last_context_has_no_output(dual):
+    settings = {"width": 16, "num_heads": 2, "depth": 4, "dual_attention_blocks": dual}
+    net = networks.build("mmdit", (4, 4, 2), 0, TEXT, **settings)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    qkv = {
+        name: params[name]["image"]["attention"]["qkv"]["kernel"].shape
+        for name in net.module.stacks
+    }
+    kernel = (16, 3, 16)
+    dual_blocks = {"dual_blocks": (2, *kernel)} if dual else {}
+    assert qkv == {**dual_blocks, "blocks": (3 - dual, *kernel), "last": kernel}
+    assert params["last"]["context"].keys() == {"affine", "attention"}
+    assert "attention_out" not in params["last"]["context"]["attention"]
+    assert "text" not in params
