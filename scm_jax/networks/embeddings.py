@@ -130,6 +130,23 @@ def labels(cond: Cond) -> jax.Array:
     return cond.label
 
 
+def _add_inputs(net: Any, total: jax.Array, cond: Cond) -> jax.Array:
+    """``total`` ``(b, dim)`` and layers of further scalars and of the class."""
+    for name, a in scalars(net, cond):
+        # These start at zero: a student that inherits the weights of a teacher
+        # without such an input is that teacher, whatever the value.
+        zeros = nn.initializers.zeros
+        layer = nn.Dense(net.dim, kernel_init=zeros, name=name)
+        total = total + layer(positional_embedding(a, net.dim))
+    if net.num_classes:
+        normal = nn.initializers.normal(1.0)
+        rows = net.num_classes + 1
+        table = nn.Embed(rows, net.dim, embedding_init=normal, name="label")
+        label = labels(cond)
+        total = total + table(jnp.where(label < 0, net.num_classes, label))
+    return total
+
+
 class ConditionEmbedding(nn.Module):
     """Embeds time, second time, class and guidance into one vector, in float32.
 
@@ -150,18 +167,7 @@ class ConditionEmbedding(nn.Module):
 
         features = embed_time(self, cond.t, self.dim)
         total = nn.Dense(self.dim, name="t")(features)
-        for name, a in scalars(self, cond):
-            # These start at zero: a student that inherits the weights of a teacher
-            # without such an input is that teacher, whatever the value.
-            zeros = nn.initializers.zeros
-            layer = nn.Dense(self.dim, kernel_init=zeros, name=name)
-            total = total + layer(positional_embedding(a, self.dim))
-        if self.num_classes:
-            normal = nn.initializers.normal(1.0)
-            rows = self.num_classes + 1
-            table = nn.Embed(rows, self.dim, embedding_init=normal, name="label")
-            label = labels(cond)
-            total = total + table(jnp.where(label < 0, self.num_classes, label))
+        total = _add_inputs(self, total, cond)
         if cond.pooled is not None:
             total = total + nn.Dense(self.dim, name="pooled")(cond.pooled)
         # A linear layer follows every silu before a pixel norm sees the result, so the
@@ -176,29 +182,19 @@ class PooledEmbedding(nn.Module):
     guidance start at zero, as those of ``ConditionEmbedding``.
     """
 
-    width: int
+    dim: int
     num_classes: int
     use_guidance: bool
     use_dt: bool
 
     @nn.compact
     def __call__(self, cond: Cond) -> jax.Array:
-        """``Cond`` -> ``(b, width)``."""
+        """``Cond`` -> ``(b, dim)``."""
         total = self._mlp(sinusoid(cond.t, TIME_FEATURES), "t")
         if cond.pooled is not None:
             total = total + self._mlp(cond.pooled.astype(jnp.float32), "pooled")
-        for name, a in scalars(self, cond):
-            zeros = nn.initializers.zeros
-            total = total + nn.Dense(self.width, kernel_init=zeros, name=name)(
-                positional_embedding(a, TIME_FEATURES)
-            )
-        if self.num_classes:
-            normal, rows = nn.initializers.normal(1.0), self.num_classes + 1
-            table = nn.Embed(rows, self.width, embedding_init=normal, name="label")
-            label = labels(cond)
-            total = total + table(jnp.where(label < 0, self.num_classes, label))
-        return total
+        return _add_inputs(self, total, cond)
 
     def _mlp(self, a: jax.Array, name: str) -> jax.Array:
-        h = nn.silu(nn.Dense(self.width, name=f"{name}_in")(a))
-        return nn.Dense(self.width, name=f"{name}_out")(h)
+        h = nn.silu(nn.Dense(self.dim, name=f"{name}_in")(a))
+        return nn.Dense(self.dim, name=f"{name}_out")(h)

@@ -8,6 +8,8 @@ the image costs. Equal blocks are stacked and scanned, as in ``dit.py``: ``dual_
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -44,47 +46,52 @@ PRESETS = {
 }
 
 
-# What a stream needs to know of its block, and a block of its network.
-_SHARED = (
-    *("width", "num_heads", "mlp_ratio", "dropout"),
-    *("modulation", "qk_norm", "activation", "dtype"),
-)
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What all blocks share; the fields are those of ``MMDiT``."""
+
+    width: int
+    num_heads: int
+    mlp_ratio: int
+    dropout: float
+    modulation: str
+    qk_norm: str
+    activation: str
+    attention: str
+    dtype: str
 
 
 class Projections(nn.Module):
     """Into and out of the heads of an attention, for the tokens of one stream."""
 
-    width: int
-    num_heads: int
-    qk_norm: str
+    form: Form
     has_output: bool
-    dtype: jnp.dtype
 
     def setup(self) -> None:
+        form = self.form
         # Three kernels side by side, so that a split by heads cuts each of them.
-        self.qkv = nn.DenseGeneral((3, self.width), dtype=self.dtype)
-        if self.qk_norm == "rms":
-            shape = (self.width // self.num_heads,)
-            self.q_norm = self.param("q_norm", nn.initializers.ones, shape)
-            self.k_norm = self.param("k_norm", nn.initializers.ones, shape)
+        self.qkv = nn.DenseGeneral((3, form.width), dtype=form.dtype)
+        if form.qk_norm == "rms":
+            ones, shape = nn.initializers.ones, (form.width // form.num_heads,)
+            self.q_norm = self.param("q_norm", ones, shape)
+            self.k_norm = self.param("k_norm", ones, shape)
         if self.has_output:
-            self.attention_out = nn.Dense(self.width, dtype=self.dtype)
+            self.attention_out = nn.Dense(form.width, dtype=form.dtype)
 
     def heads(self, y: jax.Array) -> tuple[jax.Array, ...]:
         """``(b, n, c)`` -> queries, keys and values ``(b, n, heads, d)``."""
-        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.num_heads, -1)
+        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.form.num_heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.qk_norm == "none":
-            return q, k, v
-        return self._norm(q, self.q_norm), self._norm(k, self.k_norm), v
-
-    def _norm(self, a: jax.Array, scale: jax.Array) -> jax.Array:
-        normed = layers.pixel_norm(a, QK_NORM_EPS) * scale[None, None, None]
-        return normed.astype(a.dtype)
+        if self.form.qk_norm == "rms":
+            q, k = (
+                (layers.pixel_norm(a, QK_NORM_EPS) * scale[None, None, None])
+                for a, scale in ((q, self.q_norm), (k, self.k_norm))
+            )
+        return q.astype(v.dtype), k.astype(v.dtype), v
 
     def out(self, a: jax.Array) -> jax.Array:
         """``(b, n, heads, d)`` -> ``(b, n, c)``."""
-        return self.attention_out(a.reshape(*a.shape[:2], self.width))
+        return self.attention_out(a.reshape(*a.shape[:2], self.form.width))
 
 
 class Stream(nn.Module):
@@ -95,38 +102,32 @@ class Stream(nn.Module):
     (``read_on`` false) has only the modulation and projections of its keys and values.
     """
 
-    width: int
-    num_heads: int
-    mlp_ratio: int
-    dropout: float
-    modulation: str
-    qk_norm: str
-    activation: str
-    dtype: jnp.dtype
+    form: Form
     dual: bool = False
     read_on: bool = True
 
     def setup(self) -> None:
-        branches = 2 + self.dual if self.read_on else 1
-        vectors = layers.MODULATIONS[self.modulation]
-        # Of all branches: one product each for affine and gate.
-        self.affine = nn.Dense(branches * vectors * self.width)
-        heads = self.width, self.num_heads, self.qk_norm, self.read_on, self.dtype
-        self.attention = Projections(*heads)
+        form, branches = self.form, 2 + self.dual if self.read_on else 1
+        vectors = layers.MODULATIONS[form.modulation]
+        self.affine = nn.Dense(branches * vectors * form.width)
+        self.attention = Projections(form, self.read_on)
         if self.dual:
-            self.attention2 = Projections(*heads)
+            self.attention2 = Projections(form, self.read_on)
         if self.read_on:
-            self.gate = nn.Dense(branches * self.width, kernel_init=layers.SMALL)
-            self.mlp_in = nn.Dense(self.mlp_ratio * self.width, dtype=self.dtype)
-            self.mlp_out = nn.Dense(self.width, dtype=self.dtype)
-            self.drop = nn.Dropout(self.dropout)
+            self.gate = nn.Dense(branches * form.width, kernel_init=layers.SMALL)
+            self.mlp_in = nn.Dense(form.mlp_ratio * form.width, dtype=form.dtype)
+            self.mlp_out = nn.Dense(form.width, dtype=form.dtype)
+            self.drop = nn.Dropout(form.dropout)
 
-    def begin(self, h: jax.Array, affine: list[jax.Array]) -> list[Any]:
-        """Queries, keys and values of each attention: one, or two where ``dual``."""
+    def begin(self, h: jax.Array, emb: jax.Array) -> tuple[list[jax.Array], list[Any]]:
+        """Vectors of all branches; queries, keys and values of each attention."""
+        size = layers.MODULATIONS[self.form.modulation] * self.form.width
+        affine = self.affine(emb)
+        affine = jnp.split(affine, affine.shape[-1] // size, axis=-1)
         found = [self.attention.heads(self._modulated(h, affine[0]))]
         if self.dual:
             found.append(self.attention2.heads(self._modulated(h, affine[2])))
-        return found
+        return affine, found
 
     def finish(
         self,
@@ -143,17 +144,11 @@ class Stream(nn.Module):
         if self.dual:
             added = added + more[0] * self.attention2.out(attended[1])
         y = self.mlp_in(self._modulated(added, affine[1]))
-        y = self.drop(ACTIVATIONS[self.activation](y), deterministic=deterministic)
+        y = self.drop(ACTIVATIONS[self.form.activation](y), deterministic=deterministic)
         return added + gate_mlp * self.mlp_out(y)
 
-    def vectors(self, emb: jax.Array) -> list[jax.Array]:
-        """What modulates each branch, ``(b, k c)``."""
-        size = layers.MODULATIONS[self.modulation] * self.width
-        affine = self.affine(emb)
-        return jnp.split(affine, affine.shape[-1] // size, axis=-1)
-
     def _modulated(self, h: jax.Array, affine: jax.Array) -> jax.Array:
-        y = layers.modulate(layers.layer_norm(h), affine, self.modulation)
+        y = layers.modulate(layers.layer_norm(h), affine, self.form.modulation)
         return y.astype(h.dtype)
 
 
@@ -166,15 +161,7 @@ class JointBlock(nn.Module):
     ``last`` returns the context as it was.
     """
 
-    width: int
-    num_heads: int
-    mlp_ratio: int
-    dropout: float
-    modulation: str
-    qk_norm: str
-    activation: str
-    attention: str
-    dtype: jnp.dtype
+    form: Form
     dual: bool = False
     last: bool = False
     placement: Placement | None = None
@@ -196,26 +183,23 @@ class JointBlock(nn.Module):
           deterministic: no dropout.
         """
         image, context = (layers.place_batch(h, self.placement) for h in carry)
-        settings: Any = {k: getattr(self, k) for k in _SHARED}
-        of_image = Stream(**settings, dual=self.dual, name="image")
-        of_context = Stream(**settings, read_on=not self.last, name="context")
-
-        affine, affine_context = of_image.vectors(emb), of_context.vectors(emb)
-        ((q_context, *kv_context),) = of_context.begin(context, affine_context)
-        (q, *kv), *alone = of_image.begin(image, affine)
+        of_image = Stream(self.form, dual=self.dual, name="image")
+        of_context = Stream(self.form, read_on=not self.last, name="context")
+        vectors, ((q, *kv), *alone) = of_image.begin(image, emb)
+        vectors_context, ((q_context, *kv_context),) = of_context.begin(context, emb)
         pairs = zip(kv_context, kv, strict=True)
         k, v = (jnp.concatenate(pair, axis=1) for pair in pairs)
         start = 0
         if not self.last:  # else its queries would be for nothing
             q, start = jnp.concatenate([q_context, q], axis=1), context.shape[1]
-        out = attention(q, k, v, key_mask=mask, implementation=self.attention)
-        attended = [out[:, start:]]
-        attended += [attention(*a, implementation=self.attention) for a in alone]
-        image = of_image.finish(image, emb, affine, attended, deterministic)
+        attend = functools.partial(attention, implementation=self.form.attention)
+        out = attend(q, k, v, key_mask=mask)
+        attended = [out[:, start:], *(attend(*a) for a in alone)]
+        image = of_image.finish(image, emb, vectors, attended, deterministic)
         if not self.last:
             read = [out[:, :start]]
-            args = (affine_context, read, deterministic)
-            context = of_context.finish(context, emb, *args)
+            args = emb, vectors_context, read, deterministic
+            context = of_context.finish(context, *args)
         return (image, context), None
 
 
@@ -289,9 +273,8 @@ class MMDiT(nn.Module):
             attention=IMPLEMENTATIONS,
             remat=layers.REMAT,
         )
-        if len(self.sample_shape) != 3 or any(
-            n % self.patch for n in self.sample_shape[:-1]
-        ):
+        *sides, _ = self.sample_shape
+        if len(sides) != 2 or any(n % self.patch for n in sides):
             raise ValueError(
                 f"network.patch = {self.patch} does not divide both sides of "
                 f"sample_shape {self.sample_shape}, which must be (h, w, c)"
@@ -303,20 +286,18 @@ class MMDiT(nn.Module):
                 f"network.dual_attention_blocks = {self.dual_attention_blocks} must be "
                 f"below network.depth = {self.depth}, which must be at least 2"
             )
-        if self.positions == "table":
-            self._check_table()
+        needed = max(sides) // self.patch
+        if self.positions == "table" and (
+            self.position_grid < needed or self.width % 4
+        ):
+            raise ValueError(
+                f"network.position_grid = {self.position_grid}: a table is needed for "
+                f"{needed} patches and a width divisible by 4, not {self.width}"
+            )
         if self.text is None:
             raise ValueError(
                 "network.name = 'mmdit' joins image and caption, and this dataset has "
                 "no captions; 'dit' and 'unet' need none"
-            )
-
-    def _check_table(self) -> None:
-        side = max(self.sample_shape[:-1]) // self.patch
-        if side > self.position_grid or self.width % 4:
-            raise ValueError(
-                f"network.position_grid = {self.position_grid}: a table is needed for "
-                f"{side} patches and a width divisible by 4, not {self.width}"
             )
 
     @nn.nowrap
@@ -330,12 +311,10 @@ class MMDiT(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype, p = jnp.dtype(self.dtype), self.patch
-        (b, *sides, channels), context = x.shape, cond.context
+        (b, *sides, channels), context, mask = x.shape, cond.context, cond.context_mask
         rows, columns = (n // p for n in sides)
-        scalars = self.use_guidance, self.use_dt
-        embed = embeddings.PooledEmbedding(
-            self.width, self.num_classes, *scalars, name="cond"
-        )
+        inputs = self.num_classes, self.use_guidance, self.use_dt
+        embed = embeddings.PooledEmbedding(self.width, *inputs, name="cond")
         emb = layers.place_batch(nn.silu(embed(cond)), self.placement)
 
         tokens = x.reshape(b, rows, p, columns, p, channels).swapaxes(2, 3)
@@ -343,16 +322,12 @@ class MMDiT(nn.Module):
         image = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
         image = image + self._position(rows, columns).astype(dtype)[None]
         assert context is not None  # an encoder gave it
-        mask = cond.context_mask
         if mask is not None:
             mask = jnp.pad(mask, ((0, 0), (0, rows * columns)), constant_values=True)
-        context = nn.Dense(self.width, dtype=dtype, name="context_in")(
-            context.astype(dtype)
-        )
-        carry = (image, context)
+        context_in = nn.Dense(self.width, dtype=dtype, name="context_in")
+        carry = (image, context_in(context.astype(dtype)))
         for name, length in self.loops().items():
-            stack = self._stack(name, length, dtype)
-            carry, _ = stack(carry, emb, mask, not train)
+            carry, _ = self._stack(name, length)(carry, emb, mask, not train)
 
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
@@ -374,11 +349,11 @@ class MMDiT(nn.Module):
         # Not before it is cut: the table may have 200 million numbers.
         return self.placement.gather({"position": position})["position"]
 
-    def _stack(self, name: str, length: int, dtype: jnp.dtype) -> Any:
+    def _stack(self, name: str, length: int) -> Any:
         # Short stacks run faster unrolled, deep ones compile faster scanned.
         unroll = max(length, 1) if length <= 4 else 1
         in_axes = (nn.broadcast,) * 3
         block = layers.stacked(JointBlock, self, name, in_axes, length, unroll)
-        settings: Any = {k: getattr(self, k) for k in (*_SHARED, "attention")}
-        settings |= {"dtype": dtype, "placement": self.placement, "name": name}
-        return block(**settings, dual=name == "dual_blocks", last=name == "last")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Form)}
+        dual, last = name == "dual_blocks", name == "last"
+        return block(Form(**fields), dual, last, self.placement, name=name)

@@ -8,7 +8,7 @@ import pytest
 
 from scm_jax import networks
 from scm_jax.networks import attention, embeddings
-from scm_jax.networks.mmdit import JointBlock, MMDiT
+from scm_jax.networks.mmdit import Form, JointBlock, MMDiT
 from scm_jax.types import TextInfo
 from tests.networks.reference import draw, normal, quick_jit, rms
 
@@ -16,11 +16,10 @@ TEXT = TextInfo(5, width=6, pooled=4)
 MASK = np.array([[True] * 5, [True, True, False, False, False], [False] * 5])
 
 
-def joint_block(implementation):
-    settings = {"width": 16, "num_heads": 2, "mlp_ratio": 2, "dropout": 0.0}
-    settings |= {"modulation": "double_norm", "qk_norm": "rms", "activation": "silu"}
-    dtype = jnp.dtype("float32")
-    return JointBlock(**settings, attention=implementation, dtype=dtype, dual=True)
+def joint_block(attention):
+    return JointBlock(
+        Form(16, 2, 2, 0.0, "double_norm", "rms", "silu", attention, "float32")
+    )
 
 
 def block_inputs():

@@ -44,31 +44,25 @@ _ENDS = {
     "affine_out": ("final_layer.adaLN_modulation.1", "norm_out.linear"),
     "position": ("pos_embed", "pos_embed.pos_embed"),
 }
-# Layers of a block: modulation; two of the network; qkv, two norms and the output of
-# each attention. In single files both streams have the same names.
+# Prefix and layers of a block: modulation; two of the network; qkv, two norms and the
+# output of each attention. In single files both streams have the same names.
 _SINGLE = (
-    *("adaLN_modulation.1", "mlp.fc1", "mlp.fc2"),
-    *(f"{a}.{n}" for a in ("attn", "attn2") for n in ("qkv", "ln_q", "ln_k", "proj")),
+    "adaLN_modulation.1 mlp.fc1 mlp.fc2 attn.qkv attn.ln_q attn.ln_k attn.proj "
+    "attn2.qkv attn2.ln_q attn2.ln_k attn2.proj"
 )
-_TO = ("to_{}", "norm_q", "norm_k", "to_out.0")
-_ADDED = ("add_{}_proj", "norm_added_q", "norm_added_k", "to_add_out")
 _BLOCK = {
-    ("image", 0): _SINGLE,
-    ("context", 0): _SINGLE,
+    ("image", 0): ("joint_blocks.{}.x_block.", _SINGLE),
+    ("context", 0): ("joint_blocks.{}.context_block.", _SINGLE),
     ("image", 1): (
-        *("norm1.linear", "ff.net.0.proj", "ff.net.2"),
-        *(f"{a}.{n}" for a in ("attn", "attn2") for n in _TO),
+        "transformer_blocks.{}.",
+        "norm1.linear ff.net.0.proj ff.net.2 attn.to_{} attn.norm_q attn.norm_k "
+        "attn.to_out.0 attn2.to_{} attn2.norm_q attn2.norm_k attn2.to_out.0",
     ),
     ("context", 1): (
-        *("norm1_context.linear", "ff_context.net.0.proj", "ff_context.net.2"),
-        *(f"attn.{n}" for n in _ADDED),
+        "transformer_blocks.{}.",
+        "norm1_context.linear ff_context.net.0.proj ff_context.net.2 attn.add_{}_proj "
+        "attn.norm_added_q attn.norm_added_k attn.to_add_out",
     ),
-}
-_PREFIX = {
-    ("image", 0): "joint_blocks.{}.x_block.",
-    ("context", 0): "joint_blocks.{}.context_block.",
-    ("image", 1): "transformer_blocks.{}.",
-    ("context", 1): "transformer_blocks.{}.",
 }
 
 
@@ -106,29 +100,16 @@ class Entry:
         return self.pieces[0].path
 
     def file_shape(self, shapes: Shapes) -> tuple[int, ...]:
-        """Shape of the tensor, from those of the parameters."""
-        axes = [shapes[p.path][self.index is not None :] for p in self.pieces]
-        if self.path == ("position",):
-            return (1, *axes[0])
-        inputs = axes[0][:1] if self.path[-1] == "kernel" else ()
-        sizes = (math.prod(a[len(inputs) :]) for a in axes)
-        out = sum(n // p.count for n, p in zip(sizes, self.pieces, strict=True))
-        if self.patch:
-            return (out, inputs[0] // self.patch**2, self.patch, self.patch)
-        return (out, *inputs)
+        """Shape of the tensor, from those of the parameters; allocates nothing."""
+        zeros = {p.path: np.broadcast_to(False, shapes[p.path]) for p in self.pieces}
+        parts = [piece.of(zeros[piece.path], self.index) for piece in self.pieces]
+        shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+        return self._to_file(np.broadcast_to(False, shape)).shape
 
     def write(self, flat: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:
         """The tensor of a file from parameters by path."""
         parts = [piece.of(flat[piece.path], self.index) for piece in self.pieces]
-        array = np.concatenate(parts, axis=-1)
-        if self.path == ("position",):
-            array = array[None]
-        elif self.patch:
-            array = array.reshape(self.patch, self.patch, -1, array.shape[-1])
-            array = array.transpose(3, 2, 0, 1)
-        else:
-            array = array.T
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(self._to_file(np.concatenate(parts, axis=-1)))
 
     def read(self, tensor: np.ndarray, into: Mapping[Any, np.ndarray]) -> None:
         """The inverse of ``write``: fills the pieces of these parameters."""
@@ -141,6 +122,15 @@ class Entry:
         parts = np.split(tensor, len(self.pieces), axis=-1)
         for piece, part in zip(self.pieces, parts, strict=True):
             piece.of(into[piece.path], self.index)[...] = part
+
+    def _to_file(self, array: np.ndarray) -> np.ndarray:
+        """``(in, out)`` or ``(out,)`` in the file's layout."""
+        if self.path == ("position",):
+            return array[None]
+        if self.patch:
+            array = array.reshape(self.patch, self.patch, -1, array.shape[-1])
+            return array.transpose(3, 2, 0, 1)
+        return array.T
 
 
 def entries(module: MMDiT, naming: str = NAMINGS[0]) -> list[Entry]:
@@ -158,7 +148,7 @@ def entries(module: MMDiT, naming: str = NAMINGS[0]) -> list[Entry]:
     loops = [(g, i) for g, n in module.loops().items() for i in range(n)]
     for i, (group, index) in enumerate([*loops, ("last", None)]):
         for stream in ("image", "context"):
-            prefix = _PREFIX[stream, which].format(i)
+            prefix = _BLOCK[stream, which][0].format(i)
             for entry in _stream(group, stream, which):
                 name = prefix + entry.name
                 table.append(dataclasses.replace(entry, name=name, index=index))
@@ -167,7 +157,7 @@ def entries(module: MMDiT, naming: str = NAMINGS[0]) -> list[Entry]:
 
 def _stream(group: str, stream: str, which: int) -> Iterator[Entry]:
     """One stream of a block, without the block's prefix and index."""
-    path, (modulation, *mlp) = (group, stream), _BLOCK[stream, which][:3]
+    path, (modulation, *rest) = (group, stream), _BLOCK[stream, which][1].split()
     alone = group == "last" and stream == "context"
     dual = group == "dual_blocks" and stream == "image"
     branches = 1 if alone else 2 + dual
@@ -176,10 +166,10 @@ def _stream(group: str, stream: str, which: int) -> Iterator[Entry]:
         gates = [Piece((*path, "gate"), i, branches) for i in range(branches)]
         pieces = [p for i, g in enumerate(gates) for p in (*pieces[2 * i :][:2], g)]
     yield from _layer(modulation, pieces)
-    for layer, name in zip(("mlp_in", "mlp_out"), mlp, strict=True):
+    for layer, name in zip(("mlp_in", "mlp_out"), rest, strict=False):
         yield from _layer(name, [Piece((*path, layer))])
     for i, attention in enumerate(("attention", "attention2")[: 1 + dual]):
-        qkv, norm_q, norm_k, out = _BLOCK[stream, which][3 + 4 * i : 7 + 4 * i]
+        qkv, norm_q, norm_k, out = rest[2 + 4 * i : 6 + 4 * i]
         here = (*path, attention)
         three = [Piece((*here, "qkv"), n, 3) for n in range(3)]
         groups = [[piece] for piece in three] if which else [three]
@@ -231,21 +221,23 @@ def infer_network(state: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]
     """The network that a file holds weights of, see ``edm.infer_network``."""
     bare, which = _bare(state), NAMINGS.index(file_layout(state)["naming"])
     blocks = {m[1] for n in bare if (m := re.match(r"\w+_blocks\.(\d+)\.", n))}
-    _, mlp_in, _, _, norm, _, _, _, second, *_ = (
-        f"{_PREFIX['image', which]}{name}.weight" for name in _BLOCK["image", which]
-    )
+    prefix, names = _BLOCK["image", which]
+    _, mlp_in, _, _, norm, *_, second = names.split()
     width, _, patch, _ = bare[f"{_ENDS['patch_in'][which]}.weight"].shape
-    scale = bare.get(norm.format(0))
+    scale = bare.get(f"{prefix}{norm}.weight".format(0))
+    hidden = len(bare[f"{prefix}{mlp_in}.weight".format(0)])
     return "mmdit", {
         "patch": int(patch),
         "width": int(width),
         "depth": len(blocks),
         "num_heads": width // (HEAD_CHANNELS if scale is None else len(scale)),
-        "mlp_ratio": len(bare[mlp_in.format(0)]) // width,
+        "mlp_ratio": hidden // width,
         "modulation": "adaptive",
         "qk_norm": "none" if scale is None else "rms",
         "activation": "gelu",
-        "dual_attention_blocks": sum(second.format(i) in bare for i in blocks),
+        "dual_attention_blocks": sum(
+            f"{prefix}{second}.weight".format(i) in bare for i in blocks
+        ),
         "positions": "table",
         "position_grid": math.isqrt(bare[_ENDS["position"][which]].shape[1]),
     }
