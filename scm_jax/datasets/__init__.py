@@ -26,6 +26,7 @@ DATASETS = Registry(
     latents="scm_jax.datasets.prepared_latents.make_latents",
     mixture="scm_jax.datasets.synthetic.make_mixture",
     noise_images="scm_jax.datasets.images.make_noise_images",
+    noise_latents="scm_jax.datasets.noise_latents.make_noise_latents",
     shapes="scm_jax.datasets.shapes.make_shapes",
 )
 

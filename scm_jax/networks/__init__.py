@@ -25,6 +25,7 @@ NETWORKS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.DDPMpp",
     dit="scm_jax.networks.dit.DiT",
     mlp="scm_jax.networks.mlp.MLP",
+    mmdit="scm_jax.networks.mmdit.MMDiT",
     unet="scm_jax.networks.unet.UNet",
 )
 
@@ -32,6 +33,7 @@ NETWORKS = Registry(
 PRESETS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.PRESETS",
     dit="scm_jax.networks.dit.PRESETS",
+    mmdit="scm_jax.networks.mmdit.PRESETS",
     unet="scm_jax.networks.unet.PRESETS",
 )
 

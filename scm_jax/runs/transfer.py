@@ -13,14 +13,16 @@ from ml_collections import ConfigDict
 from scm_jax import config as config_lib
 from scm_jax.cost import counts
 from scm_jax.files import atomic, state_dict
-from scm_jax.networks.external import edm
+from scm_jax.networks.external import edm, mmdit
 from scm_jax.runs.directory import layout
 from scm_jax.runs.directory.linked_runs import IMPORTED_FILE
+from scm_jax.runs.directory.run_configs import read_object
 from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import experiment as experiment_lib
 from scm_jax.training import checkpoint
 
 EXTRAS = "imported_extras.npz"
+FILE_LAYOUT = "file_layout"
 
 
 def import_run(
@@ -29,7 +31,7 @@ def import_run(
     workdir: str | os.PathLike,
     *,
     key: str = "",
-    parameterization: str = "edm",
+    parameterization: str = "",
 ) -> dict[str, Any]:
     """Makes a run directory of a published checkpoint; executes no code in it.
 
@@ -41,7 +43,8 @@ def import_run(
       weights: torch file or pickle, safetensors or npz.
       workdir: the run directory; must not hold another run.
       key: entry of the file, such as ``ema``; empty chooses.
-      parameterization: that of the network, ``edm`` or ``trigflow``.
+      parameterization: of the network, a key of ``trigflow.PARAMETERIZATIONS``; empty
+        is that of the published ones: ``rectified_flow`` for SD3, else ``edm``.
 
     Returns:
       What was read: network, settings, parameters, sha256 of the file.
@@ -51,12 +54,14 @@ def import_run(
       state_dict.UnsafePickleError: the file would have run code.
     """
     state = state_dict.read_state_dict(weights, key=key)
-    name, settings = edm.infer_network(state)
+    sd3 = mmdit.recognizes(state)
+    parameterization = parameterization or ("rectified_flow" if sd3 else "edm")
+    name, settings = (mmdit if sd3 else edm).infer_network(state)
     config = _with_network(config, name, settings, parameterization)
     run_dir = layout.RunDir(workdir)
     experiment = experiment_lib.build(experiment_lib.without_teacher(config))
     module: Any = experiment.network.module
-    params, extras = edm.import_weights(module, state)
+    params, extras, layout_of_file = _read_weights(module, state)
     run_dir.write_config(config_lib.to_dict(config))
     found = {
         "weights": Path(weights).name,
@@ -66,6 +71,7 @@ def import_run(
         "parameterization": parameterization,
         "parameters": counts.parameter_count(params),
         "extras": sorted(extras),
+        **layout_of_file,
     }
     checkpoint.save_average(
         run_dir.checkpoints_dir, experiment.sampling_ema, params, metadata=found
@@ -73,6 +79,14 @@ def import_run(
     np.savez(run_dir.path / EXTRAS, **dict[str, Any](extras))
     (run_dir.path / IMPORTED_FILE).write_text(json.dumps(found, indent=1))
     return found
+
+
+def _read_weights(module: Any, state: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Parameters, tensors that are none, and what an export must know of the file."""
+    if isinstance(module, mmdit.MMDiT):
+        params = mmdit.import_weights(module, state)
+        return params, {}, {FILE_LAYOUT: mmdit.file_layout(state)}
+    return *edm.import_weights(module, state), {}
 
 
 def _with_network(
@@ -98,10 +112,10 @@ def export_run(
     ema: str = "",
     step: int | None = None,
 ) -> int:
-    """Writes an EMA of a run's weights under the names of the EDM family.
+    """Writes an EMA of a run's weights under the names of the published files.
 
     Args:
-      run: the run directory of a U-Net or DDPM++.
+      run: the run directory of a U-Net, a DDPM++ or an MMDiT.
       out: ``.safetensors`` or ``.npz``.
       ema: name of the EMA; empty is the one that samples.
       step: step of the checkpoint; default is the newest.
@@ -114,10 +128,15 @@ def export_run(
     """
     loaded = load_generate(run, ema, step)
     module = loaded.experiment.network.module
+    if isinstance(module, mmdit.MMDiT):
+        imported = read_object(Path(run) / IMPORTED_FILE).get(FILE_LAYOUT)
+        state = mmdit.export_weights(module, loaded.params, imported)
+        state_dict.write_state_dict(out, state)
+        return len(state)
     if not isinstance(module, (edm.UNet, edm.DDPMpp)):
         raise ValueError(
             f"network.name = {loaded.experiment.config.network.name!r} has no "
-            "published file format; 'unet' has EDM2's and 'ddpmpp' EDM's"
+            "published file format; 'unet' has EDM2's, 'ddpmpp' EDM's, 'mmdit' SD3's"
         )
     extras = {}
     if (path := Path(run) / EXTRAS).is_file():

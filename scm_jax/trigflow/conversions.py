@@ -139,7 +139,7 @@ def prediction_from_F(
     return lookup({**predictions, "v": a * eps - b * x0}, kind, "prediction kind")
 
 
-PARAMETERIZATIONS = ("trigflow", "edm")
+PARAMETERIZATIONS = ("trigflow", "edm", "rectified_flow")
 
 
 def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
@@ -166,6 +166,53 @@ def from_edm(net_fn: Any, sigma_data: float) -> Any:
         return -net_fn(params, x, cond, **kwargs)
 
     return fn
+
+
+def from_rectified_flow(
+    net_fn: Any, sigma_data: float, time_scale: float = 1000.0
+) -> Any:
+    """A network that predicts ``v = eps - x0`` as a TrigFlow network, exactly.
+
+    With ``D = cos t + sigma_data sin t``, its input is ``y = (1-s) x0 + s eps``:
+
+        s = sigma_data sin t / D        y = x_t / D
+        F = (v(y, time_scale s) + (cos t - sin t / sigma_data) x_t) / D
+
+    Nothing is divided by ``sin t`` or ``cos t``, and ``D`` is at least
+    ``min(1, sigma_data)``. ``sigma_data`` need not be the standard deviation of the
+    data, which are in the flow's own units. ``net_fn(params, y, cond, ...)`` reads
+    ``cond.t`` as ``time_scale s``; SD3, Flux and SANA have 1000 (arXiv 2403.03206).
+    The case ``sigma_data = 1`` is Prop. 3.1 of SANA-Sprint (arXiv 2503.09641).
+    """
+
+    def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        time = as_time(cond.t)
+        total = time.cos + sigma_data * time.sin
+        s = sigma_data * time.sin / total
+        y = x * expand(sigma_data / total, x)
+        v = net_fn(params, y, cond.replace(t=time_scale * s), **kwargs)
+        slope = (sigma_data * time.cos - time.sin) / total
+        return v * expand(1 / total, x) + x * expand(slope, x)
+
+    return fn
+
+
+def logit_normal_proposal(
+    mean: float, std: float, shift: float = 1.0
+) -> tuple[float, float]:
+    """``P_mean, P_std`` of the times that rectified flows are trained at.
+
+    There ``logit s ~ N(mean, std^2)``, then ``s' = shift s / (1 + (shift - 1) s)``
+    (arXiv 2403.03206, Eq. 19 and 23). As ``logit s = log sigma = log(sigma_data tan
+    t)``, that is a proposal of TrigFlow's, and the shift adds ``log(shift)``. SD3 has
+    ``(0, 1)`` and, from ``n`` to ``m`` pixels, ``shift = sqrt(m / n)``.
+
+    Example:
+      >>> P_mean, P_std = logit_normal_proposal(0.0, 1.0, shift=3.0)
+      >>> round(P_mean, 3), P_std
+      (1.099, 1.0)
+    """
+    return mean + float(np.log(shift)), std
 
 
 def score_from_F(
