@@ -41,3 +41,4 @@ from scm_jax.trigflow.conversions import (
     to_trigflow,
     vp_coefficients,
 )
+from scm_jax.trigflow.published import ADAPTERS, from_dit, from_sana_sprint, from_sit

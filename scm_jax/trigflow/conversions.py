@@ -139,7 +139,10 @@ def prediction_from_F(
     return lookup({**predictions, "v": a * eps - b * x0}, kind, "prediction kind")
 
 
-PARAMETERIZATIONS = ("trigflow", "edm", "rectified_flow")
+PARAMETERIZATIONS = (
+    *("trigflow", "edm", "rectified_flow"),
+    *("dit", "sit", "sana_sprint"),
+)
 
 
 def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
