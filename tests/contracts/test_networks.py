@@ -23,6 +23,9 @@ from tests.contracts.network_cases import (
 )
 from tests.networks.reference import quick_jit, rms
 
+# With ReLU: a slope may jump within the step of a central difference.
+CORNERS = {"sana"}
+
 # Rows of the table of classes that a batch of the classes 2, 0, null, 0 uses: the
 # U-Net's is normalized over its rows, and the last row of two is the null class.
 ROWS = {
@@ -217,7 +220,7 @@ def test_gradient_is_the_central_difference(case):
     """Gradient of the value alone, through dropout, loops and rematerialization."""
     grads, (_, dF_dt) = run_step(case, case.params, 9)
     c = cotangent(dF_dt)
-    h = 3e-3
+    h = 3e-4 if case.name in CORNERS else 3e-3
     direction = jax.tree.map(
         lambda a: noise(a.shape, 10) * (rms(a) + 0.01), case.params
     )
@@ -300,8 +303,8 @@ def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
         )
         for a in (h, -h)
     )
-    # Another mask would be off by order 1/h. Some slopes jump within h, in sana.
-    atol = 0.3 if case.name == "sana" else 2e-2
+    # Another mask would be off by order 1/h.
+    atol = 5.0 if case.name in CORNERS else 2e-2
     np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=atol)
 
 
