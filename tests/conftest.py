@@ -135,5 +135,5 @@ def float64_islands(float64, monkeypatch):
     rooms = (trigflow.algebra, sampling.samplers, attention, dit, layers, embeddings)
     for room in (*rooms, magnitude, base, consistency):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())
-    for room in (trigflow.conversions, trigflow.published, sampling.guidance):
+    for room in (trigflow.conversions, sampling.guidance):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())
