@@ -198,8 +198,10 @@ class DiT(nn.Module):
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
         inputs = (self.width, self.num_classes, self.use_guidance, self.use_dt)
-        embed: Any = embeddings.PooledEmbedding(*inputs, name="cond")
-        if self.embedding != embeddings.TIMESTEP_MLP:
+        embed: Any
+        if self.embedding == embeddings.TIMESTEP_MLP:
+            embed = embeddings.PooledEmbedding(*inputs, name="cond")
+        else:
             features = (self.embedding, self.fourier_scale)
             embed = embeddings.ConditionEmbedding(*inputs, *features, name="cond")
         emb = layers.place_batch(nn.silu(embed(cond)), self.placement)

@@ -28,8 +28,8 @@ _DIT = (
     {
         "patch_in": "x_embedder.proj",
         "position": "pos_embed",
-        "cond/t/in": "t_embedder.mlp.0",
-        "cond/t/out": "t_embedder.mlp.2",
+        "cond/t_in": "t_embedder.mlp.0",
+        "cond/t_out": "t_embedder.mlp.2",
         "cond/label": "y_embedder.embedding_table",
         "affine_out": "final_layer.adaLN_modulation.1",
         "patch_out": "final_layer.linear",
@@ -43,14 +43,13 @@ _DIT = (
     },
 )
 # Theirs are the original names, then those of diffusers.
-_GUIDANCE = "cond/guidance/"
 _SANA = (
     {
         "patch_in": "x_embedder.proj = patch_embed.proj",
-        "cond/t/in": "t_embedder.mlp.0 = time_embed.timestep_embedder.linear_1",
-        "cond/t/out": "t_embedder.mlp.2 = time_embed.timestep_embedder.linear_2",
-        _GUIDANCE + "in": "cfg_embedder.mlp.0 = time_embed.guidance_embedder.linear_1",
-        _GUIDANCE + "out": "cfg_embedder.mlp.2 = time_embed.guidance_embedder.linear_2",
+        "cond/t_in": "t_embedder.mlp.0 = time_embed.timestep_embedder.linear_1",
+        "cond/t_out": "t_embedder.mlp.2 = time_embed.timestep_embedder.linear_2",
+        "guidance/in": "cfg_embedder.mlp.0 = time_embed.guidance_embedder.linear_1",
+        "guidance/out": "cfg_embedder.mlp.2 = time_embed.guidance_embedder.linear_2",
         "t_block": "t_block.1 = time_embed.linear",
         "memory/in": "y_embedder.y_proj.fc1 = caption_projection.linear_1",
         "memory/out": "y_embedder.y_proj.fc2 = caption_projection.linear_2",
@@ -93,7 +92,7 @@ _EXTRAS = re.compile(r"y_embedder\.y_embedding|pos_embed|logvar_linear\.\w+")
 
 def recognizes(state: Mapping[str, Any]) -> bool:
     """Whether a file holds DiT, SiT or SANA-Sprint; SANA without guidance is not."""
-    guidance = [_name("cond/guidance/in", which) for which in (0, 1)]
+    guidance = [_name("guidance/in", which) for which in (0, 1)]
     return any(name in state for name in (_LABELS, *guidance))
 
 
