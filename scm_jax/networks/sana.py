@@ -274,8 +274,8 @@ class Sana(nn.Module):
         draw = nn.initializers.normal(width**-0.5)
         m = emb[:, None] + self.param("table_out", draw, (2, width))[None]
         h = _modulated(h, m[:, 0], m[:, 1])
-        out = nn.Dense(tokens.shape[-1], name="patch_out")(h)
-        return layers.unpatchify(out, self.patch, self.sample_shape)
+        out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
+        return layers.unpatchify(out(h), self.patch, self.sample_shape)
 
     def _stack(self, dtype: jnp.dtype) -> Any:
         unroll = self.depth if self.depth <= 4 else 1  # as in dit.py
