@@ -161,7 +161,6 @@ class KeysAndValues(nn.Module):
 
     @nn.compact
     def __call__(self, c: jax.Array) -> jax.Array:
-        """``c`` is the caption, ``(b, n, w)``."""
         kv = nn.Dense(2 * self.width, dtype=self.dtype, name="kv")(c)
         k, v = jnp.split(kv, 2, axis=-1)
         k = RMSNorm(CROSS_EPS, name="k_norm")(k).astype(v.dtype)
@@ -182,7 +181,6 @@ class CaptionMemory(nn.Module):
 
     @nn.compact
     def __call__(self, cond: Cond) -> Cond:
-        """Needs ``context``."""
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(cond.context)
         h = nn.Dense(self.width, dtype=self.dtype, name="out")(nn.gelu(h))
         h = RMSNorm(CAPTION_EPS, CAPTION_SCALE, name="norm")(h).astype(self.dtype)
