@@ -49,6 +49,10 @@ TINY = {
         "mlp": {"width": 16, "depth": 1},
         "mmdit": {"width": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
         | {"text": _TINY_TEXT},
+        "sana": {
+            **{"width": 16, "depth": 1, "num_heads": 2, "patch": 2},
+            **{"head_channels": 16, "mlp_ratio": 1.5},
+        },
         "unet": {**_TINY_U_NET, "head_channels": 8},
     }.items()
 }
@@ -65,6 +69,7 @@ SMALL = {
         "ddpmpp": _SMALL_U_NET,
         "dit": {"width": 64, "depth": 4, "num_heads": 4},
         "mmdit": {"width": 64, "depth": 4, "num_heads": 4, "text": _TINY_TEXT},
+        "sana": {"width": 64, "depth": 4},
         "unet": {**_SMALL_U_NET, "head_channels": 32},
     }.items()
 }
@@ -93,6 +98,9 @@ PUBLISHED = {
     "dit": Case("dit", (32, 32, 4), 1000, {**PRESETS["dit"]["xl"], "patch": 2}),
     "mmdit": Case(
         "mmdit", (64, 64, 16), 0, {**PRESETS["mmdit"]["sd3_medium"], "text": SD3_TEXT}
+    ),
+    "sana": Case(
+        "sana", (32, 32, 32), 0, {**PRESETS["sana"]["0p6b"], "use_guidance": True}
     ),
     "unet": Case("unet", (64, 64, 4), 1000, PRESETS["unet"]["s"]),
 }

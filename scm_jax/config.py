@@ -34,6 +34,7 @@ TINY_NETWORKS: dict[str, dict[str, Any]] = {
     "ddpmpp": {**_FLAT, "attention_resolutions": ()},
     "dit": {"width": 32, "depth": 2, "num_heads": 2},
     "mmdit": {"width": 32, "depth": 2, "num_heads": 2, "dual_attention_blocks": 0},
+    "sana": {"width": 32, "depth": 2, "num_heads": 2, "patch": 2},
     "unet": {**_FLAT, "attention_resolutions": (), "head_channels": 32},
 }
 
@@ -60,8 +61,7 @@ def base_config(
     c.network = ConfigDict(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
     )
-    # Of the network: trigflow, edm (its c_noise), rectified_flow (v at 1000 s).
-    c.parameterization = "trigflow"
+    c.parameterization = "trigflow"  # of the network: a key of PARAMETERIZATIONS
     c.objective = _objective_section(objective)
 
     c.teacher = ConfigDict()

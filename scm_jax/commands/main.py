@@ -243,14 +243,14 @@ def _demo() -> int:
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
-@cli.command("import", "Makes a run directory of published EDM, EDM2 or SD3 weights.")
+@cli.command("import", "Makes a run directory of published weights.")
 def _import() -> int:
     _flag_config()
     _flag_workdir()
     cli.path("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
     flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
-    legal = ["edm", "trigflow", "rectified_flow"]
-    help = "That of the network; default: that of the published ones."
+    legal = ["trigflow", "edm", "rectified_flow", "dit", "sit", "sana_sprint"]
+    help = "That of the network; default: by the file."
     flags.DEFINE_enum("parameterization", None, legal, help)
     f = cli.parse("config", "weights", "workdir")
     from scm_jax.runs import transfer
@@ -261,7 +261,7 @@ def _import() -> int:
     return 0
 
 
-@cli.command("export", "Writes a run's weights as a file of the EDM or SD3 family.")
+@cli.command("export", "Writes a run's weights as a file under the published names.")
 def _export() -> int:
     _flag_run()
     _flag_ema()

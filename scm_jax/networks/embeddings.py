@@ -15,6 +15,7 @@ from scm_jax.types import Cond, check_choice
 
 SQRT2 = float(np.sqrt(2.0))
 EMBEDDINGS = ("positional", "fourier")
+TIMESTEP_MLP = "timestep_mlp"  # DiT's, which is SD3's: ``PooledEmbedding``
 TIME_FEATURES = 256  # of SD3
 
 

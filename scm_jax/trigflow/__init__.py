@@ -26,13 +26,17 @@ from scm_jax.trigflow.algebra import (
     z_from_F,
 )
 from scm_jax.trigflow.conversions import (
+    ADAPTERS,
     PARAMETERIZATIONS,
     PREDICTIONS,
     F_from_prediction,
     edm_c_noise,
     edm_coefficients,
+    from_dit,
     from_edm,
     from_rectified_flow,
+    from_sana_sprint,
+    from_sit,
     from_trigflow,
     logit_normal_proposal,
     prediction_from_F,

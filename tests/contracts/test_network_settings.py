@@ -34,7 +34,8 @@ def test_bad_settings_are_errors_when_built(name):
         jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :4], cond)
 
 
-CHOICES = ("modulation", "embedding", "null_label", "remat", "qk_norm", "positions")
+CHOICES = ("modulation", "embedding", "null_label", "remat", "qk_norm")
+CHOICES += ("activation", "positions")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ BAD = [
         {"positions": "table", "position_grid": 3},
         "position_grid = 3: a table is needed for 4 patches",
     ),
+    ("sana", SHAPE, {"patch": 3}, "patch = 3 does not divide both sides of an image"),
+    ("sana", SHAPE, {"head_channels": 5}, "head_channels = 5 does not divide width"),
     *(
         (name, shape, {"width": 64, "channel_mult": mult}, message)
         for name in ("unet", "ddpmpp")

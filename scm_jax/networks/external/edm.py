@@ -245,7 +245,7 @@ def export_weights(
 
 
 @functools.lru_cache(maxsize=8)
-def expected_shapes(module: UNet | DDPMpp) -> Shapes:
+def expected_shapes(module: Any) -> Shapes:
     """Path -> shape of every parameter of ``module``; nothing is allocated."""
     return flat_shapes(jax.eval_shape(Network(module).init, jax.random.key(0)))
 

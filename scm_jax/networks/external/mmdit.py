@@ -78,7 +78,9 @@ class Piece:
         """These outputs as a view ``(in, out)`` or ``(out,)``."""
         array = array if index is None else array[index]
         if self.path[-1] == "kernel":
-            array = array.reshape(len(array), -1)  # three kernels lie side by side
+            # Three kernels lie side by side; taps of a convolution come first.
+            inputs = len(array) if array.ndim < 4 else math.prod(array.shape[:3])
+            array = array.reshape(inputs, -1)
         elif self.path[-1] == "bias":
             array = array.reshape(-1)
         size = array.shape[-1] // self.count
@@ -92,7 +94,7 @@ class Entry:
     name: str
     pieces: tuple[Piece, ...]
     index: int | None = None  # position in a stacked parameter
-    patch: int = 0  # side, for the kernel that reads patches
+    patch: int = 0  # side, for a kernel that reads patches or convolves
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -117,20 +119,20 @@ class Entry:
             tensor = tensor[0]
         elif self.patch:
             tensor = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-        else:
+        elif self.path[-1] == "kernel":
             tensor = tensor.T
         parts = np.split(tensor, len(self.pieces), axis=-1)
         for piece, part in zip(self.pieces, parts, strict=True):
             piece.of(into[piece.path], self.index)[...] = part
 
     def _to_file(self, array: np.ndarray) -> np.ndarray:
-        """``(in, out)`` or ``(out,)`` in the file's layout."""
+        """``(in, out)`` or another array in the file's layout."""
         if self.path == ("position",):
             return array[None]
         if self.patch:
             array = array.reshape(self.patch, self.patch, -1, array.shape[-1])
             return array.transpose(3, 2, 0, 1)
-        return array.T
+        return array.T if self.path[-1] == "kernel" else array
 
 
 def entries(module: MMDiT, naming: str = NAMINGS[0]) -> list[Entry]:
@@ -249,22 +251,29 @@ def import_weights(module: MMDiT, state: Mapping[str, np.ndarray]) -> Tree:
     Raises:
       ValueError: a tensor is missing, left over or of another shape.
     """
-    bare, shapes = _bare(state), expected_shapes(module)
     table = entries(module, file_layout(state)["naming"])
-    check_names(table, bare)
-    flat = {path: np.empty(shapes[path], np.float32) for path in _placed(table)}
+    return read_pieces(table, expected_shapes(module), _bare(state))
+
+
+def read_pieces(
+    table: list[Entry], shapes: Shapes, state: Mapping[str, np.ndarray]
+) -> Tree:
+    """``edm.read_tensors`` for entries of pieces."""
+    check_names(table, state)
+    flat = {path: np.empty(shapes[path], np.float32) for path in placed(table)}
     for entry in table:
-        shape, wanted = bare[entry.name].shape, entry.file_shape(shapes)
+        shape, wanted = state[entry.name].shape, entry.file_shape(shapes)
         if shape != wanted:
             raise ValueError(
                 f"{entry.name} has shape {shape}; for {'/'.join(entry.path)} it must "
                 f"have {wanted}"
             )
-        entry.read(np.asarray(bare[entry.name]), flat)
+        entry.read(np.asarray(state[entry.name]), flat)
     return traverse_util.unflatten_dict(flat)
 
 
-def _placed(table: list[Entry]) -> set[tuple[str, ...]]:
+def placed(table: list[Entry]) -> set[tuple[str, ...]]:
+    """Paths of the parameters that the entries hold."""
     return {piece.path for entry in table for piece in entry.pieces}
 
 
@@ -280,7 +289,7 @@ def export_weights(
     default = {"naming": NAMINGS[0], "prefix": "", "dtype": "float32"}
     layout = {**default, "other_dtypes": {}, **(layout or {})}
     table = entries(module, layout["naming"])
-    unplaced = ["/".join(p) for p in set(expected_shapes(module)) - _placed(table)]
+    unplaced = ["/".join(p) for p in set(expected_shapes(module)) - placed(table)]
     if (module.modulation, module.activation) != ("adaptive", "gelu"):
         unplaced += [f"modulation {module.modulation!r}, {module.activation!r}"]
     if unplaced:
@@ -289,7 +298,7 @@ def export_weights(
             "saved as a checkpoint only"
         )
     flat = traverse_util.flatten_dict(params)
-    flat = {path: np.asarray(flat[path]) for path in _placed(table)}
+    flat = {path: np.asarray(flat[path]) for path in placed(table)}
 
     def tensor(entry: Entry) -> np.ndarray:
         name = layout["other_dtypes"].get(entry.name, layout["dtype"])

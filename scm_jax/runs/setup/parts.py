@@ -54,6 +54,7 @@ _ADAPTERS: dict[str, Any] = {
     "trigflow": None,
     "edm": trigflow.from_edm,
     "rectified_flow": trigflow.from_rectified_flow,
+    **trigflow.ADAPTERS,
 }
 
 
