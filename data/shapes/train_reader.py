@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scm_jax.datasets import shapes
+from scm_jax.datasets import shape_captions, shapes
 from scm_jax.evaluation.features import shapes_reader as reader
 from scm_jax.files.tensors import tensors_sha256
 
@@ -38,7 +38,9 @@ def load_items(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Pixels of some items, and what the heads are to name."""
     indices = np.arange(first, last)
-    return source.gather(indices)["image"], shapes.targets(source.attributes(indices))
+    return source.gather(indices)["image"], shape_captions.targets(
+        source.attributes(indices)
+    )
 
 
 def init_weights(rng: np.random.Generator) -> dict[str, jax.Array]:

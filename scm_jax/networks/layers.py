@@ -150,20 +150,6 @@ def resample(x: jax.Array, mode: str) -> jax.Array:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def space_to_depth(x: jax.Array, size: int) -> jax.Array:
-    """``(b, h, w, c) -> (b, h/size, w/size, size^2 c)``: squares become channels."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // size, size, w // size, size, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, -1)
-
-
-def depth_to_space(x: jax.Array, size: int) -> jax.Array:
-    """The inverse of ``space_to_depth``."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, size, size, c // size**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, -1)
-
-
 # Kernels of a block that multiply in float32 whatever the compute dtype is.
 FLOAT32_KERNELS = ("affine", "gate")
 

@@ -310,15 +310,13 @@ class MMDiT(nn.Module):
         """``x`` is ``(b, *sample_shape)``; returns ``F`` of that shape, float32."""
         self.check()
         layers.check_input(x, self.sample_shape)
-        dtype, p = jnp.dtype(self.dtype), self.patch
-        (b, *sides, channels), context, mask = x.shape, cond.context, cond.context_mask
-        rows, columns = (n // p for n in sides)
+        dtype, context, mask = jnp.dtype(self.dtype), cond.context, cond.context_mask
+        rows, columns = (n // self.patch for n in self.sample_shape[:2])
         inputs = self.num_classes, self.use_guidance, self.use_dt
         embed = embeddings.PooledEmbedding(self.width, *inputs, name="cond")
         emb = layers.place_batch(nn.silu(embed(cond)), self.placement)
 
-        tokens = x.reshape(b, rows, p, columns, p, channels).swapaxes(2, 3)
-        tokens = tokens.reshape(b, rows * columns, p * p * channels).astype(dtype)
+        tokens = layers.patchify(x, self.patch).astype(dtype)
         image = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
         image = image + self._position(rows, columns).astype(dtype)[None]
         assert context is not None  # an encoder gave it
@@ -333,8 +331,7 @@ class MMDiT(nn.Module):
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
         h = layers.modulate(layers.layer_norm(carry[0]), affine, self.modulation)
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")(h)
-        out = out.reshape(b, rows, columns, p, p, channels).swapaxes(2, 3)
-        return out.reshape(x.shape)
+        return layers.unpatchify(out, self.patch, self.sample_shape)
 
     def _position(self, rows: int, columns: int) -> jax.Array:
         if self.positions == "learned":

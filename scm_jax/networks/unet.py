@@ -251,7 +251,7 @@ class UNet(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         emb = layers.place_batch(self._embed(cond), self.placement)
-        x = layers.space_to_depth(x, self.space_to_depth)
+        x = self._fold(x)
         # A channel of ones stands in for the biases.
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         h = MPConv(self.width * self.channel_mult[0], 3, self.dtype, name="in")(h)
@@ -260,7 +260,13 @@ class UNet(nn.Module):
         h = apply_groups(self, Block, settings, h, given, not train)
         self.param("out_gain", nn.initializers.zeros, ())
         F = MPConv(x.shape[-1], 3, name="out")(h.astype(jnp.float32))
-        return layers.depth_to_space(F, self.space_to_depth)
+        tokens = F.reshape(len(F), -1, F.shape[-1])
+        return layers.unpatchify(tokens, self.space_to_depth, self.sample_shape)
+
+    def _fold(self, x: jax.Array) -> jax.Array:
+        """Squares of pixels become channels."""
+        side = x.shape[1] // self.space_to_depth
+        return layers.patchify(x, self.space_to_depth).reshape(len(x), side, side, -1)
 
     def _embed(self, cond: Cond) -> jax.Array:
         """``Cond`` -> ``(b, e)`` float32, after its silu."""

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scm_jax.datasets import captions, make_dataset, pipeline, shapes
+from scm_jax.datasets import (
+    captions,
+    make_dataset,
+    pipeline,
+    shape_captions,
+    shapes,
+)
 from scm_jax.types import FIRST_WORD, TextInfo
 
 TEXT = TextInfo(6, ("a", "red", "star"))
@@ -65,21 +71,24 @@ def test_a_batch_holds_captions_of_its_images():
 def test_captions_say_what_is_drawn_and_fit(source):
     seen = source.attributes(np.arange(200))
     for row in range(200):
-        full, *others = shapes.captions(seen, row)
-        said = shapes.words(seen, row)
+        full, *others = shape_captions.captions(seen, row)
+        said = shape_captions.words(seen, row)
         assert full == source.caption(row)
         for key, word in said.items():
-            assert word in shapes.LEGAL[key] and word in full
+            assert word in shape_captions.LEGAL[key] and word in full
         for text in others:
             assert said["shape"] in text and said["color"] in text
             assert len(text) <= len(full) + 1
-    targets = shapes.targets(seen)
-    for key, legal in shapes.LEGAL.items():
-        assert legal[targets[key][7]] == shapes.words(seen, 7)[key]
+    targets = shape_captions.targets(seen)
+    for key, legal in shape_captions.LEGAL.items():
+        assert legal[targets[key][7]] == shape_captions.words(seen, 7)[key]
     # No word is spelled, and each is used.
     tokens = source.gather(np.arange(2000))["tokens"]
     used = np.unique(tokens)
-    assert set(used) == {0, *range(FIRST_WORD, FIRST_WORD + len(shapes.vocabulary()))}
+    assert set(used) == {
+        0,
+        *range(FIRST_WORD, FIRST_WORD + len(shape_captions.vocabulary())),
+    }
 
 
 def test_captions_are_a_function_of_the_item(source):
@@ -113,7 +122,9 @@ def test_questions_are_test_items_with_their_words():
     tokens = captions.tokenize(info.text, asked.prompts.texts)
     np.testing.assert_array_equal(asked.prompts.fields["tokens"], tokens)
     for row, text in enumerate(asked.prompts.texts):
-        assert all(shapes.LEGAL[k][v[row]] in text for k, v in asked.targets.items())
+        assert all(
+            shape_captions.LEGAL[k][v[row]] in text for k, v in asked.targets.items()
+        )
     held_out = shapes.held_out_color(asked.targets["shape"])
     np.testing.assert_array_equal(asked.targets["color"], held_out)
     assert info.examples().texts == info.questions(64, "seen").prompts.texts

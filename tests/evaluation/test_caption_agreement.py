@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.datasets import make_dataset, shapes
+from scm_jax.datasets import make_dataset, shape_captions
 from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.evaluation import CaptionAgreement, Subject
 from scm_jax.evaluation.features import shapes_reader
@@ -25,14 +25,14 @@ def test_frozen_file_is_small_and_has_the_recorded_hash(weights, tmp_path):
     np.savez(tmp_path / "shapes_reader.npz", **changed)
     with pytest.raises(ValueError, match="expected ac101a89"):
         shapes_reader.load_weights(tmp_path / "shapes_reader.npz")
-    assert {k: len(v) for k, v in shapes.LEGAL.items()} == shapes_reader.HEADS
+    assert {k: len(v) for k, v in shape_captions.LEGAL.items()} == shapes_reader.HEADS
 
 
 def test_the_reader_names_the_words_of_fresh_items(weights):
     source = ShapeSource("test", 60_000)
     indices = np.arange(59_000, 60_000)
     found = shapes_reader.read(weights, source.gather(indices)["image"])
-    right = shapes.targets(source.attributes(indices))
+    right = shape_captions.targets(source.attributes(indices))
     least = dict.fromkeys(shapes_reader.HEADS, 0.94)
     least |= {"size": 0.9, "second": 0.87, "place": 0.92}
     shares = {k: (found[k] == right[k]).mean() for k in least}

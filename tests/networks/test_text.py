@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_an_error():
 
 def test_squares_become_channels_and_back():
     x = jnp.asarray(noise((2, 4, 6, 3), 0))
-    deep = layers.space_to_depth(x, 2)
-    assert deep.shape == (2, 2, 3, 12)
-    np.testing.assert_array_equal(deep[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
-    np.testing.assert_array_equal(layers.depth_to_space(deep, 2), x)
+    tokens = layers.patchify(x, 2)
+    assert tokens.shape == (2, 6, 12)
+    np.testing.assert_array_equal(tokens[0, 5], x[0, 2:4, 4:6].reshape(-1))
+    np.testing.assert_array_equal(layers.unpatchify(tokens, 2, (4, 6, 3)), x)

@@ -7,7 +7,8 @@ import pytest
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
-from scm_jax.datasets.shapes import CAPTIONED, ShapeSource, captions
+from scm_jax.datasets.shape_captions import captions
+from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
 
 NUM = 40
 SOURCE = ShapeSource("train", NUM, **CAPTIONED)

@@ -21,7 +21,7 @@ from scm_jax.evaluation.features import frozen_weights
 WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_reader.npz"
 WEIGHTS_SHA256 = "ac101a89dbadf969d370e4ee4088b60c235df6b4ee23c2da8c0d7bc831214a6b"
 
-# How many words each head chooses from, in the order of ``datasets.shapes.LEGAL``.
+# How many words each head chooses from, in the order of ``shape_captions.LEGAL``.
 HEADS = {
     **{"size": 3, "color": 8, "shape": 10, "second_color": 9, "second": 11},
     **{"background_color": 8, "background": 4, "place": 9},
