@@ -2,6 +2,7 @@
 
     python benchmarks/full_size.py step --variant=sct --size=s
     python benchmarks/full_size.py aot --variant=scd --size=xxl --devices=8
+    python benchmarks/full_size.py aot --file=sd3 --arg=scd,model=d30 --dtype=bfloat16
     python benchmarks/full_size.py sample --size=s
 
 ``step`` makes two training steps of ``experiments/imagenet512.py`` at batch 1 on random
@@ -24,13 +25,15 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def experiment_config(variant: str, size: str, batch: int, dtype: str):
-    """The paper's experiment at another batch."""
-    path = ROOT / "experiments" / "imagenet512.py"
-    spec = importlib.util.spec_from_file_location("imagenet512", path)
+def experiment_config(
+    variant: str, size: str, batch: int, dtype: str, file="imagenet512", arg=""
+):
+    """The paper's experiment, or one of ``file``, at another batch."""
+    path = ROOT / "experiments" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(file, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(f"{variant},size={size}")
+    config = module.get_config(arg or f"{variant},size={size}")
     config.train.batch_size = batch
     config.network.dtype = dtype
     return config
@@ -101,7 +104,9 @@ def aot(args: argparse.Namespace) -> dict:
     from scm_jax.training import sharding
 
     accounts.simulate_devices(args.devices)
-    config = experiment_config(args.variant, args.size, args.devices, args.dtype)
+    config = experiment_config(
+        *(args.variant, args.size, args.devices, args.dtype, args.file, args.arg)
+    )
     experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
     mesh = sharding.make_mesh(sharding.MeshSpec(1, args.devices, 1))
     started, cpu = time.perf_counter(), time.process_time()
@@ -168,11 +173,14 @@ def main() -> None:
     parser.add_argument("what", choices=("step", "aot", "sample"))
     parser.add_argument("--variant", default="sct", choices=("teacher", "sct", "scd"))
     parser.add_argument("--size", default="s")
+    parser.add_argument("--file", default="imagenet512", help="of aot")
+    parser.add_argument("--arg", default="", help="of aot: the file's own argument")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--devices", type=int, default=8)
     args = parser.parse_args()
     found = {"step": step, "aot": aot, "sample": sample}[args.what](args)
-    row = {"what": args.what, "variant": args.variant, "size": args.size, **found}
+    row = {"what": args.what, "variant": args.variant, "size": args.size}
+    row = {**row, "file": args.file, "arg": args.arg, **found}
     print(json.dumps({**row, "peak_gb": peak_gb()}))
 
 

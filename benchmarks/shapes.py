@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from scm_jax.networks import PRESETS
+from scm_jax.types import TextInfo
 
 
 class Case(NamedTuple):
@@ -28,6 +29,10 @@ class Case(NamedTuple):
     settings: dict[str, Any]
 
 
+# Captions of the data that a joint transformer is built for: states of encoders.
+SD3_TEXT = TextInfo(154, width=4096, pooled=2048)
+_TINY_TEXT = TextInfo(3, width=6, pooled=4)
+
 _TINY_U_NET = {
     "width": 16,
     "channel_mult": (1, 1),
@@ -42,6 +47,12 @@ TINY = {
         "ddpmpp": _TINY_U_NET,
         "dit": {"width": 16, "depth": 1, "num_heads": 2, "patch": 2, "mlp_ratio": 2},
         "mlp": {"width": 16, "depth": 1},
+        "mmdit": {"width": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+        | {"text": _TINY_TEXT},
+        "sana": {
+            **{"width": 16, "depth": 1, "num_heads": 2, "patch": 2},
+            **{"head_channels": 16, "mlp_ratio": 1.5},
+        },
         "unet": {**_TINY_U_NET, "head_channels": 8},
     }.items()
 }
@@ -57,6 +68,8 @@ SMALL = {
     for name, settings in {
         "ddpmpp": _SMALL_U_NET,
         "dit": {"width": 64, "depth": 4, "num_heads": 4},
+        "mmdit": {"width": 64, "depth": 4, "num_heads": 4, "text": _TINY_TEXT},
+        "sana": {"width": 64, "depth": 4},
         "unet": {**_SMALL_U_NET, "head_channels": 32},
     }.items()
 }
@@ -83,5 +96,11 @@ DIT_A = Case(
 PUBLISHED = {
     "ddpmpp": Case("ddpmpp", (32, 32, 3), 10, PRESETS["ddpmpp"]["cifar10"]),
     "dit": Case("dit", (32, 32, 4), 1000, {**PRESETS["dit"]["xl"], "patch": 2}),
+    "mmdit": Case(
+        "mmdit", (64, 64, 16), 0, {**PRESETS["mmdit"]["sd3_medium"], "text": SD3_TEXT}
+    ),
+    "sana": Case(
+        "sana", (32, 32, 32), 0, {**PRESETS["sana"]["0p6b"], "use_guidance": True}
+    ),
     "unet": Case("unet", (64, 64, 4), 1000, PRESETS["unet"]["s"]),
 }

@@ -33,6 +33,8 @@ _FLAT = {"width": 32, "channel_mult": (1,), "num_blocks": 1}
 TINY_NETWORKS: dict[str, dict[str, Any]] = {
     "ddpmpp": {**_FLAT, "attention_resolutions": ()},
     "dit": {"width": 32, "depth": 2, "num_heads": 2},
+    "mmdit": {"width": 32, "depth": 2, "num_heads": 2, "dual_attention_blocks": 0},
+    "sana": {"width": 32, "depth": 2, "num_heads": 2, "patch": 2},
     "unet": {**_FLAT, "attention_resolutions": (), "head_channels": 32},
 }
 
@@ -59,7 +61,7 @@ def base_config(
     c.network = ConfigDict(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
     )
-    c.parameterization = "trigflow"  # of the network: trigflow, or edm (its c_noise)
+    c.parameterization = "trigflow"  # of the network: a key of PARAMETERIZATIONS
     c.objective = _objective_section(objective)
 
     c.teacher = ConfigDict()

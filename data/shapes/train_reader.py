@@ -1,7 +1,9 @@
 """Train the small network that reads the words of a caption off images of ``shapes``.
 
 Run: python data/shapes/train_reader.py --output=reader.npz
-Expect: see README.md beside this file for accuracy and time.
+Expect: held-out accuracy of size 0.930, colour 1.000, shape 0.983, colour of the second
+shape 0.999, second shape 0.905, colour of the background 1.000, background 0.972, place
+0.951; all of them 0.766; in 1,290 seconds of processor time on two busy cores.
 
 Items of another seed than the data set's, each seen once, in batches of 128; AdamW with
 warmup and cosine decay, the sum of the cross entropies of eight heads. The frozen file

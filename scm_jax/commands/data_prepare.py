@@ -146,9 +146,10 @@ def _draw_items(recipe: Recipe) -> Items:
     if without:
         raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")
     where = f"source of the kind {sources.DRAWN!r}"
-    make = lookup({"shapes": shapes.ShapeSource}, recipe.source, where)
+    kinds: dict[str, Any] = {"shapes": {}, "captioned_shapes": shapes.CAPTIONED}
+    options = lookup(kinds, recipe.source, where)
     size = recipe.size or shapes.RESOLUTIONS[0]
-    return make(f.source_split or f.split, number, size)
+    return shapes.ShapeSource(f.source_split or f.split, number, size, **options)
 
 
 def _run_recipe(recipe: Recipe) -> Path:

@@ -243,25 +243,25 @@ def _demo() -> int:
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 
-@cli.command("import", "Makes a run directory of published EDM or EDM2 weights.")
+@cli.command("import", "Makes a run directory of published weights.")
 def _import() -> int:
     _flag_config()
     _flag_workdir()
     cli.path("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
     flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
-    flags.DEFINE_enum(
-        "parameterization", "edm", ["edm", "trigflow"], "That of the network."
-    )
+    legal = ["trigflow", "edm", "rectified_flow", "dit", "sit", "sana_sprint"]
+    help = "That of the network; default: by the file."
+    flags.DEFINE_enum("parameterization", None, legal, help)
     f = cli.parse("config", "weights", "workdir")
     from scm_jax.runs import transfer
 
-    options = {"key": f["key"].value or "", "parameterization": f.parameterization}
+    options = {name: f[name].value or "" for name in ("key", "parameterization")}
     found = transfer.import_run(f.config, f.weights, f.workdir, **options)
     print(json.dumps(found, indent=1))
     return 0
 
 
-@cli.command("export", "Writes a run's weights as a file of the EDM family.")
+@cli.command("export", "Writes a run's weights as a file under the published names.")
 def _export() -> int:
     _flag_run()
     _flag_ema()

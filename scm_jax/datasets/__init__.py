@@ -23,8 +23,10 @@ DATASETS = Registry(
     images="scm_jax.datasets.prepared_images.make_images",
     imagenet512_latents="scm_jax.datasets.latents.make_imagenet512_latents",
     imagenet64="scm_jax.datasets.images.make_imagenet64",
+    latents="scm_jax.datasets.prepared_latents.make_latents",
     mixture="scm_jax.datasets.synthetic.make_mixture",
     noise_images="scm_jax.datasets.images.make_noise_images",
+    noise_latents="scm_jax.datasets.noise_latents.make_noise_latents",
     shapes="scm_jax.datasets.shapes.make_shapes",
 )
 

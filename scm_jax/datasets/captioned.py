@@ -83,3 +83,17 @@ def open_captions(
 
     text_info = stored.text if stored else text
     return dataclasses.replace(info, text=text_info, examples=find), read
+
+
+def captioned_dataset(
+    build: Callable[..., pipeline.FiniteDataset],
+    read: Read,
+    info: DatasetInfo,
+    source: pipeline.Source,
+    **options: Any,
+) -> pipeline.FiniteDataset:
+    """``build`` of a source whose captions ``read`` has replaced."""
+    found: pipeline.Source = CaptionedSource(source, read)
+    if info.text is not None and info.text.words and hasattr(source, "fields"):
+        found = pipeline.MemorySource(found.gather(np.arange(len(found))))
+    return build(info, found, **options)

@@ -91,7 +91,7 @@ def find_whitening(folder: Path, whitening: str) -> Whitening:
         manifest = {}
     recorded = manifest.get("encoder", {}).get("pixel_range", "").replace(" ", "")
     if whitening == MEASURED:
-        return Whitening(*_read_moments(manifest, path), recorded)
+        return Whitening(*read_moments(manifest, path), recorded)
     constants = lookup(WHITENING, whitening, "dataset.whitening")
     if recorded and recorded != constants.pixel_range:
         fitting = [k for k, w in WHITENING.items() if w.pixel_range == recorded]
@@ -104,8 +104,8 @@ def find_whitening(folder: Path, whitening: str) -> Whitening:
     return constants
 
 
-def _read_moments(
-    manifest: dict[str, Any], path: Path
+def read_moments(
+    manifest: dict[str, Any], path: Path, channels: int = CHANNELS
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """``mean`` and ``std`` of ``splits.train``, or else of the manifest itself.
 
@@ -118,26 +118,31 @@ def _read_moments(
         mean, std = (np.array(found[k], np.float64) for k in ("mean", "std"))
     except (TypeError, ValueError):
         mean = std = np.zeros(0)
-    legal = mean.shape == std.shape and mean.shape in ((CHANNELS,), (2 * CHANNELS,))
+    legal = mean.shape == std.shape and mean.shape in ((channels,), (2 * channels,))
     if not legal or not np.isfinite([mean, std]).all() or not (std > 0).all():
         raise ValueError(
             f"{path} must have under splits.train a mean and a positive std with "
-            f"{CHANNELS} or {2 * CHANNELS} numbers, one for each stored channel; it "
+            f"{channels} or {2 * channels} numbers, one for each stored channel; it "
             f"has mean = {found['mean']}, std = {found['std']}"
         )
-    if len(mean) == 2 * CHANNELS:
-        squares = std[:CHANNELS] ** 2 + mean[CHANNELS:] ** 2 + std[CHANNELS:] ** 2
-        mean, std = mean[:CHANNELS], np.sqrt(squares)
+    if len(mean) == 2 * channels:
+        squares = std[:channels] ** 2 + mean[channels:] ** 2 + std[channels:] ** 2
+        mean, std = mean[:channels], np.sqrt(squares)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def draw_latents(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
     """One draw from each posterior in eight channels; latents in four stay as is."""
-    latent = fields["latent"]
-    if latent.shape[-1] != 2 * CHANNELS:
+    if fields["latent"].shape[-1] != 2 * CHANNELS:
         return fields
-    latent = latent.astype(np.float32)
-    mean, std = latent[..., :CHANNELS], latent[..., CHANNELS:]
+    return draw_posterior(fields, keys)
+
+
+def draw_posterior(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
+    """One draw from posteriors whose means and standard deviations are stored."""
+    latent = fields["latent"].astype(np.float32)
+    channels = latent.shape[-1] // 2
+    mean, std = latent[..., :channels], latent[..., channels:]
 
     def noise(key: jax.Array) -> jax.Array:
         return jax.random.normal(key, mean.shape[1:], np.float32)

@@ -6,15 +6,15 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scm_jax.datasets import images, pipeline, storage
-from scm_jax.datasets.captioned import CaptionedSource, Read, open_captions
-from scm_jax.types import DatasetInfo, lookup
+from scm_jax.datasets.captioned import captioned_dataset, open_captions
+from scm_jax.types import lookup
 
 SIGMA_DATA = images.SIGMA_DATA
 SCALINGS = {
@@ -83,7 +83,7 @@ def make_images(
     if captioned:
         folder = storage.prepared_folder(prepared, root)
         info, read = open_captions(info, manifest, folder, states, base)
-        build, beside = functools.partial(_captioned, build, read), ("caption",)
+        build, beside = functools.partial(captioned_dataset, build, read), ("caption",)
     elif states:
         raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
     if scaling == "measured":
@@ -91,19 +91,6 @@ def make_images(
         info = dataclasses.replace(info, to_pixels=measured.to_pixels)
         build = functools.partial(build, to_x=measured.to_x)
     return images.make_prepared(info, split, counts, root, build, beside=beside)
-
-
-def _captioned(
-    build: Callable[..., pipeline.FiniteDataset],
-    read: Read,
-    info: DatasetInfo,
-    source: pipeline.Source,
-    **options: Any,
-) -> pipeline.FiniteDataset:
-    found: pipeline.Source = CaptionedSource(source, read)
-    if info.text is not None and info.text.words and hasattr(source, "fields"):
-        found = pipeline.MemorySource(found.gather(np.arange(len(found))))
-    return build(info, found, **options)
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:

@@ -251,11 +251,12 @@ class ShapeSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(SHAPES)
+        return () if self.captioned else tuple(SHAPES)
 
     @property
     def origin(self) -> dict[str, Any]:
-        names = ("split", "num_items", "resolution", "seed")
+        names = ["split", "num_items", "resolution", "seed"]
+        names += ["combinations"] * self.captioned
         return {"kind": "shapes", **{name: getattr(self, name) for name in names}}
 
     def __len__(self) -> int:
@@ -264,9 +265,13 @@ class ShapeSource:
     def name(self, index: int) -> str:
         return f"shapes {self.split} item {index}: {self.caption(index)}"
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
+    def read(self, index: int) -> dict[str, Any]:
         fields = self.gather(np.array([index]))
-        return {name: values[0] for name, values in fields.items()}
+        found: dict[str, Any] = {name: values[0] for name, values in fields.items()}
+        if self.captioned:  # the preparation makes a vocabulary of its own
+            del found["tokens"]
+            found["captions"] = captions(self.attributes(np.array([index])))
+        return found
 
     def attributes(self, indices: np.ndarray) -> Attributes:
         """What is seen on some items; an IndexError where there is no such item."""
@@ -311,6 +316,8 @@ class ShapeSource:
 
 
 TEXT = TextInfo(CAPTION_LENGTH, vocabulary())
+# How the training data of text to image differ from those of classes.
+CAPTIONED: dict[str, Any] = {"combinations": "seen", "captioned": True}
 
 
 @functools.lru_cache(maxsize=1)  # evaluators and runs of one process open it often
@@ -387,18 +394,20 @@ def make_captioned_shapes(
     info = dataclasses.replace(
         info,
         text=TEXT,
-        examples=lambda: _questions(64, "seen", resolution).prompts,
-        questions=functools.partial(_questions, resolution=resolution),
+        examples=lambda: questions(64, "seen", resolution).prompts,
+        questions=functools.partial(questions, resolution=resolution),
     )
     return _lazy(info, source)
 
 
-def _questions(num: int, combinations: str, resolution: int) -> Questions:
-    """Items of the split ``test`` with their full captions."""
+def questions(
+    num: int, combinations: str, resolution: int = 32, text: TextInfo = TEXT
+) -> Questions:
+    """Items of the split ``test`` with their full captions, as ``text`` reads them."""
     source = ShapeSource("test", num, resolution, combinations=combinations)
     found, indices = source.attributes(np.arange(num)), np.arange(num)
     texts = tuple(caption(found, row) for row in range(num))
-    prompts = Prompts(texts, {"tokens": tokenize(TEXT, texts)})
+    prompts = Prompts(texts, {"tokens": tokenize(text, texts)})
     return Questions(prompts, targets(found), source.gather(indices)["image"])
 
 

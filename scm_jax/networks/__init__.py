@@ -25,6 +25,8 @@ NETWORKS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.DDPMpp",
     dit="scm_jax.networks.dit.DiT",
     mlp="scm_jax.networks.mlp.MLP",
+    mmdit="scm_jax.networks.mmdit.MMDiT",
+    sana="scm_jax.networks.sana.Sana",
     unet="scm_jax.networks.unet.UNet",
 )
 
@@ -32,6 +34,8 @@ NETWORKS = Registry(
 PRESETS = Registry(
     ddpmpp="scm_jax.networks.ddpmpp.PRESETS",
     dit="scm_jax.networks.dit.PRESETS",
+    mmdit="scm_jax.networks.mmdit.PRESETS",
+    sana="scm_jax.networks.sana.PRESETS",
     unet="scm_jax.networks.unet.PRESETS",
 )
 

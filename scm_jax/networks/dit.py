@@ -3,12 +3,11 @@
 It has the changes of sCM (arXiv 2410.11081v2, Sec. 4.1): positional embedding of
 ``c_noise(t) = t``, adaptive double normalization in place of AdaLN, and RMS-normalized
 queries and keys. Equal blocks are stacked and scanned: their parameters carry a leading
-axis of length ``depth``.
+axis of length ``depth``. With the settings ``AS_PUBLISHED`` it is the original DiT.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +28,16 @@ PRESETS = {
     "1p6b": {"width": 1792, "depth": 28, "num_heads": 28},
 }
 
+# The block and the embedding of the published DiT and SiT, without sCM's changes.
+AS_PUBLISHED = {
+    "modulation": "adaptive",
+    "embedding": embeddings.TIMESTEP_MLP,
+    "qk_norm": "none",
+    "activation": "gelu",
+}
+QK_NORMS = ("none", "pixel")
+ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu}  # the tanh form of GELU
+
 
 class Block(nn.Module):
     """One transformer block: attention, then a two-layer network, both modulated.
@@ -41,6 +50,8 @@ class Block(nn.Module):
     mlp_ratio: int
     dropout: float
     modulation: str
+    qk_norm: str
+    activation: str
     attention: str
     dtype: jnp.dtype
     placement: Placement | None = None
@@ -78,7 +89,8 @@ class Block(nn.Module):
         y = layers.modulate(layers.layer_norm(h), affine2, self.modulation)
         y = y.astype(h.dtype)
         y = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.Dropout(self.dropout)(nn.silu(y), deterministic=deterministic)
+        y = ACTIVATIONS[self.activation](y)
+        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         return h + gate2 * nn.Dense(width, dtype=self.dtype, name="mlp_out")(y), None
 
     def _cross(self, y: jax.Array, memory: jax.Array, mask: Any) -> jax.Array:
@@ -97,7 +109,8 @@ class Block(nn.Module):
         qkv = nn.DenseGeneral((3, width), dtype=self.dtype, name="qkv")(y)
         qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        q, k = (layers.pixel_norm(a).astype(v.dtype) for a in (q, k))
+        if self.qk_norm == "pixel":
+            q, k = (layers.pixel_norm(a).astype(v.dtype) for a in (q, k))
         out = attention(q, k, v, implementation=self.attention)
         out = out.reshape(batch, tokens, width)
         return nn.Dense(width, dtype=self.dtype, name="attention_out")(out)
@@ -115,6 +128,9 @@ class DiT(nn.Module):
       mlp_ratio: hidden width of a block's network over ``width``.
       dropout: rate inside the blocks' networks, in training only.
       modulation: a key of ``layers.MODULATIONS``.
+      embedding: of time; besides those of the U-Net, ``timestep_mlp``.
+      qk_norm: of self-attention: ``pixel``, ``layers.pixel_norm`` of a head, or none.
+      activation: a key of ``ACTIVATIONS``.
       cross_attention: every block attends to the caption; else only its pooled vector
         is read.
 
@@ -132,6 +148,8 @@ class DiT(nn.Module):
     use_guidance: bool = False
     use_dt: bool = False
     modulation: str = "double_norm"
+    qk_norm: str = "pixel"
+    activation: str = "silu"
     embedding: str = "positional"
     fourier_scale: float = 1.0
     attention: str = "einsum"
@@ -147,7 +165,13 @@ class DiT(nn.Module):
 
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
-        layers.check_settings(self, modulation=layers.MODULATIONS)
+        layers.check_settings(
+            self,
+            modulation=layers.MODULATIONS,
+            qk_norm=QK_NORMS,
+            activation=ACTIVATIONS,
+            embedding=(*embeddings.EMBEDDINGS, embeddings.TIMESTEP_MLP),
+        )
         *axes, _ = self.sample_shape
         if not axes or any(n % self.patch for n in axes):
             raise ValueError(
@@ -173,18 +197,16 @@ class DiT(nn.Module):
         self.check()
         layers.check_input(x, self.sample_shape)
         dtype = jnp.dtype(self.dtype)
-        embed = embeddings.ConditionEmbedding(
-            self.width,
-            self.num_classes,
-            self.use_guidance,
-            self.use_dt,
-            self.embedding,
-            self.fourier_scale,
-            name="cond",
-        )
+        inputs = (self.width, self.num_classes, self.use_guidance, self.use_dt)
+        embed: Any
+        if self.embedding == embeddings.TIMESTEP_MLP:
+            embed = embeddings.PooledEmbedding(*inputs, name="cond")
+        else:
+            features = (self.embedding, self.fourier_scale)
+            embed = embeddings.ConditionEmbedding(*inputs, *features, name="cond")
         emb = layers.place_batch(nn.silu(embed(cond)), self.placement)
 
-        tokens = self._patchify(x).astype(dtype)
+        tokens = layers.patchify(x, self.patch).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
         position = self.param(
             "position", nn.initializers.normal(0.5), (tokens.shape[1], self.width)
@@ -200,7 +222,7 @@ class DiT(nn.Module):
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
         h = layers.modulate(layers.layer_norm(h), affine, self.modulation)
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
-        return self._unpatchify(out(h))
+        return layers.unpatchify(out(h), self.patch, self.sample_shape)
 
     def _stack(self, dtype: jnp.dtype) -> Any:
         # Short stacks run faster unrolled, deep ones compile faster scanned.
@@ -212,28 +234,10 @@ class DiT(nn.Module):
             self.mlp_ratio,
             self.dropout,
             self.modulation,
+            self.qk_norm,
+            self.activation,
             self.attention,
             dtype,
             self.placement,
             name="blocks",
         )
-
-    def _patchify(self, x: jax.Array) -> jax.Array:
-        """``(b, *axes, c) -> (b, tokens, patch^n c)``."""
-        batch, *axes, channels = x.shape
-        split = [m for n in axes for m in (n // self.patch, self.patch)]
-        x = x.reshape(batch, *split, channels)
-        n = len(axes)
-        grid, inner = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
-        x = x.transpose(0, *grid, *inner, 2 * n + 1)
-        tokens = math.prod(a // self.patch for a in axes)
-        return x.reshape(batch, tokens, self.patch**n * channels)
-
-    def _unpatchify(self, h: jax.Array) -> jax.Array:
-        """The inverse of ``_patchify``."""
-        *axes, channels = self.sample_shape
-        n = len(axes)
-        grid = [a // self.patch for a in axes]
-        h = h.reshape(h.shape[0], *grid, *(self.patch,) * n, channels)
-        order = [i for a in range(n) for i in (1 + a, 1 + n + a)]
-        return h.transpose(0, *order, 2 * n + 1).reshape(h.shape[0], *axes, channels)

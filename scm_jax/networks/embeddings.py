@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from scm_jax.types import Cond, check_choice
 
 SQRT2 = float(np.sqrt(2.0))
 EMBEDDINGS = ("positional", "fourier")
+TIMESTEP_MLP = "timestep_mlp"  # DiT's, which is SD3's: ``PooledEmbedding``
+TIME_FEATURES = 256  # of SD3
 
 
 def positional_embedding(
@@ -36,6 +39,42 @@ def positional_embedding(
     return np.float32(amplitude) * jnp.concatenate(
         [jnp.cos(angles), jnp.sin(angles)], axis=-1
     )
+
+
+def sinusoid(a: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
+    """SD3's ``[cos(a w_i), sin(a w_i)]``, ``w_i = max_period^(-2i/dim)``, float32.
+
+    ``(b,) -> (b, dim)``. Unlike ``positional_embedding``, which is EDM's, it leaves the
+    lowest frequency out and has the amplitude 1.
+    """
+    half = dim // 2
+    frequencies = max_period ** -(np.arange(half, dtype=np.float32) / half)
+    angles = a.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def position_table(grid: int, width: int, base: int = 64) -> jax.Array:
+    """SD3's fixed positions of a ``grid x grid`` image, row by row: ``(grid^2, c)``.
+
+    Half of the channels for x, then half for y, each ``[sin(p w_i), cos(p w_i)]`` with
+    ``p = 0, base/grid, 2 base/grid, ...`` and ``w_i = 10000^(-4i/c)``.
+    """
+    quarter = width // 4
+    frequencies = 1e4 ** -(jnp.arange(quarter, dtype=jnp.float32) / quarter)
+    place = jnp.arange(grid, dtype=jnp.float32) * (base / grid)
+    angles = place[:, None] * frequencies[None]
+    axis = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    shape = (grid, grid, 2 * quarter)
+    x, y = (jnp.broadcast_to(jnp.expand_dims(axis, i), shape) for i in (0, 1))
+    return jnp.concatenate([x, y], axis=-1).reshape(grid * grid, 4 * quarter)
+
+
+def centre_crop(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """The middle ``rows x columns`` of the positions of a square, row by row."""
+    grid = math.isqrt(len(table))
+    top, left = (grid - rows) // 2, (grid - columns) // 2
+    table = table.reshape(grid, grid, -1)[top : top + rows, left : left + columns]
+    return table.reshape(rows * columns, -1)
 
 
 class FourierEmbedding(nn.Module):
@@ -92,6 +131,23 @@ def labels(cond: Cond) -> jax.Array:
     return cond.label
 
 
+def _add_inputs(net: Any, total: jax.Array, cond: Cond) -> jax.Array:
+    """``total`` ``(b, dim)`` and layers of further scalars and of the class."""
+    for name, a in scalars(net, cond):
+        # These start at zero: a student that inherits the weights of a teacher
+        # without such an input is that teacher, whatever the value.
+        zeros = nn.initializers.zeros
+        layer = nn.Dense(net.dim, kernel_init=zeros, name=name)
+        total = total + layer(positional_embedding(a, net.dim))
+    if net.num_classes:
+        normal = nn.initializers.normal(1.0)
+        rows = net.num_classes + 1
+        table = nn.Embed(rows, net.dim, embedding_init=normal, name="label")
+        label = labels(cond)
+        total = total + table(jnp.where(label < 0, net.num_classes, label))
+    return total
+
+
 class ConditionEmbedding(nn.Module):
     """Embeds time, second time, class and guidance into one vector, in float32.
 
@@ -112,20 +168,34 @@ class ConditionEmbedding(nn.Module):
 
         features = embed_time(self, cond.t, self.dim)
         total = nn.Dense(self.dim, name="t")(features)
-        for name, a in scalars(self, cond):
-            # These start at zero: a student that inherits the weights of a teacher
-            # without such an input is that teacher, whatever the value.
-            zeros = nn.initializers.zeros
-            layer = nn.Dense(self.dim, kernel_init=zeros, name=name)
-            total = total + layer(positional_embedding(a, self.dim))
-        if self.num_classes:
-            normal = nn.initializers.normal(1.0)
-            rows = self.num_classes + 1
-            table = nn.Embed(rows, self.dim, embedding_init=normal, name="label")
-            label = labels(cond)
-            total = total + table(jnp.where(label < 0, self.num_classes, label))
+        total = _add_inputs(self, total, cond)
         if cond.pooled is not None:
             total = total + nn.Dense(self.dim, name="pooled")(cond.pooled)
         # A linear layer follows every silu before a pixel norm sees the result, so the
         # embedding is never exactly zero at initialization.
         return nn.Dense(self.dim, name="out")(nn.silu(total))
+
+
+class PooledEmbedding(nn.Module):
+    """SD3's: time, pooled caption and further scalars as one vector, in float32.
+
+    ``MLP(sinusoid(t)) + MLP(pooled)``, each ``W2 silu(W1 a)``; the layers of ``dt`` and
+    guidance start at zero, as those of ``ConditionEmbedding``.
+    """
+
+    dim: int
+    num_classes: int
+    use_guidance: bool
+    use_dt: bool
+
+    @nn.compact
+    def __call__(self, cond: Cond) -> jax.Array:
+        """``Cond`` -> ``(b, dim)``."""
+        total = self._mlp(sinusoid(cond.t, TIME_FEATURES), "t")
+        if cond.pooled is not None:
+            total = total + self._mlp(cond.pooled.astype(jnp.float32), "pooled")
+        return _add_inputs(self, total, cond)
+
+    def _mlp(self, a: jax.Array, name: str) -> jax.Array:
+        h = nn.silu(nn.Dense(self.dim, name=f"{name}_in")(a))
+        return nn.Dense(self.dim, name=f"{name}_out")(h)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -247,6 +248,27 @@ def _unpack(path: Any, w: jax.Array) -> jax.Array:
     """A gathered weight in the dtype of its products."""
     wide = any(getattr(p, "key", None) in FLOAT32_KERNELS for p in path)
     return w.astype(jnp.float32) if wide else w
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """``(b, *axes, c) -> (b, tokens, patch^n c)`` for ``n`` axes."""
+    batch, *axes, channels = x.shape
+    split = [m for a in axes for m in (a // patch, patch)]
+    x = x.reshape(batch, *split, channels)
+    n = len(axes)
+    grid, inner = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
+    x = x.transpose(0, *grid, *inner, 2 * n + 1)
+    return x.reshape(batch, math.prod(a // patch for a in axes), patch**n * channels)
+
+
+def unpatchify(h: jax.Array, patch: int, sample_shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of ``patchify`` for samples of ``sample_shape``."""
+    *axes, channels = sample_shape
+    n = len(axes)
+    grid = [a // patch for a in axes]
+    h = h.reshape(h.shape[0], *grid, *(patch,) * n, channels)
+    order = [i for a in range(n) for i in (1 + a, 1 + n + a)]
+    return h.transpose(0, *order, 2 * n + 1).reshape(h.shape[0], *sample_shape)
 
 
 def place_batch(h: jax.Array, placement: Placement | None) -> jax.Array:

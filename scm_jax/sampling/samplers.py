@@ -188,22 +188,25 @@ def make_grid(
     """The grid of a sampler: consistency times, or EDM's grid down to 0.
 
     ``times`` are intermediate times of consistency sampling, decreasing in
-    ``(0, pi/2)``; None for the default. Times that do not fit are a ``ValueError``.
+    ``(0, pi/2)``; None for the default. With one more, the first is where sampling
+    starts, ``pi/2`` included. Times that do not fit are a ``ValueError``.
     """
     lookup(SAMPLERS, sampler, "sampler")
     if times is None:
         consistency = sampler == "consistency"
         make = trigflow.consistency_grid if consistency else trigflow.edm_grid
         return make(num_steps, sigma_data)
-    grid = np.array((trigflow.t_max(sigma_data), *times))
+    own_start = times and len(times) == num_steps
+    grid = np.array(times if own_start else (trigflow.t_max(sigma_data), *times))
     if sampler != "consistency" or len(grid) != num_steps:
         raise ValueError(
             f"{len(times)} intermediate times are for consistency sampling in "
             f"{len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
         )
-    if (np.diff(grid) >= 0).any() or grid[-1] <= 0:
+    if (np.diff(grid) >= 0).any() or grid[-1] <= 0 or grid[0] > np.pi / 2:
+        limit = "pi/2]" if own_start else f"{grid[0]:.4f})"
         raise ValueError(
-            f"intermediate times {times}: must decrease within (0, {grid[0]:.4f})"
+            f"intermediate times {times}: must decrease within (0, {limit}"
         )
     return grid
 

@@ -139,7 +139,10 @@ def prediction_from_F(
     return lookup({**predictions, "v": a * eps - b * x0}, kind, "prediction kind")
 
 
-PARAMETERIZATIONS = ("trigflow", "edm")
+PARAMETERIZATIONS = (
+    *("trigflow", "edm", "rectified_flow"),
+    *("dit", "sit", "sana_sprint"),
+)
 
 
 def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
@@ -166,6 +169,115 @@ def from_edm(net_fn: Any, sigma_data: float) -> Any:
         return -net_fn(params, x, cond, **kwargs)
 
     return fn
+
+
+def from_rectified_flow(
+    net_fn: Any, sigma_data: float, time_scale: float = 1000.0
+) -> Any:
+    """A network that predicts ``v = eps - x0`` as a TrigFlow network, exactly.
+
+    With ``D = cos t + sigma_data sin t``, its input is ``y = (1-s) x0 + s eps``:
+
+        s = sigma_data sin t / D        y = x_t / D
+        F = (v(y, time_scale s) + (cos t - sin t / sigma_data) x_t) / D
+
+    Nothing is divided by ``sin t`` or ``cos t``, and ``D`` is at least
+    ``min(1, sigma_data)``. ``sigma_data`` need not be the standard deviation of the
+    data, which are in the flow's own units. ``net_fn(params, y, cond, ...)`` reads
+    ``cond.t`` as ``time_scale s``; SD3, Flux and SANA have 1000 (arXiv 2403.03206).
+    The case ``sigma_data = 1`` is Prop. 3.1 of SANA-Sprint (arXiv 2503.09641).
+    """
+
+    def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        time = as_time(cond.t)
+        total = time.cos + sigma_data * time.sin
+        s = sigma_data * time.sin / total
+        y = x * expand(sigma_data / total, x)
+        v = net_fn(params, y, cond.replace(t=time_scale * s), **kwargs)
+        slope = (sigma_data * time.cos - time.sin) / total
+        return v * expand(1 / total, x) + x * expand(slope, x)
+
+    return fn
+
+
+# ``log(sigma / alpha)`` at the 1000 steps of the linear schedule of variances (arXiv
+# 2006.11239): ``alpha^2 = prod (1 - beta)``, ``alpha^2 + sigma^2 = 1``.
+_SIGNAL = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+DDPM_LOG_SIGMA = (np.log1p(-_SIGNAL) - np.log(_SIGNAL)) / 2
+
+
+def from_dit(net_fn: Any, sigma_data: float) -> Any:
+    """DiT (arXiv 2212.09748), which predicts ``eps`` at a step 0..999, in TrigFlow.
+
+    With ``alpha, sigma`` of ``vp_coefficients`` and ``y = alpha x0 + sigma eps``:
+
+        F = (eps(y, step) - sin(t) x_t / sigma_data) / cos(t)
+
+    ``step`` is linear in ``log(sigma_data tan t)`` between the steps, which cover
+    ``sigma_data tan t`` from 0.0100 to 157.4. Times beyond are taken for the nearest
+    end: an error of ``eps`` is multiplied by ``1 / cos t``, 157.4 / sigma_data there.
+
+    ``x0`` must be latents of Stable Diffusion times 0.18215, as for SiT: one factor for
+    all channels, as the noise has. Latents whitened per channel are another process.
+    """
+    ends = np.arctan(np.exp(DDPM_LOG_SIGMA[[0, -1]]) / sigma_data)
+
+    def fn(params: Any, x: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        t = jnp.clip(cond.t, *ends.tolist())
+        table = jnp.asarray(DDPM_LOG_SIGMA, t.dtype)
+        steps = jnp.arange(len(table), dtype=t.dtype)
+        step = jnp.interp(log_sigma(t, sigma_data), table, steps)
+        alpha, sigma = vp_coefficients(t, sigma_data)
+        y = from_trigflow(sigma_data * x, alpha, sigma, sigma_data)
+        eps = net_fn(params, y, cond.replace(t=step), **kwargs)
+        return F_from_prediction(eps, "eps", y, alpha, sigma, sigma_data)
+
+    return fn
+
+
+def from_sit(net_fn: Any, sigma_data: float) -> Any:
+    """SiT (arXiv 2401.08740) with its linear path and velocity, in TrigFlow.
+
+    Its time is 1 at the data: ``y = t x0 + (1 - t) eps`` and ``v = x0 - eps``, a
+    rectified flow at ``s = 1 - t`` with the other sign.
+    """
+
+    def flow(params: Any, y: jax.Array, cond: Any, **kwargs: Any) -> jax.Array:
+        return -net_fn(params, y, cond.replace(t=1 - cond.t), **kwargs)
+
+    return from_rectified_flow(flow, sigma_data, time_scale=1.0)
+
+
+def from_sana_sprint(net_fn: Any, sigma_data: float) -> Any:
+    """SANA-Sprint (arXiv 2503.09641, Prop. 3.1): a rectified flow of unit-scale data.
+
+    Its data are ``x0 / sigma_data``, latents of DC-AE times 0.41407, whatever
+    ``sigma_data`` is; the paper has 0.5. The network reads ``s = sin/(sin + cos)``
+    itself, from 0 at the data to 1.
+    """
+    return from_rectified_flow(net_fn, 1.0, time_scale=1.0)
+
+
+# By the name that a config gives the network's own convention.
+ADAPTERS = {"dit": from_dit, "sit": from_sit, "sana_sprint": from_sana_sprint}
+
+
+def logit_normal_proposal(
+    mean: float, std: float, shift: float = 1.0
+) -> tuple[float, float]:
+    """``P_mean, P_std`` of the times that rectified flows are trained at.
+
+    There ``logit s ~ N(mean, std^2)``, then ``s' = shift s / (1 + (shift - 1) s)``
+    (arXiv 2403.03206, Eq. 19 and 23). As ``logit s = log sigma = log(sigma_data tan
+    t)``, that is a proposal of TrigFlow's, and the shift adds ``log(shift)``. SD3 has
+    ``(0, 1)`` and, from ``n`` to ``m`` pixels, ``shift = sqrt(m / n)``.
+
+    Example:
+      >>> P_mean, P_std = logit_normal_proposal(0.0, 1.0, shift=3.0)
+      >>> round(P_mean, 3), P_std
+      (1.099, 1.0)
+    """
+    return mean + float(np.log(shift)), std
 
 
 def score_from_F(

@@ -37,6 +37,12 @@ def has(name, setting):
     return setting in {f.name for f in dataclasses.fields(networks.NETWORKS[name])}
 
 
+def inputs(name):
+    """Fields of ``Cond`` that the instance of ``build`` takes."""
+    text = {"context", "context_mask", "pooled"} if "text" in SETTINGS[name] else set()
+    return {"t", "label", "guidance"} | text
+
+
 def build_loop(name, **changes):
     """With real loops over equal blocks and rematerialization, where there are any."""
     extra = {"remat": "blocks", "unroll": 1, **changes}
@@ -134,6 +140,14 @@ def make(name):
         label=jnp.asarray([2, 0, NULL_LABEL, 0]),
         guidance=jnp.asarray([1.0, 2.0, 1.5, 3.0]),
     )
+    if "context" in inputs(name):
+        text = SETTINGS[name]["text"]
+        cond = cond.replace(
+            context=jnp.asarray(noise((4, text.length, text.width), 2)),
+            context_mask=jnp.arange(text.length)[None]
+            < jnp.asarray([[2], [1], [3], [0]]),
+            pooled=jnp.asarray(noise((4, text.pooled), 3)),
+        )
     x = jnp.asarray(noise((4, *SHAPE), 1))
     return Case(
         name=name,

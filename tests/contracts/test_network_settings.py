@@ -4,13 +4,13 @@ import jax
 import pytest
 
 from scm_jax import networks
-from tests.contracts.network_cases import SETTINGS, SHAPE, build, has
+from tests.contracts.network_cases import SETTINGS, SHAPE, build, has, inputs
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_missing_inputs_are_errors(name):
     net = build(name, use_dt=True)
-    assert net.consumes == {"t", "label", "guidance", "dt"}
+    assert net.consumes == inputs(name) | {"dt"}
     x, cond = net.example(2)
     for field in ("guidance", "dt"):
         with pytest.raises(ValueError, match=rf"network\.use_{field} = True"):
@@ -34,7 +34,8 @@ def test_bad_settings_are_errors_when_built(name):
         jax.eval_shape(net.module.init, jax.random.key(0), x[:, :, :4], cond)
 
 
-CHOICES = ("modulation", "embedding", "null_label", "remat")
+CHOICES = ("modulation", "embedding", "null_label", "remat", "qk_norm")
+CHOICES += ("activation", "positions")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,17 @@ BAD = [
     ("dit", (8, 6, 1), {"patch": 4}, "patch = 4 does not divide every axis"),
     ("dit", (5,), {}, "patch = 2 does not divide every axis"),
     ("dit", SHAPE, {"num_heads": 5}, "num_heads = 5 does not divide network.width"),
+    ("mmdit", SHAPE, {}, "joins image and caption, and this dataset has no captions"),
+    ("mmdit", SHAPE, {"patch": 3}, "patch = 3 does not divide both sides"),
+    ("mmdit", SHAPE, {"dual_attention_blocks": 3}, "= 3 must be below network.depth"),
+    (
+        "mmdit",
+        SHAPE,
+        {"positions": "table", "position_grid": 3},
+        "position_grid = 3: a table is needed for 4 patches",
+    ),
+    ("sana", SHAPE, {"patch": 3}, "patch = 3 does not divide both sides of an image"),
+    ("sana", SHAPE, {"head_channels": 5}, "head_channels = 5 does not divide width"),
     *(
         (name, shape, {"width": 64, "channel_mult": mult}, message)
         for name in ("unet", "ddpmpp")
@@ -111,7 +123,7 @@ def test_unknown_network_is_an_error():
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_unconditional_network_consumes_time_alone(name):
     net = networks.build(name, SHAPE, 0, **SETTINGS[name])
-    assert net.consumes == {"t"}
+    assert net.consumes == inputs(name) - {"label", "guidance"}
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
         words = {word for key in path for word in key.key.split("_")}

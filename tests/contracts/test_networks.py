@@ -15,6 +15,7 @@ from tests.contracts.network_cases import (
     build,
     cotangent,
     has,
+    inputs,
     make,
     make_key,
     noise,
@@ -22,14 +23,21 @@ from tests.contracts.network_cases import (
 )
 from tests.networks.reference import quick_jit, rms
 
+# With ReLU: a slope may jump within the step of a central difference.
+CORNERS = {"sana"}
+
 # Rows of the table of classes that a batch of the classes 2, 0, null, 0 uses: the
 # U-Net's is normalized over its rows, and the last row of two is the null class.
 ROWS = {
     "ddpmpp": [True, False, True],
     "dit": [True, False, True, True],
     "mlp": [True, False, True, True],
+    "mmdit": [True, False, True, True],
+    "sana": [True, False, True, True],
     "unet": [True, True, True],
 }
+# Of published weights: queries of the context, whose result the last block drops.
+UNREAD = {("last", "context", "attention", "q_norm")}
 
 
 def test_registry_is_not_empty_and_every_backbone_is_tested():
@@ -69,7 +77,7 @@ def float64_network(case, float64_islands, monkeypatch):
 
 def test_F_has_the_shape_of_x_and_is_float32(case):
     assert case.F.shape == case.x.shape and case.F.dtype == jnp.float32
-    assert case.net.consumes == {"t", "label", "guidance"}
+    assert case.net.consumes == inputs(case.name)
 
 
 def test_parameters_are_float32_and_depend_on_the_key(case):
@@ -123,7 +131,7 @@ def test_jvp_is_the_central_difference(case, float64_network):
     """In float64; of the whole network, with all its inputs."""
     params, x, cond = float64_network((case.params, case.x, case.cond))
     dx, dt = jnp.asarray(noise(x.shape, 5, np.float64)), jnp.ones_like(cond.t)
-    h = 1e-4
+    h = 1e-5
     for along_x, along_t in ((1, 0), (0, 1), (1, 1)):
         ahead, behind = (
             case.derivatives(
@@ -199,6 +207,9 @@ def test_gradient_reaches_every_parameter(case):
         for path, g in jax.tree_util.tree_leaves_with_path(grads):
             parts = g if stacked(case, path) else g[None]
             sizes = np.abs(np.asarray(parts)).reshape(len(parts), -1).max(axis=1)
+            if tuple(key.key for key in path) in UNREAD:
+                assert not sizes.any()
+                continue
             assert np.all((1e-7 < sizes) & (sizes < 1e3)), path
             if g.ndim == 2 and any("label" in key.key for key in path):
                 used = np.any(np.asarray(g) != 0, axis=1)
@@ -209,7 +220,7 @@ def test_gradient_is_the_central_difference(case):
     """Gradient of the value alone, through dropout, loops and rematerialization."""
     grads, (_, dF_dt) = run_step(case, case.params, 9)
     c = cotangent(dF_dt)
-    h = 3e-3
+    h = 3e-4 if case.name in CORNERS else 3e-3
     direction = jax.tree.map(
         lambda a: noise(a.shape, 10) * (rms(a) + 0.01), case.params
     )
@@ -293,7 +304,8 @@ def test_value_and_tangent_have_the_dropout_mask_of_the_key(case):
         for a in (h, -h)
     )
     # Another mask would be off by order 1/h.
-    np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=2e-2)
+    atol = 5.0 if case.name in CORNERS else 2e-2
+    np.testing.assert_allclose((ahead - behind) / (2 * h), dF_dt, rtol=0, atol=atol)
 
 
 # --- Conditioning ---------------------------------------------------------------------

@@ -114,4 +114,6 @@ def test_questions_are_test_items_with_their_words():
     np.testing.assert_array_equal(asked.prompts.fields["tokens"], tokens)
     for row, text in enumerate(asked.prompts.texts):
         assert all(shapes.LEGAL[k][v[row]] in text for k, v in asked.targets.items())
+    held_out = shapes.held_out_color(asked.targets["shape"])
+    np.testing.assert_array_equal(asked.targets["color"], held_out)
     assert info.examples().texts == info.questions(64, "seen").prompts.texts

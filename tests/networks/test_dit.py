@@ -9,7 +9,7 @@ import pytest
 
 from scm_jax import networks
 from scm_jax.cost import counts
-from scm_jax.networks.dit import DiT
+from scm_jax.networks import layers
 from scm_jax.types import Cond
 from tests.networks.reference import rms
 
@@ -51,15 +51,14 @@ def test_samples_may_have_any_number_of_axes(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_are_patches_and_come_back(shape):
-    module = DiT(sample_shape=shape, patch=2)
     x = jnp.arange(2.0 * np.prod(shape)).reshape(2, *shape)
-    tokens = module._patchify(x)
+    tokens = layers.patchify(x, 2)
     n = len(shape) - 1
     assert tokens.shape == (2, np.prod(shape) // (2**n * shape[-1]), 2**n * shape[-1])
     first, second = (slice(0, 2),) * n, (*(slice(0, 2),) * (n - 1), slice(2, 4))
     np.testing.assert_array_equal(tokens[:, 0], x[:, *first].reshape(2, -1))
     np.testing.assert_array_equal(tokens[:, 1], x[:, *second].reshape(2, -1))
-    np.testing.assert_array_equal(module._unpatchify(tokens), x)
+    np.testing.assert_array_equal(layers.unpatchify(tokens, 2, shape), x)
 
 
 def test_a_token_sees_the_others_and_knows_its_place():

@@ -19,7 +19,7 @@ import numpy as np
 from scm_jax.evaluation.features import frozen_weights
 
 WEIGHTS_PATH = frozen_weights.FOLDER / "shapes_reader.npz"
-WEIGHTS_SHA256 = ""
+WEIGHTS_SHA256 = "ac101a89dbadf969d370e4ee4088b60c235df6b4ee23c2da8c0d7bc831214a6b"
 
 # How many words each head chooses from, in the order of ``datasets.shapes.LEGAL``.
 HEADS = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,14 +103,10 @@ class Entry:
         return np.roll(array, array.shape[self.swap] // 2, self.swap)
 
 
-def read_tensors(
-    table: list[Entry], shapes: Shapes, state: Mapping[str, np.ndarray]
-) -> Tree:
-    """The tensors of a file as a tree of parameters of ``shapes``, float32.
+def check_names(table: Sequence[Any], state: Mapping[str, np.ndarray]) -> None:
+    """Raises ``ValueError`` unless ``state`` has the tensors of ``table``, no others.
 
-    Raises:
-      ValueError: a tensor is missing, left over or of another shape; the message has
-        its name, the path of the parameter and both shapes.
+    An entry of ``table`` has a ``name`` in the file and a ``path`` in the parameters.
     """
     missing = [e for e in table if e.name not in state]
     unknown = sorted(set(state) - {e.name for e in table})
@@ -122,6 +118,18 @@ def read_tensors(
             f"{len(unknown)} left over); do the network's settings agree with it?\n"
             + "\n".join(lines)
         )
+
+
+def read_tensors(
+    table: list[Entry], shapes: Shapes, state: Mapping[str, np.ndarray]
+) -> Tree:
+    """The tensors of a file as a tree of parameters of ``shapes``, float32.
+
+    Raises:
+      ValueError: a tensor is missing, left over or of another shape; the message has
+        its name, the path of the parameter and both shapes.
+    """
+    check_names(table, state)
     parts: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in table:
         tensor, shape = np.asarray(state[entry.name]), shapes[entry.path]
@@ -237,7 +245,7 @@ def export_weights(
 
 
 @functools.lru_cache(maxsize=8)
-def expected_shapes(module: UNet | DDPMpp) -> Shapes:
+def expected_shapes(module: Any) -> Shapes:
     """Path -> shape of every parameter of ``module``; nothing is allocated."""
     return flat_shapes(jax.eval_shape(Network(module).init, jax.random.key(0)))
 

@@ -36,6 +36,8 @@ ADDED_KEYS = {
     "network.cross_attention": "true",
     "dataset.captioned": "false",
     "dataset.states": '""',
+    "network.qk_norm": '"pixel"',
+    "network.activation": '"silu"',
 }
 
 # Config keys that hold the run directory of another run.

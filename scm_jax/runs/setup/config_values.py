@@ -58,6 +58,7 @@ _RANGES: dict[str, _Range] = {
     "checkpoint.max_to_keep": ("must be at least 2", lambda v: v >= 2),
     "network.dropout": _DECAY,
     "network.dropout_max_resolution": _NOT_NEGATIVE,
+    "network.dual_attention_blocks": _NOT_NEGATIVE,
     "network.unroll": _NOT_NEGATIVE,
     "network.clip": _POSITIVE,
     "network.fourier_scale": _POSITIVE,

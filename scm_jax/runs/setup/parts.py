@@ -43,12 +43,29 @@ def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     info, name = dataset.info, settings.pop("name")
     shape = info.sample_shape
     network = networks.build(name, shape, info.num_classes, info.text, **settings)
-    legal = dict.fromkeys(trigflow.PARAMETERIZATIONS)
-    lookup(legal, config.parameterization, "parameterization")
-    if config.parameterization != "edm":
+    adapter = lookup(_ADAPTERS, config.parameterization, "parameterization")
+    if adapter is None:
         return network
-    adapter = functools.partial(trigflow.from_edm, sigma_data=info.sigma_data)
+    adapter = functools.partial(adapter, sigma_data=info.sigma_data)
     return dataclasses.replace(network, adapter=adapter)
+
+
+_ADAPTERS: dict[str, Any] = {
+    "trigflow": None,
+    "edm": trigflow.from_edm,
+    "rectified_flow": trigflow.from_rectified_flow,
+    **trigflow.ADAPTERS,
+}
+
+
+def same_convention(a: Network, b: Network) -> bool:
+    """Whether both networks read time and input, and mean their output, alike."""
+
+    def convention(network: Network) -> Any:
+        adapter: Any = network.adapter
+        return adapter and (adapter.func, adapter.keywords)
+
+    return bool(convention(a) == convention(b))
 
 
 def ema_profiles(config: ConfigDict) -> dict[str, ema.EmaProfile]:

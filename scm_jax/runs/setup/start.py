@@ -13,7 +13,7 @@ from scm_jax import networks
 from scm_jax.networks import Network
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.setup.experiment import Experiment
-from scm_jax.runs.setup.parts import abstract_init, saved_network
+from scm_jax.runs.setup.parts import abstract_init, same_convention, saved_network
 from scm_jax.training import checkpoint, sharding
 
 
@@ -48,7 +48,7 @@ def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
     if not settings.run:
         return None
     network, name = saved_network(settings.run, settings.ema, experiment.dataset)
-    if (network.adapter is None) != (experiment.network.adapter is None):
+    if not same_convention(network, experiment.network):
         raise ValueError(
             f"init.run = {settings.run!r} has another parameterization than this "
             f"config's {experiment.config.parameterization!r}: its network reads the "

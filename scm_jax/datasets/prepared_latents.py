@@ -1,0 +1,100 @@
+"""Latents of any prepared dataset, whitened as measured, with classes or captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from scm_jax.datasets import images, latents, pipeline, shapes, storage
+from scm_jax.datasets.captioned import captioned_dataset, open_captions
+from scm_jax.datasets.latents import Whitening
+from scm_jax.datasets.prepared_images import read_manifest
+from scm_jax.types import DatasetInfo, check_choice, lookup
+
+# Prompts that can be checked, by the name that a config gives them.
+QUESTIONS = {"": None, "shapes": shapes.questions}
+
+
+def make_latents(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+    prepared: str = "",
+    conditional: bool = True,
+    captioned: bool = False,
+    states: str = "",
+    questions: str = "",
+) -> pipeline.LazyDataset:
+    """Latents that ``data encode`` made under some name; each visit draws anew.
+
+    Args:
+      split: one of the prepared splits, or a slice such as ``train[:90%]``.
+      root: folder of prepared datasets, by default ``storage.default_root()``.
+      prepare: without effect.
+      prepared: name of the prepared dataset; stored are means and standard deviations.
+      conditional: give the classes, too, where there are any.
+      captioned: see ``prepared_images.make_images``.
+      states: likewise.
+      questions: a key of ``QUESTIONS``, where the images were drawn by a data set whose
+        words can be checked.
+
+    Raises:
+      FileNotFoundError: not prepared; the message has the command that does it.
+      ValueError: no such split, or the prepared data are no latents.
+    """
+    del prepare
+    check_choice(questions, QUESTIONS, "dataset.questions")
+    root = storage.data_root(root)
+    manifest = read_manifest(prepared, root)
+    if manifest["field"] != "latent":
+        raise ValueError(
+            f"dataset.prepared = {prepared!r} holds {manifest['field']}s; 'latents' "
+            "reads what `data encode` made of them"
+        )
+    base = split.split("[", 1)[0]
+    lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")
+    counts = {name: part["count"] for name, part in manifest["splits"].items()}
+    *sides, stored = manifest["shape"]
+    folder = storage.prepared_folder(prepared, root)
+    moments = latents.read_moments(manifest, folder / "manifest.json", stored // 2)
+    pixel_range = manifest["encoder"]["pixel_range"].replace(" ", "")
+    whitening = Whitening(*moments, pixel_range)
+    info = DatasetInfo(
+        name=prepared,
+        sample_shape=(*sides, stored // 2),
+        num_classes=manifest["num_classes"] if conditional else 0,
+        sigma_data=latents.SIGMA_DATA,
+        num_items=0,
+        description=f"{prepared}: latents whitened to standard deviation 0.5",
+        # A look at the layout, not at colours: these need the autoencoder.
+        to_pixels=images.to_pixels,
+        whitening=lambda: whitening,
+    )
+    build: Any = functools.partial(_dataset, whitening)
+    beside: tuple[str, ...] = ()
+    if captioned:
+        info, read = open_captions(info, manifest, folder, states, base)
+        build, beside = functools.partial(captioned_dataset, build, read), ("caption",)
+        if (asked := QUESTIONS[questions]) is not None:
+            assert info.text is not None
+            ask = functools.partial(asked, text=info.text)
+            info = dataclasses.replace(info, questions=ask)
+    return images.make_prepared(
+        info, split, counts, root, build, field="latent", beside=beside
+    )
+
+
+def _dataset(
+    whitening: Whitening, info: DatasetInfo, source: pipeline.Source
+) -> pipeline.FiniteDataset:
+    channels = info.sample_shape[-1]
+
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        latent = images.stored(fields, "latent", ("float16", "float32"), info.name)
+        x = latents.whiten(latent[..., :channels], whitening)  # not drawn: the mean
+        return x, images.stored_label(fields, info.name) if info.num_classes else None
+
+    return pipeline.FiniteDataset(info, source, decode, latents.draw_posterior)
