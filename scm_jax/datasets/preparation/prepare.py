@@ -108,6 +108,12 @@ def prepare(
     parallel.run(work, first, workers, say)
     _publish(work)
     say.end()
+    _tell(target, split)
+    return target
+
+
+def _tell(target: Path, split: str) -> None:
+    """Says what to know of the captions and of what was left out."""
     for line in caption_facts.summary(manifest.read(target), split):
         print(line, file=sys.stderr)
     if skipped := manifest.read(target)["splits"][split]["skipped"]:
@@ -115,7 +121,6 @@ def prepare(
             "%d of these items were left out; %s names them, the first: %s",
             *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
         )
-    return target
 
 
 def _check_arguments(target: Path, split: str, fresh: bool, process_count: int) -> None:
