@@ -88,7 +88,8 @@ def exact_map(x_t, t, label):
 OFFLINE = [
     name
     for name, it in EVALUATORS.items()
-    if not isinstance(it, PretrainedQuality) and name not in ("shapes", "captions", "emoji")
+    if not isinstance(it, PretrainedQuality)
+    and name not in ("shapes", "captions", "emoji")
 ]
 assert len(OFFLINE) > 3
 
