@@ -15,7 +15,13 @@ Expect: not yet measured.
 A U-Net whose attention reads the caption; the student of sCD takes the guidance scale
 as an input. ``size=tiny`` (the default) trains on two CPU cores; ``small`` and ``base``
 are for an accelerator. ``network=dit`` has cross-attention in place of the U-Net,
-``quick`` is a smoke run of a few steps.
+``quick`` is a smoke run of a few steps. ``space=latents`` trains on 8x8x8 latents of
+the small autoencoder in data/captioned_shapes, which must be prepared first:
+
+  python -m scm_jax data prepare --dataset=captioned_shapes
+  python -m scm_jax data encode --dataset=captioned_shapes \\
+    --out_name=captioned_shapes_latents \\
+    --vae=data/captioned_shapes/autoencoder.safetensors
 """
 
 from typing import NamedTuple
@@ -45,39 +51,51 @@ SIZES = {
     "small": Size( 64, (1, 2, 2), 2,  8, 128,  4_000_000,  2_000_000, 1e-2),
     "base":  Size(128, (1, 2, 2), 3, 12, 256, 20_000_000, 10_000_000, 1e-2),
 }
+LATENTS = Size(80, (1,), 2, 4, 64, 400_000, 200_000, 1e-2)
 # fmt: on
 
 
 def get_config(arg: str = ""):
-    """``teacher``, ``sct`` or ``scd``; options size, network and quick."""
-    networks = ("unet", "dit")
-    variant, options = parse_arg(arg, VARIANTS, size=tuple(SIZES), network=networks)
+    """``teacher``, ``sct`` or ``scd``; options size, network, space and quick."""
+    choices = {"network": ("unet", "dit"), "space": ("pixels", "latents")}
+    variant, options = parse_arg(arg, VARIANTS, size=tuple(SIZES), **choices)
     name, network, quick = options["size"], options["network"], options["quick"]
-    size, student = SIZES[name], variant != "teacher"
+    latents, student = options["space"] == "latents", variant != "teacher"
+    size = LATENTS if latents else SIZES[name]
 
     def run_name(variant: str) -> str:
         parts = ["captions", variant] + [name] * (name != "tiny")
-        return "_".join(parts + [network] * (network != "unet") + ["quick"] * quick)
+        parts += [network] * (network != "unet") + ["latents"] * latents
+        return "_".join(parts + ["quick"] * quick)
 
     objective = "consistency" if student else "diffusion"
-    c = base_config(network, objective, "captioned_shapes")
+    dataset = "latents" if latents else "captioned_shapes"
+    c = base_config(network, objective, dataset)
     c.name = run_name(variant)
-    c.dataset.num_items = 400_000
+    if latents:
+        c.dataset.prepared = "captioned_shapes_latents"
+        c.dataset.captioned = True
+        c.dataset.questions = "shapes"
+        c.sampling.decoder = "data/captioned_shapes/autoencoder.safetensors"
+    else:
+        c.dataset.num_items = 400_000
     c.network.tower_width = 64
     if network == "unet":
         c.network.width = size.width
         c.network.channel_mult = size.channel_mult
         c.network.num_blocks = size.num_blocks
         c.network.attention_resolutions = (8,)
-        c.network.head_channels = 32
-        if name == "tiny":  # a core spends half of its time on the 32x32 level
+        c.network.head_channels = 20 if latents else 32
+        if (
+            name == "tiny" and not latents
+        ):  # a core spends half of its time on the 32x32 level
             c.network.space_to_depth = 2
         learning_rate = size.learning_rate
     else:
         c.network.width = 4 * size.width
         c.network.depth = size.depth
         c.network.num_heads = c.network.width // 32
-        c.network.patch = 4 if name == "tiny" else 2
+        c.network.patch = 1 if latents else 4 if name == "tiny" else 2
         learning_rate = 1e-3
     c.optimizer.schedule = "cosine"
     c.optimizer.b2 = 0.99
@@ -119,7 +137,8 @@ def get_config(arg: str = ""):
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
     if quick:
-        c.dataset.num_items = 256
+        if not latents:
+            c.dataset.num_items = 256
         c.eval.evaluators = ()
         c.eval.steps = (2,)
         c.sampling.steps = 2

@@ -13,7 +13,7 @@ import numpy as np
 
 from scm_jax.datasets import latents
 from scm_jax.datasets import pixels as quantize
-from scm_jax.files import atomic, catalogue
+from scm_jax.files import atomic, catalogue, shipped
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external.autoencoder import load_autoencoder
 from scm_jax.training import sharding
@@ -62,7 +62,7 @@ def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
     if info.whitening is None or decoder == NONE:
         return None
     try:
-        path = catalogue.find_weights(AUTOENCODER, decoder)
+        path = catalogue.find_weights(AUTOENCODER, decoder and shipped.find(decoder))
     except FileNotFoundError:
         if decoder:
             raise
