@@ -92,6 +92,7 @@ class Samples:
         if self.pixels is None:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
+        about = html.escape("; ".join(dict.fromkeys(self.texts))) or about
         return f'<img alt="{about}" src="{png_uri(self.grid())}">'
 
 
