@@ -22,5 +22,8 @@ else:
         packages=[*packages, *shipped],
         package_dir={f"scm_jax.shipped.{name}": name for name in SHIPPED},
         package_data=data
-        | {name: ["*.toml", "*.csv", "*.md", "*.json", "*.npz"] for name in shipped},
+        | {
+            name: ["*.toml", "*.csv", "*.md", "*.json", "*.npz", "*.safetensors"]
+            for name in shipped
+        },
     )

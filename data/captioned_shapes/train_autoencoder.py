@@ -1,7 +1,7 @@
 """Train the small autoencoder behind the latents of captioned shapes.
 
 Run: python data/captioned_shapes/train_autoencoder.py --output=autoencoder.safetensors
-Expect: see README.md beside this file for its error and time.
+Expect: held-out mean squared error 0.0044, in 900 seconds of processor time.
 
 An ``AutoencoderKL``, 32x32x3 pixels <-> 8x8x8 latents, on items of another seed than
 the data set's: mean squared error plus ``KL_WEIGHT`` times the divergence of the
