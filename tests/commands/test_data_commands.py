@@ -225,7 +225,7 @@ def test_the_largest_image_is_a_flag(tmp_path):
         (["data", "prepare"], 2, "either --dataset=NAME or"),
         (["data", "prepare", "--name=a"], 2, "missing --source"),
         (["data", "prepare", "--dataset=cifar10"], 2, "missing --source=PATH"),
-        (["data", "prepare", "--dataset=cifar"], 2, "there are cifar10, digits"),
+        (["data", "prepare", "--dataset=cifar"], 2, "there are captioned_shapes"),
         (["data", "prepare", *"--dataset=cifar10 --source=a --size=8".split()], 2,
          "recipe.toml has size = 32"),
         (["data", "verify", "--dataset=no", "--root=x"], 1, "'no' is not prepared"),
