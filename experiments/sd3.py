@@ -13,9 +13,10 @@ published (arXiv 2503.09641, Sec. 4), has FID 6.50 and CLIP 28.45 in 2 steps on
 MJHQ-30K at 1024x1024, with an adversarial loss besides; without it 8.93 and 27.51.
 
 An imported teacher is used as it is; ``teacher`` also fine-tunes it (set ``init.run``)
-or trains from random weights. The data are noise of the right shapes until
-``dataset`` names a prepared set of latents and states. ``model=d15`` to ``d38`` are the
-paper's ladder of depths with the changes of sCM, without published weights.
+or trains from random weights. ``data=NAME`` are latents that ``data encode`` made with
+SD3's autoencoder, and ``states=NAME`` what ``data encode-text`` stored of their
+captions; without, the data are noise of the right shapes. ``model=d15`` to ``d38`` are
+the paper's ladder of depths with the changes of sCM, without published weights.
 ``scd,quick`` is a smoke run; its teacher is that of ``teacher,quick``.
 
 What differs from SANA-Sprint: Adam in place of CAME, no clipping of gradients, the
@@ -52,20 +53,25 @@ P_MEAN, P_STD = 0.2 + math.log(1 / 0.5), 1.6
 
 
 def get_config(arg: str = ""):
-    """``teacher``, ``sct`` or ``scd``; options model, resolution and quick."""
-    variant, options = parse_arg(
-        arg, VARIANTS, model=tuple(MODELS), resolution=(1024, 512, 256)
-    )
+    """``teacher``, ``sct``, ``scd``; options model, resolution, data, states, quick."""
+    choices = {"model": tuple(MODELS), "resolution": (1024, 512, 256)}
+    variant, options = parse_arg(arg, VARIANTS, **choices, data="", states="")
     model, side, quick = options["model"], options["resolution"], options["quick"]
 
     def run_name(variant: str) -> str:
         return f"sd3_{variant}_{model}" + ("_quick" if quick else "")
 
     student = variant != "teacher"
-    c = base_config("mmdit", "consistency" if student else "diffusion", "noise_latents")
+    objective = "consistency" if student else "diffusion"
+    prepared = options["data"]
+    c = base_config("mmdit", objective, "latents" if prepared else "noise_latents")
     c.name = run_name(variant)
-    c.dataset.sample_shape = (side // 8, side // 8, CHANNELS)
-    c.dataset.update({"length": TOKENS, "width": WIDTH, "pooled": POOLED})
+    if prepared:
+        c.dataset.update({"prepared": prepared, "captioned": True, "whitening": "sd3"})
+        c.dataset.states = options["states"]
+    else:
+        c.dataset.sample_shape = (side // 8, side // 8, CHANNELS)
+        c.dataset.update({"length": TOKENS, "width": WIDTH, "pooled": POOLED})
     c.network.update(NETWORK_PRESETS["mmdit"][MODELS[model]])
     c.network.dtype = "bfloat16"
     c.network.remat = "blocks"
@@ -103,7 +109,8 @@ def get_config(arg: str = ""):
         c.eval.steps = (1,)
         c.eval.times = ((1.3,), (1.3, 1.1, 0.6))
     if quick:
-        c.dataset.sample_shape = (8, 8, 4)
-        c.dataset.update({"length": 6, "width": 32, "pooled": 16})
+        if not prepared:
+            c.dataset.sample_shape = (8, 8, 4)
+            c.dataset.update({"length": 6, "width": 32, "pooled": 16})
         shrink(c)
     return c

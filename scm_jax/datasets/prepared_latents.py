@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 from scm_jax.datasets import images, latents, pipeline, shapes, storage
@@ -12,6 +13,11 @@ from scm_jax.datasets.captioned import captioned_dataset, open_captions
 from scm_jax.datasets.latents import Whitening
 from scm_jax.datasets.prepared_images import read_manifest
 from scm_jax.types import DatasetInfo, check_choice, lookup
+
+# Constants of published latents, one factor for all channels as the noise of their
+# models is: ``x = factor (latent - mean)``, in units where ``sigma_data`` is 1.
+FACTORS = {"sd": (4, 0.0, 0.18215), "sd3": (16, 0.0609, 1.5305)}
+MEASURED = latents.MEASURED
 
 # Prompts that can be checked, by the name that a config gives them.
 QUESTIONS = {"": None, "shapes": shapes.questions}
@@ -27,6 +33,7 @@ def make_latents(
     captioned: bool = False,
     states: str = "",
     questions: str = "",
+    whitening: str = MEASURED,
 ) -> pipeline.LazyDataset:
     """Latents that ``data encode`` made under some name; each visit draws anew.
 
@@ -40,6 +47,9 @@ def make_latents(
       states: likewise.
       questions: a key of ``QUESTIONS``, where the images were drawn by a data set whose
         words can be checked.
+      whitening: ``measured``: each channel to mean 0 and standard deviation 0.5 by the
+        moments of the manifest; or a key of ``FACTORS``: ``sd`` for DiT and SiT,
+        ``sd3``, whose data have ``sigma_data`` 1.
 
     Raises:
       FileNotFoundError: not prepared; the message has the command that does it.
@@ -59,21 +69,19 @@ def make_latents(
     counts = {name: part["count"] for name, part in manifest["splits"].items()}
     *sides, stored = manifest["shape"]
     folder = storage.prepared_folder(prepared, root)
-    moments = latents.read_moments(manifest, folder / "manifest.json", stored // 2)
-    pixel_range = manifest["encoder"]["pixel_range"].replace(" ", "")
-    whitening = Whitening(*moments, pixel_range)
+    constants, sigma_data = _constants(whitening, manifest, folder)
     info = DatasetInfo(
         name=prepared,
         sample_shape=(*sides, stored // 2),
         num_classes=manifest["num_classes"] if conditional else 0,
-        sigma_data=latents.SIGMA_DATA,
+        sigma_data=sigma_data,
         num_items=0,
-        description=f"{prepared}: latents whitened to standard deviation 0.5",
+        description=f"{prepared}: latents, whitening {whitening!r}",
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
-        whitening=lambda: whitening,
+        whitening=lambda: constants,
     )
-    build: Any = functools.partial(_dataset, whitening)
+    build: Any = functools.partial(_dataset, constants)
     beside: tuple[str, ...] = ()
     if captioned:
         info, read = open_captions(info, manifest, folder, states, base)
@@ -85,6 +93,27 @@ def make_latents(
     return images.make_prepared(
         info, split, counts, root, build, field="latent", beside=beside
     )
+
+
+def _constants(
+    name: str, manifest: dict[str, Any], folder: Path
+) -> tuple[Whitening, float]:
+    """The constants that a whitening stands for, and ``sigma_data`` of the result."""
+    lookup({**FACTORS, MEASURED: None}, name, "dataset.whitening")
+    channels = manifest["shape"][-1] // 2
+    pixel_range = manifest["encoder"]["pixel_range"].replace(" ", "")
+    if name == MEASURED:
+        moments = latents.read_moments(manifest, folder / "manifest.json", channels)
+        return Whitening(*moments, pixel_range), latents.SIGMA_DATA
+    expected, mean, factor = FACTORS[name]
+    if channels != expected:
+        raise ValueError(
+            f"dataset.whitening = {name!r} is for latents of {expected} channels; "
+            f"{folder} has {channels}"
+        )
+    # ``whiten`` brings a standard deviation to 0.5.
+    std = latents.SIGMA_DATA / factor
+    return Whitening((mean,) * channels, (std,) * channels, pixel_range), 1.0
 
 
 def _dataset(

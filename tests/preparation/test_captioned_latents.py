@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax.datasets import make_dataset
+from scm_jax.datasets import latents, make_dataset, prepared_latents
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shape_captions import captions
@@ -61,6 +61,20 @@ def test_latents_keep_the_captions_and_are_drawn_anew(root):
         info.questions(4, "seen").prompts.fields["tokens"].max() < info.text.vocab_size
     )
     assert info.whitening().pixel_range == "[-1,1]"
+
+
+def test_published_factors_give_units_of_their_models(root, monkeypatch):
+    factors = {"sd": (4, 0.0, 0.18215), "tiny": (2, 0.25, 1.5)}
+    monkeypatch.setattr(prepared_latents, "FACTORS", factors)
+    options = {"root": root, "prepared": "shapes_latents"}
+    dataset = make_dataset("latents", **options, whitening="tiny")
+    assert dataset.info.sigma_data == 1.0 and dataset.info.text is None
+    raw = halves(SOURCE.gather(np.arange(NUM))["image"])[..., :2]
+    np.testing.assert_allclose(dataset.arrays()[0], (raw - 0.25) * 1.5, rtol=2e-3)
+    back = latents.unwhiten(dataset.arrays()[0], dataset.info.whitening())
+    np.testing.assert_allclose(back, raw, atol=2e-3)
+    with pytest.raises(ValueError, match="'sd' is for latents of 4 channels; .* has 2"):
+        make_dataset("latents", **options, whitening="sd")
 
 
 def captions_of(item):
