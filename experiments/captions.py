@@ -143,7 +143,7 @@ def get_config(arg: str = ""):
         c.eval.steps = (2,)
         c.sampling.steps = 2
         shrink(c, batch_size=16, writers=c.log.writers)
-        if network == "dit":
+        if network == "dit" and not latents:
             c.network.patch = 8
     c.optimizer.decay_images = float(c.train.duration_images)
     return c

@@ -15,8 +15,11 @@ from ml_collections import ConfigDict
 
 from scm_jax import sampling
 from scm_jax.commands.demo import say
+from scm_jax.datasets.preparation import encode, prepare
+from scm_jax.datasets.preparation.readers import sources
+from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
 from scm_jax.files import shipped
-from scm_jax.runs import evaluate, packed, sample, train
+from scm_jax.runs import evaluate, latents, packed, sample, train
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.writers import captioned_grid
 from scm_jax.runs.sample import Loaded
@@ -41,6 +44,7 @@ SHOWN = tuple(
     for end in ("", "_real")
 )
 TEACHER = {"sampler": "heun", "steps": 32, "guidance": 2.0}
+NUM_IMAGES = 100_000  # of the training
 NUM_SAMPLES = 500
 SPEED_BATCH = 32
 
@@ -48,9 +52,11 @@ SPEED_BATCH = 32
 def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
     """The configs of ``experiments/captions.py``, with the student's teacher here."""
     module = load_module(str(shipped.folder("experiments") / "captions.py"))
-    configs = {}
+    configs, options = {}, ",quick" if quick else ",space=latents"
     for variant in VARIANTS:
-        config = module.get_config(variant + (",quick" if quick else ""))
+        config = module.get_config(variant + options)
+        if not quick:
+            config.dataset.root = str(workdir / "data")
         if variant != "teacher":
             config.init.run = config.teacher.run = str(workdir / "teacher")
         configs[variant] = config
@@ -66,6 +72,8 @@ def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str
       ``done``, or ``preempted`` after a signal.
     """
     started = time.monotonic()
+    if train_again:
+        encode_data(workdir / "data")
     if train_again or quick:
         for variant, config in demo_configs(workdir, quick).items():
             say(f"training {config.name}")
@@ -94,6 +102,17 @@ def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str
     print(f"report: {workdir / 'report.html'}")
     print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
     return loop.DONE
+
+
+def encode_data(root: Path) -> None:
+    """Prepares captioned shapes and their latents, unless they are there."""
+    images = root / "captioned_shapes/1.0.0"
+    prepare.prepare(ShapeSource("train", NUM_IMAGES, **CAPTIONED), images)
+    items = sources.open_items(images, kind="tfds", split="train")
+    weights = shipped.folder("data") / "captioned_shapes/autoencoder.safetensors"
+    encoder = latents.make_encoder(weights, batch_size=64)
+    target = root / "captioned_shapes_latents/1.0.0"
+    encode.encode_dataset(items, encoder, target, dtype="float16")
 
 
 def measure(workdir: Path, num_samples: int) -> list[dict[str, Any]]:

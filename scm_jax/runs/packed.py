@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from scm_jax import config as config_lib
+from scm_jax.datasets import storage
 from scm_jax.files.tensors import check_tensors, tensors_sha256
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.linked_runs import IMPORTED_FILE
@@ -22,13 +23,15 @@ from scm_jax.runs.setup import parts
 from scm_jax.training import checkpoint
 
 WEIGHTS = "weights.npz"
+_ABOUT_DATA = ("manifest.json", "dataset_info.json", "features.json")
 
 
 def pack(run: str | os.PathLike, folder: str | os.PathLike, ema: str = "") -> str:
     """Writes an EMA of a run into ``folder``; returns ``tensors_sha256`` of it.
 
-    The folder has ``config.json``, ``text.json`` where the run reads captions, and the
-    network's weights in 16 bits. Paths of other runs are left out of the config.
+    The folder has ``config.json``, ``text.json`` where the run reads captions, what a
+    prepared dataset says of itself, and the network's weights in 16 bits. Paths of
+    other runs and of data are left out of the config.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,13 @@ def pack(run: str | os.PathLike, folder: str | os.PathLike, ema: str = "") -> st
     weights = {name: np.asarray(a, np.float16) for name, a in flat.items()}
     np.savez_compressed(folder / WEIGHTS, **dict[str, Any](weights))
     config = run_dir.read_config()
-    config["init"]["run"] = config["teacher"]["run"] = ""
+    if prepared := config["dataset"].get("prepared"):
+        source = storage.prepared_folder(prepared, config["dataset"]["root"] or None)
+        target = folder / "data" / prepared / source.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _ABOUT_DATA:
+            shutil.copy(source / name, target)
+    config["init"]["run"] = config["teacher"]["run"] = config["dataset"]["root"] = ""
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text)
     if run_dir.text_path.exists():
@@ -53,6 +62,10 @@ def unpack(folder: str | os.PathLike, workdir: str | os.PathLike) -> None:
     """
     folder, run_dir = Path(folder), RunDir(workdir)
     config = config_lib.from_dict(json.loads((folder / "config.json").read_text()))
+    if (folder / "data").is_dir():
+        place = run_dir.path / "data"
+        shutil.copytree(folder / "data", place, dirs_exist_ok=True)
+        config.dataset.root = str(place)
     experiment = experiment_lib.build(experiment_lib.without_teacher(config))
     abstract = parts.abstract_init(experiment.network)
     shapes = jax.tree.map(lambda a: a.shape, abstract)

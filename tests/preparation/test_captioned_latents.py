@@ -4,11 +4,18 @@ import jax
 import numpy as np
 import pytest
 
+from scm_jax import config as config_lib
 from scm_jax.datasets import latents, make_dataset, prepared_latents
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shape_captions import captions
 from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
+from scm_jax.runs import conditions, packed
+from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs.sample import load_generate
+from scm_jax.runs.setup import experiment
+from scm_jax.sweeps.plan.sweep_file import load_module
+from scm_jax.training import checkpoint
 
 NUM = 40
 SOURCE = ShapeSource("train", NUM, **CAPTIONED)
@@ -75,6 +82,29 @@ def test_published_factors_give_units_of_their_models(root, monkeypatch):
     np.testing.assert_allclose(back, raw, atol=2e-3)
     with pytest.raises(ValueError, match="'sd' is for latents of 4 channels; .* has 2"):
         make_dataset("latents", **options, whitening="sd")
+
+
+def test_a_packed_run_samples_without_its_data(root, tmp_path, monkeypatch):
+    module = load_module("experiments/captions.py")
+    config = module.get_config("sct,space=latents,network=dit,quick")
+    changes = {"root": str(root), "prepared": "shapes_latents"}
+    config.dataset.update(changes)
+    config.init.run = ""
+    built = experiment.build(config)
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.write_config(config_lib.to_dict(config))
+    conditions.write_text(run_dir, built.dataset.info.text)
+    params = built.init_params()["net"]
+    checkpoint.save_average(run_dir.checkpoints_dir, built.sampling_ema, params)
+    packed.pack(run_dir.path, tmp_path / "files")
+    about = tmp_path / "files/data/shapes_latents/1.0.0"
+    names = {"manifest.json", "dataset_info.json", "features.json"}
+    assert {path.name for path in about.iterdir()} == names
+    assert str(root) not in (tmp_path / "files/config.json").read_text()
+    monkeypatch.setenv("SCM_JAX_DATA", str(tmp_path / "nothing"))
+    packed.unpack(tmp_path / "files", tmp_path / "again")
+    x = load_generate(tmp_path / "again").generate(2, prompts="a red star")
+    assert x.shape == (2, 2, 2, 2) and np.isfinite(x).all()
 
 
 def captions_of(item):
