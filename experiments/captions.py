@@ -131,8 +131,8 @@ def get_config(arg: str = ""):
             c.teacher.run = c.init.run
             c.network.use_guidance = True
             c.objective.guidance_range = (1.0, 4.0)
-        else:
-            c.objective.label_dropout = 0.1
+        else:  # consistency training has no guided velocity
+            c.sampling.guidance = 1.0
         c.sampling.sampler = "consistency"
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
