@@ -61,15 +61,7 @@ def make_images(
     del prepare
     lookup(SCALINGS, scaling, "dataset.scaling")
     root = storage.data_root(root)
-    manifest = read_manifest(prepared, root)
-    if manifest["field"] != "image":
-        raise ValueError(
-            f"dataset.prepared = {prepared!r} holds {manifest['field']}s; 'images' "
-            "reads images"
-        )
-    base = split.split("[", 1)[0]
-    lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")
-    counts = {name: part["count"] for name, part in manifest["splits"].items()}
+    manifest, base, counts = find_split(prepared, split, root, "image")
     labelled = conditional and manifest["num_classes"] > 0
     moments = manifest["splits"].get("train", manifest["splits"][base])
     info = images.image_info(
@@ -91,6 +83,22 @@ def make_images(
         info = dataclasses.replace(info, to_pixels=measured.to_pixels)
         build = functools.partial(build, to_x=measured.to_x)
     return images.make_prepared(info, split, counts, root, build, beside=beside)
+
+
+def find_split(
+    prepared: str, split: str, root: Path, field: str
+) -> tuple[dict[str, Any], str, dict[str, int]]:
+    """The manifest, the split without its slice, and the items of every split."""
+    manifest = read_manifest(prepared, root)
+    if (found := manifest["field"]) != field:
+        raise ValueError(
+            f"dataset.prepared = {prepared!r} holds {found}s; {field}s were asked for: "
+            "'images' reads images, 'latents' what `data encode` made of them"
+        )
+    base = split.split("[", 1)[0]
+    lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")
+    counts = {name: part["count"] for name, part in manifest["splits"].items()}
+    return manifest, base, counts
 
 
 def read_manifest(name: str, root: Path) -> dict[str, Any]:

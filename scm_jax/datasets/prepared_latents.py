@@ -11,7 +11,7 @@ from typing import Any
 from scm_jax.datasets import images, latents, pipeline, shapes, storage
 from scm_jax.datasets.captioned import captioned_dataset, open_captions
 from scm_jax.datasets.latents import Whitening
-from scm_jax.datasets.prepared_images import read_manifest
+from scm_jax.datasets.prepared_images import find_split
 from scm_jax.types import DatasetInfo, check_choice, lookup
 
 # Constants of published latents, one factor for all channels as the noise of their
@@ -58,15 +58,7 @@ def make_latents(
     del prepare
     check_choice(questions, QUESTIONS, "dataset.questions")
     root = storage.data_root(root)
-    manifest = read_manifest(prepared, root)
-    if manifest["field"] != "latent":
-        raise ValueError(
-            f"dataset.prepared = {prepared!r} holds {manifest['field']}s; 'latents' "
-            "reads what `data encode` made of them"
-        )
-    base = split.split("[", 1)[0]
-    lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")
-    counts = {name: part["count"] for name, part in manifest["splits"].items()}
+    manifest, base, counts = find_split(prepared, split, root, "latent")
     *sides, stored = manifest["shape"]
     folder = storage.prepared_folder(prepared, root)
     constants, sigma_data = _constants(whitening, manifest, folder)
