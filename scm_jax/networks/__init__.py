@@ -100,15 +100,8 @@ class Network:
 
     def project(self, params: Any) -> Any:
         """``params`` after forced normalization, for after each optimizer update."""
-        return self._on_module(getattr(self.module, "project", None), params)
-
-    def _on_module(self, change: Callable[[Any], Any] | None, params: Any) -> Any:
-        """``params`` with the module's own groups, not those of encoders, changed."""
-        if change is None:
-            return params
-        encoders = {name: params[name] for name in self.encoders if name in params}
-        own = {name: w for name, w in params.items() if name not in encoders}
-        return {**change(own), **encoders}
+        project = getattr(self.module, "project", None)
+        return params if project is None else project(params)
 
     def fold(self, params: Any) -> Folded:
         """``params`` ready for any number of passes; pure and differentiable.
@@ -117,7 +110,8 @@ class Network:
         to the compute dtype. A training step folds once for all its microbatches and
         passes, on the pieces that each device stores; a sampler folds once.
         """
-        weights = self._on_module(getattr(self.module, "normalize", None), params)
+        normalize = getattr(self.module, "normalize", None)
+        weights = params if normalize is None else normalize(params)
         dtype = jnp.dtype(getattr(self.module, "dtype", "float32"))
         if dtype == jnp.float32:
             return Folded(weights)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
+from scm_jax.networks.magnitude import MPConv, MPTable
 from scm_jax.types import Cond, TextInfo
 
 HEAD_CHANNELS = 32
@@ -28,11 +29,15 @@ class TextTower(nn.Module):
     ``h <- h + attention(norm(h))``, ``h <- h + W2 silu(W1 norm(h))`` on a learned table
     of tokens and positions. Fills ``context`` ``(b, n, width)``, ``context_mask`` and
     ``pooled``, the mean of the context. An empty caption is one learned token.
+
+    With ``normalized`` the layers are EDM2's, for a network whose weights are
+    normalized: its learning rate, ten times that of others, is for such weights.
     """
 
     text: TextInfo
     width: int
     depth: int
+    normalized: bool = False
 
     @nn.compact
     def __call__(self, cond: Cond) -> Cond:
@@ -45,17 +50,13 @@ class TextTower(nn.Module):
         empty = ~jnp.any(tokens > 0, axis=1, keepdims=True)
         tokens = jnp.where(empty & first[None], null, tokens)
         mask = tokens > 0
-        normal = nn.initializers.normal(1.0)
-        table = nn.Embed(null + 1, self.width, embedding_init=normal, name="token")
         shape = (self.text.length, self.width)
         position = self.param("position", nn.initializers.normal(0.5), shape)
-        h = table(tokens) + position[None, : tokens.shape[1]]
+        h = self._table(null + 1)(tokens) + position[None, : tokens.shape[1]]
         for i in range(self.depth):
             h = h + self._attend(layers.layer_norm(h), mask, i)
-            y = nn.Dense(MLP_RATIO * self.width, name=f"mlp_in_{i}")(
-                layers.layer_norm(h)
-            )
-            h = h + nn.Dense(self.width, name=f"mlp_out_{i}")(nn.silu(y))
+            y = self._dense(MLP_RATIO * self.width, f"mlp_in_{i}")(layers.layer_norm(h))
+            h = h + self._dense(self.width, f"mlp_out_{i}")(nn.silu(y))
         h = layers.layer_norm(h)
         weight = mask[..., None] / jnp.sum(mask, axis=1)[:, None, None]
         return dataclasses.replace(
@@ -69,10 +70,20 @@ class TextTower(nn.Module):
 
     def _attend(self, y: jax.Array, mask: jax.Array, i: int) -> jax.Array:
         heads = max(1, self.width // HEAD_CHANNELS)
-        qkv = nn.DenseGeneral((3, heads, self.width // heads), name=f"qkv_{i}")(y)
+        qkv = self._dense(3 * self.width, f"qkv_{i}")(y)
+        qkv = qkv.reshape(*y.shape[:2], 3, heads, self.width // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         out = attention(q, k, v, key_mask=mask).reshape(y.shape)
-        return nn.Dense(self.width, name=f"attention_out_{i}")(out)
+        return self._dense(self.width, f"attention_out_{i}")(out)
+
+    def _dense(self, features: int, name: str) -> nn.Module:
+        return (MPConv if self.normalized else nn.Dense)(features, name=name)
+
+    def _table(self, rows: int) -> nn.Module:
+        if self.normalized:
+            return MPTable(rows, self.width, name="token")
+        normal = nn.initializers.normal(1.0)
+        return nn.Embed(rows, self.width, embedding_init=normal, name="token")
 
 
 class StoredStates(nn.Module):
@@ -145,13 +156,14 @@ class KeysAndValues(nn.Module):
         return dataclasses.replace(cond, context=None, memory=memory)
 
 
-def text_encoders(net: Any) -> dict[str, nn.Module]:
+def text_encoders(net: Any, normalized: bool = False) -> dict[str, nn.Module]:
     """What fills ``context`` and ``pooled`` for ``net``, which may have no captions."""
     if net.text is None:
         return {}
     if not net.text.words:
         return {"text": StoredStates(net.text)}
-    return {"text": TextTower(net.text, net.tower_width, net.tower_depth)}
+    sizes = net.tower_width, net.tower_depth, normalized
+    return {"text": TextTower(net.text, *sizes)}
 
 
 def check_length(length: int, limit: int) -> None:

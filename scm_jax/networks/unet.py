@@ -221,7 +221,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def encoders(self) -> dict[str, nn.Module]:
         """See ``Network.encoders``."""
-        return text_encoders(self)
+        return text_encoders(self, normalized=True)
 
     def draw(self, key: jax.Array, shapes: Any) -> Any:
         """Fresh parameters; see ``layers.draw_parameters``."""
