@@ -1,4 +1,7 @@
-"""``scm demo --name=text``: prompts in, images out in two steps, measured and shown."""
+"""``scm demo --name=text``: prompts in, images out in two steps, measured and shown.
+
+It samples from the packed runs in ``data/captioned_shapes``, where they are there.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,14 @@ def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str
                 return status
     else:
         for variant in VARIANTS:
+            folder = shipped.folder("data") / "captioned_shapes" / variant
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"no trained model in {folder}: --train trains one, which takes "
+                    "about two hours on two cores, and --quick shows that all works"
+                )
             # The same folder again, in case of another version of the package.
             shutil.rmtree(workdir / variant, ignore_errors=True)
-            folder = shipped.folder("data") / "captioned_shapes" / variant
             packed.unpack(folder, workdir / variant)
     loaded = {v: sample.load_generate(workdir / v) for v in VARIANTS}
     rows = measure(workdir, 20 if quick else NUM_SAMPLES)
