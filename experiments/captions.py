@@ -79,24 +79,7 @@ def get_config(arg: str = ""):
         c.sampling.decoder = "data/captioned_shapes/autoencoder.safetensors"
     else:
         c.dataset.num_items = 400_000
-    c.network.tower_width = 64
-    if network == "unet":
-        c.network.width = size.width
-        c.network.channel_mult = size.channel_mult
-        c.network.num_blocks = size.num_blocks
-        c.network.attention_resolutions = (8,)
-        c.network.head_channels = 20 if latents else 32
-        if (
-            name == "tiny" and not latents
-        ):  # a core spends half of its time on the 32x32 level
-            c.network.space_to_depth = 2
-        learning_rate = size.learning_rate
-    else:
-        c.network.width = 4 * size.width
-        c.network.depth = size.depth
-        c.network.num_heads = c.network.width // 32
-        c.network.patch = 1 if latents else 4 if name == "tiny" else 2
-        learning_rate = 1e-3
+    learning_rate = shape_network(c, size, name, latents)
     c.optimizer.schedule = "cosine"
     c.optimizer.b2 = 0.99
     c.optimizer.rampup_images = 50.0 * size.batch
@@ -137,13 +120,41 @@ def get_config(arg: str = ""):
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
     if quick:
-        if not latents:
-            c.dataset.num_items = 256
-        c.eval.evaluators = ()
-        c.eval.steps = (2,)
-        c.sampling.steps = 2
-        shrink(c, batch_size=16, writers=c.log.writers)
-        if network == "dit" and not latents:
-            c.network.patch = 8
+        shorten(c, latents)
     c.optimizer.decay_images = float(c.train.duration_images)
     return c
+
+
+def shorten(c, latents: bool) -> None:
+    """Makes the experiment a smoke run of a few steps."""
+    if not latents:
+        c.dataset.num_items = 256
+    c.eval.evaluators = ()
+    c.eval.steps = (2,)
+    c.sampling.steps = 2
+    shrink(c, batch_size=16, writers=c.log.writers)
+    if c.network.name == "dit" and not latents:
+        c.network.patch = 8
+
+
+def shape_network(c, size: Size, name: str, latents: bool) -> float:
+    """Sets the sizes of the network; returns the learning rate of a teacher."""
+    c.network.tower_width = 64
+    if c.network.name == "unet":
+        c.network.width = size.width
+        c.network.channel_mult = size.channel_mult
+        c.network.num_blocks = size.num_blocks
+        c.network.attention_resolutions = (8,)
+        c.network.head_channels = 20 if latents else 32
+        if (
+            name == "tiny" and not latents
+        ):  # a core spends half of its time on the 32x32 level
+            c.network.space_to_depth = 2
+        learning_rate = size.learning_rate
+    else:
+        c.network.width = 4 * size.width
+        c.network.depth = size.depth
+        c.network.num_heads = c.network.width // 32
+        c.network.patch = 1 if latents else 4 if name == "tiny" else 2
+        learning_rate = 1e-3
+    return learning_rate

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from scm_jax.networks import layers
 from scm_jax.networks.attention import attention
-from scm_jax.networks.magnitude import MPConv, MPTable
 from scm_jax.types import Cond, TextInfo
 
 HEAD_CHANNELS = 32
@@ -77,11 +76,17 @@ class TextTower(nn.Module):
         return self._dense(self.width, f"attention_out_{i}")(out)
 
     def _dense(self, features: int, name: str) -> nn.Module:
-        return (MPConv if self.normalized else nn.Dense)(features, name=name)
+        if not self.normalized:
+            return nn.Dense(features, name=name)
+        from scm_jax.networks import magnitude  # which other networks do not need
+
+        return magnitude.MPConv(features, name=name)
 
     def _table(self, rows: int) -> nn.Module:
         if self.normalized:
-            return MPTable(rows, self.width, name="token")
+            from scm_jax.networks import magnitude
+
+            return magnitude.MPTable(rows, self.width, name="token")
         normal = nn.initializers.normal(1.0)
         return nn.Embed(rows, self.width, embedding_init=normal, name="token")
 
