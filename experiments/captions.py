@@ -10,7 +10,9 @@ Run:
   python -m scm_jax sample --run=runs/captions_scd \\
     --prompt="a big red star on blue dots"
 
-Expect: not yet measured.
+Expect: after 38,400 images, a teacher with ``space=latents`` follows the colours of a
+caption (0.90) and no other word (shape 0.09, place 0.09): docs/text.md. Students and
+``space=pixels``: not yet measured.
 
 A U-Net whose attention reads the caption; the student of sCD takes the guidance scale
 as an input. ``size=tiny`` (the default) trains on two CPU cores; ``small`` and ``base``

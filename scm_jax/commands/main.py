@@ -249,9 +249,8 @@ def _import() -> int:
     _flag_workdir()
     cli.path("weights", None, "File: .pkl, .pt, .safetensors or .npz.")
     flags.DEFINE_string("key", "", "Entry of the file, such as ema; default: chosen.")
-    legal = ["trigflow", "edm", "rectified_flow", "dit", "sit", "sana_sprint"]
-    help = "That of the network; default: by the file."
-    flags.DEFINE_enum("parameterization", None, legal, help)
+    help = "That of the network, such as edm, dit or sit; default: by the file."
+    flags.DEFINE_string("parameterization", None, help)
     f = cli.parse("config", "weights", "workdir")
     from scm_jax.runs import transfer
 

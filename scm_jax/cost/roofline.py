@@ -19,7 +19,7 @@ from scm_jax.cost.collectives import Collective
 from scm_jax.cost.hardware import Hardware
 
 EFFICIENCY = 0.4  # of matrix products, as a share of the peak
-# Of long transfers, memory and network, as a share of the data sheet's bandwidth:
+# For long transfers, memory and network, as a share of the data sheet's bandwidth:
 # 230 of 300 GB/s for collectives over NVLink on A100.
 BANDWIDTH_EFFICIENCY = 0.8
 USABLE_MEMORY = 0.9  # the rest goes to fragmentation, kernels and the runtime

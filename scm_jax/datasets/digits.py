@@ -13,7 +13,7 @@ import numpy as np
 from scm_jax.datasets import identity, pipeline, storage
 from scm_jax.types import DatasetInfo
 
-# Of the stored levels over all pixels of all items, measured in float64.
+# Moments of the stored levels over all pixels of all items, measured in float64.
 LEVEL_MEAN = 4.884164579855314
 LEVEL_STD = 6.016787548672236
 

@@ -35,8 +35,8 @@ class Whitening(NamedTuple):
     pixel_range: str  # what entered the autoencoder: "[-1,1]" or "[0,1]"; "" if unknown
 
 
-# Of stabilityai/sd-vae-ft-mse on ImageNet 512x512, with pixels in [-1, 1], for which it
-# was trained (arXiv 2410.11081v2), or in [0, 1] (EDM2).
+# Moments for stabilityai/sd-vae-ft-mse on ImageNet 512x512, with pixels in [-1, 1], for
+# which it was trained (arXiv 2410.11081v2), or in [0, 1] (EDM2).
 WHITENING = {
     "sd_vae_ft_mse_pm1": Whitening(
         (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31), "[-1,1]"

@@ -44,12 +44,12 @@ class CaptionAgreement:
         Returns:
           ``agreement_KIND``: mean over the eight words; ``all_words_KIND``: all of them
           right; ``HEAD_KIND`` for each word; the first two also with ``_real``, for
-          real images of the same captions, which is the ceiling.
+          real images of the same captions, which is the ceiling; ``num_samples``.
         """
         questions = subject.need("questions", "caption agreement")
         draw = subject.need("pixels", "caption agreement")
         weights, hashes = shapes_reader.load_weights(), hashlib.sha256()
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"num_samples": self.num_samples}
         for kind in KINDS:
             asked = questions(self.num_samples, kind)
             hashes.update(asked.pixels.tobytes())

@@ -53,7 +53,7 @@ _PARAMETERS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
 }
-# Of numpy 1 and of numpy 2.
+# Names of numpy 1 and of numpy 2.
 _ARRAYS = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 _SCALARS = {f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")}
 _BUFFERS = {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}

@@ -24,8 +24,8 @@ class Diffusion:
       P_mean: mean of the log noise level.
       P_std: its standard deviation.
       learned_weighting: learn ``w(t)``; off means weight 1.
-      label_dropout: probability with which a label becomes the null class; a teacher
-        for guidance needs about 0.1.
+      label_dropout: probability with which an example loses its condition, the class
+        or the whole caption; a teacher for guidance needs about 0.1.
     """
 
     sigma_data: float = 0.5

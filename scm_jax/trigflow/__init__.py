@@ -26,7 +26,6 @@ from scm_jax.trigflow.algebra import (
     z_from_F,
 )
 from scm_jax.trigflow.conversions import (
-    ADAPTERS,
     PARAMETERIZATIONS,
     PREDICTIONS,
     F_from_prediction,

@@ -6,6 +6,7 @@ A Gaussian process is ``x = alpha x0 + sigma eps`` with a unit normal ``eps``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -139,12 +140,6 @@ def prediction_from_F(
     return lookup({**predictions, "v": a * eps - b * x0}, kind, "prediction kind")
 
 
-PARAMETERIZATIONS = (
-    *("trigflow", "edm", "rectified_flow"),
-    *("dit", "sit", "sana_sprint"),
-)
-
-
 def edm_c_noise(t: jax.Array, sigma_data: float) -> jax.Array:
     """EDM's input for the noise level, ``log(sigma_data tan t) / 4``.
 
@@ -258,8 +253,15 @@ def from_sana_sprint(net_fn: Any, sigma_data: float) -> Any:
     return from_rectified_flow(net_fn, 1.0, time_scale=1.0)
 
 
-# By the name that a config gives the network's own convention.
-ADAPTERS = {"dit": from_dit, "sit": from_sit, "sana_sprint": from_sana_sprint}
+# By the name that a config gives the network's own convention; None is TrigFlow's.
+PARAMETERIZATIONS: dict[str, Callable[..., Any] | None] = {
+    "trigflow": None,
+    "edm": from_edm,
+    "rectified_flow": from_rectified_flow,
+    "dit": from_dit,
+    "sit": from_sit,
+    "sana_sprint": from_sana_sprint,
+}
 
 
 def logit_normal_proposal(

@@ -74,12 +74,12 @@ def test_dit_and_sit_as_runs(process, tmp_path):
     cond = cond.replace(t=jnp.float32([0.5, 1.3]))
     F = teacher.fn(loaded.params, example, cond)
     bare = networks.Network(teacher.network.module).apply
-    expected = trigflow.ADAPTERS[process](bare, 0.5)(loaded.params, example, cond)
+    expected = trigflow.PARAMETERIZATIONS[process](bare, 0.5)(loaded.params, example, cond)
     np.testing.assert_allclose(F, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_sana_sprint_as_a_run(tmp_path, monkeypatch):
-    """Of diffusers' names, in bfloat16, sampled at the times of the paper."""
+    """A file with diffusers' names, in bfloat16, sampled at the times of the paper."""
     monkeypatch.setitem(datasets.DATASETS, "captioned", captioned)
     state = to_diffusers(draw(layout(SANA, 8, 1, c=3, text=6)))
     state = {n: a.astype(ml_dtypes.bfloat16) for n, a in state.items()}

@@ -36,7 +36,7 @@ ROWS = {
     "sana": [True, False, True, True],
     "unet": [True, True, True],
 }
-# Of published weights: queries of the context, whose result the last block drops.
+# Published weights without effect: queries whose result the last block drops.
 UNREAD = {("last", "context", "attention", "q_norm")}
 
 

@@ -241,7 +241,7 @@ def test_both_namings_are_one_network_and_go_back_bit_for_bit(kind):
             np.testing.assert_array_equal(back[name], a, err_msg=name)
 
 
-# Of modalities: parameters without and with the table of positions, tensors of a file.
+# Published sizes: parameters without and with the position table, tensors of a file.
 COUNTS = {
     "sd3_medium": (2_028_328_000, 2_084_951_104),
     "sd35_medium": (2_243_171_520, 2_469_663_936),

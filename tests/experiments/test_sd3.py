@@ -40,7 +40,7 @@ def test_students_have_the_settings_of_sana_sprint():
 
 
 def test_cost_of_sd3_medium():
-    """Of 512x512 and 154 tokens: 0.90 T multiply-adds; guided sCD costs 2.04 steps."""
+    """At 512x512 and 154 tokens: 0.90 T multiply-adds; guided sCD costs 2.04 steps."""
     c = SD3.get_config("scd,model=medium,resolution=512")
     c.network.update({"attention": "einsum", "remat": "none"})
     c.train.batch_size = 2

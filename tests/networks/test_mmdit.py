@@ -32,7 +32,7 @@ def block_inputs():
 
 
 def test_value_tangent_and_gradient_of_chunks_are_the_einsum_s(monkeypatch):
-    """Of both streams, with masks, one of them of all the context."""
+    """In both streams, with masks; one mask hides the whole context."""
     monkeypatch.setattr(attention, "QUERY_CHUNK", 6)
     monkeypatch.setattr(attention, "KEY_CHUNK", 4)
     carry, emb, mask = block_inputs()

@@ -258,7 +258,7 @@ def test_projection_brings_every_output_channel_to_unit_rms():
 
 
 def test_activations_keep_their_magnitude():
-    """Of all blocks with fresh weights: that is what the normalizations are for."""
+    """All blocks with fresh weights do: that is what the normalizations are for."""
     settings = {"width": 32, "channel_mult": (1, 2), "num_blocks": 1}
     net = networks.build("unet", (16, 16, 3), 0, head_channels=16, **settings)
     groups = {g.name for g in net.module.layout()}

@@ -306,5 +306,4 @@ def test_edm_adapter_changes_time_and_sign_alone():
     assert seen["cond"].label is cond.label and seen["cond"].guidance is cond.guidance
     expected = np.log(SD * np.tan(np.asarray(t, np.float64))) / 4
     np.testing.assert_allclose(seen["cond"].t, expected, rtol=0, atol=1e-7)
-    own = {"trigflow", "edm", "rectified_flow"}
-    assert set(trigflow.PARAMETERIZATIONS) == own | set(trigflow.ADAPTERS)
+    assert trigflow.PARAMETERIZATIONS["edm"] is trigflow.from_edm

@@ -88,7 +88,7 @@ class TransformersText:
 
 
 def _weights_sha256(torch: Any, model: Any) -> str:
-    """Of names and bytes of the weights, whatever files they came in."""
+    """SHA-256 of names and bytes of the weights, whatever files they came in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -98,7 +98,7 @@ class Entry:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Of the first parameter, for messages."""
+        """Path of the first parameter, for messages."""
         return self.pieces[0].path
 
     def file_shape(self, shapes: Shapes) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ _ORDER = {
 }
 _TAPS = {"blocks/mlp_in": 1, "blocks/mlp_depth": 3, "blocks/mlp_out": 1}  # of SANA
 _LABELS = "y_embedder.embedding_table.weight"  # only DiT and SiT have classes
-# Of SANA's training: the null caption, unused positions, the weight of the loss.
+# What SANA's training had besides: null caption, unused positions, weight of the loss.
 _EXTRAS = re.compile(r"y_embedder\.y_embedding|pos_embed|logvar_linear\.\w+")
 
 

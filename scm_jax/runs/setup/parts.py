@@ -43,19 +43,12 @@ def build_network(config: ConfigDict, dataset: Dataset) -> Network:
     info, name = dataset.info, settings.pop("name")
     shape = info.sample_shape
     network = networks.build(name, shape, info.num_classes, info.text, **settings)
-    adapter = lookup(_ADAPTERS, config.parameterization, "parameterization")
+    legal = trigflow.PARAMETERIZATIONS
+    adapter = lookup(legal, config.parameterization, "parameterization")
     if adapter is None:
         return network
     adapter = functools.partial(adapter, sigma_data=info.sigma_data)
     return dataclasses.replace(network, adapter=adapter)
-
-
-_ADAPTERS: dict[str, Any] = {
-    "trigflow": None,
-    "edm": trigflow.from_edm,
-    "rectified_flow": trigflow.from_rectified_flow,
-    **trigflow.ADAPTERS,
-}
 
 
 def same_convention(a: Network, b: Network) -> bool:

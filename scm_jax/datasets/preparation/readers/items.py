@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from scm_jax.types import lookup
 
-# Of labels and of captions.
+# Whether labels, or captions, are read.
 LABELS = {"auto": "where there are any", "required": "or an error", "none": "left out"}
 NO_SPLIT = "none"  # as a split: folders that look like splits are classes
 # Twice the number at which Pillow warns, where it refuses an image.
