@@ -54,7 +54,7 @@ SPEED_BATCH = 32
 def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
     """The configs of ``experiments/captions.py``, with the student's teacher here."""
     module = load_module(str(shipped.folder("experiments") / "captions.py"))
-    configs, options = {}, ",quick" if quick else ",space=latents"
+    configs, options = {}, ",quick" if quick else ""
     for variant in VARIANTS:
         config = module.get_config(variant + options)
         if not quick:
@@ -210,7 +210,7 @@ def write_report(
             ("Train both again", "python -m scm_jax demo --name=text --train"),
         ],
         intro=(
-            "A U-Net whose attention reads captions, distilled from its diffusion "
+            "A network that reads captions, distilled from its diffusion "
             f"teacher with guidance as an input (sCD). {speed}."
         ),
     )

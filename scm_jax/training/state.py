@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from scm_jax.types import lookup
 
@@ -46,7 +48,7 @@ def init_state(
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: str = "adam"  # or radam
+    name: str = "adam"  # or radam, or muon
     learning_rate: float = 1e-3  # constant, or the reference of the schedule
     b1: float = 0.9  # first moment decay
     b2: float = 0.99  # second moment decay
@@ -91,17 +93,51 @@ def learning_rate(config: OptimizerConfig, images: jax.Array) -> jax.Array:
     return lr
 
 
-_OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam}
+def _muon(
+    lr: Any, *, b1: float, b2: float, eps: float, stacks: Collection[str]
+) -> optax.GradientTransformation:
+    """Muon for kernels, Adam for all other parameters (arXiv 2502.16982).
+
+    The momentum of a kernel, a matrix ``M = U S V^T`` of inputs and outputs, becomes
+    ``U V^T``, scaled to a root mean square of 0.2: about that of Adam's updates, so
+    that both share a learning rate.
+    """
+
+    def axes(path: Any, w: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel":
+            return None
+        group = names[1]
+        # A stack has a kernel per block, as the caption's keys and values do.
+        per_block = group in (*stacks, "memory")
+        of_kernel = tuple(range(per_block, w.ndim))
+        inputs = 3 if group != "memory" and len(of_kernel) == 4 else 1  # convolutions
+        return contrib.MuonDimensionNumbers(of_kernel[:inputs], of_kernel[inputs:])
+
+    return contrib.muon(
+        lr,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda p: jax.tree.map_with_path(axes, p),
+    )
+
+
+_OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam, "muon": _muon}
 
 
 def build_optimizer(
-    config: OptimizerConfig, batch_size: int
+    config: OptimizerConfig, batch_size: int, stacks: Collection[str] = ()
 ) -> optax.GradientTransformation:
     """The optimizer with its schedule; step ``n`` (from 0) has seen ``n B`` images.
 
-    Step 0 of a ramp-up uses one batch, so that it moves the parameters.
+    Step 0 of a ramp-up uses one batch, so that it moves the parameters. ``stacks`` are
+    the groups of the network whose parameters have a leading axis of blocks.
     """
     make = lookup(_OPTIMIZERS, config.name, "optimizer.name")
+    if make is _muon:
+        make = functools.partial(_muon, stacks=stacks)
     learning_rate(config, jnp.zeros(()))  # a bad schedule is an error here
 
     def schedule(step: jax.Array) -> jax.Array:

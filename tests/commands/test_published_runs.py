@@ -74,7 +74,9 @@ def test_dit_and_sit_as_runs(process, tmp_path):
     cond = cond.replace(t=jnp.float32([0.5, 1.3]))
     F = teacher.fn(loaded.params, example, cond)
     bare = networks.Network(teacher.network.module).apply
-    expected = trigflow.PARAMETERIZATIONS[process](bare, 0.5)(loaded.params, example, cond)
+    expected = trigflow.PARAMETERIZATIONS[process](bare, 0.5)(
+        loaded.params, example, cond
+    )
     np.testing.assert_allclose(F, expected, rtol=1e-6, atol=1e-6)
 
 

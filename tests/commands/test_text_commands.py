@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWar
 def run(tmp_path_factory):
     """A few steps of a student on captioned shapes."""
     path = tmp_path_factory.mktemp("runs") / "teacher"
-    config = "experiments/captions.py:sct,network=dit,quick"
+    config = "experiments/captions.py:sct,model=dit,quick"
     scm("train", f"--config={config}", "--config.init.run=", f"--workdir={path}")
     return path
 

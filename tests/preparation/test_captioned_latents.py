@@ -86,7 +86,7 @@ def test_published_factors_give_units_of_their_models(root, monkeypatch):
 
 def test_a_packed_run_samples_without_its_data(root, tmp_path, monkeypatch):
     module = load_module("experiments/captions.py")
-    config = module.get_config("sct,space=latents,network=dit,quick")
+    config = module.get_config("sct")
     changes = {"root": str(root), "prepared": "shapes_latents"}
     config.dataset.update(changes)
     config.init.run = ""

@@ -114,6 +114,48 @@ def test_optimizers_with_all_their_settings(name, reference):
     np.testing.assert_allclose(updates_of(config, gradients), expected, rtol=2e-4)
 
 
+def orthogonal(m):
+    """The nearest matrix with orthonormal rows or columns."""
+    u, _, v = np.linalg.svd(np.asarray(m, np.float64), full_matrices=False)
+    return u @ v
+
+
+# Kernels by the group of the network, as the matrices that Muon takes them for.
+MATRICES = {
+    ("head", (12, 4)): (1, 12, 4),
+    ("qkv", (12, 3, 4)): (1, 12, 12),  # three outputs of one dense layer
+    ("conv", (3, 3, 4, 8)): (1, 36, 8),
+    ("blocks", (2, 12, 4)): (2, 12, 4),
+    ("stage", (2, 3, 3, 4, 8)): (2, 36, 8),
+    ("memory", (2, 6, 2, 3, 4)): (2, 6, 24),
+}
+
+
+def test_the_first_update_of_muon_is_the_orthogonal_part_of_the_gradient():
+    """Five steps of Newton-Schulz bring all singular values near 1, not to it."""
+    rng = np.random.default_rng(0)
+    draw = {name: rng.normal(size=shape) for name, shape in MATRICES}
+    net = {k: {"kernel": jnp.asarray(w, jnp.float32)} for k, w in draw.items()}
+    grads = {"net": {**net, "position": jnp.asarray(draw["head"], jnp.float32)}}
+    config = OptimizerConfig(name="muon", learning_rate=0.1)
+    optimizer = build_optimizer(config, BATCH, stacks=("blocks", "stage"))
+    step = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0]["net"])
+    updates = step(grads)
+    for (name, _), shape in MATRICES.items():
+        got = -np.asarray(updates[name]["kernel"]).reshape(shape)
+        for a, g in zip(got, draw[name].reshape(shape), strict=True):
+            unit = 0.1 * 0.2 * max(a.shape) ** 0.5  # a root mean square of 0.2
+            singular = np.linalg.svd(a, compute_uv=False) / unit
+            assert (0.6 < singular).all() and (singular < 1.3).all(), name
+            assert np.sum(a * orthogonal(g)) > 0.97 * np.linalg.norm(a) * np.sqrt(
+                min(a.shape)
+            ), name
+    # Adam's, with Nesterov momentum: one size, against the gradient.
+    adam = np.asarray(updates["position"])
+    np.testing.assert_array_equal(np.sign(adam), -np.sign(draw["head"]))
+    np.testing.assert_allclose(np.abs(adam), np.abs(adam).mean(), rtol=1e-3)
+
+
 def test_a_small_eps_lets_tiny_gradients_move_the_parameters():
     """Weighted gradients are tiny: EDM2-scale runs need 1e-11."""
     moved = {

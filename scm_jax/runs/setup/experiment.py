@@ -142,7 +142,9 @@ def build(config: ConfigDict) -> Experiment:
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
     optimizer = state_lib.build_optimizer(
-        state_lib.OptimizerConfig(**config.optimizer), config.train.batch_size
+        state_lib.OptimizerConfig(**config.optimizer),
+        config.train.batch_size,
+        getattr(network.module, "stacks", ()),
     )
     profiles = parts.ema_profiles(config)
     lookup(profiles, sampling_ema(config.ema), "ema.sampling")
