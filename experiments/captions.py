@@ -48,7 +48,7 @@ class Size(NamedTuple):
 # fmt: off
 SIZES = {
     #              w       mult  b  d batch     teacher     student
-    "tiny":  Size( 32,    (1, 2), 1,  4,  64,    300_000,    100_000),
+    "tiny":  Size( 32,    (1, 2), 1,  4,  64,    420_000,    120_000),
     "small": Size( 64, (1, 2, 2), 2,  8, 128,  4_000_000,  2_000_000),
     "base":  Size(128, (1, 2, 2), 3, 12, 256, 20_000_000, 10_000_000),
 }
