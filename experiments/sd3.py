@@ -92,6 +92,7 @@ def get_config(arg: str = ""):
         shift = max(1.0, SHIFT * side / 1024)
         c.objective.P_mean, c.objective.P_std = logit_normal_proposal(0.0, 1.0, shift)
         c.sampling.update({"sampler": "ddim", "steps": 28, "guidance": GUIDANCE})
+        c.sampling.shift = shift
         c.eval.steps = (28,)
     else:
         c.optimizer.learning_rate = STUDENT_RATE

@@ -96,6 +96,7 @@ def base_config(
     c.sampling = ConfigDict()
     c.sampling.sampler = "heun"  # a key of SAMPLERS
     c.sampling.steps = 18
+    c.sampling.shift = 0.0  # of a rectified flow's grid, for ddim and 2m; 0: EDM's grid
     c.sampling.batch_size = 512  # samples per compiled call
     c.sampling.decoder = ""  # of latents: weights file; "" is looked up; or none
     c.sampling.guidance = 1.0  # guidance scale: an input of guided students, else CFG

@@ -75,6 +75,16 @@ class Network:
         return frozenset({"t"} | {name for name, used in optional.items() if used})
 
     @property
+    def looped(self) -> tuple[str, ...]:
+        """Groups of parameters that have a leading axis of equal blocks."""
+        module = self.module
+        if hasattr(module, "layout"):  # the U-Nets
+            return tuple(g.name for g in module.layout() if len(g.names) > 1)
+        if hasattr(module, "loops"):
+            return tuple(name for name, number in module.loops().items() if number)
+        return getattr(module, "stacks", ())
+
+    @property
     def encoders(self) -> dict[str, Any]:
         """Modules ``Cond -> Cond`` that read captions, by their group of parameters."""
         encoders = getattr(self.module, "encoders", None)

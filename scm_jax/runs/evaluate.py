@@ -186,13 +186,13 @@ def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, An
     effective sampling compute, billions of parameters times ``nfe``.
     """
     config = experiment.config
-    sampler = config.sampling.sampler
+    sampler, shift = config.sampling.sampler, config.sampling.shift
     guidance = config.sampling.guidance if point.guidance is None else point.guidance
     nfe = sampling.nfe(sampler, point.steps, guidance, experiment.network.consumes)
     params = counts.parameter_count(experiment.abstract_params()["net"])
     return {
         "method": config.name,
-        "sampler": sampler,
+        "sampler": f"{sampler}(shift={shift})" if shift else sampler,
         "steps": point.steps,
         "times": None if point.times is None else list(point.times),
         "guidance": guidance,
@@ -302,7 +302,10 @@ def _row_key(
         "step": step,
         "ema": average,
         "point": dataclasses.asdict(point),
-        "sampling": [config.sampling[k] for k in ("sampler", "guidance", "decoder")],
+        "sampling": [
+            *(config.sampling[k] for k in ("sampler", "guidance", "decoder")),
+            *([config.sampling.shift] if config.sampling.shift else []),
+        ],
         "split": config.eval.split,
         "evaluators": {
             name: [dataclasses.asdict(it), [file_sha256(path) for path in files[name]]]

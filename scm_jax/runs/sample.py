@@ -208,7 +208,8 @@ class Generator:
             assert self._decoder is not None
             return self._decoder.pixels(params[1], x0)
 
-        grid = sampling.make_grid(sampler, steps, info.sigma_data, times)
+        shift = self.experiment.config.sampling.shift
+        grid = sampling.make_grid(sampler, steps, info.sigma_data, times, shift)
         shape, finish = info.sample_shape, decode if decoded else None
         return sampling.make_sampler(
             make_fn, sampler, grid, shape, info.sigma_data, finish, encode

@@ -184,8 +184,12 @@ def make_grid(
     num_steps: int,
     sigma_data: float,
     times: tuple[float, ...] | None = None,
+    shift: float = 0.0,
 ) -> np.ndarray:
     """The grid of a sampler: consistency times, or EDM's grid down to 0.
+
+    ``shift`` other than 0 asks for ``trigflow.flow_grid`` in place of EDM's; it starts
+    at ``pi/2``, where Heun's method is not defined.
 
     ``times`` are intermediate times of consistency sampling, decreasing in
     ``(0, pi/2)``; None for the default. With one more, the first is where sampling
@@ -193,9 +197,16 @@ def make_grid(
     """
     lookup(SAMPLERS, sampler, "sampler")
     if times is None:
-        consistency = sampler == "consistency"
-        make = trigflow.consistency_grid if consistency else trigflow.edm_grid
-        return make(num_steps, sigma_data)
+        if sampler == "consistency":
+            return trigflow.consistency_grid(num_steps, sigma_data)
+        if shift and sampler == "heun":
+            raise ValueError(
+                f"sampling.shift = {shift} is for samplers ddim and 2m: a rectified "
+                "flow's grid starts at pi/2, where heun divides by zero"
+            )
+        if shift:
+            return trigflow.flow_grid(num_steps, sigma_data, shift)
+        return trigflow.edm_grid(num_steps, sigma_data)
     own_start = times and len(times) == num_steps
     grid = np.array(times if own_start else (trigflow.t_max(sigma_data), *times))
     if sampler != "consistency" or len(grid) != num_steps:

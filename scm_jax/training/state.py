@@ -94,7 +94,7 @@ def learning_rate(config: OptimizerConfig, images: jax.Array) -> jax.Array:
 
 
 def _muon(
-    lr: Any, *, b1: float, b2: float, eps: float, stacks: Collection[str]
+    lr: Any, *, b1: float, b2: float, eps: float, looped: Collection[str]
 ) -> optax.GradientTransformation:
     """Muon for kernels, Adam for all other parameters (arXiv 2502.16982).
 
@@ -108,8 +108,8 @@ def _muon(
         if names[-1] != "kernel":
             return None
         group = names[1]
-        # A stack has a kernel per block, as the caption's keys and values do.
-        per_block = group in (*stacks, "memory")
+        # A loop has a kernel per block, as the caption's keys and values do.
+        per_block = group in (*looped, "memory")
         of_kernel = tuple(range(per_block, w.ndim))
         inputs = 3 if group != "memory" and len(of_kernel) == 4 else 1  # convolutions
         return contrib.MuonDimensionNumbers(of_kernel[:inputs], of_kernel[inputs:])
@@ -128,16 +128,16 @@ _OPTIMIZERS = {"adam": optax.adam, "radam": optax.radam, "muon": _muon}
 
 
 def build_optimizer(
-    config: OptimizerConfig, batch_size: int, stacks: Collection[str] = ()
+    config: OptimizerConfig, batch_size: int, looped: Collection[str] = ()
 ) -> optax.GradientTransformation:
     """The optimizer with its schedule; step ``n`` (from 0) has seen ``n B`` images.
 
-    Step 0 of a ramp-up uses one batch, so that it moves the parameters. ``stacks`` are
+    Step 0 of a ramp-up uses one batch, so that it moves the parameters. ``looped`` are
     the groups of the network whose parameters have a leading axis of blocks.
     """
     make = lookup(_OPTIMIZERS, config.name, "optimizer.name")
     if make is _muon:
-        make = functools.partial(_muon, stacks=stacks)
+        make = functools.partial(_muon, looped=looped)
     learning_rate(config, jnp.zeros(()))  # a bad schedule is an error here
 
     def schedule(step: jax.Array) -> jax.Array:

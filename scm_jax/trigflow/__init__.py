@@ -15,6 +15,7 @@ from scm_jax.trigflow.algebra import (
     edm_grid,
     expand,
     f_from_F,
+    flow_grid,
     interpolate,
     log_sigma,
     lognormal_proposal,

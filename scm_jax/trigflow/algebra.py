@@ -193,6 +193,24 @@ def edm_grid(
     return np.append(np.arctan2(sigma, sigma_data), 0.0)
 
 
+def flow_grid(num_steps: int, sigma_data: float, shift: float = 1.0) -> np.ndarray:
+    """The grid of rectified flows: ``num_steps`` times from ``pi/2``, then 0; float64.
+
+    ``s`` falls evenly from 1 to 0, and ``s' = shift s / (1 + (shift - 1) s)`` (arXiv
+    2403.03206, Eq. 23) is the share of noise, ``sigma / (1 + sigma)``: EDM's noise
+    level is ``sigma = s' / (1 - s')``. DDIM on this grid is Euler's method there.
+
+    Example:
+      >>> flow_grid(2, 1.0, shift=3.0).round(4).tolist()
+      [1.5708, 1.249, 0.0]
+    """
+    if num_steps < 1 or shift <= 0:
+        raise ValueError(f"num_steps = {num_steps}, shift = {shift}: must be positive")
+    s = np.linspace(1.0, 0.0, num_steps + 1)
+    s = shift * s / (1 + (shift - 1) * s)
+    return np.arctan2(s, (1 - s) * sigma_data)
+
+
 # Times after t_max. One intermediate time is the paper's (1.1 for every dataset); three
 # are those of rCM (arXiv 2510.08431) for four steps.
 _CONSISTENCY_TIMES = {1: (), 2: (T_MID,), 3: (1.3, 0.8), 4: (1.3, 1.0, 0.6)}

@@ -1,10 +1,13 @@
 """What every backbone of the registry refuses, and without which inputs."""
 
 import jax
+import numpy as np
 import pytest
 
 from scm_jax import networks
+from scm_jax.training.state import OptimizerConfig, build_optimizer
 from tests.contracts.network_cases import SETTINGS, SHAPE, build, has, inputs
+from tests.networks.reference import quick_jit
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -19,6 +22,27 @@ def test_missing_inputs_are_errors(name):
                 x,
                 cond.replace(**{field: None}),
             )
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_an_optimizer_of_matrices_knows_which_axis_is_the_block(name):
+    """The update of a block does not depend on the gradients of the others."""
+    net = build(name)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    optimizer = build_optimizer(OptimizerConfig(name="muon"), 8, net.looped)
+    update = lambda g: optimizer.update(g, optimizer.init(g), g)[0]  # noqa: E731
+    jax.eval_shape(update, {"net": shapes})
+
+    def draw(a):
+        return rng.normal(size=a.shape).astype(np.float32)
+
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(draw, {"net": {k: shapes[k] for k in net.looped}})
+    others = jax.tree.map(lambda a: np.concatenate([a[:1], draw(a[1:])]), grads)
+    if net.looped:
+        first, second = map(quick_jit(update), (grads, others))
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+            np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

@@ -138,7 +138,7 @@ def test_the_first_update_of_muon_is_the_orthogonal_part_of_the_gradient():
     net = {k: {"kernel": jnp.asarray(w, jnp.float32)} for k, w in draw.items()}
     grads = {"net": {**net, "position": jnp.asarray(draw["head"], jnp.float32)}}
     config = OptimizerConfig(name="muon", learning_rate=0.1)
-    optimizer = build_optimizer(config, BATCH, stacks=("blocks", "stage"))
+    optimizer = build_optimizer(config, BATCH, looped=("blocks", "stage"))
     step = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0]["net"])
     updates = step(grads)
     for (name, _), shape in MATRICES.items():

@@ -46,6 +46,28 @@ def test_a_wide_proposal_goes_beyond_the_start_of_sampling():
 # --- Grids ----------------------------------------------------------------------------
 
 
+def test_ddim_on_the_grid_of_a_flow_is_eulers_method_there():
+    """The path ``y = (1 - s) x0 + s eps`` of SD3, at its shifted times."""
+    num, shift, sigma_data = 4, 3.0, 1.7
+    grid = trigflow.flow_grid(num, sigma_data, shift)
+    s = np.array([1.0, 0.9, 0.75, 0.5, 0.0])  # 3 u / (1 + 2 u), u = 1, 3/4, ... 0
+    np.testing.assert_allclose(np.tan(grid[1:]) * sigma_data, s[1:] / (1 - s[1:]))
+    assert grid[0] == np.pi / 2
+    x0, eps = np.random.default_rng(0).normal(size=(2, 3, 5))
+    v = np.random.default_rng(1).normal(size=(3, 5))  # what a network says of eps - x0
+    for i in range(1, num):
+        y = (1 - s[i]) * x0 + s[i] * eps
+        denoised, noise = y - s[i] * v, y + (1 - s[i]) * v
+        scale = np.hypot(s[i] / sigma_data, 1 - s[i])
+        t = jnp.full(3, grid[i], float)
+        F = trigflow.F_from_x0_z(denoised, noise * sigma_data, t, sigma_data)
+        x = (y / scale).astype(np.float32)
+        stepped = trigflow.ddim_step(x, F, t, jnp.full(3, grid[i + 1]), sigma_data)
+        expected = y + (s[i + 1] - s[i]) * v
+        scale = np.hypot(s[i + 1] / sigma_data, 1 - s[i + 1])
+        np.testing.assert_allclose(stepped * scale, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_edm_grid_of_18_steps():
     grid = trigflow.edm_grid(18, SD)
     assert grid.shape == (19,) and grid.dtype == np.float64 and grid[-1] == 0.0

@@ -115,6 +115,8 @@ def checked(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     kinds = _kinds_of(config)
     with config.unlocked():
+        if "shift" not in config.sampling:  # saved by an earlier version
+            config.sampling.shift = 0.0
         for key in flatten(config.to_dict()):
             section, name = parent(config, key), key.rpartition(".")[2]
             value = _plain(key, section[name], kinds.get(key, Any))

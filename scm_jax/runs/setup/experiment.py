@@ -144,7 +144,7 @@ def build(config: ConfigDict) -> Experiment:
     optimizer = state_lib.build_optimizer(
         state_lib.OptimizerConfig(**config.optimizer),
         config.train.batch_size,
-        getattr(network.module, "stacks", ()),
+        network.looped,
     )
     profiles = parts.ema_profiles(config)
     lookup(profiles, sampling_ema(config.ema), "ema.sampling")
@@ -177,7 +177,8 @@ def _check_sampling(config: ConfigDict, sigma_data: float) -> None:
     asked += [("eval.times", len(times) + 1, times) for times in config.eval.times]
     for key, steps, times in asked:
         try:
-            sampling.make_grid(sampler, steps, sigma_data, times)
+            shift = config.sampling.shift
+            sampling.make_grid(sampler, steps, sigma_data, times, shift)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 
