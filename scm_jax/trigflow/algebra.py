@@ -199,10 +199,6 @@ def flow_grid(num_steps: int, sigma_data: float, shift: float = 1.0) -> np.ndarr
     ``s`` falls evenly from 1 to 0, and ``s' = shift s / (1 + (shift - 1) s)`` (arXiv
     2403.03206, Eq. 23) is the share of noise, ``sigma / (1 + sigma)``: EDM's noise
     level is ``sigma = s' / (1 - s')``. DDIM on this grid is Euler's method there.
-
-    Example:
-      >>> flow_grid(2, 1.0, shift=3.0).round(4).tolist()
-      [1.5708, 1.249, 0.0]
     """
     if num_steps < 1 or shift <= 0:
         raise ValueError(f"num_steps = {num_steps}, shift = {shift}: must be positive")
