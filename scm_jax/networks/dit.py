@@ -8,19 +8,21 @@ axis of length ``depth``. With the settings ``AS_PUBLISHED`` it is the original 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import embeddings, layers
+from scm_jax.networks import embeddings, layers, positions
 from scm_jax.networks.attention import attention
 from scm_jax.networks.text import KeysAndValues, text_encoders
 from scm_jax.types import Cond, Placement, TextInfo
 
 # Table 1 of arXiv 2212.09748, and one of about the U-Net's largest size.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "s": {"width": 384, "depth": 12, "num_heads": 6},
     "b": {"width": 768, "depth": 12, "num_heads": 12},
     "l": {"width": 1024, "depth": 24, "num_heads": 16},
@@ -35,7 +37,15 @@ AS_PUBLISHED = {
     "qk_norm": "none",
     "activation": "gelu",
 }
+# Of 16 frames of 32x32 latents (arXiv 2401.03048); trained with four more channels for
+# the variance, which are 18,448 of its 673,681,568 parameters.
+PRESETS["latte_xl"] = {
+    **PRESETS["xl"],
+    **AS_PUBLISHED,
+    **{"patch": (1, 2, 2), "positions": "sincos", "factorized": True},
+}
 QK_NORMS = ("none", "pixel")
+POSITIONS = ("learned", "sincos", "rotary")
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu}  # the tanh form of GELU
 
 
@@ -55,6 +65,8 @@ class Block(nn.Module):
     attention: str
     dtype: jnp.dtype
     placement: Placement | None = None
+    over: str = "all"  # attention within a frame: space, or along a place: time
+    frames: int = 1
 
     @nn.compact
     def __call__(
@@ -63,6 +75,7 @@ class Block(nn.Module):
         emb: jax.Array,
         memory: jax.Array | None,
         mask: jax.Array | None,
+        turns: jax.Array | None,
         deterministic: bool,
     ) -> tuple[jax.Array, None]:
         """One block.
@@ -72,6 +85,7 @@ class Block(nn.Module):
           emb: ``(b, c)`` embedding after its silu, float32.
           memory: ``(b, m, 2, heads, d)`` keys and values of the context.
           mask: ``(b, m)``, which of them to attend to.
+          turns: rotary positions, see ``positions.angles``.
           deterministic: no dropout.
         """
         width = h.shape[-1]
@@ -83,7 +97,7 @@ class Block(nn.Module):
         gate1, gate2 = jnp.split(gates.astype(h.dtype)[:, None, :], 2, axis=-1)
 
         y = layers.modulate(layers.layer_norm(h), affine1, self.modulation)
-        h = h + gate1 * self._attend(y.astype(h.dtype))
+        h = h + gate1 * self._attend(y.astype(h.dtype), turns)
         if memory is not None:
             h = h + self._cross(layers.layer_norm(h).astype(h.dtype), memory, mask)
         y = layers.modulate(layers.layer_norm(h), affine2, self.modulation)
@@ -103,7 +117,7 @@ class Block(nn.Module):
         dense = nn.Dense(width, dtype=self.dtype, kernel_init=small, name="cross_out")
         return dense(out.reshape(y.shape))
 
-    def _attend(self, y: jax.Array) -> jax.Array:
+    def _attend(self, y: jax.Array, turns: jax.Array | None) -> jax.Array:
         batch, tokens, width = y.shape
         # Three kernels side by side, so that a split by heads cuts each of them.
         qkv = nn.DenseGeneral((3, width), dtype=self.dtype, name="qkv")(y)
@@ -111,9 +125,44 @@ class Block(nn.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qk_norm == "pixel":
             q, k = (layers.pixel_norm(a).astype(v.dtype) for a in (q, k))
+        if turns is not None:
+            q, k = (positions.rotate(a, turns) for a in (q, k))
+        if self.over != "all":
+            q, k, v = (self._group(a) for a in (q, k, v))
         out = attention(q, k, v, implementation=self.attention)
+        if self.over == "time":
+            out = out.reshape(batch, -1, self.frames, width).swapaxes(1, 2)
         out = out.reshape(batch, tokens, width)
         return nn.Dense(width, dtype=self.dtype, name="attention_out")(out)
+
+    def _group(self, a: jax.Array) -> jax.Array:
+        """``(b, frames places, ...)`` with what attends to each other in one row."""
+        a = a.reshape(a.shape[0], self.frames, -1, *a.shape[2:])
+        a = a if self.over == "space" else a.swapaxes(1, 2)
+        return a.reshape(-1, *a.shape[2:])
+
+
+class Pair(nn.Module):
+    """A block that attends within each frame, then one that attends along time."""
+
+    make: Callable[..., Block]
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        emb: jax.Array,
+        memory: jax.Array | None,
+        mask: jax.Array | None,
+        turns: jax.Array | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, None]:
+        """See ``Block``; ``memory`` has a leading axis of two."""
+        for i, over in enumerate(("space", "time")):
+            read = None if memory is None else memory[i]
+            block = self.make(over=over, name=over)
+            h, _ = block(h, emb, read, mask, turns, deterministic)
+        return h, None
 
 
 class DiT(nn.Module):
@@ -121,7 +170,7 @@ class DiT(nn.Module):
 
     Attributes:
       sample_shape: shape of one sample, channels last: ``(h, w, c)``, ``(n, c)``, ...
-      patch: side of a patch along every axis; must divide each of them.
+      patch: side of a patch along every axis, or one for each; must divide them.
       width: channels of a token.
       depth: number of blocks.
       num_heads: attention heads; must divide ``width``.
@@ -131,6 +180,11 @@ class DiT(nn.Module):
       embedding: of time; besides those of the U-Net, ``timestep_mlp``.
       qk_norm: of self-attention: ``pixel``, ``layers.pixel_norm`` of a head, or none.
       activation: a key of ``ACTIVATIONS``.
+      positions: ``learned`` for this grid of tokens; ``sincos``, a fixed table; or
+        ``rotary``, turns of queries and keys. The last two fit other lengths, too.
+      factorized: every other block attends within each frame, an index of the first
+        axis, and the others along that axis: ``n (frames + places)`` in place of
+        ``n^2`` logits (arXiv 2401.03048). ``depth`` must be even.
       cross_attention: every block attends to the caption; else only its pooled vector
         is read.
 
@@ -139,7 +193,7 @@ class DiT(nn.Module):
 
     sample_shape: tuple[int, ...]
     num_classes: int = 0
-    patch: int = 2
+    patch: int | tuple[int, ...] = 2
     width: int = 64
     depth: int = 3
     num_heads: int = 4
@@ -152,6 +206,8 @@ class DiT(nn.Module):
     activation: str = "silu"
     embedding: str = "positional"
     fourier_scale: float = 1.0
+    positions: str = "learned"
+    factorized: bool = False
     attention: str = "einsum"
     dtype: str = "float32"
     remat: str = "none"
@@ -170,16 +226,23 @@ class DiT(nn.Module):
             modulation=layers.MODULATIONS,
             qk_norm=QK_NORMS,
             activation=ACTIVATIONS,
+            positions=POSITIONS,
             embedding=(*embeddings.EMBEDDINGS, embeddings.TIMESTEP_MLP),
         )
-        *axes, _ = self.sample_shape
-        if not axes or any(n % self.patch for n in axes):
-            raise ValueError(
-                f"network.patch = {self.patch} does not divide every axis of "
-                f"sample_shape {self.sample_shape} (channels last)"
-            )
+        grid = layers.token_grid(self.patch, self.sample_shape)
         of = f"network.width = {self.width}"
         layers.check_divides(self, "num_heads", self.width, of)
+        head = self.width // self.num_heads
+        if self.positions == "rotary" and (head % 2 or head < 2 * len(grid)):
+            raise ValueError(
+                f"network.positions = 'rotary': a head of {head} channels has no pair "
+                f"for each of {len(grid)} axes"
+            )
+        if self.factorized and (len(grid) < 2 or self.depth % 2):
+            raise ValueError(
+                f"network.factorized = True needs an even depth, not {self.depth}, and "
+                f"two axes or more; samples are {self.sample_shape}"
+            )
 
     @nn.nowrap
     def encoders(self) -> dict[str, nn.Module]:
@@ -208,15 +271,22 @@ class DiT(nn.Module):
 
         tokens = layers.patchify(x, self.patch).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
-        position = self.param(
-            "position", nn.initializers.normal(0.5), (tokens.shape[1], self.width)
-        )
-        h = h + position.astype(dtype)[None]
+        grid, turns = layers.token_grid(self.patch, self.sample_shape), None
+        if self.positions == "learned":
+            shape = (tokens.shape[1], self.width)
+            position = self.param("position", nn.initializers.normal(0.5), shape)
+            h = h + position.astype(dtype)[None]
+        elif self.positions == "sincos":
+            h = h + jnp.asarray(positions.sincos(grid, self.width), dtype)[None]
+        else:
+            turns = jnp.asarray(positions.angles(grid, self.width // self.num_heads))
         memory, mask = None, None
         if self.text is not None and self.cross_attention:
             # The loop runs over the first axis.
             memory, mask = jnp.moveaxis(cond.memory, 1, 0), cond.context_mask
-        h = self._stack(dtype)(h, emb, memory, mask, not train)[0]
+            if self.factorized:
+                memory = memory.reshape(-1, 2, *memory.shape[1:])
+        h = self._stack(dtype, grid[0])(h, emb, memory, mask, turns, not train)[0]
 
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
@@ -224,20 +294,19 @@ class DiT(nn.Module):
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
         return layers.unpatchify(out(h), self.patch, self.sample_shape)
 
-    def _stack(self, dtype: jnp.dtype) -> Any:
+    def _stack(self, dtype: jnp.dtype, frames: int) -> Any:
+        names = ["num_heads", "mlp_ratio", "dropout", "modulation", "qk_norm"]
+        names += ["activation", "attention", "placement"]
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings |= {"dtype": dtype, "frames": frames}
+        block: Any = Block
+        if self.factorized:
+            make, block = functools.partial(Block, **settings), Pair
+            settings = {"make": make}
+        length = self.depth // (2 if self.factorized else 1)
         # Short stacks run faster unrolled, deep ones compile faster scanned.
-        unroll = self.depth if self.depth <= 4 else 1
+        unroll = length if self.depth <= 4 else 1
         memory = nn.broadcast if self.text is None or not self.cross_attention else 0
-        in_axes = (nn.broadcast, memory, nn.broadcast, nn.broadcast)
-        return layers.stacked(Block, self, "blocks", in_axes, self.depth, unroll)(
-            self.num_heads,
-            self.mlp_ratio,
-            self.dropout,
-            self.modulation,
-            self.qk_norm,
-            self.activation,
-            self.attention,
-            dtype,
-            self.placement,
-            name="blocks",
-        )
+        in_axes = (nn.broadcast, memory, *(nn.broadcast,) * 3)
+        stack = layers.stacked(block, self, "blocks", in_axes, length, unroll)
+        return stack(**settings, name="blocks")

@@ -236,23 +236,49 @@ def _unpack(path: Any, w: jax.Array) -> jax.Array:
     return w.astype(jnp.float32) if wide else w
 
 
-def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """``(b, *axes, c) -> (b, tokens, patch^n c)`` for ``n`` axes."""
+Patch = int | tuple[int, ...]  # one side for all axes, or one for each
+
+
+def token_grid(patch: Patch, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens along each axis of samples ``(*axes, c)``.
+
+    Raises:
+      ValueError: ``network.patch`` does not divide an axis, or fits no number of axes.
+    """
+    *axes, _ = sample_shape
+    sides = patch_sides(patch, len(axes))
+    pairs = [*zip(axes, sides, strict=False)]
+    if not axes or len(sides) != len(axes) or any(a % p for a, p in pairs):
+        raise ValueError(
+            f"network.patch = {patch} does not divide every axis of sample_shape "
+            f"{sample_shape} (channels last)"
+        )
+    return tuple(a // p for a, p in pairs)
+
+
+def patch_sides(patch: Patch, num_axes: int) -> tuple[int, ...]:
+    """One side for each axis."""
+    return (patch,) * num_axes if isinstance(patch, int) else tuple(patch)
+
+
+def patchify(x: jax.Array, patch: Patch) -> jax.Array:
+    """``(b, *axes, c) -> (b, tokens, values of a patch)``; the last axis is fastest."""
     batch, *axes, channels = x.shape
-    split = [m for a in axes for m in (a // patch, patch)]
+    grid, n = token_grid(patch, x.shape[1:]), len(axes)
+    sides = patch_sides(patch, n)
+    split = [m for pair in zip(grid, sides, strict=True) for m in pair]
     x = x.reshape(batch, *split, channels)
-    n = len(axes)
-    grid, inner = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
-    x = x.transpose(0, *grid, *inner, 2 * n + 1)
-    return x.reshape(batch, math.prod(a // patch for a in axes), patch**n * channels)
+    inner = range(2, 2 * n + 1, 2)
+    x = x.transpose(0, *range(1, 2 * n, 2), *inner, 2 * n + 1)
+    return x.reshape(batch, math.prod(grid), math.prod(sides) * channels)
 
 
-def unpatchify(h: jax.Array, patch: int, sample_shape: tuple[int, ...]) -> jax.Array:
+def unpatchify(h: jax.Array, patch: Patch, sample_shape: tuple[int, ...]) -> jax.Array:
     """The inverse of ``patchify`` for samples of ``sample_shape``."""
     *axes, channels = sample_shape
     n = len(axes)
-    grid = [a // patch for a in axes]
-    h = h.reshape(h.shape[0], *grid, *(patch,) * n, channels)
+    sides = patch_sides(patch, n)
+    h = h.reshape(h.shape[0], *token_grid(patch, sample_shape), *sides, channels)
     order = [i for a in range(n) for i in (1 + a, 1 + n + a)]
     return h.transpose(0, *order, 2 * n + 1).reshape(h.shape[0], *sample_shape)
 

@@ -38,6 +38,8 @@ ADDED_KEYS = {
     "dataset.states": '""',
     "network.qk_norm": '"pixel"',
     "network.activation": '"silu"',
+    "network.positions": '"learned"',
+    "network.factorized": "false",
 }
 
 # Config keys that hold the run directory of another run.

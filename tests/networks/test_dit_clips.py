@@ -1,0 +1,175 @@
+"""The transformer over (t, h, w): patches, positions, factorized attention."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scm_jax import networks
+from scm_jax.cost import counts
+from scm_jax.networks import layers, positions
+from scm_jax.networks.dit import Block
+from tests.networks.reference import quick_jit, rms
+
+SMALL = {"width": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 1, "patch": (2, 1, 4)}
+CLIP = (4, 2, 8, 3)
+
+
+def some_params(net):
+    rng = np.random.default_rng(0)
+
+    def draw(a):
+        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(a.shape[-1]), jnp.float32)
+
+    return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def test_a_patch_has_a_side_for_each_axis():
+    x = np.random.default_rng(0).normal(size=(2, *CLIP)).astype(np.float32)
+    tokens = layers.patchify(jnp.asarray(x), SMALL["patch"])
+    assert layers.token_grid(SMALL["patch"], CLIP) == (2, 2, 2)
+    assert tokens.shape == (2, 8, 2 * 1 * 4 * 3)
+    np.testing.assert_array_equal(tokens[:, 5], x[:, 2:4, :1, 4:].reshape(2, -1))
+    back = layers.unpatchify(tokens, SMALL["patch"], CLIP)
+    np.testing.assert_array_equal(back, x)
+
+
+# --- Positions ------------------------------------------------------------------------
+
+
+def test_channels_and_frequencies_are_those_of_wan():
+    assert positions.split_channels(128, 3) == (44, 42, 42)
+    table = positions.angles((3, 4, 5), 128)
+    where = dict(zip(np.ndindex(3, 4, 5), table, strict=True))[2, 3, 4]
+    expected = [2 * 1e4 ** (-2 * i / 44) for i in range(22)]
+    for place in (3, 4):
+        expected += [place * 1e4 ** (-2 * i / 42) for i in range(21)]
+    np.testing.assert_allclose(where, expected, rtol=1e-6)
+    both = positions.sincos((3, 4, 5), 128)
+    np.testing.assert_allclose(both, np.hstack([np.sin(table), np.cos(table)]), 1e-6)
+
+
+def test_turned_queries_and_keys_see_the_distance_alone():
+    """And turning is a rotation of each pair, by the complex product."""
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 12)).astype(np.float32)
+    axes, grid = (6, 5, 4), list(np.ndindex(6, 5, 4))
+    turns = jnp.asarray(positions.angles(axes, 12))
+
+    def everywhere(a):
+        return np.asarray(positions.rotate(jnp.tile(a, (1, len(grid), 1, 1)), turns))
+
+    queries, keys = everywhere(q)[0, :, 0], everywhere(k)[0, :, 0]
+    at = {place: i for i, place in enumerate(grid)}
+    product = queries @ keys.T
+    for a, b, shift in [((0, 0, 0), (2, 1, 1), (3, 2, 1)), ((4, 0, 2), (0, 3, 0), 1)]:
+        moved = at[tuple(np.add(a, shift))], at[tuple(np.add(b, shift))]
+        assert product[at[a], at[b]] == pytest.approx(product[moved], rel=1e-4)
+    assert product.std() > 0.1
+    pairs = q[0, 0, 0, ::2] + 1j * q[0, 0, 0, 1::2]
+    expected = pairs * np.exp(1j * np.asarray(turns, np.float64))
+    found = queries[:, ::2] + 1j * queries[:, 1::2]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sincos", "rotary"])
+def test_a_longer_clip_needs_no_other_parameters(kind):
+    settings = SMALL | {"positions": kind}
+    short, long = (
+        networks.build("dit", (n, *CLIP[1:]), 0, **settings) for n in (4, 12)
+    )
+    params = some_params(short)
+    assert "position" not in params
+    shapes = jax.eval_shape(long.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    x, cond = long.example(1)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+    apply = quick_jit(long.apply)
+    # Frames in another order give other frames: positions are told apart.
+    swapped = jnp.concatenate([x[:, 4:], x[:, :4]], axis=1)
+    F, other = apply(params, x, cond), apply(params, swapped, cond)
+    other = jnp.concatenate([other[:, 8:], other[:, :8]], axis=1)
+    assert rms(F - other) > 1e-3 * rms(F)
+
+
+# --- Factorized attention -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("over", ["space", "time"])
+def test_a_factorized_block_is_a_block_on_each_frame_or_place(over):
+    frames, places, width = 3, 4, 8
+    make = functools.partial(
+        Block,
+        num_heads=2,
+        mlp_ratio=1,
+        dropout=0.0,
+        modulation="double_norm",
+        qk_norm="pixel",
+        activation="silu",
+        attention="einsum",
+        dtype=jnp.dtype("float32"),
+    )
+    rng = np.random.default_rng(0)
+    h = jnp.asarray(rng.normal(size=(2, frames * places, width)), jnp.float32)
+    emb = jnp.asarray(rng.normal(size=(2, width)), jnp.float32)
+    turns = jnp.asarray(rng.normal(size=(frames * places, 2)), jnp.float32)
+    block = make(over=over, frames=frames)
+    given = (None, None, turns, True)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), h, emb, *given)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), shapes
+    )
+    out = quick_jit(lambda h: block.apply(params, h, emb, *given)[0])(h)
+    grid = np.arange(frames * places).reshape(frames, places)
+    alone = quick_jit(
+        lambda h, turns: make().apply(params, h, emb, None, None, turns, True)[0]
+    )
+    for rows in grid if over == "space" else grid.T:
+        expected = alone(h[:, rows], turns[rows])
+        np.testing.assert_allclose(out[:, rows], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_value_and_tangent_of_a_factorized_network():
+    """In a loop with recomputation; the tangent against a central difference."""
+    settings = SMALL | {"depth": 6, "positions": "rotary", "factorized": True}
+    net = networks.build("dit", CLIP, 0, **settings, remat="blocks")
+    params, (x, cond) = some_params(net), net.example(2)
+    assert {a.shape[0] for a in jax.tree.leaves(params["blocks"])} == {3}
+    rng = np.random.default_rng(1)
+    x, dx = (jnp.asarray(rng.normal(size=x.shape), jnp.float32) for _ in range(2))
+    t = jnp.asarray([0.6, 1.2])
+
+    def fn(x, t):
+        return net.apply(params, x, cond.replace(t=t))
+
+    both = quick_jit(lambda x, t: jax.jvp(fn, (x, t), (dx, jnp.ones_like(t))))
+    h = 4e-3
+    F, dF = both(x, t)
+    difference = (both(x + h * dx, t + h)[0] - both(x - h * dx, t - h)[0]) / (2 * h)
+    assert rms(dF - difference) < 1e-2 * rms(dF)
+    assert rms(dF) > 1e-2 * rms(F)
+
+
+def test_parameters_of_latte():
+    """arXiv 2401.03048: 674M, with four channels more for the variance."""
+    preset = networks.PRESETS["dit"]["latte_xl"]
+    net = networks.build("dit", (16, 32, 32, 4), 0, **preset)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    variance = 2 * 2 * 4 * (1152 + 1)
+    assert counts.parameter_count(params) + variance == 673_681_568
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "message"),
+    [
+        (CLIP, {"patch": (2, 1)}, r"patch = \(2, 1\) does not divide every axis"),
+        (CLIP, {"patch": (3, 1, 1)}, r"patch = \(3, 1, 1\) does not divide"),
+        (CLIP, {"factorized": True, "depth": 3}, "an even depth, not 3"),
+        ((8, 3), {"factorized": True, "patch": 2}, "two axes or more"),
+        (CLIP, {"positions": "rotary", "num_heads": 6}, "no pair for each of 3 axes"),
+    ],
+)
+def test_settings_that_do_not_fit_a_clip_are_errors(shape, settings, message):
+    with pytest.raises(ValueError, match=message):
+        networks.build("dit", shape, 0, **{**SMALL, **settings})
