@@ -20,8 +20,8 @@ STATES = TextInfo(5, width=6, pooled=4, encoder="tiny", null=NULL)
 SETTINGS = {
     "dit": {"width": 16, "depth": 2, "num_heads": 2, "patch": 4},
     "unet": {
-        **{"width": 16, "channel_mult": (1, 1), "num_blocks": 1},
-        **{"attention_resolutions": (4,), "head_channels": 8, "space_to_depth": 2},
+        **{"width": 16, "channel_mult": (1,), "num_blocks": 1},
+        **{"attention_resolutions": (4,), "head_channels": 8, "space_to_depth": 4},
     },
 }
 TOKENS = np.array([[258, 260, 0, 0, 0], [258, 259, 260, 0, 0], [0] * 5], np.int32)

@@ -16,6 +16,7 @@ from scm_jax.runs.sample import load_generate
 from scm_jax.runs.setup import experiment
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import checkpoint
+from tests.networks.reference import quick_jit
 
 NUM = 40
 SOURCE = ShapeSource("train", NUM, **CAPTIONED)
@@ -89,12 +90,13 @@ def test_a_packed_run_samples_without_its_data(root, tmp_path, monkeypatch):
     config = module.get_config("sct")
     changes = {"root": str(root), "prepared": "shapes_latents"}
     config.dataset.update(changes)
+    config.network.update({"width": 16, "depth": 1, "num_heads": 1, "tower_depth": 1})
     config.init.run = ""
     built = experiment.build(config)
     run_dir = RunDir(tmp_path / "run")
     run_dir.write_config(config_lib.to_dict(config))
     conditions.write_text(run_dir, built.dataset.info.text)
-    params = built.init_params()["net"]
+    params = quick_jit(built.init_params)()["net"]
     checkpoint.save_average(run_dir.checkpoints_dir, built.sampling_ema, params)
     packed.pack(run_dir.path, tmp_path / "files")
     about = tmp_path / "files/data/shapes_latents/1.0.0"
