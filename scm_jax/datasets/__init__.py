@@ -25,6 +25,7 @@ DATASETS = Registry(
     imagenet64="scm_jax.datasets.images.make_imagenet64",
     latents="scm_jax.datasets.prepared_latents.make_latents",
     mixture="scm_jax.datasets.synthetic.make_mixture",
+    moving_digits="scm_jax.datasets.moving_digits.make_moving_digits",
     noise_images="scm_jax.datasets.images.make_noise_images",
     noise_latents="scm_jax.datasets.noise_latents.make_noise_latents",
     shapes="scm_jax.datasets.shapes.make_shapes",

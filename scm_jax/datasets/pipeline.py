@@ -59,6 +59,22 @@ class MemorySource:
         return {name: values[indices] for name, values in self.fields.items()}
 
 
+def kept_in_memory(source: Source) -> Source:
+    """Items that are drawn, drawn once, unless they take more than ``MEMORY_LIMIT``."""
+    one = source.gather(np.arange(1))
+    if sum(values.nbytes for values in one.values()) * len(source) > MEMORY_LIMIT:
+        return source
+    return _drawn(source)  # type: ignore[arg-type]  # sources that draw are frozen
+
+
+@functools.lru_cache(maxsize=1)  # evaluators and runs of one process open it often
+def _drawn(source: Source) -> Source:
+    fields = source.gather(np.arange(len(source)))
+    for values in fields.values():
+        values.setflags(write=False)
+    return MemorySource(fields)
+
+
 def read_prepared(
     folder: Path,
     split: str = "train",

@@ -218,14 +218,6 @@ TEXT = TextInfo(CAPTION_LENGTH, vocabulary())
 CAPTIONED: dict[str, Any] = {"combinations": "seen", "captioned": True}
 
 
-@functools.lru_cache(maxsize=1)  # evaluators and runs of one process open it often
-def _drawn(source: ShapeSource) -> pipeline.MemorySource:
-    fields = source.gather(np.arange(len(source)))
-    for values in fields.values():
-        values.setflags(write=False)
-    return pipeline.MemorySource(fields)
-
-
 def make_shapes(
     split: str = "train",
     *,
@@ -313,8 +305,7 @@ def _lazy(
     info: DatasetInfo, source: ShapeSource, *, flip: bool = False
 ) -> pipeline.LazyDataset:
     def open_data() -> pipeline.FiniteDataset:
-        fits = len(source) * source.resolution**2 * 3 <= pipeline.MEMORY_LIMIT
-        opened = _drawn(source) if fits else source
+        opened = pipeline.kept_in_memory(source)
         return images.image_dataset(info, opened, flip=flip)
 
     return pipeline.LazyDataset(info, open_data)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scm_jax.networks import embeddings, layers, positions
+from scm_jax.networks import embeddings, layers
 from scm_jax.networks.attention import attention
 from scm_jax.networks.text import KeysAndValues, text_encoders
 from scm_jax.types import Cond, Placement, TextInfo
@@ -85,7 +85,7 @@ class Block(nn.Module):
           emb: ``(b, c)`` embedding after its silu, float32.
           memory: ``(b, m, 2, heads, d)`` keys and values of the context.
           mask: ``(b, m)``, which of them to attend to.
-          turns: rotary positions, see ``positions.angles``.
+          turns: rotary positions, see ``embeddings.position_angles``.
           deterministic: no dropout.
         """
         width = h.shape[-1]
@@ -126,7 +126,7 @@ class Block(nn.Module):
         if self.qk_norm == "pixel":
             q, k = (layers.pixel_norm(a).astype(v.dtype) for a in (q, k))
         if turns is not None:
-            q, k = (positions.rotate(a, turns) for a in (q, k))
+            q, k = (embeddings.rotate(a, turns) for a in (q, k))
         if self.over != "all":
             q, k, v = (self._group(a) for a in (q, k, v))
         out = attention(q, k, v, implementation=self.attention)
@@ -277,9 +277,14 @@ class DiT(nn.Module):
             position = self.param("position", nn.initializers.normal(0.5), shape)
             h = h + position.astype(dtype)[None]
         elif self.positions == "sincos":
-            h = h + jnp.asarray(positions.sincos(grid, self.width), dtype)[None]
+            h = (
+                h
+                + jnp.asarray(embeddings.position_sincos(grid, self.width), dtype)[None]
+            )
         else:
-            turns = jnp.asarray(positions.angles(grid, self.width // self.num_heads))
+            turns = jnp.asarray(
+                embeddings.position_angles(grid, self.width // self.num_heads)
+            )
         memory, mask = None, None
         if self.text is not None and self.cross_attention:
             # The loop runs over the first axis.

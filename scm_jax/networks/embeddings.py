@@ -1,4 +1,4 @@
-"""Embeddings of times, classes and scalars into vectors, in float32."""
+"""Embeddings of times, classes, scalars and positions into vectors, in float32."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ def sinusoid(a: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+THETA = 10_000.0  # longest period of positions over 2 pi
+
+
 def position_table(grid: int, width: int, base: int = 64) -> jax.Array:
     """SD3's fixed positions of a ``grid x grid`` image, row by row: ``(grid^2, c)``.
 
@@ -75,6 +78,57 @@ def centre_crop(table: jax.Array, rows: int, columns: int) -> jax.Array:
     top, left = (grid - rows) // 2, (grid - columns) // 2
     table = table.reshape(grid, grid, -1)[top : top + rows, left : left + columns]
     return table.reshape(rows * columns, -1)
+
+
+def split_channels(channels: int, num_axes: int) -> tuple[int, ...]:
+    """How many channels tell the position along each axis: even numbers.
+
+    All axes but the first have ``2 floor(channels / (2 num_axes))``, the first has the
+    rest, as in Wan2.1 (arXiv 2503.20314).
+
+    Example:
+      >>> split_channels(128, 3)
+      (44, 42, 42)
+    """
+    rest = 2 * (channels // (2 * num_axes))
+    return channels - (num_axes - 1) * rest, *(rest,) * (num_axes - 1)
+
+
+def position_angles(axes: tuple[int, ...], channels: int) -> np.ndarray:
+    """``p_a THETA^(-2i / c_a)`` for pair ``i`` of the ``c_a`` channels of axis ``a``.
+
+    Tokens are those of a grid of ``axes``, the last axis fastest: ``(tokens,
+    channels / 2)`` float32.
+    """
+    parts = []
+    for axis, c in enumerate(split_channels(channels, len(axes))):
+        shape = [1] * len(axes) + [c // 2]
+        shape[axis] = axes[axis]
+        frequency = THETA ** (-np.arange(0, c, 2) / c)
+        outer = np.arange(axes[axis])[:, None] * frequency
+        parts.append(np.broadcast_to(outer.reshape(shape), (*axes, c // 2)))
+    table = np.concatenate(parts, axis=-1, dtype=np.float32)
+    return table.reshape(math.prod(axes), channels // 2)
+
+
+def position_sincos(axes: tuple[int, ...], channels: int) -> np.ndarray:
+    """Sines, then cosines of ``position_angles``: ``(tokens, channels)`` float32."""
+    table = position_angles(axes, channels)
+    return np.concatenate([np.sin(table), np.cos(table)], axis=-1)
+
+
+def rotate(a: jax.Array, turns: jax.Array) -> jax.Array:
+    """Turns the pairs of channels ``(2i, 2i + 1)`` of ``a`` ``(b, n, heads, d)``.
+
+    ``turns`` are ``position_angles``, ``(n, d / 2)``. The product of a query and a key
+    then depends on the difference of their positions alone (arXiv 2104.09864).
+    """
+    turns = turns[None, :, None]
+    cos, sin = jnp.cos(turns), jnp.sin(turns)
+    pairs = a.astype(jnp.float32).reshape(*a.shape[:-1], -1, 2)
+    x, y = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)
+    return turned.reshape(a.shape).astype(a.dtype)
 
 
 class FourierEmbedding(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 
 from scm_jax import networks
 from scm_jax.cost import counts
-from scm_jax.networks import layers, positions
+from scm_jax.networks import embeddings, layers
 from scm_jax.networks.dit import Block
 from tests.networks.reference import quick_jit, rms
 
@@ -40,14 +40,14 @@ def test_a_patch_has_a_side_for_each_axis():
 
 
 def test_channels_and_frequencies_are_those_of_wan():
-    assert positions.split_channels(128, 3) == (44, 42, 42)
-    table = positions.angles((3, 4, 5), 128)
+    assert embeddings.split_channels(128, 3) == (44, 42, 42)
+    table = embeddings.position_angles((3, 4, 5), 128)
     where = dict(zip(np.ndindex(3, 4, 5), table, strict=True))[2, 3, 4]
     expected = [2 * 1e4 ** (-2 * i / 44) for i in range(22)]
     for place in (3, 4):
         expected += [place * 1e4 ** (-2 * i / 42) for i in range(21)]
     np.testing.assert_allclose(where, expected, rtol=1e-6)
-    both = positions.sincos((3, 4, 5), 128)
+    both = embeddings.position_sincos((3, 4, 5), 128)
     np.testing.assert_allclose(both, np.hstack([np.sin(table), np.cos(table)]), 1e-6)
 
 
@@ -55,10 +55,10 @@ def test_turned_queries_and_keys_see_the_distance_alone():
     """And turning is a rotation of each pair, by the complex product."""
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 12)).astype(np.float32)
     axes, grid = (6, 5, 4), list(np.ndindex(6, 5, 4))
-    turns = jnp.asarray(positions.angles(axes, 12))
+    turns = jnp.asarray(embeddings.position_angles(axes, 12))
 
     def everywhere(a):
-        return np.asarray(positions.rotate(jnp.tile(a, (1, len(grid), 1, 1)), turns))
+        return np.asarray(embeddings.rotate(jnp.tile(a, (1, len(grid), 1, 1)), turns))
 
     queries, keys = everywhere(q)[0, :, 0], everywhere(k)[0, :, 0]
     at = {place: i for i, place in enumerate(grid)}
