@@ -192,6 +192,7 @@ class DatasetInfo:
       description: one line: what the values are and how they were scaled.
       to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8, to look at
         samples; None for data that are no images.
+      frame_rate: frames per second of clips ``(t, h, w, c)``; 0 for all other data.
       quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
       text: how captions become conditions; None for data without captions.
       examples: returns captions to sample where nobody asks for any.
@@ -209,6 +210,7 @@ class DatasetInfo:
     num_items: int
     description: str = ""
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    frame_rate: float = 0.0
     quantization: str = ""
     text: TextInfo | None = None
     examples: Callable[[], Prompts] | None = None

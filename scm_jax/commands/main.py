@@ -79,7 +79,8 @@ def _sample() -> int:
     flags.DEFINE_float("guidance", None, "Guidance scale; default: the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
     cli.path("vae", None, "Weights that decode latents; none: show the latents.")
-    cli.path("out", "grid.png", "PNG grid, or .npy with the raw samples.")
+    help = "PNG grid, or .npy with the raw samples; of clips also .gif, .webp, .apng."
+    cli.path("out", "grid.png", help)
     f = cli.parse("run")
     from scm_jax.runs import conditions, sample
     from scm_jax.runs.directory import reading

@@ -22,6 +22,7 @@ from scm_jax.types import DatasetInfo, check_seed, lookup
 NAME = "moving_digits"
 SIDES = (16, 32)  # of a frame; a digit is half as wide
 SPEEDS = (0.75, 2.0)  # pixels per frame of 16x16
+FRAME_RATE = 8.0  # at which they are shown
 SIGMA_DATA = 0.5
 # Mean and standard deviation of 0..1 by side and number of digits, over 20,000 clips.
 MOMENTS = {
@@ -191,6 +192,7 @@ def make_moving_digits(
         num_items=num_items,
         description="grey levels, centred and scaled to standard deviation 0.5",
         to_pixels=to_pixels,
+        frame_rate=FRAME_RATE,
         quantization="256 levels, rounded",
     )
 

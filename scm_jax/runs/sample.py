@@ -335,7 +335,8 @@ def draw(
         "steps": config.steps if steps is None else steps,
         "guidance": config.guidance if guidance is None else guidance,
     }
-    return reading.Samples(np.asarray(x, np.float32), pixels, texts, facts)
+    rate = generate.info.frame_rate
+    return reading.Samples(np.asarray(x, np.float32), pixels, texts, facts, rate)
 
 
 def load_run(directory: str | os.PathLike) -> Run:

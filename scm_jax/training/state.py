@@ -98,16 +98,14 @@ def _muon(
 ) -> optax.GradientTransformation:
     """Muon for kernels, Adam for all other parameters (arXiv 2502.16982).
 
-    The momentum of a kernel, a matrix ``M = U S V^T`` of inputs and outputs, becomes
-    ``U V^T``, scaled to a root mean square of 0.2: about that of Adam's updates, so
-    that both share a learning rate.
+    The momentum of a kernel, ``M = U S V^T`` of inputs and outputs, becomes ``U V^T``
+    with a root mean square of 0.2, about that of Adam's updates: they share a rate.
     """
 
     def axes(path: Any, w: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        names = [entry.key for entry in path]
-        if names[-1] != "kernel":
+        group, leaf = path[1].key, path[-1].key
+        if leaf != "kernel":
             return None
-        group = names[1]
         # A loop has a kernel per block, as the caption's keys and values do.
         per_block = group in (*looped, "memory")
         of_kernel = tuple(range(per_block, w.ndim))
@@ -132,8 +130,8 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer with its schedule; step ``n`` (from 0) has seen ``n B`` images.
 
-    Step 0 of a ramp-up uses one batch, so that it moves the parameters. ``looped`` are
-    the groups of the network whose parameters have a leading axis of blocks.
+    Step 0 of a ramp-up uses one batch, so that it moves the parameters. ``looped`` is
+    that of the ``Network``.
     """
     make = lookup(_OPTIMIZERS, config.name, "optimizer.name")
     if make is _muon:

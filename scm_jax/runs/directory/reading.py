@@ -20,7 +20,10 @@ from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import read_object
 from scm_jax.runs.directory.writers import (
+    ANIMATIONS,
+    animation,
     captioned_grid,
+    data_uri,
     image_grid,
     png_bytes,
     png_uri,
@@ -39,15 +42,18 @@ class Samples:
 
     Attributes:
       x: ``(n, *sample_shape)`` float32, in the scale of the training data.
-      pixels: ``(n, h, w, c)`` uint8, or None where there is nothing to look at.
+      pixels: ``(n, h, w, c)`` uint8, of clips ``(n, t, h, w, c)``, or None where there
+        is nothing to look at.
       texts: the prompt of each sample, where there are any.
       facts: how all of them were drawn.
+      rate: frames per second of clips.
     """
 
     x: np.ndarray
     pixels: np.ndarray | None = None
     texts: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float = 0.0
 
     def __len__(self) -> int:
         return len(self.x)
@@ -58,16 +64,31 @@ class Samples:
     def grid(
         self, columns: int | None = None, scale: int | None = None
     ) -> PIL.Image.Image:
-        """The samples as one image, with their prompts; small ones are enlarged."""
+        """The samples as one image, with their prompts; small ones are enlarged.
+
+        Clips are a contact sheet: a row for each, frame after frame.
+        """
         if self.pixels is None:
             raise ValueError("these samples are vectors, not images: use .x instead")
         if self.texts:
             return captioned_grid(self.pixels, self.texts, columns)
-        scale = scale or max(1, 64 // max(self.pixels.shape[1:3]))
-        return image_grid(self.pixels, columns, scale)
+        return image_grid(self.pixels, columns, scale or self._scale)
+
+    @property
+    def _scale(self) -> int:
+        assert self.pixels is not None
+        return max(1, 64 // max(self.pixels.shape[-3:-1]))
+
+    def animation(self, suffix: str = ".webp", columns: int | None = None) -> bytes:
+        """The clips side by side as one file: ``.gif``, ``.webp`` or ``.apng``."""
+        if self.pixels is None or self.pixels.ndim != 5:
+            raise ValueError(f"samples of shape {self.x.shape[1:]} are no clips")
+        return animation(self.pixels, self.rate, suffix, columns, self._scale)
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``.
+
+        Clips are animated in ``.gif``, ``.webp`` and ``.apng``.
 
         With a prompt for each sample, ``.jsonl`` beside it has a line for each of them.
         """
@@ -75,6 +96,8 @@ class Samples:
         try:
             if path.suffix == ".png":
                 self.grid(columns).save(path)
+            elif path.suffix in ANIMATIONS:
+                path.write_bytes(self.animation(path.suffix, columns))
             else:
                 np.save(path, self.x)
             if self.texts:
@@ -93,7 +116,9 @@ class Samples:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
         about = html.escape("; ".join(dict.fromkeys(self.texts))) or about
-        return f'<img alt="{about}" src="{png_uri(self.grid())}">'
+        still = self.pixels.ndim == 4
+        uri = png_uri(self.grid()) if still else data_uri(self.animation(), "webp")
+        return f'<img alt="{about}" src="{uri}">'
 
 
 SampleFn = Callable[..., Samples]
@@ -103,12 +128,13 @@ def samples_file(path: str | os.PathLike) -> Path:
     """``path`` of a file of samples, after a check that it can be written.
 
     Raises:
-      ValueError: it ends neither in ``.png`` nor in ``.npy``.
+      ValueError: it ends in none of ``.png``, ``.npy``, ``.gif``, ``.webp``, ``.apng``.
       OSError: no file can be made there.
     """
-    if Path(path).suffix not in (".png", ".npy"):
+    legal = (".png", ".npy", *ANIMATIONS)
+    if Path(path).suffix not in legal:
         raise ValueError(
-            f"cannot save samples as {Path(path).name!r}: legal are .png, .npy"
+            f"cannot save samples as {Path(path).name!r}: legal are {', '.join(legal)}"
         )
     return user_paths.writable(path)
 

@@ -40,8 +40,9 @@ class MetricWriter:
     """clu's ``MetricWriter`` as far as it is used, and ``write_arrays``.
 
     ``step`` counts optimizer steps. Scalars are Python numbers or arrays of shape
-    ``()``, images are ``(n, h, w, c)`` uint8 with one or three channels. The methods
-    here do nothing: a writer records what it can and ignores the rest.
+    ``()``, images are ``(n, h, w, c)`` uint8 with one or three channels, or clips with
+    their frames in a second axis. The methods here do nothing: a writer records what it
+    can and ignores the rest.
     """
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -285,7 +286,8 @@ def image_grid(
     """Images side by side, each pixel a square of ``scale``: small digits stay sharp.
 
     Args:
-      pixels: ``(n, h, w, c)`` uint8 with one or three channels, ``n >= 1``.
+      pixels: ``(n, h, w, c)`` uint8 with one or three channels, ``n >= 1``; clips
+        ``(n, t, h, w, c)`` become a contact sheet, a row for each.
       columns: images in a row; by default about as many as rows.
       scale: side of an enlarged pixel.
 
@@ -294,6 +296,7 @@ def image_grid(
     """
     import PIL.Image
 
+    columns = columns or (np.shape(pixels)[1] if np.ndim(pixels) == 5 else None)
     pixels = _check_pixels(pixels)
     columns = columns or math.ceil(math.sqrt(len(pixels)))
     if columns < 1 or scale < 1:
@@ -308,6 +311,40 @@ def image_grid(
     return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
 
 
+# Without loss, at least up to 256 colours; MP4 would blur frames this small.
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}
+
+
+def animation(
+    pixels: np.ndarray,
+    rate: float,
+    suffix: str,
+    columns: int | None = None,
+    scale: int = 4,
+) -> bytes:
+    """Clips side by side as one file, endlessly: see ``image_grid``.
+
+    Args:
+      pixels: ``(n, t, h, w, c)`` uint8.
+      rate: frames per second.
+      suffix: a key of ``ANIMATIONS``.
+      columns: clips in a row.
+      scale: side of an enlarged pixel.
+    """
+    first, *rest = (
+        image_grid(frame, columns, scale) for frame in pixels.swapaxes(0, 1)
+    )
+    buffer, kind = io.BytesIO(), lookup(ANIMATIONS, suffix, "animation")
+    how = {"save_all": True, "append_images": rest, "duration": round(1000 / rate)}
+    first.save(buffer, kind, loop=0, lossless=True, **how)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """A file as the source of an HTML tag."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
 def png_bytes(image: PIL.Image.Image) -> bytes:
     """The bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -317,8 +354,7 @@ def png_bytes(image: PIL.Image.Image) -> bytes:
 
 def png_uri(image: PIL.Image.Image) -> str:
     """An image as the source of an HTML tag."""
-    data = base64.b64encode(png_bytes(image)).decode()
-    return f"data:image/png;base64,{data}"
+    return data_uri(png_bytes(image), "png")
 
 
 def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,6 +371,8 @@ def _hparam(value: Any) -> Any:
 
 def _check_pixels(pixels: np.ndarray) -> np.ndarray:
     pixels = np.asarray(pixels)
+    if pixels.ndim == 5:  # clips, frame by frame
+        pixels = pixels.reshape(-1, *pixels.shape[2:])
     legal = pixels.ndim == 4 and len(pixels) and pixels.shape[-1] in (1, 3)
     if not legal or pixels.dtype != np.uint8:
         raise ValueError(

@@ -1,0 +1,60 @@
+"""Samples that are clips: contact sheets, and files that give the frames back."""
+
+import base64
+import re
+
+import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+import pytest
+
+from scm_jax.runs.directory import writers
+from scm_jax.runs.directory.reading import Samples
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 1)).astype(np.uint8)
+
+
+def clips():
+    x = PIXELS.astype(np.float32)
+    return Samples(x, PIXELS, facts={"seed": 0}, rate=10.0)
+
+
+def frames_of(image):
+    return [frame.convert("L") for frame in PIL.ImageSequence.Iterator(image)]
+
+
+def test_a_contact_sheet_has_a_row_for_each_clip():
+    sheet = np.asarray(clips().grid())
+    step = 16 * 4 + 2  # small frames are enlarged to 64 pixels
+    assert sheet.shape == (3 * step - 2, 5 * step - 2)
+    tile = sheet[2 * step :: 4, 3 * step :: 4][:16, :16]
+    np.testing.assert_array_equal(tile, PIXELS[2, 3, ..., 0])
+
+
+@pytest.mark.parametrize("suffix", sorted(writers.ANIMATIONS))
+def test_an_animation_gives_all_frames_back(suffix, tmp_path):
+    path = tmp_path / f"clips{suffix}"
+    clips().save(path, columns=3)
+    with PIL.Image.open(path) as image:
+        assert image.n_frames == 5
+        image.load()
+        assert image.info["duration"] == pytest.approx(100, abs=1)
+        for number, frame in enumerate(frames_of(image)):
+            expected = writers.image_grid(PIXELS[:, number], 3)
+            np.testing.assert_array_equal(np.asarray(frame), np.asarray(expected))
+
+
+def test_a_notebook_shows_the_clips_move(tmp_path):
+    (data,) = re.findall('base64,([^"]+)', clips()._repr_html_())
+    path = tmp_path / "shown.webp"
+    path.write_bytes(base64.b64decode(data))
+    with PIL.Image.open(path) as image:
+        assert image.n_frames == 5
+
+
+def test_images_do_not_move(tmp_path):
+    images = Samples(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 1\) are no clips"):
+        images.save(tmp_path / "a.gif")
+    with pytest.raises(ValueError, match=r"legal are .png, .npy, .gif, .webp, .apng"):
+        clips().save(tmp_path / "a.mp4")
