@@ -42,7 +42,7 @@ AS_PUBLISHED = {
 PRESETS["latte_xl"] = {
     **PRESETS["xl"],
     **AS_PUBLISHED,
-    **{"patch": (1, 2, 2), "positions": "sincos", "factorized": True},
+    **{"patch_sides": (1, 2, 2), "positions": "sincos", "factorized": True},
 }
 QK_NORMS = ("none", "pixel")
 POSITIONS = ("learned", "sincos", "rotary")
@@ -170,7 +170,8 @@ class DiT(nn.Module):
 
     Attributes:
       sample_shape: shape of one sample, channels last: ``(h, w, c)``, ``(n, c)``, ...
-      patch: side of a patch along every axis, or one for each; must divide them.
+      patch: side of a patch along every axis; must divide each of them.
+      patch_sides: one side for each axis, in place of ``patch``.
       width: channels of a token.
       depth: number of blocks.
       num_heads: attention heads; must divide ``width``.
@@ -193,7 +194,8 @@ class DiT(nn.Module):
 
     sample_shape: tuple[int, ...]
     num_classes: int = 0
-    patch: int | tuple[int, ...] = 2
+    patch: int = 2
+    patch_sides: tuple[int, ...] = ()
     width: int = 64
     depth: int = 3
     num_heads: int = 4
@@ -219,6 +221,11 @@ class DiT(nn.Module):
 
     stacks = ("blocks",)
 
+    @property
+    def sides(self) -> layers.Patch:
+        """Of a patch."""
+        return self.patch_sides or self.patch
+
     def check(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         layers.check_settings(
@@ -229,7 +236,7 @@ class DiT(nn.Module):
             positions=POSITIONS,
             embedding=(*embeddings.EMBEDDINGS, embeddings.TIMESTEP_MLP),
         )
-        grid = layers.token_grid(self.patch, self.sample_shape)
+        grid = layers.token_grid(self.sides, self.sample_shape)
         of = f"network.width = {self.width}"
         layers.check_divides(self, "num_heads", self.width, of)
         head = self.width // self.num_heads
@@ -269,9 +276,9 @@ class DiT(nn.Module):
             embed = embeddings.ConditionEmbedding(*inputs, *features, name="cond")
         emb = layers.place_batch(nn.silu(embed(cond)), self.placement)
 
-        tokens = layers.patchify(x, self.patch).astype(dtype)
+        tokens = layers.patchify(x, self.sides).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
-        grid, turns = layers.token_grid(self.patch, self.sample_shape), None
+        grid, turns = layers.token_grid(self.sides, self.sample_shape), None
         if self.positions == "learned":
             shape = (tokens.shape[1], self.width)
             position = self.param("position", nn.initializers.normal(0.5), shape)
@@ -297,7 +304,7 @@ class DiT(nn.Module):
         affine = nn.Dense(vectors * self.width, name="affine_out")(emb)
         h = layers.modulate(layers.layer_norm(h), affine, self.modulation)
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
-        return layers.unpatchify(out(h), self.patch, self.sample_shape)
+        return layers.unpatchify(out(h), self.sides, self.sample_shape)
 
     def _stack(self, dtype: jnp.dtype, frames: int) -> Any:
         names = ["num_heads", "mlp_ratio", "dropout", "modulation", "qk_norm"]

@@ -13,7 +13,13 @@ from scm_jax.networks import embeddings, layers
 from scm_jax.networks.dit import Block
 from tests.networks.reference import quick_jit, rms
 
-SMALL = {"width": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 1, "patch": (2, 1, 4)}
+SMALL = {
+    "width": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 1,
+    "patch_sides": (2, 1, 4),
+}
 CLIP = (4, 2, 8, 3)
 
 
@@ -28,11 +34,11 @@ def some_params(net):
 
 def test_a_patch_has_a_side_for_each_axis():
     x = np.random.default_rng(0).normal(size=(2, *CLIP)).astype(np.float32)
-    tokens = layers.patchify(jnp.asarray(x), SMALL["patch"])
-    assert layers.token_grid(SMALL["patch"], CLIP) == (2, 2, 2)
+    tokens = layers.patchify(jnp.asarray(x), SMALL["patch_sides"])
+    assert layers.token_grid(SMALL["patch_sides"], CLIP) == (2, 2, 2)
     assert tokens.shape == (2, 8, 2 * 1 * 4 * 3)
     np.testing.assert_array_equal(tokens[:, 5], x[:, 2:4, :1, 4:].reshape(2, -1))
-    back = layers.unpatchify(tokens, SMALL["patch"], CLIP)
+    back = layers.unpatchify(tokens, SMALL["patch_sides"], CLIP)
     np.testing.assert_array_equal(back, x)
 
 
@@ -163,10 +169,10 @@ def test_parameters_of_latte():
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        (CLIP, {"patch": (2, 1)}, r"patch = \(2, 1\) does not divide every axis"),
-        (CLIP, {"patch": (3, 1, 1)}, r"patch = \(3, 1, 1\) does not divide"),
+        (CLIP, {"patch_sides": (2, 1)}, r"patch = \(2, 1\) does not divide every axis"),
+        (CLIP, {"patch_sides": (3, 1, 1)}, r"patch = \(3, 1, 1\) does not divide"),
         (CLIP, {"factorized": True, "depth": 3}, "an even depth, not 3"),
-        ((8, 3), {"factorized": True, "patch": 2}, "two axes or more"),
+        ((8, 3), {"factorized": True, "patch_sides": ()}, "two axes or more"),
         (CLIP, {"positions": "rotary", "num_heads": 6}, "no pair for each of 3 axes"),
     ],
 )

@@ -142,7 +142,7 @@ def import_weights(
     else:
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             rows = state.get(name, np.empty(0))  # (p, p, 2 c): eps or velocity first
-            if len(rows) == 2 * _side(module) ** 2 * module.sample_shape[-1]:
+            if len(rows) == 2 * module.patch**2 * module.sample_shape[-1]:
                 halves = np.split(_by_patch(module, rows), 2, axis=1)
                 joined = (a.reshape(-1, *rows.shape[1:]) for a in halves)
                 state[name], extras[name] = joined
@@ -182,24 +182,15 @@ def export_weights(
     return state
 
 
-def _side(module: Transformer) -> int:
-    """The side of a patch, which these networks have in common for all axes."""
-    if not isinstance(module.patch, int):
-        raise ValueError(
-            f"network.patch = {module.patch}: published files have one side"
-        )
-    return module.patch
-
-
 def _by_patch(module: Transformer, rows: np.ndarray) -> np.ndarray:
     """``(p p c, ...) -> (p p, c, ...)``."""
-    return rows.reshape(_side(module) ** 2, -1, *rows.shape[1:])
+    return rows.reshape(module.patch**2, -1, *rows.shape[1:])
 
 
 def entries(module: Transformer, naming: str = "original") -> list[Entry]:
     """Every tensor of a file for ``module``."""
     shapes, is_sana = expected_shapes(module), isinstance(module, sana.Sana)
-    patches = {"patch_in": _side(module), **(_TAPS if is_sana else {})}
+    patches = {"patch_in": module.patch, **(_TAPS if is_sana else {})}
     which, found = int(naming == "diffusers"), []
     block = "transformer_blocks" if which else "blocks"
     blocks = [(f"{block}.{i}.", i) for i in range(module.depth)]

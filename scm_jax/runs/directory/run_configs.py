@@ -40,6 +40,7 @@ ADDED_KEYS = {
     "network.activation": '"silu"',
     "network.positions": '"learned"',
     "network.factorized": "false",
+    "network.patch_sides": "[]",
 }
 
 # Config keys that hold the run directory of another run.
