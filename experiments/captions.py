@@ -10,7 +10,11 @@ Run:
   python -m scm_jax sample --run=runs/captions_scd \\
     --prompt="a big red star on blue dots"
 
-Expect: EXPECTED
+Expect (500 captions of each kind, two CPU cores, seed 0; share of eight words that a
+frozen network reads, real images 0.968):
+  teacher  32 Heun steps, guidance 2: 0.848 seen, 0.845 held out (50 captions); 66 min
+  scd      1 step 0.835, 0.840; 2 steps 0.849, 0.854 (guidance 2); 19 min
+  sct      not yet measured
 
 ``model=latents`` (the default) is the reference run, for two CPU cores: a transformer
 with cross-attention on 8x8x8 latents of the small autoencoder in data/captioned_shapes,
@@ -48,7 +52,7 @@ class Size(NamedTuple):
 # fmt: off
 SIZES = {
     #              w       mult  b  d batch     teacher     student
-    "tiny":  Size( 32,    (1, 2), 1,  4,  64,    420_000,    120_000),
+    "tiny":  Size( 32,    (1, 2), 1,  4,  64,    420_000,     84_000),
     "small": Size( 64, (1, 2, 2), 2,  8, 128,  4_000_000,  2_000_000),
     "base":  Size(128, (1, 2, 2), 3, 12, 256, 20_000_000, 10_000_000),
 }

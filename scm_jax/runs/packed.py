@@ -44,8 +44,9 @@ def pack(run: str | os.PathLike, folder: str | os.PathLike, ema: str = "") -> st
         source = storage.prepared_folder(prepared, config["dataset"]["root"] or None)
         target = folder / "data" / prepared / source.name
         target.mkdir(parents=True, exist_ok=True)
-        for name in _ABOUT_DATA:
-            shutil.copy(source / name, target)
+        for name in _ABOUT_DATA:  # without the path of the machine
+            text = (source / name).read_text()
+            (target / name).write_text(text.replace(f"{source.parents[1]}/", ""))
     config["init"]["run"] = config["teacher"]["run"] = config["dataset"]["root"] = ""
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text)

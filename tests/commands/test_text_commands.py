@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 
 from scm_jax.commands import demo_text
-from scm_jax.runs import packed, sample
+from scm_jax.files import shipped
+from scm_jax.runs import evaluate, packed, sample
 from scm_jax.runs.directory.layout import RunDir
 from tests.commands.in_process import scm
 
@@ -88,3 +89,16 @@ def test_the_demo_shows_prompts_and_says_how_fast(run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 5 and "agreement seen" in page
     assert (tmp_path / "prompts.jsonl").read_text().count("\n") == 6
+
+
+def test_the_shipped_student_draws_what_it_is_asked_for(tmp_path):
+    """In two steps, three times as often right as by chance."""
+    files = shipped.folder("data") / "captioned_shapes"
+    packed.unpack(files / "scd", tmp_path / "scd")
+    for name in ("teacher", "scd"):
+        assert (files / name / packed.WEIGHTS).stat().st_size < 4e6
+    (row,) = evaluate.evaluate_run(
+        tmp_path / "scd", steps=(2,), evaluators=("captions",), num_samples=60
+    )
+    assert row["agreement_seen"] > 0.7 and row["agreement_held_out"] > 0.7
+    assert row["color_seen"] > 0.9 and row["place_seen"] > 0.7
