@@ -17,6 +17,7 @@ import numpy as np
 
 from scm_jax.datasets import digits, pipeline
 from scm_jax.datasets.shapes import uniforms
+from scm_jax.files.optional import require
 from scm_jax.types import DatasetInfo, check_seed, lookup
 
 NAME = "moving_digits"
@@ -57,10 +58,11 @@ def bounce(start: np.ndarray, velocity: np.ndarray, frames: int, room: float) ->
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Levels 0..1 ``(n, 8, 8)`` float32 and labels, in the order of the data set."""
-    fields = digits.make_digits(prepare=True).source.gather(np.arange(1797))
-    image = fields["image"][..., 0].astype(np.float32) / digits.MAX_LEVEL
-    return image, fields["label"].astype(np.int64)
+    """Levels 0..1 ``(1797, 8, 8)`` float32 and labels."""
+    found = require(
+        "sklearn.datasets", f"dataset {NAME!r}", "scikit-learn"
+    ).load_digits()
+    return found.images.astype(np.float32) / digits.MAX_LEVEL, found.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ClipSource:
         d = self.num_digits
         u = uniforms(self.seed, _STREAMS[self.split], np.asarray(indices), 5 * d)
         u = u.reshape(-1, d, 5)
-        rows = np.arange(1797)
+        rows = np.arange(len(_digits()[0]))
         rows = rows[(rows % HELD_OUT_EVERY == 0) == (self.split == "test")]
         low, high = (speed * self.side / 16 for speed in SPEEDS)
         speed, angle = low + (high - low) * u[..., 1], 2 * np.pi * u[..., 2]

@@ -223,7 +223,7 @@ class DiT(nn.Module):
 
     @property
     def sides(self) -> layers.Patch:
-        """Of a patch."""
+        """Sides of a patch: one for all axes, or one for each."""
         return self.patch_sides or self.patch
 
     def check(self) -> None:
@@ -284,14 +284,11 @@ class DiT(nn.Module):
             position = self.param("position", nn.initializers.normal(0.5), shape)
             h = h + position.astype(dtype)[None]
         elif self.positions == "sincos":
-            h = (
-                h
-                + jnp.asarray(embeddings.position_sincos(grid, self.width), dtype)[None]
-            )
+            table = embeddings.position_sincos(grid, self.width)
+            h = h + jnp.asarray(table, dtype)[None]
         else:
-            turns = jnp.asarray(
-                embeddings.position_angles(grid, self.width // self.num_heads)
-            )
+            head = self.width // self.num_heads
+            turns = jnp.asarray(embeddings.position_angles(grid, head))
         memory, mask = None, None
         if self.text is not None and self.cross_attention:
             # The loop runs over the first axis.
