@@ -72,6 +72,9 @@ def get_config(arg: str = ""):
     c.train.batch_size = size.batch
     c.train.duration_images = size.student_images if student else size.teacher_images
     c.log.every_images = 50 * size.batch
+    if digits == 1:
+        c.eval.evaluators = ("clip_motion",)
+        c.eval.split = "test"
     c.checkpoint.every_images = 500 * size.batch
     c.sampling.batch_size = 64
     c.sampling.guidance = 2.0
@@ -101,6 +104,7 @@ def get_config(arg: str = ""):
         c.eval.steps = (1, 2, 4)
     if quick:
         c.dataset.num_items = 256
+        c.eval.evaluators = ()
         c.eval.steps = (2,)
         c.sampling.steps = 2
         shrink(c, batch_size=16, writers=c.log.writers)

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from scm_jax.evaluation.caption_agreement import CaptionAgreement
+from scm_jax.evaluation.clip_quality import ClipMotion
 from scm_jax.evaluation.emoji_quality import EmojiQuality
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
@@ -24,6 +25,7 @@ from scm_jax.types import lookup
 # Known-good settings by name; ``build`` changes single ones.
 EVALUATORS: dict[str, Evaluator] = {
     "captions": CaptionAgreement(),
+    "clip_motion": ClipMotion(),
     "digits": SampleQuality(features="digits_classifier"),
     "emoji": EmojiQuality(),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
@@ -42,6 +44,7 @@ __all__ = [
     "EVALUATORS",
     "FEATURES",
     "CaptionAgreement",
+    "ClipMotion",
     "EmojiQuality",
     "Evaluator",
     "MixtureConsistency",

@@ -1,10 +1,15 @@
 """The law of bouncing: true clips, and clips that break it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from scm_jax.datasets import make_dataset
 from scm_jax.datasets.moving_digits import ClipSource, Motion, draw
+from scm_jax.evaluation import EVALUATORS, Subject, build
 from scm_jax.evaluation.metrics import clip_motion
+from scm_jax.types import Cond
 
 NUM = 150
 SOURCE = ClipSource()
@@ -50,3 +55,33 @@ def test_faint_pixels_and_empty_frames_have_no_place():
     pixels[0, 0, 12] = 30  # below the threshold
     found = clip_motion.centroids(pixels)
     np.testing.assert_allclose(found[0], [[3.5, 5.5], [8, 8]])
+
+
+def test_a_run_is_asked_for_the_labels_of_real_clips():
+    """A sampler that copies has the numbers of real clips, one that freezes has not."""
+    x, label = make_dataset("moving_digits", "test", num_items=80).arrays()
+    asked = []
+
+    def generate(num, steps, seed, labels):
+        asked.append(labels)
+        return x[:num]
+
+    subject = Subject(
+        sigma_data=0.5,
+        generate=generate,
+        to_pixels=make_dataset("moving_digits").info.to_pixels,
+        batch=lambda num, seed: (
+            x[-num:],
+            Cond(t=x[:num, 0, 0, 0, 0], label=label[-num:]),
+        ),
+    )
+    evaluator = build("clip_motion", num_samples=40)
+    found = evaluator(subject)
+    assert found == evaluator(subject)
+    np.testing.assert_array_equal(asked[0], label[-40:])
+    assert found["residual"] == pytest.approx(found["residual_real"], abs=0.02)
+    still = dataclasses.replace(subject, generate=lambda n, *_: x[:n, :1].repeat(8, 1))
+    assert evaluator(still)["speed"] < 1e-6
+    flat = dataclasses.replace(subject, batch=lambda n, _: (x[:n, 0], Cond(t=x[:n])))
+    with pytest.raises(ValueError, match=r"\(16, 16, 1\) are no clips"):
+        EVALUATORS["clip_motion"](flat)

@@ -123,3 +123,14 @@ def test_float32_samples_agree_with_float64():
 def test_heun_needs_a_grid_down_to_0():
     with pytest.raises(ValueError, match=r"must end at 0, not 0\.4"):
         run("heun", GAUSSIAN, np.array([1.5, 0.4]))
+
+
+def test_the_grid_of_a_flow_is_not_for_heun():
+    shifted = sampling.make_grid("ddim", 4, SD, None, 3.0)
+    np.testing.assert_array_equal(shifted, trigflow.flow_grid(4, SD, 3.0))
+    two = sampling.make_grid("consistency", 2, SD, None, 3.0)
+    np.testing.assert_array_equal(two, trigflow.consistency_grid(2, SD))
+    with pytest.raises(
+        ValueError, match=r"sampling\.shift = 3\.0 is for .* ddim and 2m"
+    ):
+        sampling.make_grid("heun", 4, SD, None, 3.0)
