@@ -187,12 +187,13 @@ def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, An
     """
     config = experiment.config
     sampler, shift = config.sampling.sampler, config.sampling.shift
+    on_shifted = bool(shift) and sampler != "consistency"  # which has times of its own
     guidance = config.sampling.guidance if point.guidance is None else point.guidance
     nfe = sampling.nfe(sampler, point.steps, guidance, experiment.network.consumes)
     params = counts.parameter_count(experiment.abstract_params()["net"])
     return {
         "method": config.name,
-        "sampler": f"{sampler}(shift={shift})" if shift else sampler,
+        "sampler": f"{sampler}(shift={shift})" if on_shifted else sampler,
         "steps": point.steps,
         "times": None if point.times is None else list(point.times),
         "guidance": guidance,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scm_jax.config import from_dict, objective_settings, to_dict
+from scm_jax.runs import evaluate
 from scm_jax.runs.estimate import describe
 from scm_jax.runs.setup import experiment
 from scm_jax.sweeps.plan.sweep_file import load_module
@@ -49,3 +50,15 @@ def test_cost_of_sd3_medium():
     # A layer from 1536 to 1536 for the guidance scale.
     assert found["parameters"] == 2_084_951_104 + 1536 * 1537
     assert found["train_macs_ratio_to_diffusion"] == pytest.approx(2.04, abs=0.01)
+
+
+def test_a_row_says_on_which_grid_a_teacher_was_sampled():
+    c = SD3.get_config("teacher,model=medium,quick")
+    assert (c.sampling.sampler, c.sampling.shift) == ("ddim", 3.0)
+    found = {}
+    for sampler in ("ddim", "consistency"):
+        c.sampling.sampler = sampler
+        built = experiment.build_abstract(c)
+        found[sampler] = evaluate.sampling_facts(built, evaluate.SamplingPoint(4))
+    assert found["ddim"]["sampler"] == "ddim(shift=3.0)"
+    assert found["consistency"]["sampler"] == "consistency"
