@@ -3,6 +3,8 @@
     python benchmarks/full_size.py step --variant=sct --size=s
     python benchmarks/full_size.py aot --variant=scd --size=xxl --devices=8
     python benchmarks/full_size.py aot --file=sd3 --arg=scd,model=d30 --dtype=bfloat16
+    python benchmarks/full_size.py aot --file=wan --arg=scd,model=1p3b --mesh=2,4 \\
+      --dtype=bfloat16
     python benchmarks/full_size.py sample --size=s
 
 ``step`` makes two training steps of ``experiments/imagenet512.py`` at batch 1 on random
@@ -104,11 +106,13 @@ def aot(args: argparse.Namespace) -> dict:
     from scm_jax.training import sharding
 
     accounts.simulate_devices(args.devices)
+    fsdp, _, tensor = args.mesh.partition(",")
+    spec = sharding.MeshSpec(1, int(fsdp or args.devices), int(tensor or 1))
     config = experiment_config(
         *(args.variant, args.size, args.devices, args.dtype, args.file, args.arg)
     )
     experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
-    mesh = sharding.make_mesh(sharding.MeshSpec(1, args.devices, 1))
+    mesh = sharding.make_mesh(spec)
     started, cpu = time.perf_counter(), time.process_time()
     lowered = accounts.lower_step(experiment, mesh)
     lower_seconds = time.perf_counter() - started
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--arg", default="", help="of aot: the file's own argument")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--mesh", default="", help="of aot: fsdp,tensor")
     args = parser.parse_args()
     found = {"step": step, "aot": aot, "sample": sample}[args.what](args)
     row = {"what": args.what, "variant": args.variant, "size": args.size}

@@ -29,8 +29,9 @@ class Case(NamedTuple):
     settings: dict[str, Any]
 
 
-# Captions of the data that a joint transformer is built for: states of encoders.
+# Captions that published transformers read: states of encoders.
 SD3_TEXT = TextInfo(154, width=4096, pooled=2048)
+WAN_TEXT = TextInfo(512, width=4096)
 _TINY_TEXT = TextInfo(3, width=6, pooled=4)
 
 _TINY_U_NET = {
@@ -54,6 +55,10 @@ TINY = {
             **{"head_channels": 16, "mlp_ratio": 1.5},
         },
         "unet": {**_TINY_U_NET, "head_channels": 8},
+        "wan": {
+            **{"width": 16, "depth": 1, "num_heads": 2, "hidden": 24},
+            "patch_sides": (2, 2),
+        },
     }.items()
 }
 
@@ -71,6 +76,7 @@ SMALL = {
         "mmdit": {"width": 64, "depth": 4, "num_heads": 4, "text": _TINY_TEXT},
         "sana": {"width": 64, "depth": 4},
         "unet": {**_SMALL_U_NET, "head_channels": 32},
+        "wan": {"width": 64, "depth": 4, "num_heads": 4, "patch_sides": (2, 2)},
     }.items()
 }
 
@@ -103,4 +109,7 @@ PUBLISHED = {
         "sana", (32, 32, 32), 0, {**PRESETS["sana"]["0p6b"], "use_guidance": True}
     ),
     "unet": Case("unet", (64, 64, 4), 1000, PRESETS["unet"]["s"]),
+    "wan": Case(
+        "wan", (21, 60, 104, 16), 0, {**PRESETS["wan"]["1p3b"], "text": WAN_TEXT}
+    ),
 }

@@ -39,7 +39,7 @@ class Size(NamedTuple):
 # fmt: off
 SIZES = {
     #            t side    w  d batch     teacher    student
-    "tiny":  Size( 8, 16, 128,  4,  64,   400_000,   150_000),
+    "tiny":  Size( 8, 16, 128,  4,  64,   320_000,    80_000),
     "large": Size(16, 32, 512, 12, 256, 8_000_000, 4_000_000),
 }
 # fmt: on
@@ -63,6 +63,8 @@ def get_config(arg: str = ""):
     c.network.update({"width": size.width, "depth": size.depth, "patch_sides": PATCH})
     c.network.num_heads = size.width // 32
     c.network.positions = "rotary"
+    c.network.use_frames = True
+    c.objective.first_frames = size.frames // 2
     c.optimizer.name = "muon"
     c.optimizer.learning_rate = 2e-3 if student else 1e-2
     c.optimizer.schedule = "cosine"
@@ -73,7 +75,7 @@ def get_config(arg: str = ""):
     c.train.duration_images = size.student_images if student else size.teacher_images
     c.log.every_images = 50 * size.batch
     if digits == 1:
-        c.eval.evaluators = ("clip_motion",)
+        c.eval.evaluators = ("moving_digits",)
         c.eval.split = "test"
     c.checkpoint.every_images = 500 * size.batch
     c.sampling.batch_size = 64

@@ -15,10 +15,11 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from scm_jax.datasets import DATASETS
+from scm_jax.files.user_paths import real_number, whole_number, yes_or_no
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
 from scm_jax.training.state import OptimizerConfig
-from scm_jax.types import lookup, real_number, whole_number, yes_or_no
+from scm_jax.types import lookup
 
 # Given by the dataset, or derived from other keys: never set in a config.
 _DERIVED = {
@@ -36,6 +37,7 @@ TINY_NETWORKS: dict[str, dict[str, Any]] = {
     "mmdit": {"width": 32, "depth": 2, "num_heads": 2, "dual_attention_blocks": 0},
     "sana": {"width": 32, "depth": 2, "num_heads": 2, "patch": 2},
     "unet": {**_FLAT, "attention_resolutions": (), "head_channels": 32},
+    "wan": {"width": 32, "depth": 2, "num_heads": 2, "hidden": 64},
 }
 
 
@@ -87,10 +89,9 @@ def base_config(
     c.train.duration_images = 256_000  # training length in images
     c.train.microbatches = 1  # parts whose gradients are accumulated
 
-    c.mesh = ConfigDict()  # devices along each axis; -1 takes the rest
-    c.mesh.data = -1
-    c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    # Devices along each axis; -1 takes the rest.
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    c.mesh.sequence = False  # tensor splits the tokens of dit and wan, not weights
     c.mesh.rules = ()  # ((path pattern, tactic), ...) before the defaults
 
     c.sampling = ConfigDict()

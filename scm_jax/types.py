@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +61,7 @@ class Cond:
       context_mask: ``(b, n)`` bool, true where ``context`` is to be attended to; a row
         without any is the null caption.
       pooled: optional ``(b, p)`` one vector for the whole caption.
+      frames: optional ``known_frames`` of a clip, for a network that reads them.
       memory: what ``Network.encode`` computed of the caption, for any number of passes.
       null: what ``Network.encode`` computed of the null condition, for guidance.
     """
@@ -75,6 +74,7 @@ class Cond:
     context: jax.Array | None = None
     context_mask: jax.Array | None = None
     pooled: jax.Array | None = None
+    frames: jax.Array | None = None
     memory: Any = None
     null: Cond | None = None
 
@@ -124,6 +124,17 @@ def without_condition(cond: Cond, drop: jax.Array | None = None) -> Cond:
     found = conditions(cond).items()
     changed: dict[str, Any] = {k: replaced(k, v) for k, v in found if k in null}
     return dataclasses.replace(cond, **changed)
+
+
+def known_frames(x: jax.Array, number: jax.Array) -> jax.Array:
+    """The first ``number`` ``(b,)`` frames of clips ``(b, t, ..., c)``: ``c + 1``.
+
+    The other frames are zero. The last channel is 1 in known frames and 0 elsewhere.
+    """
+    known = jnp.arange(x.shape[1])[None] < number[:, None]
+    mask = known.reshape(*known.shape, *[1] * (x.ndim - 2)).astype(x.dtype)
+    mask = jnp.broadcast_to(mask, (*x.shape[:-1], 1))
+    return jnp.concatenate([x * mask, mask], axis=-1)
 
 
 # Ids of tokens: 0 is padding, 1 ends a spelled word, then 256 bytes, then words.
@@ -192,6 +203,7 @@ class DatasetInfo:
       description: one line: what the values are and how they were scaled.
       to_pixels: ``(n, *sample_shape)`` float32 -> ``(n, h, w, c)`` uint8, to look at
         samples; None for data that are no images.
+      from_pixels: the inverse of ``to_pixels``, for frames that a clip is told.
       frame_rate: frames per second of clips ``(t, h, w, c)``; 0 for all other data.
       quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
       text: how captions become conditions; None for data without captions.
@@ -210,6 +222,7 @@ class DatasetInfo:
     num_items: int
     description: str = ""
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    from_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     frame_rate: float = 0.0
     quantization: str = ""
     text: TextInfo | None = None
@@ -253,8 +266,8 @@ class Placement(Protocol):
     def gather(self, weights: Any, *path: str) -> Any:
         """``weights``, the subtree at ``path``, as they are multiplied by."""
 
-    def batch(self, h: jax.Array) -> jax.Array:
-        """``(b, ...)`` activations with ``b`` split over the devices."""
+    def batch(self, h: jax.Array, along: int = 0) -> jax.Array:
+        """``(b, ...)`` with ``b`` split over the devices, a sequence ``along`` too."""
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
@@ -268,53 +281,6 @@ def check_seed(seed: int, name: str = "seed") -> None:
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"{name} = {seed!r} must be a whole number in 0..{MAX_SEED}")
-
-
-def whole_number(text: str) -> int:
-    """An int as people type it; anything else is a ``ValueError``.
-
-    Example:
-      >>> whole_number("1e6"), whole_number("1_000")
-      (1000000, 1000)
-    """
-    with contextlib.suppress(ValueError):
-        return int(text)
-    with contextlib.suppress(ValueError):
-        if float(text).is_integer():
-            return int(float(text))
-    raise ValueError(
-        f"{text!r} is not a whole number: write digits, such as 1000000 or 1e6"
-    )
-
-
-def real_number(text: str) -> float:
-    """A finite float from text; anything else is a ``ValueError``.
-
-    Example:
-      >>> real_number("none")
-      Traceback (most recent call last):
-      ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
-    """
-    with contextlib.suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            return number
-    raise ValueError(
-        f"{text!r} is not a finite number: write for example 0.001 or 1e-3"
-    )
-
-
-def yes_or_no(text: str) -> bool:
-    """A flag's word as a bool, an empty one as true; others are a ``ValueError``.
-
-    Example:
-      >>> yes_or_no("TRUE"), yes_or_no("off")
-      (True, False)
-    """
-    words = dict.fromkeys(("yes", "true", "on", "1", ""), True)
-    words |= dict.fromkeys(("no", "false", "off", "0"), False)
-    if text.lower() not in words:
-        raise ValueError(f"{text!r} is not one of {sorted(words)}")
-    return words[text.lower()]
 
 
 # EX_TEMPFAIL: everything is saved; the same command continues.

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax.runs.directory import writers
+from scm_jax.runs.directory import media, writers
 
 PIXELS = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1) * 20
 
@@ -200,14 +200,14 @@ class TestMakeWriter:
 
 class TestImageGrid:
     def test_positions_scale_and_gap(self):
-        image = writers.image_grid(PIXELS, columns=3, scale=2)
+        image = media.image_grid(PIXELS, columns=3, scale=2)
         assert image.size == (3 * 4 + 2 * 2, 4)
         sheet = np.asarray(image)
         np.testing.assert_array_equal(sheet[::2, 0:4:2], PIXELS[0, :, :, 0])
         np.testing.assert_array_equal(sheet[1::2, 13:16:2], PIXELS[2, :, :, 0])
 
     def test_colour_and_default_columns(self):
-        image = writers.image_grid(np.zeros((5, 4, 6, 3), np.uint8), scale=1)
+        image = media.image_grid(np.zeros((5, 4, 6, 3), np.uint8), scale=1)
         assert (image.mode, image.size) == ("RGB", (3 * 6 + 2 * 2, 2 * 4 + 2))
         with pytest.raises(ValueError, match="scale=0"):
-            writers.image_grid(PIXELS, scale=0)
+            media.image_grid(PIXELS, scale=0)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from scm_jax.files import shipped, user_paths
-from scm_jax.types import lookup, real_number, whole_number
+from scm_jax.files.user_paths import real_number, whole_number
+from scm_jax.types import lookup
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

@@ -57,6 +57,15 @@ def _flags_of_captions() -> None:
     flags.DEFINE_enum("missing_captions", "null", ["null", "refuse"], text)
 
 
+def _flags_of_clips() -> None:
+    text = "Frames of a clip: the source holds videos, and each gives all that fit."
+    cli.integer("frames", None, text, lower_bound=1)
+    text = "Take every so many frames of a video; default: each."
+    cli.integer("stride", None, text, lower_bound=1)
+    text = "Frames per second to which videos are brought; default: all must have one."
+    flags.DEFINE_float("frame_rate", None, text, lower_bound=1e-3)
+
+
 def _flags_of_processes() -> None:
     cli.integer("num_processes", 1, "Number of such commands, if several.", 1)
     cli.integer("process_id", 0, "Which of them this is, from 0.", 0)
@@ -94,6 +103,7 @@ def _prepare() -> int:
     flags.DEFINE_string("version", "1.0.0", "Version of the prepared dataset.")
     _flags_of_recipe()
     _flags_of_captions()
+    _flags_of_clips()
     _flags_of_writing()
     cli.parse()
     f = flags.FLAGS

@@ -25,6 +25,7 @@ _OWN = (
 )
 # Flags about raw files that are no part of a recipe.
 _READING = ("label_file", "label_key", "max_pixels")
+_CLIPS = ("frames", "stride", "frame_rate")
 _CAPTIONS = ("captions", "caption_file", "caption_key")
 _CAPTIONED = ("context_length", "missing_captions")  # what becomes of them
 
@@ -64,7 +65,7 @@ def _run_builder(builder: str, root: str | None) -> Path:
                 f"no dataset {builder!r} in {storage.builders_folder()}; there are "
                 f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
             )
-    raw = (*_OWN, *_READING, *_CAPTIONS, "source", "source_split", "num_items")
+    raw = (*_OWN, *_READING, *_CAPTIONS, *_CLIPS, "source", "source_split", "num_items")
     given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
@@ -126,7 +127,7 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
         options["label_base"] = f.label_base
     if f["label_key"].present:
         options["label_key"] = f.label_key
-    options |= _given(*_CAPTIONS)
+    options |= _given(*_CAPTIONS, *_CLIPS)
     parts = {"split": f.source_split, "target": f.split}
     if f.max_pixels is not None:
         parts["max_pixels"] = f.max_pixels
@@ -141,7 +142,7 @@ def _draw_items(recipe: Recipe) -> Items:
     number = f.num_items or recipe.items.get(f.split)
     if number is None:
         raise cli.UsageError("missing --num_items: how many items are drawn")
-    chosen = ("label_base", "channels", *_READING, *_CAPTIONS)
+    chosen = ("label_base", "channels", *_READING, *_CAPTIONS, *_CLIPS)
     without = [name for name in chosen if f[name].present]
     if without:
         raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")

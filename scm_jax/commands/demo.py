@@ -17,7 +17,7 @@ from scm_jax.commands.report import GRID_SAMPLES
 from scm_jax.files import shipped
 from scm_jax.runs import sample, train
 from scm_jax.runs.directory import report
-from scm_jax.runs.directory.writers import image_grid
+from scm_jax.runs.directory.media import image_grid
 from scm_jax.runs.sample import Loaded
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop

@@ -23,7 +23,7 @@ from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
 from scm_jax.files import shipped
 from scm_jax.runs import evaluate, latents, packed, sample, train
 from scm_jax.runs.directory import report
-from scm_jax.runs.directory.writers import captioned_grid
+from scm_jax.runs.directory.media import captioned_grid
 from scm_jax.runs.sample import Loaded
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop

@@ -15,7 +15,8 @@ from absl import flags
 
 from scm_jax.commands import cli, compile_cache, data, sweep
 from scm_jax.files import user_paths
-from scm_jax.types import EXIT_PREEMPTED, MAX_SEED, real_number, whole_number
+from scm_jax.files.user_paths import real_number, whole_number
+from scm_jax.types import EXIT_PREEMPTED, MAX_SEED
 
 # These modules register their commands.
 __all__ = ["data", "main", "sweep"]

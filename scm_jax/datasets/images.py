@@ -53,10 +53,12 @@ def to_pixels(x: np.ndarray) -> np.ndarray:
 
 
 def flip_at_random(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
-    """Mirrors each image left to right with probability 1/2; see ``FiniteDataset``."""
-    image = fields["image"]
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
-    return {**fields, "image": jnp.where(mirrored, image[:, :, ::-1], image)}
+    """Mirrors images or clips with probability 1/2; see ``FiniteDataset``."""
+    field = "image" if "image" in fields else "clip"
+    image = fields[field]
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    mirrored = mirrored.reshape(-1, *[1] * (image.ndim - 1))
+    return {**fields, field: jnp.where(mirrored, image[..., ::-1, :], image)}
 
 
 def image_info(
@@ -75,6 +77,7 @@ def image_info(
         num_items=num_items,
         description=description,
         to_pixels=to_pixels,
+        from_pixels=to_x,
         quantization=QUANTIZATION,
     )
 
@@ -166,18 +169,20 @@ def image_dataset(
     *,
     to_x: Callable[[Any], Any] = to_x,
     flip: bool = False,
+    field: str = "image",
 ) -> pipeline.FiniteDataset:
-    """uint8 images in the field ``image``; see ``make_prepared``.
+    """uint8 images in a field; see ``make_prepared``.
 
     Args:
       info: what the data are; with classes, the field ``label`` is read, too.
       source: the stored items.
       to_x: levels 0..255 -> ``Batch.x``.
       flip: mirror half of the images, anew in every epoch.
+      field: ``image``, or ``clip`` for clips.
     """
 
     def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        x = to_x(stored(fields, "image", ("uint8",), info.name))
+        x = to_x(stored(fields, field, ("uint8",), info.name))
         return x, stored_label(fields, info.name) if info.num_classes else None
 
     randomize = flip_at_random if flip else None

@@ -177,9 +177,12 @@ def make_moving_digits(
     source = ClipSource(split, num_items, side, frames, num_digits)
     mean, std = (np.float32(moment) for moment in MOMENTS[side, num_digits])
 
+    def to_x(pixels: np.ndarray) -> np.ndarray:
+        levels = pixels.astype(np.float32) / np.float32(255)
+        return (levels - mean) * (SIGMA_DATA / std)
+
     def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        levels = fields["clip"].astype(np.float32) / np.float32(255)
-        x = (levels - mean) * (SIGMA_DATA / std)
+        x = to_x(fields["clip"])
         return x, fields["label"].astype(np.int32) if conditional else None
 
     def to_pixels(x: np.ndarray) -> np.ndarray:
@@ -194,6 +197,7 @@ def make_moving_digits(
         num_items=num_items,
         description="grey levels, centred and scaled to standard deviation 0.5",
         to_pixels=to_pixels,
+        from_pixels=to_x,
         frame_rate=FRAME_RATE,
         quantization="256 levels, rounded",
     )

@@ -22,25 +22,28 @@ def make_noise_latents(
     length: int = 6,
     width: int = 32,
     pooled: int = 16,
+    frame_rate: float = 0.0,
     num_items: int = 16,
 ) -> pipeline.LazyDataset:
     """Unit Gaussian noise ``(h, w, c)`` with states of captions, which are noise too.
 
     For smoke runs and cost estimates. Captions have up to ``length`` tokens with states
-    of ``width`` channels, and a vector of ``pooled``; SD3's are 154, 4096, 2048. The
-    splits ``train`` and ``test`` are different draws; ``root`` and ``prepare`` are
-    without effect.
+    of ``width`` channels, and a vector of ``pooled``; SD3's are 154, 4096, 2048, Wan's
+    512, 4096, 0. Clips ``(t, h, w, c)`` have a ``frame_rate``. The splits ``train`` and
+    ``test`` are different draws; ``root`` and ``prepare`` are without effect.
     """
     del root, prepare
     stream = lookup({"train": 0, "test": 1}, split, "split of dataset 'noise_latents'")
     shape = tuple(int(n) for n in sample_shape)
 
     def captions(n: int, rng: np.random.Generator) -> dict[str, Any]:
-        return {
+        found = {
             "context": rng.standard_normal((n, length, width), np.float32),
             "context_mask": np.arange(length) < 1 + np.arange(n)[:, None] % length,
-            "pooled": rng.standard_normal((n, pooled), np.float32),
         }
+        if pooled:
+            found["pooled"] = rng.standard_normal((n, pooled), np.float32)
+        return found
 
     def examples() -> Prompts:
         texts = tuple(f"noise {i}" for i in range(4))
@@ -50,6 +53,7 @@ def make_noise_latents(
         images.image_info("noise_latents", shape, 0, num_items, "Gaussian noise"),
         sigma_data=1.0,
         to_pixels=lambda x: images.to_pixels(x / 2),
+        frame_rate=frame_rate,
         text=TextInfo(length, width=width, pooled=pooled, encoder="noise"),
         examples=examples,
     )

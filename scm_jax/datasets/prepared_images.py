@@ -1,4 +1,4 @@
-"""Images of any prepared dataset, with shape, classes and moments of its manifest."""
+"""Images or clips that were prepared; the manifest has shape, classes and moments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_images(
     captioned: bool = False,
     states: str = "",
 ) -> pipeline.LazyDataset:
-    """Images that ``data prepare`` made under some name.
+    """Images, or clips of videos, that ``data prepare`` made under some name.
 
     Args:
       split: one of the prepared splits, or a slice such as ``train[:90%]``.
@@ -61,7 +61,7 @@ def make_images(
     del prepare
     lookup(SCALINGS, scaling, "dataset.scaling")
     root = storage.data_root(root)
-    manifest, base, counts = find_split(prepared, split, root, "image")
+    manifest, base, counts = find_split(prepared, split, root, "image", "clip")
     labelled = conditional and manifest["num_classes"] > 0
     moments = manifest["splits"].get("train", manifest["splits"][base])
     info = images.image_info(
@@ -70,7 +70,9 @@ def make_images(
         manifest["num_classes"] if labelled else 0,
         description=f"{prepared}: {SCALINGS[scaling]}",
     )
-    build = functools.partial(images.image_dataset, flip=flip)
+    field = manifest["field"]
+    info = dataclasses.replace(info, frame_rate=manifest.get("frame_rate", 0.0))
+    build = functools.partial(images.image_dataset, flip=flip, field=field)
     beside: tuple[str, ...] = ()
     if captioned:
         folder = storage.prepared_folder(prepared, root)
@@ -80,20 +82,24 @@ def make_images(
         raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
     if scaling == "measured":
         measured = Scaling(moments["mean"], moments["std"])
-        info = dataclasses.replace(info, to_pixels=measured.to_pixels)
+        info = dataclasses.replace(
+            info, to_pixels=measured.to_pixels, from_pixels=measured.to_x
+        )
         build = functools.partial(build, to_x=measured.to_x)
-    return images.make_prepared(info, split, counts, root, build, beside=beside)
+    settings: Any = {"field": field, "beside": beside}
+    return images.make_prepared(info, split, counts, root, build, **settings)
 
 
 def find_split(
-    prepared: str, split: str, root: Path, field: str
+    prepared: str, split: str, root: Path, *fields: str
 ) -> tuple[dict[str, Any], str, dict[str, int]]:
     """The manifest, the split without its slice, and the items of every split."""
     manifest = read_manifest(prepared, root)
-    if (found := manifest["field"]) != field:
+    if (found := manifest["field"]) not in fields:
         raise ValueError(
-            f"dataset.prepared = {prepared!r} holds {found}s; {field}s were asked for: "
-            "'images' reads images, 'latents' what `data encode` made of them"
+            f"dataset.prepared = {prepared!r} holds {found}s; {fields[0]}s were asked "
+            "for: 'images' reads images and clips, 'latents' what `data encode` made "
+            "of them"
         )
     base = split.split("[", 1)[0]
     lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")

@@ -8,15 +8,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scm_jax.datasets import images, latents, pipeline, shapes, storage
 from scm_jax.datasets.captioned import captioned_dataset, open_captions
 from scm_jax.datasets.latents import Whitening
 from scm_jax.datasets.prepared_images import find_split
 from scm_jax.types import DatasetInfo, check_choice, lookup
 
-# Constants of published latents, one factor for all channels as the noise of their
-# models is: ``x = factor (latent - mean)``, in units where ``sigma_data`` is 1.
-FACTORS = {"sd": (4, 0.0, 0.18215), "sd3": (16, 0.0609, 1.5305)}
+# Constants of published latents, for the noise of their models: ``x = factor (latent -
+# mean)``, in units where ``sigma_data`` is 1.
+FACTORS: dict[str, tuple[int, Any, Any]] = {
+    "sd": (4, 0.0, 0.18215),
+    "sd3": (16, 0.0609, 1.5305),
+}
+# A mean and a standard deviation for each channel.
+_WAN = (
+    *((-0.7571, 2.8184), (-0.7089, 1.4541), (-0.9113, 2.3275), (0.1075, 2.6558)),
+    *((-0.1745, 1.2196), (0.9653, 1.7708), (-0.1517, 2.6052), (1.5508, 2.0743)),
+    *((0.4134, 3.2687), (-0.0715, 2.1526), (0.5517, 2.8652), (-0.3632, 1.5579)),
+    *((-0.1922, 1.6382), (-0.9497, 1.1253), (0.2503, 2.8251), (-0.2921, 1.9160)),
+)
+FACTORS["wan"] = (16, [m for m, _ in _WAN], [1 / s for _, s in _WAN])
 MEASURED = latents.MEASURED
 
 # Prompts that can be checked, by the name that a config gives them.
@@ -49,7 +62,7 @@ def make_latents(
         words can be checked.
       whitening: ``measured``: each channel to mean 0 and standard deviation 0.5 by the
         moments of the manifest; or a key of ``FACTORS``: ``sd`` for DiT and SiT,
-        ``sd3``, whose data have ``sigma_data`` 1.
+        ``sd3``, ``wan``, whose data have ``sigma_data`` 1.
 
     Raises:
       FileNotFoundError: not prepared; the message has the command that does it.
@@ -72,6 +85,7 @@ def make_latents(
         # A look at the layout, not at colours: these need the autoencoder.
         to_pixels=images.to_pixels,
         whitening=lambda: constants,
+        frame_rate=manifest.get("frame_rate", 0.0),
     )
     build: Any = functools.partial(_dataset, constants)
     beside: tuple[str, ...] = ()
@@ -104,8 +118,9 @@ def _constants(
             f"{folder} has {channels}"
         )
     # ``whiten`` brings a standard deviation to 0.5.
-    std = latents.SIGMA_DATA / factor
-    return Whitening((mean,) * channels, (std,) * channels, pixel_range), 1.0
+    std = latents.SIGMA_DATA / np.broadcast_to(factor, channels)
+    means = np.broadcast_to(mean, channels)
+    return Whitening(tuple(means.tolist()), tuple(std.tolist()), pixel_range), 1.0
 
 
 def _dataset(

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from scm_jax.evaluation.caption_agreement import CaptionAgreement
-from scm_jax.evaluation.clip_quality import ClipMotion
+from scm_jax.evaluation.clip_quality import ClipQuality
 from scm_jax.evaluation.emoji_quality import EmojiQuality
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
@@ -25,9 +25,9 @@ from scm_jax.types import lookup
 # Known-good settings by name; ``build`` changes single ones.
 EVALUATORS: dict[str, Evaluator] = {
     "captions": CaptionAgreement(),
-    "clip_motion": ClipMotion(),
     "digits": SampleQuality(features="digits_classifier"),
     "emoji": EmojiQuality(),
+    "moving_digits": ClipQuality(),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
     "fid": PretrainedQuality("inception", ("fid",)),
@@ -44,7 +44,7 @@ __all__ = [
     "EVALUATORS",
     "FEATURES",
     "CaptionAgreement",
-    "ClipMotion",
+    "ClipQuality",
     "EmojiQuality",
     "Evaluator",
     "MixtureConsistency",

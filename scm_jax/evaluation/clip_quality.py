@@ -1,47 +1,103 @@
-"""How the clips of a run move, beside real ones."""
+"""Clips of moving digits, beside real ones: how they move and what is seen on them."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any, ClassVar
 
 import numpy as np
 
-from scm_jax.evaluation.metrics import clip_motion
+from scm_jax.evaluation.features import clips_reader
+from scm_jax.evaluation.metrics import clip_motion, frechet
+from scm_jax.evaluation.protocol import protocol_of
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipMotion:
-    """``metrics.clip_motion`` of samples of ``moving_digits`` with one digit.
+class ClipQuality:
+    """``metrics.clip_motion`` and a frozen network, for clips with one digit each.
 
     Attributes:
       steps: steps of the sampler.
       seed: of the noise, and of which real clips are taken, of ``eval.split``.
       num_samples: clips, with the labels of as many real ones.
+      first: frames of the real clips that the samples continue.
     """
 
     steps: int = 2
     seed: int = 0
     num_samples: int = 1000
+    first: int = 0
     num_seeds: ClassVar[int] = 1
 
     def __post_init__(self):
         require_positive(self, "steps", "num_samples")
+        require_positive(self, "first", least=0)
         require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
-        """The numbers of ``clip_motion.compare``."""
-        to_pixels = subject.need("to_pixels", "motion of clips")
-        real, given = subject.need("batch", "motion of clips")(
+        """Numbers of the samples and, with ``_real``, of the real clips.
+
+        Returns:
+          ``residual``, ``speed``, ``speed_distance`` (``clip_motion.compare``); of 8
+          frames of 16x16 also ``frame_agreement``, the share of frames on which the
+          network names the label, ``all_frames_agree``, the share of clips with all
+          frames right, ``frechet_distance`` in its features and ``frechet_floor``;
+          with ``first`` also ``path_error``, the root mean square distance of the
+          digit from where it really went.
+        """
+        to_pixels = subject.need("to_pixels", "quality of clips")
+        x, given = subject.need("batch", "quality of clips")(
             self.num_samples, self.seed
         )
-        if real.ndim != 5:
+        if x.ndim != 5:
             raise ValueError(
-                f"motion of clips: samples of shape {real.shape[1:]} are no clips "
+                f"quality of clips: samples of shape {x.shape[1:]} are no clips "
                 "(t, h, w, c)"
             )
+        real = to_pixels(np.asarray(x))
         labels = None if given.label is None else np.asarray(given.label)
-        made = draw(subject, real.shape, self.steps, self.seed, labels)
-        return clip_motion.compare(to_pixels(made), to_pixels(np.asarray(real)))
+        told = {"first": real[:, : self.first]} if self.first else {}
+        drawn = draw(subject, x.shape, self.steps, self.seed, labels, **told)
+        made = to_pixels(drawn)
+        found: dict[str, Any] = clip_motion.compare(made, real)
+        if self.first:
+            paths = (clip_motion.centroids(clips) for clips in (made, real))
+            away = np.subtract(*paths)[:, self.first :]
+            found["path_error"] = float(np.sqrt((away**2).sum(-1).mean()))
+        extractor = "none"
+        if real.shape[1:] == clips_reader.CLIP_SHAPE:
+            extractor = "clips_reader"
+            found |= _read(made, real, labels)
+        if subject.sampling:
+            found["protocol"] = protocol_of(
+                self,
+                subject.sampling,
+                metric=f"clip_quality(first={self.first})",
+                extractor=extractor,
+                extractor_sha256=clips_reader.WEIGHTS_SHA256,
+                resize="none",
+                quantization=subject.need("quantization", "a protocol")(),
+                reference=subject.dataset,
+                reference_sha256=hashlib.sha256(real.tobytes()).hexdigest(),
+                reference_count=self.num_samples,
+                num_samples=self.num_samples,
+            )
+        return {**found, "num_samples": self.num_samples}
+
+
+def _read(made: np.ndarray, real: np.ndarray, labels: Any) -> dict[str, float]:
+    """What the frozen network sees on the clips."""
+    weights = clips_reader.load_weights()
+    read = [clips_reader.read(weights, clips) for clips in (made, real)]
+    fake, true = (seen["features"].astype(np.float64) for seen in read)
+    found = {"frechet_distance": frechet.feature_distance(true, fake)}
+    found["frechet_floor"], _ = frechet.halves_floor(true)
+    for end, seen in zip(("", "_real"), read, strict=True):
+        if labels is not None:
+            right = seen["frame_digit"].argmax(-1) == labels[:, None]
+            found[f"frame_agreement{end}"] = float(right.mean())
+            found[f"all_frames_agree{end}"] = float(right.all(axis=1).mean())
+    return found

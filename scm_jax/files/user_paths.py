@@ -1,7 +1,9 @@
-"""Paths that users give or that lie in their home directory, which may not exist."""
+"""Paths, numbers and switches as people type them; they may have no home directory."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -38,3 +40,50 @@ def writable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return path
+
+
+def whole_number(text: str) -> int:
+    """An int as people type it; anything else is a ``ValueError``.
+
+    Example:
+      >>> whole_number("1e6"), whole_number("1_000")
+      (1000000, 1000)
+    """
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        if float(text).is_integer():
+            return int(float(text))
+    raise ValueError(
+        f"{text!r} is not a whole number: write digits, such as 1000000 or 1e6"
+    )
+
+
+def real_number(text: str) -> float:
+    """A finite float from text; anything else is a ``ValueError``.
+
+    Example:
+      >>> real_number("none")
+      Traceback (most recent call last):
+      ValueError: 'none' is not a finite number: write for example 0.001 or 1e-3
+    """
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise ValueError(
+        f"{text!r} is not a finite number: write for example 0.001 or 1e-3"
+    )
+
+
+def yes_or_no(text: str) -> bool:
+    """A flag's word as a bool, an empty one as true; others are a ``ValueError``.
+
+    Example:
+      >>> yes_or_no("TRUE"), yes_or_no("off")
+      (True, False)
+    """
+    words = dict.fromkeys(("yes", "true", "on", "1", ""), True)
+    words |= dict.fromkeys(("no", "false", "off", "0"), False)
+    if text.lower() not in words:
+        raise ValueError(f"{text!r} is not one of {sorted(words)}")
+    return words[text.lower()]

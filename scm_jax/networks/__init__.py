@@ -28,6 +28,7 @@ NETWORKS = Registry(
     mmdit="scm_jax.networks.mmdit.MMDiT",
     sana="scm_jax.networks.sana.Sana",
     unet="scm_jax.networks.unet.UNet",
+    wan="scm_jax.networks.wan.Wan",
 )
 
 # Settings of the published sizes: PRESETS[network][size].
@@ -37,6 +38,7 @@ PRESETS = Registry(
     mmdit="scm_jax.networks.mmdit.PRESETS",
     sana="scm_jax.networks.sana.PRESETS",
     unet="scm_jax.networks.unet.PRESETS",
+    wan="scm_jax.networks.wan.PRESETS",
 )
 
 
@@ -71,6 +73,7 @@ class Network:
             "context": states,
             "context_mask": states,
             "pooled": states and text.pooled > 0,
+            "frames": getattr(self.module, "use_frames", False),
         }
         return frozenset({"t"} | {name for name, used in optional.items() if used})
 
@@ -198,6 +201,9 @@ class Network:
         t = jnp.ones((batch_size,), jnp.float32)
         label = jnp.zeros((batch_size,), jnp.int32)
         inputs: dict[str, Any] = {"t": t, "dt": t, "guidance": t, "label": label}
+        if getattr(self.module, "use_frames", False):
+            *shape, channels = self.module.sample_shape
+            inputs["frames"] = jnp.zeros((batch_size, *shape, channels + 1))
         if (text := getattr(self.module, "text", None)) is not None:
             inputs |= example_caption(text, batch_size)
         cond = Cond(**{name: inputs[name] for name in self.consumes})

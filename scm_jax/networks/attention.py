@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from scm_jax.types import lookup
+from scm_jax.types import Placement, lookup
 
 # Names, for rematerialization, of what is quadratic in tokens and of the result.
 QUADRATIC, ATTENDED = "attention", "attended"
@@ -43,6 +43,7 @@ def attention(
     *,
     key_mask: jax.Array | None = None,
     implementation: str = "einsum",
+    placement: Placement | None = None,
 ) -> jax.Array:
     """``softmax(q k^T / sqrt(d)) v``, softmax in float32 or wider.
 
@@ -53,6 +54,7 @@ def attention(
       key_mask: ``(b, m)`` bool, true for the keys to attend to; None is all. Masked
         keys and values must be finite.
       implementation: a key of ``IMPLEMENTATIONS``.
+      placement: of tokens on a mesh, which may split heads here instead.
 
     Returns:
       ``(b, n, heads, e)`` in the dtype of ``v``; 0 for an example whose keys are all
@@ -66,7 +68,11 @@ def attention(
             f"key_mask is {key_mask.dtype}{list(key_mask.shape)}; for keys of shape "
             f"{k.shape} it must be bool{list(k.shape[:2])}, true where attended to"
         )
-    return checkpoint_name(function(q, k, v, key_mask), ATTENDED)
+    if placement is not None:
+        q, k, v = (placement.batch(a, 2) for a in (q, k, v))
+    out = function(q, k, v, key_mask)
+    out = out if placement is None else placement.batch(out, 1)
+    return checkpoint_name(out, ATTENDED)
 
 
 def einsum(

@@ -170,10 +170,25 @@ class AutoencoderKL(nn.Module):
         self.quant = nn.Dense(moments, dtype=self.dtype)
         self.post_quant = nn.Dense(self.latent_channels, dtype=self.dtype)
 
+    slice_size = SLICE_SIZE
+
     @property
     def factor(self) -> int:
         """Side of an image over the side of its latent."""
         return 2 ** (len(self.block_channels) - 1)
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """The smallest images, ``(h, w, c)``."""
+        return (self.factor, self.factor, self.channels)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ``ValueError`` for images ``(b, h, w, c)`` that do not fit."""
+        if len(shape) != 4 or shape[1] % self.factor or shape[2] % self.factor:
+            raise ValueError(
+                f"data of shape {shape[1:]} cannot be encoded: this autoencoder takes "
+                f"images (h, w, c) whose sides are multiples of {self.factor}"
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Through both halves, for initialization."""
@@ -192,44 +207,38 @@ class AutoencoderKL(nn.Module):
 
 
 @functools.lru_cache(maxsize=8)
-def abstract_params(module: AutoencoderKL) -> Any:
+def abstract_params(module: Any) -> Any:
     """Shapes of the parameters; nothing is allocated."""
     # Tracing the full size takes a second or two.
-    side = module.factor
-    x = jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), x)["params"]
 
 
 def encode(
-    module: AutoencoderKL, params: Any, x: jax.Array, slice_size: int = SLICE_SIZE
+    module: Any, params: Any, x: jax.Array, slice_size: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """The posterior of each image; traceable.
+    """The posterior of each image or clip; traceable.
 
-    ``x`` are ``(b, h, w, channels)`` pixels, at most ``slice_size`` images at once.
-    Returns mean and standard deviation, ``(b, h / f, w / f, latent_channels)`` float32.
+    ``module`` is an ``AutoencoderKL`` or a ``VideoAutoencoder``. ``x`` are ``(b, h, w,
+    channels)`` pixels, at most ``slice_size`` images at once. Returns mean and standard
+    deviation, ``(b, h / f, w / f, latent_channels)`` float32.
 
     Raises:
       ValueError: the sides are not divisible by ``f``.
     """
-    if x.shape[1] % module.factor or x.shape[2] % module.factor:
-        raise ValueError(
-            f"images of {x.shape[1]}x{x.shape[2]} pixels cannot be encoded: both sides "
-            f"must be multiples of {module.factor}"
-        )
+    module.check_shape(x.shape)
     run = functools.partial(module.apply, {"params": params}, method="encode")
-    return in_slices(run, x, slice_size)
+    return in_slices(run, x, slice_size or module.slice_size)
 
 
-def decode(
-    module: AutoencoderKL, params: Any, z: jax.Array, slice_size: int = SLICE_SIZE
-) -> jax.Array:
+def decode(module: Any, params: Any, z: jax.Array, slice_size: int = 0) -> jax.Array:
     """Raw latents ``(b, h, w, latent_channels)`` to pixels, float32; traceable.
 
     Pixels are in the range of those that were encoded, not clipped to it. At most
     ``slice_size`` images are processed at once.
     """
     run = functools.partial(module.apply, {"params": params}, method="decode")
-    return in_slices(run, z, slice_size)
+    return in_slices(run, z, slice_size or module.slice_size)
 
 
 def in_slices(fn: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any:

@@ -89,7 +89,7 @@ class Block(nn.Module):
           deterministic: no dropout.
         """
         width = h.shape[-1]
-        h = layers.place_batch(h, self.placement)
+        h = layers.place_tokens(h, self.placement)
         vectors = layers.MODULATIONS[self.modulation]
         affine = nn.Dense(2 * vectors * width, name="affine")(emb)
         gates = nn.Dense(2 * width, kernel_init=layers.SMALL, name="gate")(emb)
@@ -112,7 +112,8 @@ class Block(nn.Module):
         q = q.reshape(*y.shape[:2], self.num_heads, -1)
         q = layers.pixel_norm(q).astype(memory.dtype)
         k, v = memory[:, :, 0], memory[:, :, 1]
-        out = attention(q, k, v, key_mask=mask, implementation=self.attention)
+        how: Any = {"implementation": self.attention, "placement": self.placement}
+        out = attention(q, k, v, key_mask=mask, **how)
         small, width = layers.SMALL, y.shape[-1]
         dense = nn.Dense(width, dtype=self.dtype, kernel_init=small, name="cross_out")
         return dense(out.reshape(y.shape))
@@ -129,7 +130,8 @@ class Block(nn.Module):
             q, k = (embeddings.rotate(a, turns) for a in (q, k))
         if self.over != "all":
             q, k, v = (self._group(a) for a in (q, k, v))
-        out = attention(q, k, v, implementation=self.attention)
+        how: Any = {"implementation": self.attention, "placement": self.placement}
+        out = attention(q, k, v, **how)
         if self.over == "time":
             out = out.reshape(batch, -1, self.frames, width).swapaxes(1, 2)
         out = out.reshape(batch, tokens, width)
@@ -188,6 +190,7 @@ class DiT(nn.Module):
         ``n^2`` logits (arXiv 2401.03048). ``depth`` must be even.
       cross_attention: every block attends to the caption; else only its pooled vector
         is read.
+      use_frames: a clip may be told its first frames, ``Cond.frames``.
 
     All other attributes are those of ``unet.UNet``.
     """
@@ -216,6 +219,7 @@ class DiT(nn.Module):
     tower_width: int = 128
     tower_depth: int = 2
     cross_attention: bool = True
+    use_frames: bool = False
     text: TextInfo | None = None
     placement: Placement | None = None
 
@@ -239,11 +243,12 @@ class DiT(nn.Module):
         grid = layers.token_grid(self.sides, self.sample_shape)
         of = f"network.width = {self.width}"
         layers.check_divides(self, "num_heads", self.width, of)
-        head = self.width // self.num_heads
-        if self.positions == "rotary" and (head % 2 or head < 2 * len(grid)):
+        if self.positions == "rotary":
+            embeddings.check_rotary(self.width // self.num_heads, len(grid))
+        if self.use_frames and len(grid) != 3:
             raise ValueError(
-                f"network.positions = 'rotary': a head of {head} channels has no pair "
-                f"for each of {len(grid)} axes"
+                f"network.use_frames = True needs clips (t, h, w, c); samples are "
+                f"{self.sample_shape}"
             )
         if self.factorized and (len(grid) < 2 or self.depth % 2):
             raise ValueError(
@@ -278,6 +283,8 @@ class DiT(nn.Module):
 
         tokens = layers.patchify(x, self.sides).astype(dtype)
         h = nn.Dense(self.width, dtype=dtype, name="patch_in")(tokens)
+        if self.use_frames:
+            h = h + self._read_frames(x, cond, dtype)
         grid, turns = layers.token_grid(self.sides, self.sample_shape), None
         if self.positions == "learned":
             shape = (tokens.shape[1], self.width)
@@ -302,6 +309,16 @@ class DiT(nn.Module):
         h = layers.modulate(layers.layer_norm(h), affine, self.modulation)
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
         return layers.unpatchify(out(h), self.sides, self.sample_shape)
+
+    def _read_frames(self, x: jax.Array, cond: Cond, dtype: jnp.dtype) -> jax.Array:
+        frames = cond.frames
+        if frames is None:
+            frames = jnp.zeros((*x.shape[:-1], x.shape[-1] + 1))
+        tokens = layers.patchify(frames, self.sides).astype(dtype)
+        # Starts at zero: with the weights of a network without it, it is that network.
+        draw = nn.initializers.zeros
+        dense = nn.Dense(self.width, False, dtype, kernel_init=draw, name="frames_in")
+        return dense(tokens)
 
     def _stack(self, dtype: jnp.dtype, frames: int) -> Any:
         names = ["num_heads", "mlp_ratio", "dropout", "modulation", "qk_norm"]

@@ -94,6 +94,15 @@ def split_channels(channels: int, num_axes: int) -> tuple[int, ...]:
     return channels - (num_axes - 1) * rest, *(rest,) * (num_axes - 1)
 
 
+def check_rotary(channels: int, num_axes: int) -> None:
+    """Raises ``ValueError`` unless a head has a pair of channels for each axis."""
+    if channels % 2 or channels < 2 * num_axes:
+        raise ValueError(
+            f"network.positions = 'rotary': a head of {channels} channels has no pair "
+            f"for each of {num_axes} axes"
+        )
+
+
 def position_angles(axes: tuple[int, ...], channels: int) -> np.ndarray:
     """``p_a THETA^(-2i / c_a)`` for pair ``i`` of the ``c_a`` channels of axis ``a``.
 

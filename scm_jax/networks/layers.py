@@ -288,6 +288,11 @@ def place_batch(h: jax.Array, placement: Placement | None) -> jax.Array:
     return h if placement is None else placement.batch(h)
 
 
+def place_tokens(h: jax.Array, placement: Placement | None) -> jax.Array:
+    """``place_batch`` of tokens ``(b, n, c)``, which a mesh may split as well."""
+    return h if placement is None else placement.batch(h, 1)
+
+
 def check_settings(net: Any, **choices: Collection[str]) -> None:
     """Raises ``ValueError`` for a setting of ``net`` that is not legal."""
     if hasattr(net, "embedding"):  # not a perceptron

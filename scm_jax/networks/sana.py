@@ -9,7 +9,6 @@ rectified flow at its time ``s``; see ``trigflow.from_sana_sprint``.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax.networks import embeddings, layers
-from scm_jax.networks.attention import IMPLEMENTATIONS, attention
+from scm_jax.networks.adaln_single import (
+    CaptionMemory,
+    CrossAttention,
+    RMSNorm,
+    add_table,
+    modulated,
+)
+from scm_jax.networks.attention import IMPLEMENTATIONS
 from scm_jax.networks.text import text_encoders
 from scm_jax.types import Cond, Placement, TextInfo
 
@@ -28,22 +34,8 @@ PRESETS = {
 }
 GUIDANCE_SCALE = 0.1  # the embedding of guidance reads 0.1 w
 LINEAR_EPS = 1e-8  # of linear attention; diffusers has 1e-15
-SELF_EPS, CROSS_EPS, CAPTION_EPS = 1e-5, 1e-6, 1e-5  # of RMS norms
+SELF_EPS, CAPTION_EPS = 1e-5, 1e-5  # of RMS norms
 CAPTION_SCALE = 0.01  # at the start
-
-
-class RMSNorm(nn.Module):
-    """``w a / sqrt(mean(a^2) + eps)`` over all channels, float32."""
-
-    eps: float
-    initial: float = 1.0
-
-    @nn.compact
-    def __call__(self, a: jax.Array) -> jax.Array:
-        """``(b, n, c)`` -> the same shape."""
-        draw = nn.initializers.constant(self.initial)
-        scale = self.param("scale", draw, a.shape[-1:])
-        return layers.pixel_norm(a, self.eps) * scale[None, None]
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -58,11 +50,6 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     states = jnp.einsum("bnhd,bnhe->bhde", k, jnp.concatenate([v, ones], axis=-1))
     out = jnp.einsum("bnhd,bhde->bnhe", q, states)
     return out[..., :-1] / (out[..., -1:] + LINEAR_EPS)
-
-
-def _modulated(h: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    normed = layers.layer_norm(h)
-    return normed * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):
@@ -92,16 +79,15 @@ class Block(nn.Module):
         deterministic: bool,
     ) -> tuple[jax.Array, None]:
         """``h`` is ``(b, n, c)``, ``vectors`` ``(b, 6, c)``; else see ``dit.Block``."""
-        width = h.shape[-1]
         h = layers.place_batch(h, self.placement)
-        draw = nn.initializers.normal(width**-0.5)
-        m = vectors + self.param("table", draw, (6, width))[None]
+        m = add_table(vectors, self, "table")
         gate1, gate2 = (m[:, i, None].astype(h.dtype) for i in (2, 5))
-        y = _modulated(h, m[:, 0], m[:, 1])
+        y = modulated(h, m[:, 0], m[:, 1])
         h = h + gate1 * self._attend(y.astype(self.dtype))
         if memory is not None:
-            h = h + self._cross(h, memory, mask)
-        y = _modulated(h, m[:, 3], m[:, 4])
+            sizes = (self.num_heads, self.attention, self.dtype, self.placement)
+            h = h + CrossAttention(*sizes)(h, memory, mask)
+        y = modulated(h, m[:, 3], m[:, 4])
         return h + gate2 * self._mix(y.astype(self.dtype), deterministic), None
 
     def _attend(self, y: jax.Array) -> jax.Array:
@@ -115,16 +101,6 @@ class Block(nn.Module):
         out = linear_attention(*(a.reshape(heads) for a in (q, k, v)))
         dense = nn.Dense(width, dtype=self.dtype, name="attention_out")
         return dense(out.reshape(b, n, width))
-
-    def _cross(self, h: jax.Array, memory: jax.Array, mask: Any) -> jax.Array:
-        b, n, width = h.shape
-        q = nn.Dense(width, dtype=self.dtype, name="cross_q")(h)
-        q = RMSNorm(CROSS_EPS, name="cross_q_norm")(q).astype(memory.dtype)
-        q = q.reshape(b, n, self.num_heads, -1)
-        k, v = memory[:, :, 0], memory[:, :, 1]
-        out = attention(q, k, v, key_mask=mask, implementation=self.attention)
-        dense = nn.Dense(width, dtype=self.dtype, name="cross_out")
-        return dense(out.reshape(h.shape))
 
     def _mix(self, y: jax.Array, deterministic: bool) -> jax.Array:
         """``W_out (a * silu(g))``, ``[a, g] = depthwise 3x3 (silu(W_in y))``."""
@@ -151,45 +127,6 @@ class GuidanceMLP(nn.Module):
         h = nn.silu(nn.Dense(self.width, name="in")(features))
         zeros = nn.initializers.zeros
         return nn.Dense(self.width, kernel_init=zeros, name="out")(h)
-
-
-class KeysAndValues(nn.Module):
-    """``[k, v] = W c + b`` and ``k <- rms_norm(k)``: ``(b, n, w) -> (b, n, 2, w)``."""
-
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, c: jax.Array) -> jax.Array:
-        kv = nn.Dense(2 * self.width, dtype=self.dtype, name="kv")(c)
-        k, v = jnp.split(kv, 2, axis=-1)
-        k = RMSNorm(CROSS_EPS, name="k_norm")(k).astype(v.dtype)
-        return jnp.stack([k, v], axis=2)
-
-
-class CaptionMemory(nn.Module):
-    """Keys and values of the caption for every block; needs neither ``x`` nor ``t``.
-
-    ``KeysAndValues`` of ``c = rms_norm(W2 gelu(W1 context))``. Fills ``memory`` with
-    ``(b, depth, n, 2, heads, d)`` and removes ``context``.
-    """
-
-    depth: int
-    width: int
-    num_heads: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, cond: Cond) -> Cond:
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(cond.context)
-        h = nn.Dense(self.width, dtype=self.dtype, name="out")(nn.gelu(h))
-        h = RMSNorm(CAPTION_EPS, CAPTION_SCALE, name="norm")(h).astype(self.dtype)
-        axes: Any = {"in_axes": None, "out_axes": 1, "axis_size": self.depth}
-        axes |= {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        both = nn.vmap(KeysAndValues, **axes)
-        memory = both(self.width, self.dtype, name="blocks")(h)
-        memory = memory.reshape(*memory.shape[:4], self.num_heads, -1)
-        return dataclasses.replace(cond, context=None, memory=memory)
 
 
 class Sana(nn.Module):
@@ -242,7 +179,8 @@ class Sana(nn.Module):
         """See ``Network.encoders``."""
         if encoders := text_encoders(self):
             sizes = (self.depth, self.width, self.num_heads)
-            encoders["memory"] = CaptionMemory(*sizes, jnp.dtype(self.dtype))
+            norm, dtype = (CAPTION_EPS, CAPTION_SCALE), jnp.dtype(self.dtype)
+            encoders["memory"] = CaptionMemory(*sizes, dtype, norm)
         return encoders
 
     @nn.compact
@@ -269,9 +207,8 @@ class Sana(nn.Module):
             memory, mask = jnp.moveaxis(cond.memory, 1, 0), cond.context_mask
         h = self._stack(dtype)(h, vectors, memory, mask, not train)[0]
 
-        draw = nn.initializers.normal(width**-0.5)
-        m = emb[:, None] + self.param("table_out", draw, (2, width))[None]
-        h = _modulated(h, m[:, 0], m[:, 1])
+        m = add_table(jnp.stack([emb, emb], axis=1), self, "table_out")
+        h = modulated(h, m[:, 0], m[:, 1])
         out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
         return layers.unpatchify(out(h), self.patch, self.sample_shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.trigflow import Time, log_sigma
-from scm_jax.types import Batch, Cond, NetFn, conditions, without_condition
+from scm_jax.types import (
+    Batch,
+    Cond,
+    NetFn,
+    conditions,
+    known_frames,
+    without_condition,
+)
 
 NUM_TIME_BINS = 8
 WEIGHT_FEATURES = 64
@@ -139,13 +147,24 @@ def time_bins(t: jax.Array, **values: jax.Array) -> dict[str, jax.Array]:
     return {"count": jnp.sum(one_hot, axis=0), **sums}
 
 
-def condition(key: jax.Array, batch: Batch, rate: float, **inputs: Any) -> Cond:
-    """The conditions of a batch; with probability ``rate`` an example has none.
+def condition(objective: Any, key: jax.Array, batch: Batch, **inputs: Any) -> Cond:
+    """The conditions of a batch; with probability ``label_dropout`` there is none.
 
-    ``inputs`` are the other fields of ``Cond``.
+    With ``first_frames``, a third of the examples are told so many frames of their clip
+    or fewer, but at least one. ``inputs`` are the other fields of ``Cond``.
     """
-    cond = Cond(**inputs, **conditions(batch))
+    cond, rate = Cond(**inputs, **conditions(batch)), objective.label_dropout
+    if most := objective.first_frames:
+        key, key_number = jax.random.split(key)
+        number = jax.random.randint(key_number, (len(batch.x),), -2 * most, most) + 1
+        frames = known_frames(batch.x / objective.sigma_data, number)
+        cond = dataclasses.replace(cond, frames=frames)
     if not rate:
         return cond
     drop = jax.random.bernoulli(key, rate, (len(batch.x),))
     return without_condition(cond, drop)
+
+
+def needs(objective: Any, *names: str) -> frozenset[str]:
+    """Fields of ``Cond`` that a network must consume, those named among them."""
+    return frozenset({"t", *names} | ({"frames"} if objective.first_frames else set()))

@@ -66,6 +66,7 @@ class Consistency:
         implementations do.
       label_dropout: probability with which an example loses its condition, the class
         or the whole caption.
+      first_frames: of clips that a third of the examples are told, at most; 0: none.
       guidance_range: the student takes a guidance scale as an input, drawn uniformly
         from this range per example, and the teacher is guided by the same scale.
     """
@@ -85,6 +86,7 @@ class Consistency:
     learned_weighting: bool = True
     prior_weighting: str = "inverse_sigma"
     label_dropout: float = 0.0
+    first_frames: int = 0
     guidance_range: tuple[float, float] | None = None
 
     def __post_init__(self):
@@ -106,7 +108,7 @@ class Consistency:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        return frozenset({"t"} | ({"guidance"} if self.guidance_range else set()))
+        return base.needs(self, *["guidance"] * (self.guidance_range is not None))
 
     @property
     def needs_teacher(self) -> bool:
@@ -140,7 +142,7 @@ class Consistency:
         if scales is not None:
             guidance = jax.random.uniform(key_s, time.t.shape, time.t.dtype, *scales)
         inputs = {"t": time.t, "guidance": guidance}
-        cond = base.condition(key_label, batch, self.label_dropout, **inputs)
+        cond = base.condition(self, key_label, batch, **inputs)
         # 2. Its velocity.
         dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
 

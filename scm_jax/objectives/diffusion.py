@@ -26,6 +26,7 @@ class Diffusion:
       learned_weighting: learn ``w(t)``; off means weight 1.
       label_dropout: probability with which an example loses its condition, the class
         or the whole caption; a teacher for guidance needs about 0.1.
+      first_frames: of clips that a third of the examples are told, at most; 0: none.
     """
 
     sigma_data: float = 0.5
@@ -33,9 +34,14 @@ class Diffusion:
     P_std: float = 1.6
     learned_weighting: bool = True
     label_dropout: float = 0.0
+    first_frames: int = 0
 
-    needs = frozenset({"t"})
     needs_teacher = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of ``Cond`` that a network must consume."""
+        return base.needs(self)
 
     def init(self, key: jax.Array) -> Any:
         """Parameters of the weight network."""
@@ -61,7 +67,7 @@ class Diffusion:
         z = self.sigma_data * jax.random.normal(key_z, x0.shape, x0.dtype)
         x_t = trigflow.interpolate(x0, z, time)
         v_t = trigflow.velocity(x0, z, time)
-        cond = base.condition(key_label, batch, self.label_dropout, t=time.t)
+        cond = base.condition(self, key_label, batch, t=time.t)
         F = net_fn(
             params["net"],
             x_t / self.sigma_data,

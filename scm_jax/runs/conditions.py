@@ -6,17 +6,18 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from scm_jax.datasets import captions, text_states
 from scm_jax.files import user_paths
 from scm_jax.files.jsonl import write_json
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.types import DatasetInfo, Prompts, TextInfo
+from scm_jax.types import DatasetInfo, Prompts, TextInfo, known_frames
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,39 @@ def asked(
         rows = np.arange(num) % len(prompts.texts)
         fields |= {name: values[rows] for name, values in prompts.fields.items()}
     return fields
+
+
+def first_frames(
+    info: DatasetInfo, consumes: Container[str], num: int, pixels: np.ndarray
+) -> np.ndarray:
+    """``Cond.frames`` of ``num`` clips whose first frames are told.
+
+    Args:
+      info: the data that the network was trained on.
+      consumes: fields that the network reads.
+      num: number of clips.
+      pixels: uint8 ``(k, h, w, c)``, or ``(num, k, h, w, c)``.
+
+    Raises:
+      ValueError: the run reads no frames, or these do not fit its clips.
+    """
+    if "frames" not in consumes or info.from_pixels is None:
+        raise ValueError(
+            "this run takes no first frames: it was trained without "
+            "network.use_frames = True, or its dataset cannot read pixels"
+        )
+    length, *frame = info.sample_shape
+    pixels = np.asarray(pixels)
+    number = pixels.shape[-4] if pixels.ndim in (4, 5) else 0
+    fits = pixels.shape in ((number, *frame), (num, number, *frame))
+    if not fits or pixels.dtype != np.uint8 or not 0 < number < length:
+        raise ValueError(
+            f"first frames are {pixels.dtype} {pixels.shape}: expected uint8 (k, "
+            f"{', '.join(map(str, frame))}), or ({num}, k, ...), with k below {length}"
+        )
+    x = np.zeros((num, *info.sample_shape), np.float32)
+    x[:, :number] = info.from_pixels(pixels) / info.sigma_data
+    return np.asarray(known_frames(jnp.asarray(x), jnp.full((num,), number)))
 
 
 def read_prompts(prompt: str | None, file: str | os.PathLike | None) -> tuple[str, ...]:

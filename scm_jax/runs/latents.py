@@ -32,20 +32,23 @@ NONE = "none"  # in place of a decoder: latents are shown as they are
 class Decoder:
     """An autoencoder with the conventions of one dataset."""
 
-    module: autoencoder.AutoencoderKL
+    module: Any  # an AutoencoderKL or a VideoAutoencoder
     params: Any  # an argument of compiled functions, so that they do not contain it
     whitening: latents.Whitening  # how the dataset scales latents
     path: str  # file of the weights
 
     def pixels(self, params: Any, x0: jax.Array) -> jax.Array:
-        """Pixels ``(n, f h, f w, 3)`` uint8 of ``(n, h, w, c)`` latents; traceable."""
+        """Pixels ``(n, f h, f w, 3)`` uint8 of ``(n, h, w, c)`` latents; traceable.
+
+        Of clips ``(n, t, h, w, c)`` all frames.
+        """
         to_uint8 = quantize.by_interval(self.whitening.pixel_range).to_uint8
 
         def run(part: jax.Array) -> jax.Array:
             raw = latents.unwhiten(part, self.whitening)
             return to_uint8(autoencoder.decode(self.module, params, raw))
 
-        return autoencoder.in_slices(run, x0, autoencoder.SLICE_SIZE)
+        return autoencoder.in_slices(run, x0, self.module.slice_size)
 
 
 def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
@@ -111,7 +114,7 @@ def make_encoder(
     path = catalogue.find_weights(AUTOENCODER, vae)
     module, params = load_autoencoder(path, dtype=jnp.dtype(dtype))
     mesh = sharding.make_mesh(sharding.MeshSpec(), jax.local_devices())
-    batch_size = batch_size or autoencoder.SLICE_SIZE * mesh.size
+    batch_size = batch_size or module.slice_size * mesh.size
     sharding.check_batch_size(batch_size, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
 

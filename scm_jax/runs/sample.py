@@ -81,6 +81,7 @@ class Generator:
         labels: np.ndarray | int | None = None,
         *,
         prompts: Prompts | Sequence[str] | str | None = None,
+        first: np.ndarray | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
         times: tuple[float, ...] | None = None,
@@ -95,6 +96,8 @@ class Generator:
           seed: seed of the noise.
           labels: one per sample or one for all; default is all classes in turn.
           prompts: taken in turn; default is the data's example captions.
+          first: pixels of the first frames of all clips ``(k, h, w, c)``, or of each
+            ``(num, k, h, w, c)``; the network must read frames.
           sampler: a key of ``SAMPLERS``; default is the run's.
           guidance: guidance scale; default is the run's.
           times: intermediate times of consistency sampling.
@@ -125,6 +128,9 @@ class Generator:
         )
         params = (self._weights, decoder and self._everywhere(decoder.params))
         fields = conditions.asked(info, num, labels, prompts)
+        if first is not None:
+            consumes = self.experiment.network.consumes
+            fields["frames"] = conditions.first_frames(info, consumes, num, first)
         count = jax.local_device_count()
         size = -(-min(num, config.sampling.batch_size) // count) * count
         index, parts = part

@@ -248,7 +248,7 @@ def make_sampler(
 
     ``make_fn(params)`` gives the callable, guidance wrappers included. With
     ``decode(params, x0)`` the same call returns ``(x0, decoded)``. ``encode(params,
-    cond)`` does once what all steps need of the condition.
+    cond)`` does once what all steps need of the condition. Known frames stay as told.
     """
     run = lookup(SAMPLERS, sampler, "sampler")
 
@@ -257,6 +257,9 @@ def make_sampler(
         cond = cond if encode is None else encode(params, cond)
         problem = Problem(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
         x0 = run(problem)
+        if cond.frames is not None:
+            frames, known = jnp.split(cond.frames, [-1], axis=-1)
+            x0 = jnp.where(known > 0, sigma_data * frames, x0)
         return x0 if decode is None else (x0, decode(params, x0))
 
     return sample

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # data: the batch is split. fsdp: the batch and the parameters are. tensor: parameters
-# are split, every device of the axis sees the same batch.
+# are split, or the tokens of each example; its devices see the same examples.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -47,6 +47,8 @@ DEFAULT_RULES: Rules = (
     (r"(^|/)(attention_out|mlp_out|conv1|proj)/kernel$", "row"),
     (r".*", "fsdp"),
 )
+# Where the axis tensor splits tokens, every device of it multiplies by whole weights.
+SEQUENCE_RULES: Rules = ((r".*", "fsdp"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +190,13 @@ class Placement:
 
     Weights are stored, normalized, rounded and updated in pieces; only what a block is
     about to multiply by is gathered over ``fsdp``, in its compute dtype, and dropped.
+    With ``sequence``, the axis ``tensor`` splits tokens between attentions and heads
+    within them: an all-to-all before and after each (arXiv 2309.14509).
     """
 
     mesh: Mesh
     rules: Rules = DEFAULT_RULES
+    sequence: bool = False
 
     @property
     def gathers(self) -> bool:
@@ -220,10 +225,16 @@ class Placement:
 
         return jax.tree_util.tree_map_with_path(whole, weights)
 
-    def batch(self, h: jax.Array) -> jax.Array:
-        """``(b, ...)``: ``b`` over all devices that see different examples."""
-        free = (PartitionSpec.UNCONSTRAINED,) * (h.ndim - 1)
-        return self._constrain(h, BATCH_AXES, *free)
+    def batch(self, h: jax.Array, along: int = 0) -> jax.Array:
+        """``(b, ...)``: ``b`` over all devices that see different examples.
+
+        ``along``, a dimension of tokens or heads, is split if ``sequence`` says so.
+        """
+        axes: list[Any] = [PartitionSpec.UNCONSTRAINED] * h.ndim
+        axes[0] = BATCH_AXES
+        if along and self.sequence:
+            axes[along] = "tensor"
+        return self._constrain(h, *axes)
 
     def _constrain(self, x: jax.Array, *axes: Any) -> jax.Array:
         where = NamedSharding(self.mesh, PartitionSpec(*axes))

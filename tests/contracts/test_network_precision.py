@@ -20,8 +20,10 @@ from tests.networks.reference import rms
 
 # The largest error of bfloat16; slopes of linear attention jump at the corners of ReLU.
 ERROR = {"ddpmpp": 0.05, "dit": 0.03, "mmdit": 0.03, "sana": 0.08, "unet": 0.03}
+ERROR["wan"] = 0.03
 # Width of the vector that conditions the blocks, for those that compute in bfloat16.
 EMBEDDING = {"ddpmpp": 64, "dit": 16, "mmdit": 16, "sana": 16, "unet": 16}
+EMBEDDING["wan"] = 16
 
 
 def variables(jaxpr):

@@ -35,6 +35,7 @@ ROWS = {
     "mmdit": [True, False, True, True],
     "sana": [True, False, True, True],
     "unet": [True, True, True],
+    "wan": [True, False, True, True],
 }
 # Published weights without effect: queries whose result the last block drops.
 UNREAD = {("last", "context", "attention", "q_norm")}

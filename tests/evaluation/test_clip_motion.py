@@ -1,4 +1,4 @@
-"""The law of bouncing: true clips, and clips that break it."""
+"""Clips of digits: the law of bouncing, the frozen network, and what breaks them."""
 
 import dataclasses
 
@@ -8,7 +8,9 @@ import pytest
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.moving_digits import ClipSource, Motion, draw
 from scm_jax.evaluation import EVALUATORS, Subject, build
+from scm_jax.evaluation.features import clips_reader
 from scm_jax.evaluation.metrics import clip_motion
+from scm_jax.files.tensors import tensors_sha256
 from scm_jax.types import Cond
 
 NUM = 150
@@ -57,31 +59,94 @@ def test_faint_pixels_and_empty_frames_have_no_place():
     np.testing.assert_allclose(found[0], [[3.5, 5.5], [8, 8]])
 
 
-def test_a_run_is_asked_for_the_labels_of_real_clips():
-    """A sampler that copies has the numbers of real clips, one that freezes has not."""
-    x, label = make_dataset("moving_digits", "test", num_items=80).arrays()
-    asked = []
+def test_the_frozen_network_reads_digits_of_held_out_handwriting(tmp_path):
+    weights = clips_reader.load_weights()
+    assert clips_reader.WEIGHTS_PATH.stat().st_size < 410_000
+    assert tensors_sha256(weights) == clips_reader.WEIGHTS_SHA256
+    source = ClipSource("test", 100_000)  # no table has been measured on the last ones
+    fields = source.gather(np.arange(99_600, 100_000))
+    seen = clips_reader.read(weights, fields["clip"])
+    frames = seen["frame_digit"].argmax(-1) == fields["label"][:, None]
+    assert frames.mean() > 0.96 and frames.all(axis=1).mean() > 0.91
+    named = clips_reader.logits(weights, seen["features"]).argmax(-1)
+    assert (named == fields["label"]).mean() > 0.96
+    down, right = source.motion(np.arange(99_600, 100_000)).velocity[:, 0].T
+    eighth = np.floor(8 * np.arctan2(down, right) / (2 * np.pi)) % 8
+    assert (seen["direction"].argmax(-1) == eighth).mean() > 0.9
+    with pytest.raises(ValueError, match=r"expected uint8 \(n, 8, 16, 16, 1\)"):
+        clips_reader.read(weights, fields["clip"][:, :4])
+    changed = {k: a.astype(np.float16) for k, a in weights.items()}
+    changed["frame.bias"] = changed["frame.bias"] + np.float16(1)
+    np.savez(tmp_path / "clips_reader.npz", **changed)
+    with pytest.raises(ValueError, match=r"WEIGHTS_SHA256 of .*clips_reader.py"):
+        clips_reader.load_weights(tmp_path / "clips_reader.npz")
 
-    def generate(num, steps, seed, labels):
-        asked.append(labels)
-        return x[:num]
 
-    subject = Subject(
-        sigma_data=0.5,
-        generate=generate,
-        to_pixels=make_dataset("moving_digits").info.to_pixels,
-        batch=lambda num, seed: (
-            x[-num:],
-            Cond(t=x[:num, 0, 0, 0, 0], label=label[-num:]),
+def subject_of(generate):
+    x, label = make_dataset("moving_digits", "test", num_items=160).arrays()
+    return (
+        x,
+        label,
+        Subject(
+            sigma_data=0.5,
+            generate=lambda *asked, **first: generate(x, label, *asked, **first),
+            to_pixels=make_dataset("moving_digits").info.to_pixels,
+            batch=lambda num, seed: (
+                x[-num:],
+                Cond(t=x[:num, 0, 0, 0, 0], label=label[-num:]),
+            ),
         ),
     )
-    evaluator = build("clip_motion", num_samples=40)
+
+
+def with_digits(x, label, labels):
+    """Other clips of the same digits."""
+    rows = [np.flatnonzero(label[:80] == k) for k in labels]
+    return x[[found[i % len(found)] for i, found in enumerate(rows)]]
+
+
+def test_a_run_is_asked_for_the_labels_of_real_clips():
+    """A sampler that copies has the numbers of real clips, one that freezes has not."""
+    asked = []
+
+    def generate(x, label, num, steps, seed, labels):
+        asked.append(labels)
+        return with_digits(x, label, labels)
+
+    x, label, subject = subject_of(generate)
+    evaluator = build("moving_digits", num_samples=80)
     found = evaluator(subject)
     assert found == evaluator(subject)
-    np.testing.assert_array_equal(asked[0], label[-40:])
+    np.testing.assert_array_equal(asked[0], label[-80:])
     assert found["residual"] == pytest.approx(found["residual_real"], abs=0.02)
-    still = dataclasses.replace(subject, generate=lambda n, *_: x[:n, :1].repeat(8, 1))
-    assert evaluator(still)["speed"] < 1e-6
+    assert found["frame_agreement"] > 0.95 and found["all_frames_agree"] > 0.85
+    assert found["frechet_distance"] < 1.5 * found["frechet_floor"]
+    still, other = (
+        evaluator(dataclasses.replace(subject, generate=lambda n, *_, x=made: x))
+        for made in (x[-80:, :1].repeat(8, 1), x[:80])
+    )
+    assert still["speed"] < 1e-6 and still["frame_agreement"] > 0.95
+    assert still["frechet_distance"] > 3 * found["frechet_distance"]
+    assert other["frame_agreement"] < 0.3
+    assert other["frame_agreement_real"] == found["frame_agreement_real"]
     flat = dataclasses.replace(subject, batch=lambda n, _: (x[:n, 0], Cond(t=x[:n])))
     with pytest.raises(ValueError, match=r"\(16, 16, 1\) are no clips"):
-        EVALUATORS["clip_motion"](flat)
+        EVALUATORS["moving_digits"](flat)
+
+
+def test_clips_continue_the_first_frames_of_real_ones():
+    told = []
+
+    def generate(x, label, num, steps, seed, labels, first):
+        told.append(first)
+        made = x[-num:].copy()
+        made[:, 5:] = made[:, 4:5]  # the digit stops
+        return made
+
+    x, _, subject = subject_of(generate)
+    found = build("moving_digits", num_samples=20, first=2)(subject)
+    np.testing.assert_array_equal(told[0], subject.to_pixels(x[-20:, :2]))
+    paths = clip_motion.centroids(subject.to_pixels(x[-20:]))
+    away = paths[:, 5:] - paths[:, 4:5]
+    expected = np.sqrt((away**2).sum() / (20 * 6))
+    assert found["path_error"] == pytest.approx(expected, rel=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from scm_jax import config as config_lib
 from scm_jax import evaluation, sampling
 from scm_jax.datasets import DATASETS
+from scm_jax.files.user_paths import real_number, whole_number, yes_or_no
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
 from scm_jax.runs import train
@@ -18,7 +19,7 @@ from scm_jax.runs.estimate import describe
 from scm_jax.runs.setup import config_values, evaluators, experiment, start
 from scm_jax.sweeps.plan.resolve import resolve
 from scm_jax.sweeps.plan.sweep_file import load_sweep
-from scm_jax.types import check_seed, real_number, whole_number, yes_or_no
+from scm_jax.types import check_seed
 
 BAD = [
     ("eval.steps", ("one",), "whole number"),

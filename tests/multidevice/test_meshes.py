@@ -26,15 +26,20 @@ SETTINGS = {
     "dit": {"width": 32, "depth": 5, "num_heads": 4, "tower_width": 32},
     # The last caption is not read by queries, whose norm would have no gradient.
     "mmdit": {"width": 32, "depth": 6, "tower_width": 32, "qk_norm": "none"},
+    # Tokens are split between attentions, and heads within them.
+    "wan": {"width": 32, "depth": 5, "num_heads": 4, "tower_width": 32}
+    | {"patch_sides": (2, 2), "attention": "chunked"},
 }
+SEQUENCES = ("wan",)
 # Transformers read captions, too: tower, cross- and joint attention on the mesh.
-TEXTS = dict.fromkeys(("dit", "mmdit"), TextInfo(4, ("a", "red", "star")))
+TEXTS = dict.fromkeys(("dit", "mmdit", "wan"), TextInfo(4, ("a", "red", "star")))
 # Sizes of (data, fsdp, tensor); each takes 10 to 25 seconds to compile.
 MESHES = [("unet", (2, 2, 2))]
-MESHES += [("dit", sizes) for sizes in [(1, 8, 1), (2, 2, 2), (1, 2, 4)]]
+MESHES += [("dit", (1, 8, 1)), ("dit", (2, 2, 2)), ("wan", (1, 2, 4))]
 if os.environ.get("SCM_JAX_NIGHTLY"):
     MESHES += [("ddpmpp", (2, 2, 2)), ("mmdit", (2, 2, 2))]
     MESHES += [("dit", sizes) for sizes in [(8, 1, 1), (2, 1, 1), (1, 4, 1)]]
+    MESHES += [("dit", (1, 2, 4)), ("wan", (2, 1, 4))]
     MESHES += [("unet", sizes) for sizes in [(8, 1, 1), (1, 8, 1), (1, 2, 4)]]
 SHAPE, CLASSES, BATCH = (8, 8, 4), 3, 16
 
@@ -49,7 +54,9 @@ def random_like(tree, seed):
 
 def one_step(name, mesh):
     """Loss and gradient of distillation, with everything switched on."""
-    placement = mesh and sharding.Placement(mesh)
+    sequence = name in SEQUENCES
+    rules = sharding.SEQUENCE_RULES if sequence else sharding.DEFAULT_RULES
+    placement = mesh and sharding.Placement(mesh, rules, sequence)
     settings = {"dropout": 0.2, "remat": "blocks", **SETTINGS[name]}
     net = networks.build(name, SHAPE, CLASSES, TEXTS.get(name), **settings)
     net = net.place(placement)
@@ -90,13 +97,16 @@ def one_step(name, mesh):
     if mesh is None:
         (state, teacher), step = toy.quick_jit(init)(), toy.quick_jit(step)
     else:
-        where = sharding.state_shardings(jax.eval_shape(init)[0], mesh)
+        where = sharding.state_shardings(jax.eval_shape(init)[0], mesh, rules)
         both = where, networks.Folded(where.params["net"])
         state, teacher = toy.quick_jit(init, out_shardings=both)()
         shard, shards = sharding.data_shard(mesh)
         batch = jax.tree.map(lambda a: np.split(a, shards)[shard], batch)
         batch = sharding.place_batch(batch, mesh)
         step = toy.quick_jit(step, out_shardings=(where, None))
+        if sequence:
+            program = step.lower(state, batch, teacher).compile().as_text()
+            assert "all-to-all" in program
     new, metrics = step(state, batch, teacher)
     after = new.params
     if mesh is not None and mesh.is_multi_process:

@@ -93,5 +93,5 @@ def test_bfloat16_computes_the_same_in_fewer_digits(tiny):
 
 def test_a_side_that_does_not_fit_is_an_error(tiny):
     module, params = tiny
-    with pytest.raises(ValueError, match="4x5 pixels .* multiples of 2"):
+    with pytest.raises(ValueError, match=r"\(4, 5, 3\) .* multiples of 2"):
         autoencoder.encode(module, params, jnp.zeros((1, 4, 5, 3)))

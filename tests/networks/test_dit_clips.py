@@ -11,6 +11,7 @@ from scm_jax import networks
 from scm_jax.cost import counts
 from scm_jax.networks import embeddings, layers
 from scm_jax.networks.dit import Block
+from scm_jax.types import known_frames
 from tests.networks.reference import quick_jit, rms
 
 SMALL = {
@@ -97,6 +98,35 @@ def test_a_longer_clip_needs_no_other_parameters(kind):
     F, other = apply(params, x, cond), apply(params, swapped, cond)
     other = jnp.concatenate([other[:, 8:], other[:, :8]], axis=1)
     assert rms(F - other) > 1e-3 * rms(F)
+
+
+# --- First frames ---------------------------------------------------------------------
+
+
+def test_known_frames_are_read_by_weights_that_start_at_zero():
+    told = networks.build("dit", CLIP, 0, **SMALL, use_frames=True)
+    plain = networks.build("dit", CLIP, 0, **SMALL)
+    assert told.consumes == {"t", "frames"}
+    params = some_params(plain)
+    kernel = quick_jit(told.init)(jax.random.key(0))["frames_in"]["kernel"]
+    assert kernel.shape == (2 * 1 * 4 * (3 + 1), 24) and not kernel.any()
+    x, cond = plain.example(2)
+    frames = known_frames(2 * x, jnp.asarray([0, 2]))
+    both = {**params, "frames_in": {"kernel": kernel}}
+    apply = quick_jit(told.apply)
+    F = quick_jit(plain.apply)(params, x, cond)
+    np.testing.assert_allclose(
+        apply(both, x, cond.replace(frames=frames)), F, rtol=1e-5
+    )
+    drawn = np.random.default_rng(1).normal(size=kernel.shape)
+    both["frames_in"]["kernel"] = jnp.asarray(0.1 * drawn, jnp.float32)
+    read = apply(both, x, cond.replace(frames=frames))
+    unread = apply(both, x, cond)
+    # The first clip was told nothing.
+    np.testing.assert_allclose(read[0], unread[0], rtol=1e-5, atol=1e-6)
+    assert rms(read[1] - F[1]) > 1e-2 * rms(F[1])
+    with pytest.raises(ValueError, match=r"use_frames = True needs clips"):
+        networks.build("dit", (8, 8, 1), 0, use_frames=True)
 
 
 # --- Factorized attention -------------------------------------------------------------

@@ -216,7 +216,8 @@ def test_label_dropout_rate():
     batch = Batch(x=jnp.zeros((20_000, 1)), label=label, tokens=words)
 
     def condition(rate, batch=batch):
-        return base.condition(jax.random.key(0), batch, rate, t=batch.x[:, 0])
+        of = objective(label_dropout=rate)
+        return base.condition(of, jax.random.key(0), batch, t=batch.x[:, 0])
 
     found = condition(0.1)
     dropped = np.asarray(found.label)
@@ -229,6 +230,20 @@ def test_label_dropout_rate():
     np.testing.assert_array_equal(found.tokens, ~null[:, None] * np.ones(3, np.int32))
     assert condition(0.0).label is label
     assert condition(0.5, Batch(x=batch.x)).label is None
+
+
+def test_a_third_of_the_clips_are_told_their_first_frames():
+    x = np.random.default_rng(0).normal(size=(9000, 5, 1, 2)).astype(np.float32)
+    of = objective(first_frames=3, sigma_data=0.5)
+    assert of.needs == {"t", "frames"}
+    cond = base.condition(of, jax.random.key(0), Batch(x=x), t=x[:, 0, 0, 0])
+    frames, known = np.split(np.asarray(cond.frames), [-1], axis=-1)
+    number = known[:, :, 0, 0].sum(axis=1)
+    share = np.bincount(number.astype(int), minlength=6) / len(x)
+    np.testing.assert_allclose(share, [2 / 3, 1 / 9, 1 / 9, 1 / 9, 0, 0], atol=0.02)
+    first = np.arange(5) < number[:, None]
+    np.testing.assert_array_equal(known[:, :, 0, 0], first)
+    np.testing.assert_array_equal(frames, 2 * x * first[:, :, None, None])
 
 
 def test_guidance_scales_reach_teacher_and_student_alike():

@@ -11,7 +11,8 @@ import pytest
 
 from scm_jax.commands import report as report_command
 from scm_jax.runs.directory import layout, reading, report
-from scm_jax.runs.directory.writers import image_grid, make_writer
+from scm_jax.runs.directory.media import image_grid
+from scm_jax.runs.directory.writers import make_writer
 from scm_jax.training.seal import CheckpointError
 
 PIXELS = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""Prepared images as raw items of latents, which the preparation then stores.
+"""Prepared images or clips as raw items of latents, which the preparation then stores.
 
 Mean and standard deviation of the posterior are stored, so that training draws latents
 anew at every visit. A mirrored latent is not the latent of the mirrored image: where
@@ -26,7 +26,7 @@ class Encoder:
     """What turns a batch of images into latents."""
 
     # uint8 (batch_size, h, w, c) -> float32 (batch_size, h', w', 2 c'), mean and
-    # standard deviation; each image by itself.
+    # standard deviation; each image by itself. Clips have frames before h.
     encode: Callable[[np.ndarray], np.ndarray]
     batch_size: int
     # For the manifest: ``pixel_range`` in which pixels enter, ``name``, and ``sha256``
@@ -58,6 +58,8 @@ class EncodedItems:
             "images": images.origin,
             "flips": flips,
         }
+        if "frame_rate" in images.origin:  # of the clips, not of the latents
+            self.origin["frame_rate"] = images.origin["frame_rate"]
         self._encoded = functools.lru_cache(maxsize=1)(self._encode_batch)
 
     def __len__(self) -> int:
@@ -78,24 +80,24 @@ class EncodedItems:
         """Each item of a batch, or why it cannot be used."""
         stop = min(start + self.encoder.batch_size, len(self))
         read: list[Any] = [self._read_image(index) for index in range(start, stop)]
-        shape = next((r["image"].shape for r in read if isinstance(r, dict)), None)
+        shape = next((r["pixels"].shape for r in read if isinstance(r, dict)), None)
         if shape is None:
             return read
         batch = np.zeros((self.encoder.batch_size, *shape), np.uint8)
         for k, item in enumerate(read):
             if not isinstance(item, dict):
                 continue
-            if item["image"].shape == shape:
-                batch[k] = item["image"]
+            if item["pixels"].shape == shape:
+                batch[k] = item["pixels"]
                 continue
             read[k] = ItemError(
-                f"{self.name(start + k)} has shape {item['image'].shape}, and the "
+                f"{self.name(start + k)} has shape {item['pixels'].shape}, and the "
                 f"images before it {shape}; all must have one to be encoded together"
             )
         latents = np.asarray(self.encoder.encode(batch), np.float32)
         for item, latent in zip(read, latents, strict=False):
             if isinstance(item, dict):
-                del item["image"]
+                del item["pixels"]
                 item["latent"] = latent
         return read
 
@@ -105,11 +107,11 @@ class EncodedItems:
             fields = dict(self.images.read(image))
         except ItemError as error:
             return error
-        if "image" not in fields:
+        field = next((name for name in ("image", "clip") if name in fields), None)
+        if field is None:
             return ItemError(f"{self.name(index)} is no image: {sorted(fields)}")
-        if mirrored:
-            fields["image"] = fields["image"][:, ::-1]
-        return fields
+        pixels = fields.pop(field)
+        return {**fields, "pixels": pixels[..., ::-1, :] if mirrored else pixels}
 
 
 def encode_dataset(

@@ -24,6 +24,7 @@ from scm_jax.files.atomic import write_atomically
 FILE = "manifest.json"
 STATISTICS_OF = {
     "image": "pixels scaled to [-1, 1]: level / 127.5 - 1",
+    "clip": "pixels of all frames scaled to [-1, 1]: level / 127.5 - 1",
     "latent": "latents as stored",
 }
 # They could change the stored bytes.
@@ -49,7 +50,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 def shared_part(plan: shards.Plan) -> dict[str, Any]:
     """What a manifest says of all splits, without ``splits``."""
+    rate = plan.origin.get("frame_rate")
     return {
+        **({} if rate is None else {"frame_rate": rate}),
         "name": plan.name,
         "field": plan.field,
         "shape": list(plan.shape),
@@ -104,10 +107,10 @@ def moments(
     whose sums are added in the order of the shards.
     """
     count = sum(record["count"] for record in records)
-    exact: Any = object if field == "image" else np.float64
+    exact: Any = np.float64 if field == "latent" else object
     total: Any = sum(np.array(record["total"], exact) for record in records)
     squares: Any = sum(np.array(record["squares"], exact) for record in records)
-    if field == "image":
+    if field != "latent":
         # n * sum(x^2) - sum(x)^2 in whole numbers: nothing cancels.
         spread = [int(v) for v in count * squares - total * total]
         mean = np.array([int(t) / count for t in total]) / 127.5 - 1
@@ -118,12 +121,13 @@ def moments(
 
 def check_shared(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises ValueError unless a further split fits those that a folder has."""
-    for key in SHARED:
-        if old[key] != new[key]:
+    for key in (*SHARED, "frame_rate"):
+        there, now = old.get(key), new.get(key)
+        if there != now:
             raise ValueError(
                 f"{folder} holds splits {sorted(old['splits'])} with {key} = "
-                f"{_short(old[key])}; the new split has {_short(new[key])}. Splits of "
-                "one dataset must agree: choose another name or version"
+                f"{_short(there)}; the new split has {_short(now)}. Splits of one "
+                "dataset must agree: choose another name or version"
             )
 
 

@@ -161,7 +161,7 @@ def _make_plan(
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
     field, value, label, captions = _first_item(items, recipe, size, skip_bad)
-    is_image = field == "image"
+    is_image = field != "latent"
     if not is_image and (recipe != "none" or size):
         raise ValueError(
             f"size = {size}, recipe = {recipe!r}: the items at {path} are latents, "

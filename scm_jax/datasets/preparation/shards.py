@@ -23,7 +23,7 @@ from scm_jax.datasets.preparation.readers.items import ItemError, Items
 from scm_jax.files.atomic import file_sha256
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
-FIELDS = ("image", "latent")
+FIELDS = ("image", "clip", "latent")
 SHARD_ITEMS = 4096
 SHARD_BYTES = 256 * 2**20
 
@@ -34,7 +34,7 @@ class Plan:
 
     name: str  # of the dataset
     split: str
-    field: str  # ``image`` or ``latent``
+    field: str  # of ``FIELDS``
     shape: tuple[int, ...]  # of one stored item, channels last
     dtype: str  # as stored
     class_names: tuple[str, ...]  # empty where no classes are stored
@@ -190,17 +190,20 @@ def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> I
     if field is None:
         raise ItemError(f"{name} has none of {FIELDS}: {sorted(fields)}")
     value = np.asarray(fields[field])
-    if field == "image":
-        dtype = "uint8"
-        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] not in (1, 3):
+    if field != "latent":
+        dtype, axes = "uint8", {"image": "h, w", "clip": "t, h, w"}[field]
+        right = value.dtype == np.uint8 and value.shape[-1] in (1, 3)
+        if not right or value.ndim != len(axes.split()) + 1:
             raise ItemError(
-                f"{name} is {value.dtype} {value.shape}; images are uint8 "
-                "(h, w, 1 or 3)"
+                f"{name} is {value.dtype} {value.shape}; {field}s are uint8 "
+                f"({axes}, 1 or 3)"
             )
         if recipe != "none" or size:
             from scm_jax.datasets.preparation import resize
 
-            value = resize.resize(value, size, recipe, name)
+            frames = value[None] if field == "image" else value
+            resized = [resize.resize(frame, size, recipe, name) for frame in frames]
+            value = resized[0] if field == "image" else np.stack(resized)
     label = None if fields.get("label") is None else int(fields["label"])
     with np.errstate(over="ignore"):
         value = np.ascontiguousarray(value, dtype)
@@ -255,7 +258,7 @@ class Sums:
 
     @classmethod
     def zeros(cls, plan: Plan) -> Sums:
-        dtype = np.int64 if plan.field == "image" else np.float64
+        dtype = np.float64 if plan.field == "latent" else np.int64
         total, squares = np.zeros((2, plan.shape[-1]), dtype)
         return cls(total, squares, np.zeros(len(plan.class_names) or 1, np.int64))
 

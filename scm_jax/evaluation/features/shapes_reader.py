@@ -38,12 +38,7 @@ KERNEL_SHAPES: dict[str, tuple[int, ...]] = {
 }
 KERNEL_SHAPES["dense"] = (4 * 4 * 96, NUM_FEATURES)
 KERNEL_SHAPES |= {name: (NUM_FEATURES, number) for name, number in HEADS.items()}
-WEIGHT_SHAPES = {
-    f"{layer}.{part}": shape if part == "kernel" else shape[-1:]
-    for layer, shape in KERNEL_SHAPES.items()
-    for part in ("kernel", "bias")
-}
-BATCH_SIZE = 256
+WEIGHT_SHAPES = frozen_weights.with_biases(KERNEL_SHAPES)
 
 Weights = Mapping[str, Any]
 
@@ -58,18 +53,9 @@ def logits(weights: Weights, pixels: jax.Array) -> dict[str, jax.Array]:
     """Logits of every head, ``(n, HEADS[head])``, for pixels ``(n, 32, 32, 3)``."""
     h = pixels.astype(jnp.float32) / 127.5 - 1
     for i, (*_, stride) in enumerate(_CONVOLUTIONS):
-        h = jax.lax.conv_general_dilated(
-            h,
-            weights[f"conv{i}.kernel"],
-            (stride, stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        h = jax.nn.relu(h + weights[f"conv{i}.bias"][None, None, None])
-    h = h.reshape(len(h), -1) @ weights["dense.kernel"] + weights["dense.bias"][None]
-    h = jax.nn.relu(h)
-    return {k: h @ weights[f"{k}.kernel"] + weights[f"{k}.bias"][None] for k in HEADS}
+        h = jax.nn.relu(frozen_weights.convolution(weights, f"conv{i}", h, stride))
+    h = jax.nn.relu(frozen_weights.dense(weights, "dense", h.reshape(len(h), -1)))
+    return {name: frozen_weights.dense(weights, name, h) for name in HEADS}
 
 
 @jax.jit
@@ -82,19 +68,6 @@ def read(weights: Weights, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
     Args:
       weights: ``load_weights()`` for the frozen ones.
-      pixels: uint8, ``(n, 32, 32, 3)``.
-
-    Raises:
-      ValueError: another shape or type.
+      pixels: uint8 ``(n, 32, 32, 3)``, see ``frozen_weights.in_batches``.
     """
-    if pixels.shape[1:] != (32, 32, 3) or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"pixels are {pixels.dtype} {pixels.shape}: expected uint8 (n, 32, 32, 3)"
-        )
-    found = []
-    for start in range(0, len(pixels), BATCH_SIZE):
-        batch = pixels[start : start + BATCH_SIZE]
-        filled = np.pad(batch, ((0, BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)))
-        named = _read(weights, filled)
-        found.append({k: np.asarray(v)[: len(batch)] for k, v in named.items()})
-    return {k: np.concatenate([part[k] for part in found]) for k in HEADS}
+    return frozen_weights.in_batches(_read, weights, pixels, ((32, 32, 3),))

@@ -17,6 +17,7 @@ import numpy as np
 
 from scm_jax.files import state_dict
 from scm_jax.networks.autoencoder import AutoencoderKL, abstract_params
+from scm_jax.networks.external import video_autoencoder
 from scm_jax.networks.external.edm import (
     Entry,
     Tree,
@@ -24,6 +25,7 @@ from scm_jax.networks.external.edm import (
     read_tensors,
     write_tensors,
 )
+from scm_jax.networks.video_autoencoder import VideoAutoencoder
 
 # Our names of the attention's layers -> the file's: the published file has the old
 # ones, later versions of diffusers wrote the new ones.
@@ -44,8 +46,8 @@ _CONFIG_KEYS = {
 
 def load_autoencoder(
     path: str | os.PathLike[str], **settings: Any
-) -> tuple[AutoencoderKL, Tree]:
-    """The autoencoder in a file, with its parameters.
+) -> tuple[AutoencoderKL | VideoAutoencoder, Tree]:
+    """The autoencoder in a file, of images or of clips, with its parameters.
 
     Args:
       path: a file that ``state_dict.read_state_dict`` reads, with diffusers'
@@ -59,6 +61,9 @@ def load_autoencoder(
     path = Path(path)
     state, file = state_dict.read_state_dict(path), path.with_name("config.json")
     try:
+        if video_autoencoder.recognizes(state):
+            clips = video_autoencoder.infer_autoencoder(state, **settings)
+            return clips, video_autoencoder.import_autoencoder(clips, state)
         config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         config = config if isinstance(config, dict) else {}
         module = infer_autoencoder(state, config, **settings)

@@ -94,7 +94,8 @@ class Entry:
     name: str
     pieces: tuple[Piece, ...]
     index: int | None = None  # position in a stacked parameter
-    patch: int = 0  # side, for a kernel that reads patches or convolves
+    patch: tuple[int, ...] = ()  # sides, for a kernel that reads patches or convolves
+    lead: bool = False  # the file has an axis of length one before the others
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -115,10 +116,10 @@ class Entry:
 
     def read(self, tensor: np.ndarray, into: Mapping[Any, np.ndarray]) -> None:
         """The inverse of ``write``: fills the pieces of these parameters."""
-        if self.path == ("position",):
+        if self.lead:
             tensor = tensor[0]
         elif self.patch:
-            tensor = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+            tensor = np.moveaxis(tensor, (0, 1), (-1, -2)).reshape(-1, len(tensor))
         elif self.path[-1] == "kernel":
             tensor = tensor.T
         parts = np.split(tensor, len(self.pieces), axis=-1)
@@ -127,11 +128,11 @@ class Entry:
 
     def _to_file(self, array: np.ndarray) -> np.ndarray:
         """``(in, out)`` or another array in the file's layout."""
-        if self.path == ("position",):
+        if self.lead:
             return array[None]
         if self.patch:
-            array = array.reshape(self.patch, self.patch, -1, array.shape[-1])
-            return array.transpose(3, 2, 0, 1)
+            array = array.reshape(*self.patch, -1, array.shape[-1])
+            return np.moveaxis(array, (-1, -2), (0, 1))
         return array.T if self.path[-1] == "kernel" else array
 
 
@@ -144,9 +145,12 @@ def entries(module: MMDiT, naming: str = NAMINGS[0]) -> list[Entry]:
         pieces = [Piece(path)]
         if ours == "affine_out":
             pieces = _affine(path, 1, shift_first=which == 0)
-        table += _layer(names[which], pieces, module.patch * (ours == "patch_in"))
+        sides = (module.patch,) * 2 * (ours == "patch_in")
+        table += _layer(names[which], pieces, sides)
     if module.positions == "table":
-        table.append(Entry(_ENDS["position"][which], (Piece(("position",)),)))
+        table.append(
+            Entry(_ENDS["position"][which], (Piece(("position",)),), lead=True)
+        )
     loops = [(g, i) for g, n in module.loops().items() for i in range(n)]
     for i, (group, index) in enumerate([*loops, ("last", None)]):
         for stream in ("image", "context"):
@@ -188,11 +192,14 @@ def _affine(path: tuple[str, ...], branches: int, shift_first: bool) -> list[Pie
     return [Piece(path, i ^ int(shift_first), count) for i in range(count)]
 
 
-def _layer(name: str, pieces: list[Piece], patch: int = 0) -> Iterator[Entry]:
+def _layer(
+    name: str, pieces: list[Piece], patch: tuple[int, ...] = ()
+) -> Iterator[Entry]:
     """Weight and bias of a layer."""
     for leaf, suffix in (("kernel", "weight"), ("bias", "bias")):
         of = (dataclasses.replace(p, path=(*p.path, leaf)) for p in pieces)
-        yield Entry(f"{name}.{suffix}", tuple(of), patch=patch * (leaf == "kernel"))
+        sides = patch if leaf == "kernel" else ()
+        yield Entry(f"{name}.{suffix}", tuple(of), patch=sides)
 
 
 def recognizes(state: Mapping[str, Any]) -> bool:

@@ -18,8 +18,7 @@ from scm_jax.files import user_paths
 from scm_jax.files.atomic import write_atomically
 from scm_jax.files.jsonl import flatten, merge_steps, read_rows, to_frame
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.runs.directory.run_configs import read_object
-from scm_jax.runs.directory.writers import (
+from scm_jax.runs.directory.media import (
     ANIMATIONS,
     animation,
     captioned_grid,
@@ -28,6 +27,7 @@ from scm_jax.runs.directory.writers import (
     png_bytes,
     png_uri,
 )
+from scm_jax.runs.directory.run_configs import read_object
 from scm_jax.types import check_seed
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Samples:
         return max(1, 64 // max(self.pixels.shape[-3:-1]))
 
     def animation(self, suffix: str = ".webp", columns: int | None = None) -> bytes:
-        """The clips side by side as one file: ``.gif``, ``.webp`` or ``.apng``."""
+        """The clips side by side as one file; ``suffix`` is a key of ``ANIMATIONS``."""
         if self.pixels is None or self.pixels.ndim != 5:
             raise ValueError(f"samples of shape {self.x.shape[1:]} are no clips")
         return animation(self.pixels, self.rate, suffix, columns, self._scale)
@@ -88,7 +88,8 @@ class Samples:
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
         """Writes ``.png`` (the grid) or ``.npy`` (``x``), by the ending of ``path``.
 
-        Clips are animated in ``.gif``, ``.webp`` and ``.apng``.
+        Clips are animated in ``.gif``, ``.webp``, ``.apng`` and, with the extra
+        ``video``, ``.mp4``.
 
         With a prompt for each sample, ``.jsonl`` beside it has a line for each of them.
         """
@@ -116,9 +117,13 @@ class Samples:
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
         about = html.escape("; ".join(dict.fromkeys(self.texts))) or about
-        still = self.pixels.ndim == 4
-        uri = png_uri(self.grid()) if still else data_uri(self.animation(), "webp")
-        return f'<img alt="{about}" src="{uri}">'
+        return f'<img alt="{about}" src="{self.uri()}">'
+
+    def uri(self, columns: int | None = None) -> str:
+        """The grid, or clips that move, as the source of an HTML tag."""
+        if self.pixels is not None and self.pixels.ndim == 5:
+            return data_uri(self.animation(columns=columns), "webp")
+        return png_uri(self.grid(columns))
 
 
 SampleFn = Callable[..., Samples]
@@ -128,7 +133,7 @@ def samples_file(path: str | os.PathLike) -> Path:
     """``path`` of a file of samples, after a check that it can be written.
 
     Raises:
-      ValueError: it ends in none of ``.png``, ``.npy``, ``.gif``, ``.webp``, ``.apng``.
+      ValueError: it ends in none of ``.png``, ``.npy`` and the keys of ``ANIMATIONS``.
       OSError: no file can be made there.
     """
     legal = (".png", ".npy", *ANIMATIONS)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from scm_jax.files.atomic import write_atomically
 from scm_jax.files.optional import require
 from scm_jax.runs.directory.labels import short_count
+from scm_jax.runs.directory.media import png_uri
 from scm_jax.runs.directory.reading import Run, Salvaged, salvage
 from scm_jax.runs.directory.report_curves import NUM_COLOURS, curve_panels
-from scm_jax.runs.directory.writers import png_uri
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -39,7 +39,7 @@ def write_report(
     title: str,
     runs: Sequence[Run | Salvaged] = (),
     results: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
-    grids: Mapping[str, PIL.Image.Image] | None = None,
+    grids: Mapping[str, PIL.Image.Image | str] | None = None,
     commands: Sequence[tuple[str, str]] = (),
     intro: str = "",
 ) -> Path:
@@ -50,7 +50,7 @@ def write_report(
       title: heading of the page.
       runs: runs to show, each in its own colour; for damaged files there is a warning.
       results: caption and rows of each table of results.
-      grids: caption -> image, shown side by side.
+      grids: caption -> image, or its ``Samples.uri``, shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
     """
@@ -61,7 +61,10 @@ def write_report(
         title=title,
         paragraphs=[p for p in re.split(r"\n\s*\n", intro.strip()) if p],
         tables=[_table(caption, rows) for caption, rows in results if rows],
-        grids={label: png_uri(image) for label, image in (grids or {}).items()},
+        grids={
+            label: image if isinstance(image, str) else png_uri(image)
+            for label, image in (grids or {}).items()
+        },
         panels=panels,
         over_t=any(caption.endswith("over t") for caption, _ in panels),
         cards=[_card(found, i % NUM_COLOURS) for i, found in enumerate(shown)],

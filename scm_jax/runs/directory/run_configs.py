@@ -37,6 +37,8 @@ ADDED_KEYS = {
     "dataset.captioned": "false",
     "dataset.states": '""',
     "network.qk_norm": '"pixel"',
+    "network.use_frames": "false",
+    "objective.first_frames": "0",
     "network.activation": '"silu"',
     "network.positions": '"learned"',
     "network.factorized": "false",

@@ -6,28 +6,22 @@ reads only the JSON lines.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import importlib
-import io
 import json
-import math
 import os
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from scm_jax.files.atomic import replacing
 from scm_jax.files.jsonl import encode_row, flatten, mend_tail
 from scm_jax.files.optional import require
+from scm_jax.runs.directory.media import check_pixels, image_grid
 from scm_jax.types import lookup
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 # What a row says about itself; metrics may not use these names.
 ROW_KEYS = ("step", "wall_time", "resume_step", "nonfinite")
@@ -188,7 +182,7 @@ class TensorBoardWriter(MetricWriter):
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, pixels in images.items():
-            pixels = _check_pixels(pixels)
+            pixels = check_pixels(pixels)
             self._writer.add_images(name, pixels, int(step), dataformats="NHWC")
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -215,7 +209,7 @@ class CluWriter(MetricWriter):
         self._writer.write_scalars(step, _spread(arrays))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        checked = {name: _check_pixels(pixels) for name, pixels in images.items()}
+        checked = {name: check_pixels(pixels) for name, pixels in images.items()}
         self._writer.write_images(step, checked)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -245,118 +239,6 @@ class MultiWriter(MetricWriter):
     close = _to_each("close")
 
 
-def captioned_grid(
-    pixels: np.ndarray, texts: Sequence[str], columns: int | None = None
-) -> PIL.Image.Image:
-    """Images side by side, each with its text below.
-
-    Args:
-      pixels: ``(n, h, w, c)`` uint8; small images are enlarged by a whole factor to at
-        least 128 pixels.
-      texts: one for each image; cut after four lines.
-      columns: images in a row; by default about as many as rows, at most 8.
-    """
-    import PIL.Image
-    import PIL.ImageDraw
-
-    pixels = _check_pixels(pixels)
-    scale = max(1, -(-128 // pixels.shape[2]))
-    columns = columns or min(8, math.ceil(math.sqrt(len(pixels))))
-    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    h, w, gap, line = *tiles.shape[1:3], 8, 12
-    wrapped = [textwrap.wrap(text, w // 6, max_lines=4) or [""] for text in texts]
-    height = h + gap + line * max(map(len, wrapped))
-    rows = -(-len(tiles) // columns)
-    size = (columns * (w + gap) - gap, rows * height)
-    sheet = PIL.Image.new("RGB", size, "white")
-    draw = PIL.ImageDraw.Draw(sheet)
-    for i, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
-        x, y = i % columns * (w + gap), i // columns * height
-        sheet.paste(
-            PIL.Image.fromarray(tile.squeeze(-1) if len(tile.T) == 1 else tile), (x, y)
-        )
-        for number, text in enumerate(lines):
-            draw.text((x, y + h + line * number), text, fill="black")
-    return sheet
-
-
-def image_grid(
-    pixels: np.ndarray, columns: int | None = None, scale: int = 4
-) -> PIL.Image.Image:
-    """Images side by side, each pixel a square of ``scale``: small digits stay sharp.
-
-    Args:
-      pixels: ``(n, h, w, c)`` uint8 with one or three channels, ``n >= 1``; clips
-        ``(n, t, h, w, c)`` become a contact sheet, a row for each.
-      columns: images in a row; by default about as many as rows.
-      scale: side of an enlarged pixel.
-
-    Returns:
-      A PIL image, row by row from the upper left, with thin grey lines between.
-    """
-    import PIL.Image
-
-    columns = columns or (np.shape(pixels)[1] if np.ndim(pixels) == 5 else None)
-    pixels = _check_pixels(pixels)
-    columns = columns or math.ceil(math.sqrt(len(pixels)))
-    if columns < 1 or scale < 1:
-        raise ValueError(f"{columns=} and {scale=} must be at least 1")
-    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    n, h, w, c = tiles.shape
-    rows, gap = -(-n // columns), 2
-    cells = np.full((rows * columns, h + gap, w + gap, c), 112, np.uint8)
-    cells[:n, :h, :w] = tiles
-    cells = cells.reshape(rows, columns, h + gap, w + gap, c).swapaxes(1, 2)
-    sheet = cells.reshape(rows * (h + gap), -1, c)[:-gap, :-gap]
-    return PIL.Image.fromarray(sheet[..., 0] if c == 1 else sheet)
-
-
-# Without loss, at least up to 256 colours; MP4 would blur frames this small.
-ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}
-
-
-def animation(
-    pixels: np.ndarray,
-    rate: float,
-    suffix: str,
-    columns: int | None = None,
-    scale: int = 4,
-) -> bytes:
-    """Clips side by side as one file, endlessly: see ``image_grid``.
-
-    Args:
-      pixels: ``(n, t, h, w, c)`` uint8.
-      rate: frames per second.
-      suffix: a key of ``ANIMATIONS``.
-      columns: clips in a row.
-      scale: side of an enlarged pixel.
-    """
-    first, *rest = (
-        image_grid(frame, columns, scale) for frame in pixels.swapaxes(0, 1)
-    )
-    buffer, kind = io.BytesIO(), lookup(ANIMATIONS, suffix, "animation")
-    how = {"save_all": True, "append_images": rest, "duration": round(1000 / rate)}
-    first.save(buffer, kind, loop=0, lossless=True, **how)
-    return buffer.getvalue()
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """A file as the source of an HTML tag."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def png_bytes(image: PIL.Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def png_uri(image: PIL.Image.Image) -> str:
-    """An image as the source of an HTML tag."""
-    return data_uri(png_bytes(image), "png")
-
-
 def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"{name}/{i:02d}": value
@@ -367,19 +249,6 @@ def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hparam(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
-
-
-def _check_pixels(pixels: np.ndarray) -> np.ndarray:
-    pixels = np.asarray(pixels)
-    if pixels.ndim == 5:  # clips, frame by frame
-        pixels = pixels.reshape(-1, *pixels.shape[2:])
-    legal = pixels.ndim == 4 and len(pixels) and pixels.shape[-1] in (1, 3)
-    if not legal or pixels.dtype != np.uint8:
-        raise ValueError(
-            "images must be (n, h, w, c) uint8 with one or three channels, not "
-            f"{pixels.shape} {pixels.dtype}"
-        )
-    return pixels
 
 
 # Name -> what makes it from the run directory and the restored step.

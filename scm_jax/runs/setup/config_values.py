@@ -117,6 +117,8 @@ def checked(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         if "shift" not in config.sampling:  # saved by an earlier version
             config.sampling.shift = 0.0
+        if "sequence" not in config.mesh:  # likewise
+            config.mesh.sequence = False
         for key in flatten(config.to_dict()):
             section, name = parent(config, key), key.rpartition(".")[2]
             value = _plain(key, section[name], kinds.get(key, Any))

@@ -56,7 +56,7 @@ class Experiment:
         from scm_jax.runs.setup.start import mesh_rules
         from scm_jax.training.sharding import Placement
 
-        placement = Placement(mesh, mesh_rules(self.config))
+        placement = Placement(mesh, mesh_rules(self.config), self.config.mesh.sequence)
         network, teacher = self.network.place(placement), self.teacher
         if teacher is not None and teacher.network is not None:
             placed = teacher.network.place(placement)

@@ -96,4 +96,6 @@ def abstract_net(network: Network, mesh: Mesh, config: ConfigDict) -> Any:
 
 def mesh_rules(config: ConfigDict) -> tuple:
     """Sharding rules: those of the config, then the defaults."""
-    return (*config.mesh.rules, *sharding.DEFAULT_RULES)
+    sequence = config.mesh.sequence
+    rules = sharding.SEQUENCE_RULES if sequence else sharding.DEFAULT_RULES
+    return (*config.mesh.rules, *rules)

@@ -20,7 +20,10 @@ from scm_jax.files.optional import require
 # Tables that are found without being named, as of Hugging Face's imagefolder.
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_KEYS = ("captions", "caption", "texts", "text")
-FILE_KEYS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")
+FILE_KEYS = (
+    *("file_name", "filename", "file", "image", "image_path", "path", "filepath"),
+    *("video", "video_path"),
+)
 EXPECTED = (
     f"a file under {', '.join(FILE_KEYS)} and its caption under "
     f"{', '.join(CAPTION_KEYS)}; --caption_key=KEY names another key of the caption"

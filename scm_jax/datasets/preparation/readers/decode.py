@@ -33,6 +33,14 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+
+
+def is_video(name: str) -> bool:
+    """Whether a file's name is that of a video."""
+    return name.lower().endswith(VIDEO_SUFFIXES)
+
+
 def decode_image(
     content: bytes, where: str, *, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Items that are one file each: images or latents in folders, zips, tars and shards."""
+"""Items that are one file each: images, videos or latents in folders and archives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from scm_jax.datasets.preparation.readers.class_folders import (
 )
 from scm_jax.datasets.preparation.readers.decode import (
     SUFFIXES,
+    VIDEO_SUFFIXES,
     decode_image,
     decode_latent,
     is_image,
+    is_video,
 )
 from scm_jax.datasets.preparation.readers.files import Files, count_kinds, list_folder
 from scm_jax.datasets.preparation.readers.items import (
@@ -47,6 +49,7 @@ from scm_jax.datasets.preparation.readers.labels import (
 
 DATASET_JSON = "dataset.json"
 LISTED = "image files end in " + " ".join(SUFFIXES)
+LISTED_VIDEOS = "videos end in " + " ".join(VIDEO_SUFFIXES)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 
 
@@ -70,14 +73,23 @@ class FileItems:
     def name(self, index: int) -> str:
         return self.files.where(self.chosen[index])
 
+    def content(self, index: int) -> bytes:
+        """The bytes of an item's file."""
+        return self.files.read(self.chosen[index])
+
     def read(self, index: int) -> dict[str, Any]:
-        where, content = self.name(index), self.files.read(self.chosen[index])
+        where, content = self.name(index), self.content(index)
         if where.endswith(".npy"):
             fields: dict[str, Any] = {"latent": decode_latent(content, where)}
         else:
             channels, limit = self.options.channels, self.options.max_pixels
             pixels = decode_image(content, where, channels=channels, max_pixels=limit)
             fields = {"image": pixels}
+        return fields | self.said(index)
+
+    def said(self, index: int) -> dict[str, Any]:
+        """Label and captions of an item, where there are any."""
+        fields: dict[str, Any] = {}
         if self.label is not None:
             fields["label"] = self.label[index]
         if self.captions is not None:
@@ -139,6 +151,13 @@ def _not_used(files: Files, used: Collection[int]) -> list[str]:
 _INDEX = {"folder": list_folder, "zip": index_zip, "tar": index_tar}
 
 
+def _wanted(options: Options) -> tuple[Callable[[str], bool], str, str]:
+    """Which files are items, what they are called, and their suffixes in words."""
+    if options.frames:
+        return is_video, "video", LISTED_VIDEOS
+    return is_image, "image", LISTED
+
+
 def read_classes(path: Path, options: Options, kind: str) -> FileItems:
     """Images in a folder, zip or tar: flat, or one folder per class.
 
@@ -147,11 +166,11 @@ def read_classes(path: Path, options: Options, kind: str) -> FileItems:
     names its class; deeper ones do not count. A tar may be one tar per class, such as
     ``ILSVRC2012_img_train.tar``, and so may a folder with the kind ``tar``.
     """
-    files = _INDEX[kind](path)
-    ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_image(name)}
+    files, (is_item, what, listed) = _INDEX[kind](path), _wanted(options)
+    ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_item(name)}
     if not ways:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
-        raise ValueError(f"{path}: holds no images; {LISTED}{unused}")
+        raise ValueError(f"{path}: holds no {what}s; {listed}{unused}")
     images = set(ways)
     ways, around, split, others = arrange(ways, path, options)
     notes = []
@@ -297,23 +316,23 @@ def read_webdataset(path: Path, options: Options) -> FileItems:
     paths = find_shards(path)
     if not paths:
         raise FileNotFoundError(f"{path}: there are no files *.tar")
-    files = index_shards(paths)
+    files, (is_item, what, listed) = index_shards(paths), _wanted(options)
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for index, place in enumerate(files.places):
         folder, _, base = place.name.rpartition("/")
         key, _, suffix = base.partition(".")
         group = groups.setdefault((place.root, f"{folder}/{key}"), {})
-        if is_image(place.name):
-            suffix = "image"
+        if is_item(place.name):
+            suffix = what
         if suffix in group:
             raise ItemError(f"{files.where(index)}: a second {suffix} of one item")
         group[suffix] = index
     for group in groups.values():
-        if "image" not in group:
+        if what not in group:
             first = files.where(next(iter(group.values())))
-            raise ItemError(f"{first}: there is no image of that name; {LISTED}")
+            raise ItemError(f"{first}: there is no {what} of that name; {listed}")
     if not groups:
-        raise ValueError(f"{path}: holds no images; {LISTED}")
+        raise ValueError(f"{path}: holds no {what}s; {listed}")
     found: list[tuple[Any, int]] = [(None, -1)] * len(groups)
     if options.labels != "none":
         found = [_shard_label(files, group, options) for group in groups.values()]
@@ -322,7 +341,7 @@ def read_webdataset(path: Path, options: Options) -> FileItems:
     if len(paths) > 1 and set(used) == {-1}:
         notes.append("each tar is a shard, and a class with --kind=tar")
     origin = {"kind": "webdataset", "path": str(path)}
-    chosen = [group["image"] for group in groups.values()]
+    chosen = [group[what] for group in groups.values()]
     return _make_items(files, chosen, labels, origin, options, notes, used)
 
 

@@ -55,6 +55,9 @@ class Options:
     caption_key: str | None = None  # of captions in JSON and tables; None: the usual
     channels: int = 3  # 3 for RGB, whatever is stored; 1 for grey
     max_pixels: int = MAX_PIXELS  # a file of a few bytes may take all memory
+    frames: int = 0  # of a clip; 0 reads images
+    stride: int = 1  # every so many frames of a video
+    frame_rate: float = 0.0  # to which videos are brought; 0 for their own
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")
@@ -66,6 +69,11 @@ class Options:
             raise ValueError(f"channels = {self.channels!r} is not one of [1, 3]")
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes = {self.num_classes} must be at least 1")
+        if self.frames < 0 or self.stride < 1 or self.frame_rate < 0:
+            raise ValueError(
+                f"frames = {self.frames}, stride = {self.stride}, frame_rate = "
+                f"{self.frame_rate}: frames and stride are positive whole numbers"
+            )
 
 
 class Items(Protocol):
@@ -91,9 +99,10 @@ class Items(Protocol):
     def read(self, index: int) -> dict[str, Any]:
         """The stored fields of one item.
 
-        ``image`` uint8 ``(h, w, 3)`` or ``(h, w, 1)``, of any size, or ``latent``
-        float32 ``(h, w, c)``; with classes also ``label``, a 0-dimensional int64; with
-        captions also ``captions``, a tuple of texts that may be empty.
+        ``image`` uint8 ``(h, w, 3)`` or ``(h, w, 1)``, of any size, ``clip`` with
+        frames before these, or ``latent`` float32 ``(h, w, c)``; with classes also
+        ``label``, a 0-dimensional int64; with captions also ``captions``, a tuple of
+        texts that may be empty.
 
         Raises:
           ItemError: it does not decode, or its label is out of range.

@@ -40,11 +40,13 @@ class Source(NamedTuple):
 
 
 _CAPTIONS = ("captions", "caption_file", "caption_key")
+_CLIPS = ("frames", "stride", "frame_rate")
 
 
 def _classes(kind: str, what: str) -> Source:
     read = functools.partial(file_items.read_classes, kind=kind)
-    return Source(read, what, ("split", "label_file", "max_pixels", *_CAPTIONS))
+    options = ("split", "label_file", "max_pixels", *_CAPTIONS, *_CLIPS)
+    return Source(read, what, options)
 
 
 SOURCES = {
@@ -56,7 +58,7 @@ SOURCES = {
     "webdataset": Source(
         file_items.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
-        ("label_key", "max_pixels", *_CAPTIONS),
+        ("label_key", "max_pixels", *_CAPTIONS, *_CLIPS),
     ),
     "edm": Source(
         file_items.read_edm,
@@ -82,6 +84,7 @@ _WITHOUT = {
     "label_file": "has labels of its own, unless --kind is folder, zip or tar",
     "label_key": "has no keys; only webdataset has",
     **dict.fromkeys(_CAPTIONS, "has no captions beside its images"),
+    **dict.fromkeys(_CLIPS, "has no videos; folder, zip, tar and webdataset have"),
     "max_pixels": "has arrays, not files that are decoded",
 }
 
@@ -130,7 +133,13 @@ def open_items(
         raise ValueError(
             f"label_file = {chosen.label_file!r}: labels 'none' reads no classes"
         )
-    return source.read(path, chosen)
+    items = source.read(path, chosen)
+    if not chosen.frames:
+        return items
+    from scm_jax.datasets.preparation.readers import clip_items
+
+    assert isinstance(items, file_items.FileItems)
+    return clip_items.cut(items)
 
 
 def summarize(items: Items) -> str:

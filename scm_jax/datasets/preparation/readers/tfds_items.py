@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import json
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from scm_jax.datasets.preparation.readers.items import ItemError, Options, damag
 from scm_jax.types import lookup
 
 PREFIX = "tfds:"
+_AXES = {"image": "height, width", "clip": "frames, height, width"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class TfdsItems:
     folder: str  # the prepared version
     split: str  # a tfds split, slices included
     num_items: int
-    feature: str  # ``image`` or ``latent``
+    feature: str  # a key of ``_AXES``, or ``latent``
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options  # ``channels`` and ``label_base`` count
@@ -48,13 +50,18 @@ class TfdsItems:
         value = np.asarray(item[self.feature])
         if self.feature == "latent":
             fields: dict[str, Any] = {"latent": value}
-        elif value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3):
-            fields = {"image": to_channels(value, self.options.channels)}
         else:
-            raise ItemError(
-                f"{self.name(index)}: the image is {value.dtype} {value.shape}; "
-                "expected uint8 (height, width, 1 or 3)"
-            )
+            axes = _AXES[self.feature]
+            right = value.dtype == np.uint8 and value.shape[-1:] in ((1,), (3,))
+            if not right or value.ndim != axes.count(",") + 2:
+                raise ItemError(
+                    f"{self.name(index)}: the {self.feature} is {value.dtype} "
+                    f"{value.shape}; expected uint8 ({axes}, 1 or 3)"
+                )
+            channels = self.options.channels
+            frames = value.reshape(-1, *value.shape[-3:])
+            shown = np.stack([to_channels(frame, channels) for frame in frames])
+            fields = {self.feature: shown.reshape(*value.shape[:-1], channels)}
         if self.class_names:
             label = int(item["label"]) - self.options.label_base
             fields["label"] = np.array(label, np.int64)
@@ -99,12 +106,15 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
             f"has no random access. {_how_to_prepare(builder.info.full_name)}"
         )
     features = builder.info.features
-    names = [name for name in ("image", "latent") if name in features]
+    names = [name for name in (*_AXES, "latent") if name in features]
     if not names:
         raise ValueError(
-            f"{folder}: has no feature 'image' or 'latent'; its features are "
+            f"{folder}: has no feature 'image', 'clip' or 'latent'; its features are "
             f"{', '.join(features)}"
         )
+    rate = None  # of clips that `data prepare` made
+    with contextlib.suppress(FileNotFoundError):
+        rate = json.loads((folder / "manifest.json").read_text()).get("frame_rate")
     label = features["label"] if "label" in features else None
     class_names = _class_names(label, str(folder), options)
     return TfdsItems(
@@ -114,6 +124,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
         feature=names[0],
         class_names=class_names,
         origin={
+            **({"frame_rate": rate} if rate is not None else {}),
             "kind": "tfds",
             "path": str(path),
             "folder": str(folder),
