@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import pytest
 
 PEAKS = pytest.StashKey[list]()
+KEPT_BYTES = 2 * 2**30
 
 # (b,) * (b, 1) is a bug here, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -62,9 +63,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    # Compiled programs of a finished file would stay in the worker's memory.
-    if nextitem is None or nextitem.path != item.path:
+    # Compiled programs of finished files stay in the worker's memory up to a limit: the
+    # next files have many small ones in common with them.
+    last = nextitem is None or nextitem.path != item.path
+    if last and _resident_bytes() > KEPT_BYTES:
         jax.clear_caches()
+
+
+def _resident_bytes():
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not on Linux
+        return KEPT_BYTES + 1
 
 
 def pytest_sessionfinish(session):

@@ -164,13 +164,13 @@ def _encode_text() -> int:
     _strings(
         prompts="Instead of a dataset: a file with a prompt in each line.",
         out_name="Name of the states; default: --encoder. With --prompts their folder.",
-        encoder="Kind of the encoder: clip, t5, gemma, or hashed for a trial.",
+        encoder="Kind of the encoder: clip, t5, umt5, gemma, or hashed.",
         model="Its weights: a folder or a name, as transformers takes it.",
         revision="Revision of a model that is given by name.",
         layer="Hidden states that are taken: last or a number; default: clip -2.",
         prefix="Instruction that is put before each caption.",
     )
-    text = "Most tokens of a caption; default: clip 77, t5 256, gemma 300."
+    text = "Most tokens of a caption; default: clip 77, t5 256, umt5 512, gemma 300."
     cli.integer("max_length", 0, text, lower_bound=0)
     flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of stored states.")
     flags.DEFINE_string("split", "train", "Which split.")

@@ -6,26 +6,31 @@ It samples from the packed runs in ``data/captioned_shapes``, where they are the
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax import sampling
-from scm_jax.commands.demo import say
+from scm_jax.commands.shipped_models import (
+    SPEED_BATCH,
+    TEACHER,
+    VARIANTS,
+    load,
+    place,
+    read_configs,
+    speedup_text,
+)
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
 from scm_jax.files import shipped
-from scm_jax.runs import evaluate, latents, packed, sample, train
+from scm_jax.runs import evaluate, latents, sample
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.media import captioned_grid
 from scm_jax.runs.sample import Loaded
-from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
 
 # What a newcomer would type. No training image shows a red star or an orange circle.
@@ -37,7 +42,6 @@ PROMPTS = (
     "a purple hexagon on yellow checks, right",
     "an orange circle",
 )
-VARIANTS = ("teacher", "scd")
 COLUMNS = ("method", "steps", "guidance", "nfe", "num_samples")
 SHOWN = tuple(
     f"{share}_{kind}{end}"
@@ -45,24 +49,8 @@ SHOWN = tuple(
     for kind in ("seen", "held_out")
     for end in ("", "_real")
 )
-TEACHER: dict[str, Any] = {"sampler": "heun", "steps": 32, "guidance": 2.0}
 NUM_IMAGES = 100_000  # of the training
 NUM_SAMPLES = 500
-SPEED_BATCH = 32
-
-
-def demo_configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
-    """The configs of ``experiments/captions.py``, with the student's teacher here."""
-    module = load_module(str(shipped.folder("experiments") / "captions.py"))
-    configs, options = {}, ",quick" if quick else ""
-    for variant in VARIANTS:
-        config = module.get_config(variant + options)
-        if not quick:
-            config.dataset.root = str(workdir / "data")
-        if variant != "teacher":
-            config.init.run = config.teacher.run = str(workdir / "teacher")
-        configs[variant] = config
-    return configs
 
 
 def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str:
@@ -74,28 +62,21 @@ def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str
       ``done``, or ``preempted`` after a signal.
     """
     started = time.monotonic()
-    if train_again:
-        encode_data(workdir / "data")
-    if train_again or quick:
-        for variant, config in demo_configs(workdir, quick).items():
-            say(f"training {config.name}")
-            status = train.train_and_evaluate(config, workdir / variant)
-            if status != loop.DONE:
-                return status
-    else:
-        for variant in VARIANTS:
-            folder = shipped.folder("data") / "captioned_shapes" / variant
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"no trained model in {folder}: --train trains one, and --quick "
-                    "shows with a few steps that all works"
-                )
-            # The same folder again, in case of another version of the package.
-            shutil.rmtree(workdir / variant, ignore_errors=True)
-            packed.unpack(folder, workdir / variant)
-    loaded = {v: sample.load_generate(workdir / v) for v in VARIANTS}
+
+    def configs() -> dict[str, ConfigDict]:
+        found = read_configs("captions.py", workdir, quick)
+        if not quick:
+            encode_data(workdir / "data")
+            for config in found.values():
+                config.dataset.root = str(workdir / "data")
+        return found
+
+    train_first = configs if train_again or quick else None
+    if (status := place(workdir, "captioned_shapes", train_first)) != loop.DONE:
+        return status
+    loaded = load(workdir)
     rows = measure(workdir, 20 if quick else NUM_SAMPLES)
-    text = speedup_text(loaded, 4 if quick else SPEED_BATCH)
+    text = speedup_text(loaded, 4 if quick else SPEED_BATCH, TEACHER)
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     write_report(workdir, loaded["scd"], rows, text)
     print(report.format_table(rows, (*COLUMNS, *SHOWN)))
@@ -147,32 +128,6 @@ def measure(workdir: Path, num_samples: int) -> list[dict[str, Any]]:
         *measured("scd", num_samples, 2, (1.0, 2.0, 4.0)),
     ]
     return [{name: row[name] for name in (*COLUMNS, *SHOWN)} for row in rows]
-
-
-def speedup_text(
-    loaded: dict[str, Loaded], batch: int, teacher: Mapping[str, Any] = TEACHER
-) -> str:
-    """Two steps of the student against the teacher's many, at the same batch."""
-
-    def seconds(generate: Any, repeats: int, **settings: Any) -> float:
-        generate(batch, **settings)  # compiles
-        times = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            generate(batch, **settings)
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    two = seconds(loaded["scd"].generate, 5, steps=2)
-    many = seconds(loaded["teacher"].generate, 1, **teacher)
-    guidance = teacher.get("guidance", 1.0)
-    evaluations = sampling.nfe(teacher["sampler"], teacher["steps"], guidance)
-    return (
-        f"2 steps of sCD are {many / two:.1f} times faster than the teacher's "
-        f"{teacher['steps']} Heun steps, {evaluations} evaluations "
-        f"({two / batch * 1e3:.2f} and {many / batch * 1e3:.1f} ms an image, batch "
-        f"{batch})"
-    )
 
 
 def write_report(

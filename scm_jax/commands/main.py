@@ -80,15 +80,18 @@ def _sample() -> int:
     flags.DEFINE_float("guidance", None, "Guidance scale; default: the run's.")
     flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
     cli.path("vae", None, "Weights that decode latents; none: show the latents.")
-    help = "PNG grid, or .npy with the raw samples; of clips also .gif, .webp, .apng."
+    cli.integer("frames", None, "Length of clips; default: the training's.", 1)
+    help = "Image or clip that all clips begin with: .png, .gif, .npy, .mp4, ..."
+    cli.path("first", None, help)
+    help = "PNG grid, .npy with raw samples; of clips also .gif, .webp, .apng, .mp4."
     cli.path("out", "grid.png", help)
     f = cli.parse("run")
     from scm_jax.runs import conditions, sample
-    from scm_jax.runs.directory import reading
+    from scm_jax.runs.directory import media, reading
 
     compile_cache.enable()
     reading.samples_file(f.out)  # before the work, not after it
-    loaded = sample.load_generate(f.run, f.ema, f.step, f.vae)
+    loaded = sample.load_generate(f.run, f.ema, f.step, f.vae, f.frames or 0)
     prompts, num = None, f.num or 64
     text = loaded.generate.info.text
     if f.prompt is None and f.prompts and os.path.isdir(f.prompts):
@@ -100,6 +103,9 @@ def _sample() -> int:
         num = f.num or max(16, len(prompts.texts))
     started = time.perf_counter()
     options = {"sampler": f.sampler, "guidance": f.guidance}
+    if f.first:
+        channels = loaded.generate.info.sample_shape[-1]
+        options["first"] = media.read_frames(f.first, channels)
     label = f["class"].value
     drawn = sample.draw(loaded, num, f.steps, f.seed, label, prompts, **options)
     seconds = time.perf_counter() - started
@@ -225,12 +231,13 @@ def _demo() -> int:
     flags.DEFINE_enum(
         "name",
         "digits",
-        ["digits", "text"],
-        "digits: trains teacher, sCD and sCT; text: images from prompts.",
+        ["digits", "text", "video"],
+        "digits: trains teacher, sCD and sCT; text: images from prompts; video: clips.",
     )
     _flag_workdir("")
     flags.DEFINE_bool("quick", False, "A few steps each, to see that all works.")
-    flags.DEFINE_bool("train", False, "For text: train the shipped models again.")
+    text = "For text and video: train the shipped models again."
+    flags.DEFINE_bool("train", False, text)
     f = cli.parse()
     compile_cache.enable()
     workdir = Path(f.workdir or {"digits": "runs/demo"}.get(f.name, f"runs/{f.name}"))
@@ -238,6 +245,10 @@ def _demo() -> int:
         from scm_jax.commands import demo_text
 
         status = demo_text.run(workdir, quick=f.quick, train_again=f.train)
+    elif f.name == "video":
+        from scm_jax.commands import demo_video
+
+        status = demo_video.run(workdir, quick=f.quick, train_again=f.train)
     else:
         from scm_jax.commands import demo
 

@@ -150,6 +150,19 @@ def draw(motion: Motion, frames: int, side: int) -> np.ndarray:
     return levels.astype(np.uint8)[..., None]
 
 
+def wander(
+    source: ClipSource, indices: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The digits of some clips on random walks, with normal steps of one pixel."""
+    motion = source.motion(indices)
+    place, frames = motion.start, []
+    for _ in range(source.frames):
+        still = Motion(motion.image, place, np.zeros_like(place))
+        frames.append(draw(still, 1, source.side)[:, 0])
+        place = np.clip(place + rng.normal(size=place.shape), 0, source.room)
+    return np.stack(frames, axis=1)
+
+
 def make_moving_digits(
     split: str = "train",
     *,

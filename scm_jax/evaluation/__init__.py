@@ -28,6 +28,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "digits": SampleQuality(features="digits_classifier"),
     "emoji": EmojiQuality(),
     "moving_digits": ClipQuality(),
+    "moving_digits_continued": ClipQuality(first=2),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
     "fid": PretrainedQuality("inception", ("fid",)),

@@ -62,21 +62,18 @@ class ClipQuality:
         told = {"first": real[:, : self.first]} if self.first else {}
         drawn = draw(subject, x.shape, self.steps, self.seed, labels, **told)
         made = to_pixels(drawn)
-        found: dict[str, Any] = clip_motion.compare(made, real)
+        found = measure(made, real, labels)
         if self.first:
             paths = (clip_motion.centroids(clips) for clips in (made, real))
             away = np.subtract(*paths)[:, self.first :]
             found["path_error"] = float(np.sqrt((away**2).sum(-1).mean()))
-        extractor = "none"
-        if real.shape[1:] == clips_reader.CLIP_SHAPE:
-            extractor = "clips_reader"
-            found |= _read(made, real, labels)
+        read = real.shape[1:] == clips_reader.CLIP_SHAPE
         if subject.sampling:
             found["protocol"] = protocol_of(
                 self,
                 subject.sampling,
                 metric=f"clip_quality(first={self.first})",
-                extractor=extractor,
+                extractor="clips_reader" if read else "none",
                 extractor_sha256=clips_reader.WEIGHTS_SHA256,
                 resize="none",
                 quantization=subject.need("quantization", "a protocol")(),
@@ -85,7 +82,15 @@ class ClipQuality:
                 reference_count=self.num_samples,
                 num_samples=self.num_samples,
             )
-        return {**found, "num_samples": self.num_samples}
+        return {**found, "num_samples": self.num_samples, "first": self.first}
+
+
+def measure(made: np.ndarray, real: np.ndarray, labels: Any) -> dict[str, Any]:
+    """The numbers of ``ClipQuality`` for uint8 clips of these labels."""
+    found = clip_motion.compare(made, real)
+    if real.shape[1:] == clips_reader.CLIP_SHAPE:
+        found |= _read(made, real, labels)
+    return found
 
 
 def _read(made: np.ndarray, real: np.ndarray, labels: Any) -> dict[str, float]:

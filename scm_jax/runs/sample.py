@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from scm_jax import config as config_lib
 from scm_jax import sampling
 from scm_jax.datasets import pixels as quantize
+from scm_jax.networks import Network
 from scm_jax.runs import conditions, latents
 from scm_jax.runs.directory import reading
 from scm_jax.runs.directory.layout import RunDir
@@ -52,6 +53,7 @@ class Generator:
     experiment: Experiment
     params: Any
     text: TextInfo | None = None  # how the run reads captions; default is the data's
+    frames: int = 0  # of a clip; 0 for as many as the run was trained on
 
     def __call__(
         self,
@@ -114,8 +116,12 @@ class Generator:
           ValueError: labels, prompts, times or names that do not fit.
         """
         check_seed(seed)
-        config, info = self.experiment.config, self.info
-        takes_guidance = "guidance" in self.experiment.network.consumes
+        config, info, consumes = (
+            self.experiment.config,
+            self.info,
+            self.network.consumes,
+        )
+        takes_guidance = "guidance" in consumes
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
         decoder = self._decoder if pixels else None
@@ -129,7 +135,6 @@ class Generator:
         params = (self._weights, decoder and self._everywhere(decoder.params))
         fields = conditions.asked(info, num, labels, prompts)
         if first is not None:
-            consumes = self.experiment.network.consumes
             fields["frames"] = conditions.first_frames(info, consumes, num, first)
         count = jax.local_device_count()
         size = -(-min(num, config.sampling.batch_size) // count) * count
@@ -158,7 +163,27 @@ class Generator:
     def info(self) -> DatasetInfo:
         """What the data are, with captions as the run reads them."""
         info = self.experiment.dataset.info
+        if self.frames:
+            shape = (self.frames, *info.sample_shape[1:])
+            info = dataclasses.replace(info, sample_shape=shape)
         return info if self.text is None else dataclasses.replace(info, text=self.text)
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The run's network, for clips of ``frames`` frames."""
+        network = self.experiment.network
+        shape = self.experiment.dataset.info.sample_shape
+        if self.frames in (0, shape[0]):
+            return network
+        if len(shape) != 4 or getattr(network.module, "positions", "") == "learned":
+            raise ValueError(
+                f"frames = {self.frames}: this run makes samples of shape {shape}, of "
+                "another length only if they are clips (t, h, w, c) and its network's "
+                "positions are not learned (network.positions = 'rotary' or 'sincos')"
+            )
+        module = network.module.clone(sample_shape=self.info.sample_shape)
+        module.check()
+        return dataclasses.replace(network, module=module)
 
     @property
     def quantization(self) -> str:
@@ -177,7 +202,7 @@ class Generator:
 
     @functools.cached_property
     def _weights(self) -> Any:
-        return self._everywhere(jax.jit(self.experiment.network.fold)(self.params))
+        return self._everywhere(jax.jit(self.network.fold)(self.params))
 
     @functools.cached_property
     def _decoder(self) -> latents.Decoder | None:
@@ -196,7 +221,7 @@ class Generator:
         times: tuple[float, ...] | None,
         decoded: bool,
     ) -> Callable:
-        info, network = self.experiment.dataset.info, self.experiment.network
+        info, network = self.info, self.network
 
         def make_fn(params: Any) -> sampling.Fn:
             fn = functools.partial(network.apply, params[0])
@@ -239,10 +264,12 @@ def load_generate(
     average: str = "",
     step: int | None = None,
     decoder: str | None = None,
+    frames: int = 0,
 ) -> Loaded:
     """Reads what sampling needs of a run: its config and one EMA.
 
-    ``decoder`` replaces ``config.sampling.decoder``.
+    ``decoder`` replaces ``config.sampling.decoder``; ``frames`` is the length of clips,
+    0 for that of the training.
     """
     run_dir = RunDir(Path(directory))
     config = config_lib.from_dict(run_dir.read_config())
@@ -258,7 +285,7 @@ def load_generate(
         params = load_average(directory, average, abstract, step)
     else:
         params = _reconstruct_average(run_dir, config, average, step)
-    generate = Generator(experiment, params, conditions.read_text(run_dir))
+    generate = Generator(experiment, params, conditions.read_text(run_dir), frames)
     return Loaded(run_dir.path, experiment, average, step, params, generate)
 
 

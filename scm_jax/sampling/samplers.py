@@ -258,8 +258,8 @@ def make_sampler(
         problem = Problem(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
         x0 = run(problem)
         if cond.frames is not None:
-            frames, known = jnp.split(cond.frames, [-1], axis=-1)
-            x0 = jnp.where(known > 0, sigma_data * frames, x0)
+            known = cond.frames[..., -1:] > 0
+            x0 = jnp.where(known, sigma_data * cond.frames[..., :-1], x0)
         return x0 if decode is None else (x0, decode(params, x0))
 
     return sample

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from scm_jax.commands import demo_text
+from scm_jax.commands import demo_text, shipped_models
 from scm_jax.files import shipped
 from scm_jax.runs import evaluate, packed, sample
 from scm_jax.runs.directory.layout import RunDir
@@ -80,9 +80,9 @@ def test_a_packed_run_is_the_run_in_16_bits(run, tmp_path):
 def test_the_demo_shows_prompts_and_says_how_fast(run, tmp_path):
     student = sample.load_generate(run)
     loaded = {"teacher": student, "scd": student}
-    text = demo_text.speedup_text(loaded, 2, {"steps": 3, "sampler": "heun"})
+    text = shipped_models.speedup_text(loaded, 2, {"steps": 3, "sampler": "heun"})
     assert "times faster than the teacher's 3 Heun steps" in text
-    for variant in demo_text.VARIANTS:
+    for variant in shipped_models.VARIANTS:
         (tmp_path / variant).symlink_to(run)
     rows = [dict.fromkeys(demo_text.SHOWN, 0.5) | {"method": "scd", "steps": 2}]
     demo_text.write_report(tmp_path, student, rows, text, num=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scm_jax.datasets import make_dataset
-from scm_jax.datasets.moving_digits import ClipSource, Motion, draw
+from scm_jax.datasets.moving_digits import ClipSource, wander
 from scm_jax.evaluation import EVALUATORS, Subject, build
 from scm_jax.evaluation.features import clips_reader
 from scm_jax.evaluation.metrics import clip_motion
@@ -17,17 +17,6 @@ NUM = 150
 SOURCE = ClipSource()
 CLIPS = SOURCE.gather(np.arange(NUM))["clip"]
 REAL = ClipSource(split="test").gather(np.arange(NUM))["clip"]
-
-
-def walk():
-    """The true steps' length in random directions."""
-    rng, motion = np.random.default_rng(0), SOURCE.motion(np.arange(NUM))
-    place, frames = motion.start, []
-    for _ in range(SOURCE.frames):
-        still = Motion(motion.image, place, np.zeros_like(place))
-        frames.append(draw(still, 1, SOURCE.side)[:, 0])
-        place = np.clip(place + rng.normal(size=place.shape), 0, SOURCE.room)
-    return np.stack(frames, axis=1)
 
 
 def test_true_clips_obey_the_law_at_their_speed():
@@ -43,9 +32,10 @@ def test_true_clips_obey_the_law_at_their_speed():
 
 def test_broken_clips_break_the_law_or_have_another_speed():
     rng = np.random.default_rng(1)
+    walk = wander(SOURCE, np.arange(NUM), np.random.default_rng(0))
     shuffled = np.stack([clip[rng.permutation(8)] for clip in CLIPS])
     assert clip_motion.compare(shuffled, REAL)["residual"] > 1.2
-    assert 0.4 < clip_motion.compare(walk(), REAL)["residual"] < 1
+    assert 0.4 < clip_motion.compare(walk, REAL)["residual"] < 1
     frozen = clip_motion.compare(np.repeat(CLIPS[:, :1], 8, axis=1), REAL)
     assert frozen["residual"] < 1e-6
     assert frozen["speed_distance"] == pytest.approx(frozen["speed_real"])

@@ -77,6 +77,7 @@ _TRANSFORMERS = "scm_jax.datasets.preparation.transformers_text"
 ENCODERS = Registry(
     clip=f"{_TRANSFORMERS}.make_clip",
     t5=f"{_TRANSFORMERS}.make_t5",
+    umt5=f"{_TRANSFORMERS}.make_umt5",
     gemma=f"{_TRANSFORMERS}.make_gemma",
     hashed=HashedWords,
 )

@@ -103,8 +103,9 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# CLIP as SD3 reads it, Gemma as SANA.
+# CLIP as SD3 reads it, Gemma as SANA, umT5 as Wan.
 _CLIP = Family("CLIPTextModelWithProjection", "-2", 77, "text_embeds")
 make_clip = functools.partial(TransformersText, _CLIP)
 make_t5 = functools.partial(TransformersText, Family("T5EncoderModel", "last", 256))
+make_umt5 = functools.partial(TransformersText, Family("UMT5EncoderModel", "last", 512))
 make_gemma = functools.partial(TransformersText, Family("AutoModel", "last", 300))

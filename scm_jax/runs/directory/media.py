@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +147,38 @@ def _mp4(frames: Sequence[np.ndarray], rate: float) -> bytes:
             f"frames {sorted(set(shapes))}: write .webp, or another release of PyAV"
         )
     return buffer.getvalue()
+
+
+def read_frames(path: str | os.PathLike, channels: int) -> np.ndarray:
+    """The frames of an image or clip, uint8 ``(k, h, w, channels)``.
+
+    Args:
+      path: what Pillow reads, ``.npy`` of such an array, a video (extra ``video``).
+      channels: 1 for grey, 3 for RGB.
+
+    Raises:
+      ValueError: no such file can be read.
+    """
+    mode, suffix = {1: "L", 3: "RGB"}[channels], Path(path).suffix.lower()
+    if suffix == ".npy":
+        return np.load(path)
+    if suffix in (".mp4", ".webm", ".mkv", ".mov"):
+        av = require("av", "reading a video", "scm_jax[video]")
+        with av.open(path) as file:
+            shown = [frame.to_image().convert(mode) for frame in file.decode(video=0)]
+    else:
+        import PIL.Image
+        import PIL.ImageSequence
+
+        try:
+            with PIL.Image.open(path) as image:
+                frames = PIL.ImageSequence.Iterator(image)
+                shown = [frame.convert(mode) for frame in frames]
+        except PIL.UnidentifiedImageError as error:
+            raise ValueError(f"{path} is no image or clip: {error}") from error
+    return np.stack([np.asarray(frame) for frame in shown]).reshape(
+        len(shown), *np.shape(shown[0])[:2], channels
+    )
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -210,6 +210,7 @@ class Run:
         ema: str | None = None,
         prompt: str | Sequence[str] | None = None,
         guidance: float | None = None,
+        first: np.ndarray | None = None,
     ) -> Samples:
         """Draws samples from the newest checkpoint.
 
@@ -222,6 +223,8 @@ class Run:
           prompt: a caption, or several that are taken in turn; None takes examples of
             the data, if the run has learned from captions.
           guidance: guidance scale; None takes the run's.
+          first: pixels of the first frames of all clips, ``(k, h, w, c)`` uint8, or of
+            each, such as ``samples.pixels[:, -2:]`` to go on where clips ended.
 
         Example:
           >>> run = scm_jax.load_run("runs/demo/scd")  # doctest: +SKIP
@@ -230,7 +233,10 @@ class Run:
         if num < 1 or steps < 1:
             raise ValueError(f"{num=} and {steps=} must be at least 1")
         check_seed(seed)
-        options = {"label": label, "ema": ema, "prompt": prompt, "guidance": guidance}
+        options: dict[str, Any] = {"label": label, "ema": ema, "prompt": prompt}
+        options |= {"guidance": guidance}
+        if first is not None:
+            options["first"] = first
         return self._sampler(num, steps=steps, seed=seed, **options)
 
     @functools.cached_property

@@ -1,0 +1,173 @@
+"""``scm demo --name=video``: clips in two steps, measured and shown.
+
+It samples from the packed runs in ``data/moving_digits``, where they are there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scm_jax import datasets
+from scm_jax.commands.shipped_models import (
+    SPEED_BATCH,
+    TEACHER,
+    VARIANTS,
+    load,
+    place,
+    read_configs,
+    speedup_text,
+)
+from scm_jax.datasets import moving_digits
+from scm_jax.evaluation import clip_quality
+from scm_jax.runs import evaluate, sample
+from scm_jax.runs.directory import report
+from scm_jax.runs.directory.reading import Samples
+from scm_jax.runs.sample import Loaded
+from scm_jax.training import loop
+
+NAME = "moving_digits"
+NUM_SAMPLES = 1000
+SHOWN_CLIPS = 10
+FIRST = 2  # frames that are told
+COLUMNS = ("clips", "steps", "guidance", "nfe", "num_samples")
+SHOWN = (
+    *("frame_agreement", "all_frames_agree", "residual", "speed_distance"),
+    *("frechet_distance", "path_error"),
+)
+
+
+def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str:
+    """Samples from the shipped models, measures them and writes ``report.html``.
+
+    With ``train_again`` or ``quick``, teacher and student are trained first.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal.
+    """
+    started = time.monotonic()
+    train_first = None
+    if train_again or quick:
+
+        def train_first():
+            return read_configs("moving_digits.py", workdir, quick)
+
+    if (status := place(workdir, NAME, train_first)) != loop.DONE:
+        return status
+    loaded = load(workdir)
+    num = 20 if quick else NUM_SAMPLES
+    rows = [*measure(workdir, num), *broken_clips(num)]
+    text = speedup_text(loaded, 4 if quick else SPEED_BATCH, TEACHER)
+    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_report(workdir, loaded, rows, text)
+    print(report.format_table(rows, (*COLUMNS, *SHOWN)))
+    print(
+        "\nframe_agreement: share of frames on which a frozen network names the digit "
+        "that\nwas asked for; residual: median distance of the path from a straight "
+        "line that\nbounces, pixels; speed_distance: from true clips, pixels a frame; "
+        f"path_error:\ndistance from the true path where {FIRST} frames are told."
+    )
+    print(f"{text}\n")
+    print(f"report: {workdir / 'report.html'}")
+    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
+    return loop.DONE
+
+
+def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
+    """Rows of the teacher, of the student in 1 and 2 steps, and of continued clips.
+
+    The teacher, whose samples take 126 evaluations, has a tenth of the samples.
+    """
+
+    def measured(
+        variant: str, num: int, steps: int, evaluator: str = NAME
+    ) -> dict[str, Any]:
+        (row,) = evaluate.evaluate_run(
+            workdir / variant,
+            steps=(steps,),
+            guidance=(TEACHER["guidance"],),
+            evaluators=(evaluator,),
+            num_samples=num,
+            rerun=True,
+        )
+        return {"clips": variant, **{k: row[k] for k in row if k in COLUMNS + SHOWN}}
+
+    yield measured("teacher", num_samples // 10, TEACHER["steps"])
+    for steps in (1, 2):
+        yield measured("scd", num_samples, steps)
+    continued = measured("scd", num_samples, 2, f"{NAME}_continued")
+    yield {**continued, "clips": f"scd after {FIRST} frames"}
+
+
+def broken_clips(num: int) -> Iterator[dict[str, Any]]:
+    """Rows of true clips and of what can be wrong with clips."""
+    data = datasets.make_dataset(NAME, "test", num_items=2 * num)
+    x, label = data.arrays()
+    assert data.info.to_pixels is not None and label is not None
+    pixels, rng = data.info.to_pixels(x), np.random.default_rng(0)
+    real, clips, labels = pixels[num:], pixels[:num], label[:num]
+    shuffled = np.stack([clip[rng.permutation(len(clip))] for clip in clips])
+    frozen = clips[:, :1].repeat(clips.shape[1], axis=1)
+    kinds = {"true": clips, "frozen": frozen, "shuffled": shuffled}
+    source = moving_digits.ClipSource("test", 2 * num)
+    kinds["random walk"] = moving_digits.wander(source, np.arange(num), rng)
+    for name, made in kinds.items():
+        yield {
+            "clips": name,
+            "num_samples": num,
+            **clip_quality.measure(made, real, labels),
+        }
+
+
+def write_report(
+    workdir: Path,
+    loaded: Mapping[str, Loaded],
+    rows: Sequence[dict[str, Any]],
+    speed: str,
+) -> None:
+    """``clips.webp`` and ``report.html``."""
+    info = loaded["scd"].experiment.dataset.info
+    data = datasets.make_dataset(NAME, "test", num_items=200)
+    x, label = data.arrays()
+    assert info.to_pixels is not None and label is not None
+    some = [int(np.flatnonzero(label == k)[0]) for k in range(SHOWN_CLIPS)]
+    true = Samples(x[some], info.to_pixels(x[some]), rate=info.frame_rate)
+    assert true.pixels is not None
+    shown = {"true clips": true}
+    shown["teacher, 126 evaluations"] = sample.draw(
+        loaded["teacher"], SHOWN_CLIPS, **TEACHER
+    )
+    for steps, name in ((2, "two steps"), (1, "one step")):
+        shown[name] = sample.draw(loaded["scd"], SHOWN_CLIPS, steps)
+    shown["two steps"].save(workdir / "clips.webp", columns=5)
+    told = true.pixels[:, :FIRST]
+    shown[f"two steps, after {FIRST} frames of the true clips"] = sample.draw(
+        loaded["scd"], SHOWN_CLIPS, 2, first=told
+    )
+    grids = {name: samples.uri(5) for name, samples in shown.items()}
+    for name in ("true clips", "two steps"):
+        grids[f"{name}, frame by frame"] = report.png_uri(shown[name].grid())
+    report.write_report(
+        workdir / "report.html",
+        title="Video in two steps: moving digits",
+        runs=[sample.load_run(workdir / v) for v in VARIANTS],
+        results=[("", list(rows))],
+        grids=grids,
+        commands=[
+            (
+                "Make clips",
+                f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 --num=10 "
+                "--out=clips.webp",
+            ),
+            ("Train both again", "python -m scm_jax demo --name=video --train"),
+        ],
+        intro=(
+            "A transformer over space and time, distilled from its diffusion teacher "
+            f"with guidance as an input (sCD). {speed}."
+        ),
+    )
