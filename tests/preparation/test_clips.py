@@ -6,13 +6,23 @@ import wave
 from fractions import Fraction
 
 import av
+import jax
 import numpy as np
 import pytest
 
+from scm_jax.config import base_config
+from scm_jax.datasets import latents as datasets_latents
 from scm_jax.datasets import make_dataset
-from scm_jax.datasets.preparation import prepare
+from scm_jax.datasets.pixels import PIXEL_RANGES
+from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import clip_items, sources
 from scm_jax.datasets.preparation.readers.items import ItemError
+from scm_jax.networks import autoencoder
+from scm_jax.networks.external import video_autoencoder
+from scm_jax.networks.video_autoencoder import VideoAutoencoder
+from scm_jax.runs import latents, sample
+from scm_jax.runs.setup import experiment
+from tests.networks.reference import quick_jit
 from tests.preparation.raw_data import write_tar
 
 SIDE = 16
@@ -172,6 +182,42 @@ def test_prepared_clips_are_trained_on(tmp_path):
     other = open_clips(tmp_path / "raw", stride=2)
     with pytest.raises(ValueError, match=r"frame_rate = 8.0; the new split has 4.0"):
         prepare.prepare(other, target, split="test", recipe="box", size=8)
+
+
+def test_encoded_clips_are_decoded_inside_the_sampler(tmp_path):
+    """Three frames are two positions of a latent, at the clips' rate."""
+    root = tmp_path / "root"
+    files = {f"{n}.mp4": video(n, 6, noise=True) for n in range(2)}
+    items = open_clips(write(tmp_path / "raw", files), channels=3)
+    prepare.prepare(items, root / "mine/1.0.0", recipe="box", size=8)
+    sizes = {"block_channels": (4, 4, 6), "time": (False, True), "num_blocks": 1}
+    module = VideoAutoencoder(**sizes, latent_channels=3)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32),
+        autoencoder.abstract_params(module),
+    )
+    weights = tmp_path / "tiny.npz"
+    np.savez(weights, **video_autoencoder.export_autoencoder(module, params))
+    clips = sources.open_items(root / "mine/1.0.0", kind="tfds", split="train")
+    encoder = latents.make_encoder(weights, batch_size=2)
+    encode.encode_dataset(clips, encoder, root / "mine_latents/1.0.0")
+    data = make_dataset("latents", prepared="mine_latents", root=root)
+    assert data.info.sample_shape == (2, 2, 2, 3) and data.info.frame_rate == 8.0
+    assert data.arrays()[0].shape == (4, 2, 2, 2, 3)
+    config = base_config("mlp", "diffusion", "latents")
+    config.dataset.update({"prepared": "mine_latents", "root": str(root)})
+    config.network.update({"width": 8, "depth": 1})
+    config.sampling.update({"decoder": str(weights), "steps": 1, "batch_size": 2})
+    config.sampling.sampler = "consistency"
+    built = experiment.build(config)
+    generate = sample.Generator(built, jax.jit(built.init_params)()["net"])
+    x, pixels = generate(3, pixels=True)
+    assert x.shape == (3, 2, 2, 2, 3) and pixels.shape == (3, 3, 8, 8, 3)
+    raw = datasets_latents.unwhiten(x, data.info.whitening())
+    decoded = quick_jit(lambda z: autoencoder.decode(module, params, z))(raw)
+    expected = PIXEL_RANGES["pm1"].to_uint8(decoded)
+    assert np.mean(pixels != np.asarray(expected)) < 0.02 and pixels.std() > 5
 
 
 def test_nearest_frames_keep_the_length_in_time():
