@@ -47,6 +47,16 @@ def add_table(vectors: jax.Array, module: nn.Module, name: str) -> jax.Array:
     return vectors + module.param(name, draw, vectors.shape[1:])[None]
 
 
+def read_out(
+    net: Any, h: jax.Array, emb: jax.Array, values: int, patch: layers.Patch
+) -> jax.Array:
+    """The last layer: ``values`` of each patch, as samples of ``net``'s shape."""
+    m = add_table(jnp.stack([emb, emb], axis=1), net, "table_out")
+    h = modulated(h, m[:, 0], m[:, 1])
+    out = nn.Dense(values, kernel_init=layers.SMALL, name="patch_out")
+    return layers.unpatchify(out(h), patch, net.sample_shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class CrossAttention:
     """Attention to the caption, with layers of the block that calls it."""

@@ -22,6 +22,7 @@ from scm_jax.networks.adaln_single import (
     RMSNorm,
     add_table,
     modulated,
+    read_out,
 )
 from scm_jax.networks.attention import IMPLEMENTATIONS, attention
 from scm_jax.networks.text import text_encoders
@@ -171,10 +172,7 @@ class Wan(nn.Module):
             memory, mask = jnp.moveaxis(cond.memory, 1, 0), cond.context_mask
         h = self._stack(dtype)(h, vectors, turns, memory, mask, not train)[0]
 
-        m = add_table(jnp.stack([emb, emb], axis=1), self, "table_out")
-        h = modulated(h, m[:, 0], m[:, 1])
-        out = nn.Dense(tokens.shape[-1], kernel_init=layers.SMALL, name="patch_out")
-        return layers.unpatchify(out(h), self.patch_sides, self.sample_shape)
+        return read_out(self, h, emb, tokens.shape[-1], self.patch_sides)
 
     def _stack(self, dtype: jnp.dtype) -> Any:
         unroll = self.depth if self.depth <= 4 else 1  # as in dit.py
