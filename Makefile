@@ -36,7 +36,7 @@ nightly: $(STAMP)
 	$(BIN)/python tests/run_mutations.py
 
 # Each prints JSON lines, the last with the ratio it is about: about 10 minutes.
-BENCHMARKS := step_cost compile_time sampling input_pipeline input_wait \
+BENCHMARKS := step_cost compile_time sampling input_pipeline input_wait allocator \
   checkpoint_stall attention precision frechet feature_metrics
 
 bench: $(STAMP)

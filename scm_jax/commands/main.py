@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scm_jax.commands import cli, compile_cache, data, sweep
+from scm_jax.commands import allocator, cli, compile_cache, data, sweep
 from scm_jax.files import user_paths
 from scm_jax.files.user_paths import real_number, whole_number
 from scm_jax.types import EXIT_PREEMPTED, MAX_SEED
@@ -289,4 +289,5 @@ def _export() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    allocator.keep_freed_memory()
     return cli.run(argv)

@@ -8,25 +8,22 @@ Gaussians, which takes half a minute in 2048 dimensions.
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from scm_jax.analysis.plots import quality
-from scm_jax.config import base_config, to_dict
+from scm_jax.config import base_config
 from scm_jax.evaluation import pretrained_quality
 from scm_jax.evaluation.features import inception, inception_weights
 from scm_jax.evaluation.metrics import frechet
 from scm_jax.evaluation.references import statistics
 from scm_jax.files.state_dict import write_state_dict
 from scm_jax.runs import train
-from scm_jax.runs.directory import layout
 from scm_jax.runs.sample import load_generate
-from scm_jax.runs.setup import experiment
-from scm_jax.training import checkpoint
 from tests.commands.in_process import scm
 from tests.evaluation import inception_tensors
+from tests.runs.untrained import write_run
 
 NUM_IMAGES, NUM_SAMPLES, BATCH = 8, 4, 4
 NAME = "inception-2015-12-05"
@@ -59,7 +56,7 @@ def machine(tmp_path_factory):
         patch.setattr(frechet, "gaussian_frechet", distance_of_means)
         patch.setattr(inception, "STAGES", {"Mixed_5b": inception.Conv("", 8)})
         pretrained_quality.load_net.cache_clear()
-        for write in (write_weights, write_images, write_run):
+        for write in (write_weights, write_images, make_run):
             write(folder)
         yield folder
         pretrained_quality.load_net.cache_clear()
@@ -82,17 +79,13 @@ def write_images(folder):
     scm("data", "prepare", "--name=dots", f"--source={folder / 'raw'}")
 
 
-def write_run(folder):
+def make_run(folder):
     """Untrained: its numbers say nothing of consistency models."""
     c = base_config("mlp", "diffusion", "images")
     c.dataset.prepared = "dots"
     c.network.update({"width": 8, "depth": 1})
     c.sampling.batch_size = BATCH
-    built = experiment.build(c)
-    directory = layout.RunDir(folder / "run")
-    directory.write_config(to_dict(c))
-    params = jax.jit(built.network.init)(jax.random.key(0))
-    checkpoint.save_average(directory.checkpoints_dir, built.sampling_ema, params)
+    write_run(folder / "run", c)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,17 @@
 """Clips at the command line: lengths, first frames, and what the video demo shows."""
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 from scm_jax.commands import demo_video, shipped_models
-from scm_jax.config import to_dict
 from scm_jax.datasets.moving_digits import ClipSource
 from scm_jax.files import shipped
 from scm_jax.runs import conditions, evaluate, sample
-from scm_jax.runs.directory import layout
-from scm_jax.runs.setup import experiment
 from scm_jax.sweeps.plan.sweep_file import load_module
-from scm_jax.training import checkpoint
 from scm_jax.types import DatasetInfo
 from tests.commands.in_process import scm
+from tests.runs.untrained import write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 
@@ -27,17 +23,7 @@ def run(tmp_path_factory):
     file = shipped.folder("experiments") / "moving_digits.py"
     config = load_module(str(file)).get_config("sct,quick")
     config.init.run = ""
-    built = experiment.build(config)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda a: rng.normal(size=a.shape).astype(np.float32) / a.shape[-1] ** 0.5,
-        jax.eval_shape(built.network.init, jax.random.key(0)),
-    )
-    run_dir = layout.RunDir(path)
-    run_dir.write_config(to_dict(config))
-    name = built.sampling_ema
-    checkpoint.save_average(run_dir.checkpoints_dir, name, params, metadata={})
-    return path
+    return write_run(path, config)
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from scm_jax import config as config_lib
 from scm_jax.datasets import latents, make_dataset, prepared_latents
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shape_captions import captions
 from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
-from scm_jax.runs import conditions, packed
-from scm_jax.runs.directory.layout import RunDir
+from scm_jax.runs import packed
 from scm_jax.runs.sample import load_generate
-from scm_jax.runs.setup import experiment
 from scm_jax.sweeps.plan.sweep_file import load_module
-from scm_jax.training import checkpoint
-from tests.networks.reference import quick_jit
+from tests.runs.untrained import write_run
 
 NUM = 40
 SOURCE = ShapeSource("train", NUM, **CAPTIONED)
@@ -92,13 +88,7 @@ def test_a_packed_run_samples_without_its_data(root, tmp_path, monkeypatch):
     config.dataset.update(changes)
     config.network.update({"width": 16, "depth": 1, "num_heads": 1, "tower_depth": 1})
     config.init.run = ""
-    built = experiment.build(config)
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.write_config(config_lib.to_dict(config))
-    conditions.write_text(run_dir, built.dataset.info.text)
-    params = quick_jit(built.init_params)()["net"]
-    checkpoint.save_average(run_dir.checkpoints_dir, built.sampling_ema, params)
-    packed.pack(run_dir.path, tmp_path / "files")
+    packed.pack(write_run(tmp_path / "run", config), tmp_path / "files")
     about = tmp_path / "files/data/shapes_latents/1.0.0"
     names = {"manifest.json", "dataset_info.json", "features.json"}
     assert {path.name for path in about.iterdir()} == names
