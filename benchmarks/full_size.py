@@ -108,8 +108,9 @@ def aot(args: argparse.Namespace) -> dict:
     accounts.simulate_devices(args.devices)
     fsdp, _, tensor = args.mesh.partition(",")
     spec = sharding.MeshSpec(1, int(fsdp or args.devices), int(tensor or 1))
+    batch = args.batch or args.devices
     config = experiment_config(
-        *(args.variant, args.size, args.devices, args.dtype, args.file, args.arg)
+        *(args.variant, args.size, batch, args.dtype, args.file, args.arg)
     )
     experiment = experiment_lib.build_abstract(accounts.as_on_accelerator(config))
     mesh = sharding.make_mesh(spec)
@@ -120,6 +121,7 @@ def aot(args: argparse.Namespace) -> dict:
     memory = compiled.memory_analysis()
     return {
         "devices": args.devices,
+        "batch": batch,
         "lower_seconds": lower_seconds,
         "compile_seconds": time.perf_counter() - started - lower_seconds,
         "cpu_seconds": time.process_time() - cpu,
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--arg", default="", help="of aot: the file's own argument")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=0, help="of aot: one a device")
     parser.add_argument("--mesh", default="", help="of aot: fsdp,tensor")
     args = parser.parse_args()
     found = {"step": step, "aot": aot, "sample": sample}[args.what](args)
