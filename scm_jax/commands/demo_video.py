@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,13 @@ from scm_jax.datasets import moving_digits
 from scm_jax.evaluation import clip_quality
 from scm_jax.runs import evaluate, sample
 from scm_jax.runs.directory import report
+from scm_jax.runs.directory.media import image_grid
 from scm_jax.runs.directory.reading import Samples
 from scm_jax.runs.sample import Loaded
 from scm_jax.training import loop
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 NAME = "moving_digits"
 NUM_SAMPLES = 1000
@@ -124,13 +128,35 @@ def broken_clips(num: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def contact_sheet(shown: Mapping[str, Samples], num: int = 5) -> PIL.Image.Image:
+    """The first clips of each kind, a row for each clip, two kinds side by side."""
+    import PIL.Image
+    import PIL.ImageDraw
+
+    gap, line = 12, 14
+    sheets = {}
+    for name, samples in shown.items():
+        assert samples.pixels is not None
+        sheets[name] = image_grid(samples.pixels[:num], scale=2)
+    width, height = next(iter(sheets.values())).size
+    rows = -(-len(sheets) // 2)
+    size = (2 * width + gap, rows * (height + line + gap) - gap)
+    sheet = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    for i, (name, image) in enumerate(sheets.items()):
+        x, y = i % 2 * (width + gap), i // 2 * (height + line + gap)
+        draw.text((x, y), name, fill="black")
+        sheet.paste(image, (x, y + line))
+    return sheet
+
+
 def write_report(
     workdir: Path,
     loaded: Mapping[str, Loaded],
     rows: Sequence[dict[str, Any]],
     speed: str,
 ) -> None:
-    """``clips.webp`` and ``report.html``."""
+    """``clips.webp``, ``clips.png`` and ``report.html``."""
     info = loaded["scd"].experiment.dataset.info
     data = datasets.make_dataset(NAME, "test", num_items=200)
     x, label = data.arrays()
@@ -145,6 +171,7 @@ def write_report(
     for steps, name in ((2, "two steps"), (1, "one step")):
         shown[name] = sample.draw(loaded["scd"], SHOWN_CLIPS, steps)
     shown["two steps"].save(workdir / "clips.webp", columns=5)
+    contact_sheet(shown).save(workdir / "clips.png")
     told = true.pixels[:, :FIRST]
     shown[f"two steps, after {FIRST} frames of the true clips"] = sample.draw(
         loaded["scd"], SHOWN_CLIPS, 2, first=told

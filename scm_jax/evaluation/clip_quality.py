@@ -74,7 +74,7 @@ class ClipQuality:
                 subject.sampling,
                 metric=f"clip_quality(first={self.first})",
                 extractor="clips_reader" if read else "none",
-                extractor_sha256=clips_reader.WEIGHTS_SHA256,
+                extractor_sha256=clips_reader.WEIGHTS_SHA256 if read else "none",
                 resize="none",
                 quantization=subject.need("quantization", "a protocol")(),
                 reference=subject.dataset,

@@ -7,7 +7,7 @@ import pytest
 from scm_jax.commands import demo_video, shipped_models
 from scm_jax.datasets.moving_digits import ClipSource
 from scm_jax.files import shipped
-from scm_jax.runs import conditions, evaluate, sample
+from scm_jax.runs import conditions, evaluate, packed, sample
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.types import DatasetInfo
 from tests.commands.in_process import scm
@@ -99,3 +99,15 @@ def test_a_row_of_continued_clips(run):
     )
     assert np.isfinite(row["path_error"]) and row["num_samples"] == 10
     assert row["first"] == 2
+
+
+def test_the_shipped_student_draws_the_digits_that_it_is_asked_for(tmp_path):
+    """In two steps, on paths nearer to the law than a random walk's."""
+    files = shipped.folder("data") / "moving_digits"
+    packed.unpack(files / "scd", tmp_path / "scd")
+    for name in shipped_models.VARIANTS:
+        assert (files / name / packed.WEIGHTS).stat().st_size < 4e6
+    (row,) = evaluate.evaluate_run(
+        tmp_path / "scd", steps=(2,), evaluators=("moving_digits",), num_samples=60
+    )
+    assert row["frame_agreement"] > 0.8 and row["residual"] < 0.6

@@ -38,6 +38,7 @@ ADDED_KEYS = {
     "dataset.states": '""',
     "network.qk_norm": '"pixel"',
     "network.use_frames": "false",
+    "dataset.frame_rate": "0.0",
     "objective.first_frames": "0",
     "network.activation": '"silu"',
     "network.positions": '"learned"',
