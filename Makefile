@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/python -m scm_jax demo --workdir=$(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist=loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
