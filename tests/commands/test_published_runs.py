@@ -15,15 +15,8 @@ from scm_jax.files import state_dict
 from scm_jax.runs import conditions, sample, transfer
 from scm_jax.runs.setup import experiment
 from scm_jax.types import TextInfo
-from tests.exchange.test_transformers import (
-    DIT,
-    OPEN,
-    SANA,
-    draw,
-    layout,
-    same,
-    to_diffusers,
-)
+from tests.exchange.published_layers import draw, layout, same, to_diffusers
+from tests.exchange.test_transformers import DIT, OPEN, RENAMED, SANA
 
 TEXT = TextInfo(5, width=6, encoder="a tiny encoder")
 
@@ -83,7 +76,7 @@ def test_dit_and_sit_as_runs(process, tmp_path):
 def test_sana_sprint_as_a_run(tmp_path, monkeypatch):
     """A file with diffusers' names, in bfloat16, sampled at the times of the paper."""
     monkeypatch.setitem(datasets.DATASETS, "captioned", captioned)
-    state = to_diffusers(draw(layout(SANA, 8, 1, c=3, text=6)))
+    state = to_diffusers(draw(layout(SANA, 8, 1, c=3, text=6)), RENAMED)
     state = {n: a.astype(ml_dtypes.bfloat16) for n, a in state.items()}
     run, file = imported(tmp_path, "sana", "captioned", state, OPEN)
     found = json.loads((run / "imported.json").read_text())
