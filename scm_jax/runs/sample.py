@@ -98,8 +98,7 @@ class Generator:
           seed: seed of the noise.
           labels: one per sample or one for all; default is all classes in turn.
           prompts: taken in turn; default is the data's example captions.
-          first: pixels of the first frames of all clips ``(k, h, w, c)``, or of each
-            ``(num, k, h, w, c)``; the network must read frames.
+          first: first frames, uint8 ``(k, h, w, c)``, or ``(num, k, h, w, c)``.
           sampler: a key of ``SAMPLERS``; default is the run's.
           guidance: guidance scale; default is the run's.
           times: intermediate times of consistency sampling.
@@ -116,12 +115,8 @@ class Generator:
           ValueError: labels, prompts, times or names that do not fit.
         """
         check_seed(seed)
-        config, info, consumes = (
-            self.experiment.config,
-            self.info,
-            self.network.consumes,
-        )
-        takes_guidance = "guidance" in consumes
+        config, info = self.experiment.config, self.info
+        takes_guidance = "guidance" in self.network.consumes
         scale = config.sampling.guidance if guidance is None else guidance
         guided = scale != 1.0 and not takes_guidance
         decoder = self._decoder if pixels else None
@@ -135,11 +130,11 @@ class Generator:
         params = (self._weights, decoder and self._everywhere(decoder.params))
         fields = conditions.asked(info, num, labels, prompts)
         if first is not None:
-            fields["frames"] = conditions.first_frames(info, consumes, num, first)
-        count = jax.local_device_count()
-        size = -(-min(num, config.sampling.batch_size) // count) * count
-        index, parts = part
-        for start in range(index * size, num, parts * size):
+            told = info, self.network.consumes, num, first
+            fields["frames"] = conditions.first_frames(*told)
+        size = jax.local_device_count()
+        size *= -(-min(num, config.sampling.batch_size) // size)
+        for start in range(part[0] * size, num, part[1] * size):
             # The last batch is filled up with further samples: all have one shape.
             numbers = np.arange(start, start + size)
             rows: dict[str, Any]
