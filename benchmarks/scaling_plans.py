@@ -176,7 +176,7 @@ def plan(found: dict, variant: str, device: Hardware, data: int, fsdp: int) -> P
 def best_plan(found: dict, variant: str, device: Hardware, count: int) -> Plan | None:
     """The mesh with the fewest shards within 2 % of the fastest; None if none fits.
 
-    Of those whose memory suffices for one image, with all communication exposed.
+    A mesh fits if its memory suffices for one image. All communication is exposed.
     """
     shards = [n for n in (2**k for k in range(9)) if count % n == 0 and n <= count]
     plans = [plan(found, variant, device, count // n, n) for n in shards]

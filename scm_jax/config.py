@@ -161,9 +161,8 @@ def objective_settings(config: ConfigDict) -> dict[str, Any]:
     """``config.objective`` as constructor arguments, images turned into steps."""
     fields = _fields(lookup(OBJECTIVES, config.objective.name, "objective.name"))
     settings = {}
-    for field, default in fields.items():
-        # A run of an earlier version lacks what was added later.
-        value = config.objective.get(key_of(field), default)
+    for field in fields:
+        value = config.objective[key_of(field)]
         in_steps = field.endswith(_STEPS_SUFFIX)
         settings[field] = round(value / config.train.batch_size) if in_steps else value
     return settings

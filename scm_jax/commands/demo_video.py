@@ -74,7 +74,8 @@ def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str
         "\nframe_agreement: share of frames on which a frozen network names the digit "
         "that\nwas asked for; residual: median distance of the path from a straight "
         "line that\nbounces, pixels; speed_distance: from true clips, pixels a frame; "
-        f"path_error:\ndistance from the true path where {FIRST} frames are told."
+        f"path_error:\ndistance from the true path where {FIRST} frames are told; "
+        "frechet_distance: larger\nfor fewer clips (num_samples)."
     )
     print(f"{text}\n")
     print(f"report: {workdir / 'report.html'}")

@@ -198,7 +198,7 @@ _MESH = re.compile(
 def _mesh_group(mesh: str, order: str | None, axes: str) -> tuple[int, ...]:
     """Group of the first device in ``mesh['a'=2,'b'=4], device_ids=(...) {'b'}``.
 
-    Of an axis ``'b':(pre)size`` only a part belongs to the group: ``pre`` outer parts
+    Only a part of an axis ``'b':(pre)size`` belongs to the group: ``pre`` outer parts
     and what is inside stay fixed.
     """
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}

@@ -40,7 +40,7 @@ class Decoder:
     def pixels(self, params: Any, x0: jax.Array) -> jax.Array:
         """Pixels ``(n, f h, f w, 3)`` uint8 of ``(n, h, w, c)`` latents; traceable.
 
-        Of clips ``(n, t, h, w, c)`` all frames.
+        Clips ``(n, t, h, w, c)`` give all of their frames.
         """
         to_uint8 = quantize.by_interval(self.whitening.pixel_range).to_uint8
 

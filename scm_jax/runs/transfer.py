@@ -26,7 +26,7 @@ EXTRAS = "imported_extras.npz"
 FILE_LAYOUT = "file_layout"
 # What a file's names tell of its network's parameterization.
 _PUBLISHED = {"mmdit": "rectified_flow", "unet": "edm", "ddpmpp": "edm"}
-_PUBLISHED |= {"sana": "sana_sprint"}
+_PUBLISHED |= {"sana": "sana_sprint", "wan": "rectified_flow"}
 
 
 def import_run(

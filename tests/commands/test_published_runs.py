@@ -1,4 +1,4 @@
-"""Files of DiT, SiT and SANA-Sprint as runs: sampled, teachers, written out again."""
+"""Published transformers as runs: sampled, teachers, written out again."""
 
 import dataclasses
 import json
@@ -17,6 +17,7 @@ from scm_jax.runs.setup import experiment
 from scm_jax.types import TextInfo
 from tests.exchange.published_layers import draw, layout, same, to_diffusers
 from tests.exchange.test_transformers import DIT, OPEN, RENAMED, SANA
+from tests.exchange.test_wan import WAN
 
 TEXT = TextInfo(5, width=6, encoder="a tiny encoder")
 
@@ -25,6 +26,12 @@ def captioned(split="train", *, root=None, prepare=False):
     """Noise that claims to have captions as states."""
     noise = images.make_noise_images(split, sample_shape=(4, 4, 3), num_classes=0)
     return dataclasses.replace(noise, info=dataclasses.replace(noise.info, text=TEXT))
+
+
+def captioned_clips(split="train", *, root=None, prepare=False):
+    noise = images.make_noise_images(split, sample_shape=(2, 4, 4, 3), num_classes=0)
+    info = dataclasses.replace(noise.info, text=TEXT, sigma_data=1.0)
+    return dataclasses.replace(noise, info=info)
 
 
 def imported(folder, network, dataset, state, settings, **options):
@@ -71,6 +78,23 @@ def test_dit_and_sit_as_runs(process, tmp_path):
         loaded.params, example, cond
     )
     np.testing.assert_allclose(F, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_wan_as_a_run(tmp_path, monkeypatch):
+    """The file's velocity at ``1000 s``, without telling the parameterization."""
+    monkeypatch.setitem(datasets.DATASETS, "captioned_clips", captioned_clips)
+    state = draw(layout(WAN, 12, 1, c=3, text=6, hidden=8))
+    run, file = imported(tmp_path, "wan", "captioned_clips", state, {"num_heads": 2})
+    found = json.loads((run / "imported.json").read_text())
+    assert found["parameterization"] == "rectified_flow"
+    check_export(run, file, tmp_path)
+    loaded = sample.load_generate(run)
+    context = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    fields = {"context": context, "context_mask": np.ones((2, 5), bool)}
+    prompts = conditions.Prompts(("one", "other"), fields)
+    x = loaded.generate(2, 2, prompts=prompts, sampler="ddim")
+    assert x.shape == (2, 2, 4, 4, 3) and np.isfinite(x).all()
+    assert np.abs(x[0] - x[1]).max() > 1e-3
 
 
 def test_sana_sprint_as_a_run(tmp_path, monkeypatch):

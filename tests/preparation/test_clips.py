@@ -14,7 +14,7 @@ from scm_jax.config import base_config
 from scm_jax.datasets import latents as datasets_latents
 from scm_jax.datasets import make_dataset
 from scm_jax.datasets.pixels import PIXEL_RANGES
-from scm_jax.datasets.preparation import encode, prepare
+from scm_jax.datasets.preparation import encode, inspection, prepare, verify
 from scm_jax.datasets.preparation.readers import clip_items, sources
 from scm_jax.datasets.preparation.readers.items import ItemError
 from scm_jax.networks import autoencoder
@@ -179,6 +179,10 @@ def test_prepared_clips_are_trained_on(tmp_path):
     batch = data.to_batch(next(data.iterator(6, seed=0)))
     shown = np.sort(data.info.to_pixels(np.asarray(batch.x))[:, 0, 0, 0, 0])
     assert shown.tolist() == sorted(n * 40 + 16 + f for n in range(3) for f in (0, 12))
+    page = inspection.inspect(target, "train", tmp_path / "page.png", num=4)
+    assert page["shape"] == [3, 8, 8, 1] and page["count"] == 6
+    assert (tmp_path / "page.png").stat().st_size > 1000
+    assert not list(verify.verify(target))
     other = open_clips(tmp_path / "raw", stride=2)
     with pytest.raises(ValueError, match=r"frame_rate = 8.0; the new split has 4.0"):
         prepare.prepare(other, target, split="test", recipe="box", size=8)

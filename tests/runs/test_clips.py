@@ -68,6 +68,37 @@ def test_a_notebook_shows_the_clips_move(tmp_path):
         assert image.n_frames == 5
 
 
+def test_clips_without_a_rate_are_a_contact_sheet(tmp_path):
+    still = Samples(PIXELS, PIXELS)
+    assert "data:image/png" in still._repr_html_()
+    with pytest.raises(ValueError, match=r"are no clips with a frame rate"):
+        still.save(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4", ".npy", ".png"])
+def test_frames_are_read_from_any_file(suffix, tmp_path):
+    """A clip of one level a frame, which no codec changes much."""
+    levels = np.arange(40, 240, 40, dtype=np.uint8)[:, None, None, None]
+    frames = np.broadcast_to(levels, (5, 16, 16, 1))
+    path = tmp_path / f"clip{suffix}"
+    if suffix == ".npy":
+        np.save(path, frames)
+    elif suffix == ".png":
+        frames = frames[:1]
+        PIL.Image.fromarray(frames[0, ..., 0]).save(path)
+    else:
+        path.write_bytes(media.animation(frames[None], 8.0, suffix, scale=1))
+    for channels in (1, 3):
+        read = media.read_frames(path, channels)
+        assert read.dtype == np.uint8 and len(read) == len(frames)
+        assert suffix == ".npy" or read.shape[-1] == channels
+        centre = read[:, read.shape[1] // 2, read.shape[2] // 2, 0].astype(int)
+        np.testing.assert_allclose(centre, frames[:, 8, 8, 0], atol=3)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text.png is no image or clip"):
+        media.read_frames(tmp_path / "text.png", 1)
+
+
 def test_images_do_not_move(tmp_path):
     images = Samples(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(ValueError, match=r"shape \(4, 4, 1\) are no clips"):

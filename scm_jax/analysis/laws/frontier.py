@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def pareto_front(cost: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Indices of the points that no other beats in both, by growing cost.
 
-    Small is good in both. Of equal points the first one counts; NaN never does.
+    Small is good in both. The first of equal points counts; NaN never does.
 
     Example:
       >>> pareto_front([1.0, 2.0, 3.0, 4.0], [9.0, 5.0, 6.0, 4.0])

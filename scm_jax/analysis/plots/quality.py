@@ -127,7 +127,7 @@ def plot_quality(
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by what is the same along a line, in the order of steps.
 
-    Of rows that were sampled alike the last one counts.
+    The last of the rows that were sampled alike counts.
     """
     swept = [k for k in ("guidance", "ema") if len({r.get(k) for r in rows}) > 1]
     lines: dict[str, dict[Any, Row]] = {}

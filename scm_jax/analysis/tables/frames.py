@@ -144,9 +144,9 @@ def load_results(roots: Roots) -> pd.DataFrame:
 
     Returns:
       ``run_id``, then what ``results.jsonl`` says: ``steps``, ``times`` (a tuple; None
-      for the default), ``guidance``, ``ema``, ``nfe``, the metrics and so on. Of the
-      same measurement made twice the last counts. ``attrs["errors"]`` has, by run id,
-      why a run is missing.
+      for the default), ``guidance``, ``ema``, ``nfe``, the metrics and so on. The
+      last of several measurements of the same counts. ``attrs["errors"]`` has, by run
+      id, why a run is missing.
 
     Raises:
       FileNotFoundError: as in ``load_runs``.

@@ -170,7 +170,7 @@ def _default_results(
 ) -> dict[str, Any]:
     """The newest numbers of the run's own way to sample: its guidance, times and EMA.
 
-    Of several rows the one of the latest training step counts, then the last.
+    The row of the latest training step counts, then the last one.
     """
     names = ("sampling", "rel_std", "half_life_images")
     ema = sampling_ema({name: config.get(f"ema.{name}") for name in names})

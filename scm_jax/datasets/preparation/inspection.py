@@ -93,8 +93,13 @@ def _items(
 def _shown(
     values: np.ndarray, found: dict[str, Any], facts: dict[str, Any]
 ) -> np.ndarray:
-    """uint8 with one or three channels; three of latents, each its mean +- 2.5 std."""
-    if found["field"] == "image":
+    """uint8 with one or three channels; three of latents, each its mean +- 2.5 std.
+
+    A clip is shown by the frame in its middle.
+    """
+    if values.ndim == 5:
+        values = values[:, values.shape[1] // 2]
+    if found["field"] != "latent":
         # Images with a few levels only, such as the digits, use all of the grey scale.
         top = 255 if values.max() > 16 else max(int(values.max()), 1)
         return (values.astype(np.float32) * (255 / top)).astype(np.uint8)
@@ -128,7 +133,7 @@ def _draw_histograms(
     channels = min(sample.shape[-1], 8)
     names = CHANNELS.get(channels, tuple(f"channel {k}" for k in range(channels)))
     axes = figure.subplots(1 if channels <= 4 else 2, min(channels, 4), squeeze=False)
-    image = found["field"] == "image"
+    image = found["field"] != "latent"
     figure.supxlabel(found["statistics_of"], fontsize=8, color=MUTED)
     for k, axis in enumerate(axes.ravel()[:channels]):
         values = sample[..., k].ravel().astype(np.float64)

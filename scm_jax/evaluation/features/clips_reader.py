@@ -80,5 +80,5 @@ def features(weights: Weights, pixels: np.ndarray) -> np.ndarray:
 
 
 def logits(weights: Weights, features: np.ndarray) -> np.ndarray:
-    """Of the digit, ``(n, 10)``."""
+    """Logits of the digit, ``(n, 10)``, from ``features``."""
     return features @ weights["digit.kernel"] + weights["digit.bias"][None]

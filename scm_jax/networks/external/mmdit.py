@@ -2,7 +2,7 @@
 
 Two namings are in use: that of the single files, mostly behind the prefix
 ``model.diffusion_model.``, and diffusers'. Weights lie as ``(out, in)``; here kernels
-have the outputs last and equal blocks are stacked. Of the outputs of a layer,
+have the outputs last and equal blocks are stacked. The outputs of a layer differ:
 
 * queries, keys and values are one tensor in single files and three in diffusers;
 * single files have shift before scale, and here scale comes first; diffusers does it

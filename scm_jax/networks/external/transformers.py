@@ -145,7 +145,7 @@ def naming(state: Mapping[str, Any]) -> str:
 def _names(kind: type, layer: str) -> list[str]:
     """The original name of a layer's weight, then that of diffusers, if there is one.
 
-    Of a layer in several tensors the first.
+    For a layer in several tensors it is the first.
     """
     outside, inside = _TABLES[kind]
     suffix = _LEAVES["embedding"]

@@ -20,7 +20,7 @@ from typing import Any
 from scm_jax.files.atomic import write_atomically
 from scm_jax.files.jsonl import append_row, canonical_json, write_json
 from scm_jax.runs.directory import linked_runs
-from scm_jax.runs.directory.run_configs import config_texts, is_neutral
+from scm_jax.runs.directory.run_configs import ADDED_KEYS, config_texts, is_neutral
 
 # Packages whose versions can change numbers.
 _PACKAGES = (
@@ -106,7 +106,7 @@ class RunDir:
             found = self.read_config()
         except ValueError as error:
             raise ValueError(f"{self.config_path} is not JSON: {error}") from error
-        ours, theirs = config_texts(config), config_texts(found)
+        ours, theirs = (ADDED_KEYS | config_texts(c) for c in (config, found))
         differing = [
             f"  {key}: {theirs.get(key, '(absent)')} there, "
             f"{ours.get(key, '(absent)')} here"

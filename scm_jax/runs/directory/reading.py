@@ -75,14 +75,21 @@ class Samples:
         return image_grid(self.pixels, columns, scale or self._scale)
 
     @property
+    def _moving(self) -> bool:
+        return self.pixels is not None and self.pixels.ndim == 5 and self.rate > 0
+
+    @property
     def _scale(self) -> int:
         assert self.pixels is not None
         return max(1, 64 // max(self.pixels.shape[-3:-1]))
 
     def animation(self, suffix: str = ".webp", columns: int | None = None) -> bytes:
         """The clips side by side as one file; ``suffix`` is a key of ``ANIMATIONS``."""
-        if self.pixels is None or self.pixels.ndim != 5:
-            raise ValueError(f"samples of shape {self.x.shape[1:]} are no clips")
+        if not self._moving:
+            raise ValueError(
+                f"samples of shape {self.x.shape[1:]} are no clips with a frame rate"
+            )
+        assert self.pixels is not None
         return animation(self.pixels, self.rate, suffix, columns, self._scale)
 
     def save(self, path: str | os.PathLike, columns: int | None = None) -> None:
@@ -121,7 +128,7 @@ class Samples:
 
     def uri(self, columns: int | None = None) -> str:
         """The grid, or clips that move, as the source of an HTML tag."""
-        if self.pixels is not None and self.pixels.ndim == 5:
+        if self._moving:
             return data_uri(self.animation(columns=columns), "webp")
         return png_uri(self.grid(columns))
 

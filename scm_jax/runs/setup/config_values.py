@@ -98,8 +98,9 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 def checked(config: ConfigDict) -> ConfigDict:
     """A copy of ``config`` with plain values, all of legal types and in their ranges.
 
-    NumPy scalars become Python numbers; a whole float such as ``1e6`` becomes an int
-    where one is needed.
+    Keys that it lacks, since an earlier version saved it, get their defaults. NumPy
+    scalars become Python numbers; a whole float such as ``1e6`` becomes an int where
+    one is needed.
 
     Raises:
       ValueError: a value that a run cannot use; the message has key, value and legal
@@ -115,10 +116,9 @@ def checked(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     kinds = _kinds_of(config)
     with config.unlocked():
-        if "shift" not in config.sampling:  # saved by an earlier version
-            config.sampling.shift = 0.0
-        if "sequence" not in config.mesh:  # likewise
-            config.mesh.sequence = False
+        for name, section in _defaults(*_names(config)).items():
+            for key in set(section) - set(config[name]):
+                config[name][key] = section[key]
         for key in flatten(config.to_dict()):
             section, name = parent(config, key), key.rpartition(".")[2]
             value = _plain(key, section[name], kinds.get(key, Any))
@@ -172,9 +172,20 @@ def parent(config: ConfigDict, key: str, besides: Iterable[str] = ()) -> ConfigD
     return section
 
 
+def _names(config: ConfigDict) -> tuple[str, str, str]:
+    return config.network.name, config.objective.name, config.dataset.name
+
+
+@functools.cache
+def _defaults(network: str, objective: str, dataset: str) -> dict[str, ConfigDict]:
+    """Sections as nobody has changed them, but those that are arguments by name."""
+    base = config_lib.base_config(network, objective, dataset)
+    sections = {k: v for k, v in base.items() if isinstance(v, ConfigDict)}
+    return {k: v for k, v in sections.items() if k not in ("network", "dataset")}
+
+
 def _kinds_of(config: ConfigDict) -> Mapping[str, Any]:
-    sections = (config.network, config.objective, config.dataset)
-    return _kinds(*(section.name for section in sections))
+    return _kinds(*_names(config))
 
 
 @functools.cache
