@@ -205,6 +205,9 @@ class DatasetInfo:
         samples; None for data that are no images.
       from_pixels: the inverse of ``to_pixels``, for frames that a clip is told.
       frame_rate: frames per second of clips ``(t, h, w, c)``; 0 for all other data.
+      to_sound: ``(n, *sample_shape)`` float32 -> sound ``(n, samples)`` float32 in
+        [-1, 1]; None for data that are no sound. ``to_pixels`` gives spectrograms.
+      sample_rate: samples of sound per second.
       quantization: the rule of ``to_pixels``, as the protocol of a number quotes it.
       text: how captions become conditions; None for data without captions.
       examples: returns captions to sample where nobody asks for any.
@@ -224,6 +227,8 @@ class DatasetInfo:
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     from_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     frame_rate: float = 0.0
+    to_sound: Callable[[np.ndarray], np.ndarray] | None = None
+    sample_rate: int = 0
     quantization: str = ""
     text: TextInfo | None = None
     examples: Callable[[], Prompts] | None = None

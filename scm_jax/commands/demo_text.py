@@ -5,24 +5,14 @@ It samples from the packed runs in ``data/captioned_shapes``, where they are the
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax.commands.shipped_models import (
-    SPEED_BATCH,
-    TEACHER,
-    VARIANTS,
-    load,
-    place,
-    read_configs,
-    speedup_text,
-)
+from scm_jax.commands.shipped_models import TEACHER, VARIANTS, Demo, read_configs
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
@@ -31,7 +21,6 @@ from scm_jax.runs import evaluate, latents, sample
 from scm_jax.runs.directory import report
 from scm_jax.runs.directory.media import captioned_grid
 from scm_jax.runs.sample import Loaded
-from scm_jax.training import loop
 
 # What a newcomer would type. No training image shows a red star or an orange circle.
 PROMPTS = (
@@ -50,46 +39,16 @@ SHOWN = tuple(
     for end in ("", "_real")
 )
 NUM_IMAGES = 100_000  # of the training
-NUM_SAMPLES = 500
 
 
-def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str:
-    """Samples from the shipped models, measures them and writes ``report.html``.
-
-    With ``train_again`` or ``quick``, teacher and student are trained first.
-
-    Returns:
-      ``done``, or ``preempted`` after a signal.
-    """
-    started = time.monotonic()
-
-    def configs() -> dict[str, ConfigDict]:
-        found = read_configs("captions.py", workdir, quick)
-        if not quick:
-            encode_data(workdir / "data")
-            for config in found.values():
-                config.dataset.root = str(workdir / "data")
-        return found
-
-    train_first = configs if train_again or quick else None
-    if (status := place(workdir, "captioned_shapes", train_first)) != loop.DONE:
-        return status
-    loaded = load(workdir)
-    rows = measure(workdir, 20 if quick else NUM_SAMPLES)
-    text = speedup_text(loaded, 4 if quick else SPEED_BATCH, TEACHER)
-    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    write_report(workdir, loaded["scd"], rows, text)
-    print(report.format_table(rows, (*COLUMNS, *SHOWN)))
-    print(
-        "\nagreement: share of the eight words of a caption that a frozen network "
-        "reads\noff the image; held_out: colours that the shape had in no training "
-        "image;\nreal: the same for real images of these captions, the ceiling."
-    )
-    print(f"{text}\n")
-    print(f"images: {workdir / 'prompts.png'}")
-    print(f"report: {workdir / 'report.html'}")
-    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
-    return loop.DONE
+def configs(workdir: Path, quick: bool) -> dict[str, ConfigDict]:
+    """What is trained, after its latents were encoded."""
+    found = read_configs("captions.py", workdir, quick)
+    if not quick:
+        encode_data(workdir / "data")
+        for config in found.values():
+            config.dataset.root = str(workdir / "data")
+    return found
 
 
 def encode_data(root: Path) -> None:
@@ -132,12 +91,13 @@ def measure(workdir: Path, num_samples: int) -> list[dict[str, Any]]:
 
 def write_report(
     workdir: Path,
-    student: Loaded,
+    loaded: Mapping[str, Loaded],
     rows: Sequence[dict[str, Any]],
     speed: str,
     num: int = 16,
 ) -> None:
     """``prompts.png`` and ``report.html``."""
+    student = loaded["scd"]
     drawn = sample.draw(student, len(PROMPTS), 2, 0, prompt=PROMPTS)
     drawn.save(workdir / "prompts.png", columns=3)
     grids = {"prompts in, images out in two steps": drawn.grid(3)}
@@ -169,3 +129,18 @@ def write_report(
             f"teacher with guidance as an input (sCD). {speed}."
         ),
     )
+
+
+DEMO = Demo(
+    name="captioned_shapes",
+    configs=configs,
+    measure=measure,
+    write_report=write_report,
+    num_samples=500,
+    columns=(*COLUMNS, *SHOWN),
+    legend=(
+        "agreement: share of the eight words of a caption that a frozen network reads "
+        "off the image; held_out: colours that the shape had in no training image; "
+        "real: the same for real images of these captions, the ceiling."
+    ),
+)

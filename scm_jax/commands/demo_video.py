@@ -5,8 +5,7 @@ It samples from the packed runs in ``data/moving_digits``, where they are there.
 
 from __future__ import annotations
 
-import json
-import time
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax import datasets
-from scm_jax.commands.shipped_models import (
-    SPEED_BATCH,
-    TEACHER,
-    VARIANTS,
-    load,
-    place,
-    read_configs,
-    speedup_text,
-)
+from scm_jax.commands.shipped_models import TEACHER, VARIANTS, Demo, read_configs
 from scm_jax.datasets import moving_digits
 from scm_jax.evaluation import clip_quality
 from scm_jax.runs import evaluate, sample
@@ -30,13 +21,11 @@ from scm_jax.runs.directory import report
 from scm_jax.runs.directory.media import image_grid
 from scm_jax.runs.directory.reading import Samples
 from scm_jax.runs.sample import Loaded
-from scm_jax.training import loop
 
 if TYPE_CHECKING:
     import PIL.Image
 
 NAME = "moving_digits"
-NUM_SAMPLES = 1000
 SHOWN_CLIPS = 10
 FIRST = 2  # frames that are told
 COLUMNS = ("clips", "steps", "guidance", "nfe", "num_samples")
@@ -46,45 +35,8 @@ SHOWN = (
 )
 
 
-def run(workdir: Path, *, quick: bool = False, train_again: bool = False) -> str:
-    """Samples from the shipped models, measures them and writes ``report.html``.
-
-    With ``train_again`` or ``quick``, teacher and student are trained first.
-
-    Returns:
-      ``done``, or ``preempted`` after a signal.
-    """
-    started = time.monotonic()
-    train_first = None
-    if train_again or quick:
-
-        def train_first():
-            return read_configs("moving_digits.py", workdir, quick)
-
-    if (status := place(workdir, NAME, train_first)) != loop.DONE:
-        return status
-    loaded = load(workdir)
-    num = 20 if quick else NUM_SAMPLES
-    rows = [*measure(workdir, num), *broken_clips(num)]
-    text = speedup_text(loaded, 4 if quick else SPEED_BATCH, TEACHER)
-    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    write_report(workdir, loaded, rows, text)
-    print(report.format_table(rows, (*COLUMNS, *SHOWN)))
-    print(
-        "\nframe_agreement: share of frames on which a frozen network names the digit "
-        "that\nwas asked for; residual: median distance of the path from a straight "
-        "line that\nbounces, pixels; speed_distance: from true clips, pixels a frame; "
-        f"path_error:\ndistance from the true path where {FIRST} frames are told; "
-        "frechet_distance: larger\nfor fewer clips (num_samples)."
-    )
-    print(f"{text}\n")
-    print(f"report: {workdir / 'report.html'}")
-    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
-    return loop.DONE
-
-
 def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
-    """Rows of the teacher, of the student in 1 and 2 steps, and of continued clips.
+    """Rows of teacher, student in 1 and 2 steps, continued clips, and broken ones.
 
     The teacher, whose samples take 126 evaluations, has a tenth of the samples.
     """
@@ -107,6 +59,7 @@ def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
         yield measured("scd", num_samples, steps)
     continued = measured("scd", num_samples, 2, f"{NAME}_continued")
     yield {**continued, "clips": f"scd after {FIRST} frames"}
+    yield from broken_clips(num_samples)
 
 
 def broken_clips(num: int) -> Iterator[dict[str, Any]]:
@@ -177,9 +130,9 @@ def write_report(
     shown[f"two steps, after {FIRST} frames of the true clips"] = sample.draw(
         loaded["scd"], SHOWN_CLIPS, 2, first=told
     )
-    grids = {name: samples.uri(5) for name, samples in shown.items()}
+    grids: dict[str, Any] = {name: clips.html(5) for name, clips in shown.items()}
     for name in ("true clips", "two steps"):
-        grids[f"{name}, frame by frame"] = report.png_uri(shown[name].grid())
+        grids[f"{name}, frame by frame"] = shown[name].grid()
     report.write_report(
         workdir / "report.html",
         title="Video in two steps: moving digits",
@@ -199,3 +152,21 @@ def write_report(
             f"with guidance as an input (sCD). {speed}."
         ),
     )
+
+
+DEMO = Demo(
+    name=NAME,
+    configs=functools.partial(read_configs, "moving_digits.py"),
+    measure=measure,
+    write_report=write_report,
+    num_samples=1000,
+    columns=(*COLUMNS, *SHOWN),
+    legend=(
+        "frame_agreement: share of frames on which a frozen network names the digit "
+        "that was asked for; residual: median distance of the path from a straight "
+        "line that bounces, pixels; speed_distance: from true clips, pixels a frame; "
+        f"path_error: distance from the true path where {FIRST} frames are told; "
+        "frechet_distance: larger for fewer clips (num_samples)."
+    ),
+    noun="a clip",
+)

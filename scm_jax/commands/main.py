@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -83,7 +84,7 @@ def _sample() -> int:
     cli.integer("frames", None, "Length of clips; default: the training's.", 1)
     help = "Image or clip that all clips begin with: .png, .gif, .npy, .mp4, ..."
     cli.path("first", None, help)
-    help = "PNG grid, .npy with raw samples; of clips also .gif, .webp, .apng, .mp4."
+    help = ".png grid, .npy; clips: .gif, .webp, .apng, .mp4; sound: .wav."
     cli.path("out", "grid.png", help)
     f = cli.parse("run")
     from scm_jax.runs import conditions, sample
@@ -231,28 +232,26 @@ def _demo() -> int:
     flags.DEFINE_enum(
         "name",
         "digits",
-        ["digits", "text", "video"],
-        "digits: trains teacher, sCD and sCT; text: images from prompts; video: clips.",
+        ["digits", "text", "video", "sound"],
+        "digits: trains teacher, sCD and sCT; text, video, sound: shipped models.",
     )
     _flag_workdir("")
     flags.DEFINE_bool("quick", False, "A few steps each, to see that all works.")
-    text = "For text and video: train the shipped models again."
+    text = "All but digits: train the shipped models again."
     flags.DEFINE_bool("train", False, text)
     f = cli.parse()
     compile_cache.enable()
     workdir = Path(f.workdir or {"digits": "runs/demo"}.get(f.name, f"runs/{f.name}"))
-    if f.name == "text":
-        from scm_jax.commands import demo_text
-
-        status = demo_text.run(workdir, quick=f.quick, train_again=f.train)
-    elif f.name == "video":
-        from scm_jax.commands import demo_video
-
-        status = demo_video.run(workdir, quick=f.quick, train_again=f.train)
-    else:
+    if f.name == "digits":
         from scm_jax.commands import demo
 
         status = demo.run(workdir, quick=f.quick)
+    else:
+        from scm_jax.commands import shipped_models
+
+        shown = importlib.import_module(f"scm_jax.commands.demo_{f.name}").DEMO
+        how = {"quick": f.quick, "train_again": f.train}
+        status = shipped_models.run(shown, workdir, **how)
     return EXIT_PREEMPTED if status == "preempted" else 0
 
 

@@ -27,7 +27,7 @@ def report_runs(directories: Sequence[str], out: str) -> None:
                 steps = int(found.config["sampling.steps"])
                 samples = run_.sample(GRID_SAMPLES, steps=steps)
                 if samples.pixels is not None:
-                    grids[run_.name] = samples.uri(10)
+                    grids[run_.name] = samples.html(10)
             except (OSError, ValueError, RuntimeError, LookupError) as error:
                 found.problems.append(f"samples of {run_.path}: {error}")
         for problem in found.problems:

@@ -1,15 +1,18 @@
 """Teacher and student that a folder of ``data/`` holds: unpacked or trained again.
 
-The demos of text and video have this in common.
+The demos of text, video and sound have this in common.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
+import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -17,6 +20,7 @@ from scm_jax import sampling
 from scm_jax.commands.demo import say
 from scm_jax.files import shipped
 from scm_jax.runs import packed, train
+from scm_jax.runs.directory import report
 from scm_jax.runs.sample import Loaded, load_generate
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
@@ -24,6 +28,61 @@ from scm_jax.training import loop
 VARIANTS = ("teacher", "scd")
 TEACHER: dict[str, Any] = {"sampler": "heun", "steps": 32, "guidance": 2.0}
 SPEED_BATCH = 32
+
+
+class Demo(NamedTuple):
+    """What a demo of shipped models does.
+
+    Attributes:
+      name: of the folder in ``data/``.
+      configs: ``(workdir, quick)`` -> the configs to train, where they are trained.
+      measure: ``(workdir, num_samples)`` -> rows of results.
+      write_report: ``(workdir, loaded, rows, speed)`` writes ``report.html``.
+      num_samples: of the student.
+      columns: of the table.
+      legend: what the columns mean.
+      noun: what a sample is called.
+      speed: ``(student, batch)`` -> more about the speed.
+    """
+
+    name: str
+    configs: Callable[[Path, bool], Mapping[str, ConfigDict]]
+    measure: Callable[[Path, int], Iterable[dict[str, Any]]]
+    write_report: Callable[..., None]
+    num_samples: int
+    columns: tuple[str, ...]
+    legend: str
+    noun: str = "an image"
+    speed: Callable[[Loaded, int], str] | None = None
+
+
+def run(
+    demo: Demo, workdir: Path, *, quick: bool = False, train_again: bool = False
+) -> str:
+    """Samples from the shipped models, measures them and writes ``report.html``.
+
+    With ``train_again`` or ``quick``, teacher and student are trained first.
+
+    Returns:
+      ``done``, or ``preempted`` after a signal.
+    """
+    started, train_first = time.monotonic(), None
+    if train_again or quick:
+        train_first = functools.partial(demo.configs, workdir, quick)
+    if (status := place(workdir, demo.name, train_first)) != loop.DONE:
+        return status
+    loaded, batch = load(workdir), 4 if quick else SPEED_BATCH
+    rows = list(demo.measure(workdir, 20 if quick else demo.num_samples))
+    text = speedup_text(loaded, batch, TEACHER, demo.noun)
+    if demo.speed is not None:
+        text += f"; {demo.speed(loaded['scd'], batch)}"
+    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    demo.write_report(workdir, loaded, rows, text)
+    print(report.format_table(rows, demo.columns))
+    print(f"\n{textwrap.fill(demo.legend, 80)}\n{text}\n")
+    print(f"report: {workdir / 'report.html'}")
+    print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
+    return loop.DONE
 
 
 def read_configs(file: str, workdir: Path, quick: bool) -> dict[str, ConfigDict]:
@@ -71,27 +130,36 @@ def load(workdir: Path) -> dict[str, Loaded]:
     return {v: load_generate(workdir / v) for v in VARIANTS}
 
 
+def shortest(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that compiles."""
+    work()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
 def speedup_text(
-    loaded: dict[str, Loaded], batch: int, teacher: Mapping[str, Any] = TEACHER
+    loaded: dict[str, Loaded],
+    batch: int,
+    teacher: Mapping[str, Any] = TEACHER,
+    noun: str = "an image",
 ) -> str:
     """Two steps of the student against the teacher's many, at the same batch."""
 
-    def seconds(generate: Any, repeats: int, **settings: Any) -> float:
-        generate(batch, **settings)  # compiles
-        times = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            generate(batch, **settings)
-            times.append(time.perf_counter() - begin)
-        return min(times)
+    def seconds(variant: str, repeats: int, **settings: Any) -> float:
+        generate = loaded[variant].generate
+        return shortest(lambda: generate(batch, **settings), repeats)
 
-    two = seconds(loaded["scd"].generate, 5, steps=2)
-    many = seconds(loaded["teacher"].generate, 1, **teacher)
+    two = seconds("scd", 5, steps=2)
+    many = seconds("teacher", 1, **teacher)
     guidance = teacher.get("guidance", 1.0)
     evaluations = sampling.nfe(teacher["sampler"], teacher["steps"], guidance)
     return (
         f"2 steps of sCD are {many / two:.1f} times faster than the teacher's "
         f"{teacher['steps']} Heun steps, {evaluations} evaluations "
-        f"({two / batch * 1e3:.2f} and {many / batch * 1e3:.1f} ms an image, batch "
+        f"({two / batch * 1e3:.2f} and {many / batch * 1e3:.1f} ms {noun}, batch "
         f"{batch})"
     )

@@ -12,8 +12,10 @@ from typing import Any
 from scm_jax.evaluation.caption_agreement import CaptionAgreement
 from scm_jax.evaluation.clip_quality import ClipQuality
 from scm_jax.evaluation.emoji_quality import EmojiQuality
+from scm_jax.evaluation.number_agreement import NumberAgreement
 from scm_jax.evaluation.pretrained_quality import PretrainedQuality
 from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
+from scm_jax.evaluation.speech_quality import SpeechQuality
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.evaluation.validation import (
     MixtureConsistency,
@@ -29,6 +31,8 @@ EVALUATORS: dict[str, Evaluator] = {
     "emoji": EmojiQuality(),
     "moving_digits": ClipQuality(),
     "moving_digits_continued": ClipQuality(first=2),
+    "spoken_digits": SpeechQuality(),
+    "spoken_numbers": NumberAgreement(),
     "shapes": SampleQuality(features="shapes_classifier", num_samples=5000),
     "raw_samples": SampleQuality(features="raw"),
     "fid": PretrainedQuality("inception", ("fid",)),
@@ -49,8 +53,10 @@ __all__ = [
     "EmojiQuality",
     "Evaluator",
     "MixtureConsistency",
+    "NumberAgreement",
     "PretrainedQuality",
     "SampleQuality",
+    "SpeechQuality",
     "Subject",
     "TeacherTrajectory",
     "Validation",

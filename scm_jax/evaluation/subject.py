@@ -68,6 +68,8 @@ class Subject:
       dataset: name of the real data.
       sampling: how samples are drawn, as in ``protocol.Protocol``: ``sampler``,
         ``times``, ``guidance``, ``ema``.
+      to_sound: see ``DatasetInfo``, as ``sample_rate`` and ``sample_shape``.
+      spectrograms: sound -> what frozen networks read, ``front_ends.spectrograms``.
       questions: see ``DatasetInfo.questions``.
       reference_file: ``FeatureNet`` -> the file with the statistics of the training
         data, which are measured if there is none.
@@ -86,6 +88,10 @@ class Subject:
     quantization: Callable[[], str] | None = None
     dataset: str = ""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    to_sound: Callable[[np.ndarray], np.ndarray] | None = None
+    sample_rate: int = 0
+    sample_shape: tuple[int, ...] = ()
+    spectrograms: Callable[[np.ndarray], np.ndarray] | None = None
     questions: Callable[[int, str], Questions] | None = None
     reference_file: Callable[[Any], os.PathLike] | None = None
 

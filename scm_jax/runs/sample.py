@@ -363,8 +363,10 @@ def draw(
         "steps": config.steps if steps is None else steps,
         "guidance": config.guidance if guidance is None else guidance,
     }
-    rate = generate.info.frame_rate
-    return reading.Samples(np.asarray(x, np.float32), pixels, texts, facts, rate)
+    x, info = np.asarray(x, np.float32), generate.info
+    sound = None if info.to_sound is None else info.to_sound(x)
+    rate = info.sample_rate or info.frame_rate
+    return reading.Samples(x, pixels, texts, facts, rate, sound)
 
 
 def load_run(directory: str | os.PathLike) -> Run:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
 from scm_jax import objectives, sampling, trigflow
+from scm_jax.datasets import front_ends
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
 from scm_jax.runs import reference_stats
@@ -52,6 +53,10 @@ def make_subject(
         f=f,
         reference=functools.cache(dataset.arrays) if info.num_items else None,
         to_pixels=info.to_pixels,
+        to_sound=info.to_sound,
+        sample_rate=info.sample_rate,
+        sample_shape=info.sample_shape,
+        spectrograms=functools.partial(front_ends.spectrograms, rate=info.sample_rate),
         closed_form=dataset.closed_form,
         batch=functools.partial(_held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params, config),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import signal
 import socket
@@ -24,7 +25,8 @@ SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Environment with one compilation cache for all processes of this file."""
-    faster = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
+    given = os.environ.get("XLA_FLAGS", "")
+    faster = {"XLA_FLAGS": f"{given} --xla_backend_optimization_level=0"}  # to compile
     shared = planted.one_cache(tmp_path_factory.mktemp("cache"))
     return {"PYTHONPATH": str(ROOT), **faster, **shared}
 

@@ -274,8 +274,9 @@ def together(tmp_path_factory):
     directory = tmp_path_factory.mktemp("together")
     address = f"127.0.0.1:{free_port()}"
     commands = [(__name__, directory, address, index) for index in range(2)]
-    flag = "--xla_force_host_platform_device_count=2"
-    with Processes(commands, XLA_FLAGS=flag) as processes:
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = f"{given} --xla_force_host_platform_device_count=2"
+    with Processes(commands, XLA_FLAGS=flags) as processes:
         outputs = processes.finish(0, 0)
     return directory, outputs
 

@@ -103,5 +103,7 @@ def test_images_do_not_move(tmp_path):
     images = Samples(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(ValueError, match=r"shape \(4, 4, 1\) are no clips"):
         images.save(tmp_path / "a.gif")
-    with pytest.raises(ValueError, match=r"legal are .png, .npy, .gif, .webp, .apng"):
+    with pytest.raises(
+        ValueError, match=r"legal are .png, .npy, .wav, .gif, .webp, .apng"
+    ):
         clips().save(tmp_path / "a.avi")

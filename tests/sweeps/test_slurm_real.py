@@ -57,7 +57,8 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # What jobs inherit.
         patch.setenv("PYTHONPATH", str(planted.ROOT))
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        given = os.environ.get("XLA_FLAGS", "")
+        patch.setenv("XLA_FLAGS", f"{given} --xla_backend_optimization_level=0")
         for name, value in planted.one_cache(tmp_path_factory.mktemp("cache")).items():
             patch.setenv(name, value)
         # Sockets lie there, and their paths may not be long.

@@ -1,8 +1,9 @@
-"""Images and clips as grids, files and sources of HTML tags."""
+"""Images, clips and sound as grids, files and sources of HTML tags."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 import os
@@ -181,9 +182,57 @@ def read_frames(path: str | os.PathLike, channels: int) -> np.ndarray:
     )
 
 
+GAP = 0.25  # seconds of silence between clips in one file
+
+
+def wav_bytes(sounds: np.ndarray, rate: int) -> bytes:
+    """One WAV file of 16 bits: clips one after the other, with gaps between.
+
+    Args:
+      sounds: ``(n, samples)`` or ``(n, samples, channels)`` in [-1, 1]; what is beyond
+        is clipped.
+      rate: samples per second.
+    """
+    import scipy.io.wavfile
+
+    levels = np.round(np.clip(sounds, -1, 1) * 32767).astype(np.int16)
+    gap = np.zeros_like(levels[0], shape=(round(GAP * rate), *levels.shape[2:]))
+    pieces = [piece for clip in levels for piece in (gap, clip)][1:]
+    buffer = io.BytesIO()
+    scipy.io.wavfile.write(buffer, rate, np.concatenate(pieces))
+    return buffer.getvalue()
+
+
+def players(
+    pixels: np.ndarray, sounds: np.ndarray, rate: int, texts: Sequence[str] = ()
+) -> str:
+    """HTML with a spectrogram and an audio player for each clip, and its text.
+
+    Args:
+      pixels: ``(n, h, w, 1)`` uint8.
+      sounds: ``(n, samples)``.
+      rate: samples per second.
+      texts: one for each clip, or none.
+    """
+    shown = []
+    for i, sound in enumerate(sounds):
+        picture = png_uri(
+            image_grid(pixels[i : i + 1], scale=max(1, 128 // pixels.shape[1]))
+        )
+        source = data_uri(wav_bytes(sound[None], rate), "audio/wav")
+        text = html.escape(texts[i]) if texts else f"clip {i}"
+        shown.append(
+            "<figure style='display: inline-block; margin: 0.3rem'>"
+            f"<img alt='{text}' src='{picture}'><br>"
+            f"<audio controls style='width: 8rem' src='{source}'></audio>"
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    return "".join(shown)
+
+
 def data_uri(data: bytes, kind: str) -> str:
-    """A file as the source of an HTML tag."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    """A file as the source of an HTML tag; ``kind`` as in ``image/png``."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def png_bytes(image: PIL.Image.Image) -> bytes:
@@ -195,7 +244,7 @@ def png_bytes(image: PIL.Image.Image) -> bytes:
 
 def png_uri(image: PIL.Image.Image) -> str:
     """An image as the source of an HTML tag."""
-    return data_uri(png_bytes(image), "png")
+    return data_uri(png_bytes(image), "image/png")
 
 
 def check_pixels(pixels: np.ndarray) -> np.ndarray:

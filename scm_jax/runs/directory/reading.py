@@ -24,8 +24,10 @@ from scm_jax.runs.directory.media import (
     captioned_grid,
     data_uri,
     image_grid,
+    players,
     png_bytes,
     png_uri,
+    wav_bytes,
 )
 from scm_jax.runs.directory.run_configs import read_object
 from scm_jax.types import check_seed
@@ -46,7 +48,8 @@ class Samples:
         is nothing to look at.
       texts: the prompt of each sample, where there are any.
       facts: how all of them were drawn.
-      rate: frames per second of clips.
+      rate: frames per second of clips, samples per second of sound.
+      sound: ``(n, samples)`` float32 in [-1, 1]; ``pixels`` are its spectrograms.
     """
 
     x: np.ndarray
@@ -54,6 +57,7 @@ class Samples:
     texts: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rate: float = 0.0
+    sound: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -98,12 +102,17 @@ class Samples:
         Clips are animated in ``.gif``, ``.webp``, ``.apng`` and, with the extra
         ``video``, ``.mp4``.
 
+        Sound is written to ``.wav``: all clips with gaps between, and each by itself
+        into a folder of the same name.
+
         With a prompt for each sample, ``.jsonl`` beside it has a line for each of them.
         """
         path = samples_file(path)
         try:
             if path.suffix == ".png":
                 self.grid(columns).save(path)
+            elif path.suffix == ".wav":
+                self._save_sound(path)
             elif path.suffix in ANIMATIONS:
                 path.write_bytes(self.animation(path.suffix, columns))
             else:
@@ -115,22 +124,39 @@ class Samples:
         except OSError as error:  # a full disk; NumPy's does not name the file
             raise OSError(f"cannot write {path}: {error}") from error
 
+    def _save_sound(self, path: Path) -> None:
+        if self.sound is None:
+            raise ValueError(f"samples of shape {self.x.shape[1:]} are no sound")
+        path.write_bytes(wav_bytes(self.sound, int(self.rate)))
+        if len(self) > 1:
+            folder = path.with_suffix("")
+            folder.mkdir(exist_ok=True)
+            for i in range(len(self)):
+                one = wav_bytes(self.sound[i : i + 1], int(self.rate))
+                (folder / f"{i:03d}.wav").write_bytes(one)
+
     def _repr_png_(self) -> bytes | None:
         return None if self.pixels is None else png_bytes(self.grid())
 
     def _repr_html_(self) -> str:
-        about = html.escape(f"{len(self)} samples of shape {self.x.shape[1:]}")
         if self.pixels is None:
+            about = html.escape(f"{len(self)} samples of shape {self.x.shape[1:]}")
             mean, std = float(np.mean(self.x)), float(np.std(self.x))
             return f"<p>{about}: mean {mean:.4g}, standard deviation {std:.4g}</p>"
-        about = html.escape("; ".join(dict.fromkeys(self.texts))) or about
-        return f'<img alt="{about}" src="{self.uri()}">'
+        return self.html()
 
-    def uri(self, columns: int | None = None) -> str:
-        """The grid, or clips that move, as the source of an HTML tag."""
+    def html(self, columns: int | None = None) -> str:
+        """HTML of the grid, of clips that move, or of sound with players."""
+        if self.sound is not None:
+            assert self.pixels is not None
+            return players(self.pixels, self.sound, int(self.rate), self.texts)
+        about = "; ".join(dict.fromkeys(self.texts))
+        about = html.escape(about or f"{len(self)} samples of shape {self.x.shape[1:]}")
         if self._moving:
-            return data_uri(self.animation(columns=columns), "webp")
-        return png_uri(self.grid(columns))
+            source = data_uri(self.animation(columns=columns), "image/webp")
+        else:
+            source = png_uri(self.grid(columns))
+        return f'<img alt="{about}" src="{source}">'
 
 
 SampleFn = Callable[..., Samples]
@@ -140,10 +166,10 @@ def samples_file(path: str | os.PathLike) -> Path:
     """``path`` of a file of samples, after a check that it can be written.
 
     Raises:
-      ValueError: it ends in none of ``.png``, ``.npy`` and the keys of ``ANIMATIONS``.
+      ValueError: it ends in none of ``.png``, ``.npy``, ``.wav`` and ``ANIMATIONS``.
       OSError: no file can be made there.
     """
-    legal = (".png", ".npy", *ANIMATIONS)
+    legal = (".png", ".npy", ".wav", *ANIMATIONS)
     if Path(path).suffix not in legal:
         raise ValueError(
             f"cannot save samples as {Path(path).name!r}: legal are {', '.join(legal)}"

@@ -5,6 +5,7 @@ The page needs no network and no script: it holds curves as SVG and images as PN
 
 from __future__ import annotations
 
+import html
 import math
 import numbers
 import os
@@ -50,7 +51,7 @@ def write_report(
       title: heading of the page.
       runs: runs to show, each in its own colour; for damaged files there is a warning.
       results: caption and rows of each table of results.
-      grids: caption -> image, or its ``Samples.uri``, shown side by side.
+      grids: caption -> image, or ``Samples.html``, shown side by side.
       commands: (what it does, command line) to repeat each part.
       intro: text below the heading; blank lines separate paragraphs.
     """
@@ -62,7 +63,7 @@ def write_report(
         paragraphs=[p for p in re.split(r"\n\s*\n", intro.strip()) if p],
         tables=[_table(caption, rows) for caption, rows in results if rows],
         grids={
-            label: image if isinstance(image, str) else png_uri(image)
+            label: image if isinstance(image, str) else _tag(label, image)
             for label, image in (grids or {}).items()
         },
         panels=panels,
@@ -74,6 +75,10 @@ def write_report(
     # A path in another encoding than the locale's has characters that UTF-8 lacks.
     write_atomically(path, page.encode(errors="replace").decode())
     return path
+
+
+def _tag(label: str, image: PIL.Image.Image) -> str:
+    return f'<img alt="{html.escape(label)}" src="{png_uri(image)}">'
 
 
 def format_table(

@@ -1,0 +1,168 @@
+"""Two to four spoken digits from a written prompt: "three one four".
+
+Digit ``k`` of a clip begins at sample ``4096 k``, all by one speaker; the rest is
+silent. A fifth of all sequences is kept out of the training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from scm_jax.datasets import pipeline
+from scm_jax.datasets.captions import tokenize
+from scm_jax.datasets.shapes import uniforms
+from scm_jax.datasets.sound_clips import fitted
+from scm_jax.datasets.speech import VOICES, Speaker
+from scm_jax.datasets.spoken_digits import (
+    RATE,
+    SIGMA_DATA,
+    WORDS,
+    SpeechSource,
+    open_front_end,
+    say_digit,
+)
+from scm_jax.types import DatasetInfo, Prompts, Questions, TextInfo
+
+NAME = "spoken_numbers"
+FRONT_END = "log_mel_4"
+SLOT = 4_096  # samples from the start of one digit to that of the next
+SAMPLES = 16_256  # 128 frames of 128 samples, less what is after the last one
+LENGTHS = (2, 4)
+NONE = -1  # where a sequence has no digit
+_STREAMS = {"train": 34, "test": 35}
+
+_WORDS = sorted({*WORDS, "says", *(voice.lower() for voice in VOICES)})
+TEXT = TextInfo(length=6, words=tuple(_WORDS))
+
+
+def held_out(digits: np.ndarray) -> np.ndarray:
+    """Whether sequences ``(n, 4)``, padded with -1, are kept out of the training.
+
+    Example:
+      >>> held_out(np.array([[3, 1, 4, -1], [3, 1, 5, -1]])).tolist()
+      [False, True]
+    """
+    return (digits + 1) @ np.array([1, 3, 4, 2]) % 5 == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberSource:
+    """A split that is spoken when it is asked for: a ``pipeline.Source``.
+
+    ``combinations`` are those of ``Questions``: ``seen`` or ``held_out``.
+    """
+
+    split: str = "train"
+    num_items: int = 20_000
+    combinations: str = "seen"
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def said(self, indices: np.ndarray) -> tuple[np.ndarray, list[Speaker]]:
+        """Digits ``(n, 4)``, padded with -1, and who says them."""
+        _, speakers = SpeechSource(split=self.split, seed=self.seed).said(indices)
+        u = uniforms(self.seed, _STREAMS[self.split], np.asarray(indices), 5)
+        shortest, longest = LENGTHS
+        length = shortest + (u[:, 0] * (longest - shortest + 1)).astype(np.int64)
+        digits = (u[:, 1:] * len(WORDS)).astype(np.int64)
+        digits = np.where(np.arange(longest) < length[:, None], digits, NONE)
+        # Other sequences get another first digit until they belong here.
+        wanted = self.combinations == "held_out"
+        for _ in WORDS:
+            wrong = held_out(digits) != wanted
+            digits[wrong, 0] = (digits[wrong, 0] + 1) % len(WORDS)
+        return digits, speakers
+
+    def sound(self, indices: np.ndarray) -> np.ndarray:
+        """Clips ``(n, samples)`` float32."""
+        clips = np.zeros((len(indices), LENGTHS[1], SLOT), np.float32)
+        for row, digits, speaker in zip(clips, *self.said(indices), strict=True):
+            for slot, digit in zip(row, digits[digits != NONE], strict=False):
+                slot[:-128] = fitted(say_digit(digit, speaker), SLOT - 128, RATE)
+        return clips.reshape(len(indices), -1)[:, :SAMPLES]
+
+    def gather(self, indices: np.ndarray) -> pipeline.Fields:
+        """``values`` float32, ``tokens`` ``(n, 2, length)``: without and with voice."""
+        values = open_front_end(FRONT_END).front_end.values(self.sound(indices))
+        digits, speakers = self.said(indices)
+        said = [
+            text
+            for row, speaker in zip(digits, speakers, strict=True)
+            for text in (written(row), f"{speaker.voice} says {written(row)}")
+        ]
+        tokens = tokenize(TEXT, said).reshape(len(values), 2, TEXT.length)
+        return {"values": values.astype(np.float32), "tokens": tokens}
+
+
+def written(digits: np.ndarray) -> str:
+    """The prompt of a sequence.
+
+    Example:
+      >>> written(np.array([3, 1, 4, -1]))
+      'three one four'
+    """
+    return " ".join(WORDS[digit] for digit in digits if digit != NONE)
+
+
+def questions(num: int, combinations: str, text: TextInfo = TEXT) -> Questions:
+    """Sequences of the split ``test``, of voices that no training clip has."""
+    source, indices = NumberSource("test", num, combinations), np.arange(num)
+    digits, _ = source.said(indices)
+    texts = tuple(map(written, digits))
+    prompts = Prompts(texts, {"tokens": tokenize(text, texts)})
+    seen = open_front_end(FRONT_END)
+    pixels = seen.to_pixels(seen.to_x(source.sound(indices)))
+    return Questions(prompts, {"digits": digits}, pixels)
+
+
+def make_spoken_numbers(
+    split: str = "train",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    prepare: bool = False,
+    num_items: int = 20_000,
+) -> pipeline.LazyDataset:
+    """Sequences of spoken digits with captions; needs eSpeak NG, as ``spoken_digits``.
+
+    Each clip has two captions, the second of which names the voice, as in "f2 says
+    three one four"; a visit draws one of them.
+
+    Args:
+      split: ``train`` or ``test``, of other voices; no slices.
+      root: without effect, as nothing is on disk.
+      prepare: likewise.
+      num_items: how many clips there are.
+    """
+    del root, prepare
+    source, seen = NumberSource(split, num_items), open_front_end(FRONT_END)
+
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        return seen.whiten(fields["values"]), None
+
+    info = DatasetInfo(
+        name=NAME,
+        sample_shape=seen.front_end.shape,
+        num_classes=0,
+        sigma_data=SIGMA_DATA,
+        num_items=num_items,
+        description=f"{FRONT_END} at 8 kHz, each bin with standard deviation 0.5",
+        to_pixels=seen.to_pixels,
+        to_sound=seen.to_sound,
+        sample_rate=RATE,
+        quantization="sound, 16 bits",
+        text=TEXT,
+        examples=functools.cache(lambda: questions(64, "seen").prompts),
+        questions=questions,
+    )
+
+    def open_data() -> pipeline.FiniteDataset:
+        return pipeline.FiniteDataset(info, pipeline.kept_in_memory(source), decode)
+
+    return pipeline.LazyDataset(info, open_data)

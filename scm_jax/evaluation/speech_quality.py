@@ -1,0 +1,142 @@
+"""Spoken digits, beside real ones: what is heard, and how it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from scm_jax.evaluation.features import speech_reader
+from scm_jax.evaluation.metrics import frechet, voice
+from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.sample_quality import draw
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechQuality:
+    """A frozen network and ``metrics.voice``, for clips with one digit each.
+
+    Samples and real clips, of voices that no training clip has, pass through the same
+    front end and back to sound.
+
+    Attributes:
+      steps: steps of the sampler.
+      seed: of the noise, and of which real clips are taken, of ``eval.split``.
+      num_samples: clips, with the labels of as many real ones.
+    """
+
+    steps: int = 2
+    seed: int = 0
+    num_samples: int = 1000
+    num_seeds: ClassVar[int] = 1
+
+    def __post_init__(self):
+        require_positive(self, "steps", "num_samples")
+        require_seeds(self)
+
+    def __call__(self, subject: Subject) -> dict[str, Any]:
+        """Numbers of the samples and, with ``_real``, of the real clips.
+
+        Returns:
+          those of ``measure``, and ``nearest``: the median distance to the nearest
+          training clip, root mean square over the values, in units of ``sigma_data``.
+        """
+        to_sound = subject.need("to_sound", "quality of speech")
+        to_pixels = subject.need("to_pixels", "quality of speech")
+        heard = subject.need("spectrograms", "quality of speech")
+        x, given = subject.need("batch", "quality of speech")(
+            self.num_samples, self.seed
+        )
+        x = np.asarray(x)
+        labels = None if given.label is None else np.asarray(given.label)
+        made = draw(subject, x.shape, self.steps, self.seed, labels)
+
+        def hear(clips: np.ndarray) -> Heard:
+            sound = to_sound(clips)
+            return Heard(sound, heard(sound), to_pixels(clips))
+
+        found = measure(hear(made), hear(x), labels, subject.sample_rate)
+        train = subject.need("reference", "quality of speech")()[0]
+        for end, clips in (("", made), ("_real", x)):
+            away = nearest(clips, train) / subject.sigma_data
+            found[f"nearest{end}"] = float(np.median(away))
+        if subject.sampling:
+            found["protocol"] = protocol_of(
+                self,
+                subject.sampling,
+                metric="speech_quality",
+                extractor="speech_reader",
+                extractor_sha256=speech_reader.WEIGHTS_SHA256,
+                resize="none",
+                quantization=subject.need("quantization", "a protocol")(),
+                reference=subject.dataset,
+                reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
+                reference_count=self.num_samples,
+                num_samples=self.num_samples,
+            )
+        return {**found, "num_samples": self.num_samples}
+
+
+class Heard(NamedTuple):
+    """Clips as sound and as what the frozen network reads.
+
+    Attributes:
+      sound: ``(n, samples)`` in [-1, 1].
+      images: ``(n, 32, 32, 1)`` uint8, spectrograms of ``sound``.
+      before: spectrograms that ``sound`` was made of; None where there are none.
+    """
+
+    sound: np.ndarray
+    images: np.ndarray
+    before: np.ndarray | None = None
+
+
+def measure(
+    made: Heard, real: Heard, labels: np.ndarray | None, rate: int
+) -> dict[str, Any]:
+    """Numbers of clips that should be of these digits, beside real ones of them.
+
+    Returns:
+      ``digit_accuracy``, the share of clips in which the network hears the label, on
+      the spectrograms before the way back to sound ``digit_accuracy_before``,
+      ``frechet_distance`` in its features and ``frechet_floor``, and ``voice.compare``.
+    """
+    found: dict[str, Any] = voice.compare(made.sound, real.sound, rate)
+    weights, features = speech_reader.load_weights(), []
+    for end, clips in (("", made), ("_real", real)):
+        read = speech_reader.read(weights, clips.images)
+        features.append(read["features"].astype(np.float64))
+        if labels is None:
+            continue
+        right = read["digit"].argmax(-1) == labels
+        found[f"digit_accuracy{end}"] = float(right.mean())
+        before = clips.before
+        if before is not None and before.shape[1:] == speech_reader.IMAGE_SHAPE:
+            named = speech_reader.read(weights, before)["digit"].argmax(-1)
+            found[f"digit_accuracy_before{end}"] = float((named == labels).mean())
+    fake, true = features
+    found["frechet_distance"] = frechet.feature_distance(true, fake)
+    found["frechet_floor"], _ = frechet.halves_floor(true)
+    return found
+
+
+def nearest(x: np.ndarray, others: np.ndarray, block: int = 256) -> np.ndarray:
+    """Root mean square distance of each ``x`` from the nearest of ``others``, ``(n,)``.
+
+    An item that is at distance 0 is itself, and not counted.
+
+    Example:
+      >>> nearest(np.array([[0.0], [3.0]]), np.array([[0.0], [1.0]])).tolist()
+      [1.0, 2.0]
+    """
+    flat = others.reshape(len(others), -1).astype(np.float32)
+    squares, found = (flat**2).sum(1), []
+    for start in range(0, len(x), block):
+        rows = x[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
+        away = squares[None] - 2 * rows @ flat.T + (rows**2).sum(1)[:, None]
+        away = np.where(away > 1e-4 * squares.mean(), away, np.inf)
+        found.append(np.sqrt(away.min(1) / flat.shape[1]))
+    return np.concatenate(found)

@@ -1,0 +1,50 @@
+"""Sound at the command line: WAV files, and what the sound demo shows."""
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+
+from scm_jax.commands import demo_sound, shipped_models
+from scm_jax.files import shipped
+from scm_jax.runs import sample
+from scm_jax.sweeps.plan.sweep_file import load_module
+from tests.commands.in_process import scm
+from tests.runs.untrained import write_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A student with random weights."""
+    path = tmp_path_factory.mktemp("runs") / "student"
+    file = shipped.folder("experiments") / "spoken_digits.py"
+    config = load_module(str(file)).get_config("sct,quick")
+    config.init.run = ""
+    return write_run(path, config)
+
+
+def test_samples_are_written_as_sound(run, tmp_path):
+    out = tmp_path / "digits.wav"
+    scm("sample", f"--run={run}", "--num=2", "--class=7", f"--out={out}")
+    rate, levels = scipy.io.wavfile.read(out)
+    assert rate == 8000 and len(levels) == 2 * 3968 + 2000
+    drawn = sample.load_run(run).sample(2, label=7)
+    np.testing.assert_allclose(levels[:3968] / 32767, drawn.sound[0], atol=1e-4)
+
+
+def test_the_demo_lets_one_listen(run, tmp_path):
+    student = sample.load_generate(run)
+    loaded = {"teacher": student, "scd": student}
+    for variant in shipped_models.VARIANTS:
+        (tmp_path / variant).symlink_to(run)
+    real = demo_sound.real_clips(40)
+    assert real["digit_accuracy"] > 0.9
+    text = demo_sound.realtime_text(student, 2)
+    assert "times faster than real time" in text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo_sound.TEACHER, "steps", 2)
+        demo_sound.write_report(tmp_path, loaded, [{"clips": "real", **real}], text)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<audio controls") == 40
+    assert (tmp_path / "digits" / "009.wav").is_file()
