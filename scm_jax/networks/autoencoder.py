@@ -217,14 +217,15 @@ def abstract_params(module: Any) -> Any:
 def encode(
     module: Any, params: Any, x: jax.Array, slice_size: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """The posterior of each image or clip; traceable.
+    """The posterior of each image, clip or sound; traceable.
 
-    ``module`` is an ``AutoencoderKL`` or a ``VideoAutoencoder``. ``x`` are ``(b, h, w,
-    channels)`` pixels, at most ``slice_size`` images at once. Returns mean and standard
-    deviation, ``(b, h / f, w / f, latent_channels)`` float32.
+    ``module`` is an ``AutoencoderKL``, ``VideoAutoencoder`` or ``AudioAutoencoder``.
+    ``x`` are ``(b, h, w, channels)`` pixels or ``(b, samples, channels)``, at most
+    ``slice_size`` of them at once. Returns mean and standard deviation, ``(b, h / f,
+    w / f, latent_channels)`` or ``(b, samples / f, latent_channels)`` float32.
 
     Raises:
-      ValueError: the sides are not divisible by ``f``.
+      ValueError: the sides, or the samples, are not divisible by ``f``.
     """
     module.check_shape(x.shape)
     run = functools.partial(module.apply, {"params": params}, method="encode")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from scm_jax.files import state_dict
+from scm_jax.networks.audio_autoencoder import AudioAutoencoder
 from scm_jax.networks.autoencoder import AutoencoderKL, abstract_params
-from scm_jax.networks.external import video_autoencoder
+from scm_jax.networks.external import audio_autoencoder, video_autoencoder
 from scm_jax.networks.external.edm import (
     Entry,
     Tree,
@@ -46,8 +47,8 @@ _CONFIG_KEYS = {
 
 def load_autoencoder(
     path: str | os.PathLike[str], **settings: Any
-) -> tuple[AutoencoderKL | VideoAutoencoder, Tree]:
-    """The autoencoder in a file, of images or of clips, with its parameters.
+) -> tuple[AutoencoderKL | AudioAutoencoder | VideoAutoencoder, Tree]:
+    """The autoencoder in a file, of images, clips or sound, with its parameters.
 
     Args:
       path: a file that ``state_dict.read_state_dict`` reads, with diffusers'
@@ -61,9 +62,10 @@ def load_autoencoder(
     path = Path(path)
     state, file = state_dict.read_state_dict(path), path.with_name("config.json")
     try:
-        if video_autoencoder.recognizes(state):
-            clips = video_autoencoder.infer_autoencoder(state, **settings)
-            return clips, video_autoencoder.import_autoencoder(clips, state)
+        for other in (audio_autoencoder, video_autoencoder):
+            if other.recognizes(state):
+                found = other.infer_autoencoder(state, **settings)
+                return found, other.import_autoencoder(found, state)
         config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         config = config if isinstance(config, dict) else {}
         module = infer_autoencoder(state, config, **settings)
