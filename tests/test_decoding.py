@@ -147,6 +147,11 @@ def test_named_weights_must_be_there(root, file, caplog):
         decoding.find_decoder(str(file), tiny_latents(channels=3).info)
 
 
+def test_latents_of_sound_are_not_decoded_to_pixels(root, file):
+    info = dataclasses.replace(tiny_latents().info, to_pixels=None)
+    assert decoding.find_decoder(str(file), info) is None
+
+
 def test_the_latents_of_imagenet_name_their_constants():
     for name, interval in (("edm2", "[0,1]"), ("sd_vae_ft_mse_pm1", "[-1,1]")):
         info = datasets.make_dataset("imagenet512_latents", whitening=name).info

@@ -29,8 +29,9 @@ def make_noise_latents(
 
     For smoke runs and cost estimates. Captions have up to ``length`` tokens with states
     of ``width`` channels, and a vector of ``pooled``; SD3's are 154, 4096, 2048, Wan's
-    512, 4096, 0. Clips ``(t, h, w, c)`` have a ``frame_rate``. The splits ``train`` and
-    ``test`` are different draws; ``root`` and ``prepare`` are without effect.
+    512, 4096, 0. Clips ``(t, h, w, c)`` have a ``frame_rate``, and latents ``(n, c)``
+    of sound are no images. The splits ``train`` and ``test`` are different draws;
+    ``root`` and ``prepare`` are without effect.
     """
     del root, prepare
     stream = lookup({"train": 0, "test": 1}, split, "split of dataset 'noise_latents'")
@@ -52,7 +53,7 @@ def make_noise_latents(
     info = dataclasses.replace(
         images.image_info("noise_latents", shape, 0, num_items, "Gaussian noise"),
         sigma_data=1.0,
-        to_pixels=lambda x: images.to_pixels(x / 2),
+        to_pixels=None if len(shape) == 2 else lambda x: images.to_pixels(x / 2),
         frame_rate=frame_rate,
         text=TextInfo(length, width=width, pooled=pooled, encoder="noise"),
         examples=examples,

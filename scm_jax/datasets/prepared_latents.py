@@ -83,7 +83,7 @@ def make_latents(
         num_items=0,
         description=f"{prepared}: latents, whitening {whitening!r}",
         # A look at the layout, not at colours: these need the autoencoder.
-        to_pixels=images.to_pixels,
+        to_pixels=images.to_pixels if len(sides) > 1 else None,
         whitening=lambda: constants,
         frame_rate=manifest.get("frame_rate", 0.0),
     )

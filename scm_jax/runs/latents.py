@@ -52,7 +52,7 @@ class Decoder:
 
 
 def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
-    """The decoder of a dataset; None if it holds no latents or none is wanted.
+    """The decoder of a dataset; None without latents to look at, or if none is wanted.
 
     ``decoder`` is ``config.sampling.decoder``: a file, ``none``, or empty for published
     weights, which may be missing: then there is a warning and None.
@@ -62,7 +62,7 @@ def find_decoder(decoder: str, info: DatasetInfo) -> Decoder | None:
         manifest is missing.
       ValueError: the weights are of another network, or of other latents.
     """
-    if info.whitening is None or decoder == NONE:
+    if info.whitening is None or info.to_pixels is None or decoder == NONE:
         return None
     try:
         path = catalogue.find_weights(AUTOENCODER, decoder and shipped.find(decoder))

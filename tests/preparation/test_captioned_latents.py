@@ -81,6 +81,18 @@ def test_published_factors_give_units_of_their_models(root, monkeypatch):
         make_dataset("latents", **options, whitening="sd")
 
 
+def test_latents_of_one_axis_are_no_images(root):
+    """As those of sound are, ``(n, c)``."""
+    items = sources.open_items(root / "shapes_images/1.0.0", kind="tfds", split="train")
+    identity = {"pixel_range": "[-1, 1]", "name": "rows", "sha256": "0" * 64}
+    rows = encode.Encoder(lambda x: halves(x).reshape(len(x), 4, 4), 8, identity)
+    encode.encode_dataset(items, rows, root / "rows/1.0.0")
+    found = make_dataset("latents", root=root, prepared="rows", captioned=True)
+    assert found.info.sample_shape == (4, 2) and found.info.to_pixels is None
+    same = make_dataset("latents", root=root, prepared="shapes_latents").arrays()[0]
+    np.testing.assert_array_equal(found.arrays()[0], same.reshape(-1, 4, 2))
+
+
 def test_a_packed_run_samples_without_its_data(root, tmp_path, monkeypatch):
     module = load_module("experiments/captions.py")
     config = module.get_config("sct")
