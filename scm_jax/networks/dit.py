@@ -44,6 +44,11 @@ PRESETS["latte_xl"] = {
     **AS_PUBLISHED,
     **{"patch_sides": (1, 2, 2), "positions": "sincos", "factorized": True},
 }
+# Latents ``(n, c)`` of sound with a caption of T5-large and CLAP: the sizes that
+# MeanAudio has (arXiv 2508.06098), whose blocks are others.
+_AUDIO = {"patch_sides": (1,), "positions": "rotary"}
+PRESETS["audio_120m"] = {"width": 512, "depth": 19, "num_heads": 8, **_AUDIO}
+PRESETS["audio_480m"] = {"width": 1024, "depth": 21, "num_heads": 16, **_AUDIO}
 QK_NORMS = ("none", "pixel")
 POSITIONS = ("learned", "sincos", "rotary")
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu}  # the tanh form of GELU

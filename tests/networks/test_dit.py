@@ -102,7 +102,8 @@ SIZES = {
 @pytest.mark.parametrize("size", SIZES)
 def test_published_sizes(size):
     """Six vectors of modulation per block as in the original, so the sizes agree."""
-    assert {*SIZES, "latte_xl"} == set(networks.PRESETS["dit"])
+    others = {"latte_xl", "audio_120m", "audio_480m"}
+    assert {*SIZES, *others} == set(networks.PRESETS["dit"])
     settings = {**networks.PRESETS["dit"][size], "patch": 2}
     net = networks.build("dit", (32, 32, 4), 1000, **settings)
     params = jax.eval_shape(net.init, jax.random.key(0))
