@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from scm_jax.types import lookup
 
 FLOOR = 1e-3  # added to a magnitude before its logarithm
 _MOMENTUM = 0.99  # of the fast Griffin-Lim algorithm
+_GIVEN = ("rate", "samples")  # of every front end
 
 
 def stft(sound: np.ndarray, fft: int, hop: int) -> np.ndarray:
@@ -75,6 +77,10 @@ class FrontEnd:
     def shape(self) -> tuple[int, ...]:
         """Of the values of one clip."""
         return self.values(np.zeros((1, self.samples), np.float32)).shape[1:]
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data from which ``from_settings`` builds the same again."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
     def values(self, sound: np.ndarray) -> np.ndarray:
         """``(n, samples)`` -> ``(n, *shape)`` float32."""
@@ -235,6 +241,47 @@ FRONT_ENDS: dict[str, type[FrontEnd]] = {
 }
 
 
+def from_settings(found: Mapping[str, Any]) -> FrontEnd:
+    """The front end of some ``FrontEnd.settings``."""
+    kind = lookup(FRONT_ENDS, found["kind"], "front end")
+    return kind(**{k: v for k, v in found.items() if k != "kind"})
+
+
+def choose(text: str, rate: int, seconds: float) -> FrontEnd:
+    """The front end of a text such as ``log_mel,bands=64``, for clips of a length.
+
+    Settings that are not given are those of 8 kHz: ``fft`` and ``hop`` are multiplied
+    by the power of two that is nearest to ``rate / 8000``, and ``high`` is half the
+    rate. Clips have the multiple of 16 frames that is nearest to ``seconds``, so that
+    networks can halve them.
+
+    Example:
+      >>> choose("complex_stft,exponent=0.3", 16_000, 1.0)
+      ComplexStft(rate=16000, samples=16256, fft=254, hop=128, exponent=0.3)
+    """
+    name, *pairs = text.split(",")
+    kind = lookup(FRONT_ENDS, name, "--front_end")
+    own = {f.name: f for f in dataclasses.fields(kind) if f.name not in _GIVEN}
+    chosen: dict[str, Any] = {key: field.default for key, field in own.items()}
+    scale = 2.0 ** max(0, round(math.log2(rate / 8000)))
+    if kind is not Pieces:
+        chosen["hop"] = int(chosen["hop"] * scale)
+        chosen["fft"] = 2 * chosen["hop"] - 2 * (kind is ComplexStft)
+    if kind is LogMel:
+        chosen["high"] = rate / 2
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        whole = lookup(own, key, f"--front_end={name},KEY=VALUE").type == "int"
+        try:
+            chosen[key] = int(value) if whole else float(value)
+        except ValueError:
+            what = "whole " if whole else ""
+            raise ValueError(f"--front_end: {pair!r} needs a {what}number") from None
+    step = chosen.get("hop") or chosen.get("piece") or 1
+    frames = 16 * max(1, round(seconds * rate / (16 * step)))
+    return kind(rate, step * (frames - (kind is not Pieces)), **chosen)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Whitened:
     """A front end whose bins have mean 0 and standard deviation ``sigma_data``.
@@ -273,27 +320,21 @@ class Whitened:
 
     def to_manifest(self) -> dict[str, Any]:
         """Plain data from which ``from_manifest`` builds the same again."""
-        settings = dataclasses.asdict(self.front_end)
         moments = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-        return {"kind": self.front_end.kind, **settings, **moments}
+        return {**self.front_end.settings(), **moments}
 
     @classmethod
     def from_manifest(cls, found: Mapping[str, Any], sigma_data: float) -> Whitened:
         """What ``to_manifest`` wrote."""
-        settings = {k: v for k, v in found.items() if k not in ("kind", "mean", "std")}
-        kind = lookup(FRONT_ENDS, found["kind"], "front end")
+        settings = {k: v for k, v in found.items() if k not in ("mean", "std")}
         mean, std = (np.asarray(found[k], np.float32) for k in ("mean", "std"))
-        return cls(kind(**settings), mean, std, sigma_data)
+        return cls(from_settings(settings), mean, std, sigma_data)
 
 
 def whiten(
     front_end: FrontEnd, sounds: Iterable[np.ndarray], sigma_data: float = 0.5
 ) -> Whitened:
-    """Measures the moments of every bin over batches of sound.
-
-    A bin that never changes, such as the imaginary part at frequency 0, gets the
-    standard deviation 1.
-    """
+    """Measures the moments of every bin over batches of sound; see ``whitened``."""
     count, total, squares = 0, 0.0, 0.0
     for sound in sounds:
         values = front_end.values(sound).astype(np.float64)
@@ -303,9 +344,19 @@ def whiten(
         raise ValueError("no sound to measure the moments of")
     mean = np.asarray(total) / count
     std = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
-    std = np.where(std < 1e-6, 1.0, std)
+    return whitened(front_end, mean, std, sigma_data)
+
+
+def whitened(
+    front_end: FrontEnd, mean: Any, std: Any, sigma_data: float = 0.5
+) -> Whitened:
+    """A front end with the moments of its bins as they were measured.
+
+    A bin that never changes, such as the imaginary part at frequency 0, gets the
+    standard deviation 1.
+    """
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    std = np.where(std < 1e-6, np.float32(1), std)
     if isinstance(front_end, Pieces):  # no bin: the place in a piece means nothing
         mean, std = np.full_like(mean, mean.mean()), np.full_like(std, std.mean())
-    return Whitened(
-        front_end, mean.astype(np.float32), std.astype(np.float32), sigma_data
-    )
+    return Whitened(front_end, mean, std, sigma_data)
