@@ -1,4 +1,4 @@
-"""Captions of raw images: in files beside them, or in a table of files and captions."""
+"""Captions of raw items: in files beside them, or in a table of files and captions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scm_jax.datasets.preparation.readers import sound_layouts
 from scm_jax.datasets.preparation.readers.files import Files
 from scm_jax.datasets.preparation.readers.items import ItemError, Options, damaged
 from scm_jax.datasets.preparation.readers.labels import Line, match_labels
@@ -19,10 +20,13 @@ from scm_jax.files.optional import require
 
 # Tables that are found without being named, as of Hugging Face's imagefolder.
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-CAPTION_KEYS = ("captions", "caption", "texts", "text")
+CAPTION_KEYS = (
+    *("captions", "caption", "texts", "text"),
+    *("transcription", "transcript", "sentence"),
+)
 FILE_KEYS = (
     *("file_name", "filename", "file", "image", "image_path", "path", "filepath"),
-    *("video", "video_path"),
+    *("video", "video_path", "audio", "audio_file", "audio_path"),
 )
 EXPECTED = (
     f"a file under {', '.join(FILE_KEYS)} and its caption under "
@@ -111,7 +115,10 @@ def _beside(
 ) -> Captions | None:
     def key(index: int) -> tuple[str, str]:
         place = files.places[index]
-        folder, slash, base = place.name.rpartition("/")
+        name = place.name
+        if options.front_end is not None:
+            name = sound_layouts.beside_transcript(name)
+        folder, slash, base = name.rpartition("/")
         stem = base.partition(".")[0] if by_key else base.rpartition(".")[0]
         return place.root, folder + slash + stem
 
@@ -208,6 +215,9 @@ def _text_rows(text: str, suffix: str) -> Any:
     if suffix != ".json":
         header = text.partition("\n")[0]
         delimiter = next((mark for mark in "\t|;," if mark in header), ",")
+        words = {name.strip().lower() for name in header.split(delimiter)}
+        if delimiter == "|" and not words & set(FILE_KEYS):
+            return sound_layouts.transcript_rows(text)
         reader = csv.reader(
             io.StringIO(text), delimiter=delimiter, skipinitialspace=True
         )

@@ -41,6 +41,14 @@ def is_video(name: str) -> bool:
     return name.lower().endswith(VIDEO_SUFFIXES)
 
 
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+
+
+def is_sound(name: str) -> bool:
+    """Whether a file's name is that of a sound."""
+    return name.lower().endswith(SOUND_SUFFIXES)
+
+
 def decode_image(
     content: bytes, where: str, *, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:

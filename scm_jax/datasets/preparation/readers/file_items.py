@@ -1,4 +1,4 @@
-"""Items that are one file each: images, videos or latents in folders and archives."""
+"""Items that are one file each, of any medium, in folders and archives."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets.preparation.readers import captions as captions_lib
+from scm_jax.datasets.preparation.readers import sound_layouts
 from scm_jax.datasets.preparation.readers.archives import (
     index_shards,
     index_tar,
@@ -27,11 +28,13 @@ from scm_jax.datasets.preparation.readers.class_folders import (
     path_parts,
 )
 from scm_jax.datasets.preparation.readers.decode import (
+    SOUND_SUFFIXES,
     SUFFIXES,
     VIDEO_SUFFIXES,
     decode_image,
     decode_latent,
     is_image,
+    is_sound,
     is_video,
 )
 from scm_jax.datasets.preparation.readers.files import Files, count_kinds, list_folder
@@ -50,6 +53,7 @@ from scm_jax.datasets.preparation.readers.labels import (
 DATASET_JSON = "dataset.json"
 LISTED = "image files end in " + " ".join(SUFFIXES)
 LISTED_VIDEOS = "videos end in " + " ".join(VIDEO_SUFFIXES)
+LISTED_SOUNDS = "sounds end in " + " ".join(SOUND_SUFFIXES)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 
 
@@ -155,7 +159,9 @@ def _wanted(options: Options) -> tuple[Callable[[str], bool], str, str]:
     """Which files are items, what they are called, and their suffixes in words."""
     if options.frames:
         return is_video, "video", LISTED_VIDEOS
-    return is_image, "image", LISTED
+    if options.front_end is not None:
+        return is_sound, "sound", LISTED_SOUNDS
+    return is_image, "image", f"{LISTED}; videos need --frames, sounds --sample_rate"
 
 
 def read_classes(path: Path, options: Options, kind: str) -> FileItems:
@@ -172,8 +178,10 @@ def read_classes(path: Path, options: Options, kind: str) -> FileItems:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
         raise ValueError(f"{path}: holds no {what}s; {listed}{unused}")
     images = set(ways)
+    notes: list[str] = []
+    if options.front_end is not None:
+        ways, notes = sound_layouts.arrange(files, ways, options)
     ways, around, split, others = arrange(ways, path, options)
-    notes = []
     if others:
         counts = (f"{name or 'no folder'} ({n:,})" for name, n in others.items())
         notes.append(

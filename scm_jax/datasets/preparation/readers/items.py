@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scm_jax.types import lookup
+
+if TYPE_CHECKING:
+    from scm_jax.datasets.front_ends import FrontEnd
 
 # Whether labels, or captions, are read.
 LABELS = {"auto": "where there are any", "required": "or an error", "none": "left out"}
@@ -58,6 +61,8 @@ class Options:
     frames: int = 0  # of a clip; 0 reads images
     stride: int = 1  # every so many frames of a video
     frame_rate: float = 0.0  # to which videos are brought; 0 for their own
+    front_end: FrontEnd | None = None  # of sounds, with the rate and length of a clip
+    trim: bool = True  # sounds lose their silent ends
 
     def __post_init__(self):
         lookup(LABELS, self.labels, "labels")
@@ -73,6 +78,11 @@ class Options:
             raise ValueError(
                 f"frames = {self.frames}, stride = {self.stride}, frame_rate = "
                 f"{self.frame_rate}: frames and stride are positive whole numbers"
+            )
+        if self.frames and self.front_end is not None:
+            raise ValueError(
+                f"frames = {self.frames} reads videos, sample_rate = "
+                f"{self.front_end.rate} sounds: one source is one of them"
             )
 
 
@@ -100,9 +110,10 @@ class Items(Protocol):
         """The stored fields of one item.
 
         ``image`` uint8 ``(h, w, 3)`` or ``(h, w, 1)``, of any size, ``clip`` with
-        frames before these, or ``latent`` float32 ``(h, w, c)``; with classes also
-        ``label``, a 0-dimensional int64; with captions also ``captions``, a tuple of
-        texts that may be empty.
+        frames before these, ``latent`` float32 ``(h, w, c)``, or ``sound`` int16
+        ``(samples,)``; with classes also ``label``, a 0-dimensional int64; with
+        captions also ``captions``, a tuple of texts that may be empty; and ``noted``, a
+        tuple of what was done to the item, each a clause to be counted.
 
         Raises:
           ItemError: it does not decode, or its label is out of range.

@@ -110,7 +110,7 @@ FILE_COLUMNS = (
 )
 CLASS_COLUMNS = (
     *("class", "classname", "label", "labelname", "category", "categoryname"),
-    *("target", "species", "breed", "classid", "labelid", "categoryid"),
+    *("target", "species", "breed", "speaker", "classid", "labelid", "categoryid"),
     "predictionstring",
 )
 EXPECTED = (

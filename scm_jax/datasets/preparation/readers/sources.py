@@ -22,7 +22,7 @@ from scm_jax.datasets.preparation.readers.archives import (
     tars_in,
     zip_members,
 )
-from scm_jax.datasets.preparation.readers.decode import is_image
+from scm_jax.datasets.preparation.readers.decode import is_image, is_sound
 from scm_jax.datasets.preparation.readers.files import count_kinds, is_hidden
 from scm_jax.datasets.preparation.readers.items import Items, Options
 from scm_jax.files import user_paths
@@ -41,11 +41,12 @@ class Source(NamedTuple):
 
 _CAPTIONS = ("captions", "caption_file", "caption_key")
 _CLIPS = ("frames", "stride", "frame_rate")
+_SOUNDS = ("front_end", "trim")
 
 
 def _classes(kind: str, what: str) -> Source:
     read = functools.partial(file_items.read_classes, kind=kind)
-    options = ("split", "label_file", "max_pixels", *_CAPTIONS, *_CLIPS)
+    options = ("split", "label_file", "max_pixels", *_CAPTIONS, *_CLIPS, *_SOUNDS)
     return Source(read, what, options)
 
 
@@ -58,7 +59,7 @@ SOURCES = {
     "webdataset": Source(
         file_items.read_webdataset,
         "webdataset shards: a folder of tars, one of them, or a pattern",
-        ("label_key", "max_pixels", *_CAPTIONS, *_CLIPS),
+        ("label_key", "max_pixels", *_CAPTIONS, *_CLIPS, *_SOUNDS),
     ),
     "edm": Source(
         file_items.read_edm,
@@ -85,6 +86,7 @@ _WITHOUT = {
     "label_key": "has no keys; only webdataset has",
     **dict.fromkeys(_CAPTIONS, "has no captions beside its images"),
     **dict.fromkeys(_CLIPS, "has no videos; folder, zip, tar and webdataset have"),
+    **dict.fromkeys(_SOUNDS, "has no sounds; folder, zip, tar and webdataset have"),
     "max_pixels": "has arrays, not files that are decoded",
 }
 
@@ -134,11 +136,13 @@ def open_items(
             f"label_file = {chosen.label_file!r}: labels 'none' reads no classes"
         )
     items = source.read(path, chosen)
-    if not chosen.frames:
+    if not chosen.frames and chosen.front_end is None:
         return items
-    from scm_jax.datasets.preparation.readers import clip_items
+    from scm_jax.datasets.preparation.readers import clip_items, sound_items
 
     assert isinstance(items, file_items.FileItems)
+    if chosen.front_end is not None:
+        return sound_items.SoundItems(items, chosen.front_end)
     return clip_items.cut(items)
 
 
@@ -271,7 +275,7 @@ def _detect_tar(path: Path) -> str:
     items = [
         (folder, found & {"cls", "json", "txt"})
         for (folder, _), found in suffixes.items()
-        if any(is_image(f".{suffix}") for suffix in found)
+        if any(is_image(f".{suffix}") or is_sound(f".{suffix}") for suffix in found)
     ]
     labels = set().union(*(beside for _, beside in items))
     folders = {folder for folder, _ in items}
