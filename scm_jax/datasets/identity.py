@@ -49,17 +49,23 @@ def of_prepared(folder: Path, split: str) -> Identity:
     base = split.split("[", 1)[0]
     builder = tfds.builder_from_directory(folder)
     info = builder.info.splits[base]
-    known = _recorded_shards(folder / "manifest.json", base)
+    known, front_end = _recorded(folder / "manifest.json", base)
     hashes = []
     for file in map(Path, info.filepaths):
         size, sha256 = known.get(file.name, (None, ""))
         hashes.append(sha256 if file.stat().st_size == size else file_sha256(file))
+    if front_end:  # the same sound, seen otherwise, is other data
+        seen = json.dumps(front_end, sort_keys=True)
+        hashes.append(hashlib.sha256(seen.encode()).hexdigest())
     return Identity(builder.name, base, info.num_examples, tuple(hashes))
 
 
-def _recorded_shards(path: Path, split: str) -> dict[str, tuple[int, str]]:
+def _recorded(path: Path, split: str) -> tuple[dict[str, tuple[int, str]], Any]:
+    """Size and hash of the shards that a manifest names, and its front end."""
     try:
-        shards = json.loads(path.read_text())["splits"][split]["shards"]
-        return {s["file"]: (s["bytes"], s["sha256"]) for s in shards}
+        found = json.loads(path.read_text())
+        shards = found["splits"][split]["shards"]
+        known = {s["file"]: (s["bytes"], s["sha256"]) for s in shards}
+        return known, found.get("front_end")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, None

@@ -5,6 +5,7 @@ It lies beside the files of tfds; docs/data.md lists its keys.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import importlib.metadata
@@ -19,6 +20,7 @@ import numpy as np
 
 from scm_jax.datasets.preparation import shards
 from scm_jax.datasets.preparation.readers.items import damaged
+from scm_jax.datasets.preparation.sums import PIXELS, Sums, record_of
 from scm_jax.files.atomic import write_atomically
 
 FILE = "manifest.json"
@@ -26,11 +28,16 @@ STATISTICS_OF = {
     "image": "pixels scaled to [-1, 1]: level / 127.5 - 1",
     "clip": "pixels of all frames scaled to [-1, 1]: level / 127.5 - 1",
     "latent": "latents as stored",
+    "sound": "values of the front end, for each bin",
 }
 # They could change the stored bytes.
-_PACKAGES = ("scm_jax", "numpy", "pillow", "array_record", "tensorflow-datasets")
+_PACKAGES = (
+    *("scm_jax", "numpy", "pillow", "scipy", "soundfile"),
+    *("array_record", "tensorflow-datasets"),
+)
 # What the splits of one folder share.
 SHARED = ("name", "field", "shape", "dtype", "num_classes", "class_names", "encoder")
+_OF_SOME = ("frame_rate", "front_end")  # likewise, of clips and of sound
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -50,9 +57,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 def shared_part(plan: shards.Plan) -> dict[str, Any]:
     """What a manifest says of all splits, without ``splits``."""
-    rate = plan.origin.get("frame_rate")
+    own = {key: plan.origin.get(key) for key in _OF_SOME}
     return {
-        **({} if rate is None else {"frame_rate": rate}),
+        **{key: value for key, value in own.items() if value is not None},
         "name": plan.name,
         "field": plan.field,
         "shape": list(plan.shape),
@@ -71,6 +78,9 @@ def split_part(plan: shards.Plan, records: Sequence[dict[str, Any]]) -> dict[str
     for record in records if plan.class_names else ():
         for label, count in record["classes"].items():
             classes[int(label)] += count
+    noted: collections.Counter[str] = collections.Counter()
+    for record in records:
+        noted.update(record.get("noted", {}))
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         versions[package] = "not installed"  # such as scm_jax, run from a checkout
@@ -88,6 +98,7 @@ def split_part(plan: shards.Plan, records: Sequence[dict[str, Any]]) -> dict[str
             for record in records
         ],
         "skipped": [item for record in records for item in record["skipped"]],
+        **({"noted": dict(sorted(noted.items()))} if noted else {}),
         "made": {"date": date, **versions},
     }
 
@@ -103,14 +114,14 @@ def moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, float64, over all values of all items.
 
-    The values are pixels in [-1, 1], from exact sums of levels, or latents as stored,
-    whose sums are added in the order of the shards.
+    The values are pixels in [-1, 1], from exact sums of levels, or latents as stored
+    and what a front end sees of sound, whose sums are added in the order of the shards.
     """
     count = sum(record["count"] for record in records)
-    exact: Any = np.float64 if field == "latent" else object
+    exact: Any = object if field in PIXELS else np.float64
     total: Any = sum(np.array(record["total"], exact) for record in records)
     squares: Any = sum(np.array(record["squares"], exact) for record in records)
-    if field != "latent":
+    if field in PIXELS:
         # n * sum(x^2) - sum(x)^2 in whole numbers: nothing cancels.
         spread = [int(v) for v in count * squares - total * total]
         mean = np.array([int(t) / count for t in total]) / 127.5 - 1
@@ -121,9 +132,12 @@ def moments(
 
 def check_shared(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises ValueError unless a further split fits those that a folder has."""
-    for key in (*SHARED, "frame_rate"):
+    for key in (*_OF_SOME, *SHARED):
         there, now = old.get(key), new.get(key)
         if there != now:
+            if isinstance(there, dict) and isinstance(now, dict):  # what differs
+                keys = [k for k in {**there, **now} if there.get(k) != now.get(k)]
+                there, now = ({k: x.get(k) for k in keys} for x in (there, now))
             raise ValueError(
                 f"{folder} holds splits {sorted(old['splits'])} with {key} = "
                 f"{_short(there)}; the new split has {_short(now)}. Splits of one "
@@ -190,10 +204,10 @@ def describe_prepared(folder: Path) -> dict[str, Any] | None:
         )
         items, parts = iter(builder.as_data_source(split=split)), []
         for file, length in zip(info.filepaths, info.shard_lengths, strict=True):
-            sums = shards.Sums.zeros(plan)
+            sums = Sums.zeros(plan)
             for item in itertools.islice(items, length):
                 sums.add(np.asarray(item[field]), item.get("label", 0))
-            parts.append(shards.record_of(Path(file).name, Path(file), sums, []))
+            parts.append(record_of(Path(file).name, Path(file), sums, []))
         found |= shared_part(plan)
         found["splits"][split] = split_part(plan, parts)
     write_atomically(folder / FILE, json.dumps(found, indent=1) + "\n")

@@ -113,10 +113,13 @@ def prepare(
 
 
 def _tell(target: Path, split: str) -> None:
-    """Says what to know of the captions and of what was left out."""
-    for line in caption_facts.summary(manifest.read(target), split):
+    """Says what to know of the captions, of what was done and of what was left out."""
+    found = manifest.read(target)
+    for line in caption_facts.summary(found, split):
         print(line, file=sys.stderr)
-    if skipped := manifest.read(target)["splits"][split]["skipped"]:
+    for what, count in found["splits"][split].get("noted", {}).items():
+        print(f"{count:,} items: {what}", file=sys.stderr)
+    if skipped := found["splits"][split]["skipped"]:
         logger.warning(
             "%d of these items were left out; %s names them, the first: %s",
             *(len(skipped), target / manifest.FILE, skipped[0]["why"]),
@@ -160,18 +163,17 @@ def _make_plan(
         raise ValueError(f"there are no items at {path}")
     if size < 0 or (size == 0 and recipe != "none"):
         raise ValueError(f"size = {size}: the recipe {recipe!r} needs a size in pixels")
-    field, value, label, captions = _first_item(items, recipe, size, skip_bad)
-    is_image = field != "latent"
-    if not is_image and (recipe != "none" or size):
+    field, value, label, captions, _ = _first_item(items, recipe, size, skip_bad)
+    if field not in shards.PIXELS and (recipe != "none" or size):
         raise ValueError(
-            f"size = {size}, recipe = {recipe!r}: the items at {path} are latents, "
+            f"size = {size}, recipe = {recipe!r}: the items at {path} are {field}s, "
             "which are not resized"
         )
     if dtype not in (None, "float16", "float32"):
         raise ValueError(f"dtype = {dtype!r} is not one of float16, float32")
-    if is_image and dtype is not None:
-        raise ValueError(f"dtype = {dtype!r} is for latents; images are uint8")
-    stored = "uint8" if is_image else dtype or "float32"
+    own = {"latent": dtype or "float32", "sound": "int16"}.get(field, "uint8")
+    if field != "latent" and dtype is not None:
+        raise ValueError(f"dtype = {dtype!r} is for latents; {field}s are {own}")
     has_label = labelled and label is not None
     if has_label and not items.class_names:
         raise ValueError(
@@ -180,12 +182,12 @@ def _make_plan(
     return Plan(
         field=field,
         shape=value.shape,
-        dtype=stored,
+        dtype=own,
         class_names=tuple(items.class_names) if has_label else (),
         captioned=captions is not None,
         recipe=recipe,
         size=size,
-        shard_items=shard_items or _shard_items(value.shape, stored),
+        shard_items=shard_items or _shard_items(value.shape, own),
         **rest,
     )
 

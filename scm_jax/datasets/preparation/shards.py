@@ -6,9 +6,11 @@ beside a JSON file of its count, hash and sums; without that file it does not co
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -19,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scm_jax.datasets.front_ends import FrontEnd, from_settings
 from scm_jax.datasets.preparation.readers.items import ItemError, Items
-from scm_jax.files.atomic import file_sha256
+from scm_jax.datasets.preparation.sums import PIXELS, Sums, record_of
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
-FIELDS = ("image", "clip", "latent")
+FIELDS = ("image", "clip", "latent", "sound")
 SHARD_ITEMS = 4096
 SHARD_BYTES = 256 * 2**20
 
@@ -35,7 +38,7 @@ class Plan:
     name: str  # of the dataset
     split: str
     field: str  # of ``FIELDS``
-    shape: tuple[int, ...]  # of one stored item, channels last
+    shape: tuple[int, ...]  # of one stored item, channels last; of sound the samples
     dtype: str  # as stored
     class_names: tuple[str, ...]  # empty where no classes are stored
     recipe: str  # a name in ``preparation.resize.RECIPES``
@@ -52,6 +55,12 @@ class Plan:
     @property
     def num_shards(self) -> int:
         return -(-self.num_items // self.shard_items)
+
+    @functools.cached_property
+    def front_end(self) -> FrontEnd | None:
+        """How sound is seen; None for all other data."""
+        found = self.origin.get("front_end")
+        return None if found is None else from_settings(found)
 
     def items_of(self, shard: int) -> range:
         """The raw items that a shard is made from."""
@@ -77,6 +86,8 @@ class Plan:
         identity = {"format": FORMAT, **shared, "origin": where}
         if self.captioned:  # as before where there are none
             identity["captioned"] = True
+        if self.front_end is not None:
+            identity["front_end"] = self.origin["front_end"]
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -177,10 +188,11 @@ class Item(NamedTuple):
     value: np.ndarray
     label: int | None
     captions: tuple[str, ...] | None
+    noted: tuple[str, ...] = ()
 
 
 def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> Item:
-    """Reads a raw item, resizes an image, casts a latent to ``dtype``.
+    """Reads a raw item, resizes an image, casts a latent or sound to ``dtype``.
 
     Raises:
       ItemError: it cannot be used.
@@ -190,7 +202,7 @@ def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> I
     if field is None:
         raise ItemError(f"{name} has none of {FIELDS}: {sorted(fields)}")
     value = np.asarray(fields[field])
-    if field != "latent":
+    if field in PIXELS:
         dtype, axes = "uint8", {"image": "h, w", "clip": "t, h, w"}[field]
         right = value.dtype == np.uint8 and value.shape[-1] in (1, 3)
         if not right or value.ndim != len(axes.split()) + 1:
@@ -212,13 +224,13 @@ def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> I
             f"{name} has values that are not finite in {dtype} (NaN, infinity, or too "
             "large)"
         )
-    return Item(field, value, label, fields.get("captions"))
+    return Item(field, value, label, fields.get("captions"), fields.get("noted", ()))
 
 
-def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
-    """One item as it is stored; raises ItemError where it is not as planned."""
+def planned_item(items: Items, index: int, plan: Plan) -> tuple[dict[str, Any], Item]:
+    """An item as stored, and as read; raises ItemError where it is not as planned."""
     item = read_item(items, index, plan.recipe, plan.size, plan.dtype)
-    field, value, label, captions = item
+    field, value, label, captions, _ = item
     name = items.name(index)
     if field != plan.field:
         raise ItemError(f"{name} is of the kind {field!r}; the first is a {plan.field}")
@@ -234,40 +246,17 @@ def planned_item(items: Items, index: int, plan: Plan) -> dict[str, Any]:
         if not captions and plan.options.get("missing_captions") == "refuse":
             raise ItemError(f"{name} has no caption, which --missing_captions refuses")
     if not plan.class_names:
-        return stored
+        return stored, item
     if label is None:
         raise ItemError(f"{name} has no label, and others have")
     if not 0 <= label < len(plan.class_names):
         raise ItemError(
             f"{name} has the label {label}; legal are 0..{len(plan.class_names) - 1}"
         )
-    return {**stored, "label": np.int64(label)}
+    return {**stored, "label": np.int64(label)}, item
 
 
 # --- one shard ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Sums:
-    """Sums over the values of items, by channel; exact whole numbers for images."""
-
-    total: np.ndarray
-    squares: np.ndarray
-    classes: np.ndarray  # items of each class; without classes, of all
-    count: int = 0  # values in each channel
-
-    @classmethod
-    def zeros(cls, plan: Plan) -> Sums:
-        dtype = np.float64 if plan.field == "latent" else np.int64
-        total, squares = np.zeros((2, plan.shape[-1]), dtype)
-        return cls(total, squares, np.zeros(len(plan.class_names) or 1, np.int64))
-
-    def add(self, value: np.ndarray, label: Any) -> None:
-        values = value.reshape(-1, value.shape[-1]).astype(self.total.dtype)
-        self.total += values.sum(0)
-        self.squares += (values * values).sum(0)
-        self.count += len(values)
-        self.classes[int(label)] += 1
 
 
 def write_shard(
@@ -283,16 +272,18 @@ def write_shard(
     sums = Sums.zeros(plan)
     skipped: list[dict[str, str]] = []
     said: list[tuple[str, list[str]]] = []
+    counts: collections.Counter[str] = collections.Counter()
 
     def stored() -> Iterator[dict[str, Any]]:
         for index in plan.items_of(shard):
             try:
-                item = planned_item(items, index, plan)
+                item, read = planned_item(items, index, plan)
             except ItemError as error:
                 _check_skips(work, shard, len(skipped), error)
                 skipped.append({"item": items.name(index), "why": str(error)})
             else:
                 sums.add(item[plan.field], item.get("label", 0))
+                counts.update(read.noted)
                 if plan.captioned:
                     lines = item["caption"].split("\n")
                     said.append((items.name(index), [c for c in lines if c]))
@@ -302,7 +293,7 @@ def write_shard(
     try:
         _write_records(plan, stored(), temporary)
         record = record_of(plan.file(shard), temporary, sums, skipped)
-        record["names"] = work.names_hash(shard)
+        record |= {"names": work.names_hash(shard), "noted": dict(counts)}
         os.replace(temporary, work.folder / plan.file(shard))
         if plan.captioned:
             temporary.write_text(json.dumps(said))
@@ -372,20 +363,3 @@ def _disk_errors(file: Path) -> Iterator[None]:
             f"cannot write {file}: {os.strerror(no) if no else error}. Make room and "
             "run the same command again: whole shards are kept",
         ) from error
-
-
-def record_of(
-    name: str, file: Path, sums: Sums, skipped: list[dict[str, str]]
-) -> dict[str, Any]:
-    """What is known of a whole shard, which lies at ``file`` and will have ``name``."""
-    return {
-        "file": name,
-        "items": int(sums.classes.sum()),
-        "bytes": file.stat().st_size,
-        "sha256": file_sha256(file),
-        "count": sums.count,
-        "total": sums.total.tolist(),
-        "squares": sums.squares.tolist(),
-        "classes": {str(k): int(n) for k, n in enumerate(sums.classes) if n},
-        "skipped": skipped,
-    }
