@@ -29,6 +29,8 @@ DATASETS = Registry(
     noise_images="scm_jax.datasets.images.make_noise_images",
     noise_latents="scm_jax.datasets.noise_latents.make_noise_latents",
     shapes="scm_jax.datasets.shapes.make_shapes",
+    sounds="scm_jax.datasets.prepared_sounds.make_sounds",
+    spoken_digits="scm_jax.datasets.spoken_digits.make_spoken_digits",
     spoken_numbers="scm_jax.datasets.spoken_numbers.make_spoken_numbers",
     spoken_digits="scm_jax.datasets.spoken_digits.make_spoken_digits",
 )

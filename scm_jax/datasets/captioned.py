@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets import captions, pipeline
+from scm_jax.datasets import captions, pipeline, storage
 from scm_jax.datasets.text_states import States
 from scm_jax.types import DatasetInfo, Prompts, TextInfo
 
@@ -83,6 +84,28 @@ def open_captions(
 
     text_info = stored.text if stored else text
     return dataclasses.replace(info, text=text_info, examples=find), read
+
+
+def with_captions(
+    info: DatasetInfo,
+    build: Callable[..., pipeline.FiniteDataset],
+    manifest: dict[str, Any],
+    where: tuple[Path, str],
+    captioned: bool,
+    states: str,
+) -> tuple[DatasetInfo, Callable[..., pipeline.FiniteDataset], tuple[str, ...]]:
+    """What a dataset with captions, where a config wants them, is and is built by.
+
+    ``where`` is the root of prepared data and the split. The further features that are
+    read come last. For errors see ``open_captions``.
+    """
+    if states and not captioned:
+        raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
+    if not captioned:
+        return info, build, ()
+    folder = storage.prepared_folder(manifest["name"], where[0])
+    info, read = open_captions(info, manifest, folder, states, where[1])
+    return info, functools.partial(captioned_dataset, build, read), ("caption",)
 
 
 def captioned_dataset(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, pipeline, storage
-from scm_jax.datasets.captioned import captioned_dataset, open_captions
+from scm_jax.datasets.captioned import with_captions
 from scm_jax.types import lookup
 
 SIGMA_DATA = images.SIGMA_DATA
@@ -72,14 +72,9 @@ def make_images(
     )
     field = manifest["field"]
     info = dataclasses.replace(info, frame_rate=manifest.get("frame_rate", 0.0))
-    build = functools.partial(images.image_dataset, flip=flip, field=field)
-    beside: tuple[str, ...] = ()
-    if captioned:
-        folder = storage.prepared_folder(prepared, root)
-        info, read = open_captions(info, manifest, folder, states, base)
-        build, beside = functools.partial(captioned_dataset, build, read), ("caption",)
-    elif states:
-        raise ValueError(f"dataset.states = {states!r} needs dataset.captioned = True")
+    build: Any = functools.partial(images.image_dataset, flip=flip, field=field)
+    wanted = (root, base), captioned, states
+    info, build, beside = with_captions(info, build, manifest, *wanted)
     if scaling == "measured":
         measured = Scaling(moments["mean"], moments["std"])
         info = dataclasses.replace(
@@ -98,8 +93,8 @@ def find_split(
     if (found := manifest["field"]) not in fields:
         raise ValueError(
             f"dataset.prepared = {prepared!r} holds {found}s; {fields[0]}s were asked "
-            "for: 'images' reads images and clips, 'latents' what `data encode` made "
-            "of them"
+            "for: 'images' reads images and clips, 'sounds' sounds, 'latents' what "
+            "`data encode` made of images"
         )
     base = split.split("[", 1)[0]
     lookup(manifest["splits"], base, f"split of the prepared dataset {prepared!r}")

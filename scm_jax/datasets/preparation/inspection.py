@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from scm_jax.datasets import pipeline
+from scm_jax.datasets import pipeline, prepared_sounds
 from scm_jax.datasets.preparation import manifest
+from scm_jax.datasets.preparation.sums import PIXELS
 from scm_jax.files.optional import require
 from scm_jax.types import lookup
 
@@ -33,6 +34,7 @@ def inspect(
 
     It shows items at equal distances through the split, and histograms of at most 1,000
     such items; mean and standard deviation are those of the manifest, over all items.
+    Sounds are shown by their spectrograms and by what a network sees of them.
 
     Args:
       folder: ``ROOT/NAME/VERSION`` with a manifest.
@@ -42,7 +44,7 @@ def inspect(
 
     Returns:
       The facts on the page: ``count``, ``shape``, ``num_classes``, ``mean``, ``std``,
-      and ``captions`` where there are any.
+      and ``captions`` and ``noted`` where there are any.
 
     Raises:
       FileNotFoundError: there is no manifest.
@@ -53,6 +55,13 @@ def inspect(
     source = pipeline.read_prepared(folder, split, memory_limit=0)
     values, names = _items(source, found, num)
     sample, _ = _items(source, found, 1000)
+    if found["field"] == "sound":
+        seen = prepared_sounds.open_front_end(found, split)
+        values, sample = seen.to_pixels(seen.to_x(values)), seen.to_x(sample)
+        axes = tuple(range(sample.ndim - 1))
+        moments = {"mean": sample.mean(axes), "std": sample.std(axes)}
+        facts = {**facts, **{key: value.tolist() for key, value in moments.items()}}
+        found = {**found, "statistics_of": "what a network sees"}
     figure_module = require("matplotlib.figure", "data inspect", "scm_jax[analysis]")
     rows = math.ceil(len(values) / COLUMNS)
     lines = 0 if names is None else max(name.count("\n") + 1 for name in names)
@@ -68,7 +77,7 @@ def inspect(
     _draw_grid(top, rows, _shown(values, found, facts), names)
     _draw_histograms(bottom, sample, found, facts)
     figure.savefig(out, facecolor="white")
-    keys = ("count", "mean", "std", "captions")
+    keys = ("count", "mean", "std", "captions", "noted")
     shown = {key: facts[key] for key in keys if key in facts}
     return {**shown, "shape": found["shape"], "num_classes": found["num_classes"]}
 
@@ -99,7 +108,7 @@ def _shown(
     """
     if values.ndim == 5:
         values = values[:, values.shape[1] // 2]
-    if found["field"] != "latent":
+    if found["field"] != "latent":  # spectrograms, too
         # Images with a few levels only, such as the digits, use all of the grey scale.
         top = 255 if values.max() > 16 else max(int(values.max()), 1)
         return (values.astype(np.float32) * (255 / top)).astype(np.uint8)
@@ -131,9 +140,10 @@ def _draw_histograms(
 ) -> None:
     """One panel per channel, at most eight, in the unit of the statistics."""
     channels = min(sample.shape[-1], 8)
-    names = CHANNELS.get(channels, tuple(f"channel {k}" for k in range(channels)))
+    known = {} if found["field"] == "sound" else CHANNELS
+    names = known.get(channels, tuple(f"channel {k}" for k in range(channels)))
     axes = figure.subplots(1 if channels <= 4 else 2, min(channels, 4), squeeze=False)
-    image = found["field"] != "latent"
+    image = found["field"] in PIXELS
     figure.supxlabel(found["statistics_of"], fontsize=8, color=MUTED)
     for k, axis in enumerate(axes.ravel()[:channels]):
         values = sample[..., k].ravel().astype(np.float64)
