@@ -66,6 +66,17 @@ def _flags_of_clips() -> None:
     flags.DEFINE_float("frame_rate", None, text, lower_bound=1e-3)
 
 
+def _flags_of_sounds() -> None:
+    text = "Samples per second: the source holds sounds, and each gives one clip."
+    cli.integer("sample_rate", None, text, lower_bound=1)
+    text = "Length of a clip; rounded so that networks can halve its frames."
+    flags.DEFINE_float("seconds", 1.0, text, lower_bound=1e-3)
+    text = "How sound is seen: log_mel, complex_stft or waveform, with settings, such "
+    text += "as log_mel,bands=64,hop=128."
+    flags.DEFINE_string("front_end", "log_mel", text)
+    flags.DEFINE_bool("trim", True, "Cut off silence before and after a sound.")
+
+
 def _flags_of_processes() -> None:
     cli.integer("num_processes", 1, "Number of such commands, if several.", 1)
     cli.integer("process_id", 0, "Which of them this is, from 0.", 0)
@@ -104,6 +115,7 @@ def _prepare() -> int:
     _flags_of_recipe()
     _flags_of_captions()
     _flags_of_clips()
+    _flags_of_sounds()
     _flags_of_writing()
     cli.parse()
     f = flags.FLAGS

@@ -26,6 +26,7 @@ _OWN = (
 # Flags about raw files that are no part of a recipe.
 _READING = ("label_file", "label_key", "max_pixels")
 _CLIPS = ("frames", "stride", "frame_rate")
+_SOUNDS = ("sample_rate", "seconds", "front_end", "trim")
 _CAPTIONS = ("captions", "caption_file", "caption_key")
 _CAPTIONED = ("context_length", "missing_captions")  # what becomes of them
 
@@ -65,7 +66,8 @@ def _run_builder(builder: str, root: str | None) -> Path:
                 f"no dataset {builder!r} in {storage.builders_folder()}; there are "
                 f"{', '.join(known)}. For data of your own: --name=NAME --source=PATH"
             )
-    raw = (*_OWN, *_READING, *_CAPTIONS, *_CLIPS, "source", "source_split", "num_items")
+    own = ("source", "source_split", "num_items")
+    raw = (*_OWN, *_READING, *_CAPTIONS, *_CLIPS, *_SOUNDS, *own)
     given = [name for name in raw if flags.FLAGS[name].present]
     if given:
         raise cli.UsageError(
@@ -109,6 +111,7 @@ def _chosen_recipe(file: Path | None) -> Recipe:
 
 def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
     """The raw data, and how they were opened."""
+    from scm_jax.datasets import front_ends
     from scm_jax.datasets.preparation import recipes
     from scm_jax.datasets.preparation.readers import sources
 
@@ -127,8 +130,13 @@ def _open_items(recipe: Recipe) -> tuple[Items, dict[str, Any]]:
         options["label_base"] = f.label_base
     if f["label_key"].present:
         options["label_key"] = f.label_key
-    options |= _given(*_CAPTIONS, *_CLIPS)
-    parts = {"split": f.source_split, "target": f.split}
+    options |= _given(*_CAPTIONS, *_CLIPS, "trim")
+    parts: dict[str, Any] = {"split": f.source_split, "target": f.split}
+    if f.sample_rate is not None:
+        front_end = front_ends.choose(f.front_end, f.sample_rate, f.seconds)
+        parts["front_end"] = front_end
+    elif given := _given(*_SOUNDS):
+        raise cli.UsageError(f"--{min(given)} needs --sample_rate: it is about sounds")
     if f.max_pixels is not None:
         parts["max_pixels"] = f.max_pixels
     return sources.open_items(path, kind=kind, **parts, **options), options
@@ -142,7 +150,7 @@ def _draw_items(recipe: Recipe) -> Items:
     number = f.num_items or recipe.items.get(f.split)
     if number is None:
         raise cli.UsageError("missing --num_items: how many items are drawn")
-    chosen = ("label_base", "channels", *_READING, *_CAPTIONS, *_CLIPS)
+    chosen = ("label_base", "channels", *_READING, *_CAPTIONS, *_CLIPS, *_SOUNDS)
     without = [name for name in chosen if f[name].present]
     if without:
         raise cli.UsageError(f"--{without[0]} has no effect on data that are drawn")

@@ -32,7 +32,6 @@ DATASETS = Registry(
     sounds="scm_jax.datasets.prepared_sounds.make_sounds",
     spoken_digits="scm_jax.datasets.spoken_digits.make_spoken_digits",
     spoken_numbers="scm_jax.datasets.spoken_numbers.make_spoken_numbers",
-    spoken_digits="scm_jax.datasets.spoken_digits.make_spoken_digits",
 )
 
 __all__ = [
