@@ -67,7 +67,7 @@ def kept_in_memory(source: Source) -> Source:
     return _drawn(source)  # type: ignore[arg-type]  # sources that draw are frozen
 
 
-@functools.lru_cache(maxsize=1)  # evaluators and runs of one process open it often
+@functools.lru_cache(maxsize=2)  # evaluators open the split of the training and test
 def _drawn(source: Source) -> Source:
     fields = source.gather(np.arange(len(source)))
     for values in fields.values():

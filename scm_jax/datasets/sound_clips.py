@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -23,8 +24,18 @@ def resampled(sound: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     if rate == new_rate:
         return sound.astype(np.float32)
     common = math.gcd(rate, new_rate)
-    found = scipy.signal.resample_poly(sound, new_rate // common, rate // common)
+    up, down = new_rate // common, rate // common
+    found = scipy.signal.resample_poly(sound, up, down, window=_filter(max(up, down)))
     return found.astype(np.float32)
+
+
+@functools.cache
+def _filter(factor: int) -> np.ndarray:
+    """What ``resample_poly`` designs by default, anew for each call."""
+    import scipy.signal
+
+    taps = 20 * factor + 1
+    return scipy.signal.firwin(taps, 1 / factor, window=("kaiser", 5.0))
 
 
 def trimmed(sound: np.ndarray, rate: int) -> np.ndarray:

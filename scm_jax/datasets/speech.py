@@ -90,7 +90,7 @@ def _load(library: str, data: str) -> Engine:
     @ctypes.CFUNCTYPE(ctypes.c_int, *signature)
     def collect(samples, number, events):
         if number > 0:
-            pieces.append(np.ctypeslib.as_array(samples, (number,)).copy())
+            pieces.append(np.frombuffer(ctypes.string_at(samples, 2 * number), "<i2"))
         return 0
 
     speech.espeak_SetSynthCallback(collect)

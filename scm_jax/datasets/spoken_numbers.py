@@ -45,7 +45,7 @@ def held_out(digits: np.ndarray) -> np.ndarray:
 
     Example:
       >>> held_out(np.array([[3, 1, 4, -1], [3, 1, 5, -1]])).tolist()
-      [False, True]
+      [True, False]
     """
     return (digits + 1) @ np.array([1, 3, 4, 2]) % 5 == 0
 

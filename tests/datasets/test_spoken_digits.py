@@ -35,7 +35,7 @@ def test_an_item_depends_on_its_number_alone():
 
 
 def test_the_frozen_network_hears_held_out_voices():
-    data = make_dataset("spoken_digits", "test", num_items=200)
+    data = make_dataset("spoken_digits", "test", num_items=2000)
     x, label = data.arrays()
     assert x.shape == (200, *data.info.sample_shape) and x.dtype == np.float32
     assert x.std() == pytest.approx(0.5, rel=0.1)
