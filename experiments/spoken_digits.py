@@ -43,6 +43,8 @@ def get_config(arg: str = ""):
     c.network.update({"width": 128, "depth": 4, "num_heads": 4, "patch": 4})
     if seen == "waveform":
         c.network.patch_sides = (1,)
+    elif said == "numbers":
+        c.network.patch_sides = (8, 4)
     c.optimizer.name = "muon"
     c.optimizer.learning_rate = 5e-4 if student else 1e-2
     c.optimizer.b2 = 0.99

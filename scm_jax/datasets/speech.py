@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,6 +86,7 @@ def _load(library: str, data: str) -> Engine:
     if rate <= 0:
         raise OSError(f"eSpeak NG cannot read its data in {data}")
     pieces: list[np.ndarray] = []
+    alone = threading.Lock()  # the library crashes where two threads speak
     signature = (ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
     @ctypes.CFUNCTYPE(ctypes.c_int, *signature)
@@ -96,6 +98,10 @@ def _load(library: str, data: str) -> Engine:
     speech.espeak_SetSynthCallback(collect)
 
     def say(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
+        with alone:
+            return say_alone(text, speaker)
+
+    def say_alone(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
         # Where a voice is missing, eSpeak goes on with another one.
         name = f"{speaker.accent}+{speaker.voice}"
         known = os.path.isfile(os.path.join(data, "voices", "!v", speaker.voice))

@@ -1,5 +1,6 @@
 """Speech of eSpeak NG: voices apart, the words that are asked for, both engines."""
 
+import concurrent.futures
 import sys
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_an_item_depends_on_its_number_alone():
     some = few.gather(np.array([3, 7]))
     again = many.gather(np.array([7, 1, 3]))
     assert some["label"].tolist() == again["label"][[2, 0]].tolist()
-    # The noise of fricatives is drawn anew.
+    # Noise and flutter are drawn anew.
     away = np.abs(some["values"] - again["values"][[2, 0]]).mean()
     assert away < 0.5 * np.abs(some["values"] - again["values"][[1, 1]]).mean()
 
@@ -68,6 +69,17 @@ def test_a_visit_names_the_voice_or_not():
     words = np.array(["", "", *range(256), *data.info.text.words])
     assert set(np.unique(np.asarray(batch.tokens))) <= set(range(len(words)))
     assert batch.tokens.shape == (8, data.info.text.length)
+
+
+def test_threads_may_speak_at_the_same_time():
+    """Readers of data are threads; eSpeak NG crashes where two of them are in it."""
+    source = SpeechSource(num_items=100)
+    rows = [np.arange(start, start + 10) for start in range(0, 100, 10)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = [fields["values"] for fields in threads.map(source.gather, rows)]
+    alone = source.gather(np.arange(100))["values"]
+    away = np.abs(np.concatenate(found) - alone).mean()
+    assert away < 0.5 * np.abs(np.concatenate(found[::-1]) - alone).mean()
 
 
 def test_a_voice_that_is_missing_is_named():
