@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scm_jax.evaluation.features import shapes_reader
-from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
 KINDS = ("seen", "held_out")
@@ -63,18 +63,7 @@ class CaptionAgreement:
                 found[f"all_words_{kind}{end}"] = float(table.all(axis=0).mean())
                 if not end:
                     found |= {f"{k}_{kind}": float(v.mean()) for k, v in right.items()}
-        if subject.sampling:
-            found["protocol"] = protocol_of(
-                self,
-                subject.sampling,
-                metric="caption_agreement",
-                extractor="shapes_reader",
-                extractor_sha256=shapes_reader.WEIGHTS_SHA256,
-                resize="none",
-                quantization=subject.need("quantization", "a protocol")(),
-                reference=subject.dataset,
-                reference_sha256=hashes.hexdigest(),
-                reference_count=2 * self.num_samples,
-                num_samples=self.num_samples,
-            )
+        network = "shapes_reader", shapes_reader.WEIGHTS_SHA256
+        reference = hashes.hexdigest(), 2 * self.num_samples
+        found |= protocol_in(self, subject, "caption_agreement", network, *reference)
         return found

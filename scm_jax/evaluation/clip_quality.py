@@ -10,7 +10,7 @@ import numpy as np
 
 from scm_jax.evaluation.features import clips_reader
 from scm_jax.evaluation.metrics import clip_motion, frechet
-from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
@@ -67,21 +67,12 @@ class ClipQuality:
             paths = (clip_motion.centroids(clips) for clips in (made, real))
             away = np.subtract(*paths)[:, self.first :]
             found["path_error"] = float(np.sqrt((away**2).sum(-1).mean()))
-        read = real.shape[1:] == clips_reader.CLIP_SHAPE
-        if subject.sampling:
-            found["protocol"] = protocol_of(
-                self,
-                subject.sampling,
-                metric=f"clip_quality(first={self.first})",
-                extractor="clips_reader" if read else "none",
-                extractor_sha256=clips_reader.WEIGHTS_SHA256 if read else "none",
-                resize="none",
-                quantization=subject.need("quantization", "a protocol")(),
-                reference=subject.dataset,
-                reference_sha256=hashlib.sha256(real.tobytes()).hexdigest(),
-                reference_count=self.num_samples,
-                num_samples=self.num_samples,
-            )
+        network = "none", "none"
+        if real.shape[1:] == clips_reader.CLIP_SHAPE:
+            network = "clips_reader", clips_reader.WEIGHTS_SHA256
+        metric = f"clip_quality(first={self.first})"
+        reference = hashlib.sha256(real.tobytes()).hexdigest(), self.num_samples
+        found |= protocol_in(self, subject, metric, network, *reference)
         return {**found, "num_samples": self.num_samples, "first": self.first}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scm_jax.evaluation.caption_agreement import KINDS
 from scm_jax.evaluation.features import speech_reader
-from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
@@ -69,20 +69,9 @@ class NumberAgreement:
                     silent = np.abs(slots).max(-1) < SILENT
                     whole = np.where(digits >= 0, right, silent).all(1)
                     found[f"sequence_{kind}"] = float(whole.mean())
-        if subject.sampling:
-            found["protocol"] = protocol_of(
-                self,
-                subject.sampling,
-                metric="number_agreement",
-                extractor="speech_reader",
-                extractor_sha256=speech_reader.WEIGHTS_SHA256,
-                resize="none",
-                quantization=subject.need("quantization", "a protocol")(),
-                reference=subject.dataset,
-                reference_sha256=hashes.hexdigest(),
-                reference_count=2 * self.num_samples,
-                num_samples=self.num_samples,
-            )
+        network = "speech_reader", speech_reader.WEIGHTS_SHA256
+        reference = hashes.hexdigest(), 2 * self.num_samples
+        found |= protocol_in(self, subject, "number_agreement", network, *reference)
         return found
 
 

@@ -108,6 +108,37 @@ def protocol_of(evaluator: Any, sampling: Mapping[str, Any], **fields: Any) -> d
     return dataclasses.asdict(protocol)
 
 
+def protocol_in(
+    evaluator: Any,
+    subject: Any,
+    metric: str,
+    network: tuple[str, str],
+    reference_sha256: str,
+    reference_count: int,
+) -> dict[str, Any]:
+    """``protocol`` of numbers that a small frozen network reads off samples.
+
+    Empty if the subject does not say how it is sampled. ``network`` is the name of the
+    network and the hash of its weights; ``none`` twice where it reads nothing.
+    """
+    if not subject.sampling:
+        return {}
+    found = protocol_of(
+        evaluator,
+        subject.sampling,
+        metric=metric,
+        extractor=network[0],
+        extractor_sha256=network[1],
+        resize="none",
+        quantization=subject.need("quantization", "a protocol")(),
+        reference=subject.dataset,
+        reference_sha256=reference_sha256,
+        reference_count=reference_count,
+        num_samples=evaluator.num_samples,
+    )
+    return {"protocol": found}
+
+
 # --- Numbers over seeds ---------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scm_jax.evaluation.features import speech_reader
 from scm_jax.evaluation.metrics import frechet, voice
-from scm_jax.evaluation.protocol import protocol_of
+from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
@@ -63,20 +63,9 @@ class SpeechQuality:
         for end, clips in (("", made), ("_real", x)):
             away = nearest(clips, train) / subject.sigma_data
             found[f"nearest{end}"] = float(np.median(away))
-        if subject.sampling:
-            found["protocol"] = protocol_of(
-                self,
-                subject.sampling,
-                metric="speech_quality",
-                extractor="speech_reader",
-                extractor_sha256=speech_reader.WEIGHTS_SHA256,
-                resize="none",
-                quantization=subject.need("quantization", "a protocol")(),
-                reference=subject.dataset,
-                reference_sha256=hashlib.sha256(x.tobytes()).hexdigest(),
-                reference_count=self.num_samples,
-                num_samples=self.num_samples,
-            )
+        network = "speech_reader", speech_reader.WEIGHTS_SHA256
+        reference = hashlib.sha256(x.tobytes()).hexdigest(), self.num_samples
+        found |= protocol_in(self, subject, "speech_quality", network, *reference)
         return {**found, "num_samples": self.num_samples}
 
 
