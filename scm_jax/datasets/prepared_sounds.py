@@ -14,8 +14,6 @@ from scm_jax.datasets.captioned import with_captions
 from scm_jax.datasets.prepared_images import find_split
 from scm_jax.types import DatasetInfo
 
-_AT_ONCE = 256  # clips: their transforms take many times the memory of the result
-
 
 def make_sounds(
     split: str = "train",
@@ -81,8 +79,7 @@ class SeenSource:
         fields = dict(self.source.gather(indices))
         sound = images.stored(fields, "sound", ("int16",), self.name)
         del fields["sound"]
-        parts = np.array_split(sound, -(-len(sound) // _AT_ONCE))
-        return {**fields, "x": np.concatenate([self.seen.to_x(p) for p in parts])}
+        return {**fields, "x": self.seen.to_x(sound)}
 
 
 def _dataset(

@@ -23,8 +23,10 @@ def dataset(request, digits_root):
     for package in PACKAGES.get(request.param, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'scm_jax[emoji]'")
-    drawn = ("shapes", "captioned_shapes")
-    options = {"num_items": 2000} if request.param in drawn else {}
+    drawn = {"shapes": 2000, "captioned_shapes": 2000}
+    drawn |= {"spoken_digits": 60, "spoken_numbers": 20}
+    number = drawn.get(request.param)
+    options = {} if number is None else {"num_items": number}
     return make_dataset(request.param, root=digits_root, **options)
 
 
@@ -113,7 +115,7 @@ def test_restart_and_shards(dataset, process_count):
 
 
 def test_unknown_names_list_and_suggest():
-    message = r"dataset.name = 'mixtur' .*'spoken_digits'\]; did you mean 'mixture'"
+    message = r"dataset.name = 'mixtur' .*'spoken_numbers'\]; did you mean 'mixture'"
     with pytest.raises(ValueError, match=message):
         make_dataset("mixtur")
     with pytest.raises(ValueError, match="'mixture' = 'weight' .*mean 'weights'"):
