@@ -6,7 +6,7 @@ import scipy.io.wavfile
 
 from scm_jax.commands import demo_sound, shipped_models
 from scm_jax.files import shipped
-from scm_jax.runs import sample
+from scm_jax.runs import evaluate, packed, sample
 from scm_jax.sweeps.plan.sweep_file import load_module
 from tests.commands.in_process import scm
 from tests.runs.untrained import write_run
@@ -48,3 +48,14 @@ def test_the_demo_lets_one_listen(run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<audio controls") == 40
     assert (tmp_path / "digits" / "009.wav").is_file()
+
+
+def test_the_shipped_student_says_the_digits_that_it_is_asked_for(tmp_path):
+    files = shipped.folder("data") / "spoken_digits"
+    packed.unpack(files / "scd", tmp_path / "scd")
+    for name in shipped_models.VARIANTS:
+        assert (files / name / packed.WEIGHTS).stat().st_size < 4e6
+    (row,) = evaluate.evaluate_run(
+        tmp_path / "scd", steps=(2,), evaluators=("spoken_digits",), num_samples=60
+    )
+    assert row["digit_accuracy"] > 0.9
