@@ -9,6 +9,12 @@ Run:
     --workdir=runs/spoken_digits_sct
   python -m scm_jax sample --run=runs/spoken_digits_scd --num=10 --out=digits.wav
 
+Expect (digit accuracy after the way back to sound; real clips, of voices that no
+training clip has, 0.998; one CPU core each, seed 0):
+  teacher  32 Heun steps, guidance 2: 1.00 (100 clips); 16 min
+  scd      1 step 0.997, 2 steps 1.000 (guidance 2, 1,000 clips); 18 min
+  sct, other front ends, numbers: not yet measured
+
 A transformer on log-mel spectrograms of 32 frames and 32 bands, patches of 4x4. The
 student of sCD takes the guidance scale as an input. ``say=numbers`` are two to four
 digits from a prompt, in 2 seconds. ``front_end=log_mel_64``, ``stft`` and

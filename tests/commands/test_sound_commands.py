@@ -1,12 +1,17 @@
 """Sound at the command line: WAV files, and what the sound demo shows."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 import scipy.io.wavfile
 
 from scm_jax.commands import demo_sound, shipped_models
+from scm_jax.datasets import spoken_digits
 from scm_jax.files import shipped
 from scm_jax.runs import evaluate, packed, sample
+from scm_jax.runs.setup import experiment
 from scm_jax.sweeps.plan.sweep_file import load_module
 from tests.commands.in_process import scm
 from tests.runs.untrained import write_run
@@ -33,6 +38,29 @@ def test_samples_are_written_as_sound(run, tmp_path):
     np.testing.assert_allclose(levels[:3968] / 32767, drawn.sound[0], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "option", ["front_end=log_mel_64", "front_end=stft", "front_end=waveform"]
+)
+def test_other_front_ends_are_trained_on(option):
+    file = shipped.folder("experiments") / "spoken_digits.py"
+    config = load_module(str(file)).get_config(f"teacher,{option}")
+    built = experiment.build(config)
+    shape = built.dataset.info.sample_shape
+    seen = spoken_digits.open_front_end(config.dataset.front_end)
+    assert shape == seen.front_end.shape
+    assert jax.eval_shape(built.network.init, jax.random.key(0))
+
+
+def test_a_prompt_of_digits_is_spoken(tmp_path):
+    file = shipped.folder("experiments") / "spoken_digits.py"
+    config = load_module(str(file)).get_config("teacher,say=numbers,quick")
+    run, out = write_run(tmp_path / "run", config), tmp_path / "digits.wav"
+    scm("sample", f"--run={run}", "--num=1", "--prompt=three one four", f"--out={out}")
+    rate, levels = scipy.io.wavfile.read(out)
+    assert rate == 8000 and len(levels) == 16_256
+    assert "three one four" in out.with_suffix(".jsonl").read_text()
+
+
 def test_the_demo_lets_one_listen(run, tmp_path):
     student = sample.load_generate(run)
     loaded = {"teacher": student, "scd": student}
@@ -55,6 +83,10 @@ def test_the_shipped_student_says_the_digits_that_it_is_asked_for(tmp_path):
     packed.unpack(files / "scd", tmp_path / "scd")
     for name in shipped_models.VARIANTS:
         assert (files / name / packed.WEIGHTS).stat().st_size < 4e6
+    config = tmp_path / "scd" / "config.json"
+    fewer = json.loads(config.read_text())
+    fewer["dataset"]["num_items"] = 1000  # all would take 20 s to speak
+    config.write_text(json.dumps(fewer))
     (row,) = evaluate.evaluate_run(
         tmp_path / "scd", steps=(2,), evaluators=("spoken_digits",), num_samples=60
     )
