@@ -11,8 +11,10 @@ Run:
 
 Expect (clips with the digit that was asked for on a frame, residual of the path in
 pixels; true clips 0.973, 0.065; one CPU core each, seed 0):
-  teacher  32 Heun steps, guidance 2: 0.960, 0.42 (100 clips); 68 min
-  scd      1 step 0.678, 0.59; 2 steps 0.834, 0.50 (guidance 2, 1,000 clips); 19 min
+  teacher  32 Heun steps, guidance 2: 0.960, 0.42 (100 clips), 68 min; again from there
+           (init.run, a learning rate of 5e-3): 0.971, 0.38; 49 min
+  scd      of the latter, 1,000 clips: 1 step 0.697, 0.58; 2 steps 0.862, 0.48 (guidance
+           2), 0.958, 0.47 (guidance 4, second step at 1.25); 30 min
   sct      2 steps 0.476, 0.54 (1,000 clips; at a learning rate of 2e-3, 80,000 clips)
 
 A transformer over (t, h, w) with patches of 2x4x4 and rotary positions; the student of
@@ -43,7 +45,7 @@ class Size(NamedTuple):
 # fmt: off
 SIZES = {
     #            t side    w  d batch     teacher    student
-    "tiny":  Size( 8, 16, 128,  4,  64,   320_000,    50_048),
+    "tiny":  Size( 8, 16, 128,  4,  64,   320_000,   128_000),
     "large": Size(16, 32, 512, 12, 256, 8_000_000, 4_000_000),
 }
 # fmt: on
@@ -96,7 +98,7 @@ def get_config(arg: str = ""):
         c.eval.steps = (32,)
     else:
         c.objective.dx_dt = "teacher" if variant == "scd" else "data"
-        c.objective.tangent_warmup_images = size.student_images // 4
+        c.objective.tangent_warmup_images = size.student_images // 5
         # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         if variant == "scd":

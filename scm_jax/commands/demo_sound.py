@@ -50,10 +50,10 @@ def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
             num_samples=num_samples // 10 if variant == "teacher" else num_samples,
             rerun=True,
         )
-        if variant == "teacher":
-            ends = {k: row[f"{k}_real"] for k in SHOWN if f"{k}_real" in row}
-            yield {"clips": "real, through the front end", **ends}
         yield {"clips": variant, **{k: row[k] for k in row if k in COLUMNS + SHOWN}}
+    ends = {k: row[f"{k}_real"] for k in SHOWN if f"{k}_real" in row}
+    name = "real, through the front end"
+    yield {"clips": name, "num_samples": num_samples, **ends}
 
 
 def real_clips(num: int) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def write_report(
             ("Train both again", "python -m scm_jax demo --name=sound --train"),
         ],
         intro=(
-            "A U-Net on log-mel spectrograms, distilled from its diffusion teacher "
-            f"with guidance as an input (sCD). {speed}."
+            "A transformer on log-mel spectrograms, distilled from its diffusion "
+            f"teacher with guidance as an input (sCD). {speed}."
         ),
     )
 

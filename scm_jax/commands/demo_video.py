@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 NAME = "moving_digits"
 SHOWN_CLIPS = 10
 FIRST = 2  # frames that are told
-COLUMNS = ("clips", "steps", "guidance", "nfe", "num_samples")
+BEST = 4.0, ((1.25,),)  # guidance and time of the second step, found by `evaluate`
+COLUMNS = ("clips", "steps", "times", "guidance", "nfe", "num_samples")
 SHOWN = (
     *("frame_agreement", "all_frames_agree", "residual", "speed_distance"),
     *("frechet_distance", "path_error"),
@@ -42,12 +43,18 @@ def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
     """
 
     def measured(
-        variant: str, num: int, steps: int, evaluator: str = NAME
+        variant: str,
+        num: int,
+        steps: int,
+        evaluator: str = NAME,
+        guidance: float = TEACHER["guidance"],
+        times: Sequence[tuple[float, ...]] = (),
     ) -> dict[str, Any]:
         (row,) = evaluate.evaluate_run(
             workdir / variant,
             steps=(steps,),
-            guidance=(TEACHER["guidance"],),
+            guidance=(guidance,),
+            times=times,
             evaluators=(evaluator,),
             num_samples=num,
             rerun=True,
@@ -57,6 +64,7 @@ def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
     yield measured("teacher", num_samples // 10, TEACHER["steps"])
     for steps in (1, 2):
         yield measured("scd", num_samples, steps)
+    yield measured("scd", num_samples, 2, NAME, *BEST)
     continued = measured("scd", num_samples, 2, f"{NAME}_continued")
     yield {**continued, "clips": f"scd after {FIRST} frames"}
     yield from broken_clips(num_samples)
@@ -122,8 +130,11 @@ def write_report(
     shown["teacher, 126 evaluations"] = sample.draw(
         loaded["teacher"], SHOWN_CLIPS, **TEACHER
     )
+    guidance, (times,) = BEST
     for steps, name in ((2, "two steps"), (1, "one step")):
-        shown[name] = sample.draw(loaded["scd"], SHOWN_CLIPS, steps)
+        how: dict[str, Any] = {"guidance": guidance}
+        how |= {"times": times} if steps == 2 else {}
+        shown[name] = sample.draw(loaded["scd"], SHOWN_CLIPS, steps, **how)
     shown["two steps"].save(workdir / "clips.webp", columns=5)
     contact_sheet(shown).save(workdir / "clips.png")
     told = true.pixels[:, :FIRST]

@@ -72,7 +72,7 @@ def test_targets_are_tried_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for out, words in (
         (tmp_path / "file" / "a.png", "cannot use"),
-        (tmp_path / "a.jpg", "legal are .png, .npy, .gif, .webp, .apng"),
+        (tmp_path / "a.jpg", "legal are .png, .npy, .wav, .gif, .webp, .apng"),
     ):
         said = scm("sample", f"--run={tmp_path}", f"--out={out}", check=1).stderr
         assert words in said
