@@ -120,9 +120,7 @@ def _load(library: str, data: str) -> Engine:
     return say
 
 
-def _by_program(
-    program: str, text: str, speaker: Speaker
-) -> tuple[np.ndarray, int]:  # about ten times as slow
+def _by_program(program: str, text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
     import scipy.io.wavfile
 
     name = f"{speaker.accent}+{speaker.voice}"
