@@ -36,6 +36,8 @@ def get_config(arg: str = ""):
     variant, options = parse_arg(arg, VARIANTS, say=SAY, front_end=FRONT_ENDS)
     seen, said, quick = options["front_end"], options["say"], options["quick"]
     student = variant != "teacher"
+    if said == "numbers" and seen != "log_mel":
+        raise ValueError(f"say=numbers is for front_end=log_mel, not {seen}")
 
     def run_name(variant: str) -> str:
         parts = [f"spoken_{said}", variant] + [seen] * (seen != "log_mel")

@@ -16,8 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Compiling takes most of the time; nightly, programs are optimized as users have them.
 if "SCM_JAX_NIGHTLY" not in os.environ:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    # Without it the U-Nets of tests/contracts/test_networks.py took 198 s of processor
-    # time in place of 90 s.
+    # The suite took 32 minutes of processor time with it, and takes 23.5 without.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
@@ -109,7 +108,10 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Compiles as users do: for tests that compare the bits of different programs."""
+    """Optimizes as users do: for tests that compare the bits of different programs.
+
+    XLA's flags are read once a process: there are no fusion emitters here, either.
+    """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     with pytest.MonkeyPatch.context() as patch:

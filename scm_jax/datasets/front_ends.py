@@ -77,7 +77,7 @@ class FrontEnd:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values of one clip."""
+        """Shape of the values of one clip."""
         return self.values(np.zeros((1, self.samples), np.float32)).shape[1:]
 
     def settings(self) -> dict[str, Any]:
@@ -207,8 +207,7 @@ def spectrograms(sound: np.ndarray, rate: int) -> np.ndarray:
 class ComplexStft(FrontEnd):
     """``|c|^exponent e^(i phase)`` as ``(n, frames, 1 + fft // 2, 2)``: exact.
 
-    The exponent makes loud and soft parts more alike; 0.5 lost least to an error of the
-    same relative size at 8 kHz.
+    The exponent makes loud and soft parts more alike.
     """
 
     fft: int = 126

@@ -31,7 +31,8 @@ from scm_jax.types import DatasetInfo, Prompts, Questions, TextInfo
 NAME = "spoken_numbers"
 FRONT_END = "log_mel_4"
 SLOT = 4_096  # samples from the start of one digit to that of the next
-SAMPLES = 16_256  # 128 frames of 128 samples, less what is after the last one
+WORD = 3_968  # samples of a digit, as in ``spoken_digits``
+SAMPLES = 3 * SLOT + WORD  # 128 frames
 LENGTHS = (2, 4)
 NONE = -1  # where a sequence has no digit
 _STREAMS = {"train": 34, "test": 35}
@@ -85,7 +86,7 @@ class NumberSource:
         clips = np.zeros((len(indices), LENGTHS[1], SLOT), np.float32)
         for row, digits, speaker in zip(clips, *self.said(indices), strict=True):
             for slot, digit in zip(row, digits[digits != NONE], strict=False):
-                slot[:-128] = fitted(say_digit(digit, speaker), SLOT - 128, RATE)
+                slot[:WORD] = fitted(say_digit(digit, speaker), WORD, RATE)
         return clips.reshape(len(indices), -1)[:, :SAMPLES]
 
     def gather(self, indices: np.ndarray) -> pipeline.Fields:

@@ -42,7 +42,8 @@ class SpeechQuality:
 
         Returns:
           those of ``measure``, and ``nearest``: the median distance to the nearest
-          training clip, root mean square over the values, in units of ``sigma_data``.
+          training clip, root mean square over the values, in units of ``sigma_data``;
+          ``nearest_least`` is the smallest.
         """
         to_sound = subject.need("to_sound", "quality of speech")
         to_pixels = subject.need("to_pixels", "quality of speech")
@@ -63,6 +64,7 @@ class SpeechQuality:
         for end, clips in (("", made), ("_real", x)):
             away = nearest(clips, train) / subject.sigma_data
             found[f"nearest{end}"] = float(np.median(away))
+            found[f"nearest_least{end}"] = float(away.min())
         network = "speech_reader", speech_reader.WEIGHTS_SHA256
         reference = hashlib.sha256(x.tobytes()).hexdigest(), self.num_samples
         found |= protocol_in(self, subject, "speech_quality", network, *reference)
@@ -115,17 +117,16 @@ def measure(
 def nearest(x: np.ndarray, others: np.ndarray, block: int = 256) -> np.ndarray:
     """Root mean square distance of each ``x`` from the nearest of ``others``, ``(n,)``.
 
-    An item that is at distance 0 is itself, and not counted.
+    A copy is at distance 0, up to rounding.
 
     Example:
       >>> nearest(np.array([[0.0], [3.0]]), np.array([[0.0], [1.0]])).tolist()
-      [1.0, 2.0]
+      [0.0, 2.0]
     """
     flat = others.reshape(len(others), -1).astype(np.float32)
     squares, found = (flat**2).sum(1), []
     for start in range(0, len(x), block):
         rows = x[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
         away = squares[None] - 2 * rows @ flat.T + (rows**2).sum(1)[:, None]
-        away = np.where(away > 1e-4 * squares.mean(), away, np.inf)
-        found.append(np.sqrt(away.min(1) / flat.shape[1]))
+        found.append(np.sqrt(np.maximum(away.min(1), 0) / flat.shape[1]))
     return np.concatenate(found)

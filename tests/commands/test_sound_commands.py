@@ -78,6 +78,33 @@ def test_the_demo_lets_one_listen(run, tmp_path):
     assert (tmp_path / "digits" / "009.wav").is_file()
 
 
+def test_a_demo_measures_tells_and_writes_its_page(tmp_path, capsys, monkeypatch):
+    """The order of a demo, with the shipped models and few samples."""
+    monkeypatch.setattr(shipped_models, "SPEED_BATCH", 2)
+    monkeypatch.setitem(shipped_models.TEACHER, "steps", 2)
+    shown = demo_sound.DEMO._replace(
+        measure=lambda workdir, num: [{"clips": workdir.name, "num_samples": num}],
+        columns=("clips", "num_samples"),
+        write_report=lambda workdir, loaded, rows, speed: (
+            workdir / "report.html"
+        ).write_text(f"{sorted(loaded)} {rows} {speed}"),
+    )
+    assert shipped_models.run(shown, tmp_path) == "done"
+    said = capsys.readouterr().out
+    assert tmp_path.name in said and "1000" in said and "digit_accuracy:" in said
+    assert "times faster than the teacher's 2 Heun steps" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "['scd', 'teacher']" in page and "faster than real time" in page
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows == [{"clips": tmp_path.name, "num_samples": 1000}]
+
+
+def test_say_numbers_has_one_front_end():
+    module = load_module(str(shipped.folder("experiments") / "spoken_digits.py"))
+    with pytest.raises(ValueError, match="say=numbers is for front_end=log_mel"):
+        module.get_config("teacher,say=numbers,front_end=stft")
+
+
 def test_the_shipped_student_says_the_digits_that_it_is_asked_for(tmp_path):
     files = shipped.folder("data") / "spoken_digits"
     packed.unpack(files / "scd", tmp_path / "scd")

@@ -69,8 +69,10 @@ def test_other_digits_silence_and_high_voices_are_found(real):
     assert broken["frechet_distance"] > 10 * same["frechet_floor"]
 
 
-def test_the_evaluator_reads_a_subject(real):
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_evaluator_reads_a_subject_and_finds_copies(copied, real):
     x, label, seen = real
+    train = slice(0 if copied else 60, None)
 
     def generate(num, steps, seed, labels):
         assert labels.tolist() == label[:num].tolist()
@@ -79,7 +81,7 @@ def test_the_evaluator_reads_a_subject(real):
     subject = Subject(
         sigma_data=0.5,
         generate=generate,
-        reference=lambda: (x[60:], label[60:]),
+        reference=lambda: (x[train], label[train]),
         to_pixels=seen.to_pixels,
         batch=lambda num, seed: (x[:num], Cond(t=np.zeros(num), label=label[:num])),
         to_sound=seen.to_sound,
@@ -88,7 +90,8 @@ def test_the_evaluator_reads_a_subject(real):
     )
     found = build("spoken_digits", num_samples=60)(subject)
     assert found["digit_accuracy"] == found["digit_accuracy_real"]
-    assert found["nearest"] == found["nearest_real"] > 0.1
+    assert found["nearest"] == found["nearest_real"]
+    assert found["nearest"] < 0.01 if copied else found["nearest"] > 0.1
     with pytest.raises(ValueError, match=r"needs Subject.to_sound"):
         build("spoken_digits")(Subject(0.5))
 
