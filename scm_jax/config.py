@@ -18,6 +18,7 @@ from scm_jax.datasets import DATASETS
 from scm_jax.files.user_paths import real_number, whole_number, yes_or_no
 from scm_jax.networks import NETWORKS
 from scm_jax.objectives import OBJECTIVES
+from scm_jax.objectives.presets import PRESETS
 from scm_jax.training.state import OptimizerConfig
 from scm_jax.types import lookup
 
@@ -48,9 +49,13 @@ def base_config(
 
     Args:
       network: a key of ``NETWORKS``; its fields become ``config.network``.
-      objective: a key of ``OBJECTIVES``; its fields become ``config.objective``.
+      objective: a key of ``OBJECTIVES``, whose fields become ``config.objective``; or
+        a method by its name in the field, a key of ``objectives.presets.PRESETS``.
       dataset: a key of ``DATASETS``; its arguments become ``config.dataset``.
     """
+    preset = PRESETS.get(objective)
+    if preset is not None:
+        objective = preset.objective
     c = ConfigDict()
     c.name = ""  # shown in tables and reports
     c.seed = 0  # parameters, noise, data order
@@ -64,7 +69,17 @@ def base_config(
         {"name": network, **_fields(lookup(NETWORKS, network, "network.name"))}
     )
     c.parameterization = "trigflow"  # of the network: a key of PARAMETERIZATIONS
-    c.objective = _objective_section(objective)
+    c.objective = _section(objective)
+    # A second term: distribution matching with a critic (objectives/matching.py).
+    c.matching = _section("matching")
+    for shared in _SHARED:  # with the first term
+        del c.matching[shared]
+    c.matching.weight = 0.0  # of the term; 0: none, and then nothing else here counts
+
+    c.critic = ConfigDict()  # the second network, of objectives that train one
+    c.critic.learning_rate = 0.0  # reference of the optimizer's schedule; 0: the same
+    c.critic.student_every = 1  # critic updates, one a step, for one of the student
+    c.critic.half_life_images = 0.0  # of an EMA that scores samples; 0: no EMA
 
     c.teacher = ConfigDict()
     c.teacher.source = "none"  # none | run (a run directory) | exact (closed form)
@@ -98,6 +113,7 @@ def base_config(
     c.sampling.sampler = "heun"  # a key of SAMPLERS
     c.sampling.steps = 18
     c.sampling.shift = 0.0  # of a rectified flow's grid, for ddim and 2m; 0: EDM's grid
+    c.sampling.gamma = 0.0  # share of new noise in each step of map sampling, 0..1
     c.sampling.batch_size = 512  # samples per compiled call
     c.sampling.decoder = ""  # of latents: weights file; "" is looked up; or none
     c.sampling.guidance = 1.0  # guidance scale: an input of guided students, else CFG
@@ -119,11 +135,18 @@ def base_config(
     c.checkpoint = ConfigDict()
     c.checkpoint.every_images = 128_000  # images between checkpoints
     c.checkpoint.max_to_keep = 2
-    return c.lock()
+    c.lock()
+    if preset is not None:
+        c.update_from_flattened_dict(preset.changes)
+    return c
 
 
-def _objective_section(name: str) -> ConfigDict:
-    """The objective's fields; those in steps are given in images."""
+# Fields of a second term that are those of the first one.
+_SHARED = ("name", "guidance_range", "label_dropout", "first_frames")
+
+
+def _section(name: str) -> ConfigDict:
+    """The fields of an objective; those in steps are given in images."""
     fields = _fields(lookup(OBJECTIVES, name, "objective.name"))
     section: dict[str, Any] = {"name": name}
     for field, default in fields.items():
@@ -155,6 +178,12 @@ def _arguments(build: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(build).parameters.values()
     common = ("split", "root", "prepare")
     return {p.name: p.default for p in parameters if p.name not in common}
+
+
+def matching_settings(config: ConfigDict) -> dict[str, Any]:
+    """``config.matching`` as constructor arguments, with what both terms share."""
+    own = {k: v for k, v in config.matching.items() if k != "weight"}
+    return own | {k: config.objective.get(k) for k in _SHARED if k != "name"}
 
 
 def objective_settings(config: ConfigDict) -> dict[str, Any]:

@@ -146,10 +146,10 @@ def float64_islands(float64, monkeypatch):
     """
     from scm_jax import sampling, trigflow
     from scm_jax.networks import attention, dit, embeddings, layers, magnitude
-    from scm_jax.objectives import base, consistency
+    from scm_jax.objectives import base, consistency, two_times
 
     rooms = (trigflow.algebra, sampling.samplers, attention, dit, layers, embeddings)
-    for room in (*rooms, magnitude, base, consistency):
+    for room in (*rooms, magnitude, base, consistency, two_times):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())
     for room in (trigflow.conversions, sampling.guidance):
         monkeypatch.setattr(room, "jnp", _Float64Numpy())

@@ -79,7 +79,8 @@ def _sample() -> int:
     cli.integer("seed", 0, "Seed of the noise.", 0, MAX_SEED)
     cli.integer("class", None, "Class of all samples; default: all in turn.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default: the run's.")
-    flags.DEFINE_string("sampler", None, "consistency, heun, ddim or 2m.")
+    flags.DEFINE_string("sampler", None, "consistency, map, heun, ddim or 2m.")
+    flags.DEFINE_float("gamma", None, "Share of new noise in each step of map.")
     cli.path("vae", None, "Weights that decode latents; none: show the latents.")
     cli.integer("frames", None, "Length of clips; default: the training's.", 1)
     help = "Image or clip that all clips begin with: .png, .gif, .npy, .mp4, ..."
@@ -103,7 +104,7 @@ def _sample() -> int:
     if prompts is not None:
         num = f.num or max(16, len(prompts.texts))
     started = time.perf_counter()
-    options = {"sampler": f.sampler, "guidance": f.guidance}
+    options = {"sampler": f.sampler, "guidance": f.guidance, "gamma": f.gamma}
     if f.first:
         channels = loaded.generate.info.sample_shape[-1]
         options["first"] = media.read_frames(f.first, channels)
@@ -126,6 +127,8 @@ def _evaluate() -> int:
         "times", [], "Lists of intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3."
     )
     flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
+    flags.DEFINE_list("sampler", [], "Samplers, of consistency and map; the run's.")
+    flags.DEFINE_float("gamma", None, "Share of new noise in each step of map.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
     cli.path("reference", None, "Reference statistics; default: the run's or data's.")
     cli.integer("num_samples", None, "Samples in a set; default: the metric's.", 0)
@@ -146,6 +149,8 @@ def _evaluate() -> int:
         steps=None if f.steps is None else _numbers("steps", f.steps, whole_number),
         times=[_numbers("times", t.split("/"), real_number, "/") for t in f.times],
         guidance=_numbers("guidance", f.guidance, real_number),
+        samplers=tuple(f.sampler),
+        gamma=f.gamma,
         evaluators=None if f.metrics is None else tuple(f.metrics),
         rerun=f.rerun,
         reference=f.reference,

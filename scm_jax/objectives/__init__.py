@@ -7,9 +7,17 @@ from typing import Any
 from scm_jax.objectives.base import Objective
 from scm_jax.objectives.consistency import Consistency
 from scm_jax.objectives.diffusion import Diffusion
-from scm_jax.types import check_choice, lookup
+from scm_jax.types import Registry, check_choice, lookup
 
-OBJECTIVES = {"diffusion": Diffusion, "consistency": Consistency}
+OBJECTIVES = Registry(
+    consistency=Consistency,
+    diffusion=Diffusion,
+    discrete="scm_jax.objectives.discrete.Discrete",
+    lagrangian="scm_jax.objectives.lagrangian.Lagrangian",
+    matching="scm_jax.objectives.matching.Matching",
+    mean_flow="scm_jax.objectives.mean_flow.MeanFlow",
+    semigroup="scm_jax.objectives.semigroup.Semigroup",
+)
 
 
 def build(name: str, **settings: Any) -> Objective:

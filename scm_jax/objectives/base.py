@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scm_jax.trigflow import Time, log_sigma
+from scm_jax import trigflow
+from scm_jax.trigflow import Time, expand, log_sigma
 from scm_jax.types import (
     Batch,
     Cond,
@@ -47,6 +48,14 @@ class Objective(Protocol):
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether calls need ``critic_fn``, and a step also minimizes ``critic_loss``.
+
+        A critic is a second network, a diffusion model of the samples that the first
+        one makes; see ``distribution.Matching``.
+        """
 
     def init(self, key: jax.Array) -> Any:
         """Parameters of the objective itself (the weight network), maybe empty."""
@@ -101,6 +110,29 @@ def per_example_norm(a: jax.Array) -> jax.Array:
     return jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)
 
 
+def normalize(g: jax.Array, kind: str, eps: float) -> jax.Array:
+    """Tangent normalization, per sample (Sec. 4.2): see ``Consistency``."""
+    match kind:
+        case "l2":
+            return g / (expand(per_example_norm(g), g) + eps)
+        case "rms":
+            rms = per_example_norm(g) / (g[0].size ** 0.5)
+            return g / (expand(rms, g) + eps)
+        case "clip":
+            return jnp.clip(g, -1.0, 1.0)
+    return g
+
+
+NORMALIZATIONS = ("l2", "rms", "clip", "none")
+
+
+def warmup(step: jax.Array, steps: int) -> jax.Array:
+    """``min(1, step/steps)``; 1 for 0 steps."""
+    if not steps:
+        return jnp.ones((), jnp.float32)
+    return jnp.minimum(1.0, step.astype(jnp.float32) / steps)
+
+
 def init_log_weight() -> dict[str, jax.Array]:
     """Parameters of ``log_weight``; it starts at 0 for every ``t``."""
     return {"kernel": jnp.zeros((WEIGHT_FEATURES,)), "bias": jnp.zeros(())}
@@ -137,6 +169,81 @@ def weighted_loss(
         return squared_error, jnp.zeros_like(squared_error)
     w = log_weight(params["log_weight"], time, sigma_data)
     return jnp.exp(w) * squared_error - w, w
+
+
+def adaptive(error: jax.Array, size: int, power: float, eps: float) -> jax.Array:
+    """``e / stop(e + eps)^power`` of sums of squares ``e = size error``, ``(b,)``.
+
+    Power 1/2 and eps 0 is L2 tangent normalization; power 0 changes nothing.
+    """
+    if not power:
+        return error
+    e = size * error
+    return e / jax.lax.stop_gradient(jnp.power(e + eps, power))
+
+
+def velocity(
+    objective: Any,
+    x0: jax.Array,
+    z: jax.Array,
+    x_t: jax.Array,
+    time: Time,
+    cond: Cond,
+    teacher_fn: Callable[[jax.Array, Cond], jax.Array] | None,
+) -> jax.Array:
+    """``dx_t/dt``: of the pair ``(x0, z)``, or of the teacher's ODE."""
+    if not objective.needs_teacher:
+        return trigflow.velocity(x0, z, time)
+    return teacher_velocity(objective, x_t, time, cond, teacher_fn)
+
+
+def teacher_velocity(
+    objective: Any, x: jax.Array, time: Time, cond: Cond, teacher_fn: Any
+) -> jax.Array:
+    """``sigma_data F_teacher(x / sigma_data, t)``, without gradient."""
+    if teacher_fn is None:
+        raise ValueError(
+            "objective.dx_dt = 'teacher' needs a teacher: set teacher.run to its "
+            "run directory, or objective.dx_dt = 'data'"
+        )
+    F = teacher_fn(x / objective.sigma_data, dataclasses.replace(cond, t=time.t))
+    return jax.lax.stop_gradient(objective.sigma_data * F)
+
+
+def guidance_scales(objective: Any, key: jax.Array, t: jax.Array) -> jax.Array | None:
+    """Scales of ``objective.guidance_range`` per example; None without one.
+
+    Uniform where a teacher is guided by them, log-uniform where the student's own
+    velocity is (arXiv 2512.02012).
+    """
+    if (scales := objective.guidance_range) is None:
+        return None
+    if objective.needs_teacher:
+        return jax.random.uniform(key, t.shape, t.dtype, *scales)
+    low, high = np.log(scales)
+    return jnp.exp(jax.random.uniform(key, t.shape, t.dtype, low, high))
+
+
+def output(
+    objective: Any,
+    params: dict[str, Any],
+    time: Time,
+    error: jax.Array,
+    weighted: jax.Array | None = None,
+    bins: dict[str, jax.Array] | None = None,
+    **metrics: jax.Array,
+) -> LossOutput:
+    """The result of an objective with ``error``, ``||residual||^2 / D``: ``(b,)``.
+
+    The learned weight is a function of ``time``, where there is one; it multiplies
+    ``weighted``, by default the error. ``bins`` are further values per example.
+    """
+    loss, sd = error if weighted is None else weighted, objective.sigma_data
+    per_example, w = weighted_loss(params["objective"], time, loss, sd)
+    metrics["squared_error"] = jnp.mean(error)
+    values = {"loss": per_example, "log_weight": w, **(bins or {})}
+    found = {**metrics, "bins": time_bins(time.t, **values)}
+    return LossOutput(jnp.mean(per_example), per_example, found)
 
 
 def time_bins(t: jax.Array, **values: jax.Array) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scm_jax import trigflow
 from scm_jax.objectives import base
@@ -19,7 +20,7 @@ _CHOICES = {
     "dx_dt": ("data", "teacher"),
     "tangent": ("exact", "finite_difference"),
     "tangent_pass": ("shared", "separate"),
-    "tangent_normalization": ("l2", "rms", "clip", "none"),
+    "tangent_normalization": base.NORMALIZATIONS,
     "tangent_warmup_form": ("bracket", "rcm"),
     "prior_weighting": ("inverse_sigma", "none", "inverse_sigma_twice"),
 }
@@ -69,6 +70,10 @@ class Consistency:
       first_frames: of clips that a third of the examples are told, at most; 0: none.
       guidance_range: the student takes a guidance scale as an input, drawn uniformly
         from this range per example, and the teacher is guided by the same scale.
+      segments: ``M`` equal parts of ``[0, pi/2]`` (multistep sCD, Sec. 5; arXiv
+        2403.06807): the student maps ``x_t`` to the lower end ``t_k`` of its segment,
+        and every sine and cosine of ``t`` in ``g`` becomes that of ``t - t_k``. With 1
+        it maps to the data. Sample with ``sampler = "map"`` in ``M`` steps.
     """
 
     dx_dt: str = "data"
@@ -88,10 +93,15 @@ class Consistency:
     label_dropout: float = 0.0
     first_frames: int = 0
     guidance_range: tuple[float, float] | None = None
+    segments: int = 1
+
+    needs_critic = False
 
     def __post_init__(self):
         for field, legal in _CHOICES.items():
             check_choice(getattr(self, field), legal, f"objective.{field}")
+        if self.segments < 1:
+            raise ValueError(f"objective.segments = {self.segments}: at least 1")
         one_pass = self.tangent == "exact" and self.tangent_pass == "shared"
         if self.tangent_dtype and one_pass:
             raise ValueError(
@@ -138,41 +148,42 @@ class Consistency:
         )
         z = sd * jax.random.normal(key_z, x0.shape, x0.dtype)
         x_t = trigflow.interpolate(x0, z, time)
-        guidance, scales = None, self.guidance_range
-        if scales is not None:
-            guidance = jax.random.uniform(key_s, time.t.shape, time.t.dtype, *scales)
+        guidance = base.guidance_scales(self, key_s, time.t)
         inputs = {"t": time.t, "guidance": guidance}
         cond = base.condition(self, key_label, batch, **inputs)
         # 2. Its velocity.
-        dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
+        dx_dt = base.velocity(self, x0, z, x_t, time, cond, teacher_fn)
+
+        local = self.in_segment(time)
+        floor = self.floor(time)
 
         def net(x: jax.Array, t: jax.Array, **dtype: str) -> jax.Array:
-            at = dataclasses.replace(cond, t=t)
+            at = dataclasses.replace(cond, t=t, dt=t - floor)
             return net_fn(params["net"], x, at, train=True, key=key_dropout, **dtype)
 
         # 3.-4. Value and tangent of one function at one point.
-        F, F_tangent, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, time)
-        r = self.tangent_warmup(step)
-        raw = self.raw_tangent(F_tangent, q_dF_dt, x_t, dx_dt, time, r)
+        F, F_tangent, q_dF_dt = self.value_and_tangent(net, x_t, dx_dt, local)
+        r = base.warmup(step, self.tangent_warmup_steps)
+        raw = self.raw_tangent(F_tangent, q_dF_dt, x_t, dx_dt, local, r)
         # 5. The target holds no gradient, its normalization included: the gradient of
         # g / (norm(g) + c) at g = 0 is NaN.
-        g = jax.lax.stop_gradient(self.normalize(raw))
+        kind, eps = self.tangent_normalization, self.tangent_norm_eps
+        g = jax.lax.stop_gradient(base.normalize(raw, kind, eps))
         # 6. Prior factor and learned weight.
         residual = F - jax.lax.stop_gradient(F) - g
         error = base.per_example_mean(jnp.square(residual))
         if self.prior_weighting == "inverse_sigma_twice":
-            error = error * time.cos / (sd * time.sin)
-        per_example, w = base.weighted_loss(params["objective"], time, error, sd)
+            error = error * local.cos / (sd * local.sin)
         raw_norm = base.per_example_norm(raw)
-        metrics = {
-            "squared_error": jnp.mean(error),
-            "tangent_norm": jnp.mean(raw_norm),
-            "tangent_warmup": r,
-            "bins": base.time_bins(
-                time.t, loss=per_example, tangent_norm=raw_norm, log_weight=w
-            ),
-        }
-        return base.LossOutput(jnp.mean(per_example), per_example, metrics)
+        return base.output(
+            self,
+            params,
+            time,
+            error,
+            bins={"tangent_norm": raw_norm},
+            tangent_norm=jnp.mean(raw_norm),
+            tangent_warmup=r,
+        )
 
     def validation_error(
         self,
@@ -199,34 +210,33 @@ class Consistency:
         )
         x_t = trigflow.interpolate(x0, z, time)
         cond = dataclasses.replace(cond, t=time.t)
-        dx_dt = self.velocity(x0, z, x_t, time, cond, teacher_fn)
+        dx_dt = base.velocity(self, x0, z, x_t, time, cond, teacher_fn)
+
+        local, floor = self.in_segment(time), self.floor(time)
 
         def at(x: jax.Array, t: jax.Array) -> jax.Array:
-            return net(x, dataclasses.replace(cond, t=t))
+            return net(x, dataclasses.replace(cond, t=t, dt=t - floor))
 
-        _, F, q_dF_dt = exact.value_and_tangent(at, x_t, dx_dt, time)
-        g = exact.raw_tangent(F, q_dF_dt, x_t, dx_dt, time, jnp.ones(()))
+        _, F, q_dF_dt = exact.value_and_tangent(at, x_t, dx_dt, local)
+        g = exact.raw_tangent(F, q_dF_dt, x_t, dx_dt, local, jnp.ones(()))
         return base.per_example_mean(jnp.square(g))
 
-    def velocity(
-        self,
-        x0: jax.Array,
-        z: jax.Array,
-        x_t: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Callable[[jax.Array, Cond], jax.Array] | None,
-    ) -> jax.Array:
-        """``dx_t/dt``: of the pair ``(x0, z)`` (sCT), or of the teacher's ODE (sCD)."""
-        if not self.needs_teacher:
-            return trigflow.velocity(x0, z, time)
-        if teacher_fn is None:
-            raise ValueError(
-                "objective.dx_dt = 'teacher' needs a teacher: set teacher.run to its "
-                "run directory, or objective.dx_dt = 'data'"
-            )
-        F = teacher_fn(x_t / self.sigma_data, cond)
-        return jax.lax.stop_gradient(self.sigma_data * F)
+    def floor(self, time: Time) -> jax.Array:
+        """``t_k``, the lower end of the segment that ``t`` is in; a constant.
+
+        A time on a boundary belongs to the segment below, which ends there.
+        """
+        width = np.float32(np.pi / 2 / self.segments)
+        return jax.lax.stop_gradient(
+            width * jnp.clip(jnp.ceil(time.t / width) - 1, 0, self.segments - 1)
+        )
+
+    def in_segment(self, time: Time) -> Time:
+        """``t`` with the cosine and sine of ``t - t_k``; ``time`` for one segment."""
+        if self.segments == 1:
+            return time
+        _, cos, sin = trigflow.between(time, self.floor(time))
+        return Time(time.t, cos, sin)
 
     def value_and_tangent(
         self,
@@ -293,22 +303,3 @@ class Consistency:
         else:
             second = r * (p * sin * x_t + self.sigma_data * q_dF_dt)
         return -p * cos * difference - second
-
-    def normalize(self, g: jax.Array) -> jax.Array:
-        """Tangent normalization, per sample (Sec. 4.2)."""
-        c = self.tangent_norm_eps
-        match self.tangent_normalization:
-            case "l2":
-                return g / (expand(base.per_example_norm(g), g) + c)
-            case "rms":
-                rms = base.per_example_norm(g) / (g[0].size ** 0.5)
-                return g / (expand(rms, g) + c)
-            case "clip":
-                return jnp.clip(g, -1.0, 1.0)
-        return g
-
-    def tangent_warmup(self, step: jax.Array) -> jax.Array:
-        """``r = min(1, step/H)``; 1 without warmup."""
-        if not self.tangent_warmup_steps:
-            return jnp.ones((), jnp.float32)
-        return jnp.minimum(1.0, step.astype(jnp.float32) / self.tangent_warmup_steps)

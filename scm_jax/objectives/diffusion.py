@@ -37,6 +37,7 @@ class Diffusion:
     first_frames: int = 0
 
     needs_teacher = False
+    needs_critic = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,7 +68,10 @@ class Diffusion:
         z = self.sigma_data * jax.random.normal(key_z, x0.shape, x0.dtype)
         x_t = trigflow.interpolate(x0, z, time)
         v_t = trigflow.velocity(x0, z, time)
-        cond = base.condition(self, key_label, batch, t=time.t)
+        # The second time is 0: a diffusion model is the diagonal of a map.
+        cond = base.condition(
+            self, key_label, batch, t=time.t, dt=jnp.zeros_like(time.t)
+        )
         F = net_fn(
             params["net"],
             x_t / self.sigma_data,
@@ -76,16 +80,7 @@ class Diffusion:
             key=key_dropout,
         )
         error = self._squared_error(F, v_t)
-        per_example, w = base.weighted_loss(
-            params["objective"], time, error, self.sigma_data
-        )
-        metrics = {
-            "squared_error": jnp.mean(error),
-            "bins": base.time_bins(
-                time.t, loss=per_example, squared_error=error, log_weight=w
-            ),
-        }
-        return base.LossOutput(jnp.mean(per_example), per_example, metrics)
+        return base.output(self, params, time, error, bins={"squared_error": error})
 
     def validation_error(
         self,
@@ -99,7 +94,8 @@ class Diffusion:
         """``||sigma_data F(x_t/sigma_data, t) - v_t||^2 / D``; see ``Objective``."""
         del teacher_fn
         x_t = trigflow.interpolate(x0, z, time)
-        F = net(x_t / self.sigma_data, dataclasses.replace(cond, t=time.t))
+        cond = dataclasses.replace(cond, t=time.t, dt=jnp.zeros_like(time.t))
+        F = net(x_t / self.sigma_data, cond)
         v_t = trigflow.velocity(x0, z, time)
         return self._squared_error(F, v_t)
 

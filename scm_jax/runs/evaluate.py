@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,20 +39,26 @@ class SamplingPoint:
 
     Attributes:
       steps: steps of the sampler.
-      times: ``steps - 1`` decreasing intermediate times of consistency sampling in
-        ``(0, pi/2)``; None for the default.
+      times: ``steps - 1`` decreasing intermediate times of consistency or map sampling
+        in ``(0, pi/2)``; None for the default.
       guidance: guidance scale; None for the run's.
+      sampler: a key of ``SAMPLERS``; None for the run's.
+      gamma: share of new noise in map sampling; None for the run's.
     """
 
     steps: int
     times: tuple[float, ...] | None = None
     guidance: float | None = None
+    sampler: str | None = None
+    gamma: float | None = None
 
 
 def sampling_points(
     steps: Sequence[int],
     times: Sequence[tuple[float, ...]] = (),
     guidance: Sequence[float] = (),
+    samplers: Sequence[str] = (),
+    gamma: float | None = None,
 ) -> list[SamplingPoint]:
     """All combinations. ``times`` of k entries go with ``k + 1`` steps.
 
@@ -73,8 +80,9 @@ def sampling_points(
         if n < 1:
             raise ValueError(f"steps {n}: must be at least 1")
         fitting: list[Any] = [t for t in times if len(t) == n - 1 and n > 1] or [None]
-        scales: Sequence[Any] = guidance or [None]
-        points += [SamplingPoint(n, t, scale) for t in fitting for scale in scales]
+        others: list[Any] = [fitting, guidance or [None], samplers or [None]]
+        for chosen, scale, sampler in itertools.product(*others):
+            points.append(SamplingPoint(n, chosen, scale, sampler, gamma))
     return points
 
 
@@ -149,7 +157,8 @@ class Rows:
         generate: Any = self.subject.generate
         if generate is None:
             return self.subject
-        options = {"times": point.times, "guidance": point.guidance}
+        names = ("times", "guidance", "sampler", "gamma")
+        options = {name: getattr(point, name) for name in names}
 
         def pixels(
             num: int,
@@ -186,14 +195,19 @@ def sampling_facts(experiment: Experiment, point: SamplingPoint) -> dict[str, An
     effective sampling compute, billions of parameters times ``nfe``.
     """
     config = experiment.config
-    sampler, shift = config.sampling.sampler, config.sampling.shift
-    on_shifted = bool(shift) and sampler != "consistency"  # which has times of its own
+    sampler = config.sampling.sampler if point.sampler is None else point.sampler
+    gamma = config.sampling.gamma if point.gamma is None else point.gamma
+    shown, shift = sampler, config.sampling.shift
+    if shift and sampler not in sampling.TIMED:
+        shown = f"{sampler}(shift={shift})"
+    elif gamma and sampler == "map":
+        shown = f"{sampler}(gamma={gamma})"
     guidance = config.sampling.guidance if point.guidance is None else point.guidance
     nfe = sampling.nfe(sampler, point.steps, guidance, experiment.network.consumes)
     params = counts.parameter_count(experiment.abstract_params()["net"])
     return {
         "method": config.name,
-        "sampler": f"{sampler}(shift={shift})" if on_shifted else sampler,
+        "sampler": shown,
         "steps": point.steps,
         "times": None if point.times is None else list(point.times),
         "guidance": guidance,
@@ -213,6 +227,8 @@ def evaluate_run(
     steps: Sequence[int] | None = None,
     times: Sequence[tuple[float, ...]] = (),
     guidance: Sequence[float] = (),
+    samplers: Sequence[str] = (),
+    gamma: float | None = None,
     evaluators: Sequence[str] | None = None,
     rerun: bool = False,
     **settings: Any,
@@ -232,6 +248,8 @@ def evaluate_run(
         ``guidance`` as well it is all of ``configured_points``.
       times: intermediate times, see ``sampling_points``.
       guidance: guidance scales; default is the run's.
+      samplers: keys of ``SAMPLERS``; default is the run's.
+      gamma: share of new noise in map sampling; default is the run's.
       evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
       rerun: measure rows again that are there.
       **settings: of the evaluators, such as ``num_seeds``.
@@ -247,8 +265,9 @@ def evaluate_run(
             f"nothing to measure: eval.evaluators of {directory} is empty; choose some "
             f"with --metrics among {sorted(evaluation.EVALUATORS)}"
         )
-    if steps or times or guidance:
-        points = sampling_points(tuple(steps or config.eval.steps), times, guidance)
+    if steps or times or guidance or samplers or gamma is not None:
+        asked = times, guidance, samplers, gamma
+        points = sampling_points(tuple(steps or config.eval.steps), *asked)
     else:
         points = configured_points(config)
     if step is None:
@@ -302,10 +321,16 @@ def _row_key(
     asked = {
         "step": step,
         "ema": average,
-        "point": dataclasses.asdict(point),
+        # Without what is the run's own and younger than the oldest rows.
+        "point": {
+            k: v
+            for k, v in dataclasses.asdict(point).items()
+            if v is not None or k not in ("sampler", "gamma")
+        },
         "sampling": [
             *(config.sampling[k] for k in ("sampler", "guidance", "decoder")),
             *([config.sampling.shift] if config.sampling.shift else []),
+            *([config.sampling.gamma] if config.sampling.gamma else []),
         ],
         "split": config.eval.split,
         "evaluators": {

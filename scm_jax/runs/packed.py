@@ -67,7 +67,7 @@ def unpack(folder: str | os.PathLike, workdir: str | os.PathLike) -> None:
         place = run_dir.path / "data"
         shutil.copytree(folder / "data", place, dirs_exist_ok=True)
         config.dataset.root = str(place)
-    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
+    experiment = experiment_lib.build(config, taught=False)
     abstract = parts.abstract_init(experiment.network)
     shapes = jax.tree.map(lambda a: a.shape, abstract)
     flat = traverse_util.flatten_dict(shapes, sep="/")

@@ -87,6 +87,7 @@ class Generator:
         sampler: str | None = None,
         guidance: float | None = None,
         times: tuple[float, ...] | None = None,
+        gamma: float | None = None,
         pixels: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -101,7 +102,8 @@ class Generator:
           first: first frames, uint8 ``(k, h, w, c)``, or ``(num, k, h, w, c)``.
           sampler: a key of ``SAMPLERS``; default is the run's.
           guidance: guidance scale; default is the run's.
-          times: intermediate times of consistency sampling.
+          times: intermediate times of consistency or map sampling.
+          gamma: share of new noise in map sampling; default is the run's.
           pixels: also make pixels; latents are decoded inside the compiled sampler by
             the autoencoder of ``config.sampling.decoder``.
           part: ``(index, count)``: only every ``count``-th batch, from ``index`` on, so
@@ -125,6 +127,7 @@ class Generator:
             config.sampling.steps if steps is None else steps,
             guided,
             times,
+            config.sampling.gamma if gamma is None else gamma,
             decoder is not None,
         )
         params = (self._weights, decoder and self._everywhere(decoder.params))
@@ -214,6 +217,7 @@ class Generator:
         steps: int,
         guided: bool,
         times: tuple[float, ...] | None,
+        gamma: float,
         decoded: bool,
     ) -> Callable:
         info, network = self.info, self.network
@@ -238,7 +242,7 @@ class Generator:
         grid = sampling.make_grid(sampler, steps, info.sigma_data, times, shift)
         shape, finish = info.sample_shape, decode if decoded else None
         return sampling.make_sampler(
-            make_fn, sampler, grid, shape, info.sigma_data, finish, encode
+            make_fn, sampler, grid, shape, info.sigma_data, finish, encode, gamma
         )
 
 
@@ -271,7 +275,7 @@ def load_generate(
     config = experiment_lib.with_moved_runs(config, directory)
     if decoder is not None:
         config.sampling.decoder = decoder
-    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
+    experiment = experiment_lib.build(config, taught=False)
     average = average_name(average) or experiment.sampling_ema
     abstract = experiment.abstract_params()["net"]
     if step is None:

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax import config as config_lib
-from scm_jax import objectives, sampling, trigflow
+from scm_jax import sampling, trigflow
 from scm_jax.datasets import front_ends
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
@@ -22,7 +21,7 @@ from scm_jax.runs import reference_stats
 from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
 from scm_jax.runs.setup import parts, start
-from scm_jax.runs.setup.experiment import Experiment
+from scm_jax.runs.setup.experiment import Experiment, build_objective
 from scm_jax.runs.setup.parts import Teacher
 from scm_jax.types import Cond, conditions
 
@@ -79,7 +78,9 @@ def _condition(experiment: Experiment, given: Cond | None, t: jax.Array) -> Cond
     guidance = None
     if "guidance" in experiment.network.consumes:
         guidance = jnp.full_like(t, experiment.config.sampling.guidance)
-    return dataclasses.replace(given or Cond(t=t), t=t, guidance=guidance)
+    # ``f`` of a map ends at time 0, where a denoiser's is the velocity at ``t``.
+    dt = jnp.zeros_like(t) if experiment.denoises else t
+    return dataclasses.replace(given or Cond(t=t), t=t, dt=dt, guidance=guidance)
 
 
 def _held_out_batch(
@@ -100,12 +101,7 @@ def _validation_error(
     """Errors of the run's own objective, and of ``f`` against the data."""
     config = experiment.config if config is None else config
     sigma_data = experiment.dataset.info.sigma_data
-    objective = objectives.build(
-        config.objective.name,
-        sigma_data=sigma_data,
-        **config_lib.objective_settings(config),
-    )
-
+    objective = build_objective(config, sigma_data)
     teacher = functools.cache(functools.partial(reference_teacher, experiment))
 
     @jax.jit

@@ -197,8 +197,8 @@ def _place_state(
     shardings = sharding.state_shardings(abstract, mesh, rules)
 
     def init() -> Any:
-        params = start.load_init(experiment, mesh)
-        return jax.jit(experiment.init_state, out_shardings=shardings)(params)
+        given = start.load_init(experiment, mesh), start.load_critic(experiment, mesh)
+        return jax.jit(experiment.init_state, out_shardings=shardings)(*given)
 
     return loop.restore_or_init(
         checkpointer, sharding.abstract_like(abstract, shardings), init, data

@@ -68,7 +68,7 @@ def import_run(
         )
     config = _with_network(config, name, settings, parameterization)
     run_dir = layout.RunDir(workdir)
-    experiment = experiment_lib.build(experiment_lib.without_teacher(config))
+    experiment = experiment_lib.build(config, taught=False)
     module: Any = experiment.network.module
     params, extras, layout_of_file = _read_weights(module, state)
     run_dir.write_config(config_lib.to_dict(config))

@@ -9,6 +9,7 @@ from scm_jax.sampling.guidance import (
 )
 from scm_jax.sampling.samplers import (
     SAMPLERS,
+    TIMED,
     Problem,
     Sampler,
     consistency_sample,
@@ -17,6 +18,7 @@ from scm_jax.sampling.samplers import (
     heun_sample,
     make_grid,
     make_sampler,
+    map_sample,
     multistep_sample,
     nfe,
     sample_keys,

@@ -53,6 +53,7 @@ class Problem:
     grid: np.ndarray  # decreasing times, static
     sample_shape: tuple[int, ...]
     sigma_data: float
+    gamma: float = 0.0  # of ``map_sample``
 
     def time(self, i: Any) -> Time:
         """Time number ``i`` in float32, with sine and cosine from float64."""
@@ -64,9 +65,14 @@ class Problem:
         """Draw number ``draw`` of the noise of all samples."""
         return sample_noise(self.keys, draw, self.sample_shape, self.sigma_data)
 
-    def F(self, x_t: jax.Array, time: Time) -> jax.Array:
-        """The network's output at ``x_t``."""
-        cond = dataclasses.replace(self.cond, t=jnp.full(x_t.shape[:1], time.t))
+    def F(self, x_t: jax.Array, time: Time, to: Time | None = None) -> jax.Array:
+        """The network's output at ``x_t``, of the map to the time ``to``.
+
+        By default the map ends where it starts: the velocity of the ODE.
+        """
+        t = jnp.full(x_t.shape[:1], time.t)
+        dt = jnp.zeros_like(t) if to is None else t - to.t
+        cond = dataclasses.replace(self.cond, t=t, dt=dt)
         return self.fn(x_t / self.sigma_data, cond)
 
 
@@ -85,11 +91,33 @@ def consistency_sample(problem: Problem) -> jax.Array:
         time, z = problem.time(i), problem.noise(i)
         # There is no x0 at the first time: the start is noise alone.
         x_t = jnp.where(i == 0, z, trigflow.interpolate(x0, z, time))
-        F = problem.F(x_t, time)
+        F = problem.F(x_t, time, trigflow.time_from_t(0.0))
         return trigflow.f_from_F(x_t, F, time, problem.sigma_data), None
 
     start = jnp.zeros((problem.keys.shape[0], *problem.sample_shape))
     return jax.lax.scan(body, start, jnp.arange(len(problem.grid)))[0]
+
+
+def map_sample(problem: Problem) -> jax.Array:
+    """A chain of maps ``X_{t->s}`` along the grid; NFE = ``len(grid) - 1``.
+
+    With ``gamma`` above 0 each map but the last goes further down, to the noise level
+    ``sqrt(1 - gamma^2) sigma_s``, and new noise brings it back to ``s`` (CTM, arXiv
+    2310.02279): at 1 this is consistency sampling. A network without a second time was
+    trained for its own ends, those of ``Consistency.segments``.
+    """
+    gamma = problem.gamma
+
+    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        t, s = problem.time(i), problem.time(i + 1)
+        sigma = np.sqrt(1.0 - gamma**2) * s.sin / s.cos  # in units of sigma_data
+        to = trigflow.time_from_sigma(sigma, 1.0) if gamma else s
+        X = trigflow.flow_map(x, problem.F(x, t, to), t, to, problem.sigma_data)
+        if not gamma:
+            return X, None
+        return s.cos / to.cos * X + gamma * s.sin * problem.noise(i + 1), None
+
+    return jax.lax.scan(body, problem.noise(0), jnp.arange(len(problem.grid) - 1))[0]
 
 
 def ddim_sample(problem: Problem) -> jax.Array:
@@ -173,10 +201,15 @@ def multistep_sample(problem: Problem) -> jax.Array:
 
 SAMPLERS: dict[str, Sampler] = {
     "consistency": consistency_sample,
+    "map": map_sample,
     "ddim": ddim_sample,
     "heun": heun_sample,
     "2m": multistep_sample,
 }
+
+
+# Samplers with times of their own, and their default grids.
+TIMED = {"consistency": trigflow.consistency_grid, "map": trigflow.map_grid}
 
 
 def make_grid(
@@ -186,19 +219,19 @@ def make_grid(
     times: tuple[float, ...] | None = None,
     shift: float = 0.0,
 ) -> np.ndarray:
-    """The grid of a sampler: consistency times, or EDM's grid down to 0.
+    """The grid of a sampler: consistency times, a map's, or EDM's grid down to 0.
 
     ``shift`` other than 0 asks for ``trigflow.flow_grid`` in place of EDM's; it starts
     at ``pi/2``, where Heun's method is not defined.
 
-    ``times`` are intermediate times of consistency sampling, decreasing in
+    ``times`` are intermediate times of samplers consistency and map, decreasing in
     ``(0, pi/2)``; None for the default. With one more, the first is where sampling
     starts, ``pi/2`` included. Times that do not fit are a ``ValueError``.
     """
     lookup(SAMPLERS, sampler, "sampler")
     if times is None:
-        if sampler == "consistency":
-            return trigflow.consistency_grid(num_steps, sigma_data)
+        if sampler in TIMED:
+            return TIMED[sampler](num_steps, sigma_data)
         if shift and sampler == "heun":
             raise ValueError(
                 f"sampling.shift = {shift} is for samplers ddim and 2m: a rectified "
@@ -209,17 +242,17 @@ def make_grid(
         return trigflow.edm_grid(num_steps, sigma_data)
     own_start = times and len(times) == num_steps
     grid = np.array(times if own_start else (trigflow.t_max(sigma_data), *times))
-    if sampler != "consistency" or len(grid) != num_steps:
+    if sampler not in TIMED or len(grid) != num_steps:
         raise ValueError(
-            f"{len(times)} intermediate times are for consistency sampling in "
-            f"{len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
+            f"{len(times)} intermediate times are for samplers {' and '.join(TIMED)} "
+            f"in {len(times) + 1} steps, not for sampler {sampler!r} in {num_steps}"
         )
     if (np.diff(grid) >= 0).any() or grid[-1] <= 0 or grid[0] > np.pi / 2:
         limit = "pi/2]" if own_start else f"{grid[0]:.4f})"
         raise ValueError(
             f"intermediate times {times}: must decrease within (0, {limit}"
         )
-    return grid
+    return grid if sampler == "consistency" else np.append(grid, 0.0)
 
 
 def nfe(
@@ -243,19 +276,22 @@ def make_sampler(
     sigma_data: float,
     decode: Callable[[Any, jax.Array], jax.Array] | None = None,
     encode: Callable[[Any, Cond], Cond] | None = None,
+    gamma: float = 0.0,
 ) -> Callable[[Any, jax.Array, Cond], Any]:
     """The whole sampler as one compiled call ``(params, keys, cond) -> x0``.
 
     ``make_fn(params)`` gives the callable, guidance wrappers included. With
     ``decode(params, x0)`` the same call returns ``(x0, decoded)``. ``encode(params,
     cond)`` does once what all steps need of the condition. Known frames stay as told.
+    ``gamma`` is that of ``map_sample``.
     """
     run = lookup(SAMPLERS, sampler, "sampler")
 
     @jax.jit
     def sample(params: Any, keys: jax.Array, cond: Cond) -> Any:
         cond = cond if encode is None else encode(params, cond)
-        problem = Problem(make_fn(params), keys, cond, grid, sample_shape, sigma_data)
+        shape = sample_shape, sigma_data
+        problem = Problem(make_fn(params), keys, cond, grid, *shape, gamma)
         x0 = run(problem)
         if cond.frames is not None:
             known = cond.frames[..., -1:] > 0

@@ -176,7 +176,11 @@ class Checkpointer(contextlib.AbstractContextManager):
             metadata=ocp.args.JsonRestore(),
             **{k: ocp.args.StandardRestore(tree) for k, tree in wanted.items() if tree},
         )
-        state = abstract_state.replace(**items["state"], ema=items.get("ema", {}))
+        if critic := items["state"].pop("critic", None):
+            critic = abstract_state.critic.replace(**critic)
+        state = abstract_state.replace(
+            **items["state"], ema=items.get("ema", {}), critic=critic
+        )
         return Restored(step, state, items["data"], items["metadata"])
 
     def save_ema_snapshot(
@@ -214,6 +218,10 @@ class Checkpointer(contextlib.AbstractContextManager):
 def _items(state: Any) -> dict[str, Any]:
     """The items of a train state; without ``ema`` where it is empty, as Orbax asks."""
     items = {"state": {name: getattr(state, name) for name in _STATE}}
+    if (critic := getattr(state, "critic", None)) is not None:
+        # Plain dicts, as Orbax reads them.
+        fields = dataclasses.fields(critic)
+        items["state"]["critic"] = {f.name: getattr(critic, f.name) for f in fields}
     return {**items, "ema": dict(state.ema)} if state.ema else items
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -264,7 +265,11 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     that parameter; everything else (step, counters, key) is replicated.
     """
     known: dict[tuple[str, tuple[int, ...]], PartitionSpec] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    # A critic may have another network; its paths are those of a group ``net``.
+    critic = getattr(state, "critic", None)
+    trees = [state.params] + ([] if critic is None else [{"net": critic.params}])
+    leaves = map(jax.tree_util.tree_leaves_with_path, trees)
+    for path, leaf in itertools.chain.from_iterable(leaves):
         name = path_name(path)
         spec = partition_spec(name, leaf.shape, mesh, rules)
         known[name, leaf.shape] = spec

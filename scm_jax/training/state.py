@@ -25,6 +25,16 @@ class TrainState:
     opt_state: Any  # optax state over params
     ema: dict[str, Any]  # profile name -> tree like params["net"]
     key: jax.Array  # typed, never changes: step n uses fold_in(key, n)
+    critic: Player | None = None  # the second network of an objective that has one
+
+
+@flax.struct.dataclass
+class Player:
+    """A critic: network parameters, their optimizer's state and their EMA."""
+
+    params: Any
+    opt_state: Any
+    ema: Any  # like params; empty where there is none
 
 
 def init_state(
@@ -32,6 +42,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     ema_names: tuple[str, ...],
     key: jax.Array,
+    critic: Player | None = None,
 ) -> TrainState:
     """A fresh state; every EMA starts at the initial network."""
     return TrainState(
@@ -41,7 +52,16 @@ def init_state(
         # Copies: a donated state may not hold one buffer twice.
         ema={name: jax.tree.map(jnp.copy, params["net"]) for name in ema_names},
         key=key,
+        critic=critic,
     )
+
+
+def init_critic(
+    params: Any, optimizer: optax.GradientTransformation, averaged: bool
+) -> Player:
+    """A critic that starts at ``params``."""
+    ema = jax.tree.map(jnp.copy, params) if averaged else {}
+    return Player(params, optimizer.init({"net": params}), ema)
 
 
 @dataclasses.dataclass(frozen=True)

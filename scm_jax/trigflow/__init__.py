@@ -10,6 +10,7 @@ from scm_jax.trigflow.algebra import (
     F_from_x0_z,
     Time,
     as_time,
+    between,
     consistency_grid,
     ddim_step,
     edm_grid,
@@ -19,6 +20,7 @@ from scm_jax.trigflow.algebra import (
     interpolate,
     log_sigma,
     lognormal_proposal,
+    map_grid,
     t_max,
     time_from_sigma,
     time_from_t,
@@ -44,4 +46,11 @@ from scm_jax.trigflow.conversions import (
     score_from_F,
     to_trigflow,
     vp_coefficients,
+)
+from scm_jax.trigflow.flow_maps import (
+    eulerian,
+    flow_map,
+    lagrangian,
+    score_difference,
+    semigroup,
 )

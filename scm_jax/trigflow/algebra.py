@@ -136,6 +136,19 @@ def F_from_f(x_t: jax.Array, f: jax.Array, t: TimeLike, sigma_data: float) -> ja
     return (cos * x_t - f) / (sigma_data * sin)
 
 
+def between(t: TimeLike, s: TimeLike) -> Time:
+    """``t - s`` with its sine and cosine, which keep the precision of both times.
+
+    Example:
+      >>> d = between(jnp.full((1,), 1.25), jnp.full((1,), 0.75))
+      >>> round(float(d.t[0]), 6), round(float(d.sin[0]), 6)
+      (0.5, 0.479426)
+    """
+    t, s = as_time(t), as_time(s)
+    cos = t.cos * s.cos + t.sin * s.sin
+    return Time(t.t - s.t, cos, t.sin * s.cos - t.cos * s.sin)
+
+
 def ddim_step(
     x_s: jax.Array, F: jax.Array, s: TimeLike, t: TimeLike, sigma_data: float
 ) -> jax.Array:
@@ -143,9 +156,7 @@ def ddim_step(
 
     ``x_t = cos(s - t) x_s - sin(s - t) sigma_data F``; valid at ``s = pi/2`` as well.
     """
-    s, t = as_time(s), as_time(t)
-    cos = expand(s.cos * t.cos + s.sin * t.sin, x_s)
-    sin = expand(s.sin * t.cos - s.cos * t.sin, x_s)
+    cos, sin = cos_sin(between(s, t), x_s)
     return cos * x_s - sin * sigma_data * F
 
 
@@ -229,3 +240,22 @@ def consistency_grid(
     if num_steps in _CONSISTENCY_TIMES:
         return np.array((start, *_CONSISTENCY_TIMES[num_steps]))
     return np.linspace(start, 0.0, num_steps + 1)[:-1]
+
+
+def map_grid(
+    num_steps: int, sigma_data: float, sigma_max: float = SIGMA_MAX
+) -> np.ndarray:
+    """Times of a chain of maps: ``t_max``, ``k pi/(2 n)`` for k = n-1..1, 0; float64.
+
+    The times between are the boundaries of ``num_steps`` equal segments of
+    ``[0, pi/2]``.
+
+    Example:
+      >>> map_grid(2, 0.5).round(4).tolist()
+      [1.5645, 0.7854, 0.0]
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
+    grid = np.arange(num_steps, -1, -1) * (np.pi / 2 / num_steps)
+    grid[0] = t_max(sigma_data, sigma_max)
+    return grid

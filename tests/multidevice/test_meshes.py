@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from scm_jax import networks, objectives
 from scm_jax.training import sharding
 from scm_jax.training import state as state_lib
-from scm_jax.training.step import make_train_step
+from scm_jax.training.step import Weights, make_train_step
 from scm_jax.types import Batch, Cond, TextInfo, conditions
 from tests.multidevice.eight import on_eight_devices
 from tests.training import toy
@@ -84,7 +84,7 @@ def one_step(name, mesh):
         return net.apply(weights, x, Cond(t=cond.t, **conditions(cond)))
 
     optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
-    how = {"teacher_fn": teacher_fn, "fold": net.fold, "keep": keep}
+    how = {"teacher_fn": teacher_fn, "weights": Weights(net.fold, keep)}
     step = make_train_step(
         objective, net.apply, optimizer, {}, num_microbatches=2, **how
     )

@@ -11,7 +11,7 @@ from scm_jax import networks, objectives
 from scm_jax.cost import counts
 from scm_jax.networks import magnitude, unet
 from scm_jax.training import state as state_lib
-from scm_jax.training.step import make_train_step
+from scm_jax.training.step import Weights, make_train_step
 from scm_jax.types import Batch
 from tests.networks.reference import quick_jit
 
@@ -92,7 +92,7 @@ def training_step(objective, parts):
         net.apply,
         optimizer,
         {},
-        fold=net.fold,
+        weights=Weights(net.fold),
         num_microbatches=parts,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scm_jax import trigflow
-from scm_jax.objectives import Consistency, consistency
+from scm_jax.objectives import Consistency, base, consistency
 from scm_jax.types import Cond
 from tests.objectives import probe
 from tests.objectives.probe import DATA, SD, look
@@ -163,7 +163,7 @@ def test_sct_is_unbiased_given_x_t(float64_islands):
     for sign in (1, -1):
         x0 = mean + sign * spread
         z = (x_t - cos(t) * x0) / sin(t)
-        dx_dt = SCT.velocity(x0, z, x_t, time, Cond(t=t), None)
+        dx_dt = base.velocity(SCT, x0, z, x_t, time, Cond(t=t), None)
         sides.append(target(dx_dt))
     exact = target(DATA.velocity(x_t, t, SD))
     close((sides[0] + sides[1]) / 2, exact, 1e-8)

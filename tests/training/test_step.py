@@ -12,7 +12,7 @@ import pytest
 from scm_jax.objectives import Consistency
 from scm_jax.training import ema
 from scm_jax.training import state as state_lib
-from scm_jax.training.step import make_train_step
+from scm_jax.training.step import Weights, make_train_step
 from scm_jax.types import Batch
 from tests.training import toy
 
@@ -225,7 +225,7 @@ RATE = 0.05
 def projected_training():
     """States of some steps with it."""
     optimizer = optax.sgd(RATE)
-    step = compiled(optimizer, project=project)
+    step = compiled(optimizer, weights=Weights(project=project))
     states = [init(optimizer).replace(step=jnp.int32(4))]
     for n in range(3):
         states.append(step(states[-1], data(n), TEACHER)[0])
@@ -277,7 +277,7 @@ def test_gradient_passes_through_the_folding(parts):
     state = init(optax.sgd(1.0)).replace(step=jnp.int32(4))
     got, expected = (
         change(state, compiled(optax.sgd(1.0), parts, **how)(state, data(), TEACHER)[0])
-        for how in ({"fold": project}, {"net": folds_itself})
+        for how in ({"weights": Weights(project)}, {"net": folds_itself})
     )
     assert_close(got, expected)
     # Without the folding's own derivative, columns of another length get another one.
@@ -293,7 +293,9 @@ def test_gradients_of_16_bit_weights_are_added_up_in_float32():
         return {**net, "w": net["w"].astype(jnp.bfloat16)}
 
     state = init(optax.sgd(1.0)).replace(step=jnp.int32(100))
-    new, _ = compiled(optax.sgd(1.0), parts, fold=fold)(state, batch, TEACHER)
+    new, _ = compiled(optax.sgd(1.0), parts, weights=Weights(fold))(
+        state, batch, TEACHER
+    )
     params = {**state.params, "net": fold(state.params["net"])}
     keys = jax.random.split(jax.random.fold_in(state.key, 100), parts)
     grads = []

@@ -44,6 +44,18 @@ ADDED_KEYS = {
     "network.positions": '"learned"',
     "network.factorized": "false",
     "network.patch_sides": "[]",
+    "objective.segments": "1",
+    "matching.form": '"vsd"',
+    "matching.P_mean": "0.4",
+    "matching.P_std": "2.0",
+    "matching.critic_P_mean": "-0.8",
+    "matching.critic_P_std": "1.6",
+    "matching.simulated": "1",
+    "matching.learned_weighting": "true",
+    "matching.weight": "0.0",
+    "critic.learning_rate": "0.0",
+    "critic.student_every": "1",
+    "critic.half_life_images": "0.0",
 }
 
 # Config keys that hold the run directory of another run.

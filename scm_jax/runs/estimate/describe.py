@@ -33,7 +33,8 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     Returns:
       ``parameters`` of the network; ``forward_macs_per_image``;
       ``train_macs_per_image`` of loss and gradient; ``train_macs_ratio_to_diffusion``:
-      the same over a diffusion step of this network and batch; ``total_train_macs`` of
+      the same over a diffusion step of this network and batch; ``train_macs_by_role``,
+      see ``work.train_macs_by_role``; ``total_train_macs`` of
       the whole training; ``effective_sampling_compute``, billions of parameters times
       network evaluations of ``config.sampling``; ``state_bytes`` of parameters, moments
       and EMAs; ``steps`` and ``images`` of the training.
@@ -41,6 +42,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     experiment = experiment_lib.build_abstract(config)
     macs = work.macs_per_image(experiment)
     train = macs["train_macs_per_image"]
+    roles = work.train_macs_by_role(experiment)
     diffusion = work.train_macs(_as_diffusion(experiment))
     parameters = counts.parameter_count(experiment.abstract_params()["net"])
     state = jax.eval_shape(experiment.init_state, experiment.abstract_params())
@@ -55,6 +57,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "parameters": parameters,
         **macs,
         "train_macs_ratio_to_diffusion": train / diffusion,
+        "train_macs_by_role": roles,
         "total_train_macs": train * steps * config.train.batch_size,
         "nfe": nfe,
         "effective_sampling_compute": counts.effective_sampling_compute(
@@ -69,7 +72,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def _as_diffusion(experiment: Experiment) -> Experiment:
     objective = objectives.Diffusion(sigma_data=experiment.dataset.info.sigma_data)
     experiment = experiment_lib.unguided(experiment)
-    return dataclasses.replace(experiment, objective=objective, teacher=None)
+    return dataclasses.replace(
+        experiment, objective=objective, teacher=None, critic=None
+    )
 
 
 def dry_run(config: ConfigDict) -> str:

@@ -63,7 +63,16 @@ _RANGES: dict[str, _Range] = {
     "network.clip": _POSITIVE,
     "network.fourier_scale": _POSITIVE,
     "network.*": _COUNT,
-    "objective.P_std": _POSITIVE,
+    "*.P_std": _POSITIVE,
+    "matching.critic_P_std": _POSITIVE,
+    "matching.simulated": _COUNT,
+    "matching.weight": _NOT_NEGATIVE,
+    "critic.student_every": _COUNT,
+    "critic.*": _NOT_NEGATIVE,
+    "sampling.gamma": _PROBABILITY,
+    "objective.segments": _COUNT,
+    "objective.map_every": _COUNT,
+    "objective.diagonal_share": _PROBABILITY,
     "objective.label_dropout": _PROBABILITY,
     "objective.finite_difference_step": _POSITIVE,
     "objective.tangent_*": _NOT_NEGATIVE,
@@ -117,6 +126,8 @@ def checked(config: ConfigDict) -> ConfigDict:
     kinds = _kinds_of(config)
     with config.unlocked():
         for name, section in _defaults(*_names(config)).items():
+            if name not in config:
+                config[name] = ConfigDict()
             for key in set(section) - set(config[name]):
                 config[name][key] = section[key]
         for key in flatten(config.to_dict()):

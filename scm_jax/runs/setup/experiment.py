@@ -28,7 +28,7 @@ from scm_jax.types import Batch, lookup
 
 if TYPE_CHECKING:
     from scm_jax.training.sharding import Placement
-    from scm_jax.training.step import TrainStep
+    from scm_jax.training.step import CriticStep, TrainStep, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,17 @@ class Experiment:
     ema_profiles: dict[str, ema.EmaProfile]
     teacher: Teacher | None
     placement: Placement | None = None
+    critic: Network | None = None  # of objectives that train a second network
 
     @property
     def sampling_ema(self) -> str:
         """Name of the EMA that samples."""
         return sampling_ema(self.config.ema)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the network is a diffusion model, and no map to the data."""
+        return isinstance(self.objective, objectives.Diffusion)
 
     def place(self, mesh: Mesh) -> Experiment:
         """The same experiment, trained on ``mesh``."""
@@ -61,9 +67,9 @@ class Experiment:
         if teacher is not None and teacher.network is not None:
             placed = teacher.network.place(placement)
             teacher = dataclasses.replace(teacher, network=placed)
-        return dataclasses.replace(
-            self, network=network, teacher=teacher, placement=placement
-        )
+        critic = self.critic and self.critic.place(placement)
+        changed: Any = {"network": network, "teacher": teacher, "critic": critic}
+        return dataclasses.replace(self, placement=placement, **changed)
 
     def train_step(self) -> TrainStep:
         """The pure training step."""
@@ -75,11 +81,37 @@ class Experiment:
             self.optimizer,
             self.ema_profiles,
             teacher_fn=self.teacher.fn if self.teacher else None,
-            fold=self.network.fold,
-            keep=self._keep,
-            project=self.network.project,
+            weights=self._around(self.network),
+            critic=self._critic_step(),
             num_microbatches=self.config.train.microbatches,
         )
+
+    def _around(self, network: Network) -> Weights:
+        from scm_jax.training.step import Weights
+
+        return Weights(network.fold, self._keep, network.project)
+
+    def _critic_step(self) -> CriticStep | None:
+        from scm_jax.training.step import CriticStep
+
+        if self.critic is None:
+            return None
+        settings, averaged = self.config.critic, None
+        if settings.half_life_images:
+            averaged = ema.HalfLifeEma(settings.half_life_images)
+        around, every = self._around(self.critic), settings.student_every
+        optimizer = self.critic_optimizer
+        return CriticStep(self.critic.apply, optimizer, around, every, averaged)
+
+    @property
+    def critic_optimizer(self) -> optax.GradientTransformation:
+        """That of the student, with the critic's own learning rate."""
+        assert self.critic is not None
+        settings = state_lib.OptimizerConfig(**self.config.optimizer)
+        if rate := self.config.critic.learning_rate:
+            settings = dataclasses.replace(settings, learning_rate=rate)
+        size = self.config.train.batch_size
+        return state_lib.build_optimizer(settings, size, self.critic.looped)
 
     def _keep(self, folded: networks.Folded) -> networks.Folded:
         # Weights, or their gradient, in the pieces that devices store.
@@ -87,12 +119,22 @@ class Experiment:
             return folded
         return networks.Folded(self.placement.keep(folded.weights))
 
-    def init_state(self, params: dict[str, Any] | None = None) -> state_lib.TrainState:
-        """A fresh state; traceable. ``params`` replaces random parameters."""
+    def init_state(
+        self, params: dict[str, Any] | None = None, critic: Any = None
+    ) -> state_lib.TrainState:
+        """A fresh state; traceable.
+
+        ``params`` and ``critic`` replace random parameters of the two networks.
+        """
         params = self.init_params() if params is None else params
         key = jax.random.key(self.config.seed)
-        names = tuple(self.ema_profiles)
-        return state_lib.init_state(params, self.optimizer, names, key)
+        names, player = tuple(self.ema_profiles), None
+        if self.critic is not None:
+            if critic is None:
+                critic = self.critic.init(jax.random.fold_in(key, 2**31 - 2))
+            averaged = self.config.critic.half_life_images > 0
+            player = state_lib.init_critic(critic, self.critic_optimizer, averaged)
+        return state_lib.init_state(params, self.optimizer, names, key, player)
 
     def init_params(self) -> dict[str, Any]:
         """Fresh parameters of network and objective; traceable."""
@@ -122,8 +164,11 @@ class Experiment:
         return Batch(x=x, label=label if info.num_classes else None, **caption)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, *, taught: bool = True) -> Experiment:
     """Builds and checks everything that ``config`` names.
+
+    Without ``taught`` it can only sample: there is no teacher, whose directory may be
+    gone by then, and no critic.
 
     Raises:
       ValueError: an unknown name, or settings that contradict each other; the message
@@ -133,7 +178,7 @@ def build(config: ConfigDict) -> Experiment:
     config = config_values.checked(config)
     dataset = parts.build_dataset(config)
     _check_sampling(config, dataset.info.sigma_data)
-    objective = _build_objective(config, dataset)
+    objective = build_objective(config, dataset.info.sigma_data)
     network = parts.build_network(config, dataset)
     missing = objective.needs - network.consumes
     if missing:
@@ -141,23 +186,50 @@ def build(config: ConfigDict) -> Experiment:
             f"the objective needs a network that takes {sorted(missing)} as input; set "
             + ", ".join(f"network.use_{name} = True" for name in sorted(missing))
         )
+    # The schedule counts the updates of the student.
+    every = config.critic.student_every if objective.needs_critic else 1
     optimizer = state_lib.build_optimizer(
         state_lib.OptimizerConfig(**config.optimizer),
-        config.train.batch_size,
+        config.train.batch_size * every,
         network.looped,
     )
     profiles = parts.ema_profiles(config)
     lookup(profiles, sampling_ema(config.ema), "ema.sampling")
-    teacher = build_teacher(config, dataset) if objective.needs_teacher else None
-    return Experiment(config, dataset, network, objective, optimizer, profiles, teacher)
+    found = config, dataset, network, objective, optimizer, profiles
+    experiment = Experiment(*found, teacher=None)
+    if not taught or not objective.needs_teacher:
+        return experiment
+    return _with_teacher(experiment, build_teacher(config, dataset))
 
 
-def _build_objective(config: ConfigDict, dataset: Dataset) -> Objective:
-    return objectives.build(
-        config.objective.name,
-        sigma_data=dataset.info.sigma_data,
-        **config_lib.objective_settings(config),
-    )
+def _with_teacher(experiment: Experiment, teacher: Teacher) -> Experiment:
+    """The experiment with a teacher, and with a critic where it trains one.
+
+    The critic has the teacher's network, or that of the student without its further
+    inputs for a teacher in closed form.
+    """
+    critic = None
+    if experiment.objective.needs_critic:
+        critic = teacher.network or unguided(experiment).network
+    return dataclasses.replace(experiment, teacher=teacher, critic=critic)
+
+
+def build_objective(config: ConfigDict, sigma_data: float) -> Objective:
+    """What ``config.objective`` and ``config.matching`` describe."""
+    settings = config_lib.objective_settings(config)
+    name = config.objective.name
+    main = objectives.build(name, sigma_data=sigma_data, **settings)
+    if not config.matching.weight:
+        return main
+    if main.needs_critic:
+        raise ValueError(
+            f"matching.weight = {config.matching.weight} adds a second term to "
+            f"objective.name = {name!r}, which is that term: set one of the two"
+        )
+    from scm_jax.objectives.matching import Matching, Sum
+
+    term = Matching(sigma_data=sigma_data, **config_lib.matching_settings(config))
+    return Sum(main, term, config.matching.weight)
 
 
 def with_moved_runs(config: ConfigDict, directory: str | os.PathLike) -> ConfigDict:
@@ -183,17 +255,6 @@ def _check_sampling(config: ConfigDict, sigma_data: float) -> None:
             raise ValueError(f"{key}: {error}") from error
 
 
-def without_teacher(config: ConfigDict) -> ConfigDict:
-    """The config for sampling: the teacher's directory may be gone by then."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.teacher.source = "none"
-        if "dx_dt" in config.objective:
-            config.objective.dx_dt = "data"
-            config.objective.guidance_range = None
-    return config
-
-
 def build_abstract(
     config: ConfigDict, teacher_config: ConfigDict | None = None
 ) -> Experiment:
@@ -202,23 +263,21 @@ def build_abstract(
     A teacher without a run directory has the network of ``teacher_config``, by default
     the student's.
     """
-    experiment = build(without_teacher(config))
-    if "dx_dt" not in config.objective or config.objective.dx_dt != "teacher":
+    experiment = build(config, taught=False)
+    if not experiment.objective.needs_teacher:
         return experiment
     dataset = experiment.dataset
     if teacher_config is None:
         stand_in = unguided(experiment).network
     else:
         stand_in = parts.build_network(teacher_config, dataset)
-    teacher = build_teacher(config, dataset, stand_in)
-    objective = _build_objective(config, dataset)
-    return dataclasses.replace(experiment, objective=objective, teacher=teacher)
+    return _with_teacher(experiment, build_teacher(config, dataset, stand_in))
 
 
 def unguided(experiment: Experiment) -> Experiment:
-    """The experiment with a teacher's network, which takes no guidance scale."""
+    """The experiment with a teacher's network: no guidance scale, no second time."""
     config = experiment.config.copy_and_resolve_references()
     with config.unlocked():
-        config.network.use_guidance = False
+        config.network.update({"use_guidance": False, "use_dt": False})
     network = parts.build_network(config, experiment.dataset)
     return dataclasses.replace(experiment, network=network)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from scm_jax import config as config_lib
@@ -116,6 +117,8 @@ class Teacher:
         assert self.network is not None
         # A teacher knows only what it was trained with; dropout is off.
         known = {k: getattr(cond, k) for k in self.network.consumes}
+        if "dt" in known:  # a velocity is the diagonal of a map
+            known["dt"] = jnp.zeros_like(cond.t)
         return self.network.apply(params, x, Cond(**known))
 
 
@@ -135,9 +138,9 @@ def build_teacher(
     lookup(legal, settings.source, "teacher.source")
     if settings.source == "none":
         raise ValueError(
-            "objective.dx_dt = 'teacher' needs teacher.source = 'run' with teacher.run "
-            "set to a run directory, or teacher.source = 'exact' for data in closed "
-            "form"
+            "this objective (objective.dx_dt = 'teacher', or a matching term) needs "
+            "teacher.source = 'run' with teacher.run set to a run directory, or "
+            "teacher.source = 'exact' for data in closed form"
         )
     if settings.source == "exact":
         teacher = exact_teacher(dataset)
@@ -148,7 +151,7 @@ def build_teacher(
     else:
         network, name = saved_network(settings.run, settings.ema, dataset)
         teacher = Teacher(network, settings.run, name)
-    per_sample = config.objective.guidance_range is not None
+    per_sample = config.objective.get("guidance_range") is not None
     guidance = None if per_sample else settings.guidance
     return dataclasses.replace(teacher, guidance=guidance)
 

@@ -39,6 +39,15 @@ def abstract_teacher(experiment: Experiment, mesh: Mesh) -> Any:
     return sharding.abstract_like(folded, where)
 
 
+def load_critic(experiment: Experiment, mesh: Mesh) -> Any:
+    """Parameters of the critic at the teacher's EMA; None for random ones."""
+    teacher, critic = experiment.teacher, experiment.critic
+    if critic is None or teacher is None or teacher.run is None:
+        return None
+    abstract = abstract_net(critic, mesh, experiment.config)
+    return load_average(teacher.run, teacher.ema, abstract)
+
+
 def load_init(experiment: Experiment, mesh: Mesh) -> dict[str, Any] | None:
     """Parameters at an EMA of ``init.run`` (Alg. 1), or None for a random start.
 
