@@ -10,17 +10,24 @@ Expect (Frechet distance, floor 1.80, means of 3 sets of samples; 2 CPU cores, s
   teacher  18 Heun steps 2.27
   scd      1 step 2.83, 2 steps 2.42, 4 steps 2.00
   sct      1 step 1.94, 2 steps 1.65, 4 steps 1.38
+
+``start=scratch`` begins at random parameters. The other methods of
+``scm_jax.objectives.presets.PRESETS``, and all of them at equal compute:
+docs/methods.md.
 """
 
 from scm_jax.config import base_config, parse_arg
+from scm_jax.objectives.presets import PRESETS
 
 BATCH = 128
 
 
 def get_config(arg: str = ""):
-    """``teacher``, ``sct`` or ``scd``; ``quick`` is a smoke run of a few steps."""
-    variant, options = parse_arg(arg, ("teacher", "sct", "scd"))
-    c = base_config("dit", "diffusion" if variant == "teacher" else "consistency")
+    """``teacher``, ``sct``, ``scd`` or another method; start=scratch; ``quick``."""
+    others = sorted(set(PRESETS) - {"sct", "scd"})
+    starts = ("teacher", "scratch")
+    variant, options = parse_arg(arg, ("teacher", "sct", "scd", *others), start=starts)
+    c = base_config("dit", "diffusion" if variant == "teacher" else variant)
     c.name = variant
     c.dataset.name = "digits"
     c.network.patch = 4
@@ -40,25 +47,29 @@ def get_config(arg: str = ""):
         c.train.duration_images = 650 * BATCH
         c.eval.steps = (18,)
     else:
-        c.objective.dx_dt = "teacher" if variant == "scd" else "data"
-        c.objective.P_mean = -1.4 if variant == "scd" else -1.0
-        c.objective.P_std = 1.6 if variant == "scd" else 1.4
-        c.objective.tangent_warmup_images = 200 * BATCH
+        if c.objective.name in ("consistency", "discrete"):
+            c.objective.P_mean = -1.4 if PRESETS[variant].taught else -1.0
+            c.objective.P_std = 1.6 if PRESETS[variant].taught else 1.4
+        if c.objective.name == "consistency":
+            c.objective.tangent_warmup_images = 200 * BATCH
         # As in mixture.py: a learned weight grows where the tangent is small already,
         # at high noise, and drowns the low noise that everything above builds on.
-        c.objective.learned_weighting = False
+        c.objective.learned_weighting = c.matching.learned_weighting = False
         c.optimizer.learning_rate = 1e-3
         c.train.duration_images = 3_000 * BATCH
         # Alg. 1 starts both kinds of student at the teacher's EMA.
-        c.init.run = "runs/digits_teacher"
-        if variant == "scd":
+        if options["start"] == "teacher":
+            c.init.run = "runs/digits_teacher"
+        if PRESETS[variant].taught:
             # Distillation has a fixed point at tangent 0; a normalized tangent keeps
             # its length near it, and in 64 dimensions and few steps that is noise.
             # Training from data has no such point: sct keeps the paper's choice.
-            c.objective.tangent_normalization = "none"
+            if "tangent_normalization" in c.objective:
+                c.objective.tangent_normalization = "none"
             c.teacher.source = "run"
             c.teacher.run = "runs/digits_teacher"
-        c.sampling.sampler = "consistency"
+        if c.sampling.sampler != "map":
+            c.sampling.sampler = "consistency"
         c.sampling.steps = 2
         c.eval.steps = (1, 2, 4)
     c.optimizer.decay_images = float(c.train.duration_images)

@@ -15,8 +15,8 @@ Expect (FID of 50,000 samples at the best guidance; published, not measured here
   sct, 2 steps                  9.86   5.53   4.65   3.73   3.76
   scd, 1 step                   3.07   2.75   2.55   2.40   2.28
   scd, 2 steps                  2.50   2.26   2.04   1.93   1.88
-  scd_vsd, 1 step               3.37   2.67   2.26   2.39   2.16   (not implemented)
-  scd_vsd, 2 steps              2.70   2.29   1.99   2.01   1.89   (not implemented)
+  scd_vsd, 1 step               3.37   2.67   2.26   2.39   2.16
+  scd_vsd, 2 steps              2.70   2.29   1.99   2.01   1.89
   guidance: teacher and scd of 2 steps 1.4 (S) and 1.2; scd of 1 step 1.5 (S) and 1.3
 
 The data: ``data/imagenet512/README.md``. ``size=xs`` is EDM2's XS, for which the
@@ -32,7 +32,7 @@ from scm_jax.config import base_config, parse_arg, shrink
 from scm_jax.networks import PRESETS as NETWORK_PRESETS
 from scm_jax.types import lookup
 
-VARIANTS = ("teacher", "sct", "scd")
+VARIANTS = ("teacher", "sct", "scd", "scd_vsd")
 BATCH = 2048
 DECAY_ITERATIONS = 70_000  # t_ref of the learning rate
 RAMPUP_IMAGES = 10e6  # EDM2's
@@ -90,10 +90,10 @@ PRESETS = {
     ("sct", "xs"):      Row(  100_000, 1.2e-4,  0.25,   -0.8,  1.6, 0.050, 1.0),
     ("scd", "xs"):      Row(  200_000, 1.2e-4,  0.00,   -0.8,  1.6, 0.050, 1.4),
 }
-# sCD + adaptive VSD: recorded for the day when its loss is here; nothing reads it yet.
-# Everything else is as in the row of sCD, to which the VSD loss is added. F_phi starts
-# at the teacher, is updated once per update of the student and has no EMA; the
-# student's one-step samples start at arctan(80 / sigma_data).
+# sCD + adaptive VSD: everything else is as in the row of sCD, to which the VSD loss is
+# added. F_phi starts at the teacher, whose dropout it has, is updated once per update
+# of the student and has no EMA; the student's one-step samples start at
+# arctan(80 / sigma_data).
 VSD_PRESETS = {
     #                            F_phi:                      VSD loss:
     #             iterations     lr  dropout P_mean P_std  P_mean P_std  weight
@@ -114,21 +114,25 @@ SIZES = {
 DIT_LEARNING_RATE = {"teacher": 1e-4, "sct": 1e-5, "scd": 1e-5}
 
 
+def add_vsd(c, size: str):
+    """The settings of adaptive VSD on top of sCD's."""
+    row = VSD_PRESETS.get(size, VSD_PRESETS["s"])  # XS is not in the paper
+    c.train.duration_images = row.iterations * BATCH
+    c.critic.learning_rate = row.phi_learning_rate
+    c.matching.critic_P_mean, c.matching.critic_P_std = row.phi_P_mean, row.phi_P_std
+    c.matching.P_mean, c.matching.P_std = row.vsd_P_mean, row.vsd_P_std
+    c.matching.weight = row.vsd_weight
+    c.sampling.guidance = 1.2 if size == "s" else 1.0
+
+
 def get_config(arg: str = ""):
-    """``teacher``, ``sct`` or ``scd``; options size, family, patch and quick."""
-    if (arg or "").split(",")[0].strip() == "scd_vsd":
-        raise ValueError(
-            "imagenet512.py:scd_vsd is not implemented: scm_jax/objectives has no "
-            "adaptive variational score distillation (App. C) yet, which trains a "
-            "second network on the student's samples. Its settings stand in "
-            f"VSD_PRESETS of this file. Legal variants: {', '.join(VARIANTS)}"
-        )
+    """``teacher``, ``sct``, ``scd``, ``scd_vsd``; size, family, patch and quick."""
     variant, options = parse_arg(
         arg, VARIANTS, family=("unet", "dit"), size="s", patch=(2, 4, 8)
     )
     family, size, quick = options["family"], options["size"], options["quick"]
     row_size = lookup(SIZES[family], size, f"experiment option size of family={family}")
-    row = PRESETS[variant, row_size]
+    row = PRESETS[variant.removesuffix("_vsd"), row_size]
 
     def run_name(variant: str) -> str:
         backbone = f"dit_{size}_{options['patch']}" if family == "dit" else size
@@ -136,7 +140,7 @@ def get_config(arg: str = ""):
 
     c = base_config(
         family,
-        "diffusion" if variant == "teacher" else "consistency",
+        "diffusion" if variant == "teacher" else variant,
         "noise_images" if quick else "imagenet512_latents",
     )
     c.name = run_name(variant)
@@ -151,7 +155,7 @@ def get_config(arg: str = ""):
         c.optimizer.learning_rate = row.learning_rate
     else:
         c.network.patch = options["patch"]
-        c.optimizer.learning_rate = DIT_LEARNING_RATE[variant]
+        c.optimizer.learning_rate = DIT_LEARNING_RATE[variant.removesuffix("_vsd")]
     c.objective.P_mean = row.P_mean
     c.objective.P_std = row.P_std
     # The first one samples; two of them allow any width after the training, if
@@ -172,7 +176,6 @@ def get_config(arg: str = ""):
     else:
         if family == "unet":
             c.network.dropout_max_resolution = DROPOUT_MAX_RESOLUTION
-        c.objective.dx_dt = "teacher" if variant == "scd" else "data"
         c.objective.tangent_normalization = "l2"
         c.objective.tangent_norm_eps = 0.1
         c.objective.tangent_warmup_images = WARMUP_ITERATIONS * BATCH
@@ -180,7 +183,7 @@ def get_config(arg: str = ""):
         # Alg. 1 starts both kinds of student at the teacher's EMA.
         c.init.run = f"runs/{run_name('teacher')}"
         c.init.ema = f"{PRESETS['teacher', row_size].ema:g}"
-        if variant == "scd":
+        if variant != "sct":
             c.network.use_guidance = True
             c.objective.guidance_range = GUIDANCE_RANGE
             c.teacher.source = "run"
@@ -189,6 +192,8 @@ def get_config(arg: str = ""):
         c.sampling.sampler = "consistency"
         c.sampling.steps = 2
         c.eval.steps = (1, 2)
+    if variant == "scd_vsd":
+        add_vsd(c, row_size)
     if quick:
         c.dataset.sample_shape = (16, 16, 4)
         c.dataset.num_classes = 10

@@ -18,6 +18,7 @@ from scm_jax.evaluation.sample_quality import FEATURES, SampleQuality
 from scm_jax.evaluation.speech_quality import SpeechQuality
 from scm_jax.evaluation.subject import Evaluator, Subject
 from scm_jax.evaluation.validation import (
+    MapResiduals,
     MixtureConsistency,
     TeacherTrajectory,
     Validation,
@@ -40,6 +41,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "inception": PretrainedQuality("inception", ("fid", "sfid", "is", "kid", "prdc")),
     "dinov2": PretrainedQuality("dinov2", ("fid", "kid", "prdc")),
     "mind": PretrainedQuality("inception", ("mind",), num_samples=5000),
+    "map_residuals": MapResiduals(),
     "mixture_consistency": MixtureConsistency(),
     "teacher_trajectory": TeacherTrajectory(),
     "validation": Validation(),
@@ -52,6 +54,7 @@ __all__ = [
     "ClipQuality",
     "EmojiQuality",
     "Evaluator",
+    "MapResiduals",
     "MixtureConsistency",
     "NumberAgreement",
     "PretrainedQuality",

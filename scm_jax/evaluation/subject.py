@@ -42,6 +42,10 @@ class ClosedForm(Protocol):
         """The exact ``f(x_t, t)``, in the shape of ``x``; traced by JAX."""
         ...
 
+    def flow(self, x: Any, t: Time, u: Time, sigma_data: float) -> Any:
+        """The exact map from ``t`` to ``u``."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -52,6 +56,9 @@ class Subject:
       generate: the sampler of the run.
       f: ``(x_t (b, ...), t (b,), cond or None) -> (b, ...)``, the consistency function
         of a student, or the denoiser of a diffusion model; ``cond.t`` is not read.
+      flow_map: ``(x_t, t, s, cond or None) -> X_{t->s}``; None without a second time.
+      map_residuals: ``(x0, z, t, s, cond) -> {name: (b,)}``, the errors of
+        ``objectives.two_times.residuals``; None without a second time.
       reference: reads all real data: float32 ``(n, *sample_shape)``, and int labels
         ``(n,)`` or None for unlabelled data.
       to_pixels: float data -> uint8 pixels ``(n, h, w, c)``.
@@ -78,6 +85,8 @@ class Subject:
     sigma_data: float
     generate: Generate | None = None
     f: Callable[[Any, Any, Any], Any] | None = None
+    flow_map: Callable[[Any, Any, Any, Any], Any] | None = None
+    map_residuals: Callable[..., dict[str, jax.Array]] | None = None
     reference: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
     closed_form: ClosedForm | None = None

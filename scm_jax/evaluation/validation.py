@@ -25,6 +25,8 @@ from scm_jax.evaluation.subject import (
 )
 from scm_jax.trigflow import Time
 
+SHARES = (0.0, 0.25, 0.5, 0.75)  # s / t
+
 
 def _proposal_times(P_mean: float, P_std: float, num_times: int) -> np.ndarray:
     """``sigma_i = exp(P_mean + P_std Phi^-1((i + 1/2) / num_times))``: quantiles."""
@@ -158,7 +160,9 @@ class MixtureConsistency:
     ``consistency_rmse`` is the root mean square, per element, of ``f - f*`` over the
     proposal of Alg. 1: quantiles of ``tau ~ N(P_mean, P_std^2)``, at each of them fixed
     draws of ``x_t = cos(t) x0 + sin(t) z``. ``one_step_rmse`` is the same at the only
-    points that one-step sampling sees, ``x_t = z`` at ``t_max``.
+    points that one-step sampling sees, ``x_t = z`` at ``t_max``. A network with a
+    second time has ``map_rmse`` besides, of ``X_{t->s}`` at ``s = t/4, t/2, 3t/4`` in
+    turn.
 
     Attributes:
       P_mean: mean of the log noise level; that of the objective.
@@ -182,14 +186,22 @@ class MixtureConsistency:
         """``consistency_rmse`` and ``one_step_rmse`` of ``f``; see the class."""
         f = subject.need("f", "consistency error")
         closed_form = subject.need("closed_form", "consistency error")
-        squares = []
-        for x_t, time in self._points(closed_form, subject.sigma_data):
+        squares, of_maps, sd = [], [], subject.sigma_data
+        for i, (x_t, time) in enumerate(self._points(closed_form, sd)):
+            if subject.flow_map is not None:
+                s = trigflow.time_from_t(time.t * SHARES[1 + i % 3])
+                found = subject.flow_map(x_t, time, s, None)
+                gap = np.asarray(found) - np.asarray(
+                    exact_flow(closed_form, x_t, time, s, sd)
+                )
+                of_maps.append(np.mean(gap.astype(np.float64) ** 2))
             exact = exact_consistency(closed_form, x_t, time, subject.sigma_data)
             difference = np.asarray(f(x_t, time.t, None)) - np.asarray(exact)
             squares.append(np.mean(difference.astype(np.float64) ** 2))
         return {
             "consistency_rmse": float(np.sqrt(np.mean(squares[:-1]))),
             "one_step_rmse": float(np.sqrt(squares[-1])),
+            **({"map_rmse": float(np.sqrt(np.mean(of_maps[:-1])))} if of_maps else {}),
             "num_samples": self.num_times * self.num_points,
             "seed": self.seed,
         }
@@ -206,6 +218,61 @@ class MixtureConsistency:
             yield trigflow.interpolate(jnp.asarray(x0), z, time), time
         z = _fixed_noise(rng, x0.shape, sigma_data)
         yield z, _fixed_time(trigflow.SIGMA_MAX, self.num_points, sigma_data)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapResiduals:
+    """What the exact map makes zero, at fixed data, noise and pairs of times.
+
+    ``eulerian_error``, ``lagrangian_error`` and ``semigroup_error`` are the means of
+    ``objectives.two_times.residuals`` over noise levels of ``t``, each with ``s`` at 0,
+    t/4, t/2 and 3t/4. The velocity is that of the run's teacher, of the run that it
+    started from or of data in closed form; else of its own diagonal. All methods with a
+    second time compare that have one velocity.
+
+    Attributes:
+      log_sigma_mean: mean of the log noise level of ``t``.
+      log_sigma_std: its standard deviation.
+      num_times: quantiles of it.
+      num_points: data per pair of times.
+      seed: of the choice of data and of the noise.
+    """
+
+    log_sigma_mean: float = -1.0
+    log_sigma_std: float = 1.4
+    num_times: int = 8
+    num_points: int = 128
+    held_out: typing.ClassVar[bool] = True  # reads ``eval.split``
+    seed: int = 0
+
+    def __post_init__(self):
+        require_positive(self, "num_times", "num_points")
+        require_seeds(self)
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        """The three errors; see the class."""
+        residuals = subject.need("map_residuals", "map residuals")
+        batch = subject.need("batch", "map residuals")
+        x0, cond = batch(self.num_points, self.seed)
+        z = _fixed_noise(np.random.default_rng(self.seed), x0.shape, subject.sigma_data)
+        proposal = self.log_sigma_mean, self.log_sigma_std, self.num_times
+        found: dict[str, list[float]] = {}
+        for sigma in _proposal_times(*proposal):
+            t = _fixed_time(sigma, self.num_points, subject.sigma_data)
+            for share in SHARES:
+                s = trigflow.time_from_t(t.t * share)
+                for name, error in residuals(x0, z, t, s, cond).items():
+                    mean = float(np.asarray(error, np.float64).mean())
+                    found.setdefault(f"{name}_error", []).append(mean)
+        return {name: float(np.mean(errors)) for name, errors in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("closed_form", "sigma_data"))
+def exact_flow(
+    closed_form: ClosedForm, x_t: jax.Array, t: Time, s: Time, sigma_data: float
+) -> jax.Array:
+    """``closed_form.flow``, compiled once per distribution and shape."""
+    return closed_form.flow(x_t, t, s, sigma_data)
 
 
 @functools.partial(jax.jit, static_argnames=("closed_form", "sigma_data"))

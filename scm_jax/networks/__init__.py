@@ -157,10 +157,11 @@ class Network:
         """``F`` at ``x = x_t / sigma_data``.
 
         ``params`` may be the result of ``fold``, which is not folded again. ``key`` is
-        for dropout, which ``train`` switches on; ``dtype`` replaces the module's.
+        for dropout, which ``train`` switches on; ``dtype`` replaces the module's, where
+        it has one.
         """
         net = self
-        if dtype is not None:
+        if dtype is not None and hasattr(self.module, "dtype"):
             net = dataclasses.replace(self, module=self.module.clone(dtype=dtype))
         weights, cond = net._encode(params, cond)
         rngs = {} if key is None else {"dropout": key}

@@ -17,12 +17,14 @@ from scm_jax import sampling, trigflow
 from scm_jax.datasets import front_ends
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
+from scm_jax.objectives import two_times
 from scm_jax.runs import reference_stats
 from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
 from scm_jax.runs.setup import parts, start
 from scm_jax.runs.setup.experiment import Experiment, build_objective
 from scm_jax.runs.setup.parts import Teacher
+from scm_jax.trigflow import Time
 from scm_jax.types import Cond, conditions
 
 
@@ -56,6 +58,8 @@ def make_subject(
         sample_rate=info.sample_rate,
         sample_shape=info.sample_shape,
         spectrograms=functools.partial(front_ends.spectrograms, rate=info.sample_rate),
+        flow_map=_flow_map(experiment, net_params),
+        map_residuals=_map_residuals(experiment, net_params),
         closed_form=dataset.closed_form,
         batch=functools.partial(_held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params, config),
@@ -124,6 +128,53 @@ def _validation_error(
         return errors(net_params, weights, x0, z, time, given)
 
     return call
+
+
+# --- Two times ------------------------------------------------------------------------
+
+
+def _flow_map(experiment: Experiment, net_params: Any) -> Callable[..., Any] | None:
+    network, sigma_data = experiment.network, experiment.dataset.info.sigma_data
+    if "dt" not in network.consumes:
+        return None
+
+    @jax.jit
+    def X(x_t: jax.Array, t: Time, s: Time, given: Cond | None) -> jax.Array:
+        cond = _condition(experiment, given, t.t)
+        cond = dataclasses.replace(cond, dt=trigflow.between(t, s).t)
+        U = network.apply(net_params, x_t / sigma_data, cond)
+        return trigflow.flow_map(x_t, U, t, s, sigma_data)
+
+    return X
+
+
+def _map_residuals(
+    experiment: Experiment, net_params: Any
+) -> Callable[..., dict[str, jax.Array]] | None:
+    network, sigma_data = experiment.network, experiment.dataset.info.sigma_data
+    if "dt" not in network.consumes:
+        return None
+    teacher = functools.cache(functools.partial(_velocity, experiment))
+
+    @jax.jit
+    def errors(params: Any, weights: Any, *given: Any) -> dict[str, jax.Array]:
+        x0, z, t, s, cond = given
+        net = functools.partial(network.apply, params, dtype="float32")
+        fn = (
+            net if (own := teacher()[0]) is None else functools.partial(own.fn, weights)
+        )
+        rows = two_times.Rows(x0, z, t, s, _condition(experiment, cond, t.t))
+        return two_times.residuals(net, fn, rows, sigma_data)
+
+    return lambda *given: errors(net_params, teacher()[1], *given)
+
+
+def _velocity(experiment: Experiment) -> tuple[Teacher | None, Any]:
+    """That of ``reference_teacher``; None where the run has none."""
+    config = experiment.config
+    if config.teacher.run or config.init.run or experiment.dataset.closed_form:
+        return reference_teacher(experiment)
+    return None, None
 
 
 # --- The teacher of a run that is measured --------------------------------------------

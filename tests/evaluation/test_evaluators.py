@@ -65,6 +65,8 @@ def subject(digits_subject):
         digits_subject,
         f=exact_map,
         closed_form=GAUSSIAN,
+        flow_map=lambda x_t, t, s, label: GAUSSIAN.flow(x_t, t, s, SIGMA_DATA),
+        map_residuals=lambda x0, z, t, s, label: {"eulerian": z[:, 0] ** 2 * s.sin},
         batch=lambda num, seed: (np.full((num, 2), seed, np.float32), None),
         validation_error=lambda x0, z, time, label: (z[:, 0] ** 2, z[:, 1] ** 2),
         teacher_paths=lambda num, steps, seed: (

@@ -11,6 +11,7 @@ import pytest
 
 from scm_jax import objectives, sampling, trigflow
 from scm_jax.evaluation import (
+    MapResiduals,
     MixtureConsistency,
     Subject,
     TeacherTrajectory,
@@ -39,6 +40,50 @@ def with_error(error, data=GAUSSIAN):
         return exact_consistency(data, x_t, time, SIGMA_DATA) + error(x_t, t)
 
     return Subject(sigma_data=SIGMA_DATA, f=f, closed_form=data)
+
+
+def test_a_map_is_compared_where_it_ends():
+    """``map_rmse`` is that of X_{t->s}; a map with another end is wrong."""
+    evaluator = MixtureConsistency(num_times=12, num_points=64)
+    found = {}
+    for name, shift in (("exact", 0.0), ("early", 0.1)):
+
+        def X(x_t, t, s, label, shift=shift):
+            end = trigflow.time_from_t(s.t * (1 - shift))
+            return MIXTURE.flow(x_t, t, end, SIGMA_DATA)
+
+        subject = dataclasses.replace(
+            with_error(lambda x, t: 0 * x, MIXTURE), flow_map=X
+        )
+        found[name] = evaluator(subject)
+    assert found["exact"]["map_rmse"] < 1e-5 < 1e-3 < found["early"]["map_rmse"]
+    assert found["early"]["consistency_rmse"] == found["exact"]["consistency_rmse"]
+    assert "map_rmse" not in evaluator(with_error(lambda x, t: 0 * x))
+
+
+def test_map_residuals_are_means_over_pairs_of_times():
+    """Each time has ends at 0, 1/4, 1/2 and 3/4 of it; data and noise are fixed."""
+    seen = []
+
+    def residuals(x0, z, t, s, cond):
+        seen.append((t.t[0], s.t[0], z[0, 0]))
+        return {"eulerian": z[:, 0] ** 2 + s.t, "semigroup": 0 * s.t}
+
+    subject = Subject(
+        sigma_data=SIGMA_DATA,
+        batch=lambda num, seed: (np.zeros((num, 2), np.float32), None),
+        map_residuals=residuals,
+    )
+    found = MapResiduals(num_times=5, num_points=4096)(subject)
+    times, ends, noise = np.asarray(seen).T
+    assert len(set(times.tolist())) == 5 and len(set(noise.tolist())) == 1
+    np.testing.assert_allclose((ends / times).reshape(5, 4)[2], [0, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(np.unique(times), np.sort(quantile_times(5)), rtol=1e-6)
+    expected = SIGMA_DATA**2 + ends.mean()
+    assert found["eulerian_error"] == pytest.approx(expected, rel=0.02)
+    assert found["semigroup_error"] == 0.0
+    with pytest.raises(ValueError, match="map residuals needs Subject.map_residuals"):
+        MapResiduals()(Subject(sigma_data=SIGMA_DATA))
 
 
 def test_exact_map_has_no_error_and_a_planted_one_is_found():

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from scm_jax.config import base_config, from_dict, objective_settings, to_dict
 from scm_jax.cost import counts
+from scm_jax.files.jsonl import flatten
 from scm_jax.runs import sample, train
 from scm_jax.runs.estimate import describe
 from scm_jax.runs.setup import experiment, parts
@@ -186,10 +187,20 @@ def test_guidance_of_imagenet512():
     assert not c.network.use_guidance and c.objective.guidance_range is None
 
 
-def test_vsd_has_its_settings_and_says_that_it_is_missing():
-    with pytest.raises(ValueError, match="variational score distillation") as error:
-        config("imagenet512", "scd_vsd,size=m")
-    assert "not implemented" in str(error.value) and "teacher, sct" in str(error.value)
+def test_vsd_is_scd_with_a_second_term_and_a_critic():
+    """Everything that the paper's table does not name is as in the row of sCD."""
+    vsd, scd = (config("imagenet512", f"{v},size=m") for v in ("scd_vsd", "scd"))
+    before, after = (dict(flatten(to_dict(c))) for c in (scd, vsd))
+    changed = {key: after[key] for key in after if after[key] != before[key]}
+    assert changed == {
+        "name": "imagenet512_scd_vsd_m",
+        "train.duration_images": 20_000 * 2048,
+        "critic.learning_rate": 9e-5,
+        "matching.weight": 1.0,
+        "sampling.guidance": 1.0,
+    }
+    built = experiment.build_abstract(config("imagenet512", "scd_vsd,quick"))
+    assert built.critic is not None and built.objective.weight == 1.0
     rates = [
         row.phi_learning_rate for row in MODULES["imagenet512"].VSD_PRESETS.values()
     ]

@@ -27,8 +27,15 @@ def macs_per_image(experiment: Experiment) -> dict[str, int]:
 
 
 def train_macs(experiment: Experiment, batch_size: int | None = None) -> int:
-    """Multiply-adds of loss and gradient, per image of a batch of at most 16."""
-    return sum(train_macs_by_role(experiment, batch_size).values())
+    """Multiply-adds of loss and gradient, per image of a batch of at most 16.
+
+    Those of a critic's step are among them; see ``train_macs_by_role``.
+    """
+    batch_size = batch_size or min(experiment.config.train.batch_size, 16)
+    loss, args = training_loss(experiment, batch_size)
+    macs = counts.count_macs(jax.value_and_grad(loss), *args)
+    macs //= batch_size * student_every(experiment)
+    return macs + critic_macs(experiment, batch_size)
 
 
 def train_macs_by_role(
@@ -43,19 +50,31 @@ def train_macs_by_role(
     """
     batch_size = batch_size or min(experiment.config.train.batch_size, 16)
     loss, args = training_loss(experiment, batch_size)
-    every = experiment.config.critic.student_every if experiment.critic else 1
-    whole = counts.count_macs(loss, *args)
-    roles = {"backward": counts.count_macs(jax.value_and_grad(loss), *args) - whole}
+    every, whole = student_every(experiment), counts.count_macs(loss, *args)
+    roles = {}
     for role in ("teacher", "critic"):
-        without, others = training_loss(experiment, batch_size, free=(role,))
-        roles[role] = whole - counts.count_macs(without, *others)
-    roles["forward"] = whole - roles["teacher"] - roles["critic"]
+        if getattr(experiment, role) is not None:
+            without, others = training_loss(experiment, batch_size, free=(role,))
+            roles[role] = whole - counts.count_macs(without, *others)
+    roles["forward"] = whole - sum(roles.values())
     per_image = {k: v // (batch_size * every) for k, v in roles.items()}
-    if experiment.critic is not None:
-        loss, args = critic_loss(experiment, batch_size)
-        macs = counts.count_macs(jax.value_and_grad(loss), *args)
-        per_image["critic_training"] = macs // batch_size
+    per_image["critic_training"] = critic_macs(experiment, batch_size)
+    total = train_macs(experiment, batch_size)
+    per_image["backward"] = total - sum(per_image.values())
     return {k: v for k, v in per_image.items() if v}
+
+
+def student_every(experiment: Experiment) -> int:
+    """Steps in which a critic is updated, for one of the student."""
+    return experiment.config.critic.student_every if experiment.critic else 1
+
+
+def critic_macs(experiment: Experiment, batch_size: int) -> int:
+    """Multiply-adds of the critic's loss and gradient, per image; 0 without one."""
+    if experiment.critic is None:
+        return 0
+    loss, args = critic_loss(experiment, batch_size)
+    return counts.count_macs(jax.value_and_grad(loss), *args) // batch_size
 
 
 def training_loss(
