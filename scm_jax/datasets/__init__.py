@@ -1,7 +1,8 @@
 """Datasets: a name -> an endless, restartable iterator of ``Batch``.
 
-A builder function takes ``split``, ``root`` (folder of prepared data) and ``prepare``
-(prepare what is missing), then whatever is its own.
+A builder function takes ``split``, then whatever is its own. One that reads from disk
+takes ``root`` (folder of prepared data), and ``prepare`` if it can prepare what is
+missing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
     Args:
       name: a key of ``DATASETS``.
       split: which part of it, usually ``train``.
-      **kwargs: for the builder function.
+      **kwargs: for the builder function; ``root`` and ``prepare`` are without effect
+        for data that are drawn.
 
     Raises:
       ValueError: unknown name or argument; the message lists the legal ones.
@@ -66,5 +68,6 @@ def make_dataset(name: str, split: str = "train", **kwargs: Any) -> Dataset:
     build = lookup(DATASETS, name, "dataset.name")
     parameters = inspect.signature(build).parameters
     for key in kwargs:
-        lookup(parameters, key, f"argument of dataset {name!r}")
-    return build(split, **kwargs)
+        if key not in ("root", "prepare"):
+            lookup(parameters, key, f"argument of dataset {name!r}")
+    return build(split, **{k: v for k, v in kwargs.items() if k in parameters})

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import importlib.util
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,8 +204,6 @@ def _tokens(emoji: Sequence[Emoji]) -> np.ndarray:
 def make_emoji(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     resolution: int = 32,
     combinations: str = "seen",
 ) -> pipeline.LazyDataset:
@@ -216,8 +213,6 @@ def make_emoji(
 
     Args:
       split: ``train``, or ``test``: a tenth of the emoji with all their skin tones.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       resolution: side in pixels, 32 or 64.
       combinations: ``seen`` leaves one skin tone of each person or hand out,
         ``held_out`` has these pairs only, ``all`` has both.
@@ -226,7 +221,6 @@ def make_emoji(
       MissingPackageError: the packages of the extra ``emoji`` are not installed.
       ValueError: no such split, resolution or combinations.
     """
-    del root, prepare
     check_choice(split, ("train", "test"), "split of dataset 'emoji'")
     check_choice(combinations, COMBINATIONS, "dataset.combinations")
     if resolution not in SIGMA_DATA:

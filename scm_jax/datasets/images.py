@@ -193,7 +193,6 @@ def make_cifar10(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     conditional: bool = False,
     flip: bool = False,
 ) -> pipeline.LazyDataset:
@@ -202,12 +201,10 @@ def make_cifar10(
     Args:
       split: a split, or a slice of one.
       root: folder of prepared datasets.
-      prepare: without effect.
       conditional: give the 10 classes, too; the paper's models are unconditional.
       flip: mirror half of the images, anew in every epoch. Off: the paper does not
         mention augmentation.
     """
-    del prepare
     return make_prepared(
         image_info("cifar10", (32, 32, 3), 10 if conditional else 0),
         split,
@@ -223,7 +220,6 @@ def make_imagenet64(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     flip: bool = False,
     variant: str = "edm2",
 ) -> pipeline.LazyDataset:
@@ -232,13 +228,11 @@ def make_imagenet64(
     Args:
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
-      prepare: without effect.
       flip: mirror half of the images, anew in every epoch. Off: the paper trains on
         ImageNet without.
       variant: a key of ``IMAGENET64_VARIANTS``: how the photographs were reduced.
         Frechet distances on different ones cannot be compared; all but ``edm2`` warn.
     """
-    del prepare
     chosen = lookup(IMAGENET64_VARIANTS, variant, "dataset.variant")
     if not chosen.comparable:
         logger.warning(
@@ -265,8 +259,6 @@ _STREAMS = {"train": 0, "test": 1}
 def make_noise_images(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     sample_shape: Sequence[int] = (16, 16, 3),
     num_classes: int = 10,
     num_items: int = 256,
@@ -274,9 +266,8 @@ def make_noise_images(
     """Gaussian noise ``(h, w, c)``: smoke runs where the real data are not.
 
     The splits ``train`` and ``test`` are different draws. Items take the classes in
-    turn; ``root`` and ``prepare`` are without effect.
+    turn.
     """
-    del root, prepare
     stream = lookup(_STREAMS, split, "split of dataset 'noise_images'")
     shape = tuple(int(n) for n in sample_shape)
     rng = np.random.default_rng([stream, num_items])

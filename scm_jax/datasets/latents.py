@@ -191,7 +191,6 @@ def make_imagenet512_latents(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     whitening: str = "sd_vae_ft_mse_pm1",
     flip: bool = False,
 ) -> pipeline.LazyDataset:
@@ -203,7 +202,6 @@ def make_imagenet512_latents(
     Args:
       split: ``train`` or ``validation``, or a slice.
       root: folder of prepared datasets.
-      prepare: without effect; the data have to be there.
       whitening: a key of ``WHITENING``, or ``measured`` for the moments in the
         manifest of the data.
       flip: refused.
@@ -211,7 +209,6 @@ def make_imagenet512_latents(
     Raises:
       ValueError: no such whitening or split, or a flip.
     """
-    del prepare
     lookup({**WHITENING, MEASURED: None}, whitening, "dataset.whitening")
     if flip:
         raise ValueError(

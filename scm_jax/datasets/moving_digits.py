@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,8 +165,6 @@ def wander(
 def make_moving_digits(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     side: int = 16,
     frames: int = 8,
     num_digits: int = 1,
@@ -178,15 +175,12 @@ def make_moving_digits(
 
     Args:
       split: ``train`` or ``test``; no slices.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       side: of a frame, in ``SIDES``.
       frames: how many.
       num_digits: 1 or 2.
       num_items: how many clips there are.
       conditional: give the label, too.
     """
-    del root, prepare
     source = ClipSource(split, num_items, side, frames, num_digits)
     mean, std = (np.float32(moment) for moment in MOMENTS[side, num_digits])
 

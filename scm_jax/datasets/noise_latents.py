@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from scm_jax.types import Prompts, TextInfo, lookup
 def make_noise_latents(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     sample_shape: Sequence[int] = (8, 8, 4),
     length: int = 6,
     width: int = 32,
@@ -30,10 +27,8 @@ def make_noise_latents(
     For smoke runs and cost estimates. Captions have up to ``length`` tokens with states
     of ``width`` channels, and a vector of ``pooled``; SD3's are 154, 4096, 2048, Wan's
     512, 4096, 0. Clips ``(t, h, w, c)`` have a ``frame_rate``, and latents ``(n, c)``
-    of sound are no images. The splits ``train`` and ``test`` are different draws;
-    ``root`` and ``prepare`` are without effect.
+    of sound are no images. The splits ``train`` and ``test`` are different draws.
     """
-    del root, prepare
     stream = lookup({"train": 0, "test": 1}, split, "split of dataset 'noise_latents'")
     shape = tuple(int(n) for n in sample_shape)
 

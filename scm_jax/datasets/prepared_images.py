@@ -27,7 +27,6 @@ def make_images(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     prepared: str = "",
     conditional: bool = True,
     flip: bool = False,
@@ -40,7 +39,6 @@ def make_images(
     Args:
       split: one of the prepared splits, or a slice such as ``train[:90%]``.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      prepare: without effect.
       prepared: name of the prepared dataset, such as ``flowers``.
       conditional: give the classes, too, where there are any.
       flip: mirror half of the images, anew in every epoch.
@@ -58,7 +56,6 @@ def make_images(
       ValueError: no such split or scaling, or the prepared data are no images, or have
         no captions.
     """
-    del prepare
     lookup(SCALINGS, scaling, "dataset.scaling")
     root = storage.data_root(root)
     manifest, base, counts = find_split(prepared, split, root, "image", "clip")

@@ -40,7 +40,6 @@ def make_latents(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     prepared: str = "",
     conditional: bool = True,
     captioned: bool = False,
@@ -53,7 +52,6 @@ def make_latents(
     Args:
       split: one of the prepared splits, or a slice such as ``train[:90%]``.
       root: folder of prepared datasets, by default ``storage.default_root()``.
-      prepare: without effect.
       prepared: name of the prepared dataset; stored are means and standard deviations.
       conditional: give the classes, too, where there are any.
       captioned: see ``prepared_images.make_images``.
@@ -68,7 +66,6 @@ def make_latents(
       FileNotFoundError: not prepared; the message has the command that does it.
       ValueError: no such split, or the prepared data are no latents.
     """
-    del prepare
     check_choice(questions, QUESTIONS, "dataset.questions")
     root = storage.data_root(root)
     manifest, base, counts = find_split(prepared, split, root, "latent")

@@ -19,7 +19,6 @@ def make_sounds(
     split: str = "train",
     *,
     root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     prepared: str = "",
     conditional: bool = True,
     captioned: bool = False,
@@ -31,7 +30,6 @@ def make_sounds(
     ``train`` (of the given one where there is no ``train``). For arguments and errors
     see ``prepared_images.make_images``.
     """
-    del prepare
     root = storage.data_root(root)
     manifest, base, counts = find_split(prepared, split, root, "sound")
     seen = open_front_end(manifest, base)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -221,8 +220,6 @@ CAPTIONED: dict[str, Any] = {"combinations": "seen", "captioned": True}
 def make_shapes(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     resolution: int = 32,
     num_items: int = 20_000,
     conditional: bool = True,
@@ -232,14 +229,11 @@ def make_shapes(
 
     Args:
       split: ``train`` or ``test``; no slices.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       resolution: side in pixels, in ``RESOLUTIONS``.
       num_items: how many there are.
       conditional: give the 10 classes, too.
       flip: mirror half of the images, anew in every epoch.
     """
-    del root, prepare
     source = ShapeSource(split, num_items, resolution)
     info = images.image_info(
         "shapes",
@@ -255,8 +249,6 @@ def make_shapes(
 def make_captioned_shapes(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     resolution: int = 32,
     num_items: int = 20_000,
     combinations: str = "seen",
@@ -267,14 +259,11 @@ def make_captioned_shapes(
 
     Args:
       split: ``train`` or ``test``; no slices.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       resolution: side in pixels, in ``RESOLUTIONS``.
       num_items: how many there are.
       combinations: ``seen`` leaves one colour of each shape out, ``held_out`` has
         these pairs only, ``all`` has both.
     """
-    del root, prepare
     source = ShapeSource(
         split, num_items, resolution, combinations=combinations, captioned=True
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -103,8 +102,6 @@ def say_digit(digit: int, speaker: Speaker) -> np.ndarray:
 def make_spoken_digits(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     front_end: str = "log_mel",
     num_items: int = 20_000,
     conditional: bool = True,
@@ -113,13 +110,10 @@ def make_spoken_digits(
 
     Args:
       split: ``train`` or ``test``, of other voices; no slices.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       front_end: a key of ``data/spoken_digits/front_ends.json``.
       num_items: how many clips there are; ``test`` has a tenth of them.
       conditional: give the digit, too.
     """
-    del root, prepare
     num_items = num_items if split == "train" else -(-num_items // 10)
     source = SpeechSource(front_end, split, num_items)
     seen = open_front_end(front_end)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -124,11 +123,7 @@ def questions(num: int, combinations: str, text: TextInfo = TEXT) -> Questions:
 
 
 def make_spoken_numbers(
-    split: str = "train",
-    *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
-    num_items: int = 15_000,
+    split: str = "train", *, num_items: int = 15_000
 ) -> pipeline.LazyDataset:
     """Sequences of spoken digits with captions; needs eSpeak NG, as ``spoken_digits``.
 
@@ -137,11 +132,8 @@ def make_spoken_numbers(
 
     Args:
       split: ``train`` or ``test``, of other voices; no slices.
-      root: without effect, as nothing is on disk.
-      prepare: likewise.
       num_items: how many clips there are; ``test`` has a tenth of them.
     """
-    del root, prepare
     num_items = num_items if split == "train" else -(-num_items // 10)
     source, seen = NumberSource(split, num_items), open_front_end(FRONT_END)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,14 +74,11 @@ def _make(
 def make_gaussian(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     mean: Sequence[float] = (0.25, -0.15),
     std: float = 0.3,
     sigma_data: float = 0.5,
 ) -> SyntheticDataset:
     """Normal data; mean not 0 and std not ``sigma_data``, since 0 and 1 hide faults."""
-    del root, prepare  # nothing on disk
     closed_form = Gaussian(tuple(float(m) for m in mean), float(std))
     return _make("gaussian", split, closed_form, float(sigma_data))
 
@@ -90,15 +86,12 @@ def make_gaussian(
 def make_mixture(
     split: str = "train",
     *,
-    root: str | os.PathLike[str] | None = None,
-    prepare: bool = False,
     weights: Sequence[float] = (0.4, 0.6),
     means: Sequence[float | Sequence[float]] = (-0.5, 0.4),
     stds: Sequence[float] = (0.1, 0.2),
     sigma_data: float = 0.5,
 ) -> SyntheticDataset:
     """A mixture, by default of two components in one dimension."""
-    del root, prepare  # nothing on disk
     closed_form = GaussianMixture(
         weights=tuple(float(weight) for weight in weights),
         means=tuple(tuple(float(m) for m in np.atleast_1d(mean)) for mean in means),
