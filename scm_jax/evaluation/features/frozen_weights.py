@@ -53,34 +53,41 @@ def load(
     return {name: array.astype(dtype) for name, array in weights.items()}
 
 
-def with_biases(kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def with_biases(
+    kernels: Mapping[str, tuple[int, ...]], mark: str = "."
+) -> dict[str, tuple[int, ...]]:
     """Shapes of ``layer.kernel`` and ``layer.bias`` by the shapes of the kernels."""
     return {
-        f"{layer}.{part}": shape if part == "kernel" else shape[-1:]
+        f"{layer}{mark}{part}": shape if part == "kernel" else shape[-1:]
         for layer, shape in kernels.items()
         for part in ("kernel", "bias")
     }
 
 
 def convolution(
-    weights: Mapping[str, Any], layer: str, h: jax.Array, stride: int
+    weights: Mapping[str, Any], layer: str, h: jax.Array, stride: int, mark: str = "."
 ) -> jax.Array:
-    """One layer on images ``(n, h, w, c)``, padded to their size, in full precision."""
+    """One layer on images ``(n, h, w, c)``, padded to their size, in full precision.
+
+    ``mark`` lies between the names of the layer and of its kernel.
+    """
     h = jax.lax.conv_general_dilated(
         h,
-        weights[f"{layer}.kernel"],
+        weights[f"{layer}{mark}kernel"],
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return h + weights[f"{layer}.bias"][None, None, None]
+    return h + weights[f"{layer}{mark}bias"][None, None, None]
 
 
-def dense(weights: Mapping[str, Any], layer: str, h: jax.Array) -> jax.Array:
+def dense(
+    weights: Mapping[str, Any], layer: str, h: jax.Array, mark: str = "."
+) -> jax.Array:
     """One layer on vectors ``(n, c)``, in full precision."""
-    kernel = weights[f"{layer}.kernel"]
-    return jnp.dot(h, kernel, precision="highest") + weights[f"{layer}.bias"][None]
+    kernel, bias = (weights[f"{layer}{mark}{part}"] for part in ("kernel", "bias"))
+    return jnp.dot(h, kernel, precision="highest") + bias[None]
 
 
 def in_batches(

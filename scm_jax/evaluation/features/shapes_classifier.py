@@ -34,12 +34,7 @@ KERNEL_SHAPES = {
     "dense": (4 * 4 * 48, NUM_FEATURES),
     **{name: (NUM_FEATURES, number) for name, number in HEADS.items()},
 }
-WEIGHT_SHAPES = {
-    f"{layer}_{part}": shape if part == "kernel" else shape[-1:]
-    for layer, shape in KERNEL_SHAPES.items()
-    for part in ("kernel", "bias")
-}
-BATCH_SIZE = 256
+WEIGHT_SHAPES = frozen_weights.with_biases(KERNEL_SHAPES, "_")
 
 Weights = Mapping[str, Any]
 
@@ -65,19 +60,10 @@ def apply(weights: Weights, pixels: jax.Array) -> jax.Array:
         h = _average(h)
     h = h / 127.5 - 1
     for layer, stride in STRIDES.items():
-        h = jax.lax.conv_general_dilated(
-            h,
-            weights[f"{layer}_kernel"],
-            (stride, stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        h = jax.nn.relu(h + weights[f"{layer}_bias"][None, None, None])
+        h = jax.nn.relu(frozen_weights.convolution(weights, layer, h, stride, "_"))
     # 4x4 places remain: features know roughly where the shape is.
     h = _average(h).reshape(len(h), -1)
-    h = jnp.dot(h, weights["dense_kernel"], precision=jax.lax.Precision.HIGHEST)
-    return jax.nn.relu(h + weights["dense_bias"][None])
+    return jax.nn.relu(frozen_weights.dense(weights, "dense", h, "_"))
 
 
 def _average(x: jax.Array) -> jax.Array:
@@ -86,35 +72,15 @@ def _average(x: jax.Array) -> jax.Array:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-_apply = jax.jit(apply)
+@jax.jit
+def _read(weights: Weights, pixels: jax.Array) -> dict[str, jax.Array]:
+    return {"features": apply(weights, pixels)}
 
 
 def features(weights: Weights, pixels: np.ndarray) -> np.ndarray:
-    """``apply`` in batches of one size, so that a machine repeats itself.
-
-    Args:
-      weights: ``load_weights()`` for the frozen ones.
-      pixels: uint8, ``(n, 32, 32, 3)`` or ``(n, 64, 64, 3)``.
-
-    Returns:
-      ``(n, 64)`` float32.
-
-    Raises:
-      ValueError: another shape or type.
-    """
-    sides = [(side, side, 3) for side in SIDES]
-    if pixels.ndim != 4 or pixels.shape[1:] not in sides or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"pixels are {pixels.dtype} {pixels.shape}: expected uint8 (n, 32, 32, 3) "
-            "or (n, 64, 64, 3)"
-        )
-    found = np.empty((len(pixels), NUM_FEATURES), np.float32)
-    for start in range(0, len(pixels), BATCH_SIZE):
-        batch = pixels[start : start + BATCH_SIZE]
-        missing = BATCH_SIZE - len(batch)
-        filled = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        found[start : start + len(batch)] = _apply(weights, filled)[: len(batch)]
-    return found
+    """``apply`` of uint8 pixels, ``(n, 64)`` float32; ``frozen_weights.in_batches``."""
+    shapes = [(side, side, 3) for side in SIDES]
+    return frozen_weights.in_batches(_read, weights, pixels, shapes)["features"]
 
 
 def logits(weights: Weights, features: Any, head: str = "shape") -> Any:
