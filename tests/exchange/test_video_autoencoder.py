@@ -10,6 +10,7 @@ import pytest
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external import video_autoencoder as exchange
 from scm_jax.networks.external.autoencoder import load_autoencoder
+from scm_jax.networks.external.edm import flat_shapes
 from scm_jax.networks.video_autoencoder import VideoAutoencoder
 from tests.networks.reference import quick_jit, silu
 
@@ -17,15 +18,19 @@ TINY = {"block_channels": (4, 4, 6), "time": (False, True), "num_blocks": 1}
 TINY |= {"latent_channels": 3}
 
 
+def shapes_of_file(module):
+    shapes = flat_shapes(autoencoder.abstract_params(module))
+    return {e.name: e.file_shape(shapes) for e in exchange.entries(module)}
+
+
 def tiny_file(seed=0):
     """Random tensors under the published names; time is halved once."""
     rng = np.random.default_rng(seed)
-    table = exchange.entries(VideoAutoencoder(**TINY))
     return {
-        e.name: (
-            rng.normal(size=e.shape) / max(1, math.prod(e.shape[1:])) ** 0.5
-        ).astype(np.float32)
-        for e in table
+        name: (rng.normal(size=shape) / max(1, math.prod(shape[1:])) ** 0.5).astype(
+            np.float32
+        )
+        for name, shape in shapes_of_file(VideoAutoencoder(**TINY)).items()
     }
 
 
@@ -34,7 +39,7 @@ def tiny_file(seed=0):
 
 def test_the_layout_of_wan():
     """Names and shapes that were read off its code, and the number of parameters."""
-    table = {e.name: e.shape for e in exchange.entries(VideoAutoencoder())}
+    table = shapes_of_file(VideoAutoencoder())
     assert sum(map(math.prod, table.values())) == 126_892_531
     some = {
         "encoder.conv1.weight": (96, 3, 3, 3, 3),

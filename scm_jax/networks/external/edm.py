@@ -81,12 +81,20 @@ class Entry:
     index: int | None = None  # position in a stacked parameter
     pointwise: bool = False  # a kernel with taps (1, 1) in the file, none here
     swap: int | None = None  # axis here whose halves are in the other order
+    ones: int = 0  # axes of length one that the file has after the others
+
+    def file_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """Shape of the tensor in the file, from those of the parameters."""
+        shape = shapes[self.path]
+        part = np.empty(shape if self.index is None else shape[1:], np.bool_)
+        return self.write(part).shape
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
         """From the file's layout to ours."""
         if self.path[-1] == "kernel":
             tensor = tensor[:, :, 0, 0] if self.pointwise else tensor
             tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.ones])
         return self._swapped(tensor)
 
     def write(self, array: np.ndarray) -> np.ndarray:
@@ -95,6 +103,7 @@ class Entry:
         if self.path[-1] == "kernel":
             array = array.transpose(-1, -2, *range(array.ndim - 2))
             array = array[:, :, None, None] if self.pointwise else array
+        array = array.reshape((*array.shape, *[1] * self.ones))
         return np.array(array, order="C")  # keeps scalars, ascontiguousarray does not
 
     def _swapped(self, array: np.ndarray) -> np.ndarray:
@@ -132,9 +141,8 @@ def read_tensors(
     check_names(table, state)
     parts: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in table:
-        tensor, shape = np.asarray(state[entry.name]), shapes[entry.path]
-        part = np.empty(shape if entry.index is None else shape[1:], np.bool_)
-        if tensor.shape != (wanted := entry.write(part).shape):
+        tensor = np.asarray(state[entry.name])
+        if tensor.shape != (wanted := entry.file_shape(shapes)):
             raise ValueError(
                 f"{entry.name} has shape {tensor.shape}; for {'/'.join(entry.path)} it "
                 f"must have {wanted}"

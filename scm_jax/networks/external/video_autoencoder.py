@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from scm_jax.networks.autoencoder import abstract_params
-from scm_jax.networks.external.edm import Tree, check_names, flat_shapes
+from scm_jax.networks.external.edm import (
+    Entry,
+    Tree,
+    flat_shapes,
+    read_tensors,
+    write_tensors,
+)
 from scm_jax.networks.video_autoencoder import VideoAutoencoder
 
 _FIRST, _LATENT = "encoder.conv1.weight", "conv2.weight"
@@ -52,56 +57,25 @@ def infer_autoencoder(
     )
 
 
-class Entry(NamedTuple):
-    """One tensor of a file, for one parameter."""
-
-    name: str
-    path: tuple[str, ...]
-    shape: tuple[int, ...]  # in the file
-
-
 def entries(module: VideoAutoencoder) -> list[Entry]:
     """Every tensor of a file for ``module``."""
     found = []
-    for path, shape in sorted(flat_shapes(abstract_params(module)).items()):
+    for path in sorted(flat_shapes(abstract_params(module))):
         layer = ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path[:-1])
-        leaf = {"kernel": "weight"}.get(path[-1], path[-1])
-        if path[-1] == "kernel":
-            shape = (*shape[:-3:-1], *shape[:-2])
-        elif path[-1] == "gamma":  # one axis for each of the data's; frames are images
-            shape = (*shape, *(1,) * (2 if path[-2] == "norm" else 3))
-        found.append(Entry(f"{layer}.{leaf}", path, shape))
+        leaf, ones = {"kernel": "weight"}.get(path[-1], path[-1]), 0
+        if leaf == "gamma":  # one axis for each of the data's; frames are images
+            ones = 2 if path[-2] == "norm" else 3
+        found.append(Entry(f"{layer}.{leaf}", path, ones=ones))
     return found
 
 
 def import_autoencoder(
     module: VideoAutoencoder, state: Mapping[str, np.ndarray]
 ) -> Tree:
-    """A file's tensors as the parameters of ``module``, float32.
-
-    Raises:
-      ValueError: a tensor is missing, left over or of another shape.
-    """
-    table, flat = entries(module), {}
-    check_names(table, state)
-    for name, path, shape in table:
-        tensor = np.asarray(state[name], np.float32)
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tensor.shape}; it must have {shape}")
-        if path[-1] == "kernel":
-            tensor = np.moveaxis(tensor, (0, 1), (-1, -2))
-        flat[path] = np.ascontiguousarray(
-            tensor.reshape(-1) if path[-1] == "gamma" else tensor
-        )
-    return traverse_util.unflatten_dict(flat)
+    """A file's tensors as the parameters of ``module``, see ``edm.read_tensors``."""
+    return read_tensors(entries(module), flat_shapes(abstract_params(module)), state)
 
 
 def export_autoencoder(module: VideoAutoencoder, params: Tree) -> dict[str, np.ndarray]:
     """The inverse of ``import_autoencoder``."""
-    flat, state = traverse_util.flatten_dict(params), {}
-    for name, path, shape in entries(module):
-        array = np.asarray(flat[path])
-        if path[-1] == "kernel":
-            array = np.moveaxis(array, (-1, -2), (0, 1))
-        state[name] = np.ascontiguousarray(array.reshape(shape))
-    return state
+    return write_tensors(entries(module), params)
