@@ -15,6 +15,8 @@ _HASHING = {
     pickle.ADDITEMS: slice(None),
     pickle.FROZENSET: slice(None),
 }
+# What makes an array, in numpy 1 and in numpy 2.
+ARRAYS = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 # Protocols up to 2 write the module names of Python 2.
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
@@ -49,6 +51,13 @@ class Attributed(dict):
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+def encode(text: Any, encoding: Any) -> bytes:
+    """``_codecs.encode``: how protocol 2, which has no bytes, writes them."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an encoding other than latin1")
+    return str.encode(text, "latin1")
 
 
 def is_name(value: Any) -> bool:

@@ -20,11 +20,13 @@ import ml_dtypes
 import numpy as np
 
 from scm_jax.files.inert_pickle import (
+    ARRAYS,
     Attributed,
     Record,
     UnsafePickleError,
     check_keys,
     damage_in,
+    encode,
     is_name,
     read_pickle,
 )
@@ -54,10 +56,9 @@ _PARAMETERS = {
     "torch._utils._rebuild_parameter_with_state",
 }
 # Names of numpy 1 and of numpy 2.
-_ARRAYS = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 _SCALARS = {f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")}
 _BUFFERS = {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
-_WEIGHTS = _TENSORS | _PARAMETERS | _ARRAYS | _SCALARS | _BUFFERS
+_WEIGHTS = _TENSORS | _PARAMETERS | ARRAYS | _SCALARS | _BUFFERS
 
 # The names that a pickle of weights may hold. None is looked up: they become records.
 _KNOWN = {
@@ -105,13 +106,6 @@ def _set(values: Any = ()) -> set[Any]:
     return set(values)
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    # How protocol 2, which has no bytes, writes them.
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes in an encoding other than latin1")
-    return str.encode(text, "latin1")
-
-
 # The containers that a pickle asks for by name, made by us.
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda: Attributed(),
@@ -119,7 +113,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.set": _set,
     "builtins.frozenset": lambda values=(): frozenset(_set(values)),
     "builtins.bytes": lambda: b"",
-    "_codecs.encode": _encode,
+    "_codecs.encode": encode,
     "torch.Size": _sizes,
 }
 

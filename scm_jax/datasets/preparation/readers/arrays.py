@@ -24,7 +24,7 @@ import numpy as np
 from scm_jax.datasets.preparation.readers.decode import to_channels
 from scm_jax.datasets.preparation.readers.items import Options, damaged
 from scm_jax.datasets.preparation.readers.labels import number_labels
-from scm_jax.files.inert_pickle import Record, read_pickle
+from scm_jax.files.inert_pickle import ARRAYS, Record, encode, read_pickle
 from scm_jax.types import lookup
 
 IMAGE_KEYS = ("images", "image", "arr_0", "data", "x")
@@ -299,15 +299,7 @@ def _cifar10_files(path: str) -> dict[str, bytes]:
 
 # --- pickles --------------------------------------------------------------------------
 
-_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-_KNOWN = {*_ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    # How protocol 2 of Python 3, which has no bytes, writes them.
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes in an encoding other than latin1")
-    return str.encode(text, "latin1")
+_KNOWN = {*ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 
 
 def _unpickle(stream: Any, where: str) -> dict[str, Any]:
@@ -315,7 +307,7 @@ def _unpickle(stream: Any, where: str) -> dict[str, Any]:
     content = read_pickle(
         stream,
         where=where,
-        builders={"_codecs.encode": _encode},
+        builders={"_codecs.encode": encode},
         is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
     )
     if not isinstance(content, dict):
@@ -334,7 +326,7 @@ def _plain(value: Any, where: str) -> Any:
         if isinstance(content, str):  # bytes of Python 2
             content = content.encode("latin1")
         code, order = dtype.args[0], dtype.state[1] if dtype.state else "="
-        if not re.fullmatch(r"[iuf][1248]", code) or value.maker not in _ARRAYS:
+        if not re.fullmatch(r"[iuf][1248]", code) or value.maker not in ARRAYS:
             raise ValueError(f"an array of {code!r}")
         if not isinstance(content, bytes | bytearray):
             raise TypeError(f"content in a {type(content).__name__}")
