@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # A power law of FLOPs per image that misses a size by more than this is reported.
 _COST_TOLERANCE = 0.05
+# Columns of N, D and training FLOPs.
+_INPUTS = ("parameters", "images", "flops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +133,6 @@ def fit_scaling(
     frame: pd.DataFrame,
     loss: str,
     *,
-    parameters: str = "parameters",
-    images: str = "images",
-    flops: str = "flops",
     group: Sequence[str] = (),
     delta: float | None = None,
     count: int = 1000,
@@ -146,9 +145,8 @@ def fit_scaling(
     five deviations from the law of the others; warnings say which.
 
     Args:
-      frame: one row per run.
+      frame: one row per run, with the columns ``parameters``, ``images`` and ``flops``.
       loss: column of the quality, such as ``2_steps/frechet_distance``.
-      parameters, images, flops: columns of N, D and training FLOPs.
       group: columns that tell configurations apart; runs that agree in them are seeds
         of one. Default is N and D.
       delta: where the Huber loss of ``log L`` turns linear; default follows the noise
@@ -160,19 +158,19 @@ def fit_scaling(
       ValueError: a column is missing or holds text, runs of several objectives are
         mixed, or the runs cannot carry a law.
     """
-    frame = columns.numeric(frame, loss, parameters, images, flops)
+    frame = columns.numeric(frame, loss, *_INPUTS)
     if unknown := set(group) - set(frame.columns):
         raise ValueError(f"group: the table has no columns {sorted(unknown)}")
-    dropped, frame = _usable(frame, loss, (parameters, images, flops))
+    dropped, frame = _usable(frame, loss)
     if "objective" in frame.columns and frame["objective"].nunique() > 1:
         raise ValueError(
             "runs of several objectives share no law: select one of "
             f"{sorted(frame['objective'].unique())} by the column 'objective'"
         )
-    telling = [frame[name].to_numpy() for name in group or (parameters, images)]
+    telling = [frame[name].to_numpy() for name in group or _INPUTS[:2]]
     codes = [np.unique(column, return_inverse=True)[1] for column in telling]
     fit = fit_study(
-        *(frame[name].to_numpy(float) for name in (parameters, images, flops, loss)),
+        *(frame[name].to_numpy(float) for name in (*_INPUTS, loss)),
         groups=bootstrap.configurations(*codes) if len(frame) else None,
         names=[i if isinstance(i, str) else f"run {i}" for i in frame.index],
         loss_name=loss,
@@ -262,9 +260,7 @@ def fit_study(
     )
 
 
-def _usable(
-    frame: pd.DataFrame, loss: str, inputs: Sequence[str]
-) -> tuple[list[str], pd.DataFrame]:
+def _usable(frame: pd.DataFrame, loss: str) -> tuple[list[str], pd.DataFrame]:
     """What was left out, in sentences, and the rows that remain."""
     said: list[str] = []
 
@@ -275,7 +271,7 @@ def _usable(
 
     if "state" in frame.columns:
         frame = keep(frame, frame["state"] == "done", "they are not done")
-    known = frame[[loss, *inputs]].notna().all(axis=1)
+    known = frame[[loss, *_INPUTS]].notna().all(axis=1)
     frame = keep(frame, known, f"they have no {loss}, size, images or FLOPs")
     frame = keep(frame, np.isfinite(frame[loss]), f"their {loss} is infinite")
     return said, keep(

@@ -127,9 +127,7 @@ def published_ratio(
     )
 
 
-def ratio_by_size(
-    frame: pd.DataFrame, student: str, teacher: str, *, parameters: str = "parameters"
-) -> RatioFit:
+def ratio_by_size(frame: pd.DataFrame, student: str, teacher: str) -> RatioFit:
     """The same of runs: each student beside the run that ``teacher_id`` names.
 
     Each size counts once, with the geometric mean of its seeds.
@@ -138,21 +136,20 @@ def ratio_by_size(
       frame: one row per run, as ``load_runs`` returns it, teachers among them.
       student, teacher: columns of their quality, such as ``2_steps/frechet_distance``
         and ``18_steps/frechet_distance``.
-      parameters: column of N.
 
     Raises:
       ValueError: no student has its teacher and both qualities in the table.
     """
-    frame = columns.numeric(frame, student, teacher, parameters)
+    frame = columns.numeric(frame, student, teacher, "parameters")
     known = frame[frame["teacher_id"].isin(frame.index) & (frame[student] > 0)]
     teachers = frame.loc[known["teacher_id"], teacher].to_numpy(float)
     log_s, log_t = np.log(known[student].to_numpy(float)), np.log(teachers)
-    pairs = known[[parameters]].assign(student=log_s, teacher=log_t).dropna()
+    pairs = known[["parameters"]].assign(student=log_s, teacher=log_t).dropna()
     if pairs.empty:
         raise ValueError(
             f"no run has {student!r} and, by its teacher_id, a teacher with {teacher!r}"
         )
-    means = pairs.groupby(parameters).mean()
+    means = pairs.groupby("parameters").mean()
     return fit_ratio(
         means.index.to_numpy(float), np.exp(means["student"]), np.exp(means["teacher"])
     )

@@ -269,19 +269,14 @@ def spikes(
 
 
 def plot_spikes(
-    metrics: pd.DataFrame,
-    column: str = "grad_norm",
-    *,
-    factor: float = 3.0,
-    window: int = 20,
-    axes: Axes | None = None,
+    metrics: pd.DataFrame, column: str = "grad_norm", *, axes: Axes | None = None
 ) -> Axes:
     """A metric of some runs with its ``spikes``, which the legend counts.
 
     Circles are jumps; crosses on the upper edge are values that were not finite.
     """
     axes = axes_lib.new_axes(axes)
-    found = spikes(metrics, column, factor=factor, window=window)
+    found = spikes(metrics, column)
     groups = metrics.groupby("run_id", observed=True, sort=False)
     for number, (run, rows) in enumerate(groups):
         shade = axes_lib.colour(number)
