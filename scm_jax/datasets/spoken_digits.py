@@ -116,24 +116,34 @@ def make_spoken_digits(
     """
     num_items = num_items if split == "train" else -(-num_items // 10)
     source = SpeechSource(front_end, split, num_items)
+    return spoken(NAME, front_end, source, len(WORDS) if conditional else 0)
+
+
+def spoken(
+    name: str, front_end: str, source: Any, num_classes: int = 0, **more: Any
+) -> pipeline.LazyDataset:
+    """A dataset of what is spoken, by its source and the front end of the source.
+
+    ``more`` are further fields of ``DatasetInfo``.
+    """
     seen = open_front_end(front_end)
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        x = seen.whiten(fields["values"])
-        return x, fields["label"].astype(np.int32) if conditional else None
-
     info = DatasetInfo(
-        name=NAME,
+        name=name,
         sample_shape=seen.front_end.shape,
-        num_classes=len(WORDS) if conditional else 0,
+        num_classes=num_classes,
         sigma_data=SIGMA_DATA,
-        num_items=num_items,
+        num_items=len(source),
         description=f"{front_end} at 8 kHz, each bin with standard deviation 0.5",
         to_pixels=seen.to_pixels,
         to_sound=seen.to_sound,
         sample_rate=RATE,
         quantization="sound, 16 bits",
+        **more,
     )
+
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        x = seen.whiten(fields["values"])
+        return x, fields["label"].astype(np.int32) if num_classes else None
 
     def open_data() -> pipeline.FiniteDataset:
         return pipeline.FiniteDataset(info, pipeline.kept_in_memory(source), decode)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from scm_jax.datasets.sound_clips import fitted
 from scm_jax.datasets.speech import VOICES, Speaker
 from scm_jax.datasets.spoken_digits import (
     RATE,
-    SIGMA_DATA,
     WORDS,
     SpeechSource,
     open_front_end,
     say_digit,
+    spoken,
 )
-from scm_jax.types import DatasetInfo, Prompts, Questions, TextInfo
+from scm_jax.types import Prompts, Questions, TextInfo
 
 NAME = "spoken_numbers"
 FRONT_END = "log_mel_4"
@@ -135,28 +134,11 @@ def make_spoken_numbers(
       num_items: how many clips there are; ``test`` has a tenth of them.
     """
     num_items = num_items if split == "train" else -(-num_items // 10)
-    source, seen = NumberSource(split, num_items), open_front_end(FRONT_END)
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        return seen.whiten(fields["values"]), None
-
-    info = DatasetInfo(
-        name=NAME,
-        sample_shape=seen.front_end.shape,
-        num_classes=0,
-        sigma_data=SIGMA_DATA,
-        num_items=num_items,
-        description=f"{FRONT_END} at 8 kHz, each bin with standard deviation 0.5",
-        to_pixels=seen.to_pixels,
-        to_sound=seen.to_sound,
-        sample_rate=RATE,
-        quantization="sound, 16 bits",
+    return spoken(
+        NAME,
+        FRONT_END,
+        NumberSource(split, num_items),
         text=TEXT,
         examples=functools.cache(lambda: questions(64, "seen").prompts),
         questions=questions,
     )
-
-    def open_data() -> pipeline.FiniteDataset:
-        return pipeline.FiniteDataset(info, pipeline.kept_in_memory(source), decode)
-
-    return pipeline.LazyDataset(info, open_data)
