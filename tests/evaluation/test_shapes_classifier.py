@@ -7,7 +7,6 @@ from scm_jax.datasets.shapes import ShapeSource
 from scm_jax.evaluation import EVALUATORS, FEATURES, Subject
 from scm_jax.evaluation.features import shapes_classifier
 from scm_jax.evaluation.metrics.frechet import feature_distance
-from scm_jax.files.tensors import tensors_sha256
 
 NUM = 512
 FIRST = 50_000  # items that no table has been measured on
@@ -34,23 +33,6 @@ def features(weights, fresh):
 @pytest.fixture(scope="module")
 def train():
     return ShapeSource("train", NUM).gather(np.arange(NUM))["image"]
-
-
-def test_frozen_file_is_small_and_has_the_recorded_hash(weights):
-    assert shapes_classifier.WEIGHTS_PATH.stat().st_size < 300_000
-    assert tensors_sha256(weights) == shapes_classifier.WEIGHTS_SHA256
-    assert all(array.dtype == np.float32 for array in weights.values())
-
-
-def test_changed_weights_are_refused(weights, tmp_path):
-    path = tmp_path / "weights.npz"
-    changed = {name: array.astype(np.float16) for name, array in weights.items()}
-    np.savez(path, **changed)
-    shapes_classifier.load_weights(path)
-    changed["dense_bias"] = np.nextafter(changed["dense_bias"], np.float16(9))
-    np.savez(path, **changed)
-    with pytest.raises(ValueError, match=r"expected .* into WEIGHTS_SHA256 of "):
-        shapes_classifier.load_weights(path)
 
 
 @pytest.mark.parametrize(
