@@ -6,7 +6,7 @@ It samples from the packed runs in ``data/spoken_digits``, where they are there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ import numpy as np
 
 from scm_jax.commands.shipped_models import (
     TEACHER,
-    VARIANTS,
     Demo,
+    measured,
     read_configs,
     shortest,
 )
 from scm_jax.datasets import front_ends, spoken_digits
 from scm_jax.evaluation import speech_quality
-from scm_jax.runs import evaluate, sample
-from scm_jax.runs.directory import report
+from scm_jax.runs import sample
 from scm_jax.runs.directory.media import image_grid
 from scm_jax.runs.directory.reading import Samples
 from scm_jax.runs.sample import Loaded
@@ -36,20 +35,10 @@ SHOWN = (
 
 
 def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
-    """Rows of real clips, of the teacher, and of the student in 1 and 2 steps.
-
-    The teacher, whose samples take 126 evaluations, has a tenth of the samples.
-    """
+    """Rows of real clips, of the teacher, and of the student in 1 and 2 steps."""
     yield {"clips": "real", "num_samples": num_samples, **real_clips(num_samples)}
     for variant, steps in (("teacher", TEACHER["steps"]), ("scd", 1), ("scd", 2)):
-        (row,) = evaluate.evaluate_run(
-            workdir / variant,
-            steps=(steps,),
-            guidance=(TEACHER["guidance"],),
-            evaluators=(NAME,),
-            num_samples=num_samples // 10 if variant == "teacher" else num_samples,
-            rerun=True,
-        )
+        (row,) = measured(workdir, variant, num_samples, NAME, steps)
         yield {"clips": variant, **{k: row[k] for k in row if k in COLUMNS + SHOWN}}
     ends = {k: row[f"{k}_real"] for k in SHOWN if f"{k}_real" in row}
     name = "real, through the front end"
@@ -83,10 +72,8 @@ def realtime_text(loaded: Loaded, batch: int) -> str:
     return f"{sound / shortest(work, 5):.0f} times faster than real time"
 
 
-def write_report(
-    workdir: Path, loaded: Mapping[str, Loaded], rows: Sequence[Any], speed: str
-) -> None:
-    """``digits.wav``, ``spectrograms.png`` and ``report.html``."""
+def draw(workdir: Path, loaded: Mapping[str, Loaded]) -> dict[str, str]:
+    """Writes ``digits.wav`` and ``spectrograms.png``; players of all clips."""
     info = loaded["scd"].generate.info
     assert info.to_sound is not None and info.to_pixels is not None
     source = spoken_digits.SpeechSource(split="test", num_items=200)
@@ -104,32 +91,18 @@ def write_report(
     shown["two steps"].save(workdir / "digits.wav")
     pixels = np.concatenate([s.pixels for s in shown.values() if s.pixels is not None])
     image_grid(pixels, columns=10).save(workdir / "spectrograms.png")
-    report.write_report(
-        workdir / "report.html",
-        title="Sound in two steps: spoken digits",
-        runs=[sample.load_run(workdir / v) for v in VARIANTS],
-        results=[("", list(rows))],
-        grids={name: samples.html() for name, samples in shown.items()},
-        commands=[
-            (
-                "Make clips",
-                f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 --num=10 "
-                "--out=digits.wav",
-            ),
-            ("Train both again", "python -m scm_jax demo --name=sound --train"),
-        ],
-        intro=(
-            "A transformer on log-mel spectrograms, distilled from its diffusion "
-            f"teacher with guidance as an input (sCD). {speed}."
-        ),
-    )
+    return {name: samples.html() for name, samples in shown.items()}
 
 
 DEMO = Demo(
     name=NAME,
     configs=functools.partial(read_configs, "spoken_digits.py"),
     measure=measure,
-    write_report=write_report,
+    draw=draw,
+    medium="sound",
+    title="Sound in two steps: spoken digits",
+    intro="A transformer on log-mel spectrograms",
+    example=("Make clips", "--num=10 --out=digits.wav"),
     num_samples=1000,
     columns=(*COLUMNS, *SHOWN),
     legend=(

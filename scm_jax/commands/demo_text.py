@@ -5,22 +5,24 @@ It samples from the packed runs in ``data/captioned_shapes``, where they are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from scm_jax.commands.shipped_models import TEACHER, VARIANTS, Demo, read_configs
+from scm_jax.commands.shipped_models import TEACHER, Demo, measured, read_configs
 from scm_jax.datasets.preparation import encode, prepare
 from scm_jax.datasets.preparation.readers import sources
 from scm_jax.datasets.shapes import CAPTIONED, ShapeSource
 from scm_jax.files import shipped
-from scm_jax.runs import evaluate, latents, sample
-from scm_jax.runs.directory import report
+from scm_jax.runs import latents, sample
 from scm_jax.runs.directory.media import captioned_grid
 from scm_jax.runs.sample import Loaded
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 # What a newcomer would type. No training image shows a red star or an orange circle.
 PROMPTS = (
@@ -63,40 +65,20 @@ def encode_data(root: Path) -> None:
 
 
 def measure(workdir: Path, num_samples: int) -> list[dict[str, Any]]:
-    """Rows of the teacher and of the student in 1 and 2 steps, guided by 1, 2 and 4.
-
-    The teacher, whose samples take 126 evaluations, has a tenth of the samples.
-    """
-
-    def measured(
-        variant: str, num: int, steps: int, guidance: tuple[float, ...]
-    ) -> Iterator[dict[str, Any]]:
-        return evaluate.evaluate_run(
-            workdir / variant,
-            steps=(steps,),
-            guidance=guidance,
-            evaluators=("captions",),
-            num_samples=num,
-            rerun=True,
-        )
-
-    teacher = TEACHER["steps"], (TEACHER["guidance"],)
+    """Rows of the teacher and of the student in 1 and 2 steps, guided by 1, 2 and 4."""
+    student = workdir, "scd", num_samples, "captions"
     rows = [
-        *measured("teacher", num_samples // 10, *teacher),
-        *measured("scd", num_samples, 1, (2.0,)),
-        *measured("scd", num_samples, 2, (1.0, 2.0, 4.0)),
+        *measured(workdir, "teacher", num_samples, "captions", TEACHER["steps"]),
+        *measured(*student, 1),
+        *measured(*student, 2, (1.0, 2.0, 4.0)),
     ]
     return [{name: row[name] for name in (*COLUMNS, *SHOWN)} for row in rows]
 
 
-def write_report(
-    workdir: Path,
-    loaded: Mapping[str, Loaded],
-    rows: Sequence[dict[str, Any]],
-    speed: str,
-    num: int = 16,
-) -> None:
-    """``prompts.png`` and ``report.html``."""
+def draw(
+    workdir: Path, loaded: Mapping[str, Loaded], num: int = 16
+) -> dict[str, PIL.Image.Image]:
+    """Writes ``prompts.png``; samples of prompts, and of ``num`` captions a kind."""
     student = loaded["scd"]
     drawn = sample.draw(student, len(PROMPTS), 2, 0, prompt=PROMPTS)
     drawn.save(workdir / "prompts.png", columns=3)
@@ -110,32 +92,18 @@ def write_report(
         grids[f"{name}, two steps"] = made.grid(4)
         real = captioned_grid(np.asarray(asked.pixels), asked.prompts.texts, 4)
         grids[f"{name}, real"] = real
-    report.write_report(
-        workdir / "report.html",
-        title="Text to image in two steps: captioned shapes",
-        runs=[sample.load_run(workdir / v) for v in VARIANTS],
-        results=[("", list(rows))],
-        grids=grids,
-        commands=[
-            (
-                "Type a prompt",
-                f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 "
-                '--prompt="a big red star on blue dots" --out=star.png',
-            ),
-            ("Train both again", "python -m scm_jax demo --name=text --train"),
-        ],
-        intro=(
-            "A network that reads captions, distilled from its diffusion "
-            f"teacher with guidance as an input (sCD). {speed}."
-        ),
-    )
+    return grids
 
 
 DEMO = Demo(
     name="captioned_shapes",
     configs=configs,
     measure=measure,
-    write_report=write_report,
+    draw=draw,
+    medium="text",
+    title="Text to image in two steps: captioned shapes",
+    intro="A network that reads captions",
+    example=("Type a prompt", f'--prompt="{PROMPTS[0]}" --out=star.png'),
     num_samples=500,
     columns=(*COLUMNS, *SHOWN),
     legend=(

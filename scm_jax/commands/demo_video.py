@@ -6,18 +6,17 @@ It samples from the packed runs in ``data/moving_digits``, where they are there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scm_jax import datasets
-from scm_jax.commands.shipped_models import TEACHER, VARIANTS, Demo, read_configs
+from scm_jax.commands.shipped_models import TEACHER, Demo, measured, read_configs
 from scm_jax.datasets import moving_digits
 from scm_jax.evaluation import clip_quality
-from scm_jax.runs import evaluate, sample
-from scm_jax.runs.directory import report
+from scm_jax.runs import sample
 from scm_jax.runs.directory.media import image_grid
 from scm_jax.runs.directory.reading import Samples
 from scm_jax.runs.sample import Loaded
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "moving_digits"
 SHOWN_CLIPS = 10
 FIRST = 2  # frames that are told
-BEST = 4.0, ((1.25,),)  # guidance and time of the second step, found by `evaluate`
+BEST = (4.0,), ((1.25,),)  # guidance and time of the second step, by `evaluate`
 COLUMNS = ("clips", "steps", "times", "guidance", "nfe", "num_samples")
 SHOWN = (
     *("frame_agreement", "all_frames_agree", "residual", "speed_distance"),
@@ -37,36 +36,16 @@ SHOWN = (
 
 
 def measure(workdir: Path, num_samples: int) -> Iterator[dict[str, Any]]:
-    """Rows of teacher, student in 1 and 2 steps, continued clips, and broken ones.
+    """Rows of teacher, student in 1 and 2 steps, continued clips, and broken ones."""
 
-    The teacher, whose samples take 126 evaluations, has a tenth of the samples.
-    """
+    def one(clips: str, variant: str, evaluator: str, *how: Any) -> dict[str, Any]:
+        (row,) = measured(workdir, variant, num_samples, evaluator, *how)
+        return {"clips": clips, **{k: row[k] for k in row if k in COLUMNS + SHOWN}}
 
-    def measured(
-        variant: str,
-        num: int,
-        steps: int,
-        evaluator: str = NAME,
-        guidance: float = TEACHER["guidance"],
-        times: Sequence[tuple[float, ...]] = (),
-    ) -> dict[str, Any]:
-        (row,) = evaluate.evaluate_run(
-            workdir / variant,
-            steps=(steps,),
-            guidance=(guidance,),
-            times=times,
-            evaluators=(evaluator,),
-            num_samples=num,
-            rerun=True,
-        )
-        return {"clips": variant, **{k: row[k] for k in row if k in COLUMNS + SHOWN}}
-
-    yield measured("teacher", num_samples // 10, TEACHER["steps"])
-    for steps in (1, 2):
-        yield measured("scd", num_samples, steps)
-    yield measured("scd", num_samples, 2, NAME, *BEST)
-    continued = measured("scd", num_samples, 2, f"{NAME}_continued")
-    yield {**continued, "clips": f"scd after {FIRST} frames"}
+    yield one("teacher", "teacher", NAME, TEACHER["steps"])
+    for how in ((1,), (2,), (2, *BEST)):
+        yield one("scd", "scd", NAME, *how)
+    yield one(f"scd after {FIRST} frames", "scd", f"{NAME}_continued", 2)
     yield from broken_clips(num_samples)
 
 
@@ -112,13 +91,8 @@ def contact_sheet(shown: Mapping[str, Samples], num: int = 5) -> PIL.Image.Image
     return sheet
 
 
-def write_report(
-    workdir: Path,
-    loaded: Mapping[str, Loaded],
-    rows: Sequence[dict[str, Any]],
-    speed: str,
-) -> None:
-    """``clips.webp``, ``clips.png`` and ``report.html``."""
+def draw(workdir: Path, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
+    """Writes ``clips.webp`` and ``clips.png``; clips that move, and their frames."""
     info = loaded["scd"].experiment.dataset.info
     data = datasets.make_dataset(NAME, "test", num_items=200)
     x, label = data.arrays()
@@ -130,7 +104,7 @@ def write_report(
     shown["teacher, 126 evaluations"] = sample.draw(
         loaded["teacher"], SHOWN_CLIPS, **TEACHER
     )
-    guidance, (times,) = BEST
+    (guidance,), (times,) = BEST
     for steps, name in ((2, "two steps"), (1, "one step")):
         how: dict[str, Any] = {"guidance": guidance}
         how |= {"times": times} if steps == 2 else {}
@@ -144,32 +118,18 @@ def write_report(
     grids: dict[str, Any] = {name: clips.html(5) for name, clips in shown.items()}
     for name in ("true clips", "two steps"):
         grids[f"{name}, frame by frame"] = shown[name].grid()
-    report.write_report(
-        workdir / "report.html",
-        title="Video in two steps: moving digits",
-        runs=[sample.load_run(workdir / v) for v in VARIANTS],
-        results=[("", list(rows))],
-        grids=grids,
-        commands=[
-            (
-                "Make clips",
-                f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 --num=10 "
-                "--out=clips.webp",
-            ),
-            ("Train both again", "python -m scm_jax demo --name=video --train"),
-        ],
-        intro=(
-            "A transformer over space and time, distilled from its diffusion teacher "
-            f"with guidance as an input (sCD). {speed}."
-        ),
-    )
+    return grids
 
 
 DEMO = Demo(
     name=NAME,
     configs=functools.partial(read_configs, "moving_digits.py"),
     measure=measure,
-    write_report=write_report,
+    draw=draw,
+    medium="video",
+    title="Video in two steps: moving digits",
+    intro="A transformer over space and time",
+    example=("Make clips", "--num=10 --out=clips.webp"),
     num_samples=1000,
     columns=(*COLUMNS, *SHOWN),
     legend=(

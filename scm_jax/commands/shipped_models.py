@@ -10,7 +10,7 @@ import json
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from scm_jax import sampling
 from scm_jax.commands.demo import say
 from scm_jax.files import shipped
-from scm_jax.runs import packed, train
+from scm_jax.runs import evaluate, packed, train
 from scm_jax.runs.directory import report
-from scm_jax.runs.sample import Loaded, load_generate
+from scm_jax.runs.sample import Loaded, load_generate, load_run
 from scm_jax.sweeps.plan.sweep_file import load_module
 from scm_jax.training import loop
 
@@ -37,7 +37,12 @@ class Demo(NamedTuple):
       name: of the folder in ``data/``.
       configs: ``(workdir, quick)`` -> the configs to train, where they are trained.
       measure: ``(workdir, num_samples)`` -> rows of results.
-      write_report: ``(workdir, loaded, rows, speed)`` writes ``report.html``.
+      draw: ``(workdir, loaded)`` -> caption and image or HTML of samples; may write
+        them to files, too.
+      medium: name of the demo on the command line.
+      title: of the report.
+      intro: what the models are.
+      example: what else one can do, and the flags of ``sample`` that do it.
       num_samples: of the student.
       columns: of the table.
       legend: what the columns mean.
@@ -48,7 +53,11 @@ class Demo(NamedTuple):
     name: str
     configs: Callable[[Path, bool], Mapping[str, ConfigDict]]
     measure: Callable[[Path, int], Iterable[dict[str, Any]]]
-    write_report: Callable[..., None]
+    draw: Callable[[Path, Mapping[str, Loaded]], Mapping[str, Any]]
+    medium: str
+    title: str
+    intro: str
+    example: tuple[str, str]
     num_samples: int
     columns: tuple[str, ...]
     legend: str
@@ -77,12 +86,57 @@ def run(
     if demo.speed is not None:
         text += f"; {demo.speed(loaded['scd'], batch)}"
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    demo.write_report(workdir, loaded, rows, text)
+    write_report(demo, workdir, loaded, rows, text)
     print(report.format_table(rows, demo.columns))
     print(f"\n{textwrap.fill(demo.legend, 80)}\n{text}\n")
     print(f"report: {workdir / 'report.html'}")
     print(f"time:   {(time.monotonic() - started) / 60:.1f} minutes")
     return loop.DONE
+
+
+def write_report(
+    demo: Demo,
+    workdir: Path,
+    loaded: Mapping[str, Loaded],
+    rows: Sequence[Mapping[str, Any]],
+    speed: str,
+) -> None:
+    """Writes ``report.html``, and the files of ``demo.draw``."""
+    again = f"python -m scm_jax demo --name={demo.medium} --train"
+    what, flags = demo.example
+    how = f"python -m scm_jax sample --run={workdir / 'scd'} --steps=2 {flags}"
+    report.write_report(
+        workdir / "report.html",
+        title=demo.title,
+        runs=[load_run(workdir / v) for v in VARIANTS],
+        results=[("", list(rows))],
+        grids=demo.draw(workdir, loaded),
+        commands=[(what, how), ("Train both again", again)],
+        intro=f"{demo.intro}, distilled from its diffusion teacher with guidance as an "
+        f"input (sCD). {speed}.",
+    )
+
+
+def measured(
+    workdir: Path,
+    variant: str,
+    num_samples: int,
+    evaluator: str,
+    steps: int,
+    guidance: Sequence[float] = (TEACHER["guidance"],),
+    times: Sequence[tuple[float, ...]] = (),
+) -> list[dict[str, Any]]:
+    """Rows of teacher or student; the slow teacher has a tenth of the samples."""
+    rows = evaluate.evaluate_run(
+        workdir / variant,
+        steps=(steps,),
+        guidance=guidance,
+        times=times,
+        evaluators=(evaluator,),
+        num_samples=num_samples // 10 if variant == "teacher" else num_samples,
+        rerun=True,
+    )
+    return list(rows)
 
 
 def read_configs(file: str, workdir: Path, quick: bool) -> dict[str, ConfigDict]:

@@ -72,7 +72,8 @@ def test_the_demo_lets_one_listen(run, tmp_path):
     assert "times faster than real time" in text
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(demo_sound.TEACHER, "steps", 2)
-        demo_sound.write_report(tmp_path, loaded, [{"clips": "real", **real}], text)
+        rows = [{"clips": "real", **real}]
+        shipped_models.write_report(demo_sound.DEMO, tmp_path, loaded, rows, text)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<audio controls") == 40
     assert (tmp_path / "digits" / "009.wav").is_file()
@@ -85,16 +86,14 @@ def test_a_demo_measures_tells_and_writes_its_page(tmp_path, capsys, monkeypatch
     shown = demo_sound.DEMO._replace(
         measure=lambda workdir, num: [{"clips": workdir.name, "num_samples": num}],
         columns=("clips", "num_samples"),
-        write_report=lambda workdir, loaded, rows, speed: (
-            workdir / "report.html"
-        ).write_text(f"{sorted(loaded)} {rows} {speed}"),
+        draw=lambda workdir, loaded: {f"drawn by {sorted(loaded)}": "<br>"},
     )
     assert shipped_models.run(shown, tmp_path) == "done"
     said = capsys.readouterr().out
     assert tmp_path.name in said and "1000" in said and "digit_accuracy:" in said
     assert "times faster than the teacher's 2 Heun steps" in said
     page = (tmp_path / "report.html").read_text()
-    assert "['scd', 'teacher']" in page and "faster than real time" in page
+    assert "drawn by [" in page and "faster than real time" in page
     rows = json.loads((tmp_path / "results.json").read_text())
     assert rows == [{"clips": tmp_path.name, "num_samples": 1000}]
 

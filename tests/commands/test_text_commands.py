@@ -1,5 +1,6 @@
 """Prompts at the command line, a small run as files, and what the text demo shows."""
 
+import functools
 import json
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_the_demo_shows_prompts_and_says_how_fast(run, tmp_path):
     for variant in shipped_models.VARIANTS:
         (tmp_path / variant).symlink_to(run)
     rows = [dict.fromkeys(demo_text.SHOWN, 0.5) | {"method": "scd", "steps": 2}]
-    demo_text.write_report(tmp_path, loaded, rows, text, num=2)
+    demo = demo_text.DEMO._replace(draw=functools.partial(demo_text.draw, num=2))
+    shipped_models.write_report(demo, tmp_path, loaded, rows, text)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 5 and "agreement seen" in page
     assert (tmp_path / "prompts.jsonl").read_text().count("\n") == 6

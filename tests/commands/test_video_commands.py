@@ -86,7 +86,7 @@ def test_the_demo_shows_clips_that_move(run, tmp_path):
     assert by["shuffled"]["residual"] > 1 and by["frozen"]["speed"] < 1e-6
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(demo_video.TEACHER, "steps", 2)
-        demo_video.write_report(tmp_path, loaded, rows, "fast")
+        shipped_models.write_report(demo_video.DEMO, tmp_path, loaded, rows, "fast")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/webp") == 5 and page.count("data:image/png") == 2
     with PIL.Image.open(tmp_path / "clips.webp") as image:
