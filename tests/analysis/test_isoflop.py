@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scm_jax.analysis.laws.isoflop import fit_isoflop, group_budgets
+from scm_jax.analysis.laws.isoflop import fit_isoflop
 from tests.analysis.studies import NIGHTLY
 
 BUDGETS = np.array([1e12, 4e12, 1.6e13, 6.4e13])
@@ -121,11 +121,6 @@ def test_three_runs_at_each_budget_have_minima_without_intervals():
     fit = fit_isoflop(*valleys(seeds=1, sizes=3))
     assert fit.exponent.estimate == pytest.approx(EXPONENT)
     assert fit.exponent.low == -np.inf and np.isnan(fit.noise)
-
-
-def test_budgets_are_grouped_across_whole_steps():
-    flops = [1.03e12, 1e12, 4e12, 4.2e12, 3.9e12, 1.01e12]
-    assert group_budgets(flops).tolist() == [0, 0, 1, 1, 1, 0]
 
 
 def test_bad_input_is_named():

@@ -28,15 +28,6 @@ def test_a_ball_is_closed():
     np.testing.assert_array_equal(covered(points, centres, radii), expected)
 
 
-def test_the_same_set_scores_one():
-    x = np.random.default_rng(0).standard_normal((50, 4))
-    assert precision_recall(x, x[::-1]) == (1, 1)
-
-
-def test_distant_sets_score_zero():
-    assert precision_recall(LINE, LINE + 100) == (0, 0)
-
-
 def test_a_lost_mode_costs_recall_and_an_invented_one_precision():
     left, right = np.random.default_rng(1).normal(
         ([[-50, 0]], [[50, 0]]), 1, (2, 40, 2)
