@@ -170,32 +170,3 @@ class Measured:
     def std(self) -> float:
         """Unbiased standard deviation over the seeds; 0 for a single one."""
         return sample_std(list(self.values))
-
-    def row(self, best: str | None = None) -> dict[str, Any]:
-        """``value``, ``std``, ``num_seeds``, ``values``, and maybe ``best``.
-
-        Example:
-          >>> Measured((2.0, 4.0, 3.0)).row(best="least")["best"]
-          2.0
-
-        Args:
-          best: ``least`` or ``greatest`` adds that value, which the field reports as
-            "minimum of three".
-
-        Raises:
-          ValueError: another word, or fewer than two seeds, which have no spread.
-        """
-        row = {
-            "value": self.value,
-            "std": self.std,
-            "num_seeds": len(self.values),
-            "values": list(self.values),
-        }
-        if best is None:
-            return row
-        choose = {"least": min, "greatest": max}.get(best)
-        if choose is None:
-            raise ValueError(f"best = {best!r}: must be 'least' or 'greatest'")
-        if len(self.values) < 2:
-            raise ValueError("the best of one seed has no spread: use two or more")
-        return {**row, "best": choose(self.values)}

@@ -97,20 +97,7 @@ def test_seeds_have_mean_and_spread():
     measured = Measured((2.0, 4.0, 9.0))
     assert measured.value == 5
     assert measured.std == pytest.approx(np.sqrt(13), rel=1e-12)
-    row = {"value": 5, "std": measured.std, "num_seeds": 3, "values": [2, 4, 9]}
-    assert measured.row() == row
-    assert Measured((3,)).row()["std"] == 0
-
-
-def test_the_best_never_comes_alone():
-    measured = Measured([3.0, 2.0, 4.0])
-    assert measured.row(best="least") == {**measured.row(), "best": 2}
-    assert measured.row(best="greatest") == {**measured.row(), "best": 4}
-    assert not [name for name in dir(measured) if "best" in name or "min" in name]
-    with pytest.raises(ValueError, match="no spread"):
-        Measured((1.0,)).row(best="least")
-    with pytest.raises(ValueError, match="'least' or 'greatest'"):
-        measured.row(best="best")
+    assert Measured((3,)).std == 0
 
 
 @pytest.mark.parametrize("values", [(), (1.0, float("nan"))])
