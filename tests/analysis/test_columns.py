@@ -7,7 +7,7 @@ import pytest
 
 from scm_jax.analysis import columns
 from scm_jax.analysis.ablation import compare
-from scm_jax.analysis.laws import envelope, fit, frontier, law, ratio
+from scm_jax.analysis.laws import fit, frontier, law, ratio
 from scm_jax.analysis.plots import curves, sampling
 from scm_jax.analysis.plots import laws as law_plots
 
@@ -23,7 +23,6 @@ READERS = {
     "frontier": lambda f: frontier.frontier(f, "flops", FID),
     "sampling_points": lambda f: frontier.sampling_points(f, "fid"),
     "ratio_by_size": lambda f: ratio.ratio_by_size(f, FID, "t"),
-    "curves_of": lambda f: envelope.curves_of(f, f, FID),
     "plot_frontier": lambda f: law_plots.plot_frontier(f, "flops", FID),
     "sampling_lines": lambda f: sampling.sampling_lines(f, FID, "nfe"),
     "run_curves": lambda f: curves.run_curves(f, FID, f, "images"),

@@ -163,7 +163,7 @@ def test_bad_measurements_are_named(n, d, loss, message):
 def test_analysis_needs_neither_jax_nor_pandas_to_be_imported():
     code = """
 import sys
-from scm_jax.analysis.laws import envelope, proposals, ratio
+from scm_jax.analysis.laws import proposals, ratio
 from scm_jax.analysis.plots import curves, laws
 from scm_jax.analysis.tables import frames
 print([m for m in ("jax", "pandas", "pyarrow", "matplotlib") if m in sys.modules])
