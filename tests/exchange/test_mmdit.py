@@ -8,6 +8,14 @@ import pytest
 from scm_jax import networks
 from scm_jax.networks.external import edm, mmdit
 from scm_jax.types import Cond, TextInfo
+from tests.exchange.published_layers import (
+    File,
+    attend,
+    gelu,
+    heads,
+    joined,
+    layer_norm,
+)
 from tests.networks.reference import quick_jit, rms, silu
 
 W, HEADS, DEPTH, CONTEXT, POOLED, GRID = 128, 2, 3, 5, 7, 5
@@ -59,90 +67,67 @@ def random_file(kind, seed=0):
     return {name: a.astype(np.float32) for name, a in state.items()}
 
 
-def apply_linear(state, name, a):
-    return a @ np.float64(state[f"{name}.weight"]).T + state[f"{name}.bias"]
-
-
-def norm(a):
-    a = a - a.mean(-1, keepdims=True)
-    return a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6)
-
-
-def heads(state, p, a):
-    """Queries, keys and values ``(heads, n, 64)`` of tokens ``(n, c)``."""
-    qkv = apply_linear(state, f"{p}.qkv", a).reshape(len(a), 3, HEADS, W // HEADS)
-    q, k, v = qkv.transpose(1, 2, 0, 3)
-    if f"{p}.ln_q.weight" in state:
-        q, k = (
-            x
-            / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-            * state[f"{p}.ln_{n}.weight"]
-            for n, x in (("q", q), ("k", k))
-        )
-    return q, k, v
-
-
-def softmax_attention(q, k, v):
-    logits = q @ k.transpose(0, 2, 1) / np.sqrt(W // HEADS)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    out = weights / weights.sum(-1, keepdims=True) @ v
-    return out.transpose(1, 0, 2).reshape(-1, W)
-
-
-def gelu(a):
-    return 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
-
-
 def reference(state, x, time, context, pooled):
-    """One image ``(h, w, 4)`` through SD3 (arXiv 2403.03206, Fig. 2), in float64."""
-    angles = time * np.exp(-np.log(10000) * np.arange(128) / 128)
-    features = np.concatenate([np.cos(angles), np.sin(angles)])
-    c = 0
-    for name, a in (("t_embedder", features), ("y_embedder", pooled)):
-        hidden = silu(apply_linear(state, f"{name}.mlp.0", a))
-        c = c + apply_linear(state, f"{name}.mlp.2", hidden)
-    c = silu(c)
-    rows, columns = x.shape[0] // 2, x.shape[1] // 2
-    kernel, h = np.float64(state["x_embedder.proj.weight"]), []
-    table = state["pos_embed"][0].reshape(GRID, GRID, W)
+    """One image ``(1, h, w, 4)`` through SD3 (arXiv 2403.03206, Fig. 2), in float64."""
+    net, rows, columns = File(state), x.shape[1] // 2, x.shape[2] // 2
+    c = net.time("t_embedder", time)
+    c = c + net("y_embedder.mlp.2", silu(net("y_embedder.mlp.0", pooled)))
+    c = silu(c)[:, None]
+    patches = x.reshape(1, rows, 2, columns, 2, 4).transpose(0, 1, 3, 5, 2, 4)
     top, left = (GRID - rows) // 2, (GRID - columns) // 2
-    for i in range(rows):
-        for j in range(columns):
-            patch = x[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-            token = np.einsum("pqc,ocpq->o", patch, kernel)
-            h.append(token + state["x_embedder.proj.bias"] + table[top + i, left + j])
-    h, ctx = np.array(h), apply_linear(state, "context_embedder", context)
+    table = net["pos_embed"].reshape(GRID, GRID, W)
+    table = table[top : top + rows, left : left + columns].reshape(-1, W)
+    h = net("x_embedder.proj", patches.reshape(1, rows * columns, -1)) + table
+    ctx = net("context_embedder", context)
     for i in range(DEPTH):
-        h, ctx = reference_block(state, f"joint_blocks.{i}", h, ctx, c)
-    shift, scale = np.split(apply_linear(state, "final_layer.adaLN_modulation.1", c), 2)
-    h = apply_linear(state, "final_layer.linear", norm(h) * (1 + scale) + shift)
-    h = h.reshape(rows, columns, 2, 2, 4)
-    return h.transpose(0, 2, 1, 3, 4).reshape(x.shape)
+        of_x, of_c = (
+            File(state, f"joint_blocks.{i}.{stream}_block.")
+            for stream in ("x", "context")
+        )
+        h, ctx = reference_block(of_x, of_c, h, ctx, c)
+    shift, scale = vectors(net, "final_layer.adaLN_modulation.1", c)
+    h = net("final_layer.linear", layer_norm(h) * (1 + scale) + shift)
+    h = h.reshape(1, rows, columns, 2, 2, 4)
+    return h.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
 
 
-def reference_block(state, p, h, ctx, c):
-    xp, cp = f"{p}.x_block", f"{p}.context_block"
-    mx = apply_linear(state, f"{xp}.adaLN_modulation.1", c).reshape(-1, W)
-    mc = apply_linear(state, f"{cp}.adaLN_modulation.1", c).reshape(-1, W)
-    of_x = heads(state, f"{xp}.attn", norm(h) * (1 + mx[1]) + mx[0])
-    of_c = heads(state, f"{cp}.attn", norm(ctx) * (1 + mc[1]) + mc[0])
-    joint = (np.concatenate(pair, axis=1) for pair in zip(of_x, of_c, strict=True))
-    out = softmax_attention(*joint)
-    added = mx[2] * apply_linear(state, f"{xp}.attn.proj", out[: len(h)])
+def reference_block(of_x, of_c, h, ctx, c):
+    mx, mc = (vectors(stream, "adaLN_modulation.1", c) for stream in (of_x, of_c))
+    from_x = qkv(of_x, "attn", layer_norm(h) * (1 + mx[1]) + mx[0])
+    from_c = qkv(of_c, "attn", layer_norm(ctx) * (1 + mc[1]) + mc[0])
+    joint = (np.concatenate(pair, axis=1) for pair in zip(from_x, from_c, strict=True))
+    out = attend(*joint, d=W // HEADS)
+    out_x, out_c = np.split(out, [h.shape[1]], axis=1)
+    added = mx[2] * of_x("attn.proj", out_x)
     if len(mx) == 9:
-        alone = heads(state, f"{xp}.attn2", norm(h) * (1 + mx[7]) + mx[6])
-        alone = softmax_attention(*alone)
-        added = added + mx[8] * apply_linear(state, f"{xp}.attn2.proj", alone)
-    h = reference_mlp(state, xp, h + added, mx)
+        alone = qkv(of_x, "attn2", layer_norm(h) * (1 + mx[7]) + mx[6])
+        added = added + mx[8] * of_x("attn2.proj", attend(*alone, d=W // HEADS))
+    h = reference_mlp(of_x, h + added, mx)
     if len(mc) == 6:
-        ctx = ctx + mc[2] * apply_linear(state, f"{cp}.attn.proj", out[len(h) :])
-        ctx = reference_mlp(state, cp, ctx, mc)
+        ctx = ctx + mc[2] * of_c("attn.proj", out_c)
+        ctx = reference_mlp(of_c, ctx, mc)
     return h, ctx
 
 
-def reference_mlp(state, p, h, m):
-    y = gelu(apply_linear(state, f"{p}.mlp.fc1", norm(h) * (1 + m[4]) + m[3]))
-    return h + m[5] * apply_linear(state, f"{p}.mlp.fc2", y)
+def reference_mlp(stream, h, m):
+    y = gelu(stream("mlp.fc1", layer_norm(h) * (1 + m[4]) + m[3]))
+    return h + m[5] * stream("mlp.fc2", y)
+
+
+def vectors(file, name, c):
+    found = file(name, c)
+    return np.split(found, found.shape[-1] // W, -1)
+
+
+def qkv(file, name, a):
+    """Queries, keys and values of tokens ``(1, n, c)``."""
+    q, k, v = np.split(file(f"{name}.qkv", a), 3, -1)
+    if f"{file.prefix}{name}.ln_q.weight" in file.state:
+        q, k = (
+            joined(file.rms(f"{name}.ln_{n}", heads(x, W // HEADS), 1e-6))
+            for n, x in (("q", q), ("k", k))
+        )
+    return q, k, v
 
 
 def build(state, shape=(6, 8, 4), text=TEXT, **changes):
@@ -166,8 +151,10 @@ def test_network_of_a_file_is_sd3(kind):
     params = mmdit.import_weights(net.module, state)
     F = quick_jit(net.apply)(params, jnp.asarray(x, jnp.float32), cond)
     for i, seen in enumerate(mask):
-        exact = reference(state, x[i], time[i], context[i][seen], pooled[i])
-        assert rms(F[i] - exact) < 2e-5 * rms(exact)
+        one = slice(i, i + 1)
+        said = context[one][:, seen]
+        exact = reference(state, x[one], time[one], said, pooled[one])
+        assert rms(F[one] - exact) < 2e-5 * rms(exact)
 
 
 def renamed(state):
