@@ -142,17 +142,11 @@ def convert(
 
 
 def interpolate_positions(positions: np.ndarray, side: int) -> np.ndarray:
-    """Positional embeddings of a square grid for one of another size.
+    """Positional embeddings ``(n^2, c)`` of a square grid, rows first, for another.
 
     Bicubic without antialiasing, as in the published code: point i lies at
-    ``(i + 0.5) n / (side + 0.1) - 0.5`` of the n old ones.
-
-    Args:
-      positions: ``(n^2, c)`` float64, rows first.
-      side: of the new grid.
-
-    Returns:
-      ``(side^2, c)``; the positions themselves if ``side = n``.
+    ``(i + 0.5) n / (side + 0.1) - 0.5`` of the n old ones. Gives float64
+    ``(side^2, c)``, or the positions themselves if ``side = n``.
     """
     n = math.isqrt(len(positions))
     if side == n:

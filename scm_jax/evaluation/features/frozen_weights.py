@@ -23,13 +23,9 @@ BATCH_SIZE = 256
 def load(
     path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str, dtype: type
 ) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` in ``dtype``, after their hash was checked.
+    """The arrays of an ``.npz`` in ``dtype``, after a check of shapes and hash.
 
-    Args:
-      path: the file.
-      shapes: of all arrays, by name.
-      sha256: what ``tensors.tensors_sha256`` must give.
-      dtype: of the result.
+    The hash is that of ``tensors.tensors_sha256``.
 
     Raises:
       FileNotFoundError: no such file.

@@ -142,14 +142,7 @@ def tf1_bilinear(images: jax.Array, height: int, width: int) -> jax.Array:
 
     Pixel ``i`` of the result is read at ``i * in / out``: no half-pixel centres, no
     smoothing when the image gets smaller, and the last rows and columns are repeated.
-
-    Args:
-      images: ``(b, h, w, c)``, uint8 or float.
-      height: of the result.
-      width: of the result.
-
-    Returns:
-      float32 ``(b, height, width, c)`` in the range of ``images``.
+    From ``(b, h, w, c)``, uint8 or float, to float32 in the same range.
     """
     x = jnp.asarray(images).astype(jnp.float32)
     if x.shape[1:3] == (height, width):
@@ -271,11 +264,8 @@ def fold_batch_norm(
 ) -> dict[str, np.ndarray]:
     """One convolution with bias for a convolution and its batch norm.
 
-    ``gamma (conv(x) - mean) / sqrt(variance + eps) + beta``, in float64.
-
-    Args:
-      weight: ``(out, in, height, width)``.
-      gamma: ``(out,)``, like the others.
+    ``gamma (conv(x) - mean) / sqrt(variance + eps) + beta``, in float64. The weight is
+    ``(out, in, height, width)``, the others are ``(out,)``.
     """
     scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BN_EPS)
     kernel = weight.transpose(2, 3, 1, 0) * scale

@@ -86,10 +86,8 @@ def gaussian_frechet(
       2.0
 
     Args:
-      mean_a: ``(d,)``.
-      cov_a: ``(d, d)``, symmetric and positive semi-definite; may lack full rank.
-      mean_b: ``(d,)``.
-      cov_b: ``(d, d)``.
+      mean_a, mean_b: ``(d,)``.
+      cov_a, cov_b: ``(d, d)``, symmetric, positive semi-definite; may lack full rank.
 
     Raises:
       ValueError: different dimensions, or values that are not finite.

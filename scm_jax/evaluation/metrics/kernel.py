@@ -59,8 +59,7 @@ def kid(
     """Kernel Inception Distance: ``mmd2`` with ``cubic`` over random subsets.
 
     Args:
-      real: ``(n, d)`` features.
-      fake: ``(m, d)`` features.
+      real, fake: ``(n, d)`` and ``(m, d)`` features.
       num_subsets: subsets, each drawn without replacement from both sets.
       subset_size: points of a subset on each side; a smaller set is used whole.
       seed: of the subsets.

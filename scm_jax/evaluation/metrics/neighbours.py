@@ -48,8 +48,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
       PrecisionRecall(precision=1.0, recall=0.875)
 
     Args:
-      real: ``(n, d)`` features.
-      fake: ``(m, d)`` features.
+      real, fake: ``(n, d)`` and ``(m, d)`` features.
       k: which neighbour; the field's habit is 3.
 
     Raises:

@@ -29,8 +29,7 @@ def mind(
     For two distributions that differ by a shift it is ``3 |shift|^2`` in any dimension.
 
     Args:
-      a: ``(n, d)`` features.
-      b: ``(m, d)`` features; ``m`` may differ from ``n``.
+      a, b: ``(n, d)`` and ``(m, d)`` features; ``m`` may differ from ``n``.
       num_projections: directions, uniform on the sphere.
       seed: of the directions.
 
