@@ -254,7 +254,8 @@ def _program_key(config: ConfigDict, teacher: ConfigDict | None) -> str:
     """Text that is equal where the traced training program is."""
     plain = config_lib.to_dict(config)
     objective = {k: v for k, v in plain["objective"].items() if k not in _NUMBERS_ONLY}
-    program = {key: plain[key] for key in ("dataset", "network", "parameterization")}
+    sections = ("dataset", "network", "parameterization", "matching", "critic")
+    program = {key: plain[key] for key in sections}
     program |= {"objective": objective, "teacher": dict(plain["teacher"], run="")}
     if teacher is not None:
         program["teacher_network"] = config_lib.to_dict(teacher)["network"]
