@@ -53,9 +53,7 @@ def base_config(
         a method by its name in the field, a key of ``objectives.presets.PRESETS``.
       dataset: a key of ``DATASETS``; its arguments become ``config.dataset``.
     """
-    preset = PRESETS.get(objective)
-    if preset is not None:
-        objective = preset.objective
+    objective, changes = PRESETS.get(objective, (objective, {}))
     c = ConfigDict()
     c.name = ""  # shown in tables and reports
     c.seed = 0  # parameters, noise, data order
@@ -70,16 +68,7 @@ def base_config(
     )
     c.parameterization = "trigflow"  # of the network: a key of PARAMETERIZATIONS
     c.objective = _section(objective)
-    # A second term: distribution matching with a critic (objectives/matching.py).
-    c.matching = _section("matching")
-    for shared in _SHARED:  # with the first term
-        del c.matching[shared]
-    c.matching.weight = 0.0  # of the term; 0: none, and then nothing else here counts
-
-    c.critic = ConfigDict()  # the second network, of objectives that train one
-    c.critic.learning_rate = 0.0  # reference of the optimizer's schedule; 0: the same
-    c.critic.student_every = 1  # critic updates, one a step, for one of the student
-    c.critic.half_life_images = 0.0  # of an EMA that scores samples; 0: no EMA
+    c.update(_second_player())
 
     c.teacher = ConfigDict()
     c.teacher.source = "none"  # none | run (a run directory) | exact (closed form)
@@ -128,6 +117,18 @@ def base_config(
     c.eval.reference = ""  # file of reference statistics; "" measures the training data
     c.eval.split = ""  # held-out data for validation errors; "" is the training split
 
+    c.update(_bookkeeping())
+    c.lock().update_from_flattened_dict(changes)
+    return c
+
+
+# Fields of a second term that are those of the first one.
+_SHARED = ("name", "guidance_range", "label_dropout", "first_frames")
+
+
+def _bookkeeping() -> ConfigDict:
+    """The sections of logs and checkpoints."""
+    c = ConfigDict()
     c.log = ConfigDict()
     c.log.every_images = 12_800  # images between metric rows
     c.log.writers = ("jsonl", "tensorboard")  # keys of WRITERS
@@ -135,14 +136,22 @@ def base_config(
     c.checkpoint = ConfigDict()
     c.checkpoint.every_images = 128_000  # images between checkpoints
     c.checkpoint.max_to_keep = 2
-    c.lock()
-    if preset is not None:
-        c.update_from_flattened_dict(preset.changes)
     return c
 
 
-# Fields of a second term that are those of the first one.
-_SHARED = ("name", "guidance_range", "label_dropout", "first_frames")
+def _second_player() -> ConfigDict:
+    """The sections of a second term, and of a second network."""
+    c = ConfigDict()
+    # Distribution matching with a critic, see objectives/matching.py.
+    c.matching = _section("matching")
+    for shared in _SHARED:
+        del c.matching[shared]
+    c.matching.weight = 0.0  # of the term; 0: none, and then nothing else here counts
+    c.critic = ConfigDict()  # of objectives that train one
+    c.critic.learning_rate = 0.0  # reference of the optimizer's schedule; 0: the same
+    c.critic.student_every = 1  # critic updates, one a step, for one of the student
+    c.critic.half_life_images = 0.0  # of an EMA that scores samples; 0: no EMA
+    return c
 
 
 def _section(name: str) -> ConfigDict:

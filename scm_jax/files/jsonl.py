@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scm_jax.files.atomic import write_atomically
-from scm_jax.files.optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,6 +176,8 @@ def merge_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def to_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """A table with a row per row; null is NaN, lists of numbers are numpy arrays."""
+    from scm_jax.files.optional import require
+
     pandas = require("pandas", "a table of metrics", "scm_jax[analysis]")
     decoded = [
         {key: _decode(value) for key, value in row.items() if key != "nonfinite"}

@@ -254,6 +254,26 @@ def time_bins(t: jax.Array, **values: jax.Array) -> dict[str, jax.Array]:
     return {"count": jnp.sum(one_hot, axis=0), **sums}
 
 
+def validation_error(
+    objective: Any,
+    net: Callable[[jax.Array, Cond], jax.Array],
+    x0: jax.Array,
+    z: jax.Array,
+    time: Time,
+    cond: Cond,
+    teacher_fn: Any = None,
+) -> jax.Array:
+    """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``: that of ``Consistency``.
+
+    So runs of all methods compare that follow the same velocity, data or teacher.
+    """
+    from scm_jax.objectives.consistency import Consistency  # which imports this file
+
+    source = "teacher" if objective.needs_teacher else "data"
+    plain = Consistency(dx_dt=source, sigma_data=objective.sigma_data)
+    return plain.validation_error(net, x0, z, time, cond, teacher_fn)
+
+
 def condition(objective: Any, key: jax.Array, batch: Batch, **inputs: Any) -> Cond:
     """The conditions of a batch; with probability ``label_dropout`` there is none.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax import trigflow
-from scm_jax.objectives import base, two_times
+from scm_jax.objectives import base
 from scm_jax.trigflow import SIGMA_MAX, SIGMA_MIN, Time
 from scm_jax.types import Batch, Cond, NetFn, check_choice
 
@@ -209,4 +209,4 @@ class Discrete:
         teacher_fn: Any = None,
     ) -> jax.Array:
         """``||cos(t) df/dt||^2 / D`` of ``f``, as ``Consistency`` has it."""
-        return two_times.validation_error(self, net, x0, z, time, cond, teacher_fn)
+        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

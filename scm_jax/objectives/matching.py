@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scm_jax import trigflow
-from scm_jax.objectives import base, two_times
+from scm_jax.objectives import base
 from scm_jax.objectives.base import Objective
 from scm_jax.objectives.diffusion import Diffusion
 from scm_jax.trigflow import Time, expand
@@ -195,7 +195,7 @@ class Matching:
         teacher_fn: Any = None,
     ) -> jax.Array:
         """``||cos(t) df/dt||^2 / D`` of ``f``, as ``Consistency`` has it."""
-        return two_times.validation_error(self, net, x0, z, time, cond, teacher_fn)
+        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,4 +131,4 @@ class Semigroup:
         teacher_fn: Any = None,
     ) -> jax.Array:
         """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``, as ``Consistency`` has it."""
-        return two_times.validation_error(self, net, x0, z, time, cond, teacher_fn)
+        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

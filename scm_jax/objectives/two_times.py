@@ -12,7 +12,6 @@ import numpy as np
 
 from scm_jax import trigflow
 from scm_jax.objectives import base
-from scm_jax.objectives.consistency import Consistency
 from scm_jax.trigflow import Time
 from scm_jax.types import Batch, Cond, NetFn, check_choice
 
@@ -167,24 +166,6 @@ def diagonal_error(fn: MapFn, rows: Rows, sigma_data: float) -> jax.Array:
     """``||sigma_data U(x_t, t, 0) - v_t||^2 / D``: the diffusion loss, ``(b,)``."""
     U = fn(rows.x_t / sigma_data, rows.t.t, jnp.zeros_like(rows.t.t))
     return base.per_example_mean(jnp.square(sigma_data * U - rows.dx_dt))
-
-
-def validation_error(
-    objective: Any,
-    net: Callable[[jax.Array, Cond], jax.Array],
-    x0: jax.Array,
-    z: jax.Array,
-    time: Time,
-    cond: Cond,
-    teacher_fn: Any = None,
-) -> jax.Array:
-    """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``: that of ``Consistency``.
-
-    So runs of all methods compare that follow the same velocity, data or teacher.
-    """
-    source = "teacher" if objective.needs_teacher else "data"
-    plain = Consistency(dx_dt=source, sigma_data=objective.sigma_data)
-    return plain.validation_error(net, x0, z, time, cond, teacher_fn)
 
 
 def residuals(

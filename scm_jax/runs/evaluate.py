@@ -248,8 +248,7 @@ def evaluate_run(
         ``guidance`` as well it is all of ``configured_points``.
       times: intermediate times, see ``sampling_points``.
       guidance: guidance scales; default is the run's.
-      samplers: keys of ``SAMPLERS``; default is the run's.
-      gamma: share of new noise in map sampling; default is the run's.
+      samplers, gamma: see ``SamplingPoint``; default are the run's.
       evaluators: keys of ``EVALUATORS``; default is ``eval.evaluators``.
       rerun: measure rows again that are there.
       **settings: of the evaluators, such as ``num_seeds``.

@@ -102,8 +102,7 @@ class Generator:
           first: first frames, uint8 ``(k, h, w, c)``, or ``(num, k, h, w, c)``.
           sampler: a key of ``SAMPLERS``; default is the run's.
           guidance: guidance scale; default is the run's.
-          times: intermediate times of consistency or map sampling.
-          gamma: share of new noise in map sampling; default is the run's.
+          times, gamma: of the sampler; see ``SamplingPoint``.
           pixels: also make pixels; latents are decoded inside the compiled sampler by
             the autoencoder of ``config.sampling.decoder``.
           part: ``(index, count)``: only every ``count``-th batch, from ``index`` on, so

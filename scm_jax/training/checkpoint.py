@@ -176,11 +176,10 @@ class Checkpointer(contextlib.AbstractContextManager):
             metadata=ocp.args.JsonRestore(),
             **{k: ocp.args.StandardRestore(tree) for k, tree in wanted.items() if tree},
         )
-        if critic := items["state"].pop("critic", None):
-            critic = abstract_state.critic.replace(**critic)
-        state = abstract_state.replace(
-            **items["state"], ema=items.get("ema", {}), critic=critic
-        )
+        fields = {**items["state"], "ema": items.get("ema", {})}
+        if "critic" in fields:
+            fields["critic"] = abstract_state.critic.replace(**fields["critic"])
+        state = abstract_state.replace(**fields)
         return Restored(step, state, items["data"], items["metadata"])
 
     def save_ema_snapshot(

@@ -156,15 +156,8 @@ def make_train_step(
         for name, profile in ema_profiles.items():
             w = profile.update_weight(state.step, batch.x.shape[0])  # 1 - beta
             ema[name] = _averaged(state.ema[name], params["net"], w)
-        new = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-            critic=player,
-        )
-        return new, {**metrics, **found, "finite": finite & good}
+        args = state.step + 1, params, opt_state, ema, state.key, player
+        return TrainState(*args), {**metrics, **found, "finite": finite & good}
 
     return step
 

@@ -141,8 +141,8 @@ def between(t: TimeLike, s: TimeLike) -> Time:
 
     Example:
       >>> d = between(jnp.full((1,), 1.25), jnp.full((1,), 0.75))
-      >>> round(float(d.t[0]), 6), round(float(d.sin[0]), 6)
-      (0.5, 0.479426)
+      >>> round(float(d.t[0]), 4), round(float(d.sin[0]), 4)
+      (0.5, 0.4794)
     """
     t, s = as_time(t), as_time(s)
     cos = t.cos * s.cos + t.sin * s.sin
@@ -158,6 +158,79 @@ def ddim_step(
     """
     cos, sin = cos_sin(between(s, t), x_s)
     return cos * x_s - sin * sigma_data * F
+
+
+# --- Two times ------------------------------------------------------------------------
+
+# A network with a second time, ``U = U(x_t / sigma_data, t, dt)`` with ``dt = t - s``
+# and ``0 <= s <= t <= pi/2``, parameterizes the map from ``x_t`` to ``x_s``,
+#     X_{t->s}(x) = cos(dt) x - sin(dt) sigma_data U.
+# At ``s = 0`` it is the consistency function; at ``s = t`` the network is the diffusion
+# model. The exact map makes each residual below zero; they hold for any ``U``.
+
+
+def flow_map(
+    x_t: jax.Array, U: jax.Array, t: TimeLike, s: TimeLike, sigma_data: float
+) -> jax.Array:
+    """``X_{t->s} = cos(dt) x_t - sin(dt) sigma_data U``; DDIM's step with a map's U."""
+    return ddim_step(x_t, U, t, s, sigma_data)
+
+
+def eulerian(
+    x_t: jax.Array, U: jax.Array, dU: jax.Array, v: jax.Array, dt: Time, sd: float
+) -> jax.Array:
+    """``dX_{t->s}/dt = -cos(dt) (sd U - v) - sin(dt) (x_t + sd dU)``.
+
+    The start moves with the velocity ``v = dx_t/dt`` while ``s`` stays; ``dU`` is the
+    total derivative of ``U`` by ``t``: ``jax.jvp`` with the tangents ``(v/sd, 1, 1)``
+    of ``(x_t/sd, t, dt)``. Zero for the map of the ODE with velocity ``v``. At
+    ``s = 0`` it is ``df/dt`` of Eq. 6 (arXiv 2410.11081); divided by ``cos(dt)`` it is
+    MeanFlow's target minus its prediction (arXiv 2505.13447, Eq. 6, in TrigFlow).
+    """
+    cos, sin = cos_sin(dt, x_t)
+    return -cos * (sd * U - v) - sin * (x_t + sd * dU)
+
+
+def lagrangian(
+    x_t: jax.Array, U: jax.Array, dU: jax.Array, v: jax.Array, dt: Time, sd: float
+) -> jax.Array:
+    """``v(X, s) - dX/ds``, where ``dX/ds = sin(dt) x_t + sd (cos(dt) U - sin(dt) dU)``.
+
+    The end moves while the start stays: ``dU`` is the derivative of ``U`` by ``s``
+    (``jax.jvp`` with the tangents ``(0, 0, -1)`` of ``(x_t/sd, t, dt)``). ``v`` is the
+    velocity of the ODE *at the end* ``X``; that of the pair ``(x0, z)`` at ``s`` is
+    another vector, with which the exact map is no fixed point (arXiv 2506.14603,
+    2505.18825).
+    """
+    cos, sin = cos_sin(dt, x_t)
+    return v - (sin * x_t + cos * sd * U - sin * sd * dU)
+
+
+def semigroup(
+    x_t: jax.Array, U_tu: jax.Array, U_us: jax.Array, tu: Time, us: Time, sd: float
+) -> jax.Array:
+    """The ``U`` of ``X_{t->s}`` that equals the two maps ``X_{u->s} X_{t->u}``.
+
+    ``sin(t-s) U = cos(u-s) sin(t-u) U_tu + sin(u-s) U_us - sin(t-u) sin(u-s) x_t/sd``
+    with ``U_us`` at ``X_{t->u}(x_t)``. The plain mean of both outputs, which is right
+    for straight paths and equal steps, is wrong here. ``t - s`` must be above 0.
+    """
+    (cos_us, sin_us), (cos_tu, sin_tu) = cos_sin(us, x_t), cos_sin(tu, x_t)
+    sin = sin_tu * cos_us + cos_tu * sin_us
+    # Shares in [0, 1]: nothing large cancels for a small t - s.
+    first, second = sin_tu / sin, sin_us / sin
+    return first * (cos_us * U_tu - sin_us * x_t / sd) + second * U_us
+
+
+def score_difference(F_q: jax.Array, F_p: jax.Array, t: Time, sd: float) -> jax.Array:
+    """``grad log q_t - grad log p_t = -cos(t) / (sd sin(t)) (F_q - F_p)`` at one point.
+
+    ``F_q`` and ``F_p`` are the diffusion models of two distributions; at a sample of
+    ``q`` it is the direction in which the divergence of ``q`` from ``p`` grows
+    (arXiv 2405.14867; App. C of 2410.11081).
+    """
+    cos, sin = cos_sin(t, F_q)
+    return -cos / (sd * sin) * (F_q - F_p)
 
 
 # --- Proposals and grids --------------------------------------------------------------

@@ -13,6 +13,7 @@ SWEEPS = {
     "ablate_stabilizers": ("sct,quick", 2 + 3 * 3, 4 + 2 * 10 * 3),
     "isoflop_digits": ("scd,quick", 3 + 3 * 2, 5 + 2 * 5 * 4 * 2),
     "isoflop_shapes": ("sct,quick", 2 * 2 * 2, 5 + 2 * 5 * 4 * 2),
+    "methods": ("scratch,quick", 1 + 8, 1 + 3 * 2 * (8 + 8)),
     "proposal_grid": ("scd,quick", 1 + 2 * 2, 1 + 2 * 5 * 5),
     "sampling_times": ("sct,quick", 1 + 1, 1 + 2 * 3),
     "scale_dit": ("8", 6 * 3, 6 * 3),

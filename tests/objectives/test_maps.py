@@ -5,7 +5,6 @@ The student is ``U = U0(x, t, dt) + shift`` with one trainable vector per exampl
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -220,10 +219,7 @@ def test_guidance_of_the_target_has_its_effective_scale(
     _, out = look(objective, guided, given=Batch(x=x0, label=label))
     assert float(out.per_example.max()) < 1e-12
 
-    def unguided(x, cond):
-        return point_mass(x, cond)
-
-    _, out = look(objective, unguided, given=Batch(x=x0, label=label))
+    _, out = look(objective, point_mass, given=Batch(x=x0, label=label))
     assert float(out.per_example.mean()) > 1e-3
 
 
@@ -394,14 +390,11 @@ def test_settings_that_contradict_each_other(name, settings, message):
         build(name, **settings)
 
 
-residuals = functools.partial(two_times.residuals, sigma_data=SD)
-
-
 def test_residuals_vanish_for_the_exact_map_alone(float64_islands):
     rows = rows_at(1.1, 0.4)
-    found = residuals(exact_map, velocity, rows)
+    found = two_times.residuals(exact_map, velocity, rows, SD)
     assert set(found) == {"eulerian", "lagrangian", "semigroup"}
     for name, value in found.items():
         assert value.shape == (SIZE,) and float(value.max()) < 1e-20, name
-    for name, value in residuals(bent, velocity, rows).items():
+    for name, value in two_times.residuals(bent, velocity, rows, SD).items():
         assert float(value.mean()) > 1e-3, name

@@ -177,7 +177,7 @@ def test_scd_velocity_depends_on_x_t_alone(x0):
     time = trigflow.time_from_t(jnp.full((NUM,), 0.8))
     cond = Cond(t=time.t)
     one, other = (
-        SCD.velocity(a, b, x0, time, cond, probe.exact_teacher)
+        base.velocity(SCD, a, b, x0, time, cond, probe.exact_teacher)
         for a, b in ((x0, x0), (x0 + 1, 3 * x0))
     )
     np.testing.assert_array_equal(one, other)
@@ -269,7 +269,7 @@ def test_warmup_of_rcm_bends_the_first_bracket_and_spares_the_derivative(step, r
 
 def test_no_warmup():
     objective = dataclasses.replace(SCD, tangent_warmup_steps=0)
-    assert float(objective.tangent_warmup(jnp.int32(0))) == 1.0
+    assert float(base.warmup(jnp.int32(0), objective.tangent_warmup_steps)) == 1.0
 
 
 # --- Ways to compute it ---------------------------------------------------------------
