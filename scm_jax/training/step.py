@@ -156,8 +156,8 @@ def make_train_step(
         for name, profile in ema_profiles.items():
             w = profile.update_weight(state.step, batch.x.shape[0])  # 1 - beta
             ema[name] = _averaged(state.ema[name], params["net"], w)
-        args = state.step + 1, params, opt_state, ema, state.key, player
-        return TrainState(*args), {**metrics, **found, "finite": finite & good}
+        new = TrainState(state.step + 1, params, opt_state, ema, state.key, player)
+        return new, {**metrics, **found, "finite": finite & good}
 
     return step
 
