@@ -1,6 +1,6 @@
 """The bias of finite steps: discrete and continuous training on Gaussian data.
 
-    python -m benchmarks.finite_steps --steps=20000
+    python -m benchmarks.finite_steps --steps=6000
 
 Consistency training from pairs with finite steps has an exactly known end on Gaussian
 data: the standard deviation is multiplied by the product of ``cos(phi_t - phi_r)`` over
@@ -24,12 +24,12 @@ from absl import app, flags
 from scm_jax import objectives, trigflow
 from scm_jax.types import Batch
 
-STEPS = flags.DEFINE_integer("steps", 20_000, "Optimizer steps of a method.")
+STEPS = flags.DEFINE_integer("steps", 6_000, "Optimizer steps of a method.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of a method.")
 STD = flags.DEFINE_float("std", 0.5, "Standard deviation of the data.")
 
-SD, BATCH = 0.5, 1024
-KNOTS = np.linspace(-8.0, 5.0, 261)  # log noise levels of the table
+SD, BATCH = 0.5, 512
+KNOTS = np.linspace(-7.0, 5.0, 121)  # log noise levels of the table
 
 # Name -> objective, its settings, and the noise levels of its ladder from 80 to 0.
 CASES = {
