@@ -42,8 +42,8 @@ class NumberAgreement:
 
         Returns:
           ``digits_KIND``: digits heard in their places; ``sequence_KIND``: clips with
-          all of them right and silence behind; ``digits_KIND_real``: of real clips of
-          the same prompts, on their spectrograms; ``num_samples``.
+          all of them right and silence behind; both also with ``_real``: of real clips
+          of the same prompts, on their spectrograms; ``num_samples``.
         """
         questions = subject.need("questions", "agreement of numbers")
         to_sound = subject.need("to_sound", "agreement of numbers")
@@ -60,15 +60,15 @@ class NumberAgreement:
             slots = in_slots(to_sound(x), digits.shape[1])
             images = heard(slots.reshape(-1, SLOT))
             real = asked.pixels.reshape(len(digits), 32, digits.shape[1], 32, 1)
-            for end, read in (("", images), ("_real", real.swapaxes(1, 2))):
+            silent = np.abs(slots).max(-1) < SILENT
+            ends = ("", images, silent), ("_real", real.swapaxes(1, 2), True)
+            for end, read, quiet in ends:
                 read = read.reshape(-1, *speech_reader.IMAGE_SHAPE)
                 named = speech_reader.read(weights, read)["digit"].argmax(-1)
                 right = named.reshape(digits.shape) == digits
                 found[f"digits_{kind}{end}"] = float(right[digits >= 0].mean())
-                if not end:
-                    silent = np.abs(slots).max(-1) < SILENT
-                    whole = np.where(digits >= 0, right, silent).all(1)
-                    found[f"sequence_{kind}"] = float(whole.mean())
+                whole = np.where(digits >= 0, right, quiet).all(1)
+                found[f"sequence_{kind}{end}"] = float(whole.mean())
         network = "speech_reader", speech_reader.WEIGHTS_SHA256
         reference = hashes.hexdigest(), 2 * self.num_samples
         found |= protocol_in(self, subject, "number_agreement", network, *reference)
