@@ -4,7 +4,7 @@ Run:
   python -m scm_jax train --config=experiments/mixture.py:scd --workdir=runs/mixture_scd
   python -m scm_jax evaluate --run=runs/mixture_scd
 
-Expect: consistency_rmse of 0.0045 (scd) and 0.047 (sct), in 30 seconds on one CPU core;
+Expect: consistency_rmse of 0.005 (scd) and 0.047 (sct), in 30 seconds on one CPU core;
 jax 0.10.2, seed 0. All other methods: docs/methods.md.
 """
 

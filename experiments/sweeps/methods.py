@@ -4,7 +4,7 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/methods.py \\
     --root=runs/methods --max_parallel=2
 
-Expect: docs/methods.md.
+Expect (33 runs with seeds=1, 40 minutes of a CPU core): docs/methods.md.
 
 Two tracks: ``scratch`` starts at random parameters and learns from data; ``distilled``
 starts at one shared teacher, which it follows. All have the same transformer, batch,
