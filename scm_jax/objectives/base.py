@@ -138,6 +138,12 @@ def init_log_weight() -> dict[str, jax.Array]:
     return {"kernel": jnp.zeros((WEIGHT_FEATURES,)), "bias": jnp.zeros(())}
 
 
+def init_weights(objective: Any, key: jax.Array) -> Any:
+    """Parameters of an objective: those of the weight network, if it learns one."""
+    del key
+    return {"log_weight": init_log_weight()} if objective.learned_weighting else {}
+
+
 def log_weight(
     params: dict[str, jax.Array], time: Time, sigma_data: float
 ) -> jax.Array:
@@ -294,4 +300,9 @@ def condition(objective: Any, key: jax.Array, batch: Batch, **inputs: Any) -> Co
 
 def needs(objective: Any, *names: str) -> frozenset[str]:
     """Fields of ``Cond`` that a network must consume, those named among them."""
-    return frozenset({"t", *names} | ({"frames"} if objective.first_frames else set()))
+    found = {"t", *names}
+    if objective.first_frames:
+        found.add("frames")
+    if getattr(objective, "guidance_range", None) is not None:
+        found.add("guidance")
+    return frozenset(found)

@@ -96,6 +96,7 @@ class Consistency:
     segments: int = 1
 
     needs_critic = False
+    init = base.init_weights
 
     def __post_init__(self):
         for field, legal in _CHOICES.items():
@@ -118,16 +119,12 @@ class Consistency:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        return base.needs(self, *["guidance"] * (self.guidance_range is not None))
+        return base.needs(self)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
         return self.dx_dt == "teacher"
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,

@@ -38,15 +38,12 @@ class Diffusion:
 
     needs_teacher = False
     needs_critic = False
+    init = base.init_weights
 
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
         return base.needs(self)
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,

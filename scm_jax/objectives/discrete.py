@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,6 +70,8 @@ class Discrete:
     first_frames: int = 0
 
     needs_critic = False
+    init = base.init_weights
+    validation_error = base.validation_error
 
     def __post_init__(self):
         check_choice(self.dx_dt, ("data", "teacher"), "objective.dx_dt")
@@ -90,16 +91,12 @@ class Discrete:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        return base.needs(self, *["guidance"] * (self.guidance_range is not None))
+        return base.needs(self)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
         return self.dx_dt == "teacher"
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,
@@ -198,15 +195,3 @@ class Discrete:
         gap = trigflow.between(t, r)
         factor = trigflow.expand(gap.sin / (2.0 * t.cos), x_t)
         return ddim - factor * (z_r - z_t)
-
-    def validation_error(
-        self,
-        net: Callable[[jax.Array, Cond], jax.Array],
-        x0: jax.Array,
-        z: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Any = None,
-    ) -> jax.Array:
-        """``||cos(t) df/dt||^2 / D`` of ``f``, as ``Consistency`` has it."""
-        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 from scm_jax import trigflow
 from scm_jax.objectives import base, two_times
 from scm_jax.objectives.two_times import MapFn, Rows
-from scm_jax.trigflow import Time, expand
-from scm_jax.types import Batch, Cond, NetFn, check_choice
+from scm_jax.trigflow import expand
+from scm_jax.types import Batch, NetFn, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,8 @@ class Lagrangian:
     first_frames: int = 0
 
     needs_critic = False
+    init = base.init_weights
+    validation_error = base.validation_error
 
     def __post_init__(self):
         two_times.check(self)
@@ -82,17 +83,12 @@ class Lagrangian:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        guided = ["guidance"] * (self.guidance_range is not None)
-        return base.needs(self, "dt", *guided)
+        return base.needs(self, "dt")
 
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
         return self.dx_dt == "teacher"
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,
@@ -111,14 +107,7 @@ class Lagrangian:
         rows = two_times.draw_rows(self, batch, key)
         diagonal, mapped = two_times.split(rows, self.map_every)
         error = self._map_error(at(mapped.cond), mapped, teacher_fn)
-        mean = jnp.mean(error)
-        if diagonal is not None:
-            fn = at(diagonal.cond)
-            other = two_times.diagonal_error(fn, diagonal, self.sigma_data)
-            error = two_times.join(other, error, self.map_every)
-        size, power = batch.x[0].size, self.adaptive_power
-        weighted = base.adaptive(error, size, power, self.adaptive_eps)
-        return base.output(self, params, rows.t, error, weighted, map_error=mean)
+        return two_times.output(self, params, at, diagonal, mapped, error)
 
     def _map_error(self, fn: MapFn, rows: Rows, teacher_fn: Any) -> jax.Array:
         x_t, dt, sd = rows.x_t, rows.dt, self.sigma_data
@@ -139,15 +128,3 @@ class Lagrangian:
             g = base.normalize(expand(dt.cos, x_t) * raw, kind, eps)
             residual = U - stopped - jax.lax.stop_gradient(g)
         return base.per_example_mean(jnp.square(residual))
-
-    def validation_error(
-        self,
-        net: Callable[[jax.Array, Cond], jax.Array],
-        x0: jax.Array,
-        z: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Any = None,
-    ) -> jax.Array:
-        """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``, as ``Consistency`` has it."""
-        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

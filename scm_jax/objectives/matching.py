@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,6 +58,8 @@ class Matching:
 
     needs_teacher = True
     needs_critic = True
+    init = base.init_weights
+    validation_error = base.validation_error
 
     def __post_init__(self):
         check_choice(self.form, ("vsd", "dmd"), "matching.form")
@@ -69,11 +70,7 @@ class Matching:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        return base.needs(self, *["guidance"] * (self.guidance_range is not None))
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
+        return base.needs(self)
 
     def __call__(
         self,
@@ -184,18 +181,6 @@ class Matching:
         diffusion = Diffusion(self.sigma_data, *law, learned_weighting=False)
         both = {"net": critic_params, "objective": {}}
         return diffusion(critic_net_fn, both, samples, key=key_loss, step=step).loss
-
-    def validation_error(
-        self,
-        net: Callable[[jax.Array, Cond], jax.Array],
-        x0: jax.Array,
-        z: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Any = None,
-    ) -> jax.Array:
-        """``||cos(t) df/dt||^2 / D`` of ``f``, as ``Consistency`` has it."""
-        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)
 
 
 @dataclasses.dataclass(frozen=True)

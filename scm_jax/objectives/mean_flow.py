@@ -74,6 +74,8 @@ class MeanFlow:
     first_frames: int = 0
 
     needs_critic = False
+    init = base.init_weights
+    validation_error = base.validation_error
 
     def __post_init__(self):
         two_times.check(self)
@@ -94,17 +96,12 @@ class MeanFlow:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
-        guided = ["guidance"] * (self.guidance_range is not None)
-        return base.needs(self, "dt", *guided)
+        return base.needs(self, "dt")
 
     @property
     def needs_teacher(self) -> bool:
         """Whether calls need ``teacher_fn``."""
         return self.dx_dt == "teacher"
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,
@@ -187,15 +184,3 @@ class MeanFlow:
         cos, q = expand(dt.cos, x_t), expand(q, x_t)
         second = r * (q * x_t + sd * q_dU)
         return U, -jnp.square(cos) * (sd * stopped - v) - second
-
-    def validation_error(
-        self,
-        net: Callable[[jax.Array, Cond], jax.Array],
-        x0: jax.Array,
-        z: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Any = None,
-    ) -> jax.Array:
-        """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``, as ``Consistency`` has it."""
-        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

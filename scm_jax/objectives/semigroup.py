@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ import jax.numpy as jnp
 from scm_jax import trigflow
 from scm_jax.objectives import base, two_times
 from scm_jax.objectives.two_times import MapFn, Rows
-from scm_jax.trigflow import Time
-from scm_jax.types import Batch, Cond, NetFn, check_choice
+from scm_jax.types import Batch, NetFn, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +51,8 @@ class Semigroup:
 
     needs_teacher = False
     needs_critic = False
+    init = base.init_weights
+    validation_error = base.validation_error
     guidance_range = None
 
     def __post_init__(self):
@@ -68,10 +68,6 @@ class Semigroup:
     def needs(self) -> frozenset[str]:
         """Fields of ``Cond`` that a network must consume."""
         return base.needs(self, "dt")
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters of the weight network."""
-        return {"log_weight": base.init_log_weight()} if self.learned_weighting else {}
 
     def __call__(
         self,
@@ -95,16 +91,8 @@ class Semigroup:
         law = shape, self.P_mean, self.P_std, sd
         t = trigflow.lognormal_proposal(key_times, *law)
         diagonal = diagonal._replace(t=t, s=t)
-        fn = at(mapped.cond)
-        error = self._map_error(fn, mapped, key_middle)
-        mean = jnp.mean(error)
-        other = two_times.diagonal_error(at(diagonal.cond), diagonal, sd)
-        error = two_times.join(other, error, self.map_every)
-        both = zip(t, mapped.t, strict=True)
-        time = Time(*(two_times.join(*ab, self.map_every) for ab in both))
-        size, power = batch.x[0].size, self.adaptive_power
-        weighted = base.adaptive(error, size, power, self.adaptive_eps)
-        return base.output(self, params, time, error, weighted, map_error=mean)
+        error = self._map_error(at(mapped.cond), mapped, key_middle)
+        return two_times.output(self, params, at, diagonal, mapped, error)
 
     def _map_error(self, fn: MapFn, rows: Rows, key: jax.Array) -> jax.Array:
         x_t, t, s, sd = rows.x_t, rows.t, rows.s, self.sigma_data
@@ -120,15 +108,3 @@ class Semigroup:
         U = fn(x_t / sd, t.t, rows.dt.t)
         residual = sd * (U - jax.lax.stop_gradient(target))
         return base.per_example_mean(jnp.square(residual))
-
-    def validation_error(
-        self,
-        net: Callable[[jax.Array, Cond], jax.Array],
-        x0: jax.Array,
-        z: jax.Array,
-        time: Time,
-        cond: Cond,
-        teacher_fn: Any = None,
-    ) -> jax.Array:
-        """``||cos(t) df/dt||^2 / D`` of ``f = X_{t->0}``, as ``Consistency`` has it."""
-        return base.validation_error(self, net, x0, z, time, cond, teacher_fn)

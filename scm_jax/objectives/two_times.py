@@ -168,6 +168,26 @@ def diagonal_error(fn: MapFn, rows: Rows, sigma_data: float) -> jax.Array:
     return base.per_example_mean(jnp.square(sigma_data * U - rows.dx_dt))
 
 
+def output(
+    objective: Any,
+    params: dict[str, Any],
+    at: Callable[[Cond], MapFn],
+    diagonal: Rows | None,
+    mapped: Rows,
+    error: jax.Array,
+) -> base.LossOutput:
+    """The result of both kinds of rows; ``error`` is that of the ``mapped`` ones."""
+    mean, time, every = jnp.mean(error), mapped.t, objective.map_every
+    if diagonal is not None:
+        both = zip(diagonal.t, mapped.t, strict=True)
+        time = Time(*(join(*ab, every) for ab in both))
+        other = diagonal_error(at(diagonal.cond), diagonal, objective.sigma_data)
+        error = join(other, error, every)
+    law = mapped.x0[0].size, objective.adaptive_power, objective.adaptive_eps
+    weighted = base.adaptive(error, *law)
+    return base.output(objective, params, time, error, weighted, map_error=mean)
+
+
 def residuals(
     net: Callable[[jax.Array, Cond], jax.Array],
     velocity: Callable[[jax.Array, Cond], jax.Array],

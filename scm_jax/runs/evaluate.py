@@ -288,9 +288,8 @@ def evaluate_run(
             if key not in done:
                 if rows is None:
                     it = load_generate(directory, name, step)
-                    subject = subjects.make_subject(
-                        it.experiment, it.params, it.generate, config
-                    )
+                    drawn = it.experiment, it.params, it.generate
+                    subject = subjects.make_subject(*drawn)
                     rows = Rows(it.experiment, subject, it.average)
                 row = rows.measure(point, built) | {"key": key}
                 row = labelled(row, rows.experiment, step, name, run_dir)

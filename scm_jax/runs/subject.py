@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from scm_jax import sampling, trigflow
 from scm_jax.datasets import front_ends
@@ -22,7 +21,7 @@ from scm_jax.runs import reference_stats
 from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
 from scm_jax.runs.setup import parts, start
-from scm_jax.runs.setup.experiment import Experiment, build_objective
+from scm_jax.runs.setup.experiment import Experiment
 from scm_jax.runs.setup.parts import Teacher
 from scm_jax.trigflow import Time
 from scm_jax.types import Cond, conditions
@@ -32,12 +31,8 @@ def make_subject(
     experiment: Experiment,
     net_params: Any,
     generate: Generator | None = None,
-    config: ConfigDict | None = None,
 ) -> Subject:
-    """The callables and the real data.
-
-    ``config`` is the run's own where ``experiment`` was built without its teacher.
-    """
+    """The callables and the real data."""
     dataset, info = experiment.dataset, experiment.dataset.info
     network, sigma_data = experiment.network, info.sigma_data
 
@@ -62,7 +57,7 @@ def make_subject(
         map_residuals=_map_residuals(experiment, net_params),
         closed_form=dataset.closed_form,
         batch=functools.partial(_held_out_batch, experiment),
-        validation_error=_validation_error(experiment, net_params, config),
+        validation_error=_validation_error(experiment, net_params),
         teacher_paths=functools.partial(_teacher_paths, experiment),
         quantization=lambda: generator.quantization,
         dataset=info.name,
@@ -100,12 +95,10 @@ def _held_out_batch(
 
 
 def _validation_error(
-    experiment: Experiment, net_params: Any, config: ConfigDict | None
+    experiment: Experiment, net_params: Any
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Errors of the run's own objective, and of ``f`` against the data."""
-    config = experiment.config if config is None else config
-    sigma_data = experiment.dataset.info.sigma_data
-    objective = build_objective(config, sigma_data)
+    sigma_data, objective = experiment.dataset.info.sigma_data, experiment.objective
     teacher = functools.cache(functools.partial(reference_teacher, experiment))
 
     @jax.jit
