@@ -127,7 +127,9 @@ def _evaluate() -> int:
         "times", [], "Lists of intermediate times: 1.1 for 2 steps, 1.1/0.6 for 3."
     )
     flags.DEFINE_list("guidance", [], "Guidance scales; default: the run's.")
-    flags.DEFINE_list("sampler", [], "Samplers, of consistency and map; the run's.")
+    flags.DEFINE_list(
+        "sampler", [], "Samplers, as consistency,map; default: the run's."
+    )
     flags.DEFINE_float("gamma", None, "Share of new noise in each step of map.")
     flags.DEFINE_list("metrics", None, "Evaluators; default: the run's.")
     cli.path("reference", None, "Reference statistics; default: the run's or data's.")
