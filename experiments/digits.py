@@ -13,7 +13,8 @@ Expect (Frechet distance, floor 1.80, means of 3 sets of samples; 2 CPU cores, s
 
 ``start=scratch`` begins at random parameters. The other methods of
 ``scm_jax.objectives.presets.PRESETS``, and all of them at equal compute:
-docs/methods.md.
+docs/methods.md. ``data=moving_digits`` are digits anywhere on 16x16 pixels, of which
+none comes twice.
 """
 
 from scm_jax.config import base_config, parse_arg
@@ -23,13 +24,17 @@ BATCH = 128
 
 
 def get_config(arg: str = ""):
-    """``teacher``, ``sct``, ``scd`` or another method; start=scratch; ``quick``."""
+    """``teacher``, ``sct``, ``scd`` or another method; start, data and ``quick``."""
     others = sorted(set(PRESETS) - {"sct", "scd"})
-    starts = ("teacher", "scratch")
-    variant, options = parse_arg(arg, ("teacher", "sct", "scd", *others), start=starts)
-    c = base_config("dit", "diffusion" if variant == "teacher" else variant)
+    variant, options = parse_arg(
+        arg,
+        ("teacher", "sct", "scd", *others),
+        start=("teacher", "scratch"),
+        data=("digits", "moving_digits"),
+    )
+    data, objective = options["data"], "diffusion" if variant == "teacher" else variant
+    c = base_config("dit", objective, data)
     c.name = variant
-    c.dataset.name = "digits"
     c.network.patch = 4
     c.network.width = 128
     c.network.depth = 3
@@ -38,8 +43,14 @@ def get_config(arg: str = ""):
     c.optimizer.rampup_images = 50.0 * BATCH
     c.ema.rel_std = (0.05, 0.10)
     c.train.batch_size = BATCH
-    c.eval.evaluators = ("digits",)
+    c.eval.evaluators = (data,)
     c.eval.num_seeds = 3
+    teacher = "runs/digits_teacher"
+    if data == "moving_digits":
+        teacher = "runs/digit_frames_teacher"
+        c.dataset.update({"frames": 1, "num_items": 400_000})
+        c.network.patch_sides = (1, 4, 4)
+        c.eval.split, c.eval.num_seeds = "test", 1
     if variant == "teacher":
         c.objective.P_mean = -0.8
         c.objective.P_std = 1.4
@@ -59,7 +70,7 @@ def get_config(arg: str = ""):
         c.train.duration_images = 3_000 * BATCH
         # Alg. 1 starts both kinds of student at the teacher's EMA.
         if options["start"] == "teacher":
-            c.init.run = "runs/digits_teacher"
+            c.init.run = teacher
         if PRESETS[variant].taught:
             # Distillation has a fixed point at tangent 0; a normalized tangent keeps
             # its length near it, and in 64 dimensions and few steps that is noise.
@@ -67,7 +78,7 @@ def get_config(arg: str = ""):
             if "tangent_normalization" in c.objective:
                 c.objective.tangent_normalization = "none"
             c.teacher.source = "run"
-            c.teacher.run = "runs/digits_teacher"
+            c.teacher.run = teacher
         if c.sampling.sampler != "map":
             c.sampling.sampler = "consistency"
         c.sampling.steps = 2

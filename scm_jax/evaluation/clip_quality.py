@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scm_jax.evaluation.features import clips_reader
-from scm_jax.evaluation.metrics import clip_motion, frechet
+from scm_jax.evaluation.metrics import clip_motion, frechet, neighbours
 from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
@@ -41,11 +41,12 @@ class ClipQuality:
         """Numbers of the samples and, with ``_real``, of the real clips.
 
         Returns:
-          ``residual``, ``speed``, ``speed_distance`` (``clip_motion.compare``); of 8
-          frames of 16x16 also ``frame_agreement``, the share of frames on which the
-          network names the label, ``all_frames_agree``, the share of clips with all
-          frames right, ``frechet_distance`` in its features and ``frechet_floor``;
-          with ``first`` also ``path_error``, the root mean square distance of the
+          ``residual``, ``speed``, ``speed_distance`` (``clip_motion.compare``) of more
+          than one frame; of 8 frames or 1 of 16x16 also ``frame_agreement``, the share
+          of frames on which the network names the label, ``all_frames_agree``, the
+          share of clips with all frames right, and ``frechet_distance``,
+          ``frechet_floor``, ``precision`` and ``recall`` in its features; with
+          ``first`` also ``path_error``, the root mean square distance of the
           digit from where it really went.
         """
         to_pixels = subject.need("to_pixels", "quality of clips")
@@ -68,7 +69,7 @@ class ClipQuality:
             away = np.subtract(*paths)[:, self.first :]
             found["path_error"] = float(np.sqrt((away**2).sum(-1).mean()))
         network = "none", "none"
-        if real.shape[1:] == clips_reader.CLIP_SHAPE:
+        if real.shape[1:] in clips_reader.SHAPES:
             network = "clips_reader", clips_reader.WEIGHTS_SHA256
         metric = f"clip_quality(first={self.first})"
         reference = hashlib.sha256(real.tobytes()).hexdigest(), self.num_samples
@@ -78,8 +79,8 @@ class ClipQuality:
 
 def measure(made: np.ndarray, real: np.ndarray, labels: Any) -> dict[str, Any]:
     """The numbers of ``ClipQuality`` for uint8 clips of these labels."""
-    found = clip_motion.compare(made, real)
-    if real.shape[1:] == clips_reader.CLIP_SHAPE:
+    found = clip_motion.compare(made, real) if real.shape[1] > 1 else {}
+    if real.shape[1:] in clips_reader.SHAPES:
         found |= _read(made, real, labels)
     return found
 
@@ -91,6 +92,7 @@ def _read(made: np.ndarray, real: np.ndarray, labels: Any) -> dict[str, float]:
     fake, true = (seen["features"].astype(np.float64) for seen in read)
     found = {"frechet_distance": frechet.feature_distance(true, fake)}
     found["frechet_floor"], _ = frechet.halves_floor(true)
+    found |= neighbours.precision_recall(true, fake)._asdict()
     for end, seen in zip(("", "_real"), read, strict=True):
         if labels is not None:
             right = seen["frame_digit"].argmax(-1) == labels[:, None]

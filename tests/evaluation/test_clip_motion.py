@@ -64,8 +64,9 @@ def test_the_frozen_network_reads_digits_of_held_out_handwriting():
         clips_reader.read(weights, fields["clip"][:, :4])
 
 
-def subject_of(generate):
-    x, label = make_dataset("moving_digits", "test", num_items=160).arrays()
+def subject_of(generate, frames=8):
+    data = make_dataset("moving_digits", "test", frames=frames, num_items=160)
+    x, label = data.arrays()
     return (
         x,
         label,
@@ -132,3 +133,16 @@ def test_clips_continue_the_first_frames_of_real_ones():
     away = paths[:, 5:] - paths[:, 4:5]
     expected = np.sqrt((away**2).sum() / (20 * 6))
     assert found["path_error"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_single_frames_are_measured_without_a_path():
+    x, _, subject = subject_of(lambda x, label, *_: x[:80], frames=1)
+    evaluator = build("moving_digits", num_samples=80)
+    found = evaluator(subject)
+    assert not {"residual", "speed"} & found.keys()
+    assert found["frechet_distance"] < 1.5 * found["frechet_floor"]
+    assert found["precision"] > 0.7 and found["recall"] > 0.7
+    one = dataclasses.replace(subject, generate=lambda *_: x[:1].repeat(80, 0))
+    same = evaluator(one)
+    assert same["precision"] == 1 and same["recall"] < 0.1
+    assert same["frechet_distance"] > 5 * found["frechet_distance"]

@@ -36,7 +36,7 @@ TAUGHT = {"source": "run", "run": "runs/none"}
 def costly(name, **changes):
     """A config whose network is wide enough for its embeddings to cost nothing."""
     c = base_config("mlp", name, "mixture")
-    c.network.width, c.network.depth = 64, 10
+    c.network.width, c.network.depth = 64, 8
     if PRESETS[name].taught:
         c.teacher.update(TAUGHT)
     for key, value in changes.items():
@@ -90,9 +90,7 @@ def tiny(name):
     return c
 
 
-@pytest.mark.parametrize(
-    "name", ["meanflow", "lmd", "psd", "ect", "scd_segments", "rcm"]
-)
+@pytest.mark.parametrize("name", ["meanflow", "psd", "ect", "scd_segments", "rcm"])
 def test_a_run_of_each_kind_is_trained_measured_and_sampled(name, tmp_path):
     c = tiny(name)
     assert train.train_and_evaluate(c, tmp_path / "run") == "done"

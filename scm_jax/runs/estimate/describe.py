@@ -42,7 +42,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     experiment = experiment_lib.build_abstract(config)
     macs = work.macs_per_image(experiment)
     train = macs["train_macs_per_image"]
-    roles = work.train_macs_by_role(experiment)
+    roles = work.train_macs_by_role(experiment, train)
     diffusion = work.train_macs(_as_diffusion(experiment))
     parameters = counts.parameter_count(experiment.abstract_params()["net"])
     state = jax.eval_shape(experiment.init_state, experiment.abstract_params())

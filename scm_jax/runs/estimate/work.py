@@ -38,17 +38,15 @@ def train_macs(experiment: Experiment, batch_size: int | None = None) -> int:
     return macs + critic_macs(experiment, batch_size)
 
 
-def train_macs_by_role(
-    experiment: Experiment, batch_size: int | None = None
-) -> dict[str, int]:
-    """Multiply-adds of a step by what they are for, per image.
+def train_macs_by_role(experiment: Experiment, total: int) -> dict[str, int]:
+    """Multiply-adds of a step by what they are for, per image; ``total`` of them.
 
     ``forward`` are the student's passes, tangents and targets among them; ``backward``
     is their gradient; ``teacher`` and ``critic`` are evaluations of these networks for
     the student; ``critic_training`` is the critic's own step, with the samples that it
     is made of. Work that is not done in every step is a mean.
     """
-    batch_size = batch_size or min(experiment.config.train.batch_size, 16)
+    batch_size = min(experiment.config.train.batch_size, 16)
     loss, args = training_loss(experiment, batch_size)
     every, whole = student_every(experiment), counts.count_macs(loss, *args)
     roles = {}
@@ -59,7 +57,6 @@ def train_macs_by_role(
     roles["forward"] = whole - sum(roles.values())
     per_image = {k: v // (batch_size * every) for k, v in roles.items()}
     per_image["critic_training"] = critic_macs(experiment, batch_size)
-    total = train_macs(experiment, batch_size)
     per_image["backward"] = total - sum(per_image.values())
     return {k: v for k, v in per_image.items() if v}
 
