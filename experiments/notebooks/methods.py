@@ -47,11 +47,11 @@ every = scm_jax.load_runs(ROOT)
 print(every["state"].value_counts().to_string())
 runs = every[every["state"] == "done"].copy()
 tags = runs["tags"].map(list)
-runs["budget"] = tags.map(lambda t: next((x for x in t if "steps_" in x), "teacher"))
-runs["track"] = tags.map(lambda t: t[0])
-runs["method"] = runs["name"]
+runs["track"] = tags.map(lambda names: names[0])
+students = runs[runs["track"] != "teacher"].copy()
+students["method"] = tags.map(lambda names: names[1:2]).str[0]
+students["budget"] = tags.map(lambda names: names[2:3]).str[0]
 teacher = runs[runs["track"] == "teacher"].iloc[0]
-students = runs[runs["track"] != "teacher"]
 budgets = sorted(students["budget"].unique(), key=lambda name: int(name.split("_")[1]))
 flops = students.groupby("budget")["flops"].mean()
 print({name: f"{flops[name]:.3g} FLOPs" for name in budgets})

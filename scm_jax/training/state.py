@@ -80,6 +80,8 @@ class OptimizerConfig:
     # Images before the decay of inverse_sqrt starts (t_ref B), or when cosine ends.
     decay_images: float = 0.0
     rampup_images: float = 0.0  # linear ramp-up of the learning rate; 0 for none
+    # The width that ``learning_rate`` is for, see ``width_rules``; 0: one rate for all.
+    base_width: int = 0
 
 
 _DECAYS: dict[str, Callable[[jax.Array], jax.Array] | None] = {
@@ -113,6 +115,20 @@ def learning_rate(config: OptimizerConfig, images: jax.Array) -> jax.Array:
     return lr
 
 
+def kernel_axes(
+    path: Any, ndim: int, looped: Collection[str]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Axes of inputs and outputs of a network's parameter; None if it is no kernel."""
+    group, leaf = path[0].key, path[-1].key
+    if leaf != "kernel":
+        return None
+    # A loop has a kernel per block, as the caption's keys and values do.
+    per_block = group in (*looped, "memory")
+    of_kernel = tuple(range(per_block, ndim))
+    inputs = 3 if group != "memory" and len(of_kernel) == 4 else 1  # convolutions
+    return of_kernel[:inputs], of_kernel[inputs:]
+
+
 def _muon(
     lr: Any, *, b1: float, b2: float, eps: float, looped: Collection[str]
 ) -> optax.GradientTransformation:
@@ -123,14 +139,8 @@ def _muon(
     """
 
     def axes(path: Any, w: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        group, leaf = path[1].key, path[-1].key
-        if leaf != "kernel":
-            return None
-        # A loop has a kernel per block, as the caption's keys and values do.
-        per_block = group in (*looped, "memory")
-        of_kernel = tuple(range(per_block, w.ndim))
-        inputs = 3 if group != "memory" and len(of_kernel) == 4 else 1  # convolutions
-        return contrib.MuonDimensionNumbers(of_kernel[:inputs], of_kernel[inputs:])
+        found = kernel_axes(path[1:], w.ndim, looped)
+        return found and contrib.MuonDimensionNumbers(*found)
 
     return contrib.muon(
         lr,

@@ -31,7 +31,7 @@ CONFIG = {
         "guidance_range": None,
     },
     "ema": {"rel_std": [0.1, 0.05], "half_life_images": [], "sampling": ""},
-    "sampling": {"guidance": 1.0, "steps": 2},
+    "sampling": {"guidance": 1.0, "steps": 2, "sampler": "consistency"},
     "train": {"batch_size": 10, "duration_images": 1000},
     "log": {"every_images": 100},
 }

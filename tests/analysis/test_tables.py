@@ -76,13 +76,14 @@ class TestRows:
 
 
 class TestResults:
-    def test_other_guidance_times_and_averages_have_no_column(self, root):
+    def test_other_ways_to_sample_have_no_column(self, root):
         other = [{"guidance": 1.5}, {"times": [0.8]}, {"ema": "0.05"}]
+        other += [{"sampler": "ddim"}, {"sampler": "map(gamma=0.5)"}]
         rows = [result(2, 2.0, **settings) for settings in other]
         write(root, results=[result(2, 1.0), *rows])
         frame = scm_jax.load_runs(root)
         assert frame["2_steps/frechet_distance"].tolist() == [1.0]
-        assert len(scm_jax.load_results(root)) == 4
+        assert len(scm_jax.load_results(root)) == 6
 
     def test_the_latest_training_step_counts_then_the_last_row(self, root):
         rows = [result(2, 1.0), result(2, 2.0), result(2, 3.0, step=50)]

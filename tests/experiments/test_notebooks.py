@@ -29,12 +29,14 @@ TINY = "a run of sampling_times.py, cut down"
 # Notebook -> the tables, or the sweep, whose runs it reads.
 SOURCES = {
     "ablation": STORED,
+    "methods": EXPERIMENTS.parent / "docs" / "methods_digits",
     "sampling": TINY,
     "scaling": EXPERIMENTS.parent / "docs" / "isoflop_digits",
     "tangents": STORED,
 }
 SWEEPS = {
     "ablation": "ablate_stabilizers.py:sct,quick",
+    "methods": "methods.py:both,quick",
     "sampling": "sampling_times.py:both,quick",
     "scaling": "isoflop_digits.py:both,quick",
     "tangents": "ablate_stabilizers.py:sct,quick",
@@ -42,6 +44,7 @@ SWEEPS = {
 # What a notebook's outputs say of these runs.
 READ = {
     "ablation": "tangent_normalization = none",
+    "methods": "lmd - emd",
     "sampling": "sct",
     "scaling": "N_opt ~ C^p, p",
     "tangents": "spikes",

@@ -168,13 +168,19 @@ def result_rows(run: RunFiles) -> list[dict[str, Any]]:
 def _default_results(
     rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The newest numbers of the run's own way to sample: its guidance, times and EMA.
+    """The newest numbers of the run's own sampler with its guidance, times and EMA.
 
     The row of the latest training step counts, then the last one.
     """
     names = ("sampling", "rel_std", "half_life_images")
     ema = sampling_ema({name: config.get(f"ema.{name}") for name in names})
     guidance = config.get("sampling.guidance")
+    sampler, shift, gamma = (
+        config.get(f"sampling.{name}") for name in ("sampler", "shift", "gamma")
+    )
+    samplers = {sampler, f"{sampler}(shift={shift})"}
+    if gamma and sampler == "map":
+        samplers = {f"{sampler}(gamma={gamma})"}
     newest: dict[str, tuple[float, float]] = {}
     entries: dict[str, Any] = {}
     for row in rows:
@@ -183,6 +189,7 @@ def _default_results(
             and "steps" in row
             and row.get("times") is None
             and (guidance is None or row.get("guidance", guidance) == guidance)
+            and (sampler is None or row.get("sampler", sampler) in samplers)
             and (not ema or row.get("ema", ema) == ema)
         ):
             continue

@@ -53,6 +53,7 @@ ADDED_KEYS = {
     "matching.simulated": "1",
     "matching.learned_weighting": "true",
     "matching.weight": "0.0",
+    "optimizer.base_width": "0",
     "critic.learning_rate": "0.0",
     "critic.student_every": "1",
     "critic.half_life_images": "0.0",

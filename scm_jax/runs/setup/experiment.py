@@ -29,6 +29,7 @@ from scm_jax.types import Batch, lookup
 if TYPE_CHECKING:
     from scm_jax.training.sharding import Placement
     from scm_jax.training.step import CriticStep, TrainStep, Weights
+    from scm_jax.training.width_rules import WidthRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Experiment:
         if rate := self.config.critic.learning_rate:
             settings = dataclasses.replace(settings, learning_rate=rate)
         size = self.config.train.batch_size
-        return state_lib.build_optimizer(settings, size, self.critic.looped)
+        return build_optimizer(settings, size, self.critic)
 
     def _keep(self, folded: networks.Folded) -> networks.Folded:
         # Weights, or their gradient, in the pieces that devices store.
@@ -140,8 +141,12 @@ class Experiment:
         """Fresh parameters of network and objective; traceable."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
         key_net, key_objective = jax.random.split(key)
+        net, settings = self.network.init(key_net), self.config.optimizer
+        if settings.base_width:
+            rules = network_rules(self.network, settings.base_width, settings.name)
+            net = jax.tree.map(lambda w, factor: factor * w, net, rules.start)
         return {
-            "net": self.network.init(key_net),
+            "net": net,
             "objective": self.objective.init(key_objective),
         }
 
@@ -188,11 +193,8 @@ def build(config: ConfigDict, *, taught: bool = True) -> Experiment:
         )
     # The schedule counts the updates of the student.
     every = config.critic.student_every if objective.needs_critic else 1
-    optimizer = state_lib.build_optimizer(
-        state_lib.OptimizerConfig(**config.optimizer),
-        config.train.batch_size * every,
-        network.looped,
-    )
+    settings = state_lib.OptimizerConfig(**config.optimizer)
+    optimizer = build_optimizer(settings, config.train.batch_size * every, network)
     profiles = parts.ema_profiles(config)
     lookup(profiles, sampling_ema(config.ema), "ema.sampling")
     found = config, dataset, network, objective, optimizer, profiles
@@ -212,6 +214,35 @@ def _with_teacher(experiment: Experiment, teacher: Teacher) -> Experiment:
     if experiment.objective.needs_critic:
         critic = teacher.network or unguided(experiment).network
     return dataclasses.replace(experiment, teacher=teacher, critic=critic)
+
+
+def build_optimizer(
+    settings: state_lib.OptimizerConfig, batch_size: int, network: Network
+) -> optax.GradientTransformation:
+    """The optimizer of a network's group of parameters, and of others beside it."""
+    optimizer = state_lib.build_optimizer(settings, batch_size, network.looped)
+    if not settings.base_width:
+        return optimizer
+    from scm_jax.training.width_rules import scaled
+
+    rules = network_rules(network, settings.base_width, settings.name)
+    return scaled(optimizer, rules.rate)
+
+
+def network_rules(network: Network, base_width: int, optimizer: str) -> WidthRules:
+    """``width_rules`` of a network."""
+    from scm_jax.training.width_rules import width_rules
+
+    module = network.module
+    wide = dataclasses.replace(network, module=module.clone(width=2 * module.width))
+    return width_rules(
+        parts.abstract_init(network),
+        parts.abstract_init(wide),
+        base_width / module.width,
+        optimizer=optimizer,
+        looped=network.looped,
+        normalized=hasattr(module, "normalize"),
+    )
 
 
 def build_objective(config: ConfigDict, sigma_data: float) -> Objective:
