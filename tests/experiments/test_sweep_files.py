@@ -18,6 +18,7 @@ SWEEPS = {
     "sampling_times": ("sct,quick", 1 + 1, 1 + 2 * 3),
     "scale_dit": ("8", 6 * 3, 6 * 3),
     "scale_imagenet512": ("s", 3, 5 * 3),
+    "transfer": ("with,quick", 3 * 2 * 2 + 2, 3 * 5 * 6 + 5),
 }
 
 
