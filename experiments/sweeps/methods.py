@@ -27,7 +27,8 @@ from scm_jax.sweeps import of_duration, run_dir
 BASE = "experiments/digits.py:sct"
 METRICS = tuple(f"{n}_steps/frechet_distance" for n in (1, 2, 4, 8))
 BATCH = 64
-STEPS = (500, 4_000)  # of diffusion, which cost as much as a student's training
+# Steps of diffusion that cost as much as the training of a student.
+STEPS = {"digits": (500, 4_000), "moving_digits": (250, 2_000)}
 TEACHER_STEPS = 2_000
 STEP_FLOPS = {"digits": 1.8e8, "moving_digits": 6.6e8}  # of a step of diffusion
 METHODS = {
@@ -86,15 +87,15 @@ def sweep(arg=""):
     tracks = {track: METHODS[track]} if track in METHODS else METHODS
     seeds = (0,) if track == "trials" or quick else range(1, 1 + options["seeds"])
     for seed in seeds:
-        for budget in range(1 if quick else len(STEPS)):
+        for budget, steps in enumerate(STEPS[data][: 1 if quick else None]):
             for kind, methods in tracks.items():
                 for method in methods:
                     rates = RATES if track == "trials" else CHOSEN[method][budget:][:1]
                     for rate in rates:
                         arm = _arm(kind, method, data, rate, seed)
-                        arm["label"] += f"_{STEPS[budget]}"
-                        arm["tags"] += (f"steps_{STEPS[budget]}",)
-                        yield common | arm | {"train.flops": STEPS[budget] * step}
+                        arm["label"] += f"_{steps}"
+                        arm["tags"] += (f"steps_{steps}",)
+                        yield common | arm | {"train.flops": steps * step}
 
 
 def _arm(kind, method, data, rate, seed):

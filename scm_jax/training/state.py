@@ -120,10 +120,10 @@ def kernel_axes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Axes of inputs and outputs of a network's parameter; None if it is no kernel."""
     group, leaf = path[0].key, path[-1].key
-    if leaf != "kernel":
-        return None
     # A loop has a kernel per block, as the caption's keys and values do.
     per_block = group in (*looped, "memory")
+    if leaf != "kernel" or ndim < 2 + per_block:  # the learned weight has a vector
+        return None
     of_kernel = tuple(range(per_block, ndim))
     inputs = 3 if group != "memory" and len(of_kernel) == 4 else 1  # convolutions
     return of_kernel[:inputs], of_kernel[inputs:]

@@ -137,10 +137,13 @@ def test_the_first_update_of_muon_is_the_orthogonal_part_of_the_gradient():
     draw = {name: rng.normal(size=shape) for name, shape in MATRICES}
     net = {k: {"kernel": jnp.asarray(w, jnp.float32)} for k, w in draw.items()}
     grads = {"net": {**net, "position": jnp.asarray(draw["head"], jnp.float32)}}
+    # The learned weight of an objective has a vector for a kernel.
+    grads["objective"] = {"out": {"kernel": jnp.ones(3)}}
     config = OptimizerConfig(name="muon", learning_rate=0.1)
     optimizer = build_optimizer(config, BATCH, looped=("blocks", "stage"))
-    step = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0]["net"])
-    updates = step(grads)
+    step = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0])
+    updates, vector = (step(grads)[group] for group in ("net", "objective"))
+    assert (vector["out"]["kernel"] < 0).all()
     for (name, _), shape in MATRICES.items():
         got = -np.asarray(updates[name]["kernel"]).reshape(shape)
         for a, g in zip(got, draw[name].reshape(shape), strict=True):
