@@ -67,11 +67,12 @@ columns = {steps: f"{steps}_steps/{METRIC}" for steps in STEPS}
 
 
 def table(budget: str) -> pd.DataFrame:
-    """Texts, a row a method, in the order of the best two-step mean."""
-    rows = {}
-    for key, group in students[students["budget"] == budget].groupby(
-        ["track", "method"], sort=False
-    ):
+    """Texts, a row a method, those that are best in two steps first."""
+    rows, chosen = {}, students[students["budget"] == budget]
+    order = chosen.groupby(["track", "method"])[columns[2]].mean()
+    order = order.sort_values().sort_index(level=0, sort_remaining=False)
+    for key in order.index:
+        group = chosen[(chosen["track"] == key[0]) & (chosen["method"] == key[1])]
         found = {n: statistics.estimate(group[c].dropna()) for n, c in columns.items()}
         rows[key] = {n: e.text() for n, e in found.items()}
         rows[key]["learning rate"] = group["optimizer.learning_rate"].iloc[0]
@@ -100,9 +101,11 @@ for row, budget in zip(grid, budgets, strict=True):
             mean = values.mean(axis=0)
             ends = abs(pd.DataFrame([values.min(axis=0), values.max(axis=0)]) - mean)
             marks = {"label": method, "color": style.colour(number), "capsize": 2}
+            marks["linestyle"] = "-" if number < len(style.COLOURS) else "--"
             ax.errorbar(STEPS, mean, ends, marker="o", markersize=4, **marks)
         ax.set(xscale="log", yscale="log", title=f"{track}, {budget}")
         style.plain_ticks(ax.xaxis, STEPS)
+        style.plain_ticks(ax.yaxis)
         style.tidy(ax, "evaluations", METRIC.replace("_", " "), legend=True)
 figure.tight_layout()
 plt.show()

@@ -29,7 +29,19 @@ METRICS = tuple(f"{n}_steps/frechet_distance" for n in (1, 2, 4, 8))
 BATCH = 64
 # Steps of diffusion that cost as much as the training of a student.
 STEPS = {"digits": (500, 4_000), "moving_digits": (250, 2_000)}
-TEACHER_STEPS = 2_000
+# The teacher's steps, and its settings.
+TEACHERS = {
+    "digits": (2_000, {}),
+    "moving_digits": (
+        6_000,
+        {
+            "optimizer.name": "muon",
+            "optimizer.learning_rate": 1e-2,
+            "optimizer.schedule": "cosine",
+            "optimizer.decay_images": of_duration(1.0),
+        },
+    ),
+}
 STEP_FLOPS = {"digits": 1.8e8, "moving_digits": 6.6e8}  # of a step of diffusion
 METHODS = {
     "scratch": ("sct", "ict", "ect", "meanflow", "imf", "lsd", "psd", "shortcut"),
@@ -82,8 +94,15 @@ def sweep(arg=""):
         "checkpoint.every_images": 0,
     }
     step = STEP_FLOPS[data] * (0.002 if quick else 1.0)
-    teacher = {"base": f":teacher,data={data}", "label": "teacher"}
-    yield common | teacher | {"tags": ("teacher",), "train.flops": TEACHER_STEPS * step}
+    length, settings = TEACHERS[data]
+    teacher = {
+        "base": f":teacher,data={data}",
+        "label": "teacher",
+        "tags": ("teacher",),
+    }
+    yield common | teacher | settings | {"train.flops": length * step}
+    if data == "moving_digits":  # more than any student sees
+        common["dataset.num_items"] = 140_000
     tracks = {track: METHODS[track]} if track in METHODS else METHODS
     seeds = (0,) if track == "trials" or quick else range(1, 1 + options["seeds"])
     for seed in seeds:
