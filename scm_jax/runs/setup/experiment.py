@@ -132,7 +132,7 @@ class Experiment:
         names, player = tuple(self.ema_profiles), None
         if self.critic is not None:
             if critic is None:
-                critic = self.critic.init(jax.random.fold_in(key, 2**31 - 2))
+                critic = self._fresh(self.critic, jax.random.fold_in(key, 2**31 - 2))
             averaged = self.config.critic.half_life_images > 0
             player = state_lib.init_critic(critic, self.critic_optimizer, averaged)
         return state_lib.init_state(params, self.optimizer, names, key, player)
@@ -141,14 +141,17 @@ class Experiment:
         """Fresh parameters of network and objective; traceable."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
         key_net, key_objective = jax.random.split(key)
-        net, settings = self.network.init(key_net), self.config.optimizer
-        if settings.base_width:
-            rules = network_rules(self.network, settings.base_width, settings.name)
-            net = jax.tree.map(lambda w, factor: factor * w, net, rules.start)
         return {
-            "net": net,
+            "net": self._fresh(self.network, key_net),
             "objective": self.objective.init(key_objective),
         }
+
+    def _fresh(self, network: Network, key: jax.Array) -> Any:
+        params, settings = network.init(key), self.config.optimizer
+        if not settings.base_width:
+            return params
+        rules = network_rules(network, settings.base_width, settings.name)
+        return jax.tree.map(lambda w, factor: factor * w, params, rules.start)
 
     def abstract_params(self) -> dict[str, Any]:
         """Shapes of the parameters; nothing is allocated."""
