@@ -25,6 +25,7 @@ import pandas as pd
 
 import scm_jax
 from scm_jax.analysis.ablation import compare, statistics
+from scm_jax.analysis.plots import ablation as ablation_plots
 from scm_jax.analysis.plots import axes as style
 
 # %% [markdown]
@@ -126,6 +127,20 @@ for budget in budgets:
             found = compare.compare(chosen, columns[steps], shared=[], **against)
             print(budget, track)
             display(found)  # noqa: F821
+
+# %% [markdown]
+# The large budget in two evaluations, in one picture:
+
+# %%
+figure, pair = plt.subplots(1, 2, figsize=(15, 3.6))
+for ax, (track, baseline) in zip(pair, BASELINES.items(), strict=True):
+    chosen = students[students["budget"] == budgets[-1]]
+    chosen = chosen[(chosen["track"] == track) & (chosen["method"] != "scd_segments")]
+    against = {"factors": ["method"], "baseline": {"method": baseline}}
+    found = compare.compare(chosen, columns[2], shared=[], **against)
+    ablation_plots.plot_ablation(found, axes=ax)
+figure.tight_layout()
+plt.show()
 
 # %% [markdown]
 # Eulerian or Lagrangian distillation, and what a critic adds:
