@@ -90,7 +90,9 @@ def tiny(name):
     return c
 
 
-@pytest.mark.parametrize("name", ["meanflow", "psd", "ect", "scd_segments", "rcm"])
+@pytest.mark.parametrize(
+    "name", ["meanflow", "lmd", "psd", "ect", "scd_segments", "rcm"]
+)
 def test_a_run_of_each_kind_is_trained_measured_and_sampled(name, tmp_path):
     c = tiny(name)
     assert train.train_and_evaluate(c, tmp_path / "run") == "done"
