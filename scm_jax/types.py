@@ -148,6 +148,7 @@ class TextInfo:
     Attributes:
       length: most tokens of a caption.
       words: vocabulary of the network's text tower; empty for precomputed states.
+      spells: any other word is spelled in bytes; without, it is an error.
       width: channels of precomputed states.
       pooled: channels of their pooled vector; 0 for none.
       encoder: name, revision and hash of what computed the states.
@@ -156,6 +157,7 @@ class TextInfo:
 
     length: int
     words: tuple[str, ...] = ()
+    spells: bool = dataclasses.field(default=True, compare=False, kw_only=True)
     width: int = 0
     pooled: int = 0
     encoder: str = ""

@@ -2,6 +2,7 @@
 
 A caption is cut into lower-case words and punctuation. A word of the vocabulary is one
 token; any other is spelled: its UTF-8 bytes and an end mark, so that no prompt is lost.
+Where training spells no word, such as in spoken digits, another word is an error.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def tokenize(
       too_long: what becomes of a longer caption: ``refuse`` or ``cut``.
 
     Raises:
-      ValueError: a caption is too long.
+      ValueError: a caption is too long, or has a word that ``text`` lacks and does not
+        spell.
 
     Example:
       >>> tokenize(TextInfo(4, ("a", "red")), ["a red é"]).tolist()
@@ -65,6 +67,11 @@ def tokenize(
       >>> tokenize(TextInfo(5, ("a", "red")), ["a red é", ""]).tolist()
       [[258, 259, 197, 171, 1], [0, 0, 0, 0, 0]]
     """
+    if not text.spells and (unknown := unknown_words(text, captions)):
+        raise ValueError(
+            f"no caption of the training has {', '.join(map(repr, unknown))}: its words "
+            f"are {', '.join(text.words)}"
+        )
     tokens = np.zeros((len(captions), text.length), np.int32)
     for row, caption in zip(tokens, captions, strict=True):
         found = token_ids(text, caption)
@@ -95,6 +102,6 @@ def _word_ids(words: tuple[str, ...]) -> dict[str, int]:
 
 
 def unknown_words(text: TextInfo, captions: Iterable[str]) -> list[str]:
-    """Words that are spelled, in order, each once."""
+    """Words that the vocabulary lacks, in order, each once."""
     words, known = (w for c in captions for w in split_words(c)), set(text.words)
     return list(dict.fromkeys(word for word in words if word not in known))

@@ -36,7 +36,7 @@ NONE = -1  # where a sequence has no digit
 _STREAMS = {"train": 34, "test": 35}
 
 _WORDS = sorted({*WORDS, "says", *(voice.lower() for voice in VOICES)})
-TEXT = TextInfo(length=6, words=tuple(_WORDS))
+TEXT = TextInfo(length=6, words=tuple(_WORDS), spells=False)
 
 
 def held_out(digits: np.ndarray) -> np.ndarray:

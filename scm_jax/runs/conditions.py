@@ -30,8 +30,9 @@ def from_texts(
     Words that the training data lack are spelled in bytes, with a warning.
 
     Raises:
-      ValueError: the network reads no captions or those of another encoder, or a prompt
-        is longer than the context and ``too_long`` is not ``cut``.
+      ValueError: the network reads no captions or those of another encoder, a prompt is
+        longer than the context and ``too_long`` is not ``cut``, or it has a word that
+        the training data lack and does not spell.
     """
     if text is None:
         raise ValueError("this run was trained without captions: it takes no prompt")
@@ -40,7 +41,7 @@ def from_texts(
             f"this run reads the states of {text.encoder}, which does not run here: "
             "encode the prompts with `data encode-text` and pass its folder"
         )
-    if unknown := captions.unknown_words(text, texts):
+    if (unknown := captions.unknown_words(text, texts)) and text.spells:
         logger.warning(
             "not in the captions that this run was trained on, and read letter by "
             "letter: %s",

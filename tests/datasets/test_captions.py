@@ -1,5 +1,7 @@
 """Captions: words, bytes, one of several per visit, and the captions of shapes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from scm_jax.datasets import (
     pipeline,
     shape_captions,
     shapes,
+    spoken_numbers,
 )
+from scm_jax.runs import conditions
 from scm_jax.types import FIRST_WORD, TextInfo
 
 TEXT = TextInfo(6, ("a", "red", "star"))
@@ -34,6 +38,16 @@ def test_words_are_tokens_and_others_are_spelled():
         captions.tokenize(TEXT, ["star " * 7])
     cut = captions.tokenize(TEXT, ["star " * 7], too_long="cut")
     assert cut.tolist() == [[FIRST_WORD + 2] * 6]
+
+
+def test_a_word_that_training_does_not_spell_is_an_error():
+    closed = dataclasses.replace(TEXT, spells=False)
+    assert captions.tokenize(closed, ["", "red"]).any(1).tolist() == [False, True]
+    message = "no caption of the training has 'frog': its words are a, red, star"
+    with pytest.raises(ValueError, match=message):
+        captions.tokenize(closed, ["a red frog"])
+    with pytest.raises(ValueError, match="no caption of the training has 'eleven'"):
+        conditions.from_texts(spoken_numbers.TEXT, ["three eleven"])
 
 
 def test_one_of_several_captions_is_drawn_for_each_visit():
