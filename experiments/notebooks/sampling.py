@@ -16,7 +16,8 @@
 #
 # Quality against evaluations, guidance and intermediate time, and what the same noise
 # becomes. Runs of `experiments/sweeps/sampling_times.py`, or any that were measured
-# with `python -m scm_jax evaluate --run=... --steps=... --times=... --guidance=...`.
+# with `python -m scm_jax evaluate --run=... --steps=... --times=... --guidance=...`, and
+# `--sampler=map,consistency` for a map with a second time.
 
 # %%
 import os
@@ -31,7 +32,7 @@ from scm_jax.analysis.plots import sampling
 
 # %% tags=["parameters"]
 ROOT = os.environ.get("SCM_JAX_ROOT", "runs/sampling_times")
-OBJECTIVES = ("sct", "scd")
+OBJECTIVES = ("sct", "scd", "lagrangian")
 METRIC = "frechet_distance"
 STEPS = (1, 2, 4)
 NUM = 8
@@ -45,11 +46,14 @@ print(runs["state"].value_counts().to_string())
 students = runs[runs["objective"].isin(OBJECTIVES)]
 results = scm_jax.load_results(ROOT)
 results = results.join(students[["objective"]], on="run_id", how="inner")
-keys = ["objective", "steps", "times", "guidance"]
+keys = ["objective", "sampler", "steps", "times", "guidance"]
 results.groupby(keys, dropna=False)[METRIC].agg(["mean", "std", "count"])
 
 # %% [markdown]
 # ## Quality against each setting
+#
+# The sampler `consistency` goes to the data in each step and adds noise again, `map`
+# goes from time to time in a chain.
 #
 # Whiskers reach over training seeds where there are several, else they are the standard
 # deviation over sets of samples. A setting that was not swept has no picture.

@@ -8,8 +8,8 @@ Expect: not yet measured. The paper samples two steps through t = 1.1 everywhere
 
 How samples are drawn changes no parameter: this is one training per kind and seed, and
 ``eval.times`` measures each at all points when it is done. To measure runs that exist,
-``evaluate --steps --times``. The argument is ``both``, ``sct`` or ``scd``, and
-``quick``.
+``evaluate --steps --times --sampler``. The argument is ``both``, ``sct`` or ``scd``,
+and ``quick``; ``both`` adds ``lmd``, a map with a second time, sampled by a chain.
 """
 
 from scm_jax.sweeps import cross, of_duration, run_dir, seeds
@@ -36,14 +36,15 @@ def sweep(arg=""):
         **size,
         "train.duration_images": (20 if quick else 1_500) * BATCH,
         "optimizer.decay_images": of_duration(1.0),
-        "objective.tangent_warmup_images": of_duration(0.1),
         "init.run": run_dir("teacher"),
         "eval.steps": (1, 2) if quick else (1, 2, 3, 4),
         "eval.times": (*((t,) for t in two), *three),
         "eval.num_seeds": 1 if quick else 2,
     }
-    for kind in kinds:
+    for kind in kinds if len(kinds) == 1 else (*kinds, "lmd"):
         own = {"base": f":{kind}", "tags": kind}
-        if kind == "scd":
+        if kind != "sct":
             own["teacher.run"] = run_dir("teacher")
+        if kind != "lmd":
+            own["objective.tangent_warmup_images"] = of_duration(0.1)
         yield from cross([{**student, **own}], seeds(1 if quick else 3))

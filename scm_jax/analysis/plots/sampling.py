@@ -107,7 +107,7 @@ def sampling_lines(
     require_comparable([{**r, "run": str(r.get("run_id", ""))} for r in found], metric)
     swept = [
         name
-        for name in ("steps", "guidance", "ema")
+        for name in ("steps", "guidance", "ema", "sampler")
         if name not in (x, "steps" if x == "nfe" else "")
         and len({row.get(name) for row in rows if not is_missing(row.get(name))}) > 1
     ]
