@@ -16,8 +16,8 @@
 #
 # Quality against evaluations, guidance and intermediate time, and what the same noise
 # becomes. Runs of `experiments/sweeps/sampling_times.py`, or any that were measured
-# with `python -m scm_jax evaluate --run=... --steps=... --times=... --guidance=...`, and
-# `--sampler=map,consistency` for a map with a second time.
+# with `python -m scm_jax evaluate --run=... --steps=... --times=... --guidance=...`,
+# and `--sampler=map,consistency` for a map with a second time.
 
 # %%
 import os

@@ -4,7 +4,9 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/sampling_times.py \\
     --root=runs/sampling_times --max_parallel=2
 
-Expect: not yet measured. The paper samples two steps through t = 1.1 everywhere.
+Expect (10 runs, 25 minutes of a CPU core; docs/results.md): sct is indifferent (2.24 at
+0.4 to 2.39 at 1.5), scd and lmd are best at 0.4 to 0.6 (2.48 and 2.44; 2.75 and 2.87 at
+1.1, where the paper samples everywhere).
 
 How samples are drawn changes no parameter: this is one training per kind and seed, and
 ``eval.times`` measures each at all points when it is done. To measure runs that exist,

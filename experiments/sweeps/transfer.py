@@ -25,7 +25,7 @@ from scm_jax.sweeps.plan.studies import (
 BASE = "experiments/digits.py:sct,data=moving_digits"
 METRICS = ("validation_error", "2_steps/frechet_distance")
 BATCH, BASE_WIDTH = 64, 32
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 
 
 def sweep(arg=""):

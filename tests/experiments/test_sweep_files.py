@@ -13,12 +13,13 @@ SWEEPS = {
     "ablate_stabilizers": ("sct,quick", 2 + 3 * 3, 4 + 2 * 10 * 3),
     "isoflop_digits": ("scd,quick", 3 + 3 * 2, 5 + 2 * 5 * 4 * 2),
     "isoflop_shapes": ("sct,quick", 2 * 2 * 2, 5 + 2 * 5 * 4 * 2),
+    "law_moving_digits": ("scd,quick", 2 * 2, 7 + 21 * 2 * 3),
     "methods": ("scratch,quick", 1 + 8, 1 + 3 * 2 * (8 + 8)),
     "proposal_grid": ("scd,quick", 1 + 2 * 2, 1 + 2 * 5 * 5),
-    "sampling_times": ("sct,quick", 1 + 1, 1 + 2 * 3),
+    "sampling_times": ("sct,quick", 1 + 1, 1 + 3 * 3),
     "scale_dit": ("8", 6 * 3, 6 * 3),
     "scale_imagenet512": ("s", 3, 5 * 3),
-    "transfer": ("with,quick", 3 * 2 * 2 + 2, 3 * 5 * 6 + 5),
+    "transfer": ("with,quick", 3 * 2 * 2, 3 * 5 * 6 + 5),
 }
 
 
