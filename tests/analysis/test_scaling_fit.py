@@ -1,5 +1,6 @@
 """A table of runs in, a law with everything a reader must know out."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,10 +8,9 @@ import pandas as pd
 import pytest
 
 from scm_jax.analysis.laws import bootstrap, power_sums
-from scm_jax.analysis.laws.extrapolation import leave_largest_out, prediction_interval
+from scm_jax.analysis.laws.extrapolation import leave_largest_out
 from scm_jax.analysis.laws.fit import fit_scaling, fit_study
 from scm_jax.analysis.laws.isoflop import group_budgets
-from scm_jax.analysis.laws.law import ChinchillaLaw, Points
 from tests.analysis.studies import COST, DIVERGED, LAW, NIGHTLY, measured, study, values
 
 LOSS = "2_steps/frechet_distance"
@@ -90,12 +90,13 @@ def test_new_runs_fall_into_their_interval_as_often_as_promised():
 
 def test_intervals_of_a_run_hold_new_runs_of_measured_configurations():
     """There the law is sure: the noise of a run is nearly all of the interval."""
-    n, d, _, loss = study(noise=0.02)
-    points = Points.of(ChinchillaLaw, loss, n, d)
-    theta = power_sums.fit(points.log_x, points.log_y, np.inf)
-    groups = bootstrap.configurations(n, d)
-    laws = bootstrap.bootstrap(points, theta, groups, delta=np.inf, count=300)
-    low, high = prediction_interval(points, theta, laws, n, d)
+    n, d, c, loss = study(noise=0.02)
+    fit = fit_study(n, d, c, loss, delta=np.inf, count=300)
+    found = fit.single_runs(n, d)
+    low, high = np.array([[run.low, run.high] for run in found]).T
+    assert found[3].estimate == fit.predict(n[3], d[3]).estimate
+    with pytest.raises(ValueError, match="no intervals"):
+        dataclasses.replace(fit, replicates=None).single_runs(n, d)
     rng = np.random.default_rng(1)
     new = LAW(n, d) * np.exp(0.02 * rng.normal(size=(200, len(n))))
     assert 0.92 < np.mean((low <= new) & (new <= high)) < 0.99

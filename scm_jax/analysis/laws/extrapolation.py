@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scm_jax.analysis.laws import power_sums
 from scm_jax.analysis.laws.bootstrap import LEVEL, bootstrap
@@ -83,10 +84,11 @@ def leave_largest_out(
     theta = power_sums.fit(points.log_x, points.log_y, delta)
     _, kept = np.unique(groups[seen], return_inverse=True)
     laws = bootstrap(points, theta, kept, delta=delta, count=count, seed=seed)
-    low, high = prediction_interval(
-        points, theta, laws, parameters[held], images[held], seed
-    )
-    expected = points.law(theta)(parameters[held], images[held])
+    law = points.law(theta)
+    residuals = np.log(loss[seen] / law(parameters[seen], images[seen]))
+    where = parameters[held], images[held]
+    low, high = prediction_interval(laws, residuals, *where, seed)
+    expected = law(*where)
     below = max(middle for b, middle in middles.items() if b != largest)
     budget, times = np.exp(middles[largest]), np.exp(middles[largest] - below)
     run = (parameters[held], images[held], loss[held], expected, low, high)
@@ -94,23 +96,21 @@ def leave_largest_out(
 
 
 def prediction_interval(
-    points: Points,
-    theta: np.ndarray,
     laws: ChinchillaLaw,
-    parameters: np.ndarray,
-    images: np.ndarray,
+    residuals: np.ndarray,
+    parameters: ArrayLike,
+    images: ArrayLike,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where 95 % of single new runs should fall, ``(n,)`` each.
 
-    Each replicate of the law gets the residual of a run drawn from the fit, scaled up
-    by ``sqrt(n / (n - P))`` since residuals are smaller than errors.
+    Each replicate of the law gets one of the ``residuals`` of log losses of the fitted
+    runs, scaled up by ``sqrt(n / (n - P))`` since residuals are smaller than errors.
     """
     rng = np.random.default_rng(seed)
-    residual = power_sums.residuals(theta, points.log_x, points.log_y)
-    spare = max(len(residual) - theta.size, 1)
-    scaled = residual * np.sqrt(len(residual) / spare)
     columns = [np.asarray(f)[:, None] for f in dataclasses.astuple(laws)]
+    spare = max(len(residuals) - len(columns), 1)
+    scaled = residuals * np.sqrt(len(residuals) / spare)
     expected = ChinchillaLaw(*columns)(parameters, images)
     single = expected * np.exp(rng.choice(scaled, size=expected.shape))
     tail = (1 - LEVEL) / 2

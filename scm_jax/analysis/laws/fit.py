@@ -75,6 +75,24 @@ class ScalingFit:
         """The expected loss of N parameters trained on D images."""
         return self._interval(lambda law: law(parameters, images))
 
+    def single_runs(self, parameters: ArrayLike, images: ArrayLike) -> list[Interval]:
+        """The losses of new runs, ``(n,)``: where 95 % of such runs should fall.
+
+        Unlike ``predict`` this has the noise of a run in it.
+
+        Raises:
+          ValueError: the fit has no intervals.
+        """
+        if self.replicates is None:
+            raise ValueError("the fit has no intervals: see its warnings")
+        residuals = np.log(self.loss / self.law(self.parameters, self.images))
+        low, high = extrapolation.prediction_interval(
+            self.replicates, residuals, parameters, images
+        )
+        expected = self.law(parameters, images)
+        rows = zip(*map(np.ravel, (expected, low, high)), strict=True)
+        return [Interval(*map(float, row)) for row in rows]
+
     def optimum(self, flops: float) -> dict[str, Interval]:
         """The compute-optimal ``parameters``, ``images`` and ``loss`` of a budget."""
 
