@@ -69,8 +69,8 @@ def tokenize(
     """
     if not text.spells and (unknown := unknown_words(text, captions)):
         raise ValueError(
-            f"no caption of the training has {', '.join(map(repr, unknown))}: its words "
-            f"are {', '.join(text.words)}"
+            f"no caption of the training has {', '.join(map(repr, unknown))}: its "
+            f"words are {', '.join(text.words)}"
         )
     tokens = np.zeros((len(captions), text.length), np.int32)
     for row, caption in zip(tokens, captions, strict=True):
