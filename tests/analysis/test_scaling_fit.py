@@ -1,7 +1,6 @@
 """A table of runs in, a law with everything a reader must know out."""
 
 import dataclasses
-import dataclasses
 import re
 
 import numpy as np
