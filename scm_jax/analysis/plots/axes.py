@@ -77,14 +77,6 @@ def tick(value: float) -> str:
     return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
-def log_if_wide(axes: Axes, values: np.ndarray, factor: float = 30.0) -> None:
-    """A logarithmic y axis where positive values span more than a factor."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() / values.min() > factor:
-        axes.set_yscale("log")
-
-
 def colour(number: int) -> str:
     """The colour of line ``number``."""
     return COLOURS[number % len(COLOURS)]

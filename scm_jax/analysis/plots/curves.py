@@ -15,6 +15,7 @@ from scm_jax.analysis import columns
 from scm_jax.analysis.plots import axes as axes_lib
 from scm_jax.analysis.tables.settings import setting_names, varying_keys
 from scm_jax.files.optional import require
+from scm_jax.runs.directory.report_curves import TIMES, log_if_wide, thinned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,6 @@ SCALES = {
     "device_hours": "device hours",
 }
 MAX_POINTS = 400
-_TIMES = ([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
 
 
 def plot_curves(
@@ -69,14 +69,15 @@ def plot_curves(
         faint: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.7}
         style = faint if len(found) > 1 else {"linewidth": 1.6, "label": name}
         for curve in found:
-            axes.plot(*_thinned(curve.x, curve.y), color=colour, **style)
+            axes.plot(*thinned(curve.x, curve.y, MAX_POINTS), color=colour, **style)
             axes.plot(curve.lost_x, curve.lost_y, "x", color=colour, markersize=6)
         if len(found) > 1:
             grid, mean, low, high = _band(found)
             label = f"{name} ({len(found)} seeds)"
-            axes.plot(*_thinned(grid, mean), color=colour, linewidth=1.8, label=label)
+            line = thinned(grid, mean, MAX_POINTS)
+            axes.plot(*line, color=colour, linewidth=1.8, label=label)
             axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes_lib.log_if_wide(axes, np.concatenate([c.y for c in curves.values()]))
+    log_if_wide(axes, np.concatenate([c.y for c in curves.values()]))
     axes_lib.engineering(axes.xaxis)
     return axes_lib.tidy(axes, SCALES[x], column, legend=len(groups) > 1)
 
@@ -152,11 +153,6 @@ def _is_lost(rows: pd.DataFrame, column: str) -> np.ndarray:
     return np.array([bool(text) and column in text.split(" ") for text in texts], bool)
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    every = max(1, len(x) // MAX_POINTS)
-    return x[::every], y[::every]
-
-
 def plot_bins(
     metrics: pd.DataFrame,
     column: str = "bins/tangent_norm",
@@ -187,7 +183,7 @@ def plot_bins(
     if x == "images":
         for place, t in enumerate(centres):
             shown = np.isfinite(values[:, place])
-            line = _thinned(images[shown], values[shown, place])
+            line = thinned(images[shown], values[shown, place], MAX_POINTS)
             axes.plot(*line, color=colours(t / (np.pi / 2) * 0.95), linewidth=1.4)
         _time_bar(axes, colours)
         axes_lib.engineering(axes.xaxis)
@@ -200,10 +196,10 @@ def plot_bins(
                 mean = pandas.DataFrame(values[part]).mean().to_numpy()
                 axes.plot(centres, mean, ".-", color=shade, label=name, linewidth=1.4)
         axes.set_xlim(0, np.pi / 2)
-        axes.set_xticks(*_TIMES)
+        axes.set_xticks(*TIMES)
         axes.legend(title="images", title_fontsize=8, **axes_lib.LEGEND)
         label = "t"
-    axes_lib.log_if_wide(axes, values)
+    log_if_wide(axes, values)
     return axes_lib.tidy(axes, label, column.removeprefix("bins/"))
 
 
@@ -226,7 +222,7 @@ def _time_bar(axes: Axes, colours: object) -> None:
     scale = cm.ScalarMappable(colors.Normalize(0, np.pi / 2 / 0.95), colours)
     bar = axes.figure.colorbar(scale, ax=axes, pad=0.02)
     bar.ax.set_ylim(0, np.pi / 2)
-    bar.set_ticks(_TIMES[0], labels=_TIMES[1])
+    bar.set_ticks(TIMES[0], labels=TIMES[1])
     bar.ax.set_title("t", fontsize=10)
 
 
@@ -290,6 +286,6 @@ def plot_spikes(
         edge = axes.get_xaxis_transform()
         ones = np.ones(len(lost))
         axes.plot(lost["images"], ones, "x", color=shade, transform=edge, clip_on=False)
-    axes_lib.log_if_wide(axes, metrics[column].to_numpy(np.float64), 10.0)
+    log_if_wide(axes, metrics[column].to_numpy(np.float64), 10.0)
     axes_lib.engineering(axes.xaxis)
     return axes_lib.tidy(axes, "images", column, legend=True)

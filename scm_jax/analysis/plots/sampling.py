@@ -12,6 +12,7 @@ from scm_jax.analysis import columns
 from scm_jax.analysis.plots import axes as axes_lib
 from scm_jax.analysis.tables.frames import is_missing
 from scm_jax.evaluation.comparable import require_comparable
+from scm_jax.runs.directory.report_curves import log_if_wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ def plot_sampling(
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
     every = [p[0] for points in lines.values() for p in points.values()]
-    axes_lib.log_if_wide(axes, np.array(every), 10.0)
+    log_if_wide(axes, np.array(every), 10.0)
     if dashed:
         axes.plot([], [], "--", color="0.4", linewidth=1, label="default time")
     return axes_lib.tidy(axes, SETTINGS[x], metric, len(lines) > 1 or dashed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import glob
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scm_jax.files.jsonl import flatten, read_rows
-from scm_jax.runs.directory.run_configs import sampling_ema
+from scm_jax.runs.directory.run_configs import read_whole_object, sampling_ema
 from scm_jax.sweeps.state import states
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.jsonl"
@@ -142,10 +141,11 @@ def read_facts(run: RunFiles) -> dict[str, Any]:
     facts |= {"summary": {}, "device_seconds": None, "device": None}
     facts |= {"protocols": [], "measured_by": {}}
     try:
-        facts["config"] = flatten(_read_object(run, "config.json"))
-        facts["plan"] = _read_object(run, "run.json")
+        directory = Path(run.path)
+        facts["config"] = flatten(read_whole_object(directory / "config.json"))
+        facts["plan"] = read_whole_object(directory / "run.json")
         facts["plan"].pop("overrides", None)
-        summary = _read_object(run, "summary.json")
+        summary = read_whole_object(directory / "summary.json")
         rows = summary.pop("results", None) or []
         facts["summary"] = _summary(summary)
         facts |= _attempts(run, facts["summary"])
@@ -261,20 +261,6 @@ def _attempts(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
         "device_seconds": seconds or None,
         "device": summary.get("device") or last.get("device"),
     }
-
-
-def _read_object(run: RunFiles, name: str) -> dict[str, Any]:
-    """A JSON object of the run; empty where it does not exist."""
-    if name not in run.files:
-        return {}
-    path = os.path.join(run.path, name)
-    try:
-        found = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not an object")
-    return found
 
 
 def _message(error: Exception, run: RunFiles) -> str:

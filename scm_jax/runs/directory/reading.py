@@ -29,7 +29,7 @@ from scm_jax.runs.directory.media import (
     png_uri,
     wav_bytes,
 )
-from scm_jax.runs.directory.run_configs import read_object
+from scm_jax.runs.directory.run_configs import read_object, read_whole_object
 from scm_jax.types import check_seed
 
 if TYPE_CHECKING:
@@ -221,9 +221,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The summary, empty until the run is done."""
-        if not self.dir.is_done:
-            return {}
-        return json.loads(self.dir.summary_path.read_text(encoding="utf-8"))
+        return read_whole_object(self.dir.summary_path)
 
     @property
     def state(self) -> str:

@@ -10,7 +10,7 @@ import functools
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,9 @@ _BIN_PANELS = {
     "bins/tangent_norm": "raw tangent norm over t",
     "bins/log_weight": "learned log-weight over t",
 }
+
+# Ticks of an axis of TrigFlow time, with their labels.
+TIMES = ([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
 
 _MAX_POINTS = 300
 
@@ -60,8 +63,8 @@ def _draw_loss(i: int, frame: pd.DataFrame, axes: Axes) -> None:
     x, y = _series(frame, "loss")
     window = max(1, len(y) // 30)
     smooth = y.rolling(window, min_periods=1, center=True).mean()
-    axes.plot(*_thin(x, y), color=_colour(i), alpha=0.3, linewidth=0.8)
-    axes.plot(*_thin(x, smooth), color=_colour(i), linewidth=1.6)
+    axes.plot(*thinned(x, y, _MAX_POINTS), color=_colour(i), alpha=0.3, linewidth=0.8)
+    axes.plot(*thinned(x, smooth, _MAX_POINTS), color=_colour(i), linewidth=1.6)
     _limit(axes, y)
     _images_axis(axes)
 
@@ -111,7 +114,7 @@ def _draw_bins(shown: dict[int, tuple[np.ndarray, np.ndarray]], axes: Axes) -> N
         axes.plot(t, first, ":", color=_colour(i), linewidth=1.2)
         axes.plot(t, last, ".-", color=_colour(i), linewidth=1.6, markersize=5)
     axes.set_xlim(0, np.pi / 2)
-    axes.set_xticks([0, np.pi / 4, np.pi / 2], ["0, data", "π/4", "π/2, noise"])
+    axes.set_xticks(*TIMES)
     _log_if_wide(axes)
 
 
@@ -154,9 +157,14 @@ def _images_axis(axes: Axes) -> None:
 
 def _log_if_wide(axes: Axes) -> None:
     lines = (np.asarray(line.get_ydata(), float) for line in axes.get_lines())
-    values = np.concatenate([*lines])
+    log_if_wide(axes, np.concatenate([*lines]))
+
+
+def log_if_wide(axes: Axes, values: np.ndarray, factor: float = 30.0) -> None:
+    """A logarithmic y axis where positive values span more than a factor."""
+    values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+    if len(values) and values.min() > 0 and values.max() / values.min() > factor:
         axes.set_yscale("log")
 
 
@@ -181,8 +189,9 @@ def _series(frame: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
     return x[logged], frame[column][logged]
 
 
-def _thin(x: pd.Series, y: pd.Series) -> tuple[pd.Series, pd.Series]:
-    every = max(1, len(x) // _MAX_POINTS)
+def thinned(x: Any, y: Any, points: int) -> tuple[Any, Any]:
+    """Every so many values of two series, about ``points`` of them."""
+    every = max(1, len(x) // points)
     return x[::every], y[::every]
 
 

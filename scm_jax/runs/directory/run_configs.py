@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,31 @@ ADDED_KEYS = {
 RUN_KEYS = ("init.run", "teacher.run")
 
 
+def read_whole_object(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+      ValueError: it is not JSON, or no object.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not an object")
+    return found
+
+
 def read_object(path: Path, problems: list[str] | None = None) -> dict[str, Any]:
     """A JSON object; empty where there is none, which is told to ``problems``."""
     try:
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not an object")
-    except FileNotFoundError:
-        return {}
+        return read_whole_object(path)
     except (OSError, ValueError) as error:
         if problems is not None:
-            problems.append(f"{path}: {error}")
+            problems.append(str(error))
         return {}
-    return found
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

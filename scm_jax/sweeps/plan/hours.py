@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from scm_jax.files.jsonl import flatten, read_rows
 from scm_jax.runs.directory import labels
 from scm_jax.runs.directory.layout import RunDir
-from scm_jax.runs.directory.run_configs import is_neutral
+from scm_jax.runs.directory.run_configs import is_neutral, read_whole_object
 from scm_jax.sweeps.plan.planned import PlannedRun
 
 
@@ -32,9 +31,8 @@ class Measured:
 def measured_run(directory: str | Path) -> Measured | None:
     """The speed of a finished run; None if it was resumed or logged no rate."""
     run = RunDir(directory)
-    if not run.is_done:
+    if not (summary := read_whole_object(run.summary_path)):
         return None
-    summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
     rows = read_rows(run.metrics_path)
     rates = [r["images_per_second"] for r in rows if r.get("images_per_second")]
     if not rates or summary.get("resumed_at_step") or "total_train_macs" not in summary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from scm_jax.files.jsonl import write_json
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.linked_runs import RUN_FILE
+from scm_jax.runs.directory.run_configs import read_whole_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +75,7 @@ def read_run(directory: str | Path) -> PlannedRun:
 
 def read_facts(directory: str | os.PathLike) -> dict[str, Any]:
     """``run.json``; empty for a run that was trained without a sweep."""
-    path = Path(directory) / RUN_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    return read_whole_object(Path(directory) / RUN_FILE)
 
 
 def sweep_runs(root: str | Path) -> list[Path]:
