@@ -80,9 +80,10 @@ def run(
         train_first = functools.partial(demo.configs, workdir, quick)
     if (status := place(workdir, demo.name, train_first)) != loop.DONE:
         return status
-    loaded, batch = load(workdir), 4 if quick else SPEED_BATCH
+    loaded = {v: load_generate(workdir / v) for v in VARIANTS}
+    batch = 4 if quick else SPEED_BATCH
     rows = list(demo.measure(workdir, 20 if quick else demo.num_samples))
-    text = speedup_text(loaded, batch, TEACHER, demo.noun)
+    text = speedup_text(loaded, batch, demo.noun)
     if demo.speed is not None:
         text += f"; {demo.speed(loaded['scd'], batch)}"
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -179,11 +180,6 @@ def place(
     return loop.DONE
 
 
-def load(workdir: Path) -> dict[str, Loaded]:
-    """Teacher and student, ready to sample."""
-    return {v: load_generate(workdir / v) for v in VARIANTS}
-
-
 def shortest(work: Callable[[], Any], repeats: int) -> float:
     """Seconds of the fastest of some calls, after one that compiles."""
     work()
@@ -196,10 +192,7 @@ def shortest(work: Callable[[], Any], repeats: int) -> float:
 
 
 def speedup_text(
-    loaded: dict[str, Loaded],
-    batch: int,
-    teacher: Mapping[str, Any] = TEACHER,
-    noun: str = "an image",
+    loaded: Mapping[str, Loaded], batch: int, noun: str = "an image"
 ) -> str:
     """Two steps of the student against the teacher's many, at the same batch."""
 
@@ -208,12 +201,12 @@ def speedup_text(
         return shortest(lambda: generate(batch, **settings), repeats)
 
     two = seconds("scd", 5, steps=2)
-    many = seconds("teacher", 1, **teacher)
-    guidance = teacher.get("guidance", 1.0)
-    evaluations = sampling.nfe(teacher["sampler"], teacher["steps"], guidance)
+    many = seconds("teacher", 1, **TEACHER)
+    sampler, steps, guidance = TEACHER.values()
+    evaluations = sampling.nfe(sampler, steps, guidance)
     return (
         f"2 steps of sCD are {many / two:.1f} times faster than the teacher's "
-        f"{teacher['steps']} Heun steps, {evaluations} evaluations "
+        f"{steps} Heun steps, {evaluations} evaluations "
         f"({two / batch * 1e3:.2f} and {many / batch * 1e3:.1f} ms {noun}, batch "
         f"{batch})"
     )

@@ -79,9 +79,9 @@ def fsdp_transfers(
     teacher_parameters: float,
     data: int,
     fsdp: int,
-    itemsize: int = 2,
-    gradient_bytes: float | None = None,
-    microbatches: int = 1,
+    itemsize: int,
+    gradient_bytes: float,
+    microbatches: int,
 ) -> list[Collective]:
     """What fully sharded training must move in a step.
 
@@ -91,12 +91,10 @@ def fsdp_transfers(
     over ``data``: the same for diffusion and consistency training.
 
     A gathered parameter has ``itemsize`` bytes. ``gradient_bytes`` are those of all
-    gradients in the dtypes in which they are reduced; by default those of the gathered
-    parameters. All happens once for each of the ``microbatches``.
+    gradients in the dtypes in which they are reduced. All happens once for each of the
+    ``microbatches``.
     """
     gathered = (2 * parameters + teacher_parameters) * itemsize * microbatches
-    if gradient_bytes is None:
-        gradient_bytes = parameters * itemsize
     reduced = gradient_bytes * microbatches
     return [
         Collective("all-gather", gathered, range(fsdp)),

@@ -192,17 +192,14 @@ def _place_state(
     experiment: Experiment, mesh: Any, checkpointer: Checkpointer, data: Any
 ) -> tuple[Any, int | None]:
     """The state to train from and its step; moves ``data`` to its position."""
-    abstract = jax.eval_shape(experiment.init_state)
-    rules = start.mesh_rules(experiment.config)
-    shardings = sharding.state_shardings(abstract, mesh, rules)
+    abstract = start.abstract_state(experiment, mesh)
 
     def init() -> Any:
         given = start.load_init(experiment, mesh), start.load_critic(experiment, mesh)
+        shardings = jax.tree.map(lambda a: a.sharding, abstract)
         return jax.jit(experiment.init_state, out_shardings=shardings)(*given)
 
-    return loop.restore_or_init(
-        checkpointer, sharding.abstract_like(abstract, shardings), init, data
-    )
+    return loop.restore_or_init(checkpointer, abstract, init, data)
 
 
 def _write_overview(writer: Any, params: Any, config: ConfigDict) -> None:

@@ -69,9 +69,10 @@ def test_saved_bytes_are_what_the_backward_pass_needs(remat):
 # --- Communication ------------------------------------------------------------------
 
 
-def transfers(data, fsdp, **changes):
-    settings = {"parameters": 1e6, "teacher_parameters": 0}
-    found = roofline.fsdp_transfers(data=data, fsdp=fsdp, **(settings | changes))
+def transfers(data, fsdp, itemsize=2, **changes):
+    settings = {"parameters": 1e6, "teacher_parameters": 0, "microbatches": 1}
+    settings |= {"itemsize": itemsize, "gradient_bytes": 1e6 * itemsize, **changes}
+    found = roofline.fsdp_transfers(data=data, fsdp=fsdp, **settings)
     return {t.kind: t for t in found}
 
 

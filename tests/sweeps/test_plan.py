@@ -1,9 +1,6 @@
 """The plan: estimates from measured rates, and a table that fits a terminal."""
 
-import io
-
 import pytest
-import rich.console
 
 from scm_jax.files.jsonl import append_row, write_json
 from scm_jax.runs.directory.layout import RunDir
@@ -69,16 +66,15 @@ def test_only_what_tells_runs_apart_is_shown():
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_the_table_fits_the_terminal(tmp_path, width):
+def test_the_table_fits_the_terminal(tmp_path, width, monkeypatch, capsys):
     finished(tmp_path, macs_per_image=1e6, rate=100.0, seconds=40.0)
     measured = plan.measured_runs([tmp_path])
     planned = [make_run(n) for n in range(50)]
     states = {run.id: "missing" for run in planned} | {planned[0].id: "done"}
     rows = plan.plan_rows(planned, states, measured)
-    out = io.StringIO()
-    console = rich.console.Console(file=out, width=width, highlight=False)
-    plan.print_plan(rows, "runs/s", measured, limit=20, console=console)
-    lines = out.getvalue().splitlines()
+    monkeypatch.setenv("COLUMNS", str(width))
+    plan.print_plan(rows, "runs/s", measured, limit=20)
+    lines = capsys.readouterr().out.splitlines()
     table = lines[:21]
     assert all(len(line) <= width for line in table)
     assert "0000000001" in table[2]

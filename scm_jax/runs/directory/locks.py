@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scm_jax.runs.directory.run_configs import read_whole_object
+
 LOCK_FILE, STATUS_FILE = "LOCK", "status.json"
 RUNNING = "running"
 MISSED_HEARTBEATS = 3  # before a worker counts as dead
@@ -116,10 +118,9 @@ def read_status(run_dir: str | os.PathLike) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_whole_object(path)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _write_owner(descriptor: int) -> None:

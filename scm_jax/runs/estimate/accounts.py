@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scm_jax.cost import collectives, counts, roofline
@@ -204,12 +203,9 @@ def gradient_bytes(experiment: Experiment) -> int:
 
 def state_bytes_per_device(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Bytes of one device's shards of the train state."""
-    state = jax.eval_shape(experiment.init_state)
-    rules = start.mesh_rules(experiment.config)
-    shardings = jax.tree.leaves(sharding.state_shardings(state, mesh, rules))
     return sum(
-        int(np.prod(where.shard_shape(leaf.shape))) * _itemsize(leaf)
-        for leaf, where in zip(jax.tree.leaves(state), shardings, strict=True)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf)
+        for leaf in jax.tree.leaves(start.abstract_state(experiment, mesh))
     )
 
 
@@ -226,21 +222,19 @@ def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lo
       ValueError: a batch that the mesh does not divide, or a parameter that the rules
         cannot place.
     """
-    config = experiment.config
-    sharding.check_batch_size(config.train.batch_size, mesh)
+    size = experiment.config.train.batch_size
+    sharding.check_batch_size(size, mesh)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(experiment.init_state)
-        rules = start.mesh_rules(config)
-        shardings = sharding.state_shardings(state, mesh, rules)
-        batch = experiment.example_batch(config.train.batch_size)
+        state = start.abstract_state(experiment, mesh)
+        batch = experiment.example_batch(size)
         split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
         step = jax.jit(
             experiment.place(mesh).train_step(),
             donate_argnums=0,
-            out_shardings=(shardings, None),
+            out_shardings=(jax.tree.map(lambda a: a.sharding, state), None),
         )
         return step.lower(
-            sharding.abstract_like(state, shardings),
+            state,
             sharding.abstract_like(batch, split),
             start.abstract_teacher(experiment, mesh),
         )

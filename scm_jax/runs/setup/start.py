@@ -39,6 +39,13 @@ def abstract_teacher(experiment: Experiment, mesh: Mesh) -> Any:
     return sharding.abstract_like(folded, where)
 
 
+def abstract_state(experiment: Experiment, mesh: Mesh) -> Any:
+    """Shapes of a train state, sharded over ``mesh`` by the config's rules."""
+    state = jax.eval_shape(experiment.init_state)
+    rules = mesh_rules(experiment.config)
+    return sharding.abstract_like(state, sharding.state_shardings(state, mesh, rules))
+
+
 def load_critic(experiment: Experiment, mesh: Mesh) -> Any:
     """Parameters of the critic at the teacher's EMA; None for random ones."""
     teacher, critic = experiment.teacher, experiment.critic

@@ -128,16 +128,15 @@ def print_plan(
     measured: Sequence[Measured] = (),
     *,
     limit: int | None = None,
-    console: Any = None,
 ) -> None:
     """Prints ``limit`` rows of ``plan_rows`` as a table, and what all add up to.
 
-    The hours come from ``measured``; ``console`` is a rich one, or the terminal.
+    The hours come from ``measured``.
     """
     import rich.console
     import rich.table
 
-    console = console or rich.console.Console(highlight=False)
+    console = rich.console.Console(highlight=False)
     # The name is mostly in what changed; the hash alone finds a directory.
     full = console.width >= 110
     table = rich.table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
