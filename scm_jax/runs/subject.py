@@ -53,8 +53,7 @@ def make_subject(
         sample_rate=info.sample_rate,
         sample_shape=info.sample_shape,
         spectrograms=functools.partial(front_ends.spectrograms, rate=info.sample_rate),
-        flow_map=_flow_map(experiment, net_params),
-        map_residuals=_map_residuals(experiment, net_params),
+        **_two_times(experiment, net_params),
         closed_form=dataset.closed_form,
         batch=functools.partial(_held_out_batch, experiment),
         validation_error=_validation_error(experiment, net_params),
@@ -126,10 +125,12 @@ def _validation_error(
 # --- Two times ------------------------------------------------------------------------
 
 
-def _flow_map(experiment: Experiment, net_params: Any) -> Callable[..., Any] | None:
+def _two_times(experiment: Experiment, net_params: Any) -> dict[str, Callable]:
+    """``flow_map`` and ``map_residuals`` of a network that takes a second time."""
     network, sigma_data = experiment.network, experiment.dataset.info.sigma_data
     if "dt" not in network.consumes:
-        return None
+        return {}
+    teacher = functools.cache(functools.partial(_velocity, experiment))
 
     @jax.jit
     def X(x_t: jax.Array, t: Time, s: Time, given: Cond | None) -> jax.Array:
@@ -137,17 +138,6 @@ def _flow_map(experiment: Experiment, net_params: Any) -> Callable[..., Any] | N
         cond = dataclasses.replace(cond, dt=trigflow.between(t, s).t)
         U = network.apply(net_params, x_t / sigma_data, cond)
         return trigflow.flow_map(x_t, U, t, s, sigma_data)
-
-    return X
-
-
-def _map_residuals(
-    experiment: Experiment, net_params: Any
-) -> Callable[..., dict[str, jax.Array]] | None:
-    network, sigma_data = experiment.network, experiment.dataset.info.sigma_data
-    if "dt" not in network.consumes:
-        return None
-    teacher = functools.cache(functools.partial(_velocity, experiment))
 
     @jax.jit
     def errors(params: Any, weights: Any, *given: Any) -> dict[str, jax.Array]:
@@ -159,7 +149,10 @@ def _map_residuals(
         rows = two_times.Rows(x0, z, t, s, _condition(experiment, cond, t.t))
         return two_times.residuals(net, fn, rows, sigma_data)
 
-    return lambda *given: errors(net_params, teacher()[1], *given)
+    return {
+        "flow_map": X,
+        "map_residuals": lambda *given: errors(net_params, teacher()[1], *given),
+    }
 
 
 def _velocity(experiment: Experiment) -> tuple[Teacher | None, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scm_jax
-from scm_jax.analysis.tables import frames, run_files
+from scm_jax.analysis.tables import frames
 from scm_jax.analysis.tables.collect import collect
 from scm_jax.runs.directory.layout import RunDir
 from scm_jax.runs.directory.run_configs import config_hash
@@ -302,7 +302,7 @@ class TestState:
             path = write(root, name=name, done=False, plan={})
             (path / "status.json").write_text(json.dumps({**status, **found}))
         for now, state in [(125.0, "running"), (135.0, "stale")]:
-            monkeypatch.setattr(run_files, "now", lambda now=now: now)
+            monkeypatch.setattr(frames.time, "time", lambda now=now: now)
             frame = scm_jax.load_runs(root)
             assert frame["state"].to_dict() == {"r0": state, "r1": "failed"}
             assert frame.loc["r1", "error"] == "boom"

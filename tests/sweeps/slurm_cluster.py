@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.hang import HANG
+from tests.multidevice.processes import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 HOST = socket.gethostname().split(".")[0]
@@ -192,12 +193,6 @@ def wait_for(condition, what: str, seconds: float = HANG) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds} s for {what}")
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def kill_all(config: str, mark: str = "") -> None:

@@ -25,7 +25,7 @@ def plan(root, name, behaviour, *depends_on, **facts):
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     command = [sys.executable, str(STUB)]
-    monkeypatch.setattr(local, "_command", lambda folder: [*command, str(folder)])
+    monkeypatch.setattr(local, "job_command", lambda folder, _: [*command, str(folder)])
     monkeypatch.setattr(local, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(local, "_POLL_SECONDS", 0.02)
 
@@ -119,7 +119,7 @@ LAUNCHER = """
     from scm_jax.sweeps.launchers import local
     from scm_jax.sweeps.launchers.options import Options
     local._LOOK_SECONDS, local._POLL_SECONDS = 0.1, 0.02
-    local._command = lambda d: [sys.executable, sys.argv[2], d]
+    local.job_command = lambda d, python: [python, sys.argv[2], d]
     runs = [planned.read_run(p) for p in planned.sweep_runs(sys.argv[1])]
     sys.exit(local.submit(sys.argv[1], runs, Options(max_parallel=2)))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def frame_of(
 ) -> pd.DataFrame:
     """The frame of ``load_runs``, from the ``run_files.read_facts`` of each run."""
     pandas = require("pandas", "a table of runs", "scm_jax[analysis]")
-    now, ids = run_files.now(), [run.id for run in runs]
+    now, ids = time.time(), [run.id for run in runs]
     pairs = zip(runs, facts, strict=True)
     states = [run_files.read_state(run, found, now) for run, found in pairs]
     configs = [found["config"] for found in facts]

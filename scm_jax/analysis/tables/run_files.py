@@ -11,7 +11,6 @@ import dataclasses
 import glob
 import math
 import os
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -281,8 +280,3 @@ def read_state(
     except READ_ERRORS as error:
         return "unreadable", _message(error, run)
     return found.state, found.error
-
-
-def now() -> float:
-    """Seconds since 1970; a function of its own so that tests can stop the clock."""
-    return time.time()

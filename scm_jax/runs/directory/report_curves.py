@@ -198,9 +198,7 @@ def thinned(x: Any, y: Any, points: int) -> tuple[Any, Any]:
 def _mean_of_last(rows: np.ndarray) -> np.ndarray:
     """Mean of the last tenth; a bin that was empty all along stays NaN."""
     last = rows[-max(1, len(rows) // 10) :]
-    count = np.isfinite(last).sum(axis=0)
-    total = np.where(np.isfinite(last), last, 0).sum(axis=0)
-    return np.where(count, total / np.maximum(count, 1), np.nan)
+    return np.ma.masked_invalid(last).mean(axis=0).filled(np.nan)
 
 
 def _colour(i: int) -> str:

@@ -88,7 +88,8 @@ def script(root: Root, runs: Runs, options: Options) -> str:
     """The commands, in the order in which they would be started."""
     slots = slots_lib.make_slots(options, os.environ, slots_lib.usable_cores())
     lines = [f"# {len(slots)} at once: " + "; ".join(slot.text for slot in slots)]
-    lines += [shlex.join(_command(Path(root) / run.id)) for run in in_order(runs)]
+    commands = (job_command(Path(root) / r.id, sys.executable) for r in in_order(runs))
+    lines += map(shlex.join, commands)
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -177,7 +178,7 @@ class _Launch:
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output, _cores(slot.cores):
             process = subprocess.Popen(
-                _command(directory),
+                job_command(directory, sys.executable),
                 env={**os.environ, **slot.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -249,10 +250,6 @@ class _Launch:
                 worker.process.send_signal(
                     signal.SIGTERM if self._signals == 1 else signal.SIGKILL
                 )
-
-
-def _command(directory: Path) -> list[str]:
-    return job_command(directory, sys.executable)
 
 
 def _log(directory: Path, attempt: int) -> Path:
