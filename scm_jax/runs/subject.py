@@ -16,7 +16,7 @@ from scm_jax import sampling, trigflow
 from scm_jax.datasets import front_ends
 from scm_jax.evaluation.features.extraction import FeatureNet
 from scm_jax.evaluation.subject import Subject
-from scm_jax.objectives import two_times
+from scm_jax.objectives import Diffusion, two_times
 from scm_jax.runs import reference_stats
 from scm_jax.runs.conditions import asked
 from scm_jax.runs.sample import Generator
@@ -77,7 +77,8 @@ def _condition(experiment: Experiment, given: Cond | None, t: jax.Array) -> Cond
     if "guidance" in experiment.network.consumes:
         guidance = jnp.full_like(t, experiment.config.sampling.guidance)
     # ``f`` of a map ends at time 0, where a denoiser's is the velocity at ``t``.
-    dt = jnp.zeros_like(t) if experiment.denoises else t
+    denoises = isinstance(experiment.objective, Diffusion)
+    dt = jnp.zeros_like(t) if denoises else t
     return dataclasses.replace(given or Cond(t=t), t=t, dt=dt, guidance=guidance)
 
 
@@ -125,7 +126,7 @@ def _validation_error(
 # --- Two times ------------------------------------------------------------------------
 
 
-def _two_times(experiment: Experiment, net_params: Any) -> dict[str, Callable]:
+def _two_times(experiment: Experiment, net_params: Any) -> dict[str, Any]:
     """``flow_map`` and ``map_residuals`` of a network that takes a second time."""
     network, sigma_data = experiment.network, experiment.dataset.info.sigma_data
     if "dt" not in network.consumes:

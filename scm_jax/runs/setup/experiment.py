@@ -51,11 +51,6 @@ class Experiment:
         """Name of the EMA that samples."""
         return sampling_ema(self.config.ema)
 
-    @property
-    def denoises(self) -> bool:
-        """Whether the network is a diffusion model, and no map to the data."""
-        return isinstance(self.objective, objectives.Diffusion)
-
     def place(self, mesh: Mesh) -> Experiment:
         """The same experiment, trained on ``mesh``."""
         if mesh.size == 1:
