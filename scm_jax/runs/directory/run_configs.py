@@ -72,7 +72,7 @@ def read_whole_object(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         found = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
