@@ -40,7 +40,6 @@ NULL_LABEL = -1
 # Seeds are 32 bits wide: a larger one would be cut and draw what a smaller one draws.
 MAX_SEED = 2**32 - 1
 
-
 # What a sample is asked to be: the fields that ``Batch`` and ``Cond`` share.
 CONDITIONS = ("label", "tokens", "context", "context_mask", "pooled")
 
