@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from scm_jax.evaluation.features import shapes_reader
 from scm_jax.evaluation.protocol import protocol_in
-from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+from scm_jax.evaluation.subject import OneSet, Subject
 
 KINDS = ("seen", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionAgreement:
+class CaptionAgreement(OneSet):
     """Share of samples of ``captioned_shapes`` on which a frozen network reads a word.
 
     The idea is that of GenEval (arXiv 2310.11513), with the true word known: every full
     caption says size, colour, shape, second shape and its colour (or that there is
-    none), background and its colour, and place.
-
-    Attributes:
-      steps: steps of the sampler.
-      seed: of the noise.
-      num_samples: captions of each kind, ``seen`` and ``held_out`` combinations.
+    none), background and its colour, and place. The kinds of questions are ``seen`` and
+    ``held_out`` combinations.
     """
-
-    steps: int = 2
-    seed: int = 0
-    num_samples: int = 1000
-    num_seeds: ClassVar[int] = 1
-
-    def __post_init__(self):
-        require_positive(self, "steps", "num_samples")
-        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         """Shares by kind of combination.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -12,30 +12,24 @@ from scm_jax.evaluation.features import clips_reader
 from scm_jax.evaluation.metrics import clip_motion, frechet, neighbours
 from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
-from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+from scm_jax.evaluation.subject import OneSet, Subject, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipQuality:
+class ClipQuality(OneSet):
     """``metrics.clip_motion`` and a frozen network, for clips with one digit each.
 
+    Samples have the labels of as many real clips.
+
     Attributes:
-      steps: steps of the sampler.
-      seed: of the noise, and of which real clips are taken, of ``eval.split``.
-      num_samples: clips, with the labels of as many real ones.
       first: frames of the real clips that the samples continue.
     """
 
-    steps: int = 2
-    seed: int = 0
-    num_samples: int = 1000
     first: int = 0
-    num_seeds: ClassVar[int] = 1
 
     def __post_init__(self):
-        require_positive(self, "steps", "num_samples")
+        super().__post_init__()
         require_positive(self, "first", least=0)
-        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         """Numbers of the samples and, with ``_real``, of the real clips.

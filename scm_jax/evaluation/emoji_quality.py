@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from scm_jax.evaluation.caption_agreement import KINDS
+from scm_jax.evaluation.metrics.neighbours import nearest
 from scm_jax.evaluation.sample_quality import draw
 from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 
 SIDE = 32  # pixels at which pictures are compared
 _SKIN = 12  # levels by which a pixel of the skin differs between two tones
-_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +64,17 @@ class EmojiQuality:
                 x = draw(subject, shape, self.steps, seed, None, prompts=prompts)
                 pixels = to_pixels(x)
                 samples = _vectors(pixels)
-                nearest = _nearest(samples, train)
-                best = np.minimum(nearest, _nearest(samples, own[kind]))
+                away = nearest(samples, train)
+                best = np.minimum(away, nearest(samples, own[kind]))
                 right = np.sqrt(((samples - own[kind]) ** 2).mean(1)) <= best + 1e-6
                 row[f"retrieval_{kind}"] = right.mean()
-                row[f"copy_distance_{kind}"] = nearest.mean()
+                row[f"copy_distance_{kind}"] = away.mean()
             row["tone_error"] = _tone_error(asked["held_out"], pixels)
             rows.append(row)
         found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         for kind in KINDS:
-            found[f"copy_distance_{kind}_real"] = float(
-                _nearest(own[kind], train).mean()
-            )
+            away = nearest(own[kind], train)
+            found[f"copy_distance_{kind}_real"] = float(away.mean())
         other = asked["held_out"].targets["other"]
         found["tone_error_other"] = _tone_error(asked["held_out"], other)
         return found
@@ -87,15 +86,6 @@ def _vectors(pixels: np.ndarray) -> np.ndarray:
     box = max(height // SIDE, 1)
     shape = (n, height // box, box, width // box, box, channels)
     return pixels.astype(np.float64).reshape(shape).mean((2, 4)).reshape(n, -1)
-
-
-def _nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Root mean square distance of each of ``a`` to the nearest of ``b``."""
-    found, squares = [], (b**2).sum(1)[None]
-    for start in range(0, len(a), _BLOCK):
-        rows = a[start : start + _BLOCK]
-        found.append(((rows**2).sum(1)[:, None] - 2 * rows @ b.T + squares).min(1))
-    return np.sqrt(np.maximum(np.concatenate(found), 0) / a.shape[1])
 
 
 def _tone_error(asked: Any, pixels: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -12,30 +12,20 @@ from scm_jax.evaluation.caption_agreement import KINDS
 from scm_jax.evaluation.features import speech_reader
 from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
-from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+from scm_jax.evaluation.subject import OneSet, Subject
 
 SLOT = 4_096  # samples from the start of one digit to that of the next
 SILENT = 0.1  # largest sample of a slot without a digit; words reach 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class NumberAgreement:
+class NumberAgreement(OneSet):
     """Share of the digits of ``spoken_numbers`` that a frozen network hears in place.
 
-    Attributes:
-      steps: steps of the sampler.
-      seed: of the noise.
-      num_samples: prompts of each kind, ``seen`` and ``held_out`` sequences.
+    The kinds of questions are ``seen`` and ``held_out`` sequences.
     """
 
-    steps: int = 2
-    seed: int = 0
     num_samples: int = 500
-    num_seeds: ClassVar[int] = 1
-
-    def __post_init__(self):
-        require_positive(self, "steps", "num_samples")
-        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         """Shares by kind of sequence.

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scm_jax.evaluation.features import speech_reader
-from scm_jax.evaluation.metrics import frechet, voice
+from scm_jax.evaluation.metrics import frechet, neighbours, voice
 from scm_jax.evaluation.protocol import protocol_in
 from scm_jax.evaluation.sample_quality import draw
-from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
+from scm_jax.evaluation.subject import OneSet, Subject
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechQuality:
+class SpeechQuality(OneSet):
     """A frozen network and ``metrics.voice``, for clips with one digit each.
 
-    Samples and real clips, of voices that no training clip has, pass through the same
-    front end and back to sound.
-
-    Attributes:
-      steps: steps of the sampler.
-      seed: of the noise, and of which real clips are taken, of ``eval.split``.
-      num_samples: clips, with the labels of as many real ones.
+    Samples have the labels of as many real clips, of voices that no training clip has.
+    Both pass through the same front end and back to sound.
     """
-
-    steps: int = 2
-    seed: int = 0
-    num_samples: int = 1000
-    num_seeds: ClassVar[int] = 1
-
-    def __post_init__(self):
-        require_positive(self, "steps", "num_samples")
-        require_seeds(self)
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         """Numbers of the samples and, with ``_real``, of the real clips.
@@ -62,7 +48,7 @@ class SpeechQuality:
         found = measure(hear(made), hear(x), labels, subject.sample_rate)
         train = subject.need("reference", "quality of speech")()[0]
         for end, clips in (("", made), ("_real", x)):
-            away = nearest(clips, train) / subject.sigma_data
+            away = neighbours.nearest(clips, train) / subject.sigma_data
             found[f"nearest{end}"] = float(np.median(away))
             found[f"nearest_least{end}"] = float(away.min())
         network = "speech_reader", speech_reader.WEIGHTS_SHA256
@@ -112,21 +98,3 @@ def measure(
     found["frechet_distance"] = frechet.feature_distance(true, fake)
     found["frechet_floor"], _ = frechet.halves_floor(true)
     return found
-
-
-def nearest(x: np.ndarray, others: np.ndarray, block: int = 256) -> np.ndarray:
-    """Root mean square distance of each ``x`` from the nearest of ``others``, ``(n,)``.
-
-    A copy is at distance 0, up to rounding.
-
-    Example:
-      >>> nearest(np.array([[0.0], [3.0]]), np.array([[0.0], [1.0]])).tolist()
-      [0.0, 2.0]
-    """
-    flat = others.reshape(len(others), -1).astype(np.float32)
-    squares, found = (flat**2).sum(1), []
-    for start in range(0, len(x), block):
-        rows = x[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
-        away = squares[None] - 2 * rows @ flat.T + (rows**2).sum(1)[:, None]
-        found.append(np.sqrt(np.maximum(away.min(1), 0) / flat.shape[1]))
-    return np.concatenate(found)

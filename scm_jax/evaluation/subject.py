@@ -5,46 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
 
-from scm_jax.trigflow import Time
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
 from scm_jax.types import Cond, Questions, check_seed
-
-
-class Generate(Protocol):
-    """Draws samples."""
-
-    def __call__(
-        self,
-        num: int,
-        steps: int,
-        seed: int,
-        labels: np.ndarray | None,
-    ) -> np.ndarray:
-        """``(num, *sample_shape)`` float32; sample i depends on ``seed`` and i only."""
-        ...
-
-
-class ClosedForm(Protocol):
-    """Data with a known consistency function, as in ``scm_jax.trigflow.exact``.
-
-    Hashable, so that evaluations during training share one compilation.
-    """
-
-    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """``(num, *sample_shape)`` float32 data."""
-        ...
-
-    def consistency(self, x: Any, t: Time, sigma_data: float) -> Any:
-        """The exact ``f(x_t, t)``, in the shape of ``x``; traced by JAX."""
-        ...
-
-    def flow(self, x: Any, t: Time, u: Time, sigma_data: float) -> Any:
-        """The exact map from ``t`` to ``u``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +20,9 @@ class Subject:
 
     Attributes:
       sigma_data: standard deviation of the data, and of the noise.
-      generate: the sampler of the run.
+      generate: ``(num, steps, seed, labels or None)`` -> float32
+        ``(num, *sample_shape)`` by the sampler of the run; sample i depends on ``seed``
+        and i only.
       f: ``(x_t (b, ...), t (b,), cond or None) -> (b, ...)``, the consistency function
         of a student, or the denoiser of a diffusion model; ``cond.t`` is not read.
       flow_map: ``(x_t, t, s, cond or None) -> X_{t->s}``; None without a second time.
@@ -62,7 +31,8 @@ class Subject:
       reference: reads all real data: float32 ``(n, *sample_shape)``, and int labels
         ``(n,)`` or None for unlabelled data.
       to_pixels: float data -> uint8 pixels ``(n, h, w, c)``.
-      closed_form: the distribution of the data where it is known.
+      closed_form: the distribution of the data where it is known; hashable, so that
+        evaluations during training share one compilation.
       batch: ``(num, seed) -> (x0, cond)``, held-out data if there are any.
       validation_error: ``(x0, z, time, cond) -> (validation, denoising)`` errors,
         ``(b,)`` each, see ``validation.Validation``.
@@ -83,13 +53,13 @@ class Subject:
     """
 
     sigma_data: float
-    generate: Generate | None = None
+    generate: Callable[..., np.ndarray] | None = None
     f: Callable[[Any, Any, Any], Any] | None = None
     flow_map: Callable[[Any, Any, Any, Any], Any] | None = None
     map_residuals: Callable[..., dict[str, jax.Array]] | None = None
     reference: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None
     to_pixels: Callable[[np.ndarray], np.ndarray] | None = None
-    closed_form: ClosedForm | None = None
+    closed_form: Gaussian | GaussianMixture | None = None
     batch: Callable[[int, int], tuple[jax.Array, Cond]] | None = None
     validation_error: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     teacher_paths: Callable[[int, int, int], tuple[Any, Any, Any]] | None = None
@@ -135,3 +105,23 @@ def require_seeds(evaluator: Any) -> None:
     check_seed(evaluator.seed, "evaluator setting seed")
     last = evaluator.seed + getattr(evaluator, "num_seeds", 1) - 1
     check_seed(last, "last seed of the evaluator, seed + num_seeds - 1,")
+
+
+@dataclasses.dataclass(frozen=True)
+class OneSet:
+    """An evaluator of one set of samples.
+
+    Attributes:
+      steps: steps of the sampler.
+      seed: of the noise, and of which real items are taken, of ``eval.split``.
+      num_samples: samples; where a subject asks questions, of each kind of them.
+    """
+
+    steps: int = 2
+    seed: int = 0
+    num_samples: int = 1000
+    num_seeds: ClassVar[int] = 1
+
+    def __post_init__(self):
+        require_positive(self, "steps", "num_samples")
+        require_seeds(self)

@@ -17,13 +17,11 @@ import numpy as np
 from scipy.special import ndtri
 
 from scm_jax import trigflow
-from scm_jax.evaluation.subject import (
-    ClosedForm,
-    Subject,
-    require_positive,
-    require_seeds,
-)
+from scm_jax.evaluation.subject import Subject, require_positive, require_seeds
 from scm_jax.trigflow import Time
+from scm_jax.trigflow.exact import Gaussian, GaussianMixture
+
+ClosedForm = Gaussian | GaussianMixture
 
 SHARES = (0.0, 0.25, 0.5, 0.75)  # s / t
 

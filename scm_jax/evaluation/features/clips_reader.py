@@ -77,13 +77,3 @@ _read = jax.jit(read_clips)
 def read(weights: Weights, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """``read_clips`` of uint8 clips, see ``frozen_weights.in_batches``."""
     return frozen_weights.in_batches(_read, weights, pixels, SHAPES)
-
-
-def features(weights: Weights, pixels: np.ndarray) -> np.ndarray:
-    """The numbers in which clips are compared."""
-    return read(weights, pixels)["features"]
-
-
-def logits(weights: Weights, features: np.ndarray) -> np.ndarray:
-    """Logits of the digit, ``(n, 10)``, from ``features``."""
-    return features @ weights["digit.kernel"] + weights["digit.bias"][None]

@@ -87,6 +87,24 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> DensityC
     return DensityCoverage(pairs / (k * len(fake)), float(occupied.mean()))
 
 
+def nearest(x: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Root mean square distance of each ``x`` from the nearest of ``others``, ``(n,)``.
+
+    In the dtype of ``x``. A copy is at distance 0, up to rounding.
+
+    Example:
+      >>> nearest(np.array([[0.0], [3.0]]), np.array([[0.0], [1.0]])).tolist()
+      [0.0, 2.0]
+    """
+    flat = others.reshape(len(others), -1).astype(x.dtype)
+    squares, found = (flat**2).sum(1), []
+    for start in range(0, len(x), _BLOCK_ROWS):
+        rows = x[start : start + _BLOCK_ROWS].reshape(-1, flat.shape[1])
+        away = squares[None] - 2 * rows @ flat.T + (rows**2).sum(1)[:, None]
+        found.append(np.sqrt(np.maximum(away.min(1), 0) / flat.shape[1]))
+    return np.concatenate(found)
+
+
 def neighbour_radii(points: np.ndarray, k: int = 3) -> np.ndarray:
     """Squared distance from each point to its ``k``-th neighbour, ``(n,)`` float64.
 
