@@ -14,9 +14,6 @@ class Variant(NamedTuple):
     folder: str  # name of the prepared dataset
     labelled: bool  # whether items have one of the 1,000 classes
     recipe: str  # in preparation.resize.RECIPES; "none" where the source has 64x64
-    kinds: tuple[
-        str, ...
-    ]  # in preparation.readers.sources.SOURCES, the likeliest first
     source: str  # what is published, for --source
     label_base: int  # the number of the first class in that source
     comparable: bool  # whether FIDs stand beside the published ones of ADM, EDM2, sCM
@@ -28,7 +25,6 @@ IMAGENET64_VARIANTS = {
         folder="imagenet64",
         labelled=True,
         recipe="center_crop_dhariwal",
-        kinds=("tar", "folder", "zip", "edm"),
         source="ILSVRC2012_img_train.tar",
         label_base=0,
         comparable=True,
@@ -39,7 +35,6 @@ IMAGENET64_VARIANTS = {
         folder="imagenet64_resized",
         labelled=True,
         recipe="none",
-        kinds=("npz", "tfds"),
         source="FOLDER_OF_BATCHES",
         label_base=1,
         comparable=False,
@@ -51,7 +46,6 @@ IMAGENET64_VARIANTS = {
         folder="imagenet64_downsampled",
         labelled=False,
         recipe="none",
-        kinds=("tar", "folder", "tfds"),
         source="train_64x64.tar",
         label_base=0,
         comparable=False,

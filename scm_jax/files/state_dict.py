@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -74,7 +74,7 @@ def read_state_dict(path: str | os.PathLike, *, key: str = "") -> dict[str, np.n
             if all(name.endswith(".npy") for name in archive.namelist()):
                 return _checked(_read_npz(archive, where), where, key)
         state = _select(read_object(file, where), key, where)
-        return {name: _array(name, entry, where) for name, entry in state}
+        return _checked({k: _array(k, entry, where) for k, entry in state}, where)
 
 
 def read_groups(path: str | os.PathLike) -> dict[str, Any]:
@@ -88,19 +88,27 @@ def read_groups(path: str | os.PathLike) -> dict[str, Any]:
         executed.
       ValueError: the file is cut off, damaged or of another kind.
     """
-    where = str(path)
+    with open(path, "rb") as file:
+        return groups_in(file, str(path))
+
+
+def groups_in(file: IO[bytes], where: str) -> dict[str, Any]:
+    """``read_groups`` of an open file, which messages call ``where``."""
+
+    def text(key: Any) -> str:
+        return key.decode() if isinstance(key, bytes) else str(key)
 
     def read(name: str, value: Any, nested: bool = False) -> Any:
         if isinstance(value, dict) and not nested:
-            return {str(k): read(f"{name}.{k}", v, True) for k, v in value.items()}
+            inside = {text(k): v for k, v in value.items()}
+            return {k: read(f"{name}.{k}", v, True) for k, v in inside.items()}
         special = isinstance(value, Record | Storage) or is_name(value)
         return _array(name, value, where) if special else value
 
-    with open(path, "rb") as file:
-        top = read_object(file, where)
-        if not isinstance(top, dict):
-            raise ValueError(f"{where}: {_listing(top)}, expected a dict")
-        return {str(name): read(str(name), value) for name, value in top.items()}
+    top = read_object(file, where)
+    if not isinstance(top, dict):
+        raise ValueError(f"{where}: {_listing(top)}, expected a dict")
+    return {text(key): read(text(key), value) for key, value in top.items()}
 
 
 def write_state_dict(
@@ -230,12 +238,13 @@ def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, np.ndarray]:
 
 
 def _checked(
-    state: dict[str, np.ndarray], where: str, key: str
+    state: dict[str, np.ndarray], where: str, unknown_key: str = ""
 ) -> dict[str, np.ndarray]:
-    """The arrays of a flat format, once their dtypes are those of weights."""
-    if key:
+    """Arrays of their own, once their dtypes are those of weights."""
+    if unknown_key:
         raise ValueError(
-            f"{where}: no key {key!r}: the format holds one state dict and no entries"
+            f"{where}: no key {unknown_key!r}: the format holds one state dict and no "
+            "entries"
         )
     for name, array in state.items():
         native = array.dtype.newbyteorder("=")

@@ -298,7 +298,7 @@ class _File:
 
 
 def to_array(value: Any, where: str) -> np.ndarray:
-    """The array that a record stands for."""
+    """The array that a record stands for; of numpy's a view of what was stored."""
     while isinstance(value, Record) and value.maker in _PARAMETERS:
         value = value.args[0]
     if not is_tensor(value):
@@ -328,6 +328,8 @@ def to_array(value: Any, where: str) -> np.ndarray:
 
 
 def _from_numpy(shape: Any, dtype: Any, content: Any, order: Any) -> np.ndarray:
+    if isinstance(content, str):  # bytes of Python 2
+        content = content.encode("latin1")
     if not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise TypeError("a numpy array whose content is not bytes")
     if not isinstance(dtype, Record) or dtype.maker != "numpy.dtype":
@@ -336,12 +338,7 @@ def _from_numpy(shape: Any, dtype: Any, content: Any, order: Any) -> np.ndarray:
     byteorder = dtype.state[1] if dtype.state else "="
     if not re.fullmatch(r"[biufc]\d\d?", code) or byteorder not in ("<", ">", "=", "|"):
         raise TypeError(f"a numpy array of dtype {code!r}")
-    described = np.dtype(byteorder + code)
-    native = described.newbyteorder("=")
-    if native not in DTYPES:
-        raise TypeError(f"a numpy array of dtype {native}")
-    array: np.ndarray = np.ndarray(_sizes(shape), described, content, order=order)
-    return array.astype(native, order="C")
+    return np.ndarray(_sizes(shape), byteorder + code, content, order=order)
 
 
 def is_tensor(value: Any) -> bool:

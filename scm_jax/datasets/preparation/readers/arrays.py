@@ -1,6 +1,6 @@
 """Items that are stacked in arrays: npz, CIFAR-10 and ImageNet 64x64 as published.
 
-Pickles are read as data (``files.inert_pickle``): nothing in them is looked up or
+Pickles are read as data (``state_dict.read_groups``): nothing in them is looked up or
 called.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from scm_jax.datasets.preparation.readers.decode import to_channels
 from scm_jax.datasets.preparation.readers.items import Options, damaged
 from scm_jax.datasets.preparation.readers.labels import number_labels
-from scm_jax.files.inert_pickle import ARRAYS, Record, encode, read_pickle
+from scm_jax.files.state_dict import groups_in
 from scm_jax.types import lookup
 
 IMAGE_KEYS = ("images", "image", "arr_0", "data", "x")
@@ -242,7 +242,7 @@ def _load_file(path: str) -> dict[str, Any]:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if not is_zip:
-            return _unpickle(file, path)
+            return groups_in(file, path)
         with damaged(f"{path}: the npz is cut off or damaged", _DAMAGE):
             with np.load(file, allow_pickle=False) as archive:
                 wanted = _find_keys(archive.files)
@@ -275,7 +275,7 @@ def _load_cifar10(path: str, part: str) -> dict[str, Any]:
     content = _cifar10_files(path).get(part)
     if content is None:
         raise ValueError(f"{path}: {part}: is not there")
-    return _unpickle(io.BytesIO(content), f"{path}: {part}")
+    return groups_in(io.BytesIO(content), f"{path}: {part}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -295,41 +295,3 @@ def _cifar10_files(path: str) -> dict[str, bytes]:
                 if content is not None and name in wanted:
                     members[name] = content.read()
     return members
-
-
-# --- pickles --------------------------------------------------------------------------
-
-_KNOWN = {*ARRAYS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
-
-
-def _unpickle(stream: Any, where: str) -> dict[str, Any]:
-    """A pickled dict of arrays, lists and texts; anything else is a ValueError."""
-    content = read_pickle(
-        stream,
-        where=where,
-        builders={"_codecs.encode": encode},
-        is_known=lambda module, name: f"{module}.{name}" in _KNOWN,
-    )
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: holds a {type(content).__name__}, not a dict")
-    texts = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
-    return {key: _plain(value, f"{where}: {key}") for key, value in texts.items()}
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The array that a record stands for; other values as they are."""
-    if not isinstance(value, Record):
-        return value
-    errors = (ValueError, TypeError, AttributeError, LookupError)
-    with damaged(f"{where}: the array is damaged", errors):
-        _, shape, dtype, by_columns, content = value.state
-        if isinstance(content, str):  # bytes of Python 2
-            content = content.encode("latin1")
-        code, order = dtype.args[0], dtype.state[1] if dtype.state else "="
-        if not re.fullmatch(r"[iuf][1248]", code) or value.maker not in ARRAYS:
-            raise ValueError(f"an array of {code!r}")
-        if not isinstance(content, bytes | bytearray):
-            raise TypeError(f"content in a {type(content).__name__}")
-        layout: Any = "F" if by_columns else "C"
-        array: Any = np.ndarray(shape, np.dtype(order + code), content, order=layout)
-    return array
