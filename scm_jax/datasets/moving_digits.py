@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scm_jax.datasets import digits, pipeline
-from scm_jax.datasets.shapes import uniforms
+from scm_jax.datasets.drawn import DrawnSource
 from scm_jax.files.optional import require
-from scm_jax.types import DatasetInfo, check_seed, lookup
+from scm_jax.types import DatasetInfo
 
 NAME = "moving_digits"
 SIDES = (16, 32)  # of a frame; a digit is half as wide
@@ -32,7 +32,6 @@ MOMENTS = {
     (32, 2): (0.1351, 0.2625),
 }
 HELD_OUT_EVERY = 5
-_STREAMS = {"train": 16, "test": 17}  # apart from those of ``shapes``
 _BLOCK = 256  # clips drawn at a time
 
 
@@ -65,32 +64,24 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSource:
-    """A split that is drawn when it is asked for: a ``pipeline.Source``."""
+class ClipSource(DrawnSource):
+    """Clips of digits as a source of a dataset."""
 
-    split: str = "train"
-    num_items: int = 20_000
+    dataset = NAME
+    stream = 16
     side: int = 16
     frames: int = 8
     num_digits: int = 1
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        lookup(_STREAMS, self.split, f"split of dataset {NAME!r}")
-        check_seed(self.seed)
+        super().__post_init__()
         for name, legal in {"side": SIDES, "num_digits": (1, 2)}.items():
             if getattr(self, name) not in legal:
                 raise ValueError(
                     f"dataset.{name} = {getattr(self, name)} is not one of {legal}"
                 )
-        for name in ("num_items", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"dataset.{name} = {getattr(self, name)} must be at least 1"
-                )
-
-    def __len__(self) -> int:
-        return self.num_items
+        if self.frames < 1:
+            raise ValueError(f"dataset.frames = {self.frames} must be at least 1")
 
     @property
     def room(self) -> float:
@@ -100,8 +91,7 @@ class ClipSource:
     def motion(self, indices: np.ndarray) -> Motion:
         """Digits and paths of some items."""
         d = self.num_digits
-        u = uniforms(self.seed, _STREAMS[self.split], np.asarray(indices), 5 * d)
-        u = u.reshape(-1, d, 5)
+        u = self.uniforms(indices, 5 * d).reshape(-1, d, 5)
         rows = np.arange(len(_digits()[0]))
         rows = rows[(rows % HELD_OUT_EVERY == 0) == (self.split == "test")]
         low, high = (speed * self.side / 16 for speed in SPEEDS)

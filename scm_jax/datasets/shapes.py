@@ -16,6 +16,7 @@ import numpy as np
 
 from scm_jax.datasets import images, pipeline
 from scm_jax.datasets.captions import tokenize
+from scm_jax.datasets.drawn import DrawnSource
 from scm_jax.datasets.shape_captions import (
     CAPTION_LENGTH,
     NUM_CAPTIONS,
@@ -32,47 +33,13 @@ from scm_jax.datasets.shape_drawing import (
     Attributes,
     draw,
 )
-from scm_jax.types import (
-    DatasetInfo,
-    Prompts,
-    Questions,
-    TextInfo,
-    check_choice,
-    check_seed,
-    lookup,
-)
+from scm_jax.types import DatasetInfo, Prompts, Questions, TextInfo, check_choice
 
 RESOLUTIONS = (32, 64)
 
 # Which colours the shapes have: any; all but the shape's held-out one; only that one.
 COMBINATIONS = ("all", "seen", "held_out")
-_STREAMS = {"train": 0, "test": 1}
 _BLOCK = 64  # images drawn at a time: their planes fit into a core's cache
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea, Flood 2014, Fig. 17); wraps around."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniforms(seed: int, stream: int, indices: np.ndarray, num: int) -> np.ndarray:
-    """``num`` numbers in [0, 1) for each item, ``(n, num)`` float64, by a counter.
-
-    Example:
-      >>> uniforms(0, 0, np.array([5, 6]), 2).round(3).tolist()
-      [[0.086, 0.973], [0.563, 0.568]]
-    """
-    item = np.asarray(indices, np.uint64)[:, None]
-    start = _mix(np.array([[seed]], np.uint64) + _GOLDEN)
-    start = _mix(start + np.array([[stream]], np.uint64) * _GOLDEN)
-    start = _mix(start + item * _GOLDEN)
-    counter = np.arange(1, num + 1, dtype=np.uint64)[None]
-    return (_mix(start + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
 
 
 def held_out_color(shape: np.ndarray) -> np.ndarray:
@@ -81,11 +48,10 @@ def held_out_color(shape: np.ndarray) -> np.ndarray:
 
 
 def attributes(
-    seed: int, stream: int, indices: np.ndarray, combinations: str = "all"
+    indices: np.ndarray, uniform: np.ndarray, combinations: str = "all"
 ) -> Attributes:
-    """The attributes of some items; see ``COMBINATIONS``."""
+    """The attributes of some items by their numbers; see ``COMBINATIONS``."""
     shape = np.asarray(indices, np.int64) % NUM_CLASSES
-    uniform = uniforms(seed, stream, indices, 28)
     u = uniform.T
     num_colors = len(COLORS)
     color = (num_colors * u[0]).astype(np.int64)
@@ -118,33 +84,26 @@ def attributes(
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeSource:
-    """A split that is drawn when it is asked for: ``pipeline.Source``, and raw items.
+class ShapeSource(DrawnSource):
+    """Shapes as a source of a dataset, and as raw items.
 
     ``class_names``, ``origin``, ``name`` and ``read`` are for ``datasets.preparation``.
     """
 
-    split: str = "train"  # or "test", which has other items
-    num_items: int = 20_000  # a longer set begins with a shorter one
+    dataset = "shapes"
+    stream = 0
     resolution: int = 32
-    seed: int = 0
     combinations: str = "all"  # one of COMBINATIONS
     captioned: bool = False  # gives tokens of the captions, too
 
     def __post_init__(self) -> None:
-        lookup(_STREAMS, self.split, "split of dataset 'shapes'")
+        super().__post_init__()
         if self.resolution not in RESOLUTIONS:
             raise ValueError(
                 f"dataset.resolution = {self.resolution} of dataset 'shapes' is not "
                 f"one of {RESOLUTIONS}"
             )
-        if self.num_items < 1:
-            raise ValueError(
-                f"dataset.num_items = {self.num_items} of dataset 'shapes' must be at "
-                "least 1"
-            )
         check_choice(self.combinations, COMBINATIONS, "dataset.combinations")
-        check_seed(self.seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -155,9 +114,6 @@ class ShapeSource:
         names = ["split", "num_items", "resolution", "seed"]
         names += ["combinations"] * self.captioned
         return {"kind": "shapes", **{name: getattr(self, name) for name in names}}
-
-    def __len__(self) -> int:
-        return self.num_items
 
     def name(self, index: int) -> str:
         return f"shapes {self.split} item {index}: {self.caption(index)}"
@@ -179,8 +135,7 @@ class ShapeSource:
                 f"dataset 'shapes' has no item {indices[outside][0]}: "
                 f"legal are 0..{self.num_items - 1}"
             )
-        stream = _STREAMS[self.split]
-        return attributes(self.seed, stream, indices, self.combinations)
+        return attributes(indices, self.uniforms(indices, 28), self.combinations)
 
     def caption(self, index: int) -> str:
         """One item in words.

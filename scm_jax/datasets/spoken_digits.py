@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from scm_jax.datasets import pipeline, speech
+from scm_jax.datasets.drawn import DrawnSource
 from scm_jax.datasets.front_ends import Whitened
-from scm_jax.datasets.shapes import uniforms
 from scm_jax.datasets.sound_clips import fitted, resampled, scaled, trimmed
 from scm_jax.datasets.speech import ACCENTS, VOICES, Speaker
 from scm_jax.files import shipped
-from scm_jax.types import DatasetInfo, check_seed, lookup
+from scm_jax.types import DatasetInfo, lookup
 
 NAME = "spoken_digits"
 WORDS = tuple("zero one two three four five six seven eight nine".split())
@@ -29,7 +29,6 @@ PEAK = 0.5  # of every word
 SIGMA_DATA = 0.5
 PITCHES, RATES = (20, 80), (170, 230)  # of the speakers, the latter words a minute
 HELD_OUT_EVERY = 4
-_STREAMS = {"train": 32, "test": 33}  # apart from those of other data
 
 
 @functools.cache
@@ -45,26 +44,16 @@ def open_front_end(name: str) -> Whitened:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechSource:
-    """A split that is spoken when it is asked for: a ``pipeline.Source``."""
+class SpeechSource(DrawnSource):
+    """Spoken digits as a source of a dataset."""
 
+    dataset = NAME
+    stream = 32
     front_end: str = "log_mel"
-    split: str = "train"
-    num_items: int = 20_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        lookup(_STREAMS, self.split, f"split of dataset {NAME!r}")
-        check_seed(self.seed)
-        if self.num_items < 1:
-            raise ValueError(f"dataset.num_items = {self.num_items} must be at least 1")
-
-    def __len__(self) -> int:
-        return self.num_items
 
     def said(self, indices: np.ndarray) -> tuple[np.ndarray, list[Speaker]]:
         """Digits ``(n,)`` and who says them."""
-        u = uniforms(self.seed, _STREAMS[self.split], np.asarray(indices), 5)
+        u = self.uniforms(indices, 5)
         number = np.arange(len(VOICES))
         held_out = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         voices = np.array(VOICES)[held_out == (self.split == "test")]
@@ -115,7 +104,7 @@ def make_spoken_digits(
       conditional: give the digit, too.
     """
     num_items = num_items if split == "train" else -(-num_items // 10)
-    source = SpeechSource(front_end, split, num_items)
+    source = SpeechSource(split, num_items, front_end)
     return spoken(NAME, front_end, source, len(WORDS) if conditional else 0)
 
 

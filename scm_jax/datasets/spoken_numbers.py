@@ -13,7 +13,7 @@ import numpy as np
 
 from scm_jax.datasets import pipeline
 from scm_jax.datasets.captions import tokenize
-from scm_jax.datasets.shapes import uniforms
+from scm_jax.datasets.drawn import DrawnSource
 from scm_jax.datasets.sound_clips import fitted
 from scm_jax.datasets.speech import VOICES, Speaker
 from scm_jax.datasets.spoken_digits import (
@@ -33,7 +33,6 @@ WORD = 3_968  # samples of a digit, as in ``spoken_digits``
 SAMPLES = 3 * SLOT + WORD  # 128 frames
 LENGTHS = (2, 4)
 NONE = -1  # where a sequence has no digit
-_STREAMS = {"train": 34, "test": 35}
 
 _WORDS = sorted({*WORDS, "says", *(voice.lower() for voice in VOICES)})
 TEXT = TextInfo(length=6, words=tuple(_WORDS), spells=False)
@@ -50,24 +49,20 @@ def held_out(digits: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class NumberSource:
-    """A split that is spoken when it is asked for: a ``pipeline.Source``.
+class NumberSource(DrawnSource):
+    """Spoken sequences as a source of a dataset.
 
     ``combinations`` are those of ``Questions``: ``seen`` or ``held_out``.
     """
 
-    split: str = "train"
-    num_items: int = 20_000
+    dataset = NAME
+    stream = 34
     combinations: str = "seen"
-    seed: int = 0
-
-    def __len__(self) -> int:
-        return self.num_items
 
     def said(self, indices: np.ndarray) -> tuple[np.ndarray, list[Speaker]]:
         """Digits ``(n, 4)``, padded with -1, and who says them."""
         _, speakers = SpeechSource(split=self.split, seed=self.seed).said(indices)
-        u = uniforms(self.seed, _STREAMS[self.split], np.asarray(indices), 5)
+        u = self.uniforms(indices, 5)
         shortest, longest = LENGTHS
         length = shortest + (u[:, 0] * (longest - shortest + 1)).astype(np.int64)
         digits = (u[:, 1:] * len(WORDS)).astype(np.int64)
