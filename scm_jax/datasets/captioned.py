@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,7 @@ from scm_jax.types import DatasetInfo, Prompts, TextInfo
 STATES = "states"  # folder of stored states beside the shards of a prepared dataset
 
 # The captions of some items -> fields of ``Batch`` with an axis of captions.
-Read = Callable[[list[list[str]]], pipeline.Fields]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CaptionedSource:
-    """A source whose texts are replaced by what a network reads of them."""
-
-    source: pipeline.Source
-    read: Read
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def gather(self, indices: np.ndarray) -> pipeline.Fields:
-        fields = dict(self.source.gather(indices))
-        said = [split_captions(stored) for stored in fields.pop("caption")]
-        return {**fields, **self.read(said)}
+Read = Callable[[list[list[str]]], dict[str, Any]]
 
 
 def split_captions(stored: bytes) -> list[str]:
@@ -41,7 +24,7 @@ def split_captions(stored: bytes) -> list[str]:
     return [line for line in stored.decode().split("\n") if line]
 
 
-def read_tokens(text: TextInfo, most: int, said: list[list[str]]) -> pipeline.Fields:
+def read_tokens(text: TextInfo, most: int, said: list[list[str]]) -> dict[str, Any]:
     """``tokens`` ``(n, most, text.length)`` and ``num_captions`` ``(n,)``, int32.
 
     Longer captions are cut. An item without a caption has the null caption.
@@ -74,7 +57,7 @@ def open_captions(
     text = TextInfo(reading["length"], tuple(reading["words"]))
     stored = States.open(folder / STATES / states) if states else None
 
-    def read(said: list[list[str]], most: int = most) -> pipeline.Fields:
+    def read(said: list[list[str]], most: int = most) -> dict[str, Any]:
         return stored.fields(said, most) if stored else read_tokens(text, most, said)
 
     def find() -> Prompts:
@@ -105,18 +88,17 @@ def with_captions(
         return info, build, ()
     folder = storage.prepared_folder(manifest["name"], where[0])
     info, read = open_captions(info, manifest, folder, states, where[1])
-    return info, functools.partial(captioned_dataset, build, read), ("caption",)
 
+    def replaced(fields: pipeline.Fields) -> pipeline.Fields:
+        said = [split_captions(stored) for stored in fields["caption"]]
+        return {k: v for k, v in fields.items() if k != "caption"} | read(said)
 
-def captioned_dataset(
-    build: Callable[..., pipeline.FiniteDataset],
-    read: Read,
-    info: DatasetInfo,
-    source: pipeline.Source,
-    **options: Any,
-) -> pipeline.FiniteDataset:
-    """``build`` of a source whose captions ``read`` has replaced."""
-    found: pipeline.Source = CaptionedSource(source, read)
-    if info.text is not None and info.text.words and hasattr(source, "fields"):
-        found = pipeline.MemorySource(found.gather(np.arange(len(found))))
-    return build(info, found, **options)
+    def build_captioned(
+        info: DatasetInfo, source: pipeline.Source, **options: Any
+    ) -> pipeline.FiniteDataset:
+        found: pipeline.Source = pipeline.ChangedSource(source, replaced)
+        if not states and isinstance(source, pipeline.MemorySource):
+            found = pipeline.MemorySource(found.gather(np.arange(len(found))))
+        return build(info, found, **options)
+
+    return info, build_captioned, ("caption",)

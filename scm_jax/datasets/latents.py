@@ -131,23 +131,34 @@ def read_moments(
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def draw_latents(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
-    """One draw from each posterior in eight channels; latents in four stay as is."""
-    if fields["latent"].shape[-1] != 2 * CHANNELS:
-        return fields
-    return draw_posterior(fields, keys)
+def whitened_dataset(
+    whitening: Whitening, info: DatasetInfo, source: pipeline.Source
+) -> pipeline.FiniteDataset:
+    """Whitened latents; of posteriors, whose channels are twice as many, draws."""
+    channels = info.sample_shape[-1]
 
+    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
+        latent = images.stored(fields, "latent", ("float16", "float32"), info.name)
+        if latent.shape[-1] == 2 * channels:
+            latent = latent[..., :channels]  # not drawn: the mean
+        if latent.shape[-1] == channels:
+            x = whiten(latent, whitening)
+        else:
+            x = latent.astype(np.float32)  # an error where items are checked
+        return x, images.stored_label(fields, info.name) if info.num_classes else None
 
-def draw_posterior(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
-    """One draw from posteriors whose means and standard deviations are stored."""
-    latent = fields["latent"].astype(np.float32)
-    channels = latent.shape[-1] // 2
-    mean, std = latent[..., :channels], latent[..., channels:]
+    def draw(fields: pipeline.Fields, keys: jax.Array) -> pipeline.Fields:
+        latent = fields["latent"].astype(np.float32)
+        mean, std = latent[..., :channels], latent[..., channels:]
+        if std.shape != mean.shape:
+            return fields
 
-    def noise(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, mean.shape[1:], np.float32)
+        def noise(key: jax.Array) -> jax.Array:
+            return jax.random.normal(key, mean.shape[1:], np.float32)
 
-    return {**fields, "latent": mean + std * jax.vmap(noise)(keys)}
+        return {**fields, "latent": mean + std * jax.vmap(noise)(keys)}
+
+    return pipeline.FiniteDataset(info, source, decode, draw)
 
 
 def open_latents(
@@ -157,20 +168,9 @@ def open_latents(
     whitening: str,
     folder: Callable[[], Path],
 ) -> pipeline.FiniteDataset:
-    """Whitened latents of what was opened from ``folder``."""
+    """``whitened_dataset`` of what was opened from ``folder``; warns of odd moments."""
     constants = find_whitening(folder(), whitening)
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        latent = images.stored(fields, "latent", ("float16", "float32"), NAME)
-        if latent.shape[-1] == 2 * CHANNELS:
-            latent = latent[..., :CHANNELS]  # not drawn: the mean
-        if latent.shape[-1] == CHANNELS:
-            x = whiten(latent, constants)
-        else:
-            x = latent.astype(np.float32)  # an error where items are checked
-        return x, images.stored_label(fields, NAME)
-
-    dataset = pipeline.FiniteDataset(info, source, decode, draw_latents)
+    dataset = whitened_dataset(constants, info, source)
     num = len(source)
     if num < 64:
         return dataset

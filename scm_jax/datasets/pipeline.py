@@ -59,6 +59,20 @@ class MemorySource:
         return {name: values[indices] for name, values in self.fields.items()}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChangedSource:
+    """A source whose fields are changed as they are read."""
+
+    source: Source
+    change: Callable[[Fields], Fields]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: np.ndarray) -> Fields:
+        return self.change(self.source.gather(indices))
+
+
 def kept_in_memory(source: Source) -> Source:
     """Items that are drawn, drawn once, unless they take more than ``MEMORY_LIMIT``."""
     one = source.gather(np.arange(1))

@@ -84,7 +84,7 @@ def make_latents(
         whitening=lambda: constants,
         frame_rate=manifest.get("frame_rate", 0.0),
     )
-    build: Any = functools.partial(_dataset, constants)
+    build: Any = functools.partial(latents.whitened_dataset, constants)
     wanted = (root, base), captioned, states
     info, build, beside = with_captions(info, build, manifest, *wanted)
     if captioned and (asked := QUESTIONS[questions]) is not None:
@@ -116,16 +116,3 @@ def _constants(
     std = latents.SIGMA_DATA / np.broadcast_to(factor, channels)
     means = np.broadcast_to(mean, channels)
     return Whitening(tuple(means.tolist()), tuple(std.tolist()), pixel_range), 1.0
-
-
-def _dataset(
-    whitening: Whitening, info: DatasetInfo, source: pipeline.Source
-) -> pipeline.FiniteDataset:
-    channels = info.sample_shape[-1]
-
-    def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
-        latent = images.stored(fields, "latent", ("float16", "float32"), info.name)
-        x = latents.whiten(latent[..., :channels], whitening)  # not drawn: the mean
-        return x, images.stored_label(fields, info.name) if info.num_classes else None
-
-    return pipeline.FiniteDataset(info, source, decode, latents.draw_posterior)

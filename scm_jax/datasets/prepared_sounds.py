@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from typing import Any
-
-import numpy as np
 
 from scm_jax.datasets import front_ends, images, pipeline, storage
 from scm_jax.datasets.captioned import with_captions
@@ -62,30 +59,17 @@ def open_front_end(manifest: dict[str, Any], split: str) -> front_ends.Whitened:
     return front_ends.whitened(found, part["mean"], part["std"], images.SIGMA_DATA)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SeenSource:
-    """Stored sound -> ``x``, what a network sees of it; the other fields stay."""
-
-    source: pipeline.Source
-    seen: front_ends.Whitened
-    name: str  # of the dataset
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def gather(self, indices: np.ndarray) -> pipeline.Fields:
-        fields = dict(self.source.gather(indices))
-        sound = images.stored(fields, "sound", ("int16",), self.name)
-        del fields["sound"]
-        return {**fields, "x": self.seen.to_x(sound)}
-
-
 def _dataset(
     seen: front_ends.Whitened, info: DatasetInfo, source: pipeline.Source
 ) -> pipeline.FiniteDataset:
+    def see(fields: pipeline.Fields) -> pipeline.Fields:
+        sound = images.stored(fields, "sound", ("int16",), info.name)
+        others = {name: values for name, values in fields.items() if name != "sound"}
+        return {**others, "x": seen.to_x(sound)}
+
     def decode(fields: pipeline.Fields) -> tuple[Any, Any]:
         label = images.stored_label(fields, info.name) if info.num_classes else None
         return fields["x"], label
 
-    found = pipeline.kept_in_memory(SeenSource(source, seen, info.name))
+    found = pipeline.kept_in_memory(pipeline.ChangedSource(source, see))
     return pipeline.FiniteDataset(info, found, decode)

@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused(root, tmp_path):
 
 
 def test_the_default_context_holds_nearly_all_captions():
-    reading = caption_facts.reading_part([caption_facts.Said("x", SAID[3])], "train")
+    reading = caption_facts.reading_part([("x", SAID[3])], "train")
     assert reading["length"] == 24 and reading["most_tokens"] == 20
 
 

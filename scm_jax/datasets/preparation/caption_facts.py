@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,7 @@ MAX_WORDS = 50_000  # of a vocabulary: the most frequent; the rest is spelled
 NAMED, EXAMPLES = 5, 64  # items without a caption, and captions, that are listed
 
 
-class Said(NamedTuple):
-    """An item and its captions."""
-
-    name: str
-    captions: Sequence[str]
+Said = tuple[str, Sequence[str]]  # the name of an item, and its captions
 
 
 def reading_part(items: list[Said], split: str, length: int = 0) -> dict[str, Any]:
@@ -28,10 +24,10 @@ def reading_part(items: list[Said], split: str, length: int = 0) -> dict[str, An
     ``length`` is the most tokens of a caption; 0 for the 99.9th percentile, rounded up
     to a multiple of 8.
     """
-    said = [text for item in items for text in item.captions]
+    said = [text for _, captions in items for text in captions]
     words = make_vocabulary(said, max_words=MAX_WORDS) or make_vocabulary(said, 1)
     counts = [len(token_ids(TextInfo(0, words), text)) for text in said] or [1]
-    first = dict.fromkeys(item.captions[0] for item in items if item.captions)
+    first = dict.fromkeys(captions[0] for _, captions in items if captions)
     return {
         "split": split,
         "words": list(words),
@@ -44,11 +40,11 @@ def reading_part(items: list[Said], split: str, length: int = 0) -> dict[str, An
 def split_part(items: list[Said], reading: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of the captions of one split."""
     text = TextInfo(reading["length"], tuple(reading["words"]))
-    said = [caption for item in items for caption in item.captions]
-    without = [item.name for item in items if not item.captions]
+    said = [caption for _, captions in items for caption in captions]
+    without = [name for name, captions in items if not captions]
     return {
         "count": len(said),
-        "most": max(len(item.captions) for item in items),
+        "most": max(len(captions) for _, captions in items),
         "longer": sum(len(token_ids(text, caption)) > text.length for caption in said),
         "without": len(without),
         "first_without": without[:NAMED],

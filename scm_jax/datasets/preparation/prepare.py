@@ -313,8 +313,7 @@ def _captions(work: Work, old: dict[str, Any] | None) -> tuple[dict, dict]:
     """
     plan = work.plan
     files = [work.captions_file(shard) for shard in range(plan.num_shards)]
-    pairs = [pair for file in files for pair in json.loads(file.read_text())]
-    said = [caption_facts.Said(*pair) for pair in pairs]
+    said = [pair for file in files for pair in json.loads(file.read_text())]
     if old is None or (plan.split == "train" and old["split"] != "train"):
         length = plan.options.get("context_length", 0)
         old = caption_facts.reading_part(said, plan.split, length)

@@ -14,6 +14,8 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pnm", ".jfif", ".jpe", ".avif"),
 )
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 # 16 bits a pixel, in either byte order, and what Pillow reads some of them as.
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 # What damaged files make Pillow raise.
@@ -31,22 +33,6 @@ def is_image(name: str) -> bool:
       (True, False)
     """
     return name.lower().endswith(SUFFIXES)
-
-
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-
-
-def is_video(name: str) -> bool:
-    """Whether a file's name is that of a video."""
-    return name.lower().endswith(VIDEO_SUFFIXES)
-
-
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
-
-
-def is_sound(name: str) -> bool:
-    """Whether a file's name is that of a sound."""
-    return name.lower().endswith(SOUND_SUFFIXES)
 
 
 def decode_image(

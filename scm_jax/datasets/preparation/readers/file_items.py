@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ from scm_jax.datasets.preparation.readers.decode import (
     decode_image,
     decode_latent,
     is_image,
-    is_sound,
-    is_video,
 )
 from scm_jax.datasets.preparation.readers.files import Files, count_kinds, list_folder
 from scm_jax.datasets.preparation.readers.items import (
@@ -52,8 +50,6 @@ from scm_jax.datasets.preparation.readers.labels import (
 
 DATASET_JSON = "dataset.json"
 LISTED = "image files end in " + " ".join(SUFFIXES)
-LISTED_VIDEOS = "videos end in " + " ".join(VIDEO_SUFFIXES)
-LISTED_SOUNDS = "sounds end in " + " ".join(SOUND_SUFFIXES)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of webdataset's patterns
 
 
@@ -155,13 +151,13 @@ def _not_used(files: Files, used: Collection[int]) -> list[str]:
 _INDEX = {"folder": list_folder, "zip": index_zip, "tar": index_tar}
 
 
-def _wanted(options: Options) -> tuple[Callable[[str], bool], str, str]:
-    """Which files are items, what they are called, and their suffixes in words."""
+def _wanted(options: Options) -> tuple[tuple[str, ...], str, str]:
+    """Suffixes of files that are items, what these are called, both for messages."""
     if options.frames:
-        return is_video, "video", LISTED_VIDEOS
+        return VIDEO_SUFFIXES, "video", "videos end in " + " ".join(VIDEO_SUFFIXES)
     if options.front_end is not None:
-        return is_sound, "sound", LISTED_SOUNDS
-    return is_image, "image", f"{LISTED}; videos need --frames, sounds --sample_rate"
+        return SOUND_SUFFIXES, "sound", "sounds end in " + " ".join(SOUND_SUFFIXES)
+    return SUFFIXES, "image", f"{LISTED}; videos need --frames, sounds --sample_rate"
 
 
 def read_classes(path: Path, options: Options, kind: str) -> FileItems:
@@ -172,8 +168,9 @@ def read_classes(path: Path, options: Options, kind: str) -> FileItems:
     names its class; deeper ones do not count. A tar may be one tar per class, such as
     ``ILSVRC2012_img_train.tar``, and so may a folder with the kind ``tar``.
     """
-    files, (is_item, what, listed) = _INDEX[kind](path), _wanted(options)
-    ways = {i: path_parts(name) for i, name in enumerate(files.names) if is_item(name)}
+    files, (suffixes, what, listed) = _INDEX[kind](path), _wanted(options)
+    named = enumerate(files.names)
+    ways = {i: path_parts(n) for i, n in named if n.lower().endswith(suffixes)}
     if not ways:
         unused = "".join(f"; {note}" for note in _not_used(files, ()))
         raise ValueError(f"{path}: holds no {what}s; {listed}{unused}")
@@ -324,13 +321,13 @@ def read_webdataset(path: Path, options: Options) -> FileItems:
     paths = find_shards(path)
     if not paths:
         raise FileNotFoundError(f"{path}: there are no files *.tar")
-    files, (is_item, what, listed) = index_shards(paths), _wanted(options)
+    files, (suffixes, what, listed) = index_shards(paths), _wanted(options)
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for index, place in enumerate(files.places):
         folder, _, base = place.name.rpartition("/")
         key, _, suffix = base.partition(".")
         group = groups.setdefault((place.root, f"{folder}/{key}"), {})
-        if is_item(place.name):
+        if place.name.lower().endswith(suffixes):
             suffix = what
         if suffix in group:
             raise ItemError(f"{files.where(index)}: a second {suffix} of one item")

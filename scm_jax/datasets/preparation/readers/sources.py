@@ -22,7 +22,11 @@ from scm_jax.datasets.preparation.readers.archives import (
     tars_in,
     zip_members,
 )
-from scm_jax.datasets.preparation.readers.decode import is_image, is_sound
+from scm_jax.datasets.preparation.readers.decode import (
+    SOUND_SUFFIXES,
+    SUFFIXES,
+    is_image,
+)
 from scm_jax.datasets.preparation.readers.files import count_kinds, is_hidden
 from scm_jax.datasets.preparation.readers.items import Items, Options
 from scm_jax.files import user_paths
@@ -272,10 +276,11 @@ def _detect_tar(path: Path) -> str:
         folder, _, base = name.rpartition("/")
         key, _, suffix = base.partition(".")
         suffixes.setdefault((folder, key), set()).add(suffix.rpartition(".")[2])
+    media = SUFFIXES + SOUND_SUFFIXES
     items = [
         (folder, found & {"cls", "json", "txt"})
         for (folder, _), found in suffixes.items()
-        if any(is_image(f".{suffix}") or is_sound(f".{suffix}") for suffix in found)
+        if any(f".{suffix}".lower().endswith(media) for suffix in found)
     ]
     labels = set().union(*(beside for _, beside in items))
     folders = {folder for folder, _ in items}
