@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scm_jax.datasets.front_ends import FrontEnd, from_settings
-from scm_jax.datasets.preparation.readers.items import ItemError, Items
+from scm_jax.datasets.preparation.readers.items import ItemError, Items, check_pixels
 from scm_jax.datasets.preparation.sums import PIXELS, Sums, record_of
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
@@ -203,13 +203,8 @@ def read_item(items: Items, index: int, recipe: str, size: int, dtype: str) -> I
         raise ItemError(f"{name} has none of {FIELDS}: {sorted(fields)}")
     value = np.asarray(fields[field])
     if field in PIXELS:
-        dtype, axes = "uint8", {"image": "h, w", "clip": "t, h, w"}[field]
-        right = value.dtype == np.uint8 and value.shape[-1] in (1, 3)
-        if not right or value.ndim != len(axes.split()) + 1:
-            raise ItemError(
-                f"{name} is {value.dtype} {value.shape}; {field}s are uint8 "
-                f"({axes}, 1 or 3)"
-            )
+        dtype = "uint8"
+        check_pixels(field, value, name)
         if recipe != "none" or size:
             from scm_jax.datasets.preparation import resize
 

@@ -7,7 +7,6 @@ Two dense layers with ReLU: 64 pixels -> 128 -> 32 features -> 10 logits. Traine
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +31,9 @@ WEIGHT_SHAPES = {
 }
 
 Weights = Mapping[str, Any]
+load_weights = frozen_weights.loader(
+    WEIGHTS_PATH, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float64
+)
 
 
 def features(weights: Weights, pixels: Any, xp: ModuleType = np) -> Any:
@@ -62,8 +64,3 @@ def features(weights: Weights, pixels: Any, xp: ModuleType = np) -> Any:
 def logits(weights: Weights, features: Any) -> Any:
     """``(n, 10)`` class logits of ``(n, 32)`` features."""
     return features @ weights["head_kernel"] + weights["head_bias"][None]
-
-
-def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
-    """The frozen weights as float64, see ``frozen_weights.load``."""
-    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float64)

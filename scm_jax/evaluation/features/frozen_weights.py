@@ -5,6 +5,7 @@ The hash keeps numbers comparable: distances in other features are other numbers
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,13 @@ def load(
             f" into WEIGHTS_SHA256 of scm_jax/evaluation/features/{path.stem}.py."
         )
     return {name: array.astype(dtype) for name, array in weights.items()}
+
+
+def loader(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str, dtype: type
+) -> Callable[..., dict[str, np.ndarray]]:
+    """``load`` of one network, once from each path; ``path`` if none is given."""
+    return functools.cache(lambda file=path: load(file, shapes, sha256, dtype))
 
 
 def with_biases(

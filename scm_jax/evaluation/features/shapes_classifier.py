@@ -8,7 +8,6 @@ heads classify the shape, its color and the kind of background. Trained by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,11 +36,9 @@ KERNEL_SHAPES = {
 WEIGHT_SHAPES = frozen_weights.with_biases(KERNEL_SHAPES, "_")
 
 Weights = Mapping[str, Any]
-
-
-def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
-    """The frozen weights as float32, see ``frozen_weights.load``."""
-    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32)
+load_weights = frozen_weights.loader(
+    WEIGHTS_PATH, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32
+)
 
 
 def apply(weights: Weights, pixels: jax.Array) -> jax.Array:

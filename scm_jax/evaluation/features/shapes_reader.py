@@ -7,9 +7,7 @@ by JAX in float32.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,12 +39,9 @@ KERNEL_SHAPES |= {name: (NUM_FEATURES, number) for name, number in HEADS.items()
 WEIGHT_SHAPES = frozen_weights.with_biases(KERNEL_SHAPES)
 
 Weights = Mapping[str, Any]
-
-
-@functools.cache
-def load_weights(path: Path = WEIGHTS_PATH) -> dict[str, np.ndarray]:
-    """The frozen weights as float32, see ``frozen_weights.load``."""
-    return frozen_weights.load(path, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32)
+load_weights = frozen_weights.loader(
+    WEIGHTS_PATH, WEIGHT_SHAPES, WEIGHTS_SHA256, np.float32
+)
 
 
 def logits(weights: Weights, pixels: jax.Array) -> dict[str, jax.Array]:

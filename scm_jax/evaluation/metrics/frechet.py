@@ -147,16 +147,11 @@ def sample_std(values: list[float]) -> float:
 def _root(covariance: np.ndarray) -> np.ndarray:
     """A matrix ``R`` with ``R R^T = covariance``: eigenvectors, scaled."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    eigenvalues = _positive(eigenvalues)
-    kept = eigenvalues > 0  # a few samples in many dimensions leave few columns
-    return np.sqrt(eigenvalues[kept]) * vectors[:, kept]
-
-
-def _positive(eigenvalues: np.ndarray) -> np.ndarray:
-    """Zero for eigenvalues that are rounding: their square roots would be 1e-8."""
+    # What is left out is rounding: its square roots would be 1e-8. A few samples in
+    # many dimensions leave few columns.
     largest = np.max(eigenvalues, initial=0.0)
-    noise = len(eigenvalues) * np.finfo(np.float64).eps * largest
-    return np.where(eigenvalues > noise, eigenvalues, 0.0)
+    kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * largest
+    return np.sqrt(eigenvalues[kept]) * vectors[:, kept]
 
 
 def _check_dimensions(mean_a: np.ndarray, mean_b: np.ndarray) -> None:

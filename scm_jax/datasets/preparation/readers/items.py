@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from scm_jax.types import lookup
 
 if TYPE_CHECKING:
@@ -34,6 +36,20 @@ def damaged(
         raise
     except errors as error:
         raise kind(f"{what}: {error}") from error
+
+
+# Items that are pixels, and their axes before the channels.
+AXES = {"image": "h, w", "clip": "t, h, w"}
+
+
+def check_pixels(field: str, value: np.ndarray, where: str) -> None:
+    """Raises ItemError unless the value of a field of ``AXES`` has type and axes."""
+    right = value.dtype == np.uint8 and value.shape[-1:] in ((1,), (3,))
+    if not right or value.ndim != len(AXES[field].split()) + 1:
+        raise ItemError(
+            f"{where} is {value.dtype} {value.shape}; {field}s are uint8 "
+            f"({AXES[field]}, 1 or 3)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

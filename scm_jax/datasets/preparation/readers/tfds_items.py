@@ -16,11 +16,16 @@ import numpy as np
 
 from scm_jax.datasets import storage
 from scm_jax.datasets.preparation.readers.decode import to_channels
-from scm_jax.datasets.preparation.readers.items import ItemError, Options, damaged
+from scm_jax.datasets.preparation.readers.items import (
+    AXES,
+    ItemError,
+    Options,
+    check_pixels,
+    damaged,
+)
 from scm_jax.types import lookup
 
 PREFIX = "tfds:"
-_AXES = {"image": "height, width", "clip": "frames, height, width"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +35,7 @@ class TfdsItems:
     folder: str  # the prepared version
     split: str  # a tfds split, slices included
     num_items: int
-    feature: str  # a key of ``_AXES``, or ``latent``
+    feature: str  # a key of ``AXES``, or ``latent``
     class_names: tuple[str, ...]
     origin: dict[str, Any]
     options: Options  # ``channels`` and ``label_base`` count
@@ -51,13 +56,7 @@ class TfdsItems:
         if self.feature == "latent":
             fields: dict[str, Any] = {"latent": value}
         else:
-            axes = _AXES[self.feature]
-            right = value.dtype == np.uint8 and value.shape[-1:] in ((1,), (3,))
-            if not right or value.ndim != axes.count(",") + 2:
-                raise ItemError(
-                    f"{self.name(index)}: the {self.feature} is {value.dtype} "
-                    f"{value.shape}; expected uint8 ({axes}, 1 or 3)"
-                )
+            check_pixels(self.feature, value, self.name(index))
             channels = self.options.channels
             frames = value.reshape(-1, *value.shape[-3:])
             shown = np.stack([to_channels(frame, channels) for frame in frames])
@@ -106,7 +105,7 @@ def read_tfds(path: Path, options: Options) -> TfdsItems:
             f"has no random access. {_how_to_prepare(builder.info.full_name)}"
         )
     features = builder.info.features
-    names = [name for name in (*_AXES, "latent") if name in features]
+    names = [name for name in (*AXES, "latent") if name in features]
     if not names:
         raise ValueError(
             f"{folder}: has no feature 'image', 'clip' or 'latent'; its features are "
