@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scm_jax.files.atomic import file_sha256
+from scm_jax.files.atomic import file_sha256, json_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,7 @@ def of_prepared(folder: Path, split: str) -> Identity:
         size, sha256 = known.get(file.name, (None, ""))
         hashes.append(sha256 if file.stat().st_size == size else file_sha256(file))
     if front_end:  # the same sound, seen otherwise, is other data
-        seen = json.dumps(front_end, sort_keys=True)
-        hashes.append(hashlib.sha256(seen.encode()).hexdigest())
+        hashes.append(json_sha256(front_end))
     return Identity(builder.name, base, info.num_examples, tuple(hashes))
 
 

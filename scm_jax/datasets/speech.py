@@ -98,23 +98,20 @@ def _load(library: str, data: str) -> Engine:
     speech.espeak_SetSynthCallback(collect)
 
     def say(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
-        with alone:
-            return say_alone(text, speaker)
-
-    def say_alone(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
         # Where a voice is missing, eSpeak goes on with another one.
         name = f"{speaker.accent}+{speaker.voice}"
         known = os.path.isfile(os.path.join(data, "voices", "!v", speaker.voice))
-        if not known or speech.espeak_SetVoiceByName(name.encode()):
-            raise ValueError(f"eSpeak NG has no voice {name!r}")
-        speech.espeak_SetParameter(_RATE, speaker.rate, 0)
-        speech.espeak_SetParameter(_PITCH, speaker.pitch, 0)
-        pieces.clear()
-        said = text.encode() + b"\0"
-        if speech.espeak_Synth(said, len(said), 0, 1, 0, _UTF8, None, None):
-            raise OSError(f"eSpeak NG cannot speak {text!r}")
-        speech.espeak_Synchronize()
-        return np.concatenate(pieces or [np.zeros(0, np.int16)]), rate
+        with alone:
+            if not known or speech.espeak_SetVoiceByName(name.encode()):
+                raise ValueError(f"eSpeak NG has no voice {name!r}")
+            speech.espeak_SetParameter(_RATE, speaker.rate, 0)
+            speech.espeak_SetParameter(_PITCH, speaker.pitch, 0)
+            pieces.clear()
+            said = text.encode() + b"\0"
+            if speech.espeak_Synth(said, len(said), 0, 1, 0, _UTF8, None, None):
+                raise OSError(f"eSpeak NG cannot speak {text!r}")
+            speech.espeak_Synchronize()
+            return np.concatenate(pieces or [np.zeros(0, np.int16)]), rate
 
     say.callback = collect  # type: ignore[attr-defined]  # the library calls it
     return say

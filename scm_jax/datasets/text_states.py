@@ -7,7 +7,6 @@ A folder holds shards of true length and a manifest that says which encoder made
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,11 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from scm_jax.files.atomic import json_sha256
 from scm_jax.types import TextInfo
 
 MANIFEST = "manifest.json"
 HEADER = "encoder_and_texts"  # what the header of a shard says, as JSON
-
-
-def json_sha256(value: Any) -> str:
-    """SHA-256 of a value's one JSON text."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def encoder_name(identity: dict[str, Any]) -> str:

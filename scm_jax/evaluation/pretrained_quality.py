@@ -115,7 +115,8 @@ class PretrainedQuality:
                 found = of_all_processes(found, widths)
             if found.count != self.num_samples:
                 raise ValueError(f"{found.count} samples came, not {self.num_samples}")
-            fake = found.feature_set("the samples")
+            moments = {k: (s.mean, s.covariance) for k, s in found.stats.items()}
+            fake = FeatureSet("the samples", moments, found.outputs)
             rows.append(feature_metrics.compare(real, fake, self.metrics))
         row: dict[str, Any] = {}
         for key in rows[0]:

@@ -24,10 +24,9 @@ from scm_jax.datasets.text_states import (
     HEADER,
     MANIFEST,
     encoder_name,
-    json_sha256,
     read_manifest,
 )
-from scm_jax.files.atomic import file_sha256, replacing, write_atomically
+from scm_jax.files.atomic import file_sha256, json_sha256, replacing, write_atomically
 
 SHARD_CAPTIONS = 4096
 BATCH = 32  # captions that the encoder sees at a time

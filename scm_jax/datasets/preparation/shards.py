@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ import numpy as np
 from scm_jax.datasets.front_ends import FrontEnd, from_settings
 from scm_jax.datasets.preparation.readers.items import ItemError, Items, check_pixels
 from scm_jax.datasets.preparation.sums import PIXELS, Sums, record_of
+from scm_jax.files.atomic import json_sha256, write_atomically
 
 FORMAT = 1  # of the stored bytes; goes up when the same recipe would give others
 FIELDS = ("image", "clip", "latent", "sound")
@@ -88,8 +88,7 @@ class Plan:
             identity["captioned"] = True
         if self.front_end is not None:
             identity["front_end"] = self.origin["front_end"]
-        text = json.dumps(identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return json_sha256(identity)[:12]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +136,7 @@ class Work:
 
     def names_hash(self, shard: int) -> str:
         """A hash of the names of a shard's raw items, in order."""
-        text = json.dumps([self.items.name(k) for k in self.plan.items_of(shard)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_sha256([self.items.name(k) for k in self.plan.items_of(shard)])
 
     def temporary(self, shard: int) -> Path:
         """Where this process, of this machine, writes a shard until it is whole."""
@@ -291,10 +289,8 @@ def write_shard(
         record |= {"names": work.names_hash(shard), "noted": dict(counts)}
         os.replace(temporary, work.folder / plan.file(shard))
         if plan.captioned:
-            temporary.write_text(json.dumps(said))
-            os.replace(temporary, work.captions_file(shard))
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, work.record_file(shard))
+            write_atomically(work.captions_file(shard), json.dumps(said))
+        write_atomically(work.record_file(shard), json.dumps(record))
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,7 +21,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from scm_jax.evaluation.features.extraction import FeatureNet, Outputs
-from scm_jax.evaluation.metrics.feature_metrics import FeatureSet
 from scm_jax.evaluation.metrics.frechet import (
     FeatureStats,
     empty_stats,
@@ -57,11 +56,6 @@ class Collected:
     count: int
     stats: dict[str, FeatureStats]
     outputs: dict[str, np.ndarray]
-
-    def feature_set(self, name: str) -> FeatureSet:
-        """For ``feature_metrics.compare``."""
-        moments = {output: (s.mean, s.covariance) for output, s in self.stats.items()}
-        return FeatureSet(name, moments, self.outputs)
 
 
 def collect(
