@@ -26,7 +26,7 @@ from scm_jax.datasets.front_ends import (
     whiten,
 )
 from scm_jax.datasets.sound_clips import fitted
-from scm_jax.datasets.spoken_digits import RATE, SIGMA_DATA, SpeechSource, say_digit
+from scm_jax.datasets.spoken_digits import RATE, SpeechSource, say_digit
 from scm_jax.datasets.spoken_numbers import SAMPLES, NumberSource
 
 SEED = 1  # the data set's is 0
@@ -78,13 +78,13 @@ def main() -> None:
             for part in (train, test)
         )
         blocks = np.array_split(clips, max(1, len(clips) // 1_000))
-        found[name] = whiten(front_end, blocks, SIGMA_DATA).to_manifest()
+        found[name] = whiten(front_end, blocks).to_manifest()
         fits = np.mean([len(word) <= front_end.samples for word in train])
         trip = round_trip(front_end, held_out)
         print(json.dumps({name: front_end.shape, "fits": float(fits), **trip}))
     source, number = NumberSource(seed=SEED), arguments.num_items // 4
     clips = [source.sound(rows) for rows in np.array_split(np.arange(number), 10)]
-    found["log_mel_4"] = whiten(SEQUENCE, clips, SIGMA_DATA).to_manifest()
+    found["log_mel_4"] = whiten(SEQUENCE, clips).to_manifest()
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(found) + "\n")
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from scm_jax.types import lookup
 
+SIGMA_DATA = 0.5  # of every bin of whitened values
 FLOOR = 1e-3  # added to a magnitude before its logarithm
 _MOMENTUM = 0.99  # of the fast Griffin-Lim algorithm
 _AT_ONCE = 32  # clips
@@ -302,16 +303,15 @@ def choose(text: str, rate: int, seconds: float) -> FrontEnd:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Whitened:
-    """A front end whose bins have mean 0 and standard deviation ``sigma_data``.
+    """A front end whose bins have mean 0 and standard deviation ``SIGMA_DATA``.
 
-    ``x = sigma_data (values - mean) / std``, with a mean and a standard deviation for
+    ``x = SIGMA_DATA (values - mean) / std``, with a mean and a standard deviation for
     every bin and channel, the axes behind the frames.
     """
 
     front_end: FrontEnd
     mean: np.ndarray
     std: np.ndarray
-    sigma_data: float = 0.5
 
     def to_x(self, sound: np.ndarray) -> np.ndarray:
         """Sound ``(n, samples)``, float32 or int16, to what a network sees."""
@@ -321,12 +321,12 @@ class Whitened:
 
     def whiten(self, values: Any) -> Any:
         """``(n, *shape)`` values to ``x``; traceable."""
-        scale = self.sigma_data / self.std
+        scale = SIGMA_DATA / self.std
         return (values - self.mean[None, None]) * scale[None, None]
 
     def to_values(self, x: np.ndarray) -> np.ndarray:
         """The inverse of the whitening alone."""
-        return np.asarray(x, np.float32) * (self.std / self.sigma_data) + self.mean
+        return np.asarray(x, np.float32) * (self.std / SIGMA_DATA) + self.mean
 
     def to_sound(self, x: np.ndarray) -> np.ndarray:
         """The inverse of ``to_x``, as far as the front end has one, within [-1, 1]."""
@@ -342,16 +342,14 @@ class Whitened:
         return {**self.front_end.settings(), **moments}
 
     @classmethod
-    def from_manifest(cls, found: Mapping[str, Any], sigma_data: float) -> Whitened:
+    def from_manifest(cls, found: Mapping[str, Any]) -> Whitened:
         """What ``to_manifest`` wrote."""
         settings = {k: v for k, v in found.items() if k not in ("mean", "std")}
         mean, std = (np.asarray(found[k], np.float32) for k in ("mean", "std"))
-        return cls(from_settings(settings), mean, std, sigma_data)
+        return cls(from_settings(settings), mean, std)
 
 
-def whiten(
-    front_end: FrontEnd, sounds: Iterable[np.ndarray], sigma_data: float = 0.5
-) -> Whitened:
+def whiten(front_end: FrontEnd, sounds: Iterable[np.ndarray]) -> Whitened:
     """Measures the moments of every bin over batches of sound; see ``whitened``."""
     count, total, squares = 0, 0.0, 0.0
     for sound in sounds:
@@ -362,12 +360,10 @@ def whiten(
         raise ValueError("no sound to measure the moments of")
     mean = np.asarray(total) / count
     std = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
-    return whitened(front_end, mean, std, sigma_data)
+    return whitened(front_end, mean, std)
 
 
-def whitened(
-    front_end: FrontEnd, mean: Any, std: Any, sigma_data: float = 0.5
-) -> Whitened:
+def whitened(front_end: FrontEnd, mean: Any, std: Any) -> Whitened:
     """A front end with the moments of its bins as they were measured.
 
     A bin that never changes, such as the imaginary part at frequency 0, gets the
@@ -377,4 +373,4 @@ def whitened(
     std = np.where(std < 1e-6, np.float32(1), std)
     if isinstance(front_end, Pieces):  # no bin: the place in a piece means nothing
         mean, std = np.full_like(mean, mean.mean()), np.full_like(std, std.mean())
-    return Whitened(front_end, mean, std, sigma_data)
+    return Whitened(front_end, mean, std)

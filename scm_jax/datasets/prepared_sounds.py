@@ -35,10 +35,10 @@ def make_sounds(
         name=prepared,
         sample_shape=front_end.shape,
         num_classes=manifest["num_classes"] if conditional else 0,
-        sigma_data=seen.sigma_data,
+        sigma_data=front_ends.SIGMA_DATA,
         num_items=0,
         description=f"{prepared}: {front_end.kind} at {front_end.rate} Hz, each bin "
-        f"with standard deviation {seen.sigma_data}",
+        f"with standard deviation {front_ends.SIGMA_DATA}",
         to_pixels=seen.to_pixels,
         to_sound=seen.to_sound,
         sample_rate=front_end.rate,
@@ -56,7 +56,7 @@ def open_front_end(manifest: dict[str, Any], split: str) -> front_ends.Whitened:
     """The front end of a manifest, with the moments of ``train``, or of ``split``."""
     part = manifest["splits"].get("train", manifest["splits"][split])
     found = front_ends.from_settings(manifest["front_end"])
-    return front_ends.whitened(found, part["mean"], part["std"], images.SIGMA_DATA)
+    return front_ends.whitened(found, part["mean"], part["std"])
 
 
 def _dataset(

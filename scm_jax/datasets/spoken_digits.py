@@ -16,7 +16,7 @@ import numpy as np
 
 from scm_jax.datasets import pipeline, speech
 from scm_jax.datasets.drawn import DrawnSource
-from scm_jax.datasets.front_ends import Whitened
+from scm_jax.datasets.front_ends import SIGMA_DATA, Whitened
 from scm_jax.datasets.sound_clips import fitted, resampled, scaled, trimmed
 from scm_jax.datasets.speech import ACCENTS, VOICES, Speaker
 from scm_jax.files import shipped
@@ -26,7 +26,6 @@ NAME = "spoken_digits"
 WORDS = tuple("zero one two three four five six seven eight nine".split())
 RATE = 8_000  # samples a second
 PEAK = 0.5  # of every word
-SIGMA_DATA = 0.5
 PITCHES, RATES = (20, 80), (170, 230)  # of the speakers, the latter words a minute
 HELD_OUT_EVERY = 4
 
@@ -40,7 +39,7 @@ def open_front_end(name: str) -> Whitened:
     path = shipped.folder("data") / NAME / "front_ends.json"
     known = json.loads(path.read_text(encoding="utf-8"))
     found = lookup(known, name, "dataset.front_end")
-    return Whitened.from_manifest(found, SIGMA_DATA)
+    return Whitened.from_manifest(found)
 
 
 @dataclasses.dataclass(frozen=True)

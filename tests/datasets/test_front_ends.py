@@ -76,7 +76,7 @@ def test_bins_are_whitened_and_the_manifest_builds_the_same_again():
     moving[[0, -1], 1] = False  # no imaginary part
     np.testing.assert_allclose(x.std((0, 1))[moving], 0.5, rtol=1e-3)
     np.testing.assert_allclose(x.mean((0, 1)), 0, atol=1e-3)
-    again = Whitened.from_manifest(json.loads(json.dumps(whitened.to_manifest())), 0.5)
+    again = Whitened.from_manifest(json.loads(json.dumps(whitened.to_manifest())))
     assert again.front_end == front_end
     np.testing.assert_array_equal(again.to_x(sounds[0]), whitened.to_x(sounds[0]))
     np.testing.assert_allclose(again.to_sound(x[:50]), sounds[0], atol=1e-5)
@@ -94,7 +94,7 @@ def test_bins_are_whitened_and_the_manifest_builds_the_same_again():
         (lambda: ComplexStft(RATE, 4096, 64, 64), "at most three quarters of fft = 64"),
         (lambda: front_ends.whiten(Pieces(RATE, 64), []), "no sound to measure"),
         (
-            lambda: Whitened.from_manifest({"kind": "mel", "mean": 0, "std": 1}, 0.5),
+            lambda: Whitened.from_manifest({"kind": "mel", "mean": 0, "std": 1}),
             r"front end = 'mel' is not one of \['complex_stft', 'log_mel'",
         ),
     ],
