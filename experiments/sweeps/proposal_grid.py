@@ -4,7 +4,9 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/proposal_grid.py:sct \\
     --root=runs/proposal_grid --max_parallel=2
 
-Expect: not yet measured. The paper takes (-1.0, 1.4) on CIFAR-10, (-1.0, 1.6) on
+Expect (51 runs, 1.2 hours of a CPU core; docs/ablations.md): one step is best at
+(-1.4, 1.4) for sct (4.00) and at (-0.6, 2.0) for scd (3.97), two steps at (-2.0, 1.2)
+and (-2.0, 1.0) (2.62, 3.07). The paper takes (-1.0, 1.4) on CIFAR-10, (-1.0, 1.6) on
 ImageNet 64 and (-0.8, 1.6) on ImageNet 512.
 
 The argument is ``both``, ``sct`` or ``scd``, and ``quick``. The students of
