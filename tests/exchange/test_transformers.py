@@ -1,4 +1,4 @@
-"""DiT, SiT and SANA-Sprint: against builds by their papers' formulas, and back."""
+"""DiT, SiT, SANA-Sprint and Wan2.1: against builds by their papers' formulas, and back."""
 
 import math
 
@@ -12,6 +12,7 @@ from scm_jax.cost import counts
 from scm_jax.networks import dit
 from scm_jax.networks.external import transformers
 from scm_jax.types import NULL_LABEL, Cond, TextInfo
+from tests.exchange import test_wan
 from tests.exchange.published_layers import (
     DEPTH,
     HEADS,
@@ -219,39 +220,41 @@ def sana_case():
     return state, net, y, cond, expected
 
 
-CASES = {"dit": dit_case, "sana": sana_case}
+CASES = {"dit": dit_case, "sana": sana_case, "wan": test_wan.wan_case}
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_networks_compute_what_the_papers_say(name):
+    """And the file comes back bit for bit, with what the training had besides."""
     state, net, x, cond, expected = CASES[name]()
-    params, extras = transformers.import_weights(net.module, state)
-    assert sorted(extras) == sorted(
-        ["final_layer.linear.bias", "final_layer.linear.weight"] * (name == "dit")
-    )
-    F = quick_jit(net.apply)(params, jnp.float32(x), cond)
-    error = np.sqrt(np.mean((F - expected) ** 2) / np.mean(expected**2))
-    assert error < 1e-5
-
-
-# --- Round trips ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(CASES))
-def test_export_gives_the_file_back_bit_for_bit(name):
-    state, net, *_ = CASES[name]()
-    if name == "sana":  # what the training had besides
+    if name == "sana":
         state["y_embedder.y_embedding"] = np.ones((5, 6), np.float32)
         state["logvar_linear.bias"] = np.ones(1, np.float32)
     params, extras = transformers.import_weights(net.module, state)
+    others = {
+        "dit": ["final_layer.linear.bias", "final_layer.linear.weight"],
+        "sana": ["logvar_linear.bias", "y_embedder.y_embedding"],
+        "wan": [],
+    }
+    assert sorted(extras) == others[name]
+    F = quick_jit(net.apply)(params, jnp.float32(x), cond)
+    error = np.sqrt(np.mean((F - expected) ** 2) / np.mean(expected**2))
+    assert error < 1e-5
     same(state, transformers.export_weights(net.module, params, extras))
 
 
-def test_both_spellings_of_sana_sprint_are_one_network():
-    state, net, *_ = sana_case()
-    renamed = to_diffusers(state, RENAMED)
-    assert len(renamed) == len(state) + DEPTH * (2 + 2)
-    assert "transformer_blocks.1.attn1.to_v.weight" in renamed
+SPELLINGS = {
+    "sana": (RENAMED, DEPTH * (2 + 2), "transformer_blocks.1.attn1.to_v.weight"),
+    "wan": (test_wan.RENAMED_WAN, 0, "blocks.1.attn1.to_v.weight"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_both_spellings_are_one_network(name):
+    state, net, *_ = CASES[name]()
+    table, more, one = SPELLINGS[name]
+    renamed = to_diffusers(state, table)
+    assert len(renamed) == len(state) + more and one in renamed
     assert transformers.infer_network(renamed) == transformers.infer_network(state)
     params, _ = transformers.import_weights(net.module, state)
     other, extras = transformers.import_weights(net.module, renamed)

@@ -74,20 +74,6 @@ def test_a_token_sees_the_others_and_knows_its_place():
     assert rms(moved - jnp.roll(F, 2, axis=1)) > 1e-2
 
 
-def test_number_of_parameters():
-    w, c, patch, ratio, depth, classes, tokens = 16, 2, 2, 2, 3, 3, 4
-    net = networks.build("dit", (4, 4, c), classes, **{**SMALL, "depth": depth})
-    pixels = patch**2 * c
-    dense = lambda n, m: n * m + m  # noqa: E731
-    # Modulation (two scales, two shifts), gates, attention, the network.
-    block = dense(w, 4 * w) + dense(w, 2 * w) + dense(w, 3 * w) + dense(w, w)
-    block += dense(w, ratio * w) + dense(ratio * w, w)
-    embedding = 2 * dense(w, w) + (classes + 1) * w
-    ends = dense(pixels, w) + tokens * w + dense(w, 2 * w) + dense(w, pixels)
-    count = counts.parameter_count(jax.eval_shape(net.init, jax.random.key(0)))
-    assert count == embedding + ends + depth * block
-
-
 # Millions of parameters and 1e9 multiply-adds of arXiv 2212.09748, Table 4 (patch 2 on
 # 256x256 latents), and of the U-Net's largest size for one of our own.
 SIZES = {
