@@ -1,4 +1,4 @@
-"""DiT, SiT, SANA-Sprint and Wan2.1: against builds by their papers' formulas, and back."""
+"""DiT, SiT, SANA-Sprint and Wan2.1 against their papers' formulas, and back."""
 
 import math
 

@@ -1,7 +1,5 @@
 """The diffusion transformer: axes, patches, size."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +9,10 @@ from scm_jax import networks
 from scm_jax.cost import counts
 from scm_jax.networks import layers
 from scm_jax.types import Cond
-from tests.networks.reference import rms
+from tests.networks.reference import fresh_size, rms
 
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
 SHAPES = [(8, 2), (4, 6, 1), (2, 4, 4, 3)]
-
-
-@functools.cache
-def some_params():
-    """Random parameters of about their size at the start; quicker than ``init``."""
-    net = networks.build("dit", (4, 4, 2), 3, **SMALL)
-    rng = np.random.default_rng(0)
-
-    def draw(a):
-        fan_in = a.shape[-2] if len(a.shape) > 1 else 16
-        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(fan_in), jnp.float32)
-
-    return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
 
 
 def inputs():
@@ -63,7 +48,7 @@ def test_tokens_are_patches_and_come_back(shape):
 
 def test_a_token_sees_the_others_and_knows_its_place():
     net = networks.build("dit", (4, 4, 2), 3, **SMALL)
-    params = some_params()
+    params = fresh_size(net)
     x, cond = inputs()
     apply = jax.jit(net.apply)
     F = apply(params, x, cond)

@@ -1,4 +1,4 @@
-"""The transformer over (t, h, w): patches, positions, factorized attention."""
+"""The transformer over clips (t, h, w) and over latents (n, c) of sound."""
 
 import functools
 
@@ -11,8 +11,8 @@ from scm_jax import networks
 from scm_jax.cost import counts
 from scm_jax.networks import embeddings, layers
 from scm_jax.networks.dit import Block
-from scm_jax.types import known_frames
-from tests.networks.reference import quick_jit, rms
+from scm_jax.types import TextInfo, known_frames
+from tests.networks.reference import fresh_size, quick_jit, rms
 
 SMALL = {
     "width": 24,
@@ -22,15 +22,9 @@ SMALL = {
     "patch_sides": (2, 1, 4),
 }
 CLIP = (4, 2, 8, 3)
-
-
-def some_params(net):
-    rng = np.random.default_rng(0)
-
-    def draw(a):
-        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(a.shape[-1]), jnp.float32)
-
-    return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
+TEXT = TextInfo(3, width=6, pooled=4)
+SOUND = {"width": 16, "depth": 5, "num_heads": 2, "mlp_ratio": 1}
+SOUND |= {"patch_sides": (1,), "positions": "rotary"}
 
 
 def test_a_patch_has_a_side_for_each_axis():
@@ -80,13 +74,21 @@ def test_turned_queries_and_keys_see_the_distance_alone():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["sincos", "rotary"])
-def test_a_longer_clip_needs_no_other_parameters(kind):
-    settings = SMALL | {"positions": kind}
+LONGER = {
+    "sincos": (CLIP, SMALL | {"positions": "sincos"}, None),
+    "rotary": (CLIP, SMALL | {"positions": "rotary"}, None),
+    "sound": ((4, 3), SOUND, TEXT),
+}
+
+
+@pytest.mark.parametrize("kind", LONGER)
+def test_a_longer_sample_needs_no_other_parameters(kind):
+    shape, settings, text = LONGER[kind]
+    settings = {**settings, "depth": 2}
     short, long = (
-        networks.build("dit", (n, *CLIP[1:]), 0, **settings) for n in (4, 12)
+        networks.build("dit", (n, *shape[1:]), 0, text, **settings) for n in (4, 12)
     )
-    params = some_params(short)
+    params = fresh_size(short)
     assert "position" not in params
     shapes = jax.eval_shape(long.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
@@ -94,10 +96,11 @@ def test_a_longer_clip_needs_no_other_parameters(kind):
     x = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
     apply = quick_jit(long.apply)
     # Frames in another order give other frames: positions are told apart.
-    swapped = jnp.concatenate([x[:, 4:], x[:, :4]], axis=1)
-    F, other = apply(params, x, cond), apply(params, swapped, cond)
-    other = jnp.concatenate([other[:, 8:], other[:, :8]], axis=1)
-    assert rms(F - other) > 1e-3 * rms(F)
+    F, other = apply(params, x, cond), apply(params, jnp.roll(x, -4, axis=1), cond)
+    assert rms(F - jnp.roll(other, 4, axis=1)) > 1e-3 * rms(F)
+    if text is not None:
+        said = cond.replace(context=2 + cond.context)
+        assert rms(apply(params, x, said) - F) > 1e-3
 
 
 # --- First frames ---------------------------------------------------------------------
@@ -107,7 +110,7 @@ def test_known_frames_are_read_by_weights_that_start_at_zero():
     told = networks.build("dit", CLIP, 0, **SMALL, use_frames=True)
     plain = networks.build("dit", CLIP, 0, **SMALL)
     assert told.consumes == {"t", "frames"}
-    params = some_params(plain)
+    params = fresh_size(plain)
     kernel = quick_jit(told.init)(jax.random.key(0))["frames_in"]["kernel"]
     assert kernel.shape == (2 * 1 * 4 * (3 + 1), 24) and not kernel.any()
     x, cond = plain.example(2)
@@ -167,15 +170,26 @@ def test_a_factorized_block_is_a_block_on_each_frame_or_place(over):
         np.testing.assert_allclose(out[:, rows], expected, rtol=2e-4, atol=2e-5)
 
 
-def test_value_and_tangent_of_a_factorized_network():
+FACTORIZED = {"depth": 6, "positions": "rotary", "factorized": True}
+LOOPS = {
+    "factorized": (CLIP, SMALL | FACTORIZED, None, 3),
+    "sound": ((6, 3), SOUND, TEXT, 5),
+}
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_value_and_tangent(kind):
     """In a loop with recomputation; the tangent against a central difference."""
-    settings = SMALL | {"depth": 6, "positions": "rotary", "factorized": True}
-    net = networks.build("dit", CLIP, 0, **settings, remat="blocks")
-    params, (x, cond) = some_params(net), net.example(2)
-    assert {a.shape[0] for a in jax.tree.leaves(params["blocks"])} == {3}
+    shape, settings, text, length = LOOPS[kind]
+    net = networks.build("dit", shape, 0, text, **settings, remat="blocks")
+    params, (x, cond) = fresh_size(net), net.example(2)
+    assert {a.shape[0] for a in jax.tree.leaves(params["blocks"])} == {length}
     rng = np.random.default_rng(1)
     x, dx = (jnp.asarray(rng.normal(size=x.shape), jnp.float32) for _ in range(2))
     t = jnp.asarray([0.6, 1.2])
+    if text is not None:
+        said = rng.normal(size=cond.context.shape)
+        cond = cond.replace(context=jnp.asarray(said, jnp.float32))
 
     def fn(x, t):
         return net.apply(params, x, cond.replace(t=t))
@@ -195,6 +209,22 @@ def test_parameters_of_latte():
     params = jax.eval_shape(net.init, jax.random.key(0))
     variance = 2 * 2 * 4 * (1152 + 1)
     assert counts.parameter_count(params) + variance == 673_681_568
+
+
+@pytest.mark.parametrize("size, millions", [("audio_120m", 120), ("audio_480m", 480)])
+def test_sizes_are_near_those_of_meanaudio(size, millions):
+    """With layers from and to 64 channels, states of 1024 and a vector of 512."""
+    preset, text = networks.PRESETS["dit"][size], TextInfo(77, width=1024, pooled=512)
+    net = networks.build("dit", (216, 64), 0, text, **preset)
+    w = preset["width"]
+    dense = lambda n, m: n * m + m  # noqa: E731
+    block = dense(w, 4 * w) + dense(w, 2 * w)  # modulation, gates
+    block += dense(w, 3 * w) + dense(w, w) + dense(w, 4 * w) + dense(4 * w, w)
+    block += 2 * dense(w, w) + 1024 * 2 * w  # cross-attention
+    ends = dense(64, w) + dense(w, 64) + 2 * dense(w, w) + dense(512, w)
+    expected = preset["depth"] * block + ends + dense(w, 2 * w)
+    count = counts.parameter_count(jax.eval_shape(net.init, jax.random.key(0)))
+    assert count == expected == pytest.approx(millions * 1e6, rel=0.025)
 
 
 @pytest.mark.parametrize(

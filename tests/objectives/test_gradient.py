@@ -10,6 +10,7 @@ import pytest
 from scm_jax import networks, trigflow
 from scm_jax.objectives import Consistency, base
 from scm_jax.types import Batch
+from tests.networks.reference import fresh_size
 from tests.objectives import probe
 from tests.objectives.probe import SD
 
@@ -22,11 +23,7 @@ def params():
     """Random network, and a weight that differs from 1 at every time."""
     rng = np.random.default_rng(0)
 
-    def draw(a):
-        fan_in = a.shape[-2] if len(a.shape) > 1 else 16
-        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(fan_in), jnp.float32)
-
-    net = jax.tree.map(draw, jax.eval_shape(NET.init, jax.random.key(0)))
+    net = fresh_size(NET)
     weight = {"kernel": 0.2 * rng.normal(size=64), "bias": np.float64(0.7)}
     weight = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), weight)
     return {"net": net, "objective": {"log_weight": weight}}
