@@ -17,6 +17,7 @@ from scm_jax.networks.ddpmpp import DDPMpp
 from scm_jax.networks.unet import UNet
 from scm_jax.networks.unet_layout import BlockSpec
 from tests.networks.reference import quick_jit
+from tests.training.toy import assert_close
 
 # The layouts as published, with channels in multiples of the width.
 EDM2 = UNet((64, 64, 4), width=1).layout()
@@ -203,11 +204,7 @@ def test_loops_and_rematerialization_change_no_result():
         shapes = jax.eval_shape(net.init, jax.random.key(0), h, emb)["params"]
         assert jax.tree.structure(shapes) == jax.tree.structure(params)
     for other in results[1:]:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            results[0],
-            other,
-        )
+        assert_close(results[0], other, rtol=1e-4, atol=1e-5)
     assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(results[0][0]))
 
 

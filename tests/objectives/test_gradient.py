@@ -13,6 +13,7 @@ from scm_jax.types import Batch
 from tests.networks.reference import fresh_size
 from tests.objectives import probe
 from tests.objectives.probe import SD
+from tests.training.toy import assert_close
 
 BATCH = 6
 NET = networks.build("mlp", (2,), 3, width=16, depth=1, dropout=0.4)
@@ -105,11 +106,7 @@ def test_gradient_is_that_of_two_explicit_passes(settings):
     grads, _, reference, _, _ = gradient_and_reference(**settings)
     size = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(reference))
     assert size > 1e-2
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * size),
-        grads["net"],
-        reference,
-    )
+    assert_close(grads["net"], reference, rtol=0, atol=2e-5 * size)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["shared", "separate"])

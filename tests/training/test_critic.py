@@ -1,6 +1,5 @@
 """Two players: an objective whose critic is trained in the same step."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -149,11 +148,7 @@ def test_both_players_move_and_neither_moves_the_other():
         {"net": grads[0]}, state.critic.opt_state, {"net": state.critic.params}
     )
     expected = optax.apply_updates({"net": state.critic.params}, updates)["net"]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-        new.critic.params,
-        expected,
-    )
+    toy.assert_close(new.critic.params, expected, rtol=1e-5)
     for leaf in jax.tree.leaves(grads[1]["net"]):  # the student is stopped there
         np.testing.assert_array_equal(leaf, 0.0)
 
@@ -198,16 +193,11 @@ def test_an_ema_of_the_critic_scores():
         shadow = jax.tree.map(
             lambda e, p, b=beta: b * e + (1 - b) * p, shadow, after.critic.params
         )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
-        states[-1].critic.ema,
-        shadow,
-    )
-    changed = dataclasses.replace(
-        states[-1].critic, ema=jax.tree.map(lambda a: a + 1.0, states[-1].critic.ema)
-    )
-    a, _ = step(states[-1], batch(), None)
-    b, _ = step(dataclasses.replace(states[-1], critic=changed), batch(), None)
+    last, critic = states[-1], states[-1].critic
+    toy.assert_close(critic.ema, shadow, rtol=1e-4)
+    changed = critic.replace(ema=jax.tree.map(lambda a: a + 1.0, critic.ema))
+    a, _ = step(last, batch(), None)
+    b, _ = step(last.replace(critic=changed), batch(), None)
     assert np.any(a.params["net"]["mean"] != b.params["net"]["mean"])
 
 
@@ -226,13 +216,8 @@ def test_parts_of_a_batch_are_averaged_for_the_critic_too():
 def test_a_critic_that_is_not_finite_stops_the_step():
     step, state = setting(every=3)  # the student, which it scores, does not move
     bad = jax.tree.map(lambda a: a * jnp.nan, state.critic.params)
-    _, found = step(
-        dataclasses.replace(
-            state, critic=dataclasses.replace(state.critic, params=bad)
-        ),
-        batch(),
-        None,
-    )
+    bad = state.replace(critic=state.critic.replace(params=bad))
+    _, found = step(bad, batch(), None)
     assert not bool(found["finite"])
 
 
@@ -240,29 +225,17 @@ def test_a_sum_adds_both_terms_under_their_names():
     main = objectives.build("consistency", sigma_data=SD, dx_dt="teacher")
     both = Sum(main, Matching(), 0.5)
     params = params_of(both)
-    call = {"key": jax.random.key(3), "step": jnp.int32(0)}
-    teacher = {"teacher_fn": exact_fn(DATA)}
-    critic = {"critic_fn": exact_fn(MADE)}
-    out = both(generator, params, batch(), **call, **teacher, **critic)
-    own, other = jax.random.split(call.pop("key"))
-    parts = params["objective"]
-    a = main(
-        generator,
-        {**params, "objective": parts["main"]},
-        batch(),
-        key=own,
-        **call,
-        **teacher,
-    )
-    b = Matching()(
-        generator,
-        {**params, "objective": parts["matching"]},
-        batch(),
-        key=other,
-        **call,
-        **teacher,
-        **critic,
-    )
+    key, parts = jax.random.key(3), params["objective"]
+    fns = {"teacher_fn": exact_fn(DATA), "critic_fn": exact_fn(MADE)}
+
+    def call(objective, key, own=parts, **fns):
+        args = generator, {**params, "objective": own}, batch()
+        return objective(*args, key=key, step=jnp.int32(0), **fns)
+
+    out = call(both, key, **fns)
+    own, other = jax.random.split(key)
+    a = call(main, own, parts["main"], teacher_fn=fns["teacher_fn"])
+    b = call(Matching(), other, parts["matching"], **fns)
     np.testing.assert_allclose(out.loss, a.loss + 0.5 * b.loss, rtol=1e-6)
     assert out.metrics["squared_error"] == a.metrics["squared_error"]
     assert out.metrics["matching/squared_error"] == b.metrics["squared_error"]
@@ -277,15 +250,12 @@ def test_checkpoints_hold_both_players_and_resume_bit_by_bit(tmp_path):
         found = saver.restore_latest(states[0]).state
     assert isinstance(found.critic, state_lib.Player)
     again, _ = run(step, found, 2)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        *(dataclasses.replace(s, key=0) for s in (again[-1], states[5])),
-    )
+    toy.assert_same(again[-1], states[5])
 
 
 def test_a_checkpoint_without_a_critic_is_not_resumed_with_one(tmp_path):
     _, state = setting()
-    alone = dataclasses.replace(state, critic=None)
+    alone = state.replace(critic=None)
     for saved, wanted, message in ((alone, state, "lacks"), (state, alone, "critic")):
         folder = tmp_path / message
         with checkpoint.Checkpointer(folder) as saver:

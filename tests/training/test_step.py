@@ -146,9 +146,7 @@ def change(state, new):
     return jax.tree.map(lambda a, b: np.asarray(a - b), state.params, new.params)
 
 
-def assert_close(actual, expected):
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(close, actual, expected)
+assert_close = functools.partial(toy.assert_close, rtol=1e-4, atol=1e-6)
 
 
 def test_step_uses_the_gradient_of_the_objective_with_the_key_of_its_number():

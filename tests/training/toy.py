@@ -182,6 +182,10 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
 def run(
     directory, steps=20, *, data=None, step=None, writer=None, hooks=(), args=(), **more
 ):
