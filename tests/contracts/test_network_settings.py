@@ -117,17 +117,14 @@ BAD = [
         "heads = 3 .* 16 channels of dec_8x8_in0",
     ),
     # Also those of the decoder, with what comes from the encoder: 200 of 32 groups.
-    (
-        "ddpmpp",
-        SHAPE,
-        {**U_NET, "width": 14},
-        "channels of .*do not divide into groups",
-    ),
-    (
-        "ddpmpp",
-        SHAPE,
-        {**U_NET, "width": 100},
-        "channels of .*do not divide into groups",
+    *(
+        (
+            "ddpmpp",
+            SHAPE,
+            {**U_NET, "width": width},
+            "channels of .*do not divide into groups",
+        )
+        for width in (14, 100)
     ),
 ]
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from scm_jax.networks.external import edm, transformers
-from tests.networks.reference import silu
+from tests.networks.reference import silu, softmax
 
 W, DEPTH, HEADS, C = 8, 2, 2, 3  # of the small files
 
@@ -83,8 +83,7 @@ def attend(q, k, v, mask=True, d=W // HEADS, turn=lambda a: a):
     """By softmax; ``mask`` broadcasts to ``(b, heads, n, m)``."""
     q, k, v = turn(heads(q, d)), turn(heads(k, d)), heads(v, d)
     logits = np.where(mask, q @ k.swapaxes(2, 3) / np.sqrt(d), -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return joined(weights @ v / weights.sum(-1, keepdims=True))
+    return joined(softmax(logits) @ v)
 
 
 def heads(a, d):

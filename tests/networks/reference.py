@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scm_jax.networks import autoencoder
 from scm_jax.types import NULL_LABEL, Cond
 
 COND = Cond(
@@ -30,6 +31,15 @@ def normal(shape, seed=0, loc=0.3):
 
 def rms(a):
     return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
+
+
+def draw_small(module):
+    """Weights of an autoencoder, float32."""
+    rng = np.random.default_rng(0)
+    shapes = autoencoder.abstract_params(module)
+    return jax.tree.map(
+        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32), shapes
+    )
 
 
 def draw(shapes, seed=0):
@@ -126,7 +136,7 @@ def resample(x, mode):
 
 
 def modulate(normed, affine, form):
-    affine = affine[:, None, None]
+    affine = affine.reshape(len(affine), *(1,) * (normed.ndim - 2), -1)
     if form == "double_norm_scale":
         return normed * pixel_norm(affine)
     s, b = np.split(affine, 2, axis=-1)
@@ -135,16 +145,15 @@ def modulate(normed, affine, form):
     return normed * pixel_norm(s) + pixel_norm(b)
 
 
+def softmax(a):
+    e = np.exp(a - a.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
 def attend(q, k, v):
-    """``(b, n, heads, d)`` each, head by head."""
-    out = np.empty_like(v)
-    for b in range(q.shape[0]):
-        for head in range(q.shape[2]):
-            logits = q[b, :, head] @ k[b, :, head].T / np.sqrt(q.shape[-1])
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            weights /= weights.sum(-1, keepdims=True)
-            out[b, :, head] = weights @ v[b, :, head]
-    return out
+    """``(b, n, heads, d)`` each."""
+    p = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]))
+    return np.einsum("bhnm,bmhd->bnhd", p, v)
 
 
 def heads_of(qkv, num_heads):

@@ -260,9 +260,7 @@ def temporary_bytes(mode, name, tokens):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    "mode", ["value", "value_and_tangent", "gradient", "consistency_step"]
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_memory_of_chunks_is_linear_in_tokens(mode, monkeypatch):
     """Four times the tokens, also where the number of chunks does not grow."""
     monkeypatch.setattr(door, "QUERY_CHUNK", 64)

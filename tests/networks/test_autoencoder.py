@@ -10,17 +10,14 @@ import pytest
 
 from scm_jax.networks import autoencoder
 from scm_jax.networks.autoencoder import AutoencoderKL
-from tests.networks.reference import quick_jit
+from tests.networks.reference import draw_small, quick_jit
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """Module and parameters; 2x2 pixels to a position."""
     module = AutoencoderKL(block_channels=(4, 8), num_blocks=1, num_groups=2)
-    shapes = autoencoder.abstract_params(module)
-    rng = np.random.default_rng(0)
-    draw = lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32)  # noqa: E731
-    return module, jax.tree.map(draw, shapes)
+    return module, draw_small(module)
 
 
 def images(num, side=4):

@@ -22,8 +22,8 @@ from scm_jax.networks.external import video_autoencoder
 from scm_jax.networks.video_autoencoder import VideoAutoencoder
 from scm_jax.runs import latents, sample
 from scm_jax.runs.setup import experiment
-from tests.networks.reference import quick_jit
-from tests.preparation.raw_data import write_tar
+from tests.networks.reference import draw_small, quick_jit
+from tests.preparation.raw_data import write_folder, write_tar
 
 SIDE = 16
 
@@ -52,14 +52,6 @@ def video(number, frames, rate=8, times=None, noise=False):
     return buffer.getvalue()
 
 
-def write(root, files):
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
 def open_clips(path, **options):
     return sources.open_items(path, **{"frames": 3, "channels": 1, **options})
 
@@ -75,7 +67,7 @@ def test_a_video_gives_all_clips_that_fit_with_class_and_caption(tmp_path):
     lengths = {"cat/a": (0, 7), "dog/b": (1, 5), "dog/c": (2, 2)}
     files = {f"{name}.mp4": video(*length) for name, length in lengths.items()}
     files |= {"cat/a.txt": b"a cat", "dog/b.txt": b"a dog\none dog", "dog/c.txt": b"c"}
-    items = open_clips(write(tmp_path / "videos", files))
+    items = open_clips(write_folder(tmp_path / "videos", files))
     assert len(items) == 3 and items.class_names == ("cat", "dog")
     assert items.origin["frame_rate"] == 8.0
     assert "1 of them are shorter than a clip of 3 frames" in " ".join(items.notes)
@@ -96,7 +88,7 @@ def test_shards_and_lists_hold_videos_too(tmp_path):
     shards = open_clips(tmp_path / "shard-0.tar", kind="webdataset")
     table = b"video,caption\n0.mp4,zero\n1.mp4,one\n"
     del files["0.txt"]
-    folder = write(tmp_path / "flat", files | {"metadata.csv": table})
+    folder = write_folder(tmp_path / "flat", files | {"metadata.csv": table})
     for items in (shards, open_clips(folder)):
         assert [items.read(i)["captions"] for i in range(2)] == [("zero",), ("one",)]
         assert_clip(items, 1, 1, 0)
@@ -104,7 +96,7 @@ def test_shards_and_lists_hold_videos_too(tmp_path):
 
 def test_other_rates_are_refused_or_brought_to_one(tmp_path):
     files = {"a.mp4": video(0, 8, rate=8), "b.mp4": video(2, 16, rate=16)}
-    folder = write(tmp_path / "mixed", files)
+    folder = write_folder(tmp_path / "mixed", files)
     message = r"b.mp4: has 16 frames per second, and .*a.mp4 has 8; --frame_rate=RATE"
     with pytest.raises(ItemError, match=message):
         open_clips(folder)
@@ -115,7 +107,9 @@ def test_other_rates_are_refused_or_brought_to_one(tmp_path):
 
 
 def test_uneven_times_are_refused_or_made_even(tmp_path):
-    folder = write(tmp_path, {"c.mp4": video(1, 8, times=[0, 1, 2, 3, 5, 7, 9, 11])})
+    folder = write_folder(
+        tmp_path, {"c.mp4": video(1, 8, times=[0, 1, 2, 3, 5, 7, 9, 11])}
+    )
     with pytest.raises(ItemError, match=r"c.mp4: its frames are not evenly spaced"):
         open_clips(folder)
     clip = open_clips(folder, frame_rate=4.0, frames=6).read(0)["clip"]
@@ -133,14 +127,14 @@ def test_what_is_no_whole_video_is_named(tmp_path):
         "has no video stream": sound.getvalue(),
     }
     for message, content in bad.items():
-        folder = write(tmp_path / message.replace(" ", "_"), {"x.mp4": content})
+        folder = write_folder(tmp_path / message.replace(" ", "_"), {"x.mp4": content})
         with pytest.raises(ItemError, match=rf"x.mp4: .*{message}"):
             open_clips(folder)
-    folder = write(tmp_path / "whole", {"x.mp4": whole})
+    folder = write_folder(tmp_path / "whole", {"x.mp4": whole})
     with pytest.raises(ValueError, match=r"none of 1 videos has the 12 frames of a cl"):
         open_clips(folder, frames=12)
     with pytest.raises(ValueError, match=r"holds no videos; videos end in .mp4"):
-        open_clips(write(tmp_path / "images", {"a.png": b""}))
+        open_clips(write_folder(tmp_path / "images", {"a.png": b""}))
     np.savez(tmp_path / "x.npz", np.zeros(3))
     with pytest.raises(ValueError, match=r"frames = 3.*has no videos"):
         open_clips(tmp_path / "x.npz", kind="npz")
@@ -156,7 +150,7 @@ def test_frames_that_do_not_decode_are_an_error(tmp_path):
     start, size = packets[30]
     whole = bytearray(content)
     whole[start + size // 2 : start + size] = bytes(size - size // 2)
-    items = open_clips(write(tmp_path, {"x.mp4": bytes(whole)}))
+    items = open_clips(write_folder(tmp_path, {"x.mp4": bytes(whole)}))
     assert items.read(0)["clip"].std() > 10
     with pytest.raises(ItemError, match=r"x.mp4: .*damaged or cut off"):
         for index in range(len(items)):
@@ -165,7 +159,7 @@ def test_frames_that_do_not_decode_are_an_error(tmp_path):
 
 def test_prepared_clips_are_trained_on(tmp_path):
     files = {f"{n}.mp4": video(n, 6) for n in range(3)}
-    items = open_clips(write(tmp_path / "raw", files))
+    items = open_clips(write_folder(tmp_path / "raw", files))
     target = tmp_path / "root" / "mine" / "1.0.0"
     prepare.prepare(items, target, recipe="box", size=8, options={"frames": 3})
     manifest = json.loads((target / "manifest.json").read_text())
@@ -192,15 +186,11 @@ def test_encoded_clips_are_decoded_inside_the_sampler(tmp_path):
     """Three frames are two positions of a latent, at the clips' rate."""
     root = tmp_path / "root"
     files = {f"{n}.mp4": video(n, 6, noise=True) for n in range(2)}
-    items = open_clips(write(tmp_path / "raw", files), channels=3)
+    items = open_clips(write_folder(tmp_path / "raw", files), channels=3)
     prepare.prepare(items, root / "mine/1.0.0", recipe="box", size=8)
     sizes = {"block_channels": (4, 4, 6), "time": (False, True), "num_blocks": 1}
     module = VideoAutoencoder(**sizes, latent_channels=3)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32),
-        autoencoder.abstract_params(module),
-    )
+    params = draw_small(module)
     weights = tmp_path / "tiny.npz"
     np.savez(weights, **video_autoencoder.export_autoencoder(module, params))
     clips = sources.open_items(root / "mine/1.0.0", kind="tfds", split="train")

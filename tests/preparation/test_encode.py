@@ -16,6 +16,7 @@ from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
+from tests.networks.reference import draw_small
 from tests.preparation.made_items import ArrayItems, arrays, contents
 
 NUM, BATCH = 7, 3
@@ -190,11 +191,7 @@ def vae(tmp_path_factory):
     module = autoencoder.AutoencoderKL(
         block_channels=(4, 4), num_blocks=1, num_groups=2
     )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda a: (0.3 * rng.standard_normal(a.shape)).astype(np.float32),
-        autoencoder.abstract_params(module),
-    )
+    params = draw_small(module)
     folder = tmp_path_factory.mktemp("vae")
     (folder / "config.json").write_text('{"norm_num_groups": 2}')
     path = folder / "vae.safetensors"
