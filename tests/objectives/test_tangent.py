@@ -34,6 +34,16 @@ def close(actual, expected, tolerance=1e-9):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def distill(x0, student=probe.bent_student, step=10**9, **changes):
+    """``SCD`` on a student, with the teacher that knows the data."""
+    objective = dataclasses.replace(SCD, **changes)
+    return look(objective, student, x0, teacher=probe.exact_teacher, step=step)
+
+
+def along_flow(x, t, u):
+    return DATA.flow(x, t, u, SD)
+
+
 def f_of(student):
     """The consistency function of ``student``."""
 
@@ -69,13 +79,9 @@ def sin(t):
 @pytest.mark.parametrize("student", [probe.bent_student, probe.exact_teacher])
 def test_scd_target_is_the_derivative_along_the_teachers_ode(student, x0):
     """``g = cos(t) df/dt``: sigma_data once, the teacher's velocity, the right sign."""
-    seen = look(SCD, student, x0, teacher=probe.exact_teacher)
+    seen = distill(x0, student)
     t = seen.cond.t
-
-    def path(x, t, u):
-        return DATA.flow(x, t, u, SD)
-
-    df_dt = derivative_along(f_of(student), path, seen.x_t, t)
+    df_dt = derivative_along(f_of(student), along_flow, seen.x_t, t)
     assert float(jnp.abs(df_dt).max()) > 0.3
     close(seen.g, cos(t) * df_dt)
 
@@ -97,7 +103,7 @@ def test_sct_target_is_the_derivative_along_the_pair(x0):
 
 def test_student_equal_to_teacher(x0):
     """7.1: ``g = -s^2 sd^2 sin t cos t / V^2 y``, negative for every t."""
-    seen = look(SCD, probe.exact_teacher, x0, teacher=probe.exact_teacher)
+    seen = distill(x0, probe.exact_teacher)
     t = seen.cond.t
     V = DATA.variance(t, SD)[:, None]
     y = seen.x_t - cos(t) * jnp.asarray([DATA.mean])
@@ -106,7 +112,7 @@ def test_student_equal_to_teacher(x0):
 
 
 def test_exact_consistency_function_has_no_tangent_under_scd(x0):
-    seen = look(SCD, probe.consistent_student, x0, teacher=probe.exact_teacher)
+    seen = distill(x0, probe.consistent_student)
     close(seen.g, 0.0)
     # Not so under sCT, where only the mean given x_t vanishes.
     seen = look(SCT, probe.consistent_student, x0)
@@ -185,11 +191,9 @@ def test_proposal_of_the_objective():
 
 def test_warmup_scales_the_tangent_while_student_equals_teacher(x0):
     """Alg. 1: the first bracket vanishes, r multiplies all of the second."""
-    full = look(SCD, probe.exact_teacher, x0, teacher=probe.exact_teacher, step=100)
+    full = distill(x0, probe.exact_teacher, step=100)
     for step, r in ((0, 0.0), (25, 0.25), (100, 1.0), (500, 1.0)):
-        seen = look(
-            SCD, probe.exact_teacher, x0, teacher=probe.exact_teacher, step=step
-        )
+        seen = distill(x0, probe.exact_teacher, step=step)
         close(seen.g, r * full.g)
         assert float(seen.metrics["tangent_warmup"]) == r
 
@@ -200,17 +204,14 @@ def parts(seen):
     v = DATA.velocity(x, t, SD)
     F = probe.bent_student(x / SD, Cond(t=t))
 
-    def path(x, t, u):
-        return DATA.flow(x, t, u, SD)
-
     def F_of(x, u):
         return probe.bent_student(x / SD, Cond(t=u))
 
-    return SD * F - v, x, SD * derivative_along.__wrapped__(F_of, path, x, t)
+    return SD * F - v, x, SD * derivative_along.__wrapped__(F_of, along_flow, x, t)
 
 
 def test_warmup_of_the_paper_leaves_the_first_bracket(x0):
-    seen = look(SCD, probe.bent_student, x0, teacher=probe.exact_teacher, step=30)
+    seen = distill(x0, step=30)
     t = seen.cond.t
     first, x_t, dF_dt = parts(seen)
     expected = -(cos(t) ** 2) * first - 0.3 * cos(t) * sin(t) * (x_t + dF_dt)
@@ -220,15 +221,13 @@ def test_warmup_of_the_paper_leaves_the_first_bracket(x0):
 @pytest.mark.parametrize(("step", "r"), [(0, 0.0), (30, 0.3), (50, 0.5), (100, 1.0)])
 def test_warmup_of_rcm_bends_the_first_bracket_and_spares_the_derivative(step, r, x0):
     """Its code: ``cos^2 -> cos sqrt(1 - r^2 sin^2)``, and ``r`` on ``x_t`` alone."""
-    objective = dataclasses.replace(SCD, tangent_warmup_form="rcm")
-    kwargs = {"teacher": probe.exact_teacher, "step": step}
-    seen = look(objective, probe.bent_student, x0, **kwargs)
+    seen = distill(x0, step=step, tangent_warmup_form="rcm")
     t = seen.cond.t
     first, x_t, dF_dt = parts(seen)
     bent = jnp.sqrt(1 - (r * sin(t)) ** 2)
     close(seen.g, -cos(t) * bent * first - cos(t) * sin(t) * (r * x_t + dF_dt))
     if r == 1:  # in the end both forms are one
-        close(seen.g, look(SCD, probe.bent_student, x0, **kwargs).g)
+        close(seen.g, distill(x0, step=step).g)
 
 
 def test_no_warmup():
@@ -240,35 +239,24 @@ def test_no_warmup():
 
 
 def test_shared_pass_equals_separate_pass(x0):
-    kwargs = {"teacher": probe.exact_teacher}
-    shared = look(SCD, probe.bent_student, x0, **kwargs)
-    separate = dataclasses.replace(SCD, tangent_pass="separate")
-    separate = look(separate, probe.bent_student, x0, **kwargs)
+    shared, separate = distill(x0), distill(x0, tangent_pass="separate")
     close(shared.g, separate.g, 1e-12)
     close(shared.loss, separate.loss, 1e-12)
 
 
 def test_finite_difference_converges_to_the_exact_tangent(x0):
-    kwargs = {"teacher": probe.exact_teacher}
-    exact = look(SCD, probe.bent_student, x0, **kwargs).g
-    errors = []
+    exact, errors = distill(x0).g, []
     for h in (2e-2, 1e-2):
-        objective = dataclasses.replace(
-            SCD, tangent="finite_difference", finite_difference_step=h
-        )
-        seen = look(objective, probe.bent_student, x0, **kwargs)
-        errors.append(float(jnp.abs(seen.g - exact).max()))
+        how = {"tangent": "finite_difference", "finite_difference_step": h}
+        errors.append(float(jnp.abs(distill(x0, **how).g - exact).max()))
     assert errors[1] < 1e-3
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.1)
 
 
 def test_finite_difference_of_the_default_step_is_close_in_float32():
     x0 = jnp.asarray(DATA.sample(np.random.default_rng(0), NUM))
-    kwargs = {"teacher": probe.exact_teacher}
-    exact = look(SCD, probe.bent_student, x0, **kwargs).g
-    objective = dataclasses.replace(SCD, tangent="finite_difference")
-    seen = look(objective, probe.bent_student, x0, **kwargs)
-    np.testing.assert_allclose(seen.g, exact, rtol=0, atol=2e-3)
+    seen = distill(x0, tangent="finite_difference")
+    np.testing.assert_allclose(seen.g, distill(x0).g, rtol=0, atol=2e-3)
 
 
 def test_no_overflow_at_the_ends_in_float32():
@@ -280,8 +268,7 @@ def test_no_overflow_at_the_ends_in_float32():
         return x * 0.0 + jnp.sin(3.0 * c_noise)[:, None]
 
     for tau in (-12.0, 9.0):
-        objective = dataclasses.replace(SCD, P_mean=tau, P_std=0.0)
-        seen = look(objective, steep, jnp.ones((2, 2)), teacher=probe.exact_teacher)
+        seen = distill(jnp.ones((2, 2)), steep, P_mean=tau, P_std=0.0)
         assert np.all(np.abs(seen.g) < 10.0)
 
 
@@ -290,19 +277,12 @@ def test_no_overflow_at_the_ends_in_float32():
 
 def test_prior_factor_stands_in_the_target_once(x0):
     """The gradient of ``w f^T df/dt`` with ``w = 1/(sd tan t)``, ``1``, or squared."""
-    kwargs = {"teacher": probe.exact_teacher}
-
-    def target(prior_weighting):
-        objective = dataclasses.replace(SCD, prior_weighting=prior_weighting)
-        return look(objective, probe.bent_student, x0, **kwargs)
-
-    paper, plain, twice = map(target, ("inverse_sigma", "none", "inverse_sigma_twice"))
+    paper, plain, twice = (
+        distill(x0, prior_weighting=name)
+        for name in ("inverse_sigma", "none", "inverse_sigma_twice")
+    )
     t = paper.cond.t
-
-    def path(x, t, u):
-        return DATA.flow(x, t, u, SD)
-
-    df_dt = derivative_along(f_of(probe.bent_student), path, paper.x_t, t)
+    df_dt = derivative_along(f_of(probe.bent_student), along_flow, paper.x_t, t)
     # y = w sd sin(t) df/dt.
     inverse_sigma = 1 / (SD * jnp.tan(t)[:, None])
     close(paper.g, inverse_sigma * SD * sin(t) * df_dt)
