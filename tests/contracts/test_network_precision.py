@@ -6,7 +6,6 @@ import os
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend import core
 
 from tests.contracts.network_cases import (
     SETTINGS,
@@ -16,7 +15,7 @@ from tests.contracts.network_cases import (
     make_derivatives,
     noise,
 )
-from tests.networks.reference import rms
+from tests.networks.reference import equations, rms
 
 # The largest error of bfloat16; slopes of linear attention jump at the corners of ReLU.
 ERROR = {"ddpmpp": 0.05, "dit": 0.03, "mmdit": 0.03, "sana": 0.08, "unet": 0.03}
@@ -24,14 +23,6 @@ ERROR["wan"] = 0.03
 # Width of the vector that conditions the blocks, for those that compute in bfloat16.
 EMBEDDING = {"ddpmpp": 64, "dit": 16, "mmdit": 16, "sana": 16, "unet": 16}
 EMBEDDING["wan"] = 16
-
-
-def variables(jaxpr):
-    """All intermediate values of a program, those of its inner programs included."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield from (v.aval for v in eqn.outvars)
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from variables(inner)
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDING))
@@ -50,7 +41,7 @@ def test_embedding_and_output_are_float32_whatever_the_compute_dtype(name):
     inputs = params, *jax.eval_shape(lambda: net.example(batch))
     program = jax.make_jaxpr(tangent)(*inputs)
     assert [a.dtype for a in program.out_avals] == [jnp.dtype("float32")] * 2
-    seen = list(variables(program))
+    seen = [v.aval for eqn in equations(program) for v in eqn.outvars]
     floats = [a for a in seen if jnp.issubdtype(a.dtype, jnp.floating)]
     embedding = [a.dtype for a in floats if a.shape == (batch, EMBEDDING[name])]
     assert len(embedding) > 5 and set(embedding) == {jnp.dtype("float32")}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.interpreters import partial_eval
 
 from scm_jax import networks, trigflow
@@ -365,9 +366,5 @@ def test_a_student_with_dt_starts_as_its_teacher_for_every_dt(case):
 
 def inherited(weights, fresh):
     """``fresh`` with all weights that the teacher has."""
-    return {
-        key: inherited(weights[key], value)
-        if isinstance(value, dict) and key in weights
-        else weights.get(key, value)
-        for key, value in fresh.items()
-    }
+    flat, known = map(traverse_util.flatten_dict, (fresh, weights))
+    return traverse_util.unflatten_dict(flat | known)

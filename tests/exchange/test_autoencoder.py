@@ -14,6 +14,7 @@ from scm_jax.files import state_dict
 from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from tests.golden import autoencoder_weights as tiny
+from tests.networks.reference import quick_jit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "autoencoder_tiny.npz"
 SETTINGS = {
@@ -70,9 +71,7 @@ def test_every_stage_is_that_of_diffusers(half, golden):
             {"params": params}, x, method=half, capture_intermediates=True
         )
 
-    options = {"xla_backend_optimization_level": 0}
-    compiled = jax.jit(run, compiler_options=options)
-    found, kept = compiled(params, getattr(tiny, source)())
+    found, kept = quick_jit(run)(params, getattr(tiny, source)())
     flat = traverse_util.flatten_dict(kept["intermediates"], sep="/")
     stages = {n.removesuffix("/__call__"): a[0] for n, a in flat.items()}
     stages |= dict(zip(results, jax.tree.leaves(found), strict=True))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from scm_jax.networks import autoencoder
 from scm_jax.types import NULL_LABEL, Cond
@@ -65,6 +66,14 @@ def fresh_size(net, seed=0):
 
 def float64(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def equations(program):
+    """Those of a program, and of the programs within it."""
+    for eqn in getattr(program, "jaxpr", program).eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 def silu(x):

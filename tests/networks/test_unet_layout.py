@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 from jax.interpreters import partial_eval
 
 from scm_jax import networks
@@ -16,7 +15,7 @@ from scm_jax.networks import unet_layout
 from scm_jax.networks.ddpmpp import DDPMpp
 from scm_jax.networks.unet import UNet
 from scm_jax.networks.unet_layout import BlockSpec
-from tests.networks.reference import quick_jit
+from tests.networks.reference import equations, quick_jit
 from tests.training.toy import assert_close
 
 # The layouts as published, with channels in multiples of the width.
@@ -66,15 +65,6 @@ def test_groups_are_the_longest_runs_of_one_shape(name):
     assert max(len(g.names) for g in layout) > 1
 
 
-def mask_sides(program):
-    """Sides of the images that get a dropout mask, those of inner programs included."""
-    for eqn in program.eqns:
-        if eqn.primitive.name == "random_bits":
-            yield eqn.outvars[0].aval.shape[-3]
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from mask_sides(getattr(inner, "jaxpr", inner))
-
-
 @pytest.mark.parametrize(("limit", "sides"), [(0, {8, 4}), (4, {4})])
 @pytest.mark.parametrize("name", ["unet", "ddpmpp"])
 def test_networks_drop_up_to_a_resolution(name, limit, sides):
@@ -90,7 +80,8 @@ def test_networks_drop_up_to_a_resolution(name, limit, sides):
     inputs = jax.eval_shape(lambda: net.example(1))
     program = jax.make_jaxpr(train)(params, *inputs).jaxpr
     live, _ = partial_eval.dce_jaxpr(program, [True])
-    assert set(mask_sides(live)) == sides
+    masks = (e for e in equations(live) if e.primitive.name == "random_bits")
+    assert {mask.outvars[0].aval.shape[-3] for mask in masks} == sides
 
 
 # --- Running it -----------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import os
 import threading
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from scm_jax.networks import autoencoder
 from scm_jax.networks.external import autoencoder as exchange
 from scm_jax.runs import latents as latents_lib
 from tests.commands.in_process import scm
-from tests.networks.reference import draw_small
+from tests.networks.reference import draw_small, quick_jit
 from tests.preparation.made_items import ArrayItems, arrays, contents
 
 NUM, BATCH = 7, 3
@@ -203,10 +202,7 @@ def vae(tmp_path_factory):
 def moments_of(vae):
     """(two images, where 0 enters) -> mean and standard deviation, compiled once."""
     module, params = exchange.load_autoencoder(vae)
-    run = jax.jit(
-        lambda p, x: autoencoder.encode(module, p, x),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    run = quick_jit(lambda p, x: autoencoder.encode(module, p, x))
 
     def moments(images, low):
         x = low + (1 - low) * images.astype(np.float32) / 255
