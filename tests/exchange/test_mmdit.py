@@ -260,6 +260,33 @@ def test_parameters_are_counted_to_the_last(size):
         assert sum(sizes) == count and len({e.name for e in table}) == len(table)
 
 
+def test_names_and_shapes_of_sd3_medium():
+    """As modalities' table of the published file has them."""
+    settings = networks.PRESETS["mmdit"]["sd3_medium"]
+    module = networks.build("mmdit", (128, 128, 16), 0, SD3_TEXT, **settings).module
+    shapes = edm.expected_shapes(module)
+    found = {e.name: e.file_shape(shapes) for e in mmdit.entries(module)}
+    block = "joint_blocks.23."
+    for name, shape in {
+        "x_embedder.proj.weight": (1536, 16, 2, 2),
+        "pos_embed": (1, 36864, 1536),
+        "t_embedder.mlp.0.weight": (1536, 256),
+        "y_embedder.mlp.0.weight": (1536, 2048),
+        "context_embedder.weight": (1536, 4096),
+        f"{block}x_block.adaLN_modulation.1.weight": (9216, 1536),
+        f"{block}x_block.attn.qkv.weight": (4608, 1536),
+        f"{block}x_block.mlp.fc1.weight": (6144, 1536),
+        f"{block}context_block.adaLN_modulation.1.bias": (3072,),
+        f"{block}context_block.attn.qkv.bias": (4608,),
+        "final_layer.adaLN_modulation.1.weight": (3072, 1536),
+        "final_layer.linear.weight": (64, 1536),
+    }.items():
+        assert found[name] == shape, name
+    assert f"{block}context_block.attn.proj.weight" not in found
+    assert f"{block}context_block.mlp.fc1.weight" not in found
+    assert len(found) == 17 + 24 * 20 - 6
+
+
 def test_what_such_files_cannot_hold_is_an_error():
     state = random_file("sd3")
     net = build(state, use_guidance=True)
