@@ -70,10 +70,13 @@ found[METRICS[0]]
 # %%
 found[METRICS[1]]
 
+# %% [markdown]
+# As ratios, since one arm may be a hundred times as far off as another:
+
 # %%
 figure, axes = plt.subplots(len(METRICS), 1, figsize=(9, 3.2 * len(METRICS)))
 for metric, ax in zip(METRICS, axes, strict=True):
-    ablation_plots.plot_ablation(found[metric], axes=ax)
+    ablation_plots.plot_ablation(found[metric], ratio=True, axes=ax)
 figure.tight_layout()
 plt.show()
 

@@ -82,6 +82,11 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def dash(number: int) -> str:
+    """The style of line ``number``: another one each time the colours begin again."""
+    return ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+
+
 def shades(count: int, end: float = 0.88) -> list[Any]:
     """Colours from dark to light as numbers grow."""
     matplotlib = require("matplotlib", "plots", "scm_jax[analysis]")

@@ -65,9 +65,10 @@ def plot_curves(
     for run, curve in curves.items():
         groups.setdefault(names[run], []).append(curve)
     for number, (name, found) in enumerate(groups.items()):
-        colour = axes_lib.colour(number)
-        faint: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.7}
-        style = faint if len(found) > 1 else {"linewidth": 1.6, "label": name}
+        colour, dash = axes_lib.colour(number), axes_lib.dash(number)
+        style: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.7}
+        if len(found) == 1:
+            style = {"linewidth": 1.6, "label": name, "linestyle": dash}
         for curve in found:
             axes.plot(*thinned(curve.x, curve.y, MAX_POINTS), color=colour, **style)
             axes.plot(curve.lost_x, curve.lost_y, "x", color=colour, markersize=6)
@@ -75,7 +76,8 @@ def plot_curves(
             grid, mean, low, high = _band(found)
             label = f"{name} ({len(found)} seeds)"
             line = thinned(grid, mean, MAX_POINTS)
-            axes.plot(*line, color=colour, linewidth=1.8, label=label)
+            style = {"linewidth": 1.8, "label": label, "linestyle": dash}
+            axes.plot(*line, color=colour, **style)
             axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     log_if_wide(axes, np.concatenate([c.y for c in curves.values()]))
     axes_lib.engineering(axes.xaxis)
