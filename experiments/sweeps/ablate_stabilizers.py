@@ -4,9 +4,9 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/ablate_stabilizers.py:sct \\
     --root=runs/ablate_stabilizers --max_parallel=2
 
-Expect (64 runs, 42 minutes of a CPU core; docs/ablations.md): one step of sct 5.80, with
-a raw tangent 8.87, without a learned weight 7.17, with EDM's c_noise 20.4, Fourier
-features 419, plain AdaLN 4.53; no warmup and finite differences change nothing.
+Expect (64 runs, 42 minutes of a CPU core; docs/ablations.md): one step of sct 5.80,
+with a raw tangent 8.87, without a learned weight 7.17, with EDM's c_noise 20.4,
+Fourier features 419, plain AdaLN 4.53; no warmup and finite differences change nothing.
 
 The argument is ``both``, ``sct`` or ``scd``, and ``quick`` for a smoke run with the
 baseline and two arms. Three seeds each. An arm that changes the network or the reading
