@@ -59,8 +59,8 @@ METHODS = {
 WARMED = ("sct", "scd", "scd_segments", "scd_vsd", "rcm")  # their tangents
 RATES = (3e-4, 1e-3, 3e-3)
 # The learning rate of the small and of the large budget: in the trials it had the least
-# Frechet distance in two steps, that of ``scd_segments`` in four. Trials of the small
-# budget ran on digits alone.
+# Frechet distance in two steps, that of ``scd_segments`` in four. That of the
+# small budget is from digits for both data sets.
 CHOSEN = {
     "digits": {
         "sct": (3e-3, 3e-3),
