@@ -6,7 +6,7 @@ Run (2 CPU cores):
   python -m scm_jax sweep submit --sweep=experiments/sweeps/transfer.py:without \\
     --root=runs/transfer_without --max_parallel=2
 
-Expect (95 runs each): not yet measured.
+Expect (95 runs each, 50 minutes of a CPU core): see docs/laws.md; not run in full yet.
 
 Five widths, eightfold apart, on digits anywhere on 16x16 pixels, of which none comes
 twice; the same images at every width. The argument is ``with`` or ``without``, and
