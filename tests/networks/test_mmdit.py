@@ -1,4 +1,4 @@
-"""Positions and stacks of MMDiT; masks and chunks: contracts, formulas: exchange."""
+"""The joint block: masks, tangents, positions. Its formulas: tests/exchange."""
 
 import flax.linen as nn
 import jax
@@ -7,10 +7,60 @@ import numpy as np
 import pytest
 
 from scm_jax import networks
-from scm_jax.networks.mmdit import MMDiT
+from scm_jax.networks import attention
+from scm_jax.networks.mmdit import Form, JointBlock, MMDiT
 from scm_jax.types import TextInfo
+from tests.networks.reference import draw, normal, quick_jit, rms
 
 TEXT = TextInfo(5, width=6, pooled=4)
+MASK = np.array([[True] * 5, [True, True, False, False, False], [False] * 5])
+
+
+def joint_block(attention):
+    return JointBlock(
+        Form(16, 2, 2, 0.0, "double_norm", "rms", "silu", attention, "float32")
+    )
+
+
+def block_inputs():
+    image, context, emb = (
+        jnp.asarray(normal(shape, i), jnp.float32)
+        for i, shape in enumerate([(3, 9, 16), (3, 5, 16), (3, 16)])
+    )
+    mask = jnp.concatenate([jnp.asarray(MASK), jnp.ones((3, 9), bool)], axis=1)
+    return (image, context), emb, mask
+
+
+def test_value_tangent_and_gradient_of_chunks_are_the_einsum_s(monkeypatch):
+    """In both streams, with masks; one mask hides the whole context."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 6)
+    monkeypatch.setattr(attention, "KEY_CHUNK", 4)
+    carry, emb, mask = block_inputs()
+    init, key = joint_block("einsum").init, jax.random.key(0)
+    shapes = jax.eval_shape(lambda: init(key, carry, emb, mask, True)["params"])
+    block_params = jax.tree.map(lambda a: jnp.asarray(a / 4), draw(shapes))
+    moved = jax.tree.map(lambda a: jnp.cos(3 * a), (carry, emb))
+
+    def step(block):
+        def loss(params):
+            def F(carry, emb):
+                return block.apply({"params": params}, carry, emb, mask, True)[0]
+
+            value, tangent = jax.jvp(F, (carry, emb), moved)
+            target = jax.lax.stop_gradient(tangent)
+            total = sum(
+                jnp.sum(jnp.cos(v) * (1 + t))
+                for v, t in zip(value, target, strict=True)
+            )
+            return total, (value, tangent)
+
+        return quick_jit(jax.grad(loss, has_aux=True))(block_params)
+
+    exact, found = (step(joint_block(name)) for name in ("einsum", "chunked"))
+    leaves = zip(jax.tree.leaves(exact), jax.tree.leaves(found), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(rms(a), 1e-3))
+        assert np.all(np.isfinite(a))
 
 
 class Positions(MMDiT):

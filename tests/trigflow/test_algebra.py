@@ -77,6 +77,19 @@ def test_ddim_follows_a_straight_pair_exactly_from_any_time(pair):
     )
 
 
+def test_ddim_is_first_order_towards_the_exact_flow(float64):
+    x = jnp.asarray([[0.3, -0.8]])
+    s = jnp.asarray([1.0])
+    F = GAUSSIAN.velocity(x, s, SD) / SD
+    errors = []
+    for h in (1e-2, 5e-3):
+        step = trigflow.ddim_step(x, F, s, s - h, SD)
+        errors.append(float(jnp.abs(step - GAUSSIAN.flow(x, s, s - h, SD)).max()))
+    # The local error is O(h^2), with a coefficient of order 1.
+    assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.05)
+    assert errors[0] < 1e-4
+
+
 def test_score_of_gaussian_data(pair):
     x, _, t = pair
     x, t = x[:-1, 0], t[:-1]
