@@ -14,6 +14,10 @@ MEAN = np.array([0.7, -0.4, 1.3], np.float32)
 NAMES = sorted(sampling.SAMPLERS)
 
 
+def test_registry_is_not_empty():
+    assert {"consistency", "ddim", "heun", "2m"} <= set(NAMES)
+
+
 def point_mass(params, x, cond):
     """The perfect network of data that is ``params`` always; x is ``x_t / sd``."""
     cos, sin = jnp.cos(cond.t)[:, None], jnp.sin(cond.t)[:, None]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from scm_jax import networks
-from scm_jax.networks import layers, magnitude
+from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
+from scm_jax.types import NULL_LABEL, Cond
 from tests.networks.reference import (
     KEY,
     attend,
@@ -85,6 +86,30 @@ def test_norms_and_modulation_compute_in_float32():
     # In bfloat16 the mean of numbers near 100 would be off by up to a whole unit.
     for name in ("layer", "group", "modulated"):
         assert abs(float(jnp.mean(normed[name]))) < 1e-2
+
+
+# --- Resampling and inputs ------------------------------------------------------------
+
+
+def test_resampling():
+    x = normal((2, 4, 6, 3))
+    down, up = np.empty((2, 2, 3, 3)), np.empty((2, 8, 12, 3))
+    for i in range(8):
+        for j in range(12):
+            up[:, i, j] = x[:, i // 2, j // 2]
+    for i in range(2):
+        for j in range(3):
+            down[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2))
+    for mode, expected in {"none": x, "down": down, "up": up}.items():
+        got = layers.resample(jnp.asarray(x), mode)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_missing_label_is_the_null_class():
+    cond = Cond(t=jnp.ones(3))
+    np.testing.assert_array_equal(embeddings.labels(cond), np.full(3, NULL_LABEL))
+    label = jnp.asarray([2, NULL_LABEL, 0])
+    np.testing.assert_array_equal(embeddings.labels(cond.replace(label=label)), label)
 
 
 # --- Attention ------------------------------------------------------------------------

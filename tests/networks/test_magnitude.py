@@ -93,6 +93,18 @@ def test_convolution_is_a_correlation_with_normalized_weights(side):
     np.testing.assert_allclose(run_conv(w, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_layers_keep_the_magnitude_of_their_input(size):
+    module = magnitude.MPConv(32, size)
+    x = normal((2, 24, 24, 32), loc=0.0)
+    variables = module.init(KEY, jnp.asarray(x, jnp.float32))
+    folded = jax.tree.map(magnitude.fold_kernel, variables)
+    y = module.apply(folded, jnp.asarray(x, jnp.float32))
+    inner = y[:, 1:-1, 1:-1]  # at the border a part of the input is zero
+    assert rms(inner) == pytest.approx(1.0, abs=0.04)
+    assert variables["params"]["kernel"].dtype == jnp.float32
+
+
 def test_weights_are_normalized_in_float32_and_used_in_the_compute_dtype():
     x, w = normal((2, 64), loc=0.0), normal((64, 5), 1) * 300
     y = run_conv(w, x, dtype=jnp.bfloat16)

@@ -143,6 +143,14 @@ def test_float32_keeps_all_digits_at_both_ends(sd):
     np.testing.assert_allclose(trigflow.log_sigma(time, sd), tau, rtol=1e-6, atol=1e-5)
 
 
+def test_float32_cosine_of_the_angle_has_lost_digits():
+    """Why ``Time`` exists."""
+    time = trigflow.time_from_sigma(jnp.asarray([5000.0]), SD)
+    exact = SD / np.hypot(5000.0, SD)
+    assert abs(float(time.cos[0]) / exact - 1) < 1e-6
+    assert abs(float(jnp.cos(time.t)[0]) / exact - 1) > 1e-4
+
+
 def test_noise_levels_near_the_largest_float_do_not_overflow():
     time = trigflow.time_from_sigma(jnp.asarray([1e30, 1e37]), SD)
     np.testing.assert_allclose(time.sin, 1.0)

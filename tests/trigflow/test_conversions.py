@@ -183,6 +183,20 @@ def exact_edm_network(params, x, cond, *, train=False, key=None, dtype=None):
     return params * (edm_denoiser(noisy, sigma) - c_skip * noisy) / c_out
 
 
+def test_edm_network_keeps_its_denoiser(float64):
+    """``D_EDM(x_sigma) = cos t x_t - sin t sigma_data F`` (trap 4)."""
+    fn = trigflow.from_edm(exact_edm_network, SD)
+    sigma = np.array([0.002, 0.1, 0.98, 5.0, 80.0])[:, None]
+    x_sigma = MEAN + np.hypot(sigma, STD) * np.random.default_rng(5).normal(size=(5, 3))
+    time = trigflow.time_from_sigma(jnp.asarray(sigma[:, 0]), SD)
+    x_t = jnp.asarray(x_sigma) * time.cos[:, None]
+    F = fn(1.0, x_t / SD, Cond(t=time.t))
+    D = trigflow.D_from_F(x_t, F, time, SD)
+    np.testing.assert_allclose(D, edm_denoiser(x_sigma, sigma), rtol=0, atol=1e-9)
+    data = Gaussian(mean=tuple(MEAN), std=STD)
+    np.testing.assert_allclose(SD * F, data.velocity(x_t, time, SD), rtol=1e-7)
+
+
 def test_edm_network_in_float32_at_all_times():
     """Where EDM's own formulas lose digits: at 0, at ``t_max`` and at pi/2."""
     fn = trigflow.from_edm(exact_edm_network, SD)
