@@ -55,6 +55,19 @@ def double_norm(x, scale, shift):
     return layers.modulate(layers.layer_norm(jnp.asarray(x)), affine, "double_norm")
 
 
+def test_double_norm_is_norm_times_scale_plus_shift(float64_islands):
+    """Both modulations normalized over channels, no "+1" on the scale."""
+    x, scale, shift = normal((2, 7, 5), 2), normal((2, 5), 3), normal((2, 5), 4)
+    mean = x.mean(-1, keepdims=True)
+    norm = (x - mean) / np.sqrt(np.mean((x - mean) ** 2, -1, keepdims=True) + 1e-6)
+    expected = norm * unit(scale)[:, None] + unit(shift)[:, None]
+    got = double_norm(x, scale, shift)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
+    # The size of the modulation does not matter.
+    large = double_norm(x, 50 * scale, 9 * shift)
+    np.testing.assert_allclose(large, got, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("axes", [(), (6,), (3, 4)])
 def test_group_norm(axes, float64_islands):
     """Over space and neighbouring channels of each example."""

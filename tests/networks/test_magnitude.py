@@ -105,6 +105,14 @@ def test_layers_keep_the_magnitude_of_their_input(size):
     assert variables["params"]["kernel"].dtype == jnp.float32
 
 
+def test_size_of_the_weights_does_not_matter():
+    x, w = normal((2, 4, 4, 3)), normal((3, 3, 3, 5), 1)
+    y = run_conv(w, x)
+    scaled = run_conv(w * np.array([0.5, 2.0, 7.0, 100.0, 1e4]), x)
+    # eps = 1e-4 is added to norms of about 1.
+    np.testing.assert_allclose(scaled, y, rtol=3e-4, atol=1e-6)
+
+
 def test_weights_are_normalized_in_float32_and_used_in_the_compute_dtype():
     x, w = normal((2, 64), loc=0.0), normal((64, 5), 1) * 300
     y = run_conv(w, x, dtype=jnp.bfloat16)

@@ -9,6 +9,7 @@ import pytest
 
 from scm_jax import networks, sampling, trigflow
 from scm_jax.cost import counts
+from scm_jax.networks import layers
 from scm_jax.types import Cond, TextInfo, without_condition
 from tests.contracts.network_cases import cotangent, make_step, noise, trained
 from tests.networks.reference import KEY, quick_jit
@@ -198,3 +199,11 @@ def test_what_does_not_fit_is_an_error():
     assert build("unet").consumes == {"t", "tokens"}
     assert net.consumes == {"t", "context", "context_mask", "pooled"}
     assert networks.build("mlp", (2,), 0, WORDS).consumes == {"t"}
+
+
+def test_squares_become_channels_and_back():
+    x = jnp.asarray(noise((2, 4, 6, 3), 0))
+    tokens = layers.patchify(x, 2)
+    assert tokens.shape == (2, 6, 12)
+    np.testing.assert_array_equal(tokens[0, 5], x[0, 2:4, 4:6].reshape(-1))
+    np.testing.assert_array_equal(layers.unpatchify(tokens, 2, (4, 6, 3)), x)

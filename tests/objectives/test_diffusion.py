@@ -61,6 +61,24 @@ def test_minimum_is_the_posterior_variance_at_the_exact_velocity(t):
         np.testing.assert_allclose(g, 0.0, atol=5 * spread)
 
 
+def test_learned_weight_starts_at_one_and_bins_add_up():
+    weighted, _, _, cond = run(Diffusion(), probe.exact_teacher, num=256)
+    plain, _, _, _ = run(
+        Diffusion(learned_weighting=False), probe.exact_teacher, num=256
+    )
+    np.testing.assert_allclose(weighted.per_example, plain.per_example, rtol=1e-6)
+    np.testing.assert_allclose(
+        weighted.loss, weighted.metrics["squared_error"], rtol=1e-5
+    )
+    bins = weighted.metrics["bins"]
+    np.testing.assert_allclose(
+        bins["loss"].sum(), weighted.per_example.sum(), rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        bins["count"], np.histogram(cond.t, np.linspace(0, np.pi / 2, 9))[0]
+    )
+
+
 def test_proposal_and_label_dropout():
     label = jnp.arange(NUM) % 5
     objective = Diffusion(P_mean=-0.4, P_std=1.0, label_dropout=0.1)

@@ -111,6 +111,31 @@ def test_student_equal_to_teacher(x0):
     close(seen.g, cos(t) * DATA.tangent(seen.x_t, t, SD))
 
 
+@pytest.mark.parametrize(
+    ("t", "coefficient"),
+    [
+        (0.5, -0.58900481),
+        (1.1, -0.19301481),
+        (1.3, -0.10191063),
+        (1.564546408, -0.0022500247),
+    ],
+)
+def test_table_of_the_gaussian_tangent(t, coefficient, float64_islands):
+    """The same number by number, at given times, through the parts of the objective."""
+    x = jnp.asarray([[0.9, -0.2]])
+    time = trigflow.time_from_t(jnp.asarray([t]))
+    v = DATA.velocity(x, time.t, SD)
+
+    def net(u, t):
+        return DATA.velocity(u * SD, t, SD) / SD
+
+    F, F_stop, q_dF_dt = SCD.value_and_tangent(net, x, v, time)
+    g = SCD.raw_tangent(F_stop, q_dF_dt, x, v, time, jnp.ones(()))
+    y = x - np.cos(t) * np.array([DATA.mean])
+    np.testing.assert_allclose(g / y, coefficient, rtol=1e-5)
+    np.testing.assert_array_equal(F, F_stop)
+
+
 def test_exact_consistency_function_has_no_tangent_under_scd(x0):
     seen = distill(x0, probe.consistent_student)
     close(seen.g, 0.0)
@@ -152,6 +177,17 @@ def test_sct_is_unbiased_given_x_t(float64_islands):
 
 
 # --- Where the velocity comes from ----------------------------------------------------
+
+
+def test_scd_velocity_depends_on_x_t_alone(x0):
+    time = trigflow.time_from_t(jnp.full((NUM,), 0.8))
+    cond = Cond(t=time.t)
+    one, other = (
+        base.velocity(SCD, a, b, x0, time, cond, probe.exact_teacher)
+        for a, b in ((x0, x0), (x0 + 1, 3 * x0))
+    )
+    np.testing.assert_array_equal(one, other)
+    close(one, DATA.velocity(x0, time.t, SD))
 
 
 def test_missing_teacher_is_an_error():

@@ -185,6 +185,18 @@ def test_coefficients_of_the_published_code():
     np.testing.assert_allclose(got, solved / solved.sum(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(("rel_std", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
+def test_gamma_of_the_paper(rel_std, gamma):
+    assert ema.rel_std_to_gamma(rel_std) == pytest.approx(gamma, abs=5e-3)
+
+
+def test_power_beta():  # Eq. 127
+    steps = np.array([0, 1, 10, 1000])
+    want = (1 - 1 / (steps + 1)) ** (ema.rel_std_to_gamma(STD_A) + 1)
+    got = [beta(ema.PowerEma(STD_A), n, 128) for n in steps]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def test_units_of_time_do_not_matter():
     times, stds = np.array([100, 100, 200, 200]), [0.05, 0.1, 0.05, 0.1]
     in_steps = ema.posthoc_coefficients(times, stds, 150, 0.08)

@@ -155,6 +155,30 @@ def test_edm_differs_by_its_sign_alone(float64):
     np.testing.assert_allclose(D[-1], -SD * F[-1], atol=0.01)
 
 
+def test_v_prediction_of_vp_is_F_for_data_of_unit_variance(float64):
+    t = jnp.asarray(MIDDLE)
+    rng = np.random.default_rng(3)
+    v, x = (jnp.asarray(rng.normal(size=(6, 3))) for _ in range(2))
+    F = trigflow.F_from_prediction(v, "v", x, jnp.cos(t), jnp.sin(t), 1.0)
+    np.testing.assert_allclose(F, v, rtol=1e-12)
+
+
+def test_rectified_flow_of_unit_variance_in_its_closed_form(float64):
+    """Prop. 3.1 of SANA-Sprint (arXiv 2503.09641)."""
+    s = np.array([0.01, 0.3, 0.5, 0.9, 0.999])
+    b = s[:, None]
+    rng = np.random.default_rng(4)
+    u, x = rng.normal(size=(2, 5, 3))
+    n = np.hypot(b, 1 - b)
+    expected = ((1 - 2 * b) * x + (1 - 2 * b + 2 * b**2) * u) / n
+    F = trigflow.F_from_prediction(
+        jnp.asarray(u), "flow", jnp.asarray(x), 1 - s, s, 1.0
+    )
+    np.testing.assert_allclose(F, expected, rtol=1e-11)
+    _, time = trigflow.to_trigflow(jnp.asarray(x), 1 - s, s, 1.0)
+    np.testing.assert_allclose(time.t, np.arctan2(s, 1 - s), rtol=1e-12)
+
+
 def test_unknown_predictions_are_errors():
     x = jnp.ones((1, 2))
     for function in (trigflow.F_from_prediction, trigflow.prediction_from_F):

@@ -60,6 +60,17 @@ def test_each_sample_s_own_velocity_is_exact(sigma_data, float64):
     np.testing.assert_allclose(seen["time"], 1000 * s[:, 0], rtol=1e-9)
 
 
+def test_unit_sigma_data_is_the_form_of_sana_sprint(float64):
+    """Prop. 3.1 of arXiv 2503.09641."""
+    y, v = np.random.default_rng(2).normal(size=(2, 7, 3))
+    s = (np.sin(TIMES) / (np.sin(TIMES) + np.cos(TIMES)))[:, None]
+    norm = np.sqrt(s**2 + (1 - s) ** 2)
+    fn = trigflow.from_rectified_flow(lambda *a, **k: jnp.asarray(v), 1.0)
+    F = fn(None, jnp.asarray(y / norm), Cond(t=jnp.asarray(TIMES)))
+    expected = ((1 - 2 * s) * y + (1 - 2 * s + 2 * s**2) * v) / norm
+    np.testing.assert_allclose(F, expected, rtol=1e-11)
+
+
 @pytest.mark.parametrize("sigma_data", [0.27, 1.0])
 def test_value_and_tangent_in_float32_hold_at_both_ends(sigma_data):
     """float32(pi/2) lies above pi/2; the reference is the same in float64."""
