@@ -9,14 +9,7 @@ from scm_jax import networks
 from scm_jax.networks import embeddings, layers, magnitude
 from scm_jax.networks.attention import attention
 from scm_jax.types import NULL_LABEL, Cond
-from tests.networks.reference import (
-    KEY,
-    attend,
-    modulate,
-    normal,
-    quick_jit,
-    softmax,
-)
+from tests.networks.reference import KEY, normal, quick_jit
 
 # --- Norms and modulation -------------------------------------------------------------
 
@@ -32,13 +25,31 @@ def test_pixel_norm_and_its_tangent(float64_islands):
     np.testing.assert_allclose(tangent, expected, rtol=1e-10, atol=1e-12)
 
 
+def unit(a):
+    return a / np.sqrt(np.mean(a**2, -1, keepdims=True) + 1e-8)
+
+
+FORMS = {
+    "double_norm": lambda x, s, b: x * unit(s) + unit(b),
+    "double_norm_scale": lambda x, s: x * unit(s),
+    "adaptive": lambda x, s, b: x * (1 + s) + b,
+}
+
+
+def test_every_form_of_modulation_is_tested():
+    assert set(FORMS) == set(layers.MODULATIONS)
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 5), (2, 3, 4, 5)])
-@pytest.mark.parametrize("form", layers.MODULATIONS)
+@pytest.mark.parametrize("form", FORMS)
 def test_modulation(form, shape, float64_islands):
     """For samples with any number of axes; one vector for a whole sample."""
-    x, affine = normal(shape, 2), normal((2, 5 * layers.MODULATIONS[form]), 3)
-    got = jax.jit(layers.modulate, static_argnums=2)(x, jnp.asarray(affine), form)
-    expected = modulate(x, affine, form)
+    x = normal(shape, 2)
+    parts = [normal((2, 5), 3 + i) for i in range(layers.MODULATIONS[form])]
+    ones = (1,) * (len(shape) - 2)
+    expected = FORMS[form](x, *(a.reshape(2, *ones, 5) for a in parts))
+    affine = jnp.asarray(np.concatenate(parts, axis=-1))
+    got = jax.jit(layers.modulate, static_argnums=2)(x, affine, form)
     np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -128,6 +139,11 @@ def test_missing_label_is_the_null_class():
 # --- Attention ------------------------------------------------------------------------
 
 
+def softmax(a):
+    e = np.exp(a - a.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
 @pytest.fixture
 def qkv(float64_islands):
     """Queries, keys, values and their tangents: 3 queries, 5 keys, 2 heads, d = 4."""
@@ -136,7 +152,9 @@ def qkv(float64_islands):
 
 
 def test_attention_is_softmax(qkv):
-    expected = attend(*map(np.asarray, qkv[:3]))
+    q, k, v = (np.asarray(a) for a in qkv[:3])
+    p = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(4))
+    expected = np.einsum("bhnm,bmhd->bnhd", p, v)
     np.testing.assert_allclose(attention(*qkv[:3]), expected, rtol=1e-12)
 
 
