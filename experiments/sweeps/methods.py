@@ -59,8 +59,7 @@ METHODS = {
 WARMED = ("sct", "scd", "scd_segments", "scd_vsd", "rcm")  # their tangents
 RATES = (3e-4, 1e-3, 3e-3)
 # The learning rate of the small and of the large budget: in the trials it had the least
-# Frechet distance in two steps, that of ``scd_segments`` in four. That of the
-# small budget is from digits for both data sets.
+# Frechet distance in two steps, that of ``scd_segments`` in four.
 CHOSEN = {
     "digits": {
         "sct": (3e-3, 3e-3),
@@ -83,12 +82,16 @@ CHOSEN = {
 }
 CHOSEN["moving_digits"] = CHOSEN["digits"] | {
     "sct": (3e-3, 1e-3),
-    "ect": (3e-3, 3e-3),
+    "ect": (1e-3, 3e-3),
+    "imf": (3e-3, 3e-3),
+    "lsd": (1e-3, 3e-3),
     "scd": (1e-3, 3e-4),
     "scd_segments": (1e-3, 1e-3),
+    "cd": (1e-3, 1e-3),
+    "emd": (3e-4, 3e-4),
     "lmd": (1e-3, 1e-3),
     "dmd2": (1e-3, 3e-4),
-    "rcm": (1e-3, 3e-4),
+    "rcm": (3e-3, 3e-4),
 }
 
 
