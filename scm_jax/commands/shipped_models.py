@@ -202,8 +202,8 @@ def speedup_text(
 
     two = seconds("scd", 5, steps=2)
     many = seconds("teacher", 1, **TEACHER)
-    sampler, steps, guidance = TEACHER.values()
-    evaluations = sampling.nfe(sampler, steps, guidance)
+    sampler, steps = TEACHER["sampler"], TEACHER["steps"]
+    evaluations = sampling.nfe(sampler, steps, TEACHER["guidance"])
     return (
         f"2 steps of sCD are {many / two:.1f} times faster than the teacher's "
         f"{steps} Heun steps, {evaluations} evaluations "

@@ -100,10 +100,20 @@ def test_an_average_is_read_onto_one_device(story):
 
 
 @on_eight_devices
-def test_batches_are_cut_by_data_and_fsdp():
-    """States lie where the rules say: ``train``, and training/test_sharding.py."""
+def test_everything_lies_where_the_rules_say():
+    """Parameters, moments and averages are cut alike; batches by data and fsdp."""
     mesh = sharding.make_mesh(sharding.MeshSpec(data=2, fsdp=-1, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    shape = jax.eval_shape(toy.init)
+    shardings = sharding.state_shardings(shape, mesh, RULES)
+    state = jax.jit(toy.init, out_shardings=shardings)()
+    adam = state.opt_state[0]
+    trees = (state.params["net"], adam.mu["net"], adam.nu["net"], *state.ema.values())
+    for tree in trees:
+        kernel = tree["layer"]["kernel"]
+        assert kernel.sharding.spec == PartitionSpec("fsdp", "tensor")
+        assert {s.data.shape for s in kernel.addressable_shards} == {(32, 32)}
+        assert tree["layer"]["bias"].sharding.is_fully_replicated
     batch = next(toy.ToyData())
     placed = sharding.place_batch(batch, mesh)
     np.testing.assert_array_equal(placed.x, batch.x)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import shapes
 from scm_jax import networks, objectives
 from scm_jax.cost import counts
-from scm_jax.networks import magnitude
+from scm_jax.networks import magnitude, unet
 from scm_jax.training import state as state_lib
 from scm_jax.training.step import Weights, make_train_step
 from scm_jax.types import Batch
@@ -124,3 +124,17 @@ def test_a_step_normalizes_every_kernel_once(objective, parts, monkeypatch):
     counted = {"scan": counts.MAC_FORMULAS["scan"], "sqrt": norm_of_weights}
     monkeypatch.setattr(counts, "MAC_FORMULAS", counted)
     assert counts.count_macs(step, state, batch) == len(kernels)
+
+
+def test_every_gain_is_folded_into_its_kernel():
+    params, *_ = draw(build(modulation="gain", use_guidance=True))
+    folded = unet.fold_weights(params)
+    for name, gain in [("out", "out_gain"), ("emb_guidance", "emb_guidance_gain")]:
+        expected = magnitude.fold_kernel(params[name]["kernel"], params[gain])
+        np.testing.assert_array_equal(folded[name]["kernel"], expected)
+    block = params["dec_8x8_block0"]
+    assert block["affine"]["kernel"].ndim == 3 and block["affine_gain"].ndim == 1
+    for i, gain in enumerate(block["affine_gain"]):
+        expected = magnitude.fold_kernel(block["affine"]["kernel"][i], gain)
+        got = folded["dec_8x8_block0"]["affine"]["kernel"][i]
+        np.testing.assert_allclose(got, expected, rtol=1e-6)

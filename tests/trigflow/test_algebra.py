@@ -109,6 +109,13 @@ def test_a_time_and_its_angle_give_the_same(pair):
         np.testing.assert_array_equal(function(x0, z, t, SD), function(x0, z, time, SD))
 
 
+def test_times_belong_to_rows():
+    x = jnp.ones((3, 4, 4, 2))
+    x_t = trigflow.interpolate(x, 0 * x, jnp.asarray([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(x_t[:, 2, 1, 0], np.cos([0.0, 0.5, 1.0]), rtol=1e-6)
+    assert trigflow.expand(jnp.ones(3), x).shape == (3, 1, 1, 1)
+
+
 # --- Times ----------------------------------------------------------------------------
 
 
