@@ -62,6 +62,15 @@ class TestCurves:
         bands = [c.get_datalim(axes.transData) for c in axes.collections]
         assert {(b.y0, b.y1) for b in bands} == {(16, 118), (32, 134)}
 
+    def test_no_two_lines_look_alike(self, tmp_path):
+        rows = [{"step": s, "images": s, "loss": float(s)} for s in (1, 2)]
+        for width, seed in itertools.product(range(16, 25), (0, 1)):
+            write(tmp_path, {"network.width": width, "seed": seed}, rows=rows)
+        write(tmp_path, {"network.width": 25}, rows=rows)
+        axes = self.draw(tmp_path)
+        lines = [line_of(axes, label) for label in labels(axes)]
+        assert len({(x.get_color(), x.get_linestyle()) for x in lines}) == 10
+
     @pytest.mark.parametrize(
         ("x", "last"),
         [("steps", 100), ("images", 1000), ("flops", 2e9), ("device_hours", 0.02)],
@@ -238,6 +247,14 @@ class TestSampling:
         assert sorted(labels(axes)) == ["a", "default time"]
         dashed = next(x for x in axes.get_lines() if x.get_linestyle() == "--")
         assert list(dashed.get_ydata()) == [2.0, 2.0]
+
+    def test_samplers_of_a_run_are_lines_of_their_own(self, tmp_path):
+        rows = [result(2, 3.0, sampler="map"), result(2, 5.0)]
+        write(tmp_path, name="a", results=rows)
+        results = scm_jax.load_results(tmp_path)
+        lines = sampling_lines(results, "frechet_distance", "nfe")
+        means = {name: points[2.0][0] for name, points in lines.items()}
+        assert means == {"a, sampler map": 3.0, "a, sampler consistency": 5.0}
 
     def test_seeds_of_a_setting_are_one_line_with_their_range(self, tmp_path):
         for seed, value in enumerate((1.0, 2.0, 6.0)):
